@@ -1,0 +1,5 @@
+"""`python -m gemb` is `gemb`."""
+
+from gemb.cli import main
+
+main()

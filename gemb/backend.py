@@ -1,0 +1,208 @@
+"""The plugin interface: what a backend can do, and how gemb finds one.
+
+A backend is a class named by an entry point of the group `gemb.backends`. The built-in ones come
+through the same door. It overrides the methods that it supports; the others refuse, and name who
+could. Looking for a backend imports no tensor library: a backend imports its own inside its methods.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from gemb.errors import Missing, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    TokenIds = NDArray[np.int32]
+
+GROUP = "gemb.backends"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProfile:
+    """What a caller must know of an open model to use it rightly."""
+
+    dim: int  # width of a vector
+    matryoshka_dims: tuple[int, ...]  # widths that were trained, widest first; holds `dim`
+    max_tokens: int  # trained context, the tokenizer's own tokens included
+    closing_tokens: int  # how many of the tokenizer's own tokens end a text (EOS: 1)
+    prompts: Mapping[str, str]  # prompt name -> the words before the text, as sentence-transformers
+    dtype: str  # of the arithmetic or the weights: fp32, bf16, q4_0, ...
+    fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
+
+
+class Encoder(Protocol):
+    """An open model."""
+
+    profile: ModelProfile
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return each text's token ids, int32 [tokens], with the tokenizer's own (BOS, EOS).
+
+        Nothing is cut here, however long the text: the caller decides, and reports.
+        """
+
+    def encode(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """Return unit vectors, float32 [len(batch), dim], in the order of the batch.
+
+        Any number of sequences, each of 1 to `profile.max_tokens` ids, in any order of length.
+        A row whose numbers are not finite is returned as NaN; it spoils no other row.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a model is to be run."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    threads: int = 0  # 0: one for each core
+    precision: str = "auto"  # auto, fp32, bf16; of the arithmetic, where the backend has a choice
+    verbose: bool = False  # let native libraries speak
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of `gemb doctor`."""
+
+    name: str
+    ok: bool
+    detail: str
+    fix: str = ""  # the command that mends it
+
+
+class Backend:
+    """One way to run models. A subclass overrides the methods that it supports."""
+
+    name: ClassVar[str]
+    requires: ClassVar[Mapping[str, str]] = {}  # module -> what `pip install` wants
+    can: ClassVar[frozenset[str]] = frozenset()  # the methods below that it overrides
+
+    def can_open(self, model: Path) -> bool:
+        """Return whether the path looks like a model of this backend. Reads little."""
+        return False
+
+    def open(self, model: Path, runtime: Runtime) -> Encoder:
+        """Return the open model.
+
+        Raises:
+            UsageError: the files are not a model, or one that would be computed wrongly.
+        """
+        raise self._refusal("open")
+
+    def export_gguf(self, source: Path, target: Path, *, outtype: str) -> None:
+        """Write the model folder `source` as one GGUF file `target`; outtype f32, bf16, q8_0, q4_0.
+
+        Raises:
+            UsageError: the folder holds what a GGUF file cannot.
+        """
+        raise self._refusal("export_gguf")
+
+    def cut(self, source: Path, target: Path, cut: Cut) -> None:
+        """Write a smaller model folder `target`, made from the folder `source`."""
+        raise self._refusal("cut")
+
+    def checks(self) -> list[Check]:
+        """Return what `gemb doctor` prints of this backend, libraries and versions first."""
+        return []
+
+    def _refusal(self, method: str) -> UsageError:
+        able = sorted(other.name for other in backends().values() if method in other.can)
+        verb = method.replace("_", "-")
+        who = f"; use --backend {' or '.join(able)}" if able else ""
+        return UsageError(f"backend '{self.name}' cannot {verb}{who}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What is left of a model."""
+
+    layers: tuple[int, ...] | None = None  # 0-based layers to keep, ascending; None: all
+    vocab: int | None = None  # how many tokens to keep; None: all
+    vocab_texts: tuple[Path, ...] = field(default=())  # files whose most used tokens are kept
+
+
+@cache
+def backends() -> Mapping[str, Backend]:
+    """Return every installed backend by name. One that fails to import is named on stderr."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, Backend] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            found[entry.name] = entry.load()()
+        except Exception as error:  # noqa: BLE001 - a stranger's plugin may raise anything
+            _failed[entry.name] = f"{type(error).__name__}: {error}"
+            dist = entry.dist.name if entry.dist else "unknown package"
+            print(
+                f"gemb: warning: backend '{entry.name}' of {dist} does not import "
+                f"({_failed[entry.name]}); it is left out",
+                file=sys.stderr,
+            )
+    return found
+
+
+_failed: dict[str, str] = {}
+
+
+def named(name: str) -> Backend:
+    """Return the backend of this name, its libraries checked.
+
+    Raises:
+        UsageError: there is none of this name.
+        Missing: it does not import, or a library that it needs is not installed.
+    """
+    found = backends()
+    if name in _failed:
+        raise Missing(f"backend '{name}' does not import: {_failed[name]}")
+    if name not in found:
+        raise UsageError(f"no backend '{name}'; installed: {', '.join(found) or 'none'}")
+    return checked(found[name])
+
+
+def for_model(model: Path, name: str = "auto") -> Backend:
+    """Return the backend that opens this model, or the one asked for by name.
+
+    Raises:
+        UsageError: no backend knows this kind of file.
+        Missing: the one that does needs a library that is not installed.
+    """
+    if name != "auto":
+        return named(name)
+    for backend in backends().values():
+        if backend.can_open(model):
+            return checked(backend)
+    raise UsageError(
+        f"{model}: no model that a backend knows; "
+        "a model is a .gguf file or a sentence-transformers folder with config.json"
+    )
+
+
+def able(method: str) -> Backend:
+    """Return the backend that has this method of `Backend`, its libraries checked.
+
+    Raises:
+        UsageError: none has it.
+        Missing: a library that it needs is not installed.
+    """
+    for backend in backends().values():
+        if method in backend.can:
+            return checked(backend)
+    raise UsageError(f"no installed backend can {method.replace('_', '-')}")
+
+
+def checked(backend: Backend) -> Backend:
+    """Return the backend, or raise Missing with the install command of what it lacks."""
+    for module, package in backend.requires.items():
+        if find_spec(module) is None:
+            raise Missing(
+                f"backend '{backend.name}' needs the module '{module}': pip install '{package}'"
+            )
+    return backend

@@ -1,0 +1,132 @@
+"""The `gemb` command, and the one place where errors and signals become exit codes.
+
+Nothing here, and nothing at the top of a file in `gemb/commands`, imports numpy, torch, yaml, gguf,
+llama_cpp or importlib.metadata: `gemb --help`, completion and usage errors stay under 100 ms.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from gemb import __version__
+from gemb.commands import COMMANDS
+from gemb.errors import GembError
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Group(click.Group):
+    """A group of commands that suggests the nearest name for a misspelt one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"no command '{args[0]}'{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings=HELP)
+@click.version_option(__version__, "-V", "--version", message="gemb %(version)s")
+def gemb() -> None:
+    """From a Gemma checkpoint to vectors in a shell pipeline.
+
+    \b
+    echo hello | gemb embed
+    git log --format=%s | gemb embed -o vectors.npy
+    gemb export-gguf embeddinggemma-300m -o model.gguf
+    """
+
+
+for command in COMMANDS:
+    gemb.add_command(command)
+
+
+class Terminated(BaseException):
+    """SIGTERM came: unwind as Ctrl-C does, so that half-written files are removed."""
+
+
+def main() -> NoReturn:
+    """Run `gemb` and leave with the exit code of what happened."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        gemb.main(standalone_mode=False)
+        sys.stdout.flush()
+        code = 0
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.UsageError as error:
+        code = _say(_usage_line(error), 2)
+    except click.ClickException as error:
+        code = _say(error.format_message(), 2)
+    except GembError as error:
+        code = _say(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _say("interrupted", 130)
+    except Terminated:
+        code = _say("terminated", 143)
+    except BrokenPipeError:
+        code = 141  # whoever read us has gone, as `head -1` does: no word
+    except OSError as error:
+        code = _say(_os_line(error), 5)
+    except MemoryError:
+        code = _say("out of memory; a smaller model, fewer threads or a shorter text may fit", 5)
+    except Exception as error:
+        if os.environ.get("GEMB_DEBUG"):
+            raise
+        kind = f"{type(error).__name__}: {error}".replace("\n", " ")
+        code = _say(f"a bug in gemb: {kind} (GEMB_DEBUG=1 shows where; please report it)", 5)
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without waiting for native threads; flush first, quietly if the reader has gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            code = code or 141
+    os._exit(code)
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
+    raise Terminated
+
+
+def _say(line: str, code: int) -> int:
+    """Write one line to stderr and return the code."""
+    try:
+        print(f"gemb: {line}", file=sys.stderr)
+    except OSError:
+        pass  # stderr is gone: the code still tells
+    return code
+
+
+def _usage_line(error: click.UsageError) -> str:
+    """Return click's message in one line, with where help is."""
+    message = error.format_message().rstrip(".")
+    path = error.ctx.command_path if error.ctx else "gemb"
+    return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
+
+
+def _os_line(error: OSError) -> str:
+    """Return one line for what the operating system refused."""
+    where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or str(error)
+    hint = {
+        errno.ENOSPC: "; free some space, or write elsewhere",
+        errno.EDQUOT: "; free some space, or write elsewhere",
+        errno.EACCES: "; check its permissions",
+    }.get(error.errno or 0, "")
+    return f"{where}{what.lower()}{hint}"

@@ -1,0 +1,5 @@
+"""One file per subcommand: options, help and printing. The work is done elsewhere."""
+
+import click
+
+COMMANDS: tuple[click.Command, ...] = ()
