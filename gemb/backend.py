@@ -2,12 +2,11 @@
 
 A backend is a class named by an entry point of the group `gemb.backends`. The built-in ones come
 through the same door. It overrides the methods that it supports; the others refuse, and name who
-could. Looking for a backend imports no tensor library: a backend imports its own inside its methods.
+could. Looking for a backend imports no tensor library: a backend imports its own in its methods.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from gemb.errors import Missing, UsageError
+from gemb.notes import warn
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,13 +138,12 @@ def backends() -> Mapping[str, Backend]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             found[entry.name] = entry.load()()
-        except Exception as error:  # noqa: BLE001 - a stranger's plugin may raise anything
+        except Exception as error:  # a stranger's plugin may raise anything
             _failed[entry.name] = f"{type(error).__name__}: {error}"
             dist = entry.dist.name if entry.dist else "unknown package"
-            print(
-                f"gemb: warning: backend '{entry.name}' of {dist} does not import "
-                f"({_failed[entry.name]}); it is left out",
-                file=sys.stderr,
+            warn(
+                f"backend '{entry.name}' of {dist} does not import ({_failed[entry.name]}); "
+                "it is left out"
             )
     return found
 

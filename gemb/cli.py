@@ -6,6 +6,7 @@ llama_cpp or importlib.metadata: `gemb --help`, completion and usage errors stay
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -63,31 +64,40 @@ def main() -> NoReturn:
     try:
         gemb.main(standalone_mode=False)
         sys.stdout.flush()
-        code = 0
+        code, line = 0, ""
     except click.exceptions.Exit as done:
-        code = done.exit_code
-    except click.UsageError as error:
-        code = _say(_usage_line(error), 2)
-    except click.ClickException as error:
-        code = _say(error.format_message(), 2)
-    except GembError as error:
-        code = _say(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        code = _say("interrupted", 130)
-    except Terminated:
-        code = _say("terminated", 143)
-    except BrokenPipeError:
-        code = 141  # whoever read us has gone, as `head -1` does: no word
-    except OSError as error:
-        code = _say(_os_line(error), 5)
-    except MemoryError:
-        code = _say("out of memory; a smaller model, fewer threads or a shorter text may fit", 5)
-    except Exception as error:
+        code, line = done.exit_code, ""
+    except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise
-        kind = f"{type(error).__name__}: {error}".replace("\n", " ")
-        code = _say(f"a bug in gemb: {kind} (GEMB_DEBUG=1 shows where; please report it)", 5)
+        code, line = _outcome(error)
+    if line:
+        with contextlib.suppress(OSError):  # stderr may be gone: the code still tells
+            click.echo(f"gemb: {line}", err=True)
     _leave(code)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
+    """Return the exit code, and the line for stderr."""
+    match error:
+        case click.UsageError():
+            return 2, _usage_line(error)
+        case click.ClickException():
+            return 2, error.format_message()
+        case GembError():
+            return error.exit_code, str(error)
+        case click.Abort() | KeyboardInterrupt():
+            return 130, "interrupted"
+        case Terminated():
+            return 143, "terminated"
+        case BrokenPipeError():
+            return 141, ""  # whoever read us has gone, as `head -1` does: no word
+        case OSError():
+            return 5, _os_line(error)
+        case MemoryError():
+            return 5, "out of memory; a smaller model, fewer threads or shorter texts may fit"
+    kind = f"{type(error).__name__}: {error}".replace("\n", " ")
+    return 5, f"a bug in gemb: {kind} (GEMB_DEBUG=1 shows where; please report it)"
 
 
 def _leave(code: int) -> NoReturn:
@@ -102,15 +112,6 @@ def _leave(code: int) -> NoReturn:
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
     raise Terminated
-
-
-def _say(line: str, code: int) -> int:
-    """Write one line to stderr and return the code."""
-    try:
-        print(f"gemb: {line}", file=sys.stderr)
-    except OSError:
-        pass  # stderr is gone: the code still tells
-    return code
 
 
 def _usage_line(error: click.UsageError) -> str:
