@@ -39,6 +39,29 @@ class ModelProfile:
     fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What a model's files say of it: `gemb models show` prints this."""
+
+    path: Path
+    format: str  # gguf or sentence-transformers
+    architecture: str  # as the files name it: gemma-embedding, gemma3_text
+    layers: int
+    hidden: int  # width inside the network
+    dim: int  # width of a vector
+    matryoshka_dims: tuple[int, ...]  # widths that were trained, widest first; holds `dim`
+    max_tokens: int  # trained context, the tokenizer's own tokens included
+    vocabulary: int  # tokens
+    parameters: int  # numbers in all tensors
+    pooling: str  # mean
+    dense: tuple[tuple[int, int], ...]  # (in, out) of each dense layer after the pooling, in order
+    prompts: Mapping[str, str]  # prompt name -> the words before the text
+    types: Mapping[str, str]  # token_embd, attention, ffn, norm, dense -> q4_0, f32+bf16, ...
+    size_bytes: int  # of the files that a run needs
+    fingerprint: str  # as `ModelProfile.fingerprint`
+    licence: str  # as the files say it: gemma; empty where they say nothing
+
+
 class Encoder(Protocol):
     """An open model."""
 
@@ -96,6 +119,14 @@ class Backend:
             UsageError: the files are not a model, or one that would be computed wrongly.
         """
         raise self._refusal("open")
+
+    def describe(self, model: Path) -> ModelDescription:
+        """Return what the model's files say of it. Loads no weights and no tensor library.
+
+        Raises:
+            UsageError: the files are not a model.
+        """
+        raise self._refusal("describe")
 
     def export_gguf(self, source: Path, target: Path, *, outtype: str) -> None:
         """Write the model folder `source` as one GGUF file `target`; outtype f32, bf16, q8_0, q4_0.
