@@ -1,0 +1,105 @@
+"""Read and write `.safetensors` with numpy, tensor by tensor, bf16 included.
+
+The format is eight bytes of header length, a JSON header, then the tensors' bytes, little-endian.
+The package of that name cannot hand bf16 to numpy, and gemb must not need torch to export a model.
+Source: https://github.com/huggingface/safetensors, README, "Format".
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+_HEADER_LIMIT = 100_000_000  # as the reference implementation
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor stands in a file; nothing of it is read yet."""
+
+    path: Path
+    dtype: str  # F32, BF16 or F16
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    @property
+    def size_bytes(self) -> int:
+        """Its length in the file."""
+        return prod(self.shape) * _BYTES[self.dtype]
+
+    def raw(self) -> NDArray[np.uint8]:
+        """Return its bytes, uint8 [size_bytes], mapped from the file, not copied."""
+        import numpy as np
+
+        with self.path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(mapped, np.uint8, self.size_bytes, self.offset)
+
+    def float32(self) -> NDArray[np.float32]:
+        """Return its values, float32 of its shape; exact for each of the three dtypes."""
+        import numpy as np
+
+        raw = self.raw()
+        match self.dtype:
+            case "F32":
+                values = raw.view("<f4")
+            case "F16":
+                values = raw.view("<f2").astype(np.float32)
+            case _:  # bf16 is the upper half of a float32
+                values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
+        return values.reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Return every tensor of a file by name.
+
+    Raises:
+        UsageError: it is not a safetensors file, is cut short, or has a dtype that is no float.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, _HEADER_LIMIT):
+            raise UsageError(f"{path}: not a safetensors file, or cut short; fetch it again")
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+        except ValueError as error:
+            raise UsageError(f"{path}: its safetensors header is not JSON: {error}") from error
+    header.pop("__metadata__", None)
+    tensors = {}
+    for name, entry in header.items():
+        tensor = _stored(path, name, entry, 8 + length)
+        if tensor.offset + tensor.size_bytes > size:
+            raise UsageError(f"{path}: cut short at tensor {name}; fetch it again")
+        tensors[name] = tensor
+    return tensors
+
+
+def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+    try:
+        fields = cast("dict[str, Any]", entry)
+        dtype, shape = fields["dtype"], tuple(fields["shape"])
+        begin, end = fields["data_offsets"]
+        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError):
+        whole = False
+    if not whole:
+        raise UsageError(f"{path}: the header's entry of tensor {name} is broken; fetch it again")
+    if dtype not in _BYTES:
+        raise UsageError(f"{path}: tensor {name} is {dtype}; gemb reads F32, BF16 and F16")
+    tensor = StoredTensor(path, dtype, shape, data_start + begin)
+    if tensor.size_bytes != end - begin:
+        raise UsageError(f"{path}: tensor {name} has {end - begin} bytes, not its shape's")
+    return tensor

@@ -1,0 +1,25 @@
+"""Fixtures that every test file may use: a tiny random model folder, and the real one if named."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tiny_model import TinyShape, write_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random EmbeddingGemma: 3 layers, width 96, window 16, about 600 tokens."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", TinyShape())
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """The folder of the real google/embeddinggemma-300m."""
+    folder = os.environ.get("GEMB_TEST_MODEL")
+    if not folder:
+        pytest.skip("GEMB_TEST_MODEL does not name the folder of google/embeddinggemma-300m")
+    return Path(folder)
