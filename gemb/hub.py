@@ -1,0 +1,267 @@
+"""Pull models from the Hugging Face hub into its own cache, and remove them from it.
+
+`plan` asks what there is and how large; `fetch` downloads it, goes on where an earlier download
+stopped, and checks every new file against the digest that the hub keeps of it. No pickle is ever
+downloaded: only JSON, text and safetensors, or one GGUF file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from gemb.errors import GembError, Missing, UsageError
+from gemb.hub_cache import HubName, cache_folder, find, is_offline, repo_folder, snapshot_folder
+from gemb.notes import note
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+ROOT_FILES = (  # names, or how they begin
+    "config",
+    "modules.json",
+    "tokenizer",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "sentence_bert_config.json",
+    "model.safetensors.index.json",
+)
+MODULE_FOLDERS = ("_Dense", "_Pooling")
+SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+READ_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of a repository on the hub."""
+
+    name: str
+    size_bytes: int
+    sha256: str  # of a large file; empty for the others
+    git_sha1: str  # of the others: the digest of git's blob; empty where the hub does not say
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What pulling a model means."""
+
+    name: HubName
+    commit: str
+    files: tuple[HubFile, ...]
+    licence: str  # empty where the repository names none
+    gated: bool  # the hub wants a click on the licence, and a token
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all files, those already here included."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def to_download(self) -> tuple[HubFile, ...]:
+        """The files that the cache does not have."""
+        commit = HubName(self.name.repo, "", self.commit)
+        have = snapshot_folder(commit)
+        return tuple(f for f in self.files if not (have and (have / f.name).is_file()))
+
+    def describe(self) -> str:
+        """Return one line: what, how much, under which licence."""
+        licence = f"licence {self.licence}" if self.licence else "no licence named"
+        gated = ", gated" if self.gated else ""
+        left = sum(file.size_bytes for file in self.to_download)
+        here = "" if left == self.size_bytes else f", {show_size(left)} of it to download"
+        count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
+        return f"{self.name}: {show_size(self.size_bytes)} in {count}{here}, {licence}{gated}"
+
+
+def plan(name: HubName) -> Plan:
+    """Ask the hub what pulling the model means. Downloads nothing.
+
+    Raises:
+        Missing: the hub cannot be reached, or has no such model or file.
+        UsageError: the repository holds no model folder.
+    """
+    from huggingface_hub import HfApi
+
+    if is_offline():
+        raise Missing(f"cannot ask the hub for {name}: HF_HUB_OFFLINE is set; unset it to pull")
+    with _hub_errors(name):
+        info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
+    everything = [_hub_file(sibling) for sibling in info.siblings or ()]
+    if name.file:
+        files = tuple(file for file in everything if file.name == name.file)
+        if not files:
+            raise Missing(f"{name.repo} on the hub has no file '{name.file}'{_ggufs(everything)}")
+    else:
+        files = tuple(file for file in everything if wanted(file.name))
+        if not any(file.name == "config.json" for file in files):
+            raise UsageError(f"{name.repo} on the hub is no model folder{_ggufs(everything)}")
+    return Plan(
+        name=name,
+        commit=str(info.sha),
+        files=files,
+        licence=_licence(info),
+        gated=bool(info.gated),
+    )
+
+
+def fetch(plan: Plan) -> Path:
+    """Download what the cache lacks, check it, and return the model's path in the cache.
+
+    Says on stderr how much it is first. An interrupted download goes on when it is asked for again.
+
+    Raises:
+        Missing: the hub cannot be reached, or does not let this user have the files.
+        GembError: a file is not what the hub says it is; it is removed.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    new = plan.to_download
+    if new:
+        note(f"downloading {plan.describe()}, to {cache_folder()}")
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    for file in new:
+        with _hub_errors(plan.name, file.name):
+            # By revision, not by commit: then the cache notes which commit `main` is.
+            path = hf_hub_download(plan.name.repo, file.name, revision=plan.name.revision)
+        check(Path(path), file)
+    found = find(plan.name)
+    if found is None:
+        raise Missing(f"{plan.name} on the hub lacks a file that gemb needs; see gemb models show")
+    return found
+
+
+def check(path: Path, file: HubFile) -> None:
+    """Compare a downloaded file with its size and digest on the hub; remove it if it differs.
+
+    Raises:
+        GembError: it differs.
+    """
+    size = path.stat().st_size
+    # git's object: a header, then the content (git documentation, "Git Objects").
+    sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+    digest = hashlib.sha256() if file.sha256 else sha1
+    expected = file.sha256 or file.git_sha1
+    if expected:
+        with path.open("rb") as stream:
+            while block := stream.read(READ_SIZE):
+                digest.update(block)
+    if size != file.size_bytes or (expected and digest.hexdigest() != expected):
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise GembError(f"{path}: the download is broken, and removed; run the command again")
+
+
+def remove(name: HubName) -> int:
+    """Remove the model from the cache and return how many bytes that freed.
+
+    Without a file: the whole repository, every revision of it.
+
+    Raises:
+        Missing: the cache has no such model.
+    """
+    if name.file:
+        return _remove_file(name)
+    from huggingface_hub import scan_cache_dir
+
+    folder = repo_folder(name.repo)
+    if not folder.is_dir():
+        raise Missing(f"{name.repo} is not in the hub cache ({cache_folder()})")
+    cache = scan_cache_dir(cache_folder())
+    repos = [repo for repo in cache.repos if repo.repo_path == folder]
+    commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
+    strategy = cache.delete_revisions(*commits)
+    strategy.execute()
+    return int(strategy.expected_freed_size)
+
+
+def wanted(name: str) -> bool:
+    """Return whether a file of a repository belongs to what opening the model folder needs."""
+    path = PurePosixPath(name)
+    if path.suffix not in SUFFIXES:
+        return False
+    if len(path.parts) == 1:
+        return name.startswith(ROOT_FILES) or path.suffix == ".safetensors"
+    return len(path.parts) == 2 and path.parts[0].endswith(MODULE_FOLDERS)
+
+
+def show_size(size_bytes: int) -> str:
+    """Return a size for people: 1.25 GB, 33.4 MB, 512 kB; powers of ten."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.3g} {unit}"
+    return f"{size_bytes} B"
+
+
+@contextlib.contextmanager
+def _hub_errors(name: HubName, file: str = "") -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    what = f"{name.repo}/{file}" if file else str(name)
+    site = constants.ENDPOINT
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise Missing(
+            f"{what} is gated: accept its licence at {site}/{name.repo}, "
+            "then set HF_TOKEN or run: hf auth login"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise Missing(f"{name.repo} on the hub has no revision '{name.revision}'") from None
+    except errors.EntryNotFoundError:
+        raise Missing(f"{what} is not on the hub") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise Missing(
+            f"'{name.repo}' is no path here and no model on the hub; "
+            "a private one needs HF_TOKEN or: hf auth login"
+        ) from None
+    except (OSError, errors.HTTPError) as error:  # type: ignore[attr-defined]
+        # httpx's errors are no OSError, requests' are; those of the disk have a number and a file.
+        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
+            raise
+        why = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise Missing(f"cannot get {what}: {site} cannot be reached ({why})") from None
+
+
+def _hub_file(sibling: object) -> HubFile:
+    lfs = getattr(sibling, "lfs", None)
+    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else ""
+    return HubFile(
+        name=str(getattr(sibling, "rfilename", "")),
+        size_bytes=int(getattr(sibling, "size", 0) or 0),
+        sha256=str(sha256),
+        git_sha1=str(getattr(sibling, "blob_id", None) or ""),
+    )
+
+
+def _licence(info: ModelInfo) -> str:
+    tags = info.tags or []
+    return next((tag.removeprefix("license:") for tag in tags if tag.startswith("license:")), "")
+
+
+def _ggufs(files: list[HubFile]) -> str:
+    """Return the end of a message: which GGUF files the repository has."""
+    found = [file.name for file in files if file.name.endswith(".gguf")]
+    return f"; it has {', '.join(found)}: name one after a colon" if found else ""
+
+
+def _remove_file(name: HubName) -> int:
+    path = find(name)
+    if path is None:
+        raise Missing(f"{name} is not in the hub cache ({cache_folder()})")
+    blob = path.parent / path.readlink() if path.is_symlink() else path
+    path.unlink()
+    links = (link for link in repo_folder(name.repo).glob("snapshots/**/*") if link.is_symlink())
+    # Another revision may hold the same file.
+    if blob == path or any(link.resolve() == blob.resolve() for link in links):
+        return 0
+    size = blob.stat().st_size
+    blob.unlink()
+    return size

@@ -1,0 +1,117 @@
+"""Find a model in the hub's cache on this machine: no network, and no huggingface_hub.
+
+The cache is huggingface_hub's own, in its documented layout, so a model that another program pulled
+is found, and the other way round:
+
+    $HF_HUB_CACHE/models--ORG--REPO/refs/main                 the commit that `main` was
+    $HF_HUB_CACHE/models--ORG--REPO/snapshots/COMMIT/FILE     links to ../../blobs/ETAG
+
+It is read here directly because importing huggingface_hub takes longer than `gemb --help` may.
+Source: huggingface_hub `constants.py`, guide "Understand caching".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PREFIX = "models--"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """`org/repo[@revision][:file]`. Without a file it is the whole model folder."""
+
+    repo: str
+    file: str = ""
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        revision = "" if self.revision == "main" else f"@{self.revision}"
+        return self.repo + revision + (f":{self.file}" if self.file else "")
+
+
+def cache_folder() -> Path:
+    """Return the folder where huggingface_hub keeps models; it may not exist."""
+    home = os.environ.get("HF_HOME") or os.path.join(  # noqa: PTH118 - as huggingface_hub does
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    folder = (
+        os.environ.get("HF_HUB_CACHE")
+        or os.environ.get("HUGGINGFACE_HUB_CACHE")
+        or str(Path(home) / "hub")
+    )
+    return Path(os.path.expandvars(folder)).expanduser()
+
+
+def is_offline() -> bool:
+    """Return whether the user has forbidden the network."""
+    names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+    return any(os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"} for name in names)
+
+
+def repo_folder(repo: str) -> Path:
+    """Return where the cache keeps a repository; it may not exist."""
+    return cache_folder() / (PREFIX + repo.replace("/", "--"))
+
+
+def find(name: HubName) -> Path | None:
+    """Return the file, or the model folder, if the cache has all of it."""
+    snapshot = snapshot_folder(name)
+    if snapshot is None:
+        return None
+    if name.file:
+        path = snapshot / name.file
+        return path if path.is_file() else None
+    return None if missing_files(snapshot) else snapshot
+
+
+def snapshot_folder(name: HubName) -> Path | None:
+    """Return the folder of this revision's files, those that the cache has."""
+    folder = repo_folder(name.repo)
+    try:
+        commit = (folder / "refs" / name.revision).read_text().strip()
+    except OSError:
+        commit = name.revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Return the files that the model folder needs and lacks, by their names in it."""
+    needed = ["config.json", "tokenizer.json", "modules.json"]
+    try:
+        modules = json.loads((folder / "modules.json").read_bytes())
+        dense = [module["path"] for module in modules if module["type"].endswith("Dense")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        dense = []  # unreadable: opening it says so
+    for path in dense:
+        needed += [f"{path}/config.json", f"{path}/model.safetensors"]
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
+        needed += sorted(set(index["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        needed.append("model.safetensors")
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def cached_names() -> Iterator[HubName]:
+    """Yield every model folder and GGUF file in the cache, `main` where there is one."""
+    for folder in sorted(cache_folder().glob(PREFIX + "*")):
+        repo = folder.name.removeprefix(PREFIX).replace("--", "/")
+        revisions = ["main"] if (folder / "refs" / "main").is_file() else _commits(folder)
+        for revision in revisions:
+            snapshot = snapshot_folder(HubName(repo, "", revision))
+            if snapshot is None:
+                continue
+            if (snapshot / "config.json").is_file() and not missing_files(snapshot):
+                yield HubName(repo, "", revision)
+            for path in sorted(snapshot.rglob("*.gguf")):
+                yield HubName(repo, path.relative_to(snapshot).as_posix(), revision)
+
+
+def _commits(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("snapshots/*"))
