@@ -1,0 +1,191 @@
+"""EmbeddingGemma, whole: bidirectional Gemma 3 blocks, mean pooling, two dense layers, unit vectors.
+
+Sequences are packed: their tokens stand one after the other in one row, so no arithmetic is spent
+on padding; only attention and pooling know where a sequence ends (`packing.py`).
+
+    T tokens of all sequences    D width of a token         F inner width of the feed-forward
+    B sequences                  H query heads              M width of a vector
+    L tokens of a sequence       K key/value heads          E width of a head
+
+Parameters are named as in the files of the checkpoint, so a state dict needs no renaming.
+
+Sources: EmbeddingGemma, arXiv 2509.20354; Gemma 3, arXiv 2503.19786; transformers
+`models/gemma3/modeling_gemma3.py`; sentence-transformers `Dense` and `Pooling`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from gemb.checkpoint import GemmaConfig
+from gemb_torch.packing import Packing
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of each token's position, fp32 [T, 1, E/2] each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * (1 + weight) over the last axis, in fp32; the result has x's type.
+
+    The stored weight is the distance from one (transformers `Gemma3RMSNorm`).
+    """
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (normed * (1 + self.weight.float())).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Each token looks at all tokens of its sequence, or at those within the window."""
+
+    def __init__(self, config: GemmaConfig, *, is_sliding: bool) -> None:
+        super().__init__()
+        D, E = config.hidden_size, config.head_dim
+        self.heads = config.num_attention_heads
+        self.key_heads = config.num_key_value_heads
+        self.width = E
+        self.scale = config.query_pre_attn_scalar**-0.5
+        self.is_sliding = is_sliding
+        self.q_proj = nn.Linear(D, self.heads * E, bias=False)
+        self.k_proj = nn.Linear(D, self.key_heads * E, bias=False)
+        self.v_proj = nn.Linear(D, self.key_heads * E, bias=False)
+        self.o_proj = nn.Linear(self.heads * E, D, bias=False)
+        self.q_norm = RMSNorm(E, config.rms_norm_eps)
+        self.k_norm = RMSNorm(E, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        q = self.q_proj(x).unflatten(-1, (self.heads, self.width))  # [T, H, E]
+        k = self.k_proj(x).unflatten(-1, (self.key_heads, self.width))  # [T, K, E]
+        v = self.v_proj(x).unflatten(-1, (self.key_heads, self.width))
+        q = rotate(self.q_norm(q), rotation)
+        k = rotate(self.k_norm(k), rotation)
+        attended = attend(q, k, v, packing, scale=self.scale, is_sliding=self.is_sliding)
+        return self.o_proj(attended.flatten(-2))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """down(gelu(gate(x)) * up(x)), with the tanh form of gelu."""
+
+    def __init__(self, config: GemmaConfig) -> None:
+        super().__init__()
+        D, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(D, inner, bias=False)
+        self.up_proj = nn.Linear(D, inner, bias=False)
+        self.down_proj = nn.Linear(inner, D, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = F.gelu(self.gate_proj(x), approximate="tanh")
+        return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with a norm before and a norm after."""
+
+    def __init__(self, config: GemmaConfig, *, is_sliding: bool) -> None:
+        super().__init__()
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.self_attn = Attention(config, is_sliding=is_sliding)
+        self.mlp = FeedForward(config)
+        self.input_layernorm = RMSNorm(D, eps)
+        self.post_attention_layernorm = RMSNorm(D, eps)
+        self.pre_feedforward_layernorm = RMSNorm(D, eps)
+        self.post_feedforward_layernorm = RMSNorm(D, eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        attended = self.self_attn(self.input_layernorm(x), rotation, packing)
+        x = x + self.post_attention_layernorm(attended)
+        inner = self.mlp(self.pre_feedforward_layernorm(x))
+        return x + self.post_feedforward_layernorm(inner)  # type: ignore[no-any-return]
+
+
+class EmbeddingGemma(nn.Module):
+    """Token ids in, unit vectors out."""
+
+    def __init__(self, config: GemmaConfig, dense: tuple[tuple[int, int], tuple[int, int]]) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            Block(config, is_sliding=is_sliding) for is_sliding in config.is_sliding
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.dense = nn.ModuleList(nn.Linear(*size, bias=False) for size in dense)
+
+    def forward(self, ids: Tensor, packing: Packing) -> Tensor:
+        """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
+        vectors = mean_pool(self.hidden(ids, packing), packing)
+        for layer in self.dense:
+            vectors = layer(vectors.to(layer.weight.dtype))
+        return F.normalize(vectors.float(), dim=-1)
+
+    def hidden(self, ids: Tensor, packing: Packing) -> Tensor:
+        """Return the last layer's normed states [T, D]."""
+        config = self.config
+        x = self.embed_tokens(ids) * config.hidden_size**0.5
+        everywhere = rotation(packing.positions, config.head_dim, config.rope_theta)
+        nearby = rotation(packing.positions, config.head_dim, config.rope_local_theta)
+        for layer, is_sliding in zip(self.layers, config.is_sliding, strict=True):
+            x = layer(x, nearby if is_sliding else everywhere, packing)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def rotation(positions: Tensor, width: int, base: float) -> Rotation:
+    """Return the angles position / base^(2i / E) of i in 0 .. E/2 (RoFormer, arXiv 2104.09864)."""
+    exponents = torch.arange(0, width, 2, device=positions.device).float() / width
+    angles = positions.float()[:, None] / base**exponents  # [T, E/2]
+    return Rotation(angles.cos()[:, None], angles.sin()[:, None])
+
+
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Return the heads x [T, H, E], rotated by position; feature i pairs with feature i + E/2."""
+    first, second = x.float().chunk(2, -1)
+    turned = first * by.cos - second * by.sin, second * by.cos + first * by.sin
+    return torch.cat(turned, -1).to(x.dtype)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, is_sliding: bool
+) -> Tensor:
+    """Return softmax(q k^T scale) v within each sequence; q and result [T, H, E], k, v [T, K, E]."""
+    per_key = q.shape[1] // k.shape[1]
+    results = []
+    for group in packing.groups:
+        # Copies of one key head are a view: SDPA's kernels take a stride of 0.
+        keys, values = (
+            group.padded(x)[:, :, :, None].expand(-1, -1, -1, per_key, -1).flatten(2, 3)
+            for x in (k, v)
+        )  # [n, L, H, E]
+        attended = F.scaled_dot_product_attention(
+            group.padded(q).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=group.sliding_mask if is_sliding else group.mask,
+            scale=scale,
+        )  # [n, H, L, E]
+        results.append(group.packed(attended.transpose(1, 2)))
+    return torch.cat(results)
+
+
+def mean_pool(hidden: Tensor, packing: Packing) -> Tensor:
+    """Return the mean over all tokens of each sequence, fp32 [B, D], of states [T, D]."""
+    means = []
+    for group in packing.groups:
+        states = group.padded(hidden).float()  # [n, L, D]
+        if group.is_token is not None:
+            states = states.masked_fill(~group.is_token[:, :, None], 0)
+        means.append(states.sum(1) / group.lengths[:, None])
+    return torch.cat(means)

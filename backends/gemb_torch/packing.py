@@ -1,0 +1,129 @@
+"""Where each sequence stands in a row of packed tokens, and how attention gets at it.
+
+Attention kernels want a rectangle [n, L]: n neighbouring sequences of one length are one already,
+without a copy and without a mask. Where such groups would be too many (a GPU waits on each call),
+neighbours of nearly one length are padded to a rectangle, in attention alone.
+
+    T tokens of all sequences    n sequences of a group    L tokens of the group's longest
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Neighbouring sequences that attention takes in one call."""
+
+    start: int  # first token
+    end: int  # after the last token
+    count: int  # sequences: n
+    longest: int  # tokens of the longest: L
+    lengths: Tensor  # tokens of each, fp32 [n]
+    mask: Tensor | None  # bool, True: the key is seen; broadcasts to [n, H, L, L]; None: all seen
+    sliding_mask: Tensor | None  # the same within the window
+    # Set where the lengths differ:
+    is_token: Tensor | None = None  # bool [n, L]; False: padding
+    source: Tensor | None = None  # token behind each place of the rectangle, [n * L]
+    places: Tensor | None = None  # place of each token in the rectangle, [end - start]
+
+    def padded(self, x: Tensor) -> Tensor:
+        """Return this group's part of x [T, ...] as [n, L, ...]."""
+        part = x[self.start : self.end]
+        if self.source is not None:
+            part = part[self.source]
+        return part.unflatten(0, (self.count, self.longest))
+
+    def packed(self, x: Tensor) -> Tensor:
+        """Return x [n, L, ...] without its padding, [end - start, ...]."""
+        flat = x.flatten(0, 1)
+        return flat if self.places is None else flat[self.places]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How sequences are packed."""
+
+    positions: Tensor  # of each token in its sequence, int64 [T]
+    groups: tuple[Group, ...]
+
+
+def pack(
+    lengths: Sequence[int],
+    *,
+    window: int,
+    device: torch.device | str = "cpu",
+    max_padding: float = 0.0,
+) -> Packing:
+    """Return how sequences of these lengths stand one after the other.
+
+    Args:
+        lengths: tokens of each sequence, each at least 1, in the order of the packed row.
+        window: a sliding layer's token i sees j where |i - j| <= window // 2.
+        device: of the tensors.
+        max_padding: how much of a group may be padding, 0 to 1; 0 groups equal lengths only.
+    """
+    assert all(lengths), "an empty sequence has no vector"
+    groups, start = [], 0
+    for sizes in _runs(lengths, max_padding):
+        groups.append(_group(start, sizes, window // 2, torch.device(device)))
+        start += sum(sizes)
+    positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
+    return Packing(positions=positions, groups=tuple(groups))
+
+
+def _runs(lengths: Sequence[int], max_padding: float) -> list[list[int]]:
+    """Cut the lengths into runs of neighbours whose rectangle is padded by no more than that."""
+    runs: list[list[int]] = []
+    for length in lengths:
+        if runs:
+            longest, count = max(*runs[-1], length), len(runs[-1]) + 1
+            tokens = sum(runs[-1]) + length
+            if longest * count - tokens <= max_padding * longest * count:
+                runs[-1].append(length)
+                continue
+        runs.append([length])
+    return runs
+
+
+def _group(start: int, sizes: list[int], reach: int, device: torch.device) -> Group:
+    count, longest, end = len(sizes), max(sizes), start + sum(sizes)
+    lengths = torch.tensor(sizes)
+    mask = sliding_mask = is_token = source = places = None
+    if longest > reach + 1:
+        place = torch.arange(longest)
+        sliding_mask = (place[:, None] - place).abs() <= reach  # [L, L]
+    if min(sizes) < longest:
+        is_token = torch.arange(longest) < lengths[:, None]
+        mask = is_token[:, None, None]  # [n, 1, 1, L]
+        sliding_mask = mask if sliding_mask is None else sliding_mask & mask
+        # Padding repeats its own sequence's last token: a number that is not finite stays at home.
+        ends = lengths.cumsum(0)[:, None]
+        source = torch.minimum(
+            (ends - lengths[:, None]) + torch.arange(longest), ends - 1
+        ).flatten()
+        places = is_token.flatten().nonzero().flatten()
+        # A padded query beyond the window of its sequence would see nothing and become NaN, which
+        # is dropped, but not before a gradient has passed through it.
+        sliding_mask = sliding_mask | ~is_token[:, None, :, None]
+    tensors = (mask, sliding_mask, is_token, source, places)
+    mask, sliding_mask, is_token, source, places = (
+        None if tensor is None else tensor.to(device) for tensor in tensors
+    )
+    return Group(
+        start=start,
+        end=end,
+        count=count,
+        longest=longest,
+        lengths=lengths.float().to(device),
+        mask=mask,
+        sliding_mask=sliding_mask,
+        is_token=is_token,
+        source=source,
+        places=places,
+    )
