@@ -15,6 +15,7 @@ layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,15 @@ class Checkpoint:
     def dim(self) -> int:
         """Width of a vector."""
         return self.dense[1][1]
+
+    def licence(self) -> str:
+        """Return the licence that the folder's README.md names, or an empty string."""
+        readme = self.folder / "README.md"
+        if not readme.is_file():
+            return ""
+        front = readme.read_text(encoding="utf-8", errors="replace").split("---", 2)[1:2]
+        found = re.search(r"^license:\s*(\S+)", front[0] if front else "", re.MULTILINE)
+        return found[1] if found else ""
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.fingerprint`."""

@@ -46,11 +46,13 @@ class StoredTensor:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return np.frombuffer(mapped, np.uint8, self.size_bytes, self.offset)
 
-    def float32(self) -> NDArray[np.float32]:
-        """Return its values, float32 of its shape; exact for each of the three dtypes."""
+    def float32(self, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
+        """Return its values, or its rows begin:end, float32; exact for each of the three dtypes."""
         import numpy as np
 
-        raw = self.raw()
+        rows = range(self.shape[0])[begin:end]
+        row_bytes = self.size_bytes // max(1, self.shape[0])
+        raw = self.raw()[rows.start * row_bytes : rows.stop * row_bytes]
         match self.dtype:
             case "F32":
                 values = raw.view("<f4")
@@ -58,7 +60,7 @@ class StoredTensor:
                 values = raw.view("<f2").astype(np.float32)
             case _:  # bf16 is the upper half of a float32
                 values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
-        return values.reshape(self.shape)
+        return values.reshape(len(rows), *self.shape[1:])
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:

@@ -17,6 +17,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_gguf(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model as an F32 GGUF file."""
+    from gemb_llamacpp.export import export
+
+    target = tmp_path_factory.mktemp("tiny_gguf") / "tiny.gguf"
+    export(tiny_model, target, "f32")
+    return target
+
+
+@pytest.fixture(scope="session")
 def real_model() -> Path:
     """The folder of the real google/embeddinggemma-300m."""
     folder = os.environ.get("GEMB_TEST_MODEL")

@@ -1,0 +1,217 @@
+"""Write a model folder as one GGUF file, tensor by tensor, in this process.
+
+Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`), and
+always with the two dense layers, which that converter leaves out unless told. Norm weights get the
++ 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type; quantized
+blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemb.checkpoint import PATTERN, Checkpoint, open_checkpoint
+from gemb.errors import UsageError
+from gemb.safetensors import StoredTensor
+from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import gguf
+    import numpy as np
+    from numpy.typing import NDArray
+
+ARCHITECTURE = "gemma-embedding"
+_FILE_TYPES = {
+    "f32": "ALL_F32",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+}
+_ROWS = 4096  # of a tensor in memory at a time
+
+# Names in the folder -> names in the file (gguf `tensor_mapping.py`).
+_OUTER = {
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "2_Dense.linear": "dense_2",
+    "3_Dense.linear": "dense_3",
+}
+_INNER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
+def export(source: Path, target: Path, outtype: str) -> None:
+    """Write the model folder `source` as the GGUF file `target`, which is overwritten.
+
+    Args:
+        source: a sentence-transformers folder of EmbeddingGemma.
+        target: the file. It is whole only when this returns.
+        outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32.
+
+    Raises:
+        UsageError: another outtype, or a folder that such a file cannot hold.
+        OSError: the file cannot be written.
+    """
+    import gguf
+
+    if outtype == "f16":
+        raise UsageError(
+            "f16 overflows: llama.cpp rounds this model's activations to fp16 beside f16 weights, "
+            "and they pass 65504; use bf16, which is as small"
+        )
+    if outtype not in _FILE_TYPES:
+        raise UsageError(f"no outtype '{outtype}'; outtypes: {', '.join(_FILE_TYPES)}")
+    checkpoint = open_checkpoint(source)
+    config = checkpoint.config
+    if config.query_pre_attn_scalar != config.head_dim:
+        raise UsageError(
+            f"{source}: query_pre_attn_scalar {config.query_pre_attn_scalar:g} is not head_dim "
+            f"{config.head_dim}: a gemma-embedding GGUF has no place for it"
+        )
+    if checkpoint.dim != config.hidden_size:
+        raise UsageError(
+            f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
+            "llama.cpp wants the two equal"
+        )
+    vocabulary = read_vocabulary(source, config.vocab_size)
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
+    _add_metadata(writer, checkpoint, outtype)
+    _add_vocabulary(writer, vocabulary)
+    tensors = {_name(name): tensor for name, tensor in checkpoint.tensors.items()}
+    for name, tensor in tensors.items():
+        _add_tensor(writer, name, tensor, outtype)
+    try:
+        writer.write_header_to_file(target)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None, "the header has just been written"
+        (file,) = writer.fout
+        for name, tensor in tensors.items():
+            # Not by the writer's `write_tensor_data`: numpy's `tofile` hides why a write failed.
+            file.write(bytes(-file.tell() % writer.data_alignment))
+            for block in _blocks(name, tensor, outtype):
+                file.write(block.data)
+    finally:
+        writer.close()
+
+
+def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, outtype: str) -> None:
+    import gguf
+
+    config = checkpoint.config
+    writer.add_type("model")
+    writer.add_name(checkpoint.folder.resolve().name)
+    if licence := checkpoint.licence():
+        writer.add_license(licence)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[outtype]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(checkpoint.max_tokens)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base_swa(config.rope_local_theta)
+    writer.add_sliding_window(config.sliding_window)
+    if config.is_sliding != tuple((i + 1) % PATTERN != 0 for i in range(config.num_hidden_layers)):
+        writer.add_sliding_window_pattern(list(config.is_sliding))
+    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
+        writer.add_dense_features_dims(dense, size_in, size_out)
+    writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))
+    for name, words in checkpoint.prompts.items():
+        writer.add_string(f"gemb.prompt.{name}", words)
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    writer.add_bos_token_id(vocabulary.bos)
+    writer.add_eos_token_id(vocabulary.eos)
+    writer.add_unk_token_id(vocabulary.unk)
+    writer.add_pad_token_id(vocabulary.pad)
+    if vocabulary.mask is not None:
+        writer.add_mask_token_id(vocabulary.mask)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.add_add_space_prefix(False)
+
+
+def _name(name: str) -> str:
+    """Return a tensor's name in the file."""
+    stem = name.removesuffix(".weight")
+    if layer := re.fullmatch(r"layers\.(\d+)\.(.+)", stem):
+        return f"blk.{layer[1]}.{_INNER[layer[2]]}.weight"
+    return f"{_OUTER[stem]}.weight"
+
+
+def _type_of(tensor: StoredTensor, outtype: str) -> gguf.GGMLQuantizationType:
+    import gguf
+
+    return gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else outtype.upper()]
+
+
+def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: StoredTensor, outtype: str) -> None:
+    import gguf
+    import numpy as np
+
+    kind = _type_of(tensor, outtype)
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if tensor.shape[-1] % block:
+        raise UsageError(
+            f"{tensor.path}: tensor {name} has rows of {tensor.shape[-1]} values; {outtype} packs "
+            f"{block} together, so export with --outtype bf16"
+        )
+    shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
+    size = int(np.prod(shape))
+    writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+
+
+def _blocks(name: str, tensor: StoredTensor, outtype: str) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes in the file, some rows at a time."""
+    import gguf
+    import numpy as np
+
+    kind = _type_of(tensor, outtype)
+    is_norm = len(tensor.shape) == 1
+    for begin in range(0, tensor.shape[0], _ROWS):
+        values = tensor.float32(begin, begin + _ROWS)
+        if is_norm:
+            values = values + np.float32(1)
+        if not np.isfinite(values).all():
+            raise UsageError(f"{tensor.path}: tensor {name} holds numbers that are not finite")
+        with np.errstate(all="ignore"):  # the scales are looked at below
+            packed = gguf.quantize(np.ascontiguousarray(values), kind)
+        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        packed = packed.view(np.uint8)
+        if block > 1:
+            scales = packed.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)
+            if not np.isfinite(scales).all():
+                raise UsageError(
+                    f"{tensor.path}: tensor {name} has numbers too large for {outtype}'s fp16 "
+                    "scales; export with --outtype bf16"
+                )
+        yield np.ascontiguousarray(packed)
