@@ -1,23 +1,19 @@
-"""Pull models from the Hugging Face hub into its own cache, and remove them from it.
+"""Ask the Hugging Face hub what pulling a model means, and remove models from its cache.
 
-`plan` asks what there is and how large; `fetch` downloads it, goes on where an earlier download
-stopped, and checks every new file against the digest that the hub keeps of it. No pickle is ever
-downloaded: only JSON, text and safetensors, or one GGUF file.
+No pickle is ever part of a plan: only JSON, text and safetensors, or one GGUF file.
+`gemb.hub_download` carries a plan out.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from gemb.errors import GembError, Missing, UsageError
+from gemb.errors import Missing, UsageError
 from gemb.hub_cache import HubName, cache_folder, find, is_offline, repo_folder, snapshot_folder
-from gemb.notes import note
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -31,9 +27,9 @@ ROOT_FILES = (  # names, or how they begin
     "sentence_bert_config.json",
     "model.safetensors.index.json",
 )
+NEEDED = ("config.json", "tokenizer.json")
 MODULE_FOLDERS = ("_Dense", "_Pooling")
 SUFFIXES = (".json", ".safetensors", ".model", ".txt")
-READ_SIZE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def plan(name: HubName) -> Plan:
 
     if is_offline():
         raise Missing(f"cannot ask the hub for {name}: HF_HUB_OFFLINE is set; unset it to pull")
-    with _hub_errors(name):
+    with hub_errors(name):
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
     everything = [_hub_file(sibling) for sibling in info.siblings or ()]
     if name.file:
@@ -98,8 +94,13 @@ def plan(name: HubName) -> Plan:
             raise Missing(f"{name.repo} on the hub has no file '{name.file}'{_ggufs(everything)}")
     else:
         files = tuple(file for file in everything if wanted(file.name))
-        if not any(file.name == "config.json" for file in files):
-            raise UsageError(f"{name.repo} on the hub is no model folder{_ggufs(everything)}")
+        found = {file.name for file in files}
+        lacking = [needed for needed in NEEDED if needed not in found]
+        if lacking:
+            raise UsageError(
+                f"{name.repo} on the hub is no model folder: it has no {lacking[0]}"
+                f"{_ggufs(everything)}"
+            )
     return Plan(
         name=name,
         commit=str(info.sha),
@@ -107,55 +108,6 @@ def plan(name: HubName) -> Plan:
         licence=_licence(info),
         gated=bool(info.gated),
     )
-
-
-def fetch(plan: Plan) -> Path:
-    """Download what the cache lacks, check it, and return the model's path in the cache.
-
-    Says on stderr how much it is first. An interrupted download goes on when it is asked for again.
-
-    Raises:
-        Missing: the hub cannot be reached, or does not let this user have the files.
-        GembError: a file is not what the hub says it is; it is removed.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    new = plan.to_download
-    if new:
-        note(f"downloading {plan.describe()}, to {cache_folder()}")
-    if not sys.stderr.isatty():
-        disable_progress_bars()
-    for file in new:
-        with _hub_errors(plan.name, file.name):
-            # By revision, not by commit: then the cache notes which commit `main` is.
-            path = hf_hub_download(plan.name.repo, file.name, revision=plan.name.revision)
-        check(Path(path), file)
-    found = find(plan.name)
-    if found is None:
-        raise Missing(f"{plan.name} on the hub lacks a file that gemb needs; see gemb models show")
-    return found
-
-
-def check(path: Path, file: HubFile) -> None:
-    """Compare a downloaded file with its size and digest on the hub; remove it if it differs.
-
-    Raises:
-        GembError: it differs.
-    """
-    size = path.stat().st_size
-    # git's object: a header, then the content (git documentation, "Git Objects").
-    sha1 = hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
-    digest = hashlib.sha256() if file.sha256 else sha1
-    expected = file.sha256 or file.git_sha1
-    if expected:
-        with path.open("rb") as stream:
-            while block := stream.read(READ_SIZE):
-                digest.update(block)
-    if size != file.size_bytes or (expected and digest.hexdigest() != expected):
-        path.resolve().unlink()
-        path.unlink(missing_ok=True)
-        raise GembError(f"{path}: the download is broken, and removed; run the command again")
 
 
 def remove(name: HubName) -> int:
@@ -200,8 +152,12 @@ def show_size(size_bytes: int) -> str:
 
 
 @contextlib.contextmanager
-def _hub_errors(name: HubName, file: str = "") -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
+    """Turn what huggingface_hub raises into one line that says what to do.
+
+    Raises:
+        Missing: instead of all but the errors of the disk.
+    """
     from huggingface_hub import constants, errors
 
     what = f"{name.repo}/{file}" if file else str(name)

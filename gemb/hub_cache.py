@@ -82,18 +82,20 @@ def snapshot_folder(name: HubName) -> Path | None:
 
 def missing_files(folder: Path) -> list[str]:
     """Return the files that the model folder needs and lacks, by their names in it."""
-    needed = ["config.json", "tokenizer.json", "modules.json"]
-    try:
-        modules = json.loads((folder / "modules.json").read_bytes())
-        dense = [module["path"] for module in modules if module["type"].endswith("Dense")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        dense = []  # unreadable: opening it says so
-    for path in dense:
-        needed += [f"{path}/config.json", f"{path}/model.safetensors"]
-    try:
-        index = json.loads((folder / "model.safetensors.index.json").read_bytes())
-        needed += sorted(set(index["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    needed = ["config.json", "tokenizer.json"]
+    config, modules, index = (
+        _json(folder / name)
+        for name in ("config.json", "modules.json", "model.safetensors.index.json")
+    )
+    # A decoder to start training from has no modules.json; an embedding model must.
+    if isinstance(config, dict) and config.get("use_bidirectional_attention"):
+        needed.append("modules.json")
+    for module in modules if isinstance(modules, list) else ():
+        if str(module.get("type")).endswith("Dense"):
+            needed += [f"{module['path']}/config.json", f"{module['path']}/model.safetensors"]
+    if isinstance(index, dict):
+        needed += sorted(set(index.get("weight_map", {}).values()))
+    else:
         needed.append("model.safetensors")
     return [name for name in needed if not (folder / name).is_file()]
 
@@ -115,3 +117,11 @@ def cached_names() -> Iterator[HubName]:
 
 def _commits(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("snapshots/*"))
+
+
+def _json(path: Path) -> object:
+    """Return what the file holds, or None if it is absent or unreadable: opening it says so."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -61,7 +61,8 @@ def resolve(reference: str, *, download: bool = True) -> Path:
             f"{target} is not in the hub cache ({_lacking(target)}) and {why}: "
             f"gemb models pull {reference}"
         )
-    from gemb.hub import fetch, plan
+    from gemb.hub import plan
+    from gemb.hub_download import fetch
 
     return fetch(plan(target))
 
