@@ -206,13 +206,26 @@ def for_model(model: Path, name: str = "auto") -> Backend:
     """
     if name != "auto":
         return named(name)
+    return checked(_opener(model))
+
+
+def _opener(model: Path) -> Backend:
     for backend in backends().values():
         if backend.can_open(model):
-            return checked(backend)
+            return backend
     raise UsageError(
         f"{model}: no model that a backend knows; "
         "a model is a .gguf file or a sentence-transformers folder with config.json"
     )
+
+
+def describe(model: Path) -> ModelDescription:
+    """Return what the model's files say of it; the backend's own libraries need not be installed.
+
+    Raises:
+        UsageError: no backend knows this kind of file, or the files are broken.
+    """
+    return _opener(model).describe(model)
 
 
 def able(method: str) -> Backend:

@@ -7,7 +7,6 @@ llama_cpp or importlib.metadata: `gemb --help`, completion and usage errors stay
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import signal
@@ -19,23 +18,10 @@ import click
 
 from gemb import __version__
 from gemb.commands import COMMANDS
+from gemb.commands.group import Group
 from gemb.errors import GembError
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class Group(click.Group):
-    """A group of commands that suggests the nearest name for a misspelt one."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command, or fail with the nearest name."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            ctx.fail(f"no command '{args[0]}'{hint}")
-        return super().resolve_command(ctx, args)
 
 
 @click.group(cls=Group, context_settings=HELP)
@@ -67,6 +53,8 @@ def main() -> NoReturn:
         code, line = 0, ""
     except click.exceptions.Exit as done:
         code, line = done.exit_code, ""
+    except SystemExit as done:  # click leaves so after it has completed a word for a shell
+        code, line = int(done.code or 0), ""
     except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise

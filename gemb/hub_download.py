@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 from gemb.errors import GembError, Missing
 from gemb.hub import HubFile, Plan, hub_errors
-from gemb.hub_cache import HubName, cache_folder, find, repo_folder
-from gemb.notes import note
+from gemb.hub_cache import HubName, find, repo_folder, snapshot_folder
 
 READ_SIZE = 1 << 20
 
@@ -24,7 +23,7 @@ READ_SIZE = 1 << 20
 def fetch(plan: Plan) -> Path:
     """Download what the cache lacks, check it, and return the model's path in the cache.
 
-    Says on stderr how much it is first. A download that was stopped goes on where it was.
+    A download that was stopped goes on where it was. The caller has said how much it is.
 
     Raises:
         Missing: the hub cannot be reached, or does not let this user have the files.
@@ -33,12 +32,9 @@ def fetch(plan: Plan) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    new = plan.to_download
-    if new:
-        note(f"downloading {plan.describe()}, to {cache_folder()}")
     if not sys.stderr.isatty():
         disable_progress_bars()
-    for file in new:
+    for file in plan.to_download:
         with hub_errors(plan.name, file.name):
             if file.sha256:
                 _fetch_blob(plan, file)
@@ -51,6 +47,18 @@ def fetch(plan: Plan) -> Path:
     if found is None:
         raise Missing(f"{plan.name} on the hub lacks a file that gemb needs; pull another model")
     return found
+
+
+def check_all(plan: Plan) -> None:
+    """Check every file of the plan that the cache has.
+
+    Raises:
+        GembError: one differs from what the hub has; it is removed.
+    """
+    snapshot = snapshot_folder(HubName(plan.name.repo, "", plan.commit))
+    for file in plan.files:
+        if snapshot and (snapshot / file.name).is_file():
+            check(snapshot / file.name, file)
 
 
 def check(path: Path, file: HubFile) -> None:

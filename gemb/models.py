@@ -24,8 +24,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from gemb.backend import Encoder, Runtime, for_model
 from gemb.errors import Missing, UsageError
-from gemb.hub_cache import HubName, cached_names, find, is_offline, missing_files, snapshot_folder
+from gemb.hub_cache import (
+    HubName,
+    cache_folder,
+    cached_names,
+    find,
+    is_offline,
+    missing_files,
+    repo_folder,
+    snapshot_folder,
+)
 from gemb.notes import note
 
 DEFAULT = "mini"
@@ -64,7 +74,19 @@ def resolve(reference: str, *, download: bool = True) -> Path:
     from gemb.hub import plan
     from gemb.hub_download import fetch
 
-    return fetch(plan(target))
+    planned = plan(target)
+    note(f"downloading {planned.describe()}, to {cache_folder()}")
+    return fetch(planned)
+
+
+def open_model(reference: str, backend: str, runtime: Runtime) -> Encoder:
+    """Return the open model of a reference, by a backend's name or `auto`.
+
+    Raises:
+        GembError: as `resolve`, `gemb.backend.for_model` and the backend's `open` say.
+    """
+    path = resolve(reference)
+    return for_model(path, backend).open(path, runtime)
 
 
 def locate(reference: str) -> Path | HubName:
@@ -101,6 +123,11 @@ def made_folder() -> Path:
     """Return where the files of typed names are; it may not exist."""
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser() / "gemb" / "models"
+
+
+def is_cached(name: HubName) -> bool:
+    """Return whether the hub's cache has the file, or any part of the repository."""
+    return find(name) is not None if name.file else repo_folder(name.repo).is_dir()
 
 
 def names() -> list[str]:

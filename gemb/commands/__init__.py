@@ -2,4 +2,10 @@
 
 import click
 
-COMMANDS: tuple[click.Command, ...] = ()
+from gemb.commands.completion import completion
+from gemb.commands.models import models
+
+COMMANDS: tuple[click.Command, ...] = (
+    models,
+    completion,
+)

@@ -1,0 +1,21 @@
+"""A group of commands that suggests the nearest name for a misspelt one."""
+
+from __future__ import annotations
+
+import difflib
+
+import click
+
+
+class Group(click.Group):
+    """`click.Group`, and a suggestion."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            ctx.fail(f"no command '{args[0]}'{hint}")
+        return super().resolve_command(ctx, args)

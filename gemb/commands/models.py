@@ -1,0 +1,221 @@
+"""`gemb models`: what is on this machine, what a model is, and the hub."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemb import models as references
+from gemb.commands.group import Group
+from gemb.commands.params import ModelReference
+from gemb.errors import GembError, Missing, UsageError
+from gemb.hub_cache import cache_folder
+from gemb.notes import note
+
+if TYPE_CHECKING:
+    from gemb.backend import ModelDescription
+
+YES = click.option("--yes", is_flag=True, help="Do not ask.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+REFERENCE = click.argument("reference", type=ModelReference(), metavar="REF")
+
+GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
+
+
+@click.group(cls=Group)
+def models() -> None:
+    """List, describe, pull and remove models.
+
+    \b
+    gemb models ls
+    gemb models show mini
+    gemb models pull embeddinggemma-300m
+
+    REF is one of gemb's names (mini, embeddinggemma-300m[:q4_0|q8_0|bf16]), a folder, a .gguf file,
+    or org/repo[@revision][:file] on the hub. A path that exists comes before the hub; ./NAME is
+    always a path.
+    """
+
+
+@models.command()
+@JSON
+def ls(as_json: bool) -> None:
+    """List the models on this machine: gemb's own, those in the hub's cache, and $GEMB_MODEL."""
+    found: dict[str, ModelDescription] = {}
+    others = 0
+    for reference in _candidates():
+        try:
+            found[reference] = _describe(reference)
+        except GembError as error:
+            if reference in (references.DEFAULT, os.environ.get("GEMB_MODEL")):
+                note(f"{reference}: {error}")
+            else:
+                others += 1
+    if others:
+        plural = "s" if others > 1 else ""
+        note(f"{others} other model{plural} in {cache_folder()} that gemb cannot run")
+    default = os.environ.get("GEMB_MODEL") or references.DEFAULT
+    if as_json:
+        rows = [
+            {"reference": name, "default": name == default, **_plain(description)}
+            for name, description in found.items()
+        ]
+        _print_json(rows)
+        return
+    table = [("NAME", "SIZE", "TYPE", "DIM", "CONTEXT", "FINGERPRINT")]
+    for name, model in found.items():
+        mark = " (default)" if name == default else ""
+        numbers = (str(model.dim), str(model.max_tokens))
+        table.append((name + mark, _size(model), _type(model), *numbers, model.fingerprint))
+    _print_table(table)
+
+
+@models.command()
+@REFERENCE
+@JSON
+def show(reference: str, as_json: bool) -> None:
+    """Show what a model is: architecture, sizes, prompts, types, fingerprint, licence."""
+    model = _describe(reference)
+    if as_json:
+        _print_json({"reference": reference, **_plain(model)})
+    else:
+        _print_table(list(_facts(model)))
+
+
+@models.command()
+@REFERENCE
+def path(reference: str) -> None:
+    """Print where a model's folder or file is. Downloads nothing."""
+    click.echo(references.resolve(reference, download=False).absolute())
+
+
+@models.command()
+@REFERENCE
+@YES
+def pull(reference: str, yes: bool) -> None:
+    """Download a model from the hub into its cache, and print where it is.
+
+    Says its size and licence first, and asks on a terminal. A stopped download goes on where it
+    was; every file is checked against the hub's digest, those that were here already, too.
+    """
+    target = references.locate(reference)
+    if isinstance(target, Path):
+        found = references.resolve(reference)
+        note(f"{reference} is a path on this machine; there is nothing to pull")
+        click.echo(found.absolute())
+        return
+    from gemb.hub import plan
+    from gemb.hub_download import check_all, fetch
+
+    planned = plan(target)
+    note(f"{planned.describe()}, to {cache_folder()}")
+    if planned.to_download:
+        if not yes and _is_terminal():
+            click.confirm("download it?", default=True, abort=True, err=True)
+    else:
+        check_all(planned)
+        note(f"all of it is here, and as the hub has it ({len(planned.files)} files checked)")
+    click.echo(fetch(planned))
+
+
+@models.command()
+@REFERENCE
+@YES
+def rm(reference: str, yes: bool) -> None:
+    """Remove a model from the hub's cache, every revision of it; or a file made by a typed name."""
+    from gemb.hub import remove, show_size
+
+    target = references.locate(reference)
+    if isinstance(target, Path):
+        if references.made_folder() not in target.parents:
+            raise UsageError(f"{reference} is not in the hub cache; remove {target} yourself")
+        references.resolve(reference)  # or it is missing
+    elif not references.is_cached(target):
+        raise Missing(f"{target} is not in the hub cache ({cache_folder()})")
+    if not yes:
+        if not _is_terminal():
+            raise UsageError("rm asks on a terminal; off one it needs --yes")
+        click.confirm(f"remove {target}?", abort=True, err=True)
+    if isinstance(target, Path):
+        freed = target.stat().st_size
+        target.unlink()
+    else:
+        freed = remove(target)
+    note(f"removed {target}: {show_size(freed)} freed")
+
+
+def _candidates() -> Iterator[str]:
+    """Yield the references to list, each once."""
+    named = os.environ.get("GEMB_MODEL")
+    # The default is listed though it may be absent: then a note says so.
+    every = [references.DEFAULT, *references.local_references(), *([named] if named else [])]
+    yield from dict.fromkeys(every)
+
+
+def _describe(reference: str) -> ModelDescription:
+    from gemb.backend import describe
+
+    return describe(references.resolve(reference, download=False))
+
+
+def _plain(model: ModelDescription) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(model), "path": str(model.path.absolute())}
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
+    """Yield name and value of each line of `show`."""
+    smaller = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != model.dim)
+    dense = ", ".join(f"{into} to {out}" for into, out in model.dense)
+    terms = f" (Gemma Terms of Use: {GEMMA_TERMS})" if model.licence == "gemma" else ""
+    yield "path", str(model.path.absolute())
+    yield "format", model.format
+    yield "architecture", model.architecture
+    yield "size", f"{_size(model)}, {model.parameters / 1e6:.1f} M parameters"
+    yield "layers", f"{model.layers}, {model.hidden} wide"
+    yield "pooling", model.pooling + (f", dense {dense}" if dense else ", no dense layers")
+    yield "vectors", f"{model.dim} wide" + (f"; also {smaller}" if smaller else "")
+    yield "context", f"{model.max_tokens} tokens"
+    yield "vocabulary", f"{model.vocabulary} tokens"
+    for i, (kind, type_) in enumerate(model.types.items()):
+        yield "" if i else "types", f"{kind} {type_}"
+    for i, (name, words) in enumerate(model.prompts.items()):
+        yield "" if i else "prompts", f"{name} '{words}'"
+    yield "fingerprint", model.fingerprint
+    yield "licence", (model.licence or "the files name none") + terms
+
+
+def _size(model: ModelDescription) -> str:
+    from gemb.hub import show_size
+
+    return show_size(model.size_bytes)
+
+
+def _type(model: ModelDescription) -> str:
+    """Return the types of the matrices, the commonest classes first: q4_0, or q8_0+q4_0."""
+    kinds = ("token_embd", "attention", "ffn", "dense")
+    return "+".join(dict.fromkeys(model.types[kind] for kind in kinds if kind in model.types))
+
+
+def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows as aligned columns, the last one as long as it is."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        click.echo("  ".join([*cells, row[-1]]).rstrip())
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()

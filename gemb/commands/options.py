@@ -1,0 +1,129 @@
+"""Options that several commands share, and help in groups."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder
+
+F = TypeVar("F", bound=Callable[..., Any])
+MODEL_OPTIONS = ("model", "backend", "device", "precision", "threads", "verbose", "quiet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model is run, and how."""
+
+    model: str  # a reference, as `gemb.models.resolve` takes it
+    backend: str
+    device: str
+    precision: str
+    threads: int
+    verbose: bool
+    quiet: bool
+
+    def open(self) -> OpenModel:
+        """Return the open model.
+
+        Raises:
+            UsageError: there is no such backend, or the files are no model.
+            Missing: the model or a library is not here.
+        """
+        from gemb.backend import Runtime, for_model
+        from gemb.models import resolve
+
+        path = resolve(self.model)
+        backend = for_model(path, self.backend)
+        runtime = Runtime(
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            verbose=self.verbose,
+        )
+        return OpenModel(backend.open(path, runtime), backend.name)
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """An open model, and the name of the backend that runs it."""
+
+    encoder: Encoder
+    backend: str
+
+
+def model_options(command: F) -> F:
+    """Give a command the options of a model; it gets them as `options: ModelOptions`."""
+
+    @functools.wraps(command)
+    def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
+        chosen = {name: values.pop(name) for name in MODEL_OPTIONS}
+        return command(*args, options=ModelOptions(**chosen), **values)
+
+    decorators = (
+        click.option(
+            "-m",
+            "--model",
+            metavar="REF",
+            default="mini",
+            envvar="GEMB_MODEL",
+            show_envvar=True,
+            show_default=True,
+            help="mini, embeddinggemma-300m[:q4_0|q8_0|bf16], a folder, a .gguf file, or "
+            "org/repo[:file].",
+        ),
+        click.option(
+            "--backend",
+            metavar="NAME",
+            default="auto",
+            help="What runs the model: auto (the one that opens it), llamacpp, torch, ...",
+        ),
+        click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            default="auto",
+            help="Arithmetic, where the backend has a choice.",
+        ),
+        click.option(
+            "-j",
+            "--threads",
+            type=click.IntRange(min=0),
+            default=0,
+            help="CPU threads; 0 (the default): one for each core.",
+        ),
+        click.option("-v", "--verbose", is_flag=True, help="Let native libraries speak."),
+        click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
+    )
+    wrapped: Any = packed
+    for decorator in reversed(decorators):
+        wrapped = decorator(wrapped)
+    return wrapped  # type: ignore[no-any-return]
+
+
+class GroupedCommand(click.Command):
+    """A command whose help shows its options in groups: `groups` maps a title to option names."""
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401
+        groups: Mapping[str, Sequence[str]],
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the groups; what no group names comes last."""
+        left = {param.name: param for param in self.get_params(ctx)}
+        groups = [(title, [left.pop(name) for name in names]) for title, names in self._groups.items()]
+        for title, params in [*groups, ("Options", list(left.values()))]:
+            rows = [row for param in params if (row := param.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)

@@ -1,0 +1,63 @@
+"""Values with a meaning of their own, so that a shell can complete them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+from gemb import models
+from gemb.recipe_names import recipe_names
+
+
+class ModelReference(click.ParamType[str]):
+    """A model reference: see `gemb.models`. It stays text until it is resolved."""
+
+    name = "model"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the names, the models in the cache, and the paths here that could be models."""
+        known = [*models.names(), *models.local_references()]
+        return _matching(known, _paths(incomplete, ".gguf"), incomplete)
+
+
+class RecipeName(click.ParamType[str]):
+    """The name of a built-in recipe, or the path of one: see `gemb.recipe_names`."""
+
+    name = "recipe"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the names of the recipes, and the paths here that could be recipes."""
+        return _matching(recipe_names(), _paths(incomplete, ".yaml"), incomplete)
+
+
+def _matching(names: list[str], paths: list[str], incomplete: str) -> list[CompletionItem[str]]:
+    chosen = [name for name in dict.fromkeys(names) if name.startswith(incomplete)]
+    return [CompletionItem(value) for value in [*chosen, *paths]]
+
+
+def _paths(incomplete: str, suffix: str) -> list[str]:
+    """Return the folders and the files with this suffix that begin so, as they were begun.
+
+    The shell's own completion of files cannot be asked for beside names: bash takes one or the
+    other.
+    """
+    head, slash, tail = incomplete.rpartition("/")
+    folder = Path(head + slash).expanduser()
+    found = []
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    for path in entries:
+        if path.name.startswith(tail) and (tail.startswith(".") or not path.name.startswith(".")):
+            if path.is_dir():
+                found.append(f"{head}{slash}{path.name}/")
+            elif path.suffix == suffix:
+                found.append(f"{head}{slash}{path.name}")
+    return found
