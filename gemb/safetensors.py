@@ -34,9 +34,14 @@ class StoredTensor:
     offset: int  # of its first byte in the file
 
     @property
+    def count(self) -> int:
+        """How many numbers it holds."""
+        return prod(self.shape)
+
+    @property
     def size_bytes(self) -> int:
         """Its length in the file."""
-        return prod(self.shape) * _BYTES[self.dtype]
+        return self.count * _BYTES[self.dtype]
 
     def raw(self) -> NDArray[np.uint8]:
         """Return its bytes, uint8 [size_bytes], mapped from the file, not copied."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from gemb.checkpoint import PATTERN, Checkpoint, open_checkpoint
 from gemb.errors import UsageError
+from gemb.export import F16_REASON
 from gemb.safetensors import StoredTensor
 from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
 
@@ -71,10 +72,7 @@ def export(source: Path, target: Path, outtype: str) -> None:
     import gguf
 
     if outtype == "f16":
-        raise UsageError(
-            "f16 overflows: llama.cpp rounds this model's activations to fp16 beside f16 weights, "
-            "and they pass 65504; use bf16, which is as small"
-        )
+        raise UsageError(F16_REASON)
     if outtype not in _FILE_TYPES:
         raise UsageError(f"no outtype '{outtype}'; outtypes: {', '.join(_FILE_TYPES)}")
     checkpoint = open_checkpoint(source)

@@ -3,9 +3,11 @@
 import click
 
 from gemb.commands.completion import completion
+from gemb.commands.export_gguf import export
 from gemb.commands.models import models
 
 COMMANDS: tuple[click.Command, ...] = (
     models,
+    export,
     completion,
 )

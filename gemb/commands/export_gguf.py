@@ -1,0 +1,124 @@
+"""`gemb export-gguf`: a model folder as one GGUF file, verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from gemb import models
+from gemb.atomic import check_target
+from gemb.commands.params import ModelReference
+from gemb.errors import UsageError
+from gemb.export import F16_REASON, OUTTYPES, Exported, export_gguf
+
+
+class OutType(click.Choice[str]):
+    """One of `OUTTYPES`; f16 is refused with its reason."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the type."""
+        if value == "f16":
+            self.fail(F16_REASON, param, ctx)
+        return super().convert(value, param, ctx)
+
+
+@click.command("export-gguf")
+@click.argument("model", type=ModelReference())
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The file to write.",
+)
+@click.option(
+    "--outtype",
+    type=OutType(OUTTYPES),
+    default="bf16",
+    show_default=True,
+    help="Of every tensor but the norms.",
+)
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Compare the file's vectors with the model's before it gets its name.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(-1, 1),
+    metavar="X",
+    help="The least cosine that passes.  [default: by type]",
+)
+@click.option("-f", "--force", is_flag=True, help="Overwrite the file.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only check, and say what would be written.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def export(
+    model: str,
+    output: Path,
+    outtype: str,
+    verify: bool,
+    min_cosine: float | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a model folder as one GGUF file.
+
+    The file holds the dense layers, the prompts and the trained sizes, and llama.cpp's own programs
+    load it. It is compared with the model on texts in many scripts; if their vectors differ, there
+    is no file, and the exit code is 1.
+
+    \b
+    gemb export-gguf embeddinggemma-300m -o model.gguf
+    gemb export-gguf runs/a/model -o small.gguf --outtype q4_0
+    """
+    check_target(output, overwrite=force)
+    source = models.resolve(model)
+    if not source.is_dir():
+        raise UsageError(f"{source} is a file; export-gguf takes a model folder")
+    if dry_run:
+        _say_plan(source, output, outtype, verify)
+        return
+    done = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
+    click.echo(_json(done, outtype) if as_json else _line(done, outtype))
+
+
+def _say_plan(source: Path, output: Path, outtype: str, verify: bool) -> None:
+    from gemb.checkpoint import open_checkpoint
+
+    checkpoint = open_checkpoint(source)
+    bits = {"f32": 32.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5}[outtype]
+    size = sum(tensor.count for tensor in checkpoint.tensors.values()) * bits / 8
+    how = "and verify it" if verify else "unverified"
+    click.echo(f"would write {output} from {source} as {outtype}, about {size / 1e6:.0f} MB, {how}")
+
+
+def _line(done: Exported, outtype: str) -> str:
+    line = f"{done.target}: {done.size_bytes / 1e6:.1f} MB, {outtype}"
+    if done.agreement is None:
+        return f"{line}, not verified"
+    return (
+        f"{line}, cosine to the source min {done.agreement.min_cosine:.6f}, "
+        f"mean {done.agreement.mean_cosine:.6f} over {done.agreement.count} texts"
+    )
+
+
+def _json(done: Exported, outtype: str) -> str:
+    import json
+
+    found = done.agreement
+    return json.dumps(
+        {
+            "file": str(done.target),
+            "outtype": outtype,
+            "size_bytes": done.size_bytes,
+            "verified": found is not None,
+            "bar": done.bar,
+            "min_cosine": found and found.min_cosine,
+            "mean_cosine": found and found.mean_cosine,
+            "texts": found and found.count,
+        }
+    )

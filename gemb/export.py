@@ -1,0 +1,86 @@
+"""Export a model folder to GGUF, and show that the file computes the same before it gets its name.
+
+The bars are those of `gemb.compare`; see there for what they are made of.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemb.atomic import new_file
+from gemb.backend import Runtime, able, for_model
+from gemb.errors import Missing, NegativeAnswer
+
+if TYPE_CHECKING:
+    from gemb.compare import Agreement
+
+OUTTYPES = ("f32", "bf16", "q8_0", "q4_0")
+F16_REASON = (
+    "f16 overflows: beside f16 weights llama.cpp rounds this model's activations to fp16, and they "
+    "pass 65504; use bf16, which is as small"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written."""
+
+    target: Path
+    size_bytes: int
+    bar: float | None  # the least cosine that was asked for; None: not verified
+    agreement: Agreement | None  # of the source and the file
+
+
+def export_gguf(
+    source: Path,
+    target: Path,
+    *,
+    outtype: str,
+    verify: bool = True,
+    min_cosine: float | None = None,
+) -> Exported:
+    """Write the model folder `source` as the GGUF file `target`, which is overwritten.
+
+    Args:
+        source: a model folder.
+        target: the file.
+        outtype: one of `OUTTYPES`.
+        verify: run `gemb.verification_texts` through both, and compare.
+        min_cosine: the least cosine that a text's two vectors may have; None: what is right for
+            the type (`gemb.compare.BARS`).
+
+    Raises:
+        NegativeAnswer: the vectors differ by more; there is no file.
+        Missing: the backend that runs `source` is not installed, so nothing can be verified.
+        UsageError: the folder is no model, or one that a GGUF file cannot hold.
+    """
+    backend = able("export_gguf")
+    runner = None
+    if verify:
+        try:
+            runner = for_model(source)
+        except Missing as error:
+            raise Missing(f"{error}; or export without the check: --no-verify") from error
+    with new_file(target) as part:
+        backend.export_gguf(source, part, outtype=outtype)
+        size = part.stat().st_size
+        if runner is None:
+            return Exported(target=target, size_bytes=size, bar=None, agreement=None)
+
+        from gemb.compare import bar_for, compare
+        from gemb.verification_texts import VERIFICATION_TEXTS
+
+        exact = runner.open(source, Runtime(precision="fp32"))
+        written = for_model(part).open(part, Runtime())
+        agreement = compare(exact, written, VERIFICATION_TEXTS)
+        bar = bar_for("f32", outtype) if min_cosine is None else min_cosine
+        if agreement.min_cosine < bar or agreement.one_failed:
+            raise NegativeAnswer(
+                f"{target}: not written: its vectors are not the model's: least cosine "
+                f"{agreement.min_cosine:.5f}, mean {agreement.mean_cosine:.5f}, "
+                f"{agreement.one_failed} failed; {bar} is asked for (--min-cosine), worst is "
+                f"{agreement.worst_text[:40]!r}"
+            )
+    return Exported(target=target, size_bytes=size, bar=bar, agreement=agreement)
