@@ -3,10 +3,14 @@
 import click
 
 from gemb.commands.completion import completion
+from gemb.commands.embed import embed
 from gemb.commands.export_gguf import export
 from gemb.commands.models import models
+from gemb.commands.verify import verify
 
 COMMANDS: tuple[click.Command, ...] = (
+    embed,
+    verify,
     models,
     export,
     completion,

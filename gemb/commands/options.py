@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gemb.commands.params import ModelReference
+from gemb.models import DEFAULT
+
 if TYPE_CHECKING:
     from gemb.backend import Encoder
 
 F = TypeVar("F", bound=Callable[..., Any])
-MODEL_OPTIONS = ("model", "backend", "device", "precision", "threads", "verbose", "quiet")
+RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose", "quiet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +62,30 @@ class OpenModel:
 
 def model_options(command: F) -> F:
     """Give a command the options of a model; it gets them as `options: ModelOptions`."""
+    option = click.option(
+        "-m",
+        "--model",
+        type=ModelReference(),
+        metavar="REF",
+        default=DEFAULT,
+        envvar="GEMB_MODEL",
+        show_envvar=True,
+        show_default=True,
+        help="mini, embeddinggemma-300m[:q4_0|q8_0|bf16], a folder, a .gguf file, or "
+        "org/repo[:file].",
+    )
+    return option(runtime_options(command))
+
+
+def runtime_options(command: F) -> F:
+    """Give a command `model_options` without `-m`, for one that names its models in another way."""
 
     @functools.wraps(command)
-    def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
-        chosen = {name: values.pop(name) for name in MODEL_OPTIONS}
-        return command(*args, options=ModelOptions(**chosen), **values)
+    def packed(*args: object, model: str = "", **values: Any) -> object:  # noqa: ANN401
+        chosen = {name: values.pop(name) for name in RUNTIME_OPTIONS}
+        return command(*args, options=ModelOptions(model=model, **chosen), **values)
 
     decorators = (
-        click.option(
-            "-m",
-            "--model",
-            metavar="REF",
-            default="mini",
-            envvar="GEMB_MODEL",
-            show_envvar=True,
-            show_default=True,
-            help="mini, embeddinggemma-300m[:q4_0|q8_0|bf16], a folder, a .gguf file, or "
-            "org/repo[:file].",
-        ),
         click.option(
             "--backend",
             metavar="NAME",
@@ -120,8 +129,11 @@ class GroupedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the groups; what no group names comes last."""
-        left = {param.name: param for param in self.get_params(ctx)}
-        groups = [(title, [left.pop(name) for name in names]) for title, names in self._groups.items()]
+        options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
+        left = {option.name: option for option in options}
+        groups = [
+            (title, [left.pop(name) for name in names]) for title, names in self._groups.items()
+        ]
         for title, params in [*groups, ("Options", list(left.values()))]:
             rows = [row for param in params if (row := param.get_help_record(ctx))]
             if rows:

@@ -1,0 +1,232 @@
+"""`gemb embed`: texts in, vectors out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.prompts import TASKS
+
+if TYPE_CHECKING:
+    from gemb.records import Fields
+
+FORMATS = ("jsonl", "npy", "npz", "parquet", "csv", "f32", "base64")
+ARRAYS = ("npy", "npz", "f32", "base64")
+NO_INPUT = """
+Nothing to embed: standard input is a terminal. Give it texts:
+  echo hello | gemb embed
+  gemb embed notes.txt
+  gemb embed -e hello
+More: gemb embed --help"""
+GROUPS = {
+    "Input": (
+        "texts",
+        "input_format",
+        "null",
+        "text_field",
+        "title_field",
+        "id_field",
+        "keep",
+    ),
+    "Output": ("output", "output_format", "dim", "dtype"),
+    "Prompt": ("task", "prompt"),
+    "Rows that cannot be used as they are": ("on_long", "on_error"),
+    "Long runs": ("resume", "shard"),
+    "Model": ("model", "backend", "device", "precision", "threads"),
+}
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS)
+@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.option("-e", "--text", "texts", multiple=True, metavar="TEXT", help="A text; repeatable.")
+@click.option(
+    "-I",
+    "--input-format",
+    type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
+    default="auto",
+    help="auto (the default) goes by the suffix, then by the first line.",
+)
+@click.option("-0", "--null", is_flag=True, help="Texts end in NUL, not in a newline.")
+@click.option(
+    "--text-field",
+    multiple=True,
+    metavar="NAME",
+    help="Field or column of the text ('text', or a table's only column); several are joined by "
+    "a newline.",
+)
+@click.option("--title-field", metavar="NAME", help="Field of the title, for the document prompt.")
+@click.option("--id-field", metavar="NAME", help="Field of the id; else rows are numbered.")
+@click.option("--keep", metavar="A,B|all", help="Fields to copy to the output.")
+@click.option("-o", "--output", metavar="FILE", help="Write to a file, whole or not at all.")
+@click.option(
+    "-O",
+    "--output-format",
+    type=click.Choice(FORMATS),
+    help="By default as the suffix of FILE says, else jsonl; on a terminal, a preview.",
+)
+@click.option("--dim", type=int, help="Width of the vectors: one that the model was trained for.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["f32", "f16", "int8", "ubinary"]),
+    default="f32",
+    help="Type of the numbers; int8 has a fixed scale, ubinary is one bit each.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(list(TASKS)),
+    help="Words that the model was trained to see around a text; document by default.",
+)
+@click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'query: {text}'.")
+@click.option(
+    "--on-long",
+    type=click.Choice(["truncate", "error", "skip"]),
+    default="truncate",
+    help="A text longer than the model takes: cut it (the default), fail it, leave it out.",
+)
+@click.option(
+    "--on-error",
+    type=click.Choice(["inline", "skip", "fail"]),
+    default="inline",
+    help="A row that fails: its error stands in its place (the default), it is left out, the "
+    "run stops. Exit code 3.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a run of -o FILE that was stopped.")
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Only every N-th row, from row I; auto: as SLURM or Kubernetes says.",
+)
+@model_options
+def embed(
+    options: ModelOptions,
+    files: tuple[str, ...],
+    texts: tuple[str, ...],
+    input_format: str,
+    null: bool,
+    text_field: tuple[str, ...],
+    title_field: str | None,
+    id_field: str | None,
+    keep: str | None,
+    output: str | None,
+    output_format: str | None,
+    dim: int | None,
+    dtype: str,
+    task: str | None,
+    prompt: str | None,
+    on_long: str,
+    on_error: str,
+    resume: bool,
+    shard: str | None,
+) -> None:
+    """Turn texts into vectors, one for each line, in order.
+
+    FILEs are texts, one a line, or JSON lines, CSV, TSV or Parquet; - is standard input.
+
+    \b
+    git log --format=%s | gemb embed > vectors.jsonl
+    gemb embed reviews.csv --text-field body --id-field id --dim 256 -o reviews.npz
+    gemb embed --task query -e "how do I cancel an order"
+    tail -f app.log | gemb embed | jq -c .id
+
+    \b
+    Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
+    absent, 5 the run failed, 130/141/143 stopped by a signal.
+    """
+    if prompt is not None and task is not None:
+        raise click.UsageError("--prompt and --task are both given; one of them decides the words")
+    if texts and files:
+        raise click.UsageError("-e TEXT and FILE are both given; one at a time")
+    if not files and not texts and sys.stdin is not None and sys.stdin.isatty():
+        click.echo(click.get_current_context().get_usage() + "\n" + NO_INPUT, err=True)
+        raise click.exceptions.Exit(2)
+
+    from gemb import inputs, prompts
+    from gemb import output as outputs
+    from gemb.shards import shard as shard_of
+
+    target = None if output in (None, "-") else Path(output or "")
+    form = _format(output_format, output)
+    if target is not None:
+        outputs.check(target)
+    _check_form(form, dtype, target, resume)
+    fields = _fields(text_field, title_field, id_field, keep, form)
+    reading = inputs.Reading(
+        format=input_format,
+        separator=b"\0" if null else b"\n",
+        fields=fields,
+        live=outputs.is_stream(target),
+        quiet=options.quiet,
+    )
+    paths = files or ("-",)
+    part = shard_of(shard, os.environ) if shard else None
+    words = prompts.custom(prompt) if prompt is not None else None
+    if not texts:
+        inputs.check(paths)
+    records = inputs.from_texts(texts) if texts else inputs.read(paths, reading)
+
+    model = options.open()
+
+    from gemb.embed_run import Job, run
+
+    task = task or "document"
+    job = Job(
+        prompt=words or prompts.for_task(task, model.encoder.profile.prompts),
+        task="custom" if words else task,
+        dim=dim,
+        dtype=dtype,
+        on_long=on_long,
+        on_error=on_error,
+        fields=fields,
+        text_ids=id_field is not None or len(paths) > 1,
+        format=form,
+        output=target,
+        resume=resume,
+        total=None if texts or part else inputs.total_size(paths, reading),
+        quiet=options.quiet,
+    )
+    run(job, part.of(records) if part else records, model.encoder, model.backend)
+
+
+def _format(chosen: str | None, output: str | None) -> str:
+    """Return the format of the output: the one asked for, or as the name or the terminal says."""
+    if chosen:
+        return chosen
+    if output in (None, "-"):
+        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        return "preview" if on_terminal and output is None else "jsonl"
+    suffix = Path(output or "").suffix.lstrip(".").lower()
+    return suffix if suffix in FORMATS else "jsonl"
+
+
+def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:
+    from gemb.output import is_stream
+
+    if form == "f32" and dtype != "f32":
+        raise click.UsageError(f"-O f32 is raw float32; --dtype {dtype} goes with npy or base64")
+    if form == "parquet":
+        from gemb.tables import import_pyarrow
+
+        import_pyarrow()
+    if resume and is_stream(target):
+        raise click.UsageError("--resume needs -o FILE: what went into a pipe is gone")
+
+
+def _fields(
+    text: tuple[str, ...], title: str | None, record_id: str | None, keep: str | None, form: str
+) -> Fields:
+    from gemb.records import RESERVED, Fields
+
+    keep_all = keep == "all"
+    kept = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))
+    if form in ARRAYS and keep:
+        raise click.UsageError(f"--keep: {form} holds numbers alone; use jsonl, csv or parquet")
+    for name in kept:
+        if name in RESERVED:
+            hint = "; --id-field id makes it the row's id" if name == "id" else ""
+            raise click.UsageError(f"--keep {name}: the output has a field of that name{hint}")
+    return Fields(text=text, title=title, id=record_id, keep=kept, keep_all=keep_all)

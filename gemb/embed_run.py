@@ -1,0 +1,190 @@
+"""One run of `gemb embed`: records through a model into an output, whole or resumable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemb.backend import Encoder
+from gemb.errors import UsageError
+from gemb.journal import Header, Journal
+from gemb.notes import note
+from gemb.output import AtomicFile, Output, Stream, is_stream
+from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
+from gemb.progress import Progress
+from gemb.prompts import Prompt
+from gemb.records import Fields, Record
+from gemb.tally import Tally
+from gemb.vector_formats import NEEDS_SIDECAR, WRITERS
+from gemb.vector_writer import Layout, Writer
+from gemb.vectors import VectorSpec, sidecar
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run is to do."""
+
+    prompt: Prompt
+    task: str  # name of the prompt
+    dim: int | None  # None: the model's
+    dtype: str
+    on_long: str  # truncate, error, skip
+    on_error: str  # inline, skip, fail
+    fields: Fields
+    text_ids: bool
+    format: str  # a key of WRITERS
+    output: Path | None  # None: standard output
+    resume: bool
+    total: int | None  # sum of all `Record.size`, None: not known
+    quiet: bool
+
+    @property
+    def is_live(self) -> bool:
+        """Whether rows are to come out as soon as they can, rather than the same in every run."""
+        return is_stream(self.output)
+
+
+def width(encoder: Encoder, dim: int | None) -> int:
+    """Return the width of the vectors.
+
+    Raises:
+        UsageError: the model was not trained for this one.
+    """
+    profile = encoder.profile
+    if dim is None:
+        return profile.dim
+    if dim not in profile.matryoshka_dims:
+        sizes = ", ".join(map(str, profile.matryoshka_dims))
+        raise UsageError(f"--dim {dim}: the model was trained for {sizes}")
+    return dim
+
+
+def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: str) -> None:
+    """Embed the records.
+
+    Raises:
+        SomeRowsFailed: all was written, and some rows have no vector.
+        UsageError: what is resumed is not this run, or `job.dim` was not trained.
+        GembError: another run is writing this file.
+    """
+    profile = encoder.profile
+    dim = width(encoder, job.dim)
+    spec = VectorSpec(
+        model=profile.fingerprint,
+        prompt=job.prompt.template,
+        dim=dim,
+        dtype=job.dtype,
+        max_tokens=profile.max_tokens,
+    )
+    plan = Plan(
+        prompt=job.prompt,
+        dim=dim,
+        max_tokens=profile.max_tokens,
+        closing_tokens=profile.closing_tokens,
+        on_long=job.on_long,
+    )
+    compute: Compute = computing(encoder, dim)
+    journal: Journal | None = None
+    output: Output
+    if job.output is None or is_stream(job.output):
+        output = Stream(job.output)
+    else:
+        header = Header(spec=spec.fingerprint, backend=backend, arithmetic=profile.dtype, dim=dim)
+        path = job.output.with_name(job.output.name + ".journal")
+        compute = journal = Journal(path, header, compute, resume=job.resume)
+        _say_of_journal(journal, job)
+        output = AtomicFile(job.output)
+    tally = Tally(profile.max_tokens)
+    progress = Progress(job.total, wanted=not job.quiet and job.format != "preview")
+    windows = embed(records, Embedder(encoder, plan, compute), plan, live=job.is_live)
+    try:
+        _write(windows, output, job, spec, tally, progress)
+        if journal:
+            journal.check_used_up()
+        _commit(output, job, spec, tally)
+    except BaseException:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
+        progress.close()
+        output.abandon()
+        if journal:
+            _leave_journal(journal)
+        raise
+    progress.close()
+    if journal:
+        journal.remove()
+    tally.say()
+    tally.check(job.on_error)
+
+
+def _say_of_journal(journal: Journal, job: Job) -> None:
+    if job.quiet:
+        return
+    if journal.replaced:
+        note(f"{journal.path} of an unfinished run is overwritten; --resume would have gone on")
+    elif job.resume and not journal.is_resumed:
+        note(
+            f"{journal.path} is not there: nothing to resume, so this run starts from the beginning"
+        )
+
+
+def _write(
+    windows: Iterator[Window],
+    output: Output,
+    job: Job,
+    spec: VectorSpec,
+    tally: Tally,
+    progress: Progress,
+) -> None:
+    """Write all windows."""
+    writer: Writer | None = None
+    for window in windows:
+        writer = writer or WRITERS[job.format](output, _layout(job, spec, window))
+        written = tally.sort(window.rows, on_long=job.on_long, on_error=job.on_error)
+        if len(written) == len(window.rows):
+            writer.write(window.rows, window.vectors)
+        elif written:
+            writer.write([window.rows[place] for place in written], window.vectors[written])
+        progress.add(window.rows)
+    writer = writer or WRITERS[job.format](output, _layout(job, spec, None))
+    writer.finish()
+
+
+def _layout(job: Job, spec: VectorSpec, first: Window | None) -> Layout:
+    """Return the layout; with --keep all the columns are those that the first window has."""
+    kept = list(job.fields.keep)
+    if job.fields.keep_all and first:
+        kept = list(dict.fromkeys(name for row in first.rows for name in row.record.kept))
+    return Layout(spec=spec, task=job.task, text_ids=job.text_ids, kept=kept)
+
+
+def _commit(output: Output, job: Job, spec: VectorSpec, tally: Tally) -> None:
+    """Give the output its name, and its description beside it where the format holds none."""
+    if not isinstance(output, AtomicFile):
+        output.commit()
+        return
+    beside = sidecar(output.path)
+    # Never an old description beside new vectors, wherever a crash falls.
+    beside.unlink(missing_ok=True)
+    output.commit()
+    if job.format in NEEDS_SIDECAR:
+        description = AtomicFile(beside)
+        text = spec.to_json(task=job.task, rows=tally.rows, failed=tally.failed)
+        description.write(text.encode() + b"\n")
+        description.commit()
+
+
+def _leave_journal(journal: Journal) -> None:
+    """Keep what was computed, and say how to go on; nothing is no journal."""
+    if not journal.rows and not journal.is_resumed:
+        journal.path.unlink(missing_ok=True)
+        return
+    size = os.path.getsize(journal.path)  # noqa: PTH202
+    note(
+        f"{journal.path} ({size / 1e6:.1f} MB) keeps what was computed: "
+        "the same command with --resume goes on from there"
+    )

@@ -1,0 +1,195 @@
+"""The journal beside an output file: what the encoder gave, so that a killed run can go on.
+
+A resumed run is the same program again, with the encoder's results taken from the journal until it
+is used up: the output is written afresh, and its bytes are those of an uninterrupted run.
+
+The file is one line of JSON (`Header`), then for each window
+    magic, number of rows, bytes of the failures' JSON   3 x uint32, little-endian
+    digest of all token ids up to here                    16 bytes
+    failures {row: message}, JSON                         as many bytes as said
+    vectors                                               float32 [rows, dim], little-endian
+    CRC-32 of all of these                                uint32
+A tail that a kill tore off does not match its checksum, and is dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemb.errors import GembError, UsageError
+from gemb.pipeline import Compute, Computed
+
+if TYPE_CHECKING:
+    from gemb.backend import TokenIds
+
+FORMAT = 1
+MAGIC = 0x424D4547  # "GEMB"
+HEAD = struct.Struct("<III16s")
+CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What must be equal for a journal to be gone on with."""
+
+    spec: str  # fingerprint of the vectors
+    backend: str
+    arithmetic: str  # as the model's profile says
+    dim: int
+
+    def line(self) -> bytes:
+        """Return the first line of the file."""
+        return json.dumps({"gemb journal": FORMAT, **asdict(self)}).encode() + b"\n"
+
+
+class Journal:
+    """A `Compute` that replays what its file holds, then computes and appends."""
+
+    def __init__(self, path: Path, header: Header, compute: Compute, *, resume: bool) -> None:
+        """Open and lock the file; without `resume` what it holds is thrown away.
+
+        Raises:
+            GembError: another run holds it.
+            UsageError: it was written by a run of another model, prompt, width or backend.
+        """
+        self.path = path
+        self.rows = 0  # that the file holds
+        self.replaced = 0  # bytes of an older journal that were thrown away
+        self._compute = compute
+        self._dim = header.dim
+        self._digest = hashlib.blake2b(digest_size=16)
+        self._fd = _locked(path)
+        self._reader = open(self._fd, "rb", closefd=False)  # noqa: SIM115
+        self._end = 0  # of what is whole; the next window is written here
+        size = os.fstat(self._fd).st_size
+        line = header.line()
+        if resume and size:
+            found = self._reader.readline(1 << 16)
+            if found.endswith(b"\n") and found != line:
+                raise UsageError(
+                    f"{path} is of a run with another model, prompt, --dim, --dtype or backend; "
+                    "repeat that one, or leave --resume out to start again"
+                )
+            self._is_new = not found.endswith(b"\n")
+        else:
+            self._is_new = True
+            self.replaced = size
+        if self._is_new:
+            os.ftruncate(self._fd, 0)
+            self._append(line)
+        self._end = len(line)
+        self._replay: Iterator[tuple[bytes, Computed]] | None = self._windows()
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether the file held the beginning of this run."""
+        return not self._is_new
+
+    def __call__(self, batch: Sequence[TokenIds]) -> Computed:
+        """Return the vectors of a batch, float32 [len(batch), dim].
+
+        Raises:
+            UsageError: the journal holds the vectors of other texts.
+        """
+        for ids in batch:
+            self._digest.update(len(ids).to_bytes(4, "little"))
+            self._digest.update(ids.tobytes())
+        digest = self._digest.digest()
+        if self._replay:
+            for held_digest, computed in self._replay:
+                if held_digest != digest:
+                    raise self._other_input()
+                self.rows += len(batch)
+                return computed
+            self._replay = None
+            os.ftruncate(self._fd, self._end)
+        computed = self._compute(batch)
+        failed = json.dumps(computed.failed).encode() if computed.failed else b""
+        body = b"".join(
+            (
+                HEAD.pack(MAGIC, len(batch), len(failed), digest),
+                failed,
+                computed.vectors.astype("<f4", copy=False).tobytes(),
+            )
+        )
+        self._append(body + CRC.pack(zlib.crc32(body)))
+        self.rows += len(batch)
+        return computed
+
+    def remove(self) -> None:
+        """Delete the file: the run is complete, or nothing in it is worth keeping."""
+        self.path.unlink(missing_ok=True)
+        os.close(self._fd)
+
+    def check_used_up(self) -> None:
+        """Refuse an input that ended before the journal did.
+
+        Raises:
+            UsageError: it holds vectors of texts that did not come.
+        """
+        if self._replay and next(self._replay, None):
+            raise self._other_input()
+
+    def _other_input(self) -> UsageError:
+        return UsageError(
+            f"{self.path} is of a run over another input; "
+            "give the same one, or leave --resume out to start again"
+        )
+
+    def _windows(self) -> Iterator[tuple[bytes, Computed]]:
+        """Yield each whole window of the file: the digest up to it, and its vectors."""
+        self._reader.seek(self._end)
+        while True:
+            head = self._reader.read(HEAD.size)
+            if len(head) < HEAD.size:
+                return
+            magic, rows, failed_size, digest = HEAD.unpack(head)
+            if magic != MAGIC:
+                return
+            body = self._reader.read(failed_size + rows * self._dim * 4)
+            crc = self._reader.read(CRC.size)
+            if len(crc) < CRC.size or CRC.unpack(crc)[0] != zlib.crc32(body, zlib.crc32(head)):
+                return
+            self._end += len(head) + len(body) + len(crc)
+            failed = json.loads(body[:failed_size]) if failed_size else {}
+            vectors = np.frombuffer(body, "<f4", offset=failed_size).reshape(rows, self._dim)
+            yield digest, Computed(vectors, {int(row): text for row, text in failed.items()})
+
+    def _append(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(self._fd, view, self._end)
+                self._end += written
+                view = view[written:]
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
+
+
+def _locked(path: Path) -> int:
+    """Return a file descriptor to read and write, with an exclusive lock."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            output = path.name.removesuffix(".journal")
+            raise GembError(f"another gemb embed is writing {output}; wait for it") from None
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(path.stat(), os.fstat(fd)):
+                return fd
+        os.close(fd)  # its run ended, and removed it, between our opening and our lock

@@ -1,0 +1,277 @@
+"""Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
+
+While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
+device does not wait for input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.errors import GembError
+from gemb.prompts import Prompt
+from gemb.records import Record, RowError
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder, TokenIds
+
+Vectors = NDArray[np.float32]
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A window ends when its texts have this many bytes (four make a token, roughly) or rows. The first
+# is small, so that the first vector comes soon; each next one is twice as big, for throughput.
+FIRST_BYTES = 1 << 10
+LAST_BYTES = 1 << 15
+WINDOW_ROWS = 512
+WINDOW_S = 1.0  # a live window waits no longer for its rows
+RECENT = 8192  # texts whose vectors are kept for repeats
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the output; its vector is NaN where it has an error."""
+
+    record: Record
+    tokens: int = 0  # of the whole text, before any cut
+    is_cut: bool = False
+    error: RowError | None = None
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that were computed together."""
+
+    rows: list[Row]
+    vectors: Vectors  # [len(rows), dim]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What an encoder gave for a batch."""
+
+    vectors: Vectors  # [n, dim]; NaN where it failed
+    failed: dict[int, str]  # row of the batch -> message
+
+
+class Compute(Protocol):
+    """Computes the vectors of a batch: an encoder, or a journal in front of one."""
+
+    def __call__(self, batch: Sequence[TokenIds]) -> Computed:
+        """Return the vectors of these token sequences, cut to the width wanted."""
+
+
+def computing(encoder: Encoder, dim: int) -> Compute:
+    """Return the encoder as `Compute`, with vectors of `dim` components, of length one again.
+
+    A batch that raises is halved until the row at fault is alone; the others have their vectors.
+    """
+
+    def compute(batch: Sequence[TokenIds]) -> Computed:
+        vectors = np.full((len(batch), encoder.profile.dim), np.nan, np.float32)
+        failed = {}
+        for row, found in enumerate(by_halves(encoder.encode, batch)):
+            if isinstance(found, RowError):
+                failed[row] = found.message
+            else:
+                vectors[row] = found
+        return Computed(shortened(vectors, dim), failed)
+
+    return compute
+
+
+def shortened(vectors: Vectors, dim: int) -> Vectors:
+    """Return the first `dim` components, of length one again; [n, dim]."""
+    if vectors.shape[1] == dim:
+        return vectors
+    cut = vectors[:, :dim]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        units: Vectors = cut / np.linalg.norm(cut, axis=1, keepdims=True)
+    return units
+
+
+def by_halves(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) -> list[R | RowError]:
+    """Return what `work` makes of each item, an error in the place of each that makes it raise.
+
+    Raises:
+        GembError: every one of several items fails: then it is not the items' fault.
+    """
+    errors: list[Exception] = []
+
+    def half(part: Sequence[T]) -> list[R | RowError]:
+        try:
+            return list(work(part))
+        except Exception as error:  # a native library may raise anything
+            if len(part) == 1:
+                errors.append(error)
+                kind = "" if isinstance(error, GembError) else f"{type(error).__name__}: "
+                return [RowError("failed", f"{kind}{error}".replace("\n", " "))]
+        middle = len(part) // 2
+        return half(part[:middle]) + half(part[middle:])
+
+    found = half(items) if items else []
+    if len(errors) == len(items) > 1:
+        error = errors[0]
+        raise GembError(f"the backend fails on every text: {type(error).__name__}: {error}")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How a text becomes token ids."""
+
+    prompt: Prompt
+    dim: int
+    max_tokens: int
+    closing_tokens: int  # kept at the end of a text that is cut
+    on_long: str  # truncate, error, skip
+
+
+class Embedder:
+    """Computes windows, and remembers the vectors of recent texts."""
+
+    def __init__(self, encoder: Encoder, plan: Plan, compute: Compute) -> None:
+        self._tokenize = encoder.tokenize
+        self._plan = plan
+        self._compute = compute
+        self._recent: OrderedDict[bytes, Vectors] = OrderedDict()
+
+    def window(self, records: Sequence[Record]) -> Window:
+        """Return the rows of these records, with their vectors."""
+        vectors = np.full((len(records), self._plan.dim), np.nan, np.float32)
+        rows = [Row(record, error=record.error) for record in records]
+        keys: dict[int, bytes] = {}  # row -> digest of its ids
+        fresh: dict[bytes, TokenIds] = {}  # what must be computed
+        for place, ids in self._tokenized(rows).items():
+            if rows[place].error:
+                continue
+            key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
+            keys[place] = key
+            if key in self._recent:
+                self._recent.move_to_end(key)
+            else:
+                fresh[key] = ids
+        known, failed = self._known(fresh)
+        for place, key in keys.items():
+            vectors[place] = known[key] if key in known else self._recent[key]
+        self._remember(known)
+        self._mark_failed(rows, vectors, keys, failed)
+        return Window(rows, vectors)
+
+    def _tokenized(self, rows: list[Row]) -> dict[int, TokenIds]:
+        """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
+        plan = self._plan
+        places = [place for place, row in enumerate(rows) if row.error is None]
+        texts = [plan.prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
+        cut: dict[int, TokenIds] = {}
+        for place, ids in zip(places, by_halves(self._tokenize, texts), strict=True):
+            record = rows[place].record
+            if isinstance(ids, RowError):
+                rows[place] = Row(record, error=ids)
+                continue
+            count = len(ids)
+            error = None
+            if count > plan.max_tokens:
+                if plan.on_long == "truncate":
+                    last = plan.closing_tokens
+                    ids = np.concatenate([ids[: plan.max_tokens - last], ids[count - last :]])
+                else:
+                    message = f"{count} tokens; the model takes {plan.max_tokens}"
+                    error = RowError("too_long", message)
+            rows[place] = Row(record, count, error is None and count > plan.max_tokens, error)
+            cut[place] = ids
+        return cut
+
+    def _known(self, fresh: dict[bytes, TokenIds]) -> tuple[dict[bytes, Vectors], dict[bytes, str]]:
+        """Compute what is new; return vectors and messages of failure by digest."""
+        if not fresh:
+            return {}, {}
+        computed = self._compute(list(fresh.values()))
+        keys = list(fresh)
+        failed = {keys[row]: message for row, message in computed.failed.items()}
+        return dict(zip(keys, computed.vectors, strict=True)), failed
+
+    def _remember(self, known: dict[bytes, Vectors]) -> None:
+        # A copy: a view would hold its whole window in memory.
+        self._recent.update((key, vector.copy()) for key, vector in known.items())
+        while len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    @staticmethod
+    def _mark_failed(
+        rows: list[Row], vectors: Vectors, keys: dict[int, bytes], failed: dict[bytes, str]
+    ) -> None:
+        bad = ~np.isfinite(vectors).all(axis=1)
+        for place in np.flatnonzero(bad).tolist():
+            vectors[place] = np.nan
+            if place in keys:
+                message = failed.get(keys[place])
+                error = RowError("failed", message) if message else NOT_FINITE
+                rows[place] = Row(rows[place].record, rows[place].tokens, error=error)
+
+
+NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")
+
+
+def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iterator[list[Record]]:
+    """Yield records by the window, and an empty list where the input idles.
+
+    Without `live` the windows depend on the records alone, so that a resumed run repeats them.
+    """
+    limit = FIRST_BYTES
+    window: list[Record] = []
+    size = 0
+    began = 0.0
+    for record in records:
+        if record is None:
+            if window:
+                yield window
+            yield []
+            window, size, limit = [], 0, FIRST_BYTES
+            continue
+        if live and not window:
+            began = time.monotonic()
+        window.append(record)
+        text = record.text
+        length = len(text) if text.isascii() else len(text.encode())
+        size += min(length, 4 * plan.max_tokens) + len(plan.prompt.template)
+        is_late = live and time.monotonic() - began > WINDOW_S
+        if size >= limit or len(window) == WINDOW_ROWS or is_late:
+            yield window
+            window, size, limit = [], 0, min(2 * limit, LAST_BYTES)
+    if window:
+        yield window
+
+
+def embed(
+    records: Iterable[Record | None], embedder: Embedder, plan: Plan, *, live: bool
+) -> Iterator[Window]:
+    """Yield the windows of rows, in the order of the records.
+
+    Args:
+        records: None where the input idles.
+        embedder: computes; it is used from one other thread alone.
+        plan: of the embedder.
+        live: whether windows may depend on the clock.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-embed")
+    pending: Future[Window] | None = None
+    try:
+        for window in windows(records, plan, live=live):
+            following = pool.submit(embedder.window, window) if window else None
+            if pending:
+                yield pending.result()
+            pending = following
+        if pending:
+            yield pending.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,142 @@
+"""What a record is: a text with its id, title and kept fields, or the reason why there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+from gemb.notes import note
+
+Id = int | str
+
+# Names that the output gives to fields of its own: a kept field cannot have one.
+RESERVED = ("id", "embedding", "tokens", "truncated", "task", "fingerprint", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why a row has no vector."""
+
+    code: str  # empty, invalid_utf8, bad_json, bad_csv, missing_field, too_long, not_finite, ...
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row of the input."""
+
+    id: Id  # the row's number from 1, path:number of one of several files, or the id field
+    place: str  # where the row is, for messages: line 17, notes.txt:17
+    text: str = ""
+    title: str | None = None
+    kept: Mapping[str, object] = field(default_factory=dict)
+    error: RowError | None = None
+    size: int = 1  # share of the input, for progress: bytes, or 1 of a table's rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Which fields of a row are what."""
+
+    text: Sequence[str] = ()  # joined by a newline; empty: `text`, or a table's only column
+    title: str | None = None
+    id: str | None = None
+    keep: Sequence[str] = ()
+    keep_all: bool = False
+
+    def named(self) -> list[str]:
+        """Return every field that the user named."""
+        return [*self.text, *filter(None, (self.title, self.id)), *self.keep]
+
+
+def from_text(text: str, number: int, place: str) -> Record:
+    """Return the record of a text that stands for itself."""
+    return Record(number, place, text, error=unfit(text))
+
+
+def from_fields(
+    values: Mapping[str, object], fields: Fields, record_id: Id, place: str, size: int
+) -> Record:
+    """Return the record that these fields of a row make.
+
+    Args:
+        values: the row's fields by name.
+        fields: which of them to take; `fields.text` is not empty.
+        record_id: the id unless `fields.id` names one.
+        place: for messages.
+        size: share of the input.
+    """
+    text, error = _text(values, fields.text)
+    if fields.id is not None:
+        value = values.get(fields.id)
+        if value is None:
+            error = _missing(fields.id, values)
+        else:
+            record_id = value if isinstance(value, int | str) else str(value)
+    title = values.get(fields.title) if fields.title else None
+    kept = _kept(values, fields)
+    error = error or unfit(text, str(title or ""), record_id, *kept.values())
+    if error and error.code == "invalid_utf8":
+        kept, record_id = {}, place  # they may be what cannot be written
+    return Record(record_id, place, text, str(title) if title else None, kept, error, size)
+
+
+def _text(values: Mapping[str, object], names: Sequence[str]) -> tuple[str, RowError | None]:
+    """Return the text, its fields joined by a newline, or why there is none."""
+    texts: list[str] = []
+    for name in names:
+        value = values.get(name)
+        if name not in values:
+            return "", _missing(name, values)
+        if isinstance(value, str):
+            texts.append(value)
+        elif value is not None:
+            return "", RowError("bad_field", f"field '{name}' is {_kind(value)}, not text")
+    return "\n".join(texts), None
+
+
+def _kept(values: Mapping[str, object], fields: Fields) -> Mapping[str, object]:
+    if not fields.keep_all:
+        return {name: values.get(name) for name in fields.keep}
+    taken = {*fields.text, fields.title, fields.id, *RESERVED}
+    for name in values:
+        if name in RESERVED and name not in (*fields.text, fields.title, fields.id):
+            _say_left_out(name)
+    return {name: value for name, value in values.items() if name not in taken}
+
+
+def _missing(name: str, values: Mapping[str, object]) -> RowError:
+    return RowError("missing_field", f"no field '{name}'; it has: {_names(values)}")
+
+
+def unfit(text: str, *others: object) -> RowError | None:
+    """Return why a row cannot be embedded, or None. `others` are written, so must be UTF-8 too."""
+    for value in (text, *others):
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                return RowError("invalid_utf8", f"character {error.start + 1} is no valid UTF-8")
+    if not text.strip():
+        return RowError("empty", "the text is empty")
+    return None
+
+
+@cache
+def _say_left_out(name: str) -> None:
+    hint = "; --id-field id makes it the row's id" if name == "id" else ""
+    note(f"field '{name}' is not kept: the output has one of that name{hint}")
+
+
+def _names(values: Mapping[str, object]) -> str:
+    shown = [str(name) for name in list(values)[:6]]
+    return ", ".join(shown) + (", ..." if len(values) > 6 else "") or "none"
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    return "a list" if isinstance(value, list) else "an object"

@@ -1,0 +1,170 @@
+"""Tables as records: CSV and TSV with real line numbers, Parquet by batches."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gemb.byte_records import LONGEST, Oversize
+from gemb.errors import Missing, UsageError
+from gemb.records import Fields, Id, Record, RowError, from_fields
+
+ROWS = 1024  # of a Parquet file at a time
+
+
+def read_csv(
+    parts: Iterator[bytes | Oversize | None],
+    fields: Fields,
+    name: str,
+    label: str | None,
+    delimiter: str,
+) -> Iterator[Record | None]:
+    """Yield the rows of a table whose first row names its columns. Blank lines are left out.
+
+    A row's number is that of the line on which it begins: the first row's is 2.
+
+    Raises:
+        UsageError: a column that was named is not there.
+    """
+    csv.field_size_limit(LONGEST)
+    lines = _Lines(parts)
+    reader = csv.reader(lines, delimiter=delimiter)
+    columns: list[str] | None = None
+    while not lines.ended:
+        lines.begin()
+        try:
+            cells = next(reader, None)
+            error = lines.oversize and RowError("too_big", f"a row may have {LONGEST} bytes")
+        except csv.Error as failure:
+            cells, error = [], RowError("bad_csv", str(failure))
+        if cells is None:  # the input idles, or it has ended
+            yield None
+        elif columns is None and cells:
+            columns = [cell.removeprefix("\ufeff") for cell in cells]
+            fields = resolved(fields, columns, name)
+        elif error or cells:
+            yield _row(cells, error or None, columns or [], fields, label, lines)
+
+
+def _row(
+    cells: list[str],
+    error: RowError | None,
+    columns: list[str],
+    fields: Fields,
+    label: str | None,
+    lines: _Lines,
+) -> Record:
+    place = f"{label}:{lines.first}" if label else f"line {lines.first}"
+    record_id: Id = place if label else lines.first
+    if not error and len(cells) != len(columns):
+        error = RowError("bad_csv", f"{len(cells)} columns; the header has {len(columns)}")
+    if error:
+        return Record(record_id, place, error=error, size=lines.size)
+    values = dict(zip(columns, cells, strict=True))
+    return from_fields(values, fields, record_id, place, lines.size)
+
+
+class _Lines:
+    """Lines for `csv.reader`. Where the input idles between two rows the iterator ends for once."""
+
+    def __init__(self, parts: Iterator[bytes | Oversize | None]) -> None:
+        self._parts = parts
+        self._number = 0
+        self.ended = False
+        self.begin()
+
+    def begin(self) -> None:
+        """Say that a row begins."""
+        self.first = self._number + 1  # line number, from 1
+        self.size = 0  # bytes of the row
+        self.oversize = False
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        for part in self._parts:
+            if part is None:
+                if self.size == 0:
+                    raise StopIteration
+                continue  # in the middle of a quoted field
+            self._number += 1
+            if isinstance(part, Oversize):
+                self.size += part.size
+                self.oversize = True
+                return "\n"
+            self.size += len(part) + 1
+            return part.decode(errors="surrogateescape") + "\n"
+        self.ended = True
+        raise StopIteration
+
+
+def read_parquet(path: str, fields: Fields, label: str | None) -> Iterator[Record]:
+    """Yield the rows of a Parquet file, numbered from 1.
+
+    Raises:
+        Missing: pyarrow is not installed.
+        UsageError: it is no Parquet file, or a column that was named is not there.
+    """
+    pyarrow, parquet = import_pyarrow()
+    if path == "-" or not Path(path).is_file():
+        raise UsageError("Parquet is read from a file, not from a pipe: gemb embed -I parquet FILE")
+    try:
+        file = parquet.ParquetFile(path)
+        fields = resolved(fields, file.schema_arrow.names, path)
+        columns = None if fields.keep_all else list(dict.fromkeys(fields.named()))
+        batches = file.iter_batches(batch_size=ROWS, columns=columns)
+        rows: Iterator[Mapping[str, object]] = itertools.chain.from_iterable(
+            batch.to_pylist() for batch in batches
+        )
+        for number, values in enumerate(rows, 1):
+            place = f"{label}:{number}" if label else f"row {number}"
+            yield from_fields(values, fields, place if label else number, place, 1)
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{path}: no readable Parquet file: {_one_line(error)}") from None
+
+
+def resolved(fields: Fields, columns: Sequence[str], name: str) -> Fields:
+    """Return the fields with the text column settled, every one found among the columns.
+
+    Raises:
+        UsageError: one is not there, or the text column is not clear.
+    """
+    if not fields.text:
+        if "text" in columns:
+            fields = dataclasses.replace(fields, text=("text",))
+        elif len(columns) == 1:
+            fields = dataclasses.replace(fields, text=(columns[0],))
+        else:
+            raise UsageError(f"{name}: which column is the text? --text-field {_list(columns)}")
+    for wanted in fields.named():
+        if wanted not in columns:
+            raise UsageError(f"{name}: no column '{wanted}'; it has: {_list(columns)}")
+    return fields
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """Return the modules pyarrow and pyarrow.parquet.
+
+    Raises:
+        Missing: they are not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise Missing("Parquet needs pyarrow: pip install 'gemb[parquet]'") from None
+    return pyarrow, pyarrow.parquet
+
+
+def _list(columns: Sequence[str]) -> str:
+    shown = ", ".join(column[:40] for column in columns[:8])
+    return shown + (f", ... ({len(columns)} in all)" if len(columns) > 8 else "")
+
+
+def _one_line(error: Exception) -> str:
+    return str(error).split("\n", 1)[0]

@@ -1,0 +1,134 @@
+"""Vectors as arrays: raw float32, .npy, .npz. A failed row is NaN, or zeros in int8 and ubinary."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.output import AtomicFile, Output, Sink
+from gemb.pipeline import Row, Vectors
+from gemb.records import Id
+from gemb.vector_writer import Layout, stored
+
+NPY_HEADER = 128  # bytes; numpy pads its header to a multiple of 64
+COPY = 1 << 20  # bytes at a time
+EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's first moment: equal runs give equal bytes
+
+
+class Raw:
+    """The numbers alone, little-endian, row after row."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._spec = layout.spec
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write the numbers of each row."""
+        self._output.write(stored(vectors, self._spec).tobytes())
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+class Npy:
+    """One array [rows, dim]. Its header needs the count: patched in a file, spooled for a pipe."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._spec = layout.spec
+        self._count = 0
+        self._empty = stored(np.zeros((0, self._spec.dim), np.float32), self._spec)
+        self._output = output
+        self._spool: IO[bytes] | None = None
+        if isinstance(output, AtomicFile):
+            output.write(bytes(NPY_HEADER))
+        else:
+            self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write the numbers of each row."""
+        data = stored(vectors, self._spec).tobytes()
+        self._count += len(rows)
+        (self._spool or self._output).write(data)
+
+    def finish(self) -> None:
+        """Write the header, now that the count is known."""
+        header = npy_header(self._empty, self._count)
+        if self._spool is None:
+            assert isinstance(self._output, AtomicFile), "only a file can be patched"
+            self._output.patch(0, header)
+            return
+        self._output.write(header)
+        copy(self._spool, self._output.write)
+        self._spool.close()
+
+
+class Npz:
+    """Arrays `vectors`, `ids`, `tokens`, `failed` and the JSON text `meta`; no objects."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._layout = layout
+        self._ids: list[Id] = []
+        self._tokens: list[int] = []
+        self._failed: list[bool] = []
+        # Beside the output, which has room for it: /tmp is often small.
+        folder = output.path.parent if isinstance(output, AtomicFile) else None
+        self._vectors: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._empty = stored(np.zeros((0, layout.spec.dim), np.float32), layout.spec)
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Hold the rows; their numbers go to a temporary file."""
+        self._vectors.write(stored(vectors, self._layout.spec).tobytes())
+        self._ids += [row.record.id for row in rows]
+        self._tokens += [row.tokens for row in rows]
+        self._failed += [row.error is not None for row in rows]
+
+    def finish(self) -> None:
+        """Write the archive."""
+        ids = [str(one) for one in self._ids] if self._layout.text_ids else self._ids
+        meta = self._layout.spec.to_json(rows=len(self._ids), failed=sum(self._failed))
+        with zipfile.ZipFile(Sink(self._output), "w") as archive:
+            with archive.open(_member("vectors"), "w", force_zip64=True) as member:
+                member.write(npy_header(self._empty, len(self._ids)))
+                copy(self._vectors, member.write)
+            arrays = {
+                "ids": np.array(ids, dtype=np.str_ if self._layout.text_ids else np.int64),
+                "tokens": np.array(self._tokens, np.int32),
+                "failed": np.array(self._failed, np.bool_),
+                "meta": np.array(meta),
+            }
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.save(buffer, array, allow_pickle=False)
+                archive.writestr(_member(name), buffer.getvalue())
+        self._vectors.close()
+
+
+def npy_header(like: NDArray[Any], count: int) -> bytes:
+    """Return the header of a .npy file, `NPY_HEADER` bytes, for `count` rows as those of `like`.
+
+    Source: numpy.lib.format, version 1.0.
+    """
+    text = f"{{'descr': {like.dtype.str!r}, 'fortran_order': False, "
+    text += f"'shape': ({count}, {like.shape[1]}), }}"
+    room = NPY_HEADER - 10
+    assert len(text) < room, "the header does not fit"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + f"{text:<{room - 1}}\n".encode()
+
+
+def copy(spool: IO[bytes], write: Callable[[bytes], object]) -> None:
+    """Write all that is in the spool."""
+    spool.seek(0)
+    while block := spool.read(COPY):
+        write(block)
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"{name}.npy", EPOCH)

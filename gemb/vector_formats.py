@@ -1,0 +1,23 @@
+"""The formats of vectors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gemb.output import Output
+from gemb.vector_arrays import Npy, Npz, Raw
+from gemb.vector_lines import Base64, Csv, JsonLines, Preview
+from gemb.vector_parquet import Parquet
+from gemb.vector_writer import Layout, Writer
+
+WRITERS: Mapping[str, Callable[[Output, Layout], Writer]] = {
+    "jsonl": JsonLines,
+    "npy": Npy,
+    "npz": Npz,
+    "parquet": Parquet,
+    "csv": Csv,
+    "f32": Raw,
+    "base64": Base64,
+    "preview": Preview,
+}
+NEEDS_SIDECAR = ("npy", "f32", "csv", "base64")

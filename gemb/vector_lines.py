@@ -1,0 +1,120 @@
+"""Vectors as lines of text: JSON lines, CSV, base64, and a preview for a terminal."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import orjson
+from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
+
+from gemb.output import Output
+from gemb.pipeline import Row, Vectors
+from gemb.vector_writer import Layout, stored
+
+
+class JsonLines:
+    """One object a row."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._layout = layout
+        self._fingerprint = layout.spec.fingerprint
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write one line for each row."""
+        option = OPT_APPEND_NEWLINE | OPT_NON_STR_KEYS | OPT_SERIALIZE_NUMPY
+        numbers = stored(vectors, self._layout.spec)
+        lines = []
+        for row, vector in zip(rows, numbers, strict=True):
+            line: dict[str, object] = {"id": row.record.id, **row.record.kept}
+            if row.error:
+                line["error"] = {"code": row.error.code, "message": row.error.message}
+            else:
+                line["embedding"] = vector
+                line["tokens"] = row.tokens
+                if row.is_cut:
+                    line["truncated"] = True
+                line["task"] = self._layout.task
+                line["fingerprint"] = self._fingerprint
+            lines.append(dumps(line, str, option))
+        self._output.write(b"".join(lines))
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+class Preview:
+    """One short line a row, for a terminal."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._dim = layout.spec.dim
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write one line for each row."""
+        lines = []
+        for row, vector in zip(rows, vectors, strict=True):
+            if row.error:
+                shown = f"error: {row.error.message}"
+            else:
+                first = " ".join(f"{number:+.4f}" for number in vector[:4])
+                shown = f"[{first} ...]  {self._dim} dims, {row.tokens} tokens"
+            lines.append(f"{row.record.id}  {shown}{', cut' if row.is_cut else ''}\n")
+        self._output.write("".join(lines).encode())
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+class Csv:
+    """A header, then id, kept fields, error code, and one column for each component."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._layout = layout
+        width = stored(np.zeros((1, layout.spec.dim), np.float32), layout.spec).shape[1]
+        self._blank = "," * (width - 1)
+        output.write(_csv_line(["id", *layout.kept, "error", *(f"v{i}" for i in range(width))]))
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write one line for each row."""
+        numbers = stored(vectors, self._layout.spec)
+        lines = []
+        for row, vector in zip(rows, numbers, strict=True):
+            cells = [row.record.id, *(row.record.kept.get(name) for name in self._layout.kept)]
+            head = _csv_line([*cells, row.error.code if row.error else ""])[:-1]
+            if row.error:
+                body = self._blank.encode()
+            else:  # a JSON list without its brackets
+                body = orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+            lines.append(head + b"," + body + b"\n")
+        self._output.write(b"".join(lines))
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+class Base64:
+    """A line for each row: its little-endian numbers in base64; NaN where it failed."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._output = output
+        self._spec = layout.spec
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Write one line for each row."""
+        lines = [base64.b64encode(row.tobytes()) + b"\n" for row in stored(vectors, self._spec)]
+        self._output.write(b"".join(lines))
+
+    def finish(self) -> None:
+        """Nothing comes after the last row."""
+
+
+def _csv_line(cells: Sequence[object]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\n").writerow(cells)
+    return line.getvalue().encode()

@@ -1,0 +1,87 @@
+"""Vectors as a Parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.errors import GembError
+from gemb.output import Output, Sink
+from gemb.pipeline import Row, Vectors
+from gemb.tables import import_pyarrow
+from gemb.vector_writer import Layout, stored
+from gemb.vectors import META
+
+ROW_GROUP = 4096  # rows
+
+
+class Parquet:
+    """Columns id, kept fields, embedding (null where a row failed), tokens, truncated, error."""
+
+    def __init__(self, output: Output, layout: Layout) -> None:
+        self._arrow, self._parquet = import_pyarrow()
+        self._layout = layout
+        self._sink = Sink(output)
+        self._rows: list[Row] = []
+        self._numbers: list[NDArray[Any]] = []
+        self._schema: Any = None
+        self._writer: Any = None
+
+    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+        """Hold the rows until they make a row group."""
+        self._rows += rows
+        self._numbers.append(stored(vectors, self._layout.spec))
+        if len(self._rows) >= ROW_GROUP:
+            self._write_group()
+
+    def finish(self) -> None:
+        """Write the last row group and the footer."""
+        if self._rows or self._writer is None:
+            self._write_group()
+        self._writer.close()
+
+    def _write_group(self) -> None:
+        arrow, rows = self._arrow, self._rows
+        spec = self._layout.spec
+        empty = stored(np.zeros((0, spec.dim), np.float32), spec)
+        numbers = np.concatenate([empty, *self._numbers])
+        failed = np.array([row.error is not None for row in rows], np.bool_)
+        ids = [row.record.id for row in rows]
+        columns = {
+            "id": arrow.array([str(i) for i in ids], arrow.string())
+            if self._layout.text_ids
+            else arrow.array(ids, arrow.int64())
+        }
+        for name in self._layout.kept:
+            columns[name] = self._kept_column(name)
+        columns["embedding"] = arrow.FixedSizeListArray.from_arrays(
+            arrow.array(numbers.reshape(-1)), numbers.shape[1], mask=arrow.array(failed)
+        )
+        columns["tokens"] = arrow.array([row.tokens for row in rows], arrow.int32())
+        columns["truncated"] = arrow.array([row.is_cut for row in rows], arrow.bool_())
+        errors = [f"{row.error.code}: {row.error.message}" if row.error else None for row in rows]
+        columns["error"] = arrow.array(errors, arrow.string())
+        table = arrow.table(columns)
+        if self._writer is None:
+            metadata = {META: spec.to_json(task=self._layout.task)}
+            self._schema = table.schema.with_metadata(metadata)
+            self._writer = self._parquet.ParquetWriter(self._sink, self._schema)
+        self._writer.write_table(table.cast(self._schema))
+        self._rows, self._numbers = [], []
+
+    def _kept_column(self, name: str) -> Any:  # noqa: ANN401  pyarrow has no types
+        arrow = self._arrow
+        values = [row.record.kept.get(name) for row in self._rows]
+        wanted = self._schema.field(name).type if self._schema else None
+        try:
+            column = arrow.array(values, wanted)
+        except (arrow.ArrowException, OverflowError) as error:
+            reason = str(error).split("\n", 1)[0]
+            raise GembError(
+                f"--keep {name}: its values are of several types ({reason}); -O jsonl keeps them"
+            ) from None
+        # Of a first group without any value the type is not known: text fits most of what follows.
+        return column.cast(arrow.string()) if arrow.types.is_null(column.type) else column
