@@ -34,6 +34,10 @@ LONGEST_BAND = "over 512 tokens"
 BARS: dict[str, float] = {"f32": 0.99999, "bf16": 0.9999, "q8_0": 0.999, "q4_0": 0.9}
 DEFAULT_BAR = 0.999  # of a type not named here
 
+# Of files that hold the same vectors: rounding to f16 or int8 moves a component by its last place,
+# and one sign bit of 768 that flips costs 2 / 768.
+STORED_BARS: dict[str, float] = {"f32": 0.99999, "f16": 0.99999, "int8": 0.999, "ubinary": 0.98}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -99,6 +103,11 @@ def bar_for(dtype_a: str, dtype_b: str) -> float:
     """Return the least cosine to expect of right models of these two types: see `BARS`."""
     short = (dtype.lower().replace("fp", "f") for dtype in (dtype_a, dtype_b))
     return min(BARS.get(dtype, DEFAULT_BAR) for dtype in short)
+
+
+def stored_bar(dtype: str) -> float:
+    """Return the least cosine to expect of two files of the same vectors: see `STORED_BARS`."""
+    return STORED_BARS[dtype]
 
 
 def script_of(text: str) -> str:

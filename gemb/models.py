@@ -24,7 +24,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemb.backend import Encoder, Runtime, for_model
 from gemb.errors import Missing, UsageError
 from gemb.hub_cache import (
     HubName,
@@ -68,7 +67,7 @@ def resolve(reference: str, *, download: bool = True) -> Path:
     if not download or is_offline():
         why = "HF_HUB_OFFLINE is set" if is_offline() else "it has not been pulled"
         raise Missing(
-            f"{target} is not in the hub cache ({_lacking(target)}) and {why}: "
+            f"{reference}: no such path, not in the hub cache ({_lacking(target)}), and {why}: "
             f"gemb models pull {reference}"
         )
     from gemb.hub import plan
@@ -77,16 +76,6 @@ def resolve(reference: str, *, download: bool = True) -> Path:
     planned = plan(target)
     note(f"downloading {planned.describe()}, to {cache_folder()}")
     return fetch(planned)
-
-
-def open_model(reference: str, backend: str, runtime: Runtime) -> Encoder:
-    """Return the open model of a reference, by a backend's name or `auto`.
-
-    Raises:
-        GembError: as `resolve`, `gemb.backend.for_model` and the backend's `open` say.
-    """
-    path = resolve(reference)
-    return for_model(path, backend).open(path, runtime)
 
 
 def locate(reference: str) -> Path | HubName:
@@ -165,7 +154,7 @@ def _absent(reference: str, path: Path) -> str:
     alias, _, type_ = reference.partition(":")
     if alias in ALIASES:
         return (
-            f"{reference} has not been made yet ({path}): "
+            f"{reference} has not been made yet: mkdir -p {path.parent} && "
             f"gemb export-gguf {alias} --outtype {type_} -o {path}"
         )
     return f"{path}: no such file or folder"

@@ -143,7 +143,7 @@ def test_offline_the_missing_file_is_named(name):
     with pytest.raises(Missing) as caught:
         models.resolve("org/repo")
     assert str(caught.value) == (
-        f"org/repo is not in the hub cache (no {name}) and HF_HUB_OFFLINE is set: "
+        f"org/repo: no such path, not in the hub cache (no {name}), and HF_HUB_OFFLINE is set: "
         "gemb models pull org/repo"
     )
 
@@ -165,9 +165,7 @@ def test_the_parts_of_divided_weights_are_all_needed():
 
 def test_without_download_a_hub_model_that_is_not_here_is_missing(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    with pytest.raises(
-        Missing, match=r"\(no config.json\) and it has not been pulled: gemb models"
-    ):
+    with pytest.raises(Missing, match=r"\(no config.json\), and it has not been pulled: gemb"):
         models.resolve("org/repo", download=False)
 
 

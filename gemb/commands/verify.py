@@ -1,0 +1,154 @@
+"""`gemb verify`: whether two models, or two files of vectors, are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gemb.commands.options import ModelOptions, runtime_options
+from gemb.commands.params import ModelReference
+from gemb.errors import NegativeAnswer, UsageError
+from gemb.prompts import TASKS
+
+if TYPE_CHECKING:
+    from gemb.compare import Agreement
+    from gemb.vectors import VectorFile
+
+VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
+
+
+@click.command()
+@click.argument("a", type=ModelReference(), metavar="A")
+@click.argument("b", type=ModelReference(), metavar="B")
+@click.option(
+    "--texts",
+    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    metavar="FILE",
+    help="Texts to compare models on, one a line.  [default: 64 that come with gemb]",
+)
+@click.option(
+    "--task",
+    type=click.Choice(tuple(TASKS)),
+    default="none",
+    show_default=True,
+    help="The prompt that each model puts around a text.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(-1, 1),
+    metavar="X",
+    help="The least cosine at which they are the same.  [default: by the coarser type]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@runtime_options
+def verify(
+    a: str,
+    b: str,
+    texts: Path | None,
+    task: str,
+    min_cosine: float | None,
+    as_json: bool,
+    options: ModelOptions,
+) -> None:
+    """Say whether two models, or two files of vectors, are the same.
+
+    \b
+    gemb verify embeddinggemma-300m model.gguf
+    gemb verify --texts corpus.txt --task query a.gguf b.gguf
+    gemb verify yesterday.npy today.npy
+
+    Prints the cosine between the two vectors of each text, and how far their neighbours agree.
+    Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.9999 for bf16, 0.999 for q8_0,
+    0.9 for q4_0; of two types or two files, the coarser one's.
+    """
+    if all(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
+        if texts is not None or task != "none":
+            raise UsageError("--texts and --task are for models; A and B are files of vectors")
+        agreement, usual_bar = _compare_files(Path(a), Path(b))
+    elif any(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
+        raise UsageError(
+            f"{a} and {b}: compare two models or two files of vectors, not one of each"
+        )
+    else:
+        agreement, usual_bar = _compare_models(a, b, texts, task, options)
+    bar = usual_bar if min_cosine is None else min_cosine
+    click.echo(_json(agreement, bar) if as_json else _table(agreement))
+    if agreement.one_failed:
+        raise NegativeAnswer(f"they differ: {agreement.one_failed} rows failed on one side only")
+    if agreement.min_cosine < bar:
+        where = repr(agreement.worst_text[:40]) if agreement.worst_text else "that"
+        raise NegativeAnswer(
+            f"they differ: row {agreement.worst_row + 1}, {where}, has cosine "
+            f"{agreement.min_cosine:.6f}, and the bar is {bar:g} (--min-cosine)"
+        )
+
+
+def _compare_models(
+    a: str, b: str, texts: Path | None, task: str, options: ModelOptions
+) -> tuple[Agreement, float]:
+    from gemb.compare import bar_for, compare
+    from gemb.verification_texts import VERIFICATION_TEXTS
+
+    chosen = VERIFICATION_TEXTS if texts is None else _read_texts(texts)
+    model_a, model_b = (
+        dataclasses.replace(options, model=reference).open().encoder for reference in (a, b)
+    )
+    agreement = compare(model_a, model_b, chosen, task=task)
+    return agreement, bar_for(model_a.profile.dtype, model_b.profile.dtype)
+
+
+def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
+    from gemb.compare import compare_vectors, stored_bar
+    from gemb.vectors import read_vectors
+
+    file_a, file_b = read_vectors(a), read_vectors(b)
+    if len(file_a.ids) == len(file_b.ids):
+        for row, (id_a, id_b) in enumerate(zip(file_a.ids, file_b.ids, strict=True), 1):
+            if str(id_a) != str(id_b):
+                raise NegativeAnswer(f"they differ: row {row} is {id_a!r} in {a}, {id_b!r} in {b}")
+    if (_dtype(file_a) == "ubinary") != (_dtype(file_b) == "ubinary"):
+        raise UsageError(f"one of {a} and {b} holds sign bits, the other numbers; embed one again")
+    agreement = compare_vectors(file_a.vectors, file_b.vectors)
+    return agreement, min(stored_bar(_dtype(file)) for file in (file_a, file_b))
+
+
+def _dtype(file: VectorFile) -> str:
+    return file.spec.dtype if file.spec else "f32"
+
+
+def _read_texts(path: Path) -> tuple[str, ...]:
+    with click.open_file(str(path), encoding="utf-8", errors="replace") as lines:
+        texts = tuple(line for line in (line.rstrip("\r\n") for line in lines) if line.strip())
+    if not texts:
+        raise UsageError(f"{path}: no text to compare the models on")
+    return texts
+
+
+def _table(agreement: Agreement) -> str:
+    rows = [
+        ("rows compared", f"{agreement.count}"),
+        ("cosine, least", f"{agreement.min_cosine:.6f}"),
+        ("cosine, mean", f"{agreement.mean_cosine:.6f}"),
+        ("worst row", f"{agreement.worst_row + 1}  {agreement.worst_text[:60]!r}".rstrip(" '")),
+        ("ten nearest shared", f"{agreement.rank_agreement:.2%}"),
+        ("rank correlation", f"{agreement.spearman:.6f}"),
+    ]
+    if agreement.both_failed or agreement.one_failed:
+        failed = f"{agreement.both_failed} on both sides, {agreement.one_failed} on one"
+        rows.append(("failed rows", failed))
+    for kind, groups in agreement.groups.items():
+        for i, group in enumerate(groups):
+            cosines = f"{group.min_cosine:.6f} least, {group.mean_cosine:.6f} mean"
+            rows.append(("" if i else f"by {kind}", f"{group.name:15} {group.count:4}  {cosines}"))
+    return "\n".join(f"{name:19} {value}".rstrip() for name, value in rows)
+
+
+def _json(agreement: Agreement, bar: float) -> str:
+    import json
+
+    same = agreement.min_cosine >= bar and not agreement.one_failed
+    document = {"same": same, "bar": bar, **dataclasses.asdict(agreement)}
+    return json.dumps(document, ensure_ascii=False, indent=2)
