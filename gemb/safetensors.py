@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -110,3 +111,33 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
     if tensor.size_bytes != end - begin:
         raise UsageError(f"{path}: tensor {name} has {end - begin} bytes, not its shape's")
     return tensor
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """One tensor to write, and where its bytes come from."""
+
+    dtype: str  # F32, BF16 or F16
+    shape: tuple[int, ...]
+    parts: Iterable[NDArray[np.uint8]]  # its bytes, in order; read once, when it is written
+
+
+def write_file(path: Path, tensors: Mapping[str, NewTensor]) -> None:
+    """Write a safetensors file, one part of one tensor in memory at a time.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + prod(tensor.shape) * _BYTES[tensor.dtype]
+        shape = list(tensor.shape)
+        header[name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for part in (part for tensor in tensors.values() for part in tensor.parts):
+            file.write(part.data)
+        assert file.tell() == 8 + len(text) + end, "the parts are not as long as their shapes"

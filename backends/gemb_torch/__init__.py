@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gemb.backend import Backend, Encoder, Runtime
+from gemb.backend import Backend, Cut, Encoder, Runtime
 from gemb.checkpoint import looks_like_checkpoint, open_checkpoint
 
 
@@ -13,7 +13,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     requires = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
-    can = frozenset({"open"})
+    can = frozenset({"open", "cut"})
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a folder with a config.json."""
@@ -28,3 +28,9 @@ class TorchBackend(Backend):
         from gemb_torch.encode import TorchEncoder
 
         return TorchEncoder(open_checkpoint(model), runtime)
+
+    def cut(self, source: Path, target: Path, cut: Cut) -> None:
+        """Write a smaller model folder; see `gemb_torch.cut`."""
+        from gemb_torch.cut import cut_folder
+
+        cut_folder(source, target, cut)

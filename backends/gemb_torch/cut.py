@@ -1,0 +1,176 @@
+"""A smaller model folder from a bigger one: fewer layers, fewer tokens, the same numbers.
+
+What is kept is kept bit for bit. A text whose tokens are all kept has the same vector as before
+where no layer was left out.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gemb.atomic import new_folder
+from gemb.checkpoint import Checkpoint, open_checkpoint, read_json
+from gemb.errors import UsageError
+from gemb.notes import note
+from gemb.safetensors import NewTensor, StoredTensor, write_file
+from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gemb.backend import Cut
+
+_ROWS = 8192  # of the token table in memory at a time
+_EMBEDDING = "embed_tokens.weight"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+_COPIED = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "2_Dense/model.safetensors",
+    "3_Dense/config.json",
+    "3_Dense/model.safetensors",
+)
+
+
+def cut_folder(source: Path, target: Path, cut: Cut) -> None:
+    """Write the folder `target`, which is replaced if it exists.
+
+    Args:
+        source: a model folder.
+        target: where the smaller one goes; it appears whole or not at all.
+        cut: what to keep.
+
+    Raises:
+        UsageError: the source is no model, or has not what is to be kept.
+        OSError: the folder cannot be written.
+    """
+    checkpoint = open_checkpoint(source)
+    if target.resolve() == source.resolve():
+        raise UsageError(f"{target} is the model itself; write the cut elsewhere")
+    layers = _layers(checkpoint, cut.layers)
+    tokenizer = None
+    if cut.vocab is not None and cut.vocab != checkpoint.config.vocab_size:
+        tokenizer = smaller_tokenizer(checkpoint, cut.vocab, cut.vocab_texts)
+    with new_folder(target) as part:
+        _copy(source, part)
+        _write_config(checkpoint, part, layers, tokenizer)
+        if tokenizer is None:
+            for name in _TOKENIZER_FILES:
+                if (source / name).is_file():
+                    shutil.copyfile(source / name, part / name)
+        else:
+            tokenizer.write(part)
+        _write_weights(checkpoint, part, layers, tokenizer)
+        _write_readme(checkpoint, part, layers, tokenizer)
+        open_checkpoint(part)
+    if tokenizer is not None and (source / "tokenizer.model").is_file():
+        note("tokenizer.model is left out: tokenizer.json holds the smaller vocabulary")
+
+
+def _layers(checkpoint: Checkpoint, wanted: tuple[int, ...] | None) -> tuple[int, ...]:
+    count = checkpoint.config.num_hidden_layers
+    if wanted is None:
+        return tuple(range(count))
+    if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= count:
+        raise UsageError(
+            f"{checkpoint.folder}: cannot keep layers {','.join(map(str, wanted))}: name some of "
+            f"0 to {count - 1}, each once, in ascending order"
+        )
+    return wanted
+
+
+def _copy(source: Path, part: Path) -> None:
+    for pattern in _COPIED:
+        for file in source.glob(pattern):
+            copy = part / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
+
+
+def _write_config(
+    checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
+) -> None:
+    raw: dict[str, Any] = read_json(checkpoint.folder / "config.json")
+    kinds = [checkpoint.config.is_sliding[layer] for layer in layers]
+    raw["num_hidden_layers"] = len(layers)
+    raw["layer_types"] = ["sliding_attention" if kind else "full_attention" for kind in kinds]
+    for key in ("_sliding_window_pattern", "sliding_window_pattern"):
+        # Each kept layer stays what it was, so a period may no longer say it.
+        if key in raw and kinds != [(i + 1) % raw[key] != 0 for i in range(len(layers))]:
+            del raw[key]
+    if tokenizer is not None:
+        raw["vocab_size"] = len(tokenizer.kept)
+    write_json(part / "config.json", raw)
+
+
+def _write_weights(
+    checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
+) -> None:
+    kept: dict[str, NewTensor] = {}
+    renumbered = {old: new for new, old in enumerate(layers)}
+    for name, tensor in checkpoint.tensors.items():
+        parts = name.split(".")
+        if parts[0] in ("2_Dense", "3_Dense"):  # files of their own
+            continue
+        if parts[0] == "layers":
+            if int(parts[1]) not in renumbered:
+                continue
+            parts[1] = str(renumbered[int(parts[1])])
+        new = NewTensor(tensor.dtype, tensor.shape, [tensor.raw()])
+        if name == _EMBEDDING and tokenizer is not None:
+            shape = (len(tokenizer.kept), tensor.shape[1])
+            new = NewTensor(tensor.dtype, shape, _rows(tensor, tokenizer.kept))
+        kept[".".join(parts)] = new
+    write_file(part / "model.safetensors", kept)
+
+
+def _rows(tensor: StoredTensor, ids: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+    table = tensor.raw().reshape(tensor.shape[0], -1)
+    for begin in range(0, len(ids), _ROWS):
+        yield table[ids[begin : begin + _ROWS]].reshape(-1)
+
+
+def _write_readme(
+    checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
+) -> None:
+    """Say what was changed, as the Gemma Terms of Use ask of who passes a changed model on."""
+    config = checkpoint.config
+    licence = checkpoint.licence()
+    lines = ["---", f"license: {licence}", "---", ""] if licence else []
+    lines += [
+        f"Modified from {checkpoint.folder.resolve().name} by `gemb cut`: "
+        f"{len(layers)} of {config.num_hidden_layers} layers "
+        f"({', '.join(map(str, layers))}), "
+        f"{config.vocab_size if tokenizer is None else len(tokenizer.kept)} of "
+        f"{config.vocab_size} tokens. All kept numbers are unchanged.",
+    ]
+    if licence == "gemma":
+        lines += [
+            "",
+            "Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "ai.google.dev/gemma/terms",
+        ]
+    (part / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON as Hugging Face's libraries do: indented, UTF-8."""
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,124 @@
+"""`gemb cut`: a smaller model folder from a bigger one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gemb import models
+from gemb.atomic import check_target
+from gemb.backend import Cut, able
+from gemb.commands.params import ModelReference
+from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemb.checkpoint import Checkpoint
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", type=ModelReference())
+@click.argument("more_texts", nargs=-1, type=_FILE, metavar="[TEXT]...")
+@click.option(
+    "-o", "--output", type=_FILE, required=True, metavar="FOLDER", help="The folder to write."
+)
+@click.option("--vocab", type=click.IntRange(min=1), metavar="N", help="How many tokens to keep.")
+@click.option(
+    "--vocab-from",
+    "texts",
+    type=_FILE,
+    multiple=True,
+    metavar="TEXT...",
+    help="Files whose most used tokens are kept: text, or .jsonl with query, positive, title, "
+    "text; .gz is read, too.",
+)
+@click.option(
+    "--keep-layers", metavar="0,1,...", help="The layers to keep, counted from 0; 0-5 is a range."
+)
+@click.option("-f", "--force", is_flag=True, help="Replace the folder.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only check, and say what would be written.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def cut(
+    model: str,
+    more_texts: tuple[Path, ...],
+    output: Path,
+    vocab: int | None,
+    texts: tuple[Path, ...],
+    keep_layers: str | None,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Write a smaller model: fewer tokens, fewer layers, the same numbers.
+
+    With fewer tokens, rare words fall into smaller pieces, and the vectors of other texts stay as
+    they are. With fewer layers, the model wants training.
+
+    \b
+    gemb cut embeddinggemma-300m -o small --vocab 32768 --vocab-from docs.txt rows.jsonl.gz
+    gemb cut small -o smaller --keep-layers 0-5,11,17,23
+    """
+    texts += more_texts
+    if bool(vocab) != bool(texts):
+        raise UsageError("--vocab N and --vocab-from TEXT go together")
+    if vocab is None and keep_layers is None:
+        raise UsageError("nothing to cut: give --vocab N --vocab-from TEXT..., or --keep-layers")
+    layers = _layers(keep_layers) if keep_layers is not None else None
+    for text in texts:
+        if not text.is_file():
+            raise UsageError(f"{text}: no such file to count tokens in")
+    check_target(output, overwrite=force)
+    source = models.resolve(model)
+    if not source.is_dir():
+        raise UsageError(f"{source} is a file; cut takes a model folder")
+    from gemb.checkpoint import open_checkpoint
+
+    before = open_checkpoint(source)
+    if dry_run:
+        kept = f"{vocab or before.config.vocab_size} tokens"
+        depth = len(layers) if layers else before.config.num_hidden_layers
+        click.echo(f"would write {output} from {source}: {kept}, {depth} layers")
+        return
+    able("cut").cut(source, output, Cut(layers=layers, vocab=vocab, vocab_texts=texts))
+    after = open_checkpoint(output)
+    click.echo(_json(after) if as_json else f"{output}: {_size(after)} of {_size(before)}")
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """Return the layers of `0,1,6-8`."""
+    found: list[int] = []
+    for item in text.split(","):
+        first, _, last = item.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()):
+            raise UsageError(f"--keep-layers {text!r}: numbers from 0, as in 0,1,2 or 0-5,11")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def _parameters(checkpoint: Checkpoint) -> int:
+    return sum(tensor.count for tensor in checkpoint.tensors.values())
+
+
+def _size(checkpoint: Checkpoint) -> str:
+    config = checkpoint.config
+    return (
+        f"{config.vocab_size} tokens, {config.num_hidden_layers} layers, "
+        f"{_parameters(checkpoint) / 1e6:.1f} M parameters"
+    )
+
+
+def _json(checkpoint: Checkpoint) -> str:
+    import json
+
+    return json.dumps(
+        {
+            "folder": str(checkpoint.folder),
+            "vocabulary": checkpoint.config.vocab_size,
+            "layers": checkpoint.config.num_hidden_layers,
+            "parameters": _parameters(checkpoint),
+            "fingerprint": checkpoint.fingerprint(),
+        }
+    )
