@@ -1,28 +1,21 @@
+# bash 4.4 or newer
 _gemb_completion() {
-    local IFS=$'\n'
-    local response
-
-    response=$(env COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD _GEMB_COMPLETE=bash_complete $1)
-
-    for completion in $response; do
-        IFS=',' read type value <<< "$completion"
-
-        if [[ $type == 'dir' ]]; then
-            COMPREPLY=()
-            compopt -o dirnames
-        elif [[ $type == 'file' ]]; then
-            COMPREPLY=()
-            compopt -o default
-        elif [[ $type == 'plain' ]]; then
-            COMPREPLY+=($value)
-        fi
-    done
-
+    local line=${COMP_LINE:0:COMP_POINT} type value
+    local word=${line##*[[:space:]]}
+    local before=${word#--*=}
+    before=${before%"${before##*:}"}  # bash keeps what stands before the last colon
+    COMPREPLY=()
+    while IFS=, read -r type value; do
+        value=${value%%$'\t'*}
+        case $type in
+            dir) compopt -o dirnames ;;
+            file) compopt -o default ;;
+            plain)
+                COMPREPLY+=("${value#"$before"}")
+                [[ $value == */ ]] && compopt -o nospace
+                ;;
+        esac
+    done < <(COMP_WORDS=$line COMP_CWORD=$word _GEMB_COMPLETE=fish_complete "$1")
     return 0
 }
-
-_gemb_completion_setup() {
-    complete -o nosort -F _gemb_completion gemb
-}
-
-_gemb_completion_setup;
+complete -o nosort -F _gemb_completion gemb

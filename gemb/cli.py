@@ -48,8 +48,9 @@ def main() -> NoReturn:
     """Run `gemb` and leave with the exit code of what happened."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        gemb.main(standalone_mode=False)
-        sys.stdout.flush()
+        gemb.main(prog_name="gemb", standalone_mode=False)
+        if sys.stdout is not None:  # it may have been closed before the start
+            sys.stdout.flush()
         code, line = 0, ""
     except click.exceptions.Exit as done:
         code, line = done.exit_code, ""
@@ -90,7 +91,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
 
 def _leave(code: int) -> NoReturn:
     """Exit without waiting for native threads; flush first, quietly if the reader has gone."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import click
 
 
@@ -15,6 +13,8 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command, or fail with the nearest name."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            import difflib  # a misspelt name is rare
+
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             ctx.fail(f"no command '{args[0]}'{hint}")
