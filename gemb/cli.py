@@ -48,14 +48,15 @@ def main() -> NoReturn:
     """Run `gemb` and leave with the exit code of what happened."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        gemb.main(prog_name="gemb", standalone_mode=False)
+        # In this mode click returns the code of its own `Exit`, and what a command returns: None.
+        code, line = gemb.main(prog_name="gemb", standalone_mode=False) or 0, ""
         if sys.stdout is not None:  # it may have been closed before the start
             sys.stdout.flush()
-        code, line = 0, ""
     except click.exceptions.Exit as done:
         code, line = done.exit_code, ""
-    except SystemExit as done:  # click leaves so after it has completed a word for a shell
-        code, line = int(done.code or 0), ""
+    except SystemExit as done:  # click leaves so after a completion, and when a pipe breaks
+        is_pipe = isinstance(done.__context__, BrokenPipeError)
+        code, line = 141 if is_pipe else int(done.code or 0), ""
     except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise

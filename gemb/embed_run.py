@@ -19,7 +19,7 @@ from gemb.progress import Progress
 from gemb.prompts import Prompt
 from gemb.records import Fields, Record
 from gemb.tally import Tally
-from gemb.vector_formats import NEEDS_SIDECAR, WRITERS
+from gemb.vector_formats import ARRAYS, NEEDS_SIDECAR, WRITERS
 from gemb.vector_writer import Layout, Writer
 from gemb.vectors import VectorSpec, sidecar
 
@@ -118,7 +118,16 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
     if journal:
         journal.remove()
     tally.say()
-    tally.check(job.on_error)
+    tally.check(_fate(job))
+
+
+def _fate(job: Job) -> str:
+    """Return what became of rows that failed."""
+    if job.on_error == "skip":
+        return "were left out"
+    if job.format in ARRAYS:
+        return "are NaN" if job.dtype in ("f32", "f16") else "are all zeros"
+    return "have an error in the place of a vector"
 
 
 def _say_of_journal(journal: Journal, job: Job) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -67,7 +68,9 @@ def check(paths: Sequence[str]) -> None:
             if sys.stdin is None:
                 raise UsageError("standard input is closed; give a FILE or -e TEXT")
         elif not Path(path).exists():
-            raise UsageError(f"no such file: {path}; to embed the words: gemb embed -e {path!r}")
+            raise UsageError(
+                f"no such file: {path}; to embed the words: gemb embed -e {shlex.quote(path)}"
+            )
         elif Path(path).is_dir():
             raise UsageError(f"{path} is a folder; name its files: gemb embed {path.rstrip('/')}/*")
         elif not os.access(path, os.R_OK):
@@ -233,7 +236,7 @@ def _from_json(fields: Fields, part: bytes, record_id: Id, place: str) -> Record
         return from_fields(value, fields, record_id, place, size)
     if isinstance(value, str) and not fields.named()[1:]:
         return Record(record_id, place, value, error=unfit(value), size=size)
-    error = RowError("bad_json", "neither an object nor a string")
+    error = RowError("bad_json", "not an object")
     return Record(record_id, place, error=error, size=size)
 
 

@@ -68,6 +68,7 @@ def from_fields(
         size: share of the input.
     """
     text, error = _text(values, fields.text)
+    number = record_id
     if fields.id is not None:
         value = values.get(fields.id)
         if value is None:
@@ -78,7 +79,7 @@ def from_fields(
     kept = _kept(values, fields)
     error = error or unfit(text, str(title or ""), record_id, *kept.values())
     if error and error.code == "invalid_utf8":
-        kept, record_id = {}, place  # they may be what cannot be written
+        kept, record_id = {}, number  # they may be what cannot be written
     return Record(record_id, place, text, str(title) if title else None, kept, error, size)
 
 

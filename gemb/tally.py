@@ -59,17 +59,16 @@ class Tally:
             elif kind == "long":
                 warn(f"{which} had over {self._max_tokens} tokens and were left out {first}")
             else:
-                warn(f"{which} failed: {kind} {first}")
+                warn(f"{which} have no vector: {kind} {first}")
 
-    def check(self, on_error: str) -> None:
+    def check(self, where: str) -> None:
         """Raise where rows failed.
+
+        Args:
+            where: what became of them: have an error in the place of a vector.
 
         Raises:
             SomeRowsFailed: at least one did.
         """
         if self.failed:
-            where = {
-                "inline": "have an error in the place of a vector",
-                "skip": "were left out",
-            }[on_error]
-            raise SomeRowsFailed(f"{self.failed} of {self.rows} rows {where}")
+            raise SomeRowsFailed(f"{self.failed} of {self.rows} rows failed: they {where}")

@@ -21,3 +21,4 @@ WRITERS: Mapping[str, Callable[[Output, Layout], Writer]] = {
     "preview": Preview,
 }
 NEEDS_SIDECAR = ("npy", "f32", "csv", "base64")
+ARRAYS = ("npy", "npz", "f32", "base64")  # they hold numbers alone

@@ -196,7 +196,7 @@ def _read_parquet(path: Path) -> VectorFile:
     column = table["embedding"].combine_chunks()
     valid = ~np.asarray(column.is_null())
     flat = column.flatten().to_numpy(zero_copy_only=False)  # of the rows that are not null
-    some = unpacked(flat.reshape(int(valid.sum()), -1), spec)
+    some = unpacked(flat.reshape(-1, column.type.list_size), spec)
     vectors = np.full((len(valid), some.shape[1]), np.nan, np.float32)
     vectors[valid] = some
     ids = table["id"].to_pylist() if "id" in table.column_names else range(1, len(valid) + 1)
@@ -216,6 +216,8 @@ def _read_jsonl(path: Path) -> VectorFile:
             embedding = row.get("embedding")
             rows.append(None if embedding is None else np.array(embedding, np.float32))
     dim = next((len(row) for row in rows if row is not None), 0)
-    failed = np.full(dim, np.nan, np.float32)
-    vectors = np.stack([failed if row is None else row for row in rows] or [failed[:0]])
+    vectors = np.full((len(rows), dim), np.nan, np.float32)
+    for place, row in enumerate(rows):
+        if row is not None:
+            vectors[place] = row
     return VectorFile(vectors, ids, None)

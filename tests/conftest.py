@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from fake_backend import Gemb
 from tiny_model import TinyShape, write_tiny_model
 
 
@@ -33,3 +35,13 @@ def real_model() -> Path:
     if not folder:
         pytest.skip("GEMB_TEST_MODEL does not name the folder of google/embeddinggemma-300m")
     return Path(folder)
+
+
+@pytest.fixture
+def gemb(tmp_path: Path) -> Iterator[Gemb]:
+    """`gemb` as a process in an empty folder, with a plugin whose model is the default."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    gemb = Gemb(folder)
+    yield gemb
+    gemb.close()

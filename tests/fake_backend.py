@@ -7,6 +7,7 @@ model is a JSON file `*.fake`; its keys are those of `FakeModel` below. A text w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -117,6 +118,7 @@ class Gemb:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
         plugins = install(folder.parent / f"{folder.name}-plugins")
         self.model = write_model(folder / "model.fake")
         self.environment = {
@@ -145,9 +147,20 @@ class Gemb:
     def start(self, *arguments: str, **more: object) -> subprocess.Popen[bytes]:
         """Start `gemb` with pipes on all three streams."""
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        return subprocess.Popen(
+        process = subprocess.Popen(
             self.command(*arguments), cwd=self.folder, env=self.environment, **{**pipes, **more}
         )
+        self._started.append(process)
+        return process
+
+    def close(self) -> None:
+        """End what is still running, and close its pipes."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+            for stream in filter(None, (process.stdin, process.stdout, process.stderr)):
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "gemb", *arguments]

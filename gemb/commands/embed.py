@@ -142,7 +142,7 @@ def embed(
     if texts and files:
         raise click.UsageError("-e TEXT and FILE are both given; one at a time")
     if not files and not texts and sys.stdin is not None and sys.stdin.isatty():
-        click.echo(click.get_current_context().get_usage() + "\n" + NO_INPUT, err=True)
+        click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
     from gemb import inputs, prompts

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import base64
+import csv
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemb.errors import GembError, UsageError
+from gemb.output import AtomicFile
+from gemb.pipeline import Row
+from gemb.records import Record, RowError
+from gemb.vector_formats import NEEDS_SIDECAR, WRITERS
+from gemb.vector_writer import Layout
+from gemb.vectors import VectorSpec, packed, read_vectors, sidecar, unpacked
+
+SPEC = VectorSpec(model="0" * 16, prompt="{text}", dim=16, dtype="f32", max_tokens=32)
+
+
+def unit_rows(count: int, dim: int = 16) -> np.ndarray:
+    rows = np.random.default_rng(1).standard_normal((count, dim)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+class Memory:
+    """An output that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+    def commit(self) -> None: ...
+
+    def abandon(self) -> None: ...
+
+
+def rows_of(count: int, failed: int = -1) -> list[Row]:
+    error = RowError("empty", "the text is empty")
+    return [
+        Row(Record(number + 1, "", "x", kept={"k": f"v{number}"}), 5, False)
+        if number != failed
+        else Row(Record(number + 1, "", "", kept={"k": "bad"}), error=error)
+        for number in range(count)
+    ]
+
+
+def written(form: str, spec: VectorSpec, vectors: np.ndarray, failed: int = -1, **layout) -> bytes:
+    output = Memory()
+    writer = WRITERS[form](output, Layout(spec=spec, task="document", **layout))
+    rows = rows_of(len(vectors), failed)
+    for start in range(0, len(rows), 3):  # windows of three
+        writer.write(rows[start : start + 3], vectors[start : start + 3])
+    writer.finish()
+    return output.data
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "int8", "ubinary"])
+@pytest.mark.parametrize("form", ["npy", "npz", "parquet"])
+def test_arrays_come_back_as_they_were_packed(form: str, dtype: str, tmp_path: Path) -> None:
+    vectors = unit_rows(10)
+    vectors[4] = np.nan
+    spec = dataclasses.replace(SPEC, dtype=dtype)
+    path = tmp_path / f"v.{form}"
+    path.write_bytes(written(form, spec, vectors, failed=4))
+    if form in NEEDS_SIDECAR:
+        sidecar(path).write_text(spec.to_json())
+    found = read_vectors(path)
+    expected = unpacked(packed(vectors, spec), spec)
+    if form == "parquet":
+        expected[4] = np.nan
+    assert np.array_equal(found.vectors, expected, equal_nan=True)
+    assert found.spec == spec
+    assert list(found.ids) == list(range(1, 11))
+    # One step of the scale, or the last place of a half: 0.5 is the largest component here.
+    tolerance = {"f32": 0, "f16": 5e-4, "int8": spec.int8_clip / 127, "ubinary": 2}[dtype]
+    good = np.arange(10) != 4
+    np.testing.assert_allclose(found.vectors[good], vectors[good], atol=tolerance)
+
+
+def test_npy_is_what_numpy_reads_and_a_pipe_has_the_same_bytes_as_a_file(tmp_path: Path) -> None:
+    vectors = unit_rows(7)
+    file = AtomicFile(tmp_path / "v.npy")
+    writer = WRITERS["npy"](file, Layout(spec=SPEC, task="document"))
+    writer.write(rows_of(7), vectors)
+    writer.finish()
+    file.commit()
+    assert np.array_equal(np.load(tmp_path / "v.npy", allow_pickle=False), vectors)
+    assert (tmp_path / "v.npy").read_bytes() == written("npy", SPEC, vectors)
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "parquet", "jsonl", "csv", "f32"])
+def test_no_rows_make_a_good_empty_file(form: str, tmp_path: Path) -> None:
+    path = tmp_path / f"v.{form}"
+    path.write_bytes(written(form, SPEC, unit_rows(0)))
+    sidecar(path).write_text(SPEC.to_json())
+    if form == "csv":
+        assert path.read_text().startswith("id,error,v0,v1")
+    else:
+        assert len(read_vectors(path).vectors) == 0
+
+
+def test_json_lines_hold_the_shortest_digits_that_give_the_float_back(tmp_path: Path) -> None:
+    vectors = unit_rows(5)
+    path = tmp_path / "v.jsonl"
+    path.write_bytes(written("jsonl", SPEC, vectors, failed=2))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert list(lines[0]) == ["id", "k", "embedding", "tokens", "task", "fingerprint"]
+    assert lines[0]["fingerprint"] == SPEC.fingerprint
+    assert lines[2] == {
+        "id": 3,
+        "k": "bad",
+        "error": {"code": "empty", "message": "the text is empty"},
+    }
+    found = read_vectors(path)
+    good = [0, 1, 3, 4]
+    assert np.array_equal(found.vectors[good], vectors[good])
+    assert np.isnan(found.vectors[2]).all()
+
+
+def test_csv_is_read_back_by_csv(tmp_path: Path) -> None:
+    vectors = unit_rows(4)
+    text = written("csv", SPEC, vectors, failed=1, kept=["k"]).decode()
+    header, *rows = csv.reader(io.StringIO(text))
+    assert header[:4] == ["id", "k", "error", "v0"]
+    assert {len(row) for row in rows} == {len(header)}
+    assert rows[1][:4] == ["2", "bad", "empty", ""]
+    assert np.array_equal(np.array(rows[3][3:], np.float32), vectors[3])
+
+
+def test_base64_and_raw_are_little_endian_numbers(tmp_path: Path) -> None:
+    vectors = unit_rows(4)
+    assert written("f32", SPEC, vectors) == vectors.astype("<f4").tobytes()
+    lines = written("base64", SPEC, vectors).splitlines()
+    assert np.array_equal(np.frombuffer(base64.b64decode(lines[2]), "<f4"), vectors[2])
+
+
+def test_int8_of_a_text_does_not_depend_on_its_batch() -> None:
+    spec = dataclasses.replace(SPEC, dtype="int8")
+    vectors = unit_rows(50)
+    together = packed(vectors, spec)
+    for place in range(50):
+        assert np.array_equal(packed(vectors[place : place + 1], spec)[0], together[place])
+
+
+def test_int8_is_a_fixed_scale_and_stops_at_127() -> None:
+    spec = dataclasses.replace(SPEC, dtype="int8", dim=3600)  # clip 6 / 60
+    row = np.zeros((1, 3600), np.float32)
+    row[0, :5] = [0.1, -0.1, 0.05, 0.5, -0.5]
+    assert packed(row, spec)[0, :5].tolist() == [127, -127, 64, 127, -127]
+
+
+def test_bits_are_one_where_positive_and_the_first_is_the_highest() -> None:
+    row = np.array([[1, -1, 1, 0, -1, -1, -1, 1, -1, 1] + [-1] * 6], np.float32)
+    spec = dataclasses.replace(SPEC, dtype="ubinary")
+    assert packed(row, spec).tolist() == [[0b10100001, 0b01000000]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"model": "1" * 16}, {"prompt": "a {text}"}, {"dim": 8}, {"dtype": "f16"}, {"max_tokens": 9}],
+)
+def test_a_fingerprint_depends_on_all_that_decides_the_numbers(change: dict[str, object]) -> None:
+    assert dataclasses.replace(SPEC, **change).fingerprint != SPEC.fingerprint
+    assert VectorSpec.from_json(SPEC.to_json(rows=3)) == SPEC
+
+
+def test_parquet_keeps_fields_and_refuses_types_that_change(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "v.parquet"
+    path.write_bytes(written("parquet", SPEC, unit_rows(4), failed=1, kept=["k"], text_ids=True))
+    table = parquet.read_table(path).to_pydict()
+    assert table["id"] == ["1", "2", "3", "4"]
+    assert table["k"] == ["v0", "bad", "v2", "v3"]
+    assert table["error"] == [None, "empty: the text is empty", None, None]
+    assert table["embedding"][1] is None
+    writer = WRITERS["parquet"](Memory(), Layout(spec=SPEC, task="document", kept=["k"]))
+    rows = [Row(Record(1, "", kept={"k": value})) for value in ("text", 3)]
+    writer.write(rows, unit_rows(2))
+    with pytest.raises(GembError, match="--keep k: its values are of several types"):
+        writer.finish()
+
+
+def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> None:
+    def refused(name: str, data: bytes, message: str) -> None:
+        path = tmp_path / name
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=message):
+            read_vectors(path)
+
+    objects = io.BytesIO()
+    np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    refused("a.npy", objects.getvalue(), "allow_pickle=False")
+    refused("b.npy", b"", "no vectors can be read")
+    refused("b.npz", b"PK", "no vectors can be read")
+    refused("c.jsonl", b"nope\n", "no vectors can be read")
+    refused("d.f32", bytes(64), r"its width is in d\.f32\.json, which is not there")
+    refused("e.txt", b"", r"vectors are read from \.npy")
+    flat = io.BytesIO()
+    np.save(flat, np.zeros(3, np.float32))
+    refused("f.npy", flat.getvalue(), r"shape \[3\] is not \[rows, dim\]")
+    with pytest.raises(UsageError, match="no such file"):
+        read_vectors(tmp_path / "absent.npy")
