@@ -11,8 +11,9 @@ import errno
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -24,7 +25,33 @@ from gemb.errors import GembError
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(cls=Group, context_settings=HELP)
+class ReaderGone(BaseException):
+    """A broken pipe, in a form that click lets pass: its own would be exit code 1."""
+
+
+class Root(Group):
+    """The command itself."""
+
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401
+        """Read the options; `--help` and `--version` print here."""
+        with _past_click():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command that was asked for."""
+        with _past_click():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _past_click() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise ReaderGone from error
+
+
+@click.group(cls=Root, context_settings=HELP)
 @click.version_option(__version__, "-V", "--version", message="gemb %(version)s")
 def gemb() -> None:
     """From a Gemma checkpoint to vectors in a shell pipeline.
@@ -54,9 +81,8 @@ def main() -> NoReturn:
             sys.stdout.flush()
     except click.exceptions.Exit as done:
         code, line = done.exit_code, ""
-    except SystemExit as done:  # click leaves so after a completion, and when a pipe breaks
-        is_pipe = isinstance(done.__context__, BrokenPipeError)
-        code, line = 141 if is_pipe else int(done.code or 0), ""
+    except SystemExit as done:  # click leaves so after it has completed a word for a shell
+        code, line = int(done.code or 0), ""
     except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise
@@ -80,7 +106,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
             return 130, "interrupted"
         case Terminated():
             return 143, "terminated"
-        case BrokenPipeError():
+        case BrokenPipeError() | ReaderGone():
             return 141, ""  # whoever read us has gone, as `head -1` does: no word
         case OSError():
             return 5, _os_line(error)

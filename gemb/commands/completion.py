@@ -36,7 +36,9 @@ complete -o nosort -F _gemb_completion gemb
 @click.command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print the script that completes gemb's commands, options and models in a shell.
+    """Print the script for completion in a shell.
+
+    It completes commands, options, models and recipes.
 
     \b
     echo 'eval "$(gemb completion bash)"' >> ~/.bashrc

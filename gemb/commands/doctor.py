@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def doctor(model: str, as_json: bool) -> None:
-    """Check that gemb works on this machine, and say how to mend what does not.
+    """Check that gemb works here, and say what to mend.
 
     Looks at Python, processor, memory, every backend, the bundled model and the hub's cache; then
     embeds two texts alone and together, which must give the same vectors. Leaves with 1 if

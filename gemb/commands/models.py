@@ -45,7 +45,10 @@ def models() -> None:
 @models.command()
 @JSON
 def ls(as_json: bool) -> None:
-    """List the models on this machine: gemb's own, those in the hub's cache, and $GEMB_MODEL."""
+    """List the models on this machine.
+
+    They are gemb's own, those in the hub's cache, and $GEMB_MODEL.
+    """
     found: dict[str, ModelDescription] = {}
     others = 0
     for reference in _candidates():
@@ -79,7 +82,10 @@ def ls(as_json: bool) -> None:
 @REFERENCE
 @JSON
 def show(reference: str, as_json: bool) -> None:
-    """Show what a model is: architecture, sizes, prompts, types, fingerprint, licence."""
+    """Show what a model is.
+
+    Architecture, sizes, prompts, types, fingerprint and licence, as its files say.
+    """
     model = _describe(reference)
     if as_json:
         _print_json({"reference": reference, **_plain(model)})
@@ -90,7 +96,10 @@ def show(reference: str, as_json: bool) -> None:
 @models.command()
 @REFERENCE
 def path(reference: str) -> None:
-    """Print where a model's folder or file is. Downloads nothing."""
+    """Print where a model's folder or file is.
+
+    Nothing is downloaded: a model of the hub that is not in the cache is missing, exit code 4.
+    """
     click.echo(references.resolve(reference, download=False).absolute())
 
 
@@ -98,7 +107,7 @@ def path(reference: str) -> None:
 @REFERENCE
 @YES
 def pull(reference: str, yes: bool) -> None:
-    """Download a model from the hub into its cache, and print where it is.
+    """Download a model from the hub, and print where it is.
 
     Says its size and licence first, and asks on a terminal. A stopped download goes on where it
     was; every file is checked against the hub's digest, those that were here already, too.
@@ -127,7 +136,11 @@ def pull(reference: str, yes: bool) -> None:
 @REFERENCE
 @YES
 def rm(reference: str, yes: bool) -> None:
-    """Remove a model from the hub's cache, every revision of it; or a file made by a typed name."""
+    """Remove a model from this machine.
+
+    REF is one in the hub's cache, of which every revision goes, or a typed name. Asks on a
+    terminal; off one it needs --yes.
+    """
     from gemb.hub import remove, show_size
 
     target = references.locate(reference)
