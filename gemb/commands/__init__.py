@@ -3,6 +3,8 @@
 import click
 
 from gemb.commands.completion import completion
+from gemb.commands.cut import cut
+from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
 from gemb.commands.export_gguf import export
 from gemb.commands.models import models
@@ -13,5 +15,7 @@ COMMANDS: tuple[click.Command, ...] = (
     verify,
     models,
     export,
+    cut,
+    doctor,
     completion,
 )
