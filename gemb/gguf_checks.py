@@ -34,8 +34,8 @@ _REFUSED = {
 
 
 def wrong(header: GgufHeader, what: str) -> UsageError:
-    """Return the refusal of a file that this llama.cpp would fail on."""
-    return UsageError(f"{header.path}: {what}: llama.cpp would fail on it; {_EXPORT}")
+    """Return the refusal of a file that llama.cpp would fail on, or compute wrongly."""
+    return UsageError(f"{header.path}: {what}, which no right {ARCHITECTURE} file has; {_EXPORT}")
 
 
 def check_architecture(header: GgufHeader) -> None:
