@@ -163,8 +163,9 @@ def _fault(alone: NDArray[np.float32], together: NDArray[np.float32], dim: int) 
     """Return what is wrong with the vectors, float32 [2, dim] each; empty if nothing is."""
     import numpy as np
 
-    if alone.shape != (2, dim) or together.shape != (2, dim):
-        return f"vectors of shape {alone.shape} where 2 of {dim} were asked for"
+    for vectors in (alone, together):
+        if vectors.shape != (2, dim):
+            return f"vectors of shape {vectors.shape} where 2 of {dim} were asked for"
     if not (np.isfinite(alone).all() and np.isfinite(together).all()):
         return "the vectors are not finite"
     lengths = np.linalg.norm(np.concatenate([alone, together]), axis=1)

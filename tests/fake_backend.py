@@ -15,11 +15,12 @@ import sys
 from pathlib import Path
 
 PLUGIN = """
-import json, re, time, zlib
+import json, os, re, time, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemb.backend import Backend, ModelProfile
+from gemb.backend import Backend, Check, ModelDescription, ModelProfile
+from gemb.errors import UsageError
 
 BOS, EOS = 2, 1
 
@@ -33,6 +34,7 @@ class FakeModel:
     sleep_s: float = 0.0  # each time that encode is called
     log: str = ""  # file to which encode appends the number of texts, a line a call
     name: str = "fake"
+    is_leaky: bool = False  # a text's vector depends on the other texts of its batch
 
 
 def word_id(word):
@@ -75,6 +77,8 @@ class FakeEncoder:
             for ids in batch
         ])
         vectors = self.tables[0][slots[:, 0]] + self.tables[1][slots[:, 1]]
+        if self.model.is_leaky:
+            vectors = vectors + vectors.mean(axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         for row, ids in enumerate(batch):
             if word_id("notfinite") in ids:
@@ -91,6 +95,25 @@ class FakeBackend(Backend):
 
     def open(self, model, runtime):
         return FakeEncoder(FakeModel(**json.loads(Path(model).read_text())))
+
+    def describe(self, model):
+        text = Path(model).read_text()
+        if not text.startswith("{"):
+            raise UsageError(f"{model}: not JSON")
+        fake = FakeModel(**json.loads(text))
+        return ModelDescription(
+            path=model, format="json", architecture="fake", layers=2, hidden=96, dim=fake.dim,
+            matryoshka_dims=tuple(fake.dims), max_tokens=fake.max_tokens, vocabulary=50010,
+            parameters=1500000, pooling="mean", dense=((96, 160), (160, fake.dim)),
+            prompts=fake.prompts, types={"token_embd": "q4_0", "norm": "f32", "dense": "q8_0"},
+            size_bytes=12345678, fingerprint=f"{zlib.crc32(fake.name.encode()):016x}",
+            licence="gemma",
+        )
+
+    def checks(self):
+        if os.environ.get("FAKE_BROKEN"):
+            return [Check("library", False, "not installed", "pip install fake")]
+        return [Check("library", True, "1.0")]
 """.replace("\\\\n", "\\n")
 
 

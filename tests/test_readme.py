@@ -22,11 +22,11 @@ def test_every_command_is_in_the_reference():
 
 def test_nothing_outside_the_marks_is_touched():
     before, after = "# x\n<!-- begin commands -->", "<!-- end commands -->\ny\n"
-    for old in ("", "\nold\n"):
+    for old in ("", "\nSTALE\n"):
         text = replaced(before + old + after)
         assert text.startswith(before)
         assert text.endswith(after)
-        assert "old" not in text
+        assert "STALE" not in text
 
 
 def test_a_readme_without_marks_is_said_so():

@@ -1,0 +1,105 @@
+"""`gemb doctor`: what it says of a sound machine and of an ill one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fake_backend import write_model
+from gemb import doctor
+from gemb.compare import compare
+from gemb.doctor import BATCH_TOLERANCE, SELF_TEST_TEXTS
+
+
+def checks_of(answer) -> dict[str, dict]:
+    return {check["name"]: check for check in json.loads(answer.stdout)["checks"]}
+
+
+def test_every_part_is_looked_at(gemb):
+    found = checks_of(gemb("doctor", "--json"))
+    assert {"python", "processor", "memory", "bundled model", "hub cache"} <= set(found)
+    assert found["fake: library"] == {
+        "name": "fake: library",
+        "ok": True,
+        "detail": "1.0",
+        "fix": "",
+    }
+    test = found["self-test of model.fake"]
+    assert test["ok"]
+    assert "fake, fp32: loaded in" in test["detail"]
+
+
+def test_a_failing_line_has_its_fix_and_the_exit_code_is_1(gemb):
+    gemb.environment["FAKE_BROKEN"] = "1"
+    answer = gemb("doctor")
+    lines = answer.stdout.decode().splitlines()
+    at = lines.index("FAIL  fake: library: not installed")
+    assert lines[at + 1] == "      pip install fake"
+    assert answer.returncode == 1
+    assert b"to mend, marked FAIL above" in answer.stderr
+
+
+def test_every_failing_check_has_a_fix(gemb):
+    gemb.environment.update({"FAKE_BROKEN": "1", "HOME": "/nowhere"})
+    for check in checks_of(gemb("doctor", "--json", "-m", "nosuch.gguf")).values():
+        assert check["ok"] or check["fix"], check
+
+
+def test_a_backend_that_mixes_texts_up_is_found(gemb):
+    write_model(gemb.folder / "leaky.fake", is_leaky=True)
+    test = checks_of(gemb("doctor", "--json", "-m", "leaky.fake"))["self-test of leaky.fake"]
+    assert not test["ok"]
+    assert "a text's vector depends on its neighbours: components differ by" in test["detail"]
+
+
+def test_a_model_that_is_not_there_is_a_failing_check_and_nothing_is_downloaded(gemb):
+    test = checks_of(gemb("doctor", "--json", "-m", "org/repo"))["self-test of org/repo"]
+    assert not test["ok"]
+    assert "not in the hub cache" in test["detail"]
+
+
+def test_what_processor_says_is_in_cpuinfo(gemb):
+    import pathlib
+
+    info = pathlib.Path("/proc/cpuinfo").read_text()
+    detail = checks_of(gemb("doctor", "--json"))["processor"]["detail"]
+    for flag in doctor.CPU_FLAGS:
+        assert (f" {flag} " in f" {detail} ".replace("\n", " ")) == (flag in info.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[:1], "vectors of shape (1, 8) where 2 of 8 were asked for"),
+        (lambda v: v * np.nan, "the vectors are not finite"),
+        (lambda v: v * 2, "the vectors are not unit vectors: length 2.000"),
+        (lambda v: v[[1, 0]], "a text's vector depends on its neighbours"),
+        (lambda v: v, ""),
+    ],
+)
+def test_each_fault_of_vectors_is_named(change, message):
+    vectors = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    fault = doctor._fault(vectors, change(vectors), 8)
+    assert fault.startswith(message)
+    assert bool(fault) == bool(message)
+
+
+def test_one_vector_for_two_texts_is_a_fault():
+    same = np.full((2, 4), 0.5, np.float32)
+    assert doctor._fault(same, same, 4) == "two different texts have one vector"
+
+
+@pytest.mark.real
+def test_the_tolerance_of_the_self_test_holds_for_the_real_model(real_model):
+    from gemb.backend import Runtime, for_model
+
+    encoder = for_model(real_model).open(real_model, Runtime())
+    together = encoder.encode(encoder.tokenize(SELF_TEST_TEXTS))
+    alone = [encoder.encode(encoder.tokenize([text]))[0] for text in SELF_TEST_TEXTS]
+    # Swapped texts must be far outside the tolerance, right ones well inside.
+    assert np.abs(together - np.stack(alone)).max() < BATCH_TOLERANCE / 10
+    assert np.abs(together[0] - together[1]).max() > 10 * BATCH_TOLERANCE
+    assert compare(encoder, encoder, SELF_TEST_TEXTS).min_cosine > 0.9999
