@@ -1,0 +1,126 @@
+"""What `gemb embed` costs beside the encoder: 100,000 short lines through an instantaneous one.
+
+    python tests/bench/bench_pipeline.py [rows]
+
+For each format: CPU time a row of all threads, the encoder's taken off; and the peak memory of the
+process. The targets: a tenth of what a real encoder takes (about 10 ms for a short line on two
+cores), and 300 MB beside the model.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+DIM = 768
+TOKENS = 22
+FORMATS = ("jsonl", "npy", "npz", "parquet", "csv", "base64")
+
+
+class Instant:
+    """An encoder whose own time is measured, so that it can be taken off."""
+
+    def __init__(self) -> None:
+        from gemb.backend import ModelProfile
+
+        self.profile = ModelProfile(
+            dim=DIM,
+            matryoshka_dims=(DIM,),
+            max_tokens=2048,
+            closing_tokens=1,
+            prompts={},
+            dtype="fp32",
+            fingerprint="0" * 16,
+        )
+        random = np.random.default_rng(0).standard_normal((1024, DIM)).astype(np.float32)
+        self._table = random / np.linalg.norm(random, axis=1, keepdims=True)
+        self._ids = np.arange(TOKENS, dtype=np.int32)
+        self._count = 0
+        self.seconds = 0.0
+
+    def tokenize(self, texts: list[str]) -> list[np.ndarray]:
+        began = time.thread_time()
+        tokens = []
+        for _ in texts:
+            self._count += 1
+            ids = self._ids.copy()
+            ids[0] = self._count
+            tokens.append(ids)
+        self.seconds += time.thread_time() - began
+        return tokens
+
+    def encode(self, batch: list[np.ndarray]) -> np.ndarray:
+        began = time.thread_time()
+        rows = self._table[np.array([ids[0] for ids in batch]) % 1024]
+        self.seconds += time.thread_time() - began
+        return rows
+
+
+def measure(form: str, count: int, folder: Path) -> dict[str, float]:
+    """Run one format in this process."""
+    from gemb import inputs
+    from gemb.embed_run import Job, run
+    from gemb.prompts import for_task
+    from gemb.records import Fields
+
+    source = folder / "lines.txt"
+    if not source.exists():
+        source.write_text(
+            "".join(f"line {number} of a log that says what happened\n" for number in range(count))
+        )
+    encoder = Instant()
+    reading = inputs.Reading()
+    job = Job(
+        prompt=for_task("document", {}),
+        task="document",
+        dim=None,
+        dtype="f32",
+        on_long="truncate",
+        on_error="inline",
+        fields=Fields(),
+        text_ids=False,
+        format=form,
+        output=folder / f"v.{form}",
+        resume=False,
+        total=None,
+        quiet=True,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, cpu_began = time.perf_counter(), time.process_time()
+    run(job, inputs.read([str(source)], reading), encoder, "instant")
+    wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "cpu_ms": (cpu - encoder.seconds) / count * 1000,
+        "wall_ms": wall / count * 1000,
+        "growth_mb": (peak - before) / 1024,
+        "peak_mb": peak / 1024,
+    }
+
+
+def main() -> None:
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
+    with tempfile.TemporaryDirectory() as folder:
+        if len(sys.argv) > 2:
+            print(json.dumps(measure(sys.argv[2], count, Path(folder))))
+            return
+    print(f"{count} lines, {TOKENS} tokens each, {DIM} dims")
+    for form in FORMATS:  # a process each: peak memory is of a process
+        command = [sys.executable, __file__, str(count), form]
+        answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(answer)
+        print(
+            f"{form:8} {found['cpu_ms']:.3f} ms of CPU a row, {found['wall_ms']:.3f} ms in all; "
+            f"peak {found['peak_mb']:.0f} MB, of which the run {found['growth_mb']:.0f} MB"
+        )
+
+
+if __name__ == "__main__":
+    main()
