@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 ROOT_FILES = (  # names, or how they begin
+    "README.md",  # it names the licence
     "config",
     "modules.json",
     "tokenizer",
@@ -29,7 +30,7 @@ ROOT_FILES = (  # names, or how they begin
 )
 NEEDED = ("config.json", "tokenizer.json")
 MODULE_FOLDERS = ("_Dense", "_Pooling")
-SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".md")
 
 
 @dataclass(frozen=True)

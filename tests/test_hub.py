@@ -18,7 +18,8 @@ from gemb.hub_download import check
 
 WEIGHTS = bytes(range(256)) * 2000
 FOLDER = {
-    "README.md": b"# a model",
+    "README.md": b"---\nlicense: gemma\n---\n",
+    "docs/notes.md": b"# notes",
     "config.json": b'{"a": 1}',
     "tokenizer.json": b'{"b": 2}',
     "modules.json": b'[{"type": "x.Dense", "path": "2_Dense"}]',
@@ -78,10 +79,10 @@ def pull(tmp_path):
 def test_only_what_opening_needs_is_downloaded_and_the_amount_is_said_first(pull):
     answer = pull.resolve("org/model")
     size = sum(len(FOLDER[name]) for name in NEEDED)
-    assert f"downloading org/model: {show_size(size)} in 6 files, licence gemma" in answer.stderr
+    assert f"downloading org/model: {show_size(size)} in 7 files, licence gemma" in answer.stderr
     got = {path.partition("/main/")[2] for method, path, _ in pull.hub.requests if "/main/" in path}
     assert got == NEEDED
-    assert not any(name.endswith((".bin", ".onnx", ".md")) for name in got)
+    assert not any(name.endswith((".bin", ".onnx")) for name in got)
     folder = Path(answer.stdout.strip())
     assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == NEEDED
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS

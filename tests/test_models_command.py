@@ -48,8 +48,8 @@ def test_show_says_what_a_model_is(gemb):
         "context       32 tokens",
         "vocabulary    50010 tokens",
         "types         token_embd q4_0",
-        "              norm f32",
         "              dense q8_0",
+        "              norm f32",
         "prompts       query 'Q: '",
         f"fingerprint   00000000{crc('fake')}",
         "licence       gemma (Gemma Terms of Use: https://ai.google.dev/gemma/terms)",
@@ -61,6 +61,52 @@ def test_show_says_what_a_model_is(gemb):
     assert found["types"] == {"token_embd": "q4_0", "norm": "f32", "dense": "q8_0"}
     assert found["prompts"] == {"query": "Q: "}
     assert found["size_bytes"] == 12345678
+
+
+def test_show_of_a_real_folder_is_what_its_files_say(gemb, tiny_model):
+    from safetensors import safe_open
+
+    found = json.loads(gemb("models", "show", "--json", str(tiny_model)).stdout)
+    config = json.loads((tiny_model / "config.json").read_text())
+    count = 0
+    for path in tiny_model.rglob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            count += sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118
+    assert found["parameters"] == count
+    assert found["layers"] == config["num_hidden_layers"]
+    assert found["vocabulary"] == config["vocab_size"]
+    assert found["max_tokens"] == config["max_position_embeddings"]
+    assert found["matryoshka_dims"] == [96, 48]
+    assert found["dense"] == [[96, 160], [160, 96]]
+    assert found["types"] == dict.fromkeys(
+        ("token_embd", "norm", "attention", "ffn", "dense"), "f32"
+    )
+    kept = [path for path in tiny_model.rglob("*") if path.is_file() and path.parent == tiny_model]
+    kept += list(tiny_model.glob("*_Dense/*.safetensors"))
+    assert found["size_bytes"] == sum(path.stat().st_size for path in kept)
+    assert found["licence"] == ""
+
+
+def test_show_needs_no_torch(gemb, tiny_model):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['tokenizers'] = None\n"
+        f"sys.argv = ['gemb', 'models', 'show', {str(tiny_model)!r}]\n"
+        "from gemb.cli import main; main()"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert b"gemma3_text" in answer.stdout
+
+
+def test_the_licence_is_read_from_the_model_card(tmp_path):
+    from gemb.checkpoint_description import _licence
+
+    card = tmp_path / "README.md"
+    assert _licence(card) == ""
+    card.write_text("---\ntags:\n- a\nlicense: gemma\n---\nlicense: other\n")
+    assert _licence(card) == "gemma"
+    card.write_text("---\ntags: a\n---\nlicense: other\n")
+    assert _licence(card) == ""
 
 
 def crc(name: str) -> str:

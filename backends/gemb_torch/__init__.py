@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from gemb.backend import Backend, Cut, Encoder, Runtime
+from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime
 from gemb.checkpoint import looks_like_checkpoint, open_checkpoint
 
 
@@ -12,8 +14,8 @@ class TorchBackend(Backend):
     """Runs sentence-transformers folders with PyTorch."""
 
     name = "torch"
-    requires = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
-    can = frozenset({"open", "cut"})
+    requires: ClassVar[Mapping[str, str]] = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
+    can = frozenset({"open", "describe", "cut"})
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a folder with a config.json."""
@@ -29,8 +31,20 @@ class TorchBackend(Backend):
 
         return TorchEncoder(open_checkpoint(model), runtime)
 
+    def describe(self, model: Path) -> ModelDescription:
+        """Return what the folder's files say; needs no torch."""
+        from gemb.checkpoint_description import describe_folder
+
+        return describe_folder(model)
+
     def cut(self, source: Path, target: Path, cut: Cut) -> None:
         """Write a smaller model folder; see `gemb_torch.cut`."""
         from gemb_torch.cut import cut_folder
 
         cut_folder(source, target, cut)
+
+    def checks(self) -> list[Check]:
+        """Return whether torch and tokenizers are here, and the devices."""
+        from gemb_torch.checks import checks
+
+        return checks()

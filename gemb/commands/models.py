@@ -24,6 +24,7 @@ YES = click.option("--yes", is_flag=True, help="Do not ask.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 REFERENCE = click.argument("reference", type=ModelReference(), metavar="REF")
 
+CLASSES = ("token_embd", "attention", "ffn", "dense", "norm")  # of tensors, as they are shown
 GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 
 
@@ -202,7 +203,8 @@ def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
     yield "vectors", f"{model.dim} wide" + (f"; also {smaller}" if smaller else "")
     yield "context", f"{model.max_tokens} tokens"
     yield "vocabulary", f"{model.vocabulary} tokens"
-    for i, (kind, type_) in enumerate(model.types.items()):
+    classes = [kind for kind in CLASSES if kind in model.types]
+    for i, (kind, type_) in enumerate((kind, model.types[kind]) for kind in classes):
         yield "" if i else "types", f"{kind} {type_}"
     for i, (name, words) in enumerate(model.prompts.items()):
         yield "" if i else "prompts", f"{name} '{words}'"
@@ -218,8 +220,8 @@ def _size(model: ModelDescription) -> str:
 
 def _type(model: ModelDescription) -> str:
     """Return the types of the matrices, the commonest classes first: q4_0, or q8_0+q4_0."""
-    kinds = ("token_embd", "attention", "ffn", "dense")
-    return "+".join(dict.fromkeys(model.types[kind] for kind in kinds if kind in model.types))
+    kinds = [kind for kind in CLASSES if kind in model.types and kind != "norm"]
+    return "+".join(dict.fromkeys(model.types[kind] for kind in kinds))
 
 
 def _print_table(rows: Sequence[tuple[str, ...]]) -> None:

@@ -1,0 +1,35 @@
+"""What `gemb doctor` says of PyTorch."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from gemb.backend import Check
+
+LIBRARIES = ("torch", "tokenizers")
+FIX = "pip install 'gemb[torch]'"
+
+
+def checks() -> list[Check]:
+    """Return one line for each library, and one for the device that `auto` would choose."""
+    found = []
+    for library in LIBRARIES:
+        try:
+            found.append(Check(library, True, version(library)))
+        except PackageNotFoundError:
+            # It is an extra: without it the other backend still embeds.
+            found.append(Check(library, True, f"not installed (optional: {FIX})"))
+    if all("optional" not in check.detail for check in found):
+        found.append(_device())
+    return found
+
+
+def _device() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the system's that torch links is absent
+        return Check("device", False, f"torch does not load: {error}", f"{FIX} --force-reinstall")
+    if not torch.cuda.is_available():
+        return Check("device", True, f"cpu, {torch.get_num_threads()} threads")
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("device", True, f"cuda: {', '.join(names)}")
