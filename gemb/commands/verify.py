@@ -61,7 +61,7 @@ def verify(
     gemb verify yesterday.npy today.npy
 
     Prints the cosine between the two vectors of each text, and how far their neighbours agree.
-    Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.9999 for bf16, 0.999 for q8_0,
+    Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for q8_0,
     0.9 for q4_0; of two types or two files, the coarser one's.
     """
     if all(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
