@@ -149,8 +149,8 @@ def test_int8_of_a_text_does_not_depend_on_its_batch() -> None:
 
 
 def test_int8_is_a_fixed_scale_and_stops_at_127() -> None:
-    spec = dataclasses.replace(SPEC, dtype="int8", dim=3600)  # clip 6 / 60
-    row = np.zeros((1, 3600), np.float32)
+    spec = dataclasses.replace(SPEC, dtype="int8", dim=6400)  # clip 8 / 80
+    row = np.zeros((1, 6400), np.float32)
     row[0, :5] = [0.1, -0.1, 0.05, 0.5, -0.5]
     assert packed(row, spec)[0, :5].tolist() == [127, -127, 64, 127, -127]
 
