@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import pty
 import signal
+import struct
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -273,3 +276,26 @@ def test_repeats_are_computed_once(gemb: Gemb, tmp_path: Path) -> None:
     write_model(gemb.model, log=str(log))
     assert gemb("embed", stdin="red\ngreen\n" * 3000).returncode == 0
     assert sum(map(int, log.read_text().split())) == 2
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_progress_is_for_a_terminals_stderr_alone(gemb: Gemb, quiet: bool) -> None:
+    write_model(gemb.model, sleep_s=0.3)
+    (gemb.folder / "t.txt").write_text("".join(f"word{number}\n" for number in range(3000)))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    arguments = ["embed", "t.txt", "-o", "v.npy", *(["-q"] if quiet else [])]
+    process = gemb.start(*arguments, stderr=theirs)
+    assert process.wait(30) == 0
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while block := os.read(ours, 65536):
+            shown += block
+    os.close(ours)
+    if quiet:
+        assert shown == b""
+    else:
+        assert b"3000 rows, " in shown
+        assert b"tokens/s" in shown
+        assert b"100%" in shown
