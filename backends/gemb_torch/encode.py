@@ -1,16 +1,27 @@
-"""Token ids to unit vectors: sorted by length, packed under a budget of tokens."""
+"""Token ids to unit vectors: sorted by length, packed under a budget of tokens, by worker threads.
+
+On a CPU, workers with one thread each, on shared weights, beat one pass at a time with all threads:
+nothing waits for the slower half of each of a pass's thousand steps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gemb.backend import ModelProfile, Runtime
 from gemb.checkpoint import Checkpoint
-from gemb_torch.packing import pack
+from gemb.errors import Missing, UsageError
+from gemb.notes import note
+from gemb_torch.frozen import FrozenEncoder, can_freeze
+from gemb_torch.model import EmbeddingGemma
+from gemb_torch.packing import Packing, pack
 from gemb_torch.tokenizer import load_tokenizer, tokenize
 from gemb_torch.weights import load
 
@@ -19,19 +30,41 @@ if TYPE_CHECKING:
 
     from gemb.backend import TokenIds
 
-TOKENS_A_PASS = 1024
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Tokens a pass, as measured by tests/bench/bench_torch.py: a larger pass falls out of a core's
+# cache, a smaller one reads the weights too often.
+CPU_TOKENS = 512
+CUDA_TOKENS = 16_384
+CUDA_PADDING = 0.2  # how much of attention's rectangle may be padding; a launch costs more
+MAX_WORKERS = 16  # more would wait for Python's lock; a worker has several threads then
 
 
 class TorchEncoder:
     """An open model folder."""
 
     def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
-        self.device = torch.device("cpu")
-        dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-        self.model = load(checkpoint, dtype=dtype, device=self.device)
+        """Load the model.
+
+        Raises:
+            UsageError: the precision or the device cannot be, or the files are broken.
+            Missing: there is no CUDA here.
+        """
+        dtype = _dtype(runtime.precision)
+        self.device = _device(runtime.device)
         self.window = checkpoint.config.sliding_window
+        self.threads = runtime.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(self.threads)
+        self.forward = _forward(checkpoint, dtype, self.device, verbose=runtime.verbose)
         self.tokenizer = load_tokenizer(
             checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size
+        )
+        self.workers = min(self.threads, MAX_WORKERS) if self.device.type == "cpu" else 1
+        self.pool = ThreadPoolExecutor(
+            self.workers,
+            thread_name_prefix="gemb-torch",
+            initializer=torch.set_num_threads,
+            initargs=(self.threads // self.workers,),
         )
         self.profile = ModelProfile(
             dim=checkpoint.dim,
@@ -55,23 +88,94 @@ class TorchEncoder:
         """
         vectors = np.empty((len(batch), self.profile.dim), np.float32)
         lengths = np.array([len(ids) for ids in batch], np.int64)
-        with torch.inference_mode():
-            for rows in passes(lengths, TOKENS_A_PASS):
-                packing = pack(lengths[rows].tolist(), window=self.window, device=self.device)
-                ids = torch.from_numpy(np.concatenate([batch[row] for row in rows]))
-                vectors[rows] = self.model(ids.to(self.device), packing).float().cpu().numpy()
+        budget = CPU_TOKENS if self.device.type == "cpu" else CUDA_TOKENS
+        rows_of_passes = passes(lengths, budget, self.workers)
+
+        def run(rows: NDArray[np.int64]) -> None:
+            ids = torch.from_numpy(np.concatenate([batch[row] for row in rows]))
+            vectors[rows] = self._pass(ids, lengths[rows].tolist()).cpu().numpy()
+
+        if len(rows_of_passes) == 1 or self.workers == 1:
+            for rows in rows_of_passes:  # here, where torch has all threads
+                run(rows)
+        else:
+            for _ in self.pool.map(run, rows_of_passes):
+                pass
         vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
         return vectors
 
+    def _pass(self, ids: Tensor, lengths: list[int]) -> Tensor:
+        padding = 0.0 if self.device.type == "cpu" else CUDA_PADDING
+        packing = pack(lengths, window=self.window, device=self.device, max_padding=padding)
+        return self.forward(ids.to(self.device), packing)
 
-def passes(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of each forward pass: longest first, at most `budget` tokens, or one row."""
+
+def passes(lengths: NDArray[np.int64], budget: int, workers: int = 1) -> list[NDArray[np.int64]]:
+    """Return the rows of each forward pass, longest first, so that workers end at one time.
+
+    Args:
+        lengths: tokens of each row, [rows], each at least 1.
+        budget: tokens of a pass; half a row more or less, and a longer row is a pass of its own.
+        workers: the number of passes is a multiple of this, where there are rows enough.
+    """
     order = np.argsort(-lengths, kind="stable")
-    start = total = 0
-    for end, row in enumerate(order):
-        if end > start and total + lengths[row] > budget:
-            yield order[start:end]
-            start, total = end, 0
-        total += int(lengths[row])
-    if start < len(order):
-        yield order[start:]
+    ends = lengths[order].cumsum()
+    if not len(order):
+        return []
+    count = -(-int(ends[-1]) // (budget * workers)) * workers
+    middles = ends - lengths[order] / 2
+    numbers = (middles * count / ends[-1]).astype(np.int64)
+    return np.split(order, np.flatnonzero(np.diff(numbers)) + 1)
+
+
+class AutocastEncoder:
+    """The plain model, its products in `dtype`; the rest stays fp32."""
+
+    def __init__(self, model: EmbeddingGemma, dtype: torch.dtype) -> None:
+        """Take the model; its blocks' matrices become `dtype`."""
+        self.model = model
+        self.dtype = dtype
+        for module in model.layers.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.to(dtype)
+
+    @torch.inference_mode()
+    def __call__(self, ids: Tensor, packing: Packing) -> Tensor:
+        """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
+        is_mixed = self.dtype != torch.float32
+        with torch.autocast(ids.device.type, self.dtype, enabled=is_mixed):
+            vectors: Tensor = self.model(ids, packing)
+        return vectors
+
+
+def _forward(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, verbose: bool
+) -> FrozenEncoder | AutocastEncoder:
+    if device.type == "cpu" and can_freeze(dtype):
+        return FrozenEncoder(load(checkpoint, dtype=None), dtype)
+    if verbose:
+        note(f"torch runs the plain model on {device}: the faster products are oneDNN's, on a CPU")
+    return AutocastEncoder(load(checkpoint, device=device), dtype)
+
+
+def _dtype(precision: str) -> torch.dtype:
+    if precision == "fp16":
+        raise UsageError(
+            "precision fp16: EmbeddingGemma's activations reach 800,000 and fp16 ends at 65,504; "
+            "use bf16 or fp32"
+        )
+    if precision not in DTYPES:
+        raise UsageError(f"precision '{precision}'; torch has {', '.join(DTYPES)}")
+    return DTYPES[precision]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not (kind == "cuda" and number.isdecimal())):
+        raise UsageError(f"device '{name}'; torch has auto, cpu, cuda, cuda:0, ...")
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise Missing(f"device '{name}': torch sees {count} CUDA devices; use --device cpu")
+    return torch.device(name)

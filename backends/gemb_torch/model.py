@@ -1,4 +1,4 @@
-"""EmbeddingGemma, whole: bidirectional Gemma 3 blocks, mean pooling, two dense layers, unit vectors.
+"""EmbeddingGemma, whole: bidirectional Gemma 3 blocks, mean pooling, two dense layers, L2.
 
 Sequences are packed: their tokens stand one after the other in one row, so no arithmetic is spent
 on padding; only attention and pooling know where a sequence ends (`packing.py`).
@@ -7,7 +7,8 @@ on padding; only attention and pooling know where a sequence ends (`packing.py`)
     B sequences                  H query heads              M width of a vector
     L tokens of a sequence       K key/value heads          E width of a head
 
-Parameters are named as in the files of the checkpoint, so a state dict needs no renaming.
+Parameters are named as in the files of the checkpoint (`weights.py`). They are fp32; for bf16, run
+the model under autocast: the residual stream, the norms and the dense layers stay fp32.
 
 Sources: EmbeddingGemma, arXiv 2509.20354; Gemma 3, arXiv 2503.19786; transformers
 `models/gemma3/modeling_gemma3.py`; sentence-transformers `Dense` and `Pooling`.
@@ -15,6 +16,7 @@ Sources: EmbeddingGemma, arXiv 2509.20354; Gemma 3, arXiv 2503.19786; transforme
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -44,6 +46,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normed rows of x [..., width]."""
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return (normed * (1 + self.weight.float())).to(x.dtype)
@@ -68,9 +71,10 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(E, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
-        q = self.q_proj(x).unflatten(-1, (self.heads, self.width))  # [T, H, E]
-        k = self.k_proj(x).unflatten(-1, (self.key_heads, self.width))  # [T, K, E]
-        v = self.v_proj(x).unflatten(-1, (self.key_heads, self.width))
+        """Return what each token of x [T, D] takes from the others, [T, D]."""
+        q = self.q_proj(x).view(len(x), self.heads, self.width)  # [T, H, E]
+        k = self.k_proj(x).view(len(x), self.key_heads, self.width)  # [T, K, E]
+        v = self.v_proj(x).view(len(x), self.key_heads, self.width)
         q = rotate(self.q_norm(q), rotation)
         k = rotate(self.k_norm(k), rotation)
         attended = attend(q, k, v, packing, scale=self.scale, is_sliding=self.is_sliding)
@@ -88,6 +92,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, D, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output [T, D] for x [T, D]."""
         gate = F.gelu(self.gate_proj(x), approximate="tanh")
         return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
 
@@ -106,6 +111,7 @@ class Block(nn.Module):
         self.post_feedforward_layernorm = RMSNorm(D, eps)
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        """Return the residual stream after this layer, [T, D]."""
         attended = self.self_attn(self.input_layernorm(x), rotation, packing)
         x = x + self.post_attention_layernorm(attended)
         inner = self.mlp(self.pre_feedforward_layernorm(x))
@@ -127,10 +133,11 @@ class EmbeddingGemma(nn.Module):
 
     def forward(self, ids: Tensor, packing: Packing) -> Tensor:
         """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
-        vectors = mean_pool(self.hidden(ids, packing), packing)
-        for layer in self.dense:
-            vectors = layer(vectors.to(layer.weight.dtype))
-        return F.normalize(vectors.float(), dim=-1)
+        pooled = mean_pool(self.hidden(ids, packing), packing)
+        with torch.autocast(ids.device.type, enabled=False):  # little work, and the last rounding
+            for layer in self.dense:
+                pooled = layer(pooled)
+        return F.normalize(pooled, dim=-1)
 
     def hidden(self, ids: Tensor, packing: Packing) -> Tensor:
         """Return the last layer's normed states [T, D]."""
@@ -138,9 +145,15 @@ class EmbeddingGemma(nn.Module):
         x = self.embed_tokens(ids) * config.hidden_size**0.5
         everywhere = rotation(packing.positions, config.head_dim, config.rope_theta)
         nearby = rotation(packing.positions, config.head_dim, config.rope_local_theta)
-        for layer, is_sliding in zip(self.layers, config.is_sliding, strict=True):
-            x = layer(x, nearby if is_sliding else everywhere, packing)
+        for block in self.blocks():
+            x = block(x, nearby if block.self_attn.is_sliding else everywhere, packing)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield the layers in order; `layers` says the same with a looser type."""
+        for layer in self.layers:
+            assert isinstance(layer, Block)
+            yield layer
 
 
 def rotation(positions: Tensor, width: int, base: float) -> Rotation:
@@ -160,23 +173,31 @@ def rotate(x: Tensor, by: Rotation) -> Tensor:
 def attend(
     q: Tensor, k: Tensor, v: Tensor, packing: Packing, *, scale: float, is_sliding: bool
 ) -> Tensor:
-    """Return softmax(q k^T scale) v within each sequence; q and result [T, H, E], k, v [T, K, E]."""
-    per_key = q.shape[1] // k.shape[1]
+    """Return softmax(q k^T scale) v within each sequence.
+
+    Args:
+        q: queries [T, H, E]; the result has its shape.
+        k: keys [T, K, E].
+        v: values [T, K, E].
+        packing: where the sequences stand.
+        scale: of the products.
+        is_sliding: whether the window holds.
+    """
+    H, K, E = q.shape[1], k.shape[1], q.shape[2]
     results = []
     for group in packing.groups:
-        # Copies of one key head are a view: SDPA's kernels take a stride of 0.
-        keys, values = (
-            group.padded(x)[:, :, :, None].expand(-1, -1, -1, per_key, -1).flatten(2, 3)
-            for x in (k, v)
-        )  # [n, L, H, E]
+        n, L = group.count, group.longest
+        # The H / K query heads of one key head are so many more queries: no copies of the keys.
+        queries = group.padded(q).view(n, L, K, H // K, E).transpose(1, 2)
         attended = F.scaled_dot_product_attention(
-            group.padded(q).transpose(1, 2),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            attn_mask=group.sliding_mask if is_sliding else group.mask,
+            queries.reshape(n, K, L * (H // K), E),
+            group.padded(k).transpose(1, 2),
+            group.padded(v).transpose(1, 2),
+            attn_mask=group.visible(H // K, is_sliding=is_sliding),
             scale=scale,
-        )  # [n, H, L, E]
-        results.append(group.packed(attended.transpose(1, 2)))
+        )
+        attended = attended.view(n, K, L, H // K, E).transpose(1, 2).reshape(n, L, H, E)
+        results.append(group.packed(attended))
     return torch.cat(results)
 
 

@@ -32,12 +32,19 @@ class Group:
     source: Tensor | None = None  # token behind each place of the rectangle, [n * L]
     places: Tensor | None = None  # place of each token in the rectangle, [end - start]
 
+    def visible(self, queries_a_token: int, *, is_sliding: bool) -> Tensor | None:
+        """Return the mask for so many queries a token, [.., L * queries_a_token, L], or None."""
+        mask = self.sliding_mask if is_sliding else self.mask
+        if mask is None or mask.shape[-2] == 1:
+            return mask
+        return mask.repeat_interleave(queries_a_token, -2)
+
     def padded(self, x: Tensor) -> Tensor:
         """Return this group's part of x [T, ...] as [n, L, ...]."""
         part = x[self.start : self.end]
         if self.source is not None:
             part = part[self.source]
-        return part.unflatten(0, (self.count, self.longest))
+        return part.reshape(self.count, self.longest, *part.shape[1:])
 
     def packed(self, x: Tensor) -> Tensor:
         """Return x [n, L, ...] without its padding, [end - start, ...]."""

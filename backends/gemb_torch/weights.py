@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
+from gemb.safetensors import StoredTensor
 from gemb_torch.model import EmbeddingGemma
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -18,35 +19,41 @@ _DENSE = {"2_Dense.linear.weight": "dense.0.weight", "3_Dense.linear.weight": "d
 def load(
     checkpoint: Checkpoint,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
 ) -> EmbeddingGemma:
-    """Return the model, in evaluation mode.
+    """Return the model, in evaluation mode, its parameters of this dtype; None: as stored.
 
-    Where dtype and device are those of the files, the parameters are private maps of the files:
-    nothing is read before it is used, and writing to a parameter does not change a file.
+    Where nothing is to be converted, a parameter is a private map of the file: it takes no memory
+    of its own before it is written to, and writing to it does not change the file.
 
     Raises:
         UsageError: a weight is not finite.
     """
     with torch.device("meta"):
         model = EmbeddingGemma(checkpoint.config, checkpoint.dense)
-    files: dict[Path, Tensor] = {}
+    files = {
+        path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+        for path in {stored.path for stored in checkpoint.tensors.values()}
+    }
     state = {}
     for name, stored in checkpoint.tensors.items():
-        if stored.path not in files:
-            size = stored.path.stat().st_size
-            files[stored.path] = torch.from_file(str(stored.path), size=size, dtype=torch.uint8)
-        raw = files[stored.path][stored.offset : stored.offset + stored.size_bytes]
-        source = _DTYPES[stored.dtype]
-        if stored.offset % source.itemsize:  # the format does not promise alignment
-            raw = raw.clone()
-        values = raw.view(source).view(stored.shape)
-        if not values.sum(dtype=torch.float32).isfinite():
-            raise UsageError(
-                f"{stored.path}: tensor {name} holds numbers that are not finite; "
-                "the run that wrote it had failed: take an earlier checkpoint"
-            )
-        state[_DENSE.get(name, name)] = values.to(device=device, dtype=dtype)
+        values = _values(name, stored, files)
+        state[_DENSE.get(name, name)] = values.to(device, dtype or values.dtype)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def _values(name: str, stored: StoredTensor, files: dict[Path, Tensor]) -> Tensor:
+    raw = files[stored.path][stored.offset : stored.offset + stored.size_bytes]
+    dtype = _DTYPES[stored.dtype]
+    if stored.offset % dtype.itemsize:  # the format does not promise alignment
+        raw = raw.clone()
+    values = raw.view(dtype).view(stored.shape)
+    # The sum of finite weights is finite, and reads them once: 0.2 s for the 300M model.
+    if not values.sum(dtype=torch.float32).isfinite():
+        raise UsageError(
+            f"{stored.path}: tensor {name} holds numbers that are not finite; "
+            "the run that wrote it had failed: take an earlier checkpoint"
+        )
+    return values
