@@ -1,20 +1,69 @@
-"""The llama.cpp backend: GGUF files, written and run."""
+"""The llama.cpp backend: GGUF files, written and run. Importing this loads no library."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
-from gemb.backend import Backend
+from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
+from gemb.errors import UsageError
 
 
 class LlamaCppBackend(Backend):
     """GGUF files of architecture `gemma-embedding`, written by gguf and run by llama.cpp."""
 
     name = "llamacpp"
-    can = frozenset({"export_gguf"})
+    requires: ClassVar[Mapping[str, str]] = {"llama_cpp": "gemb"}
+    can = frozenset({"open", "describe", "export_gguf"})
+
+    def can_open(self, model: Path) -> bool:
+        """Return whether the path is a file that begins as GGUF does, or is named so."""
+        from gemb.gguf_header import looks_like_gguf
+
+        return looks_like_gguf(model)
+
+    def open(self, model: Path, runtime: Runtime) -> Encoder:
+        """Return the open file.
+
+        Raises:
+            UsageError: it is broken, no EmbeddingGemma, or one that would be computed wrongly; or
+                a precision is asked for, which the file alone decides.
+            Missing: a device is asked for that this llama-cpp-python was not built for.
+            GembError: llama.cpp does not load it.
+        """
+        from gemb.gguf_model import open_gguf
+
+        if runtime.precision != "auto":
+            raise UsageError(
+                f"--precision {runtime.precision}: a GGUF file's own types decide; "
+                "leave it out, or export another file: gemb export-gguf --outtype"
+            )
+        if runtime.device not in ("auto", "cpu") and runtime.device.partition(":")[0] != "cuda":
+            raise UsageError(f"no device '{runtime.device}'; devices: auto, cpu, cuda, cuda:N")
+        checked = open_gguf(model)
+        from gemb_llamacpp.opening import open_encoder
+
+        return open_encoder(checked, runtime)
+
+    def describe(self, model: Path) -> ModelDescription:
+        """Return what the file's header says of it.
+
+        Raises:
+            UsageError: it is broken, or no EmbeddingGemma.
+        """
+        from gemb.gguf_model import open_gguf
+
+        return open_gguf(model).description()
 
     def export_gguf(self, source: Path, target: Path, *, outtype: str) -> None:
         """Write the folder as one GGUF file; see `gemb_llamacpp.export`."""
         from gemb_llamacpp.export import export
 
         export(source, target, outtype)
+
+    def checks(self) -> list[Check]:
+        """Return what `gemb doctor` prints: the library, its features, what it leaves unused."""
+        from gemb_llamacpp.health import checks
+
+        return checks()

@@ -1,0 +1,160 @@
+"""Token ids to unit vectors: packed into small batches, on several contexts of one loaded model.
+
+In a packed batch attention is computed over strangers, too, and then masked: 128 tokens a batch
+beat 2048 for short texts. One thread each on several contexts beats several threads on one, which
+wait for each other after every operation.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemb.backend import Runtime
+from gemb.errors import GembError
+from gemb.gguf_model import GgufModel
+from gemb_llamacpp.context import MOST_SEQUENCES, Context
+from gemb_llamacpp.native import llama, uses_gpu
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gemb.backend import TokenIds
+
+TOKENS_A_BATCH = 128
+TOKENS_A_BATCH_GPU = 2048
+_SMALLEST = 32  # tokens of a context
+_LONG = 128  # tokens of a text that is worth several threads
+
+
+class LlamaCppEncoder:
+    """An open GGUF file."""
+
+    def __init__(self, model: GgufModel, pointer: int, runtime: Runtime) -> None:
+        library = llama()
+        self.profile = model.profile()
+        self._model = model
+        self._pointer = pointer
+        weakref.finalize(self, library.llama_model_free, pointer).atexit = False
+        self._vocabulary = library.llama_model_get_vocab(pointer)
+        on_gpu = uses_gpu(runtime.device)
+        self._threads = runtime.threads or len(os.sched_getaffinity(0))
+        self._tokens_a_batch = TOKENS_A_BATCH_GPU if on_gpu else TOKENS_A_BATCH
+        self._contexts: list[Context | None] = [None] * (1 if on_gpu else self._threads)
+        self._pool = ThreadPoolExecutor(len(self._contexts), thread_name_prefix="gemb-llamacpp")
+        self._growing = threading.Lock()
+        self._ids = np.empty(4096, np.int32)
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return each text's ids, int32 [tokens], BOS and EOS included; nothing is cut.
+
+        A lone surrogate, which UTF-8 cannot hold, raises UnicodeEncodeError.
+        """
+        return [self._tokenized(text.encode()) for text in texts]
+
+    def _tokenized(self, text: bytes) -> TokenIds:
+        library = llama()
+        if len(self._ids) < len(text) + 2:  # a token is a byte at least; BOS and EOS
+            self._ids = np.empty(2 * len(text) + 2, np.int32)
+        ids = self._ids
+        count = library.llama_tokenize(
+            self._vocabulary,
+            text,
+            len(text),
+            ctypes.cast(ids.ctypes.data, ctypes.POINTER(ctypes.c_int32)),
+            len(ids),
+            True,  # BOS and EOS
+            True,  # a special token's name in a text is that token, as `tokenizers` has it
+        )
+        if count < 0:
+            raise GembError(f"llama.cpp cannot tokenize a text of {len(text)} bytes: {count}")
+        return ids[:count].copy()
+
+    def encode(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """Return unit vectors, float32 [len(batch), dim], in the order of the batch.
+
+        Any number of sequences, each of 1 to `profile.max_tokens` ids, in any order of length.
+        A row whose numbers are not finite is returned as NaN; it spoils no other row.
+
+        Raises:
+            GembError: there is not enough memory for the longest text.
+        """
+        vectors = np.empty((len(batch), self.profile.dim), np.float32)
+        lengths = np.array([len(ids) for ids in batch], np.int64)
+        work = list(groups(lengths, self._budget(int(lengths.sum()))))
+        queue = iter(work)
+        lock = threading.Lock()
+        workers = min(len(self._contexts), len(work))
+        # A long text that is alone gets all threads; for a short one their waiting costs more.
+        threads = self._threads if workers == 1 and lengths.max(initial=0) >= _LONG else 1
+
+        def drain(place: int) -> None:
+            while True:
+                with lock:
+                    rows = next(queue, None)
+                if rows is None:
+                    return
+                vectors[rows] = self._run(place, [batch[row] for row in rows], threads)
+
+        if workers == 1:
+            drain(0)
+        else:
+            for done in [self._pool.submit(drain, place) for place in range(workers)]:
+                done.result()
+        return unit(vectors)
+
+    def _budget(self, total: int) -> int:
+        """Return how many tokens a batch may have, so that a small job still feeds all contexts."""
+        share = -(-total // len(self._contexts))
+        return min(self._tokens_a_batch, max(_SMALLEST, share))
+
+    def _run(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
+        total = sum(map(len, texts))
+        context = self._contexts[place]
+        if context is None or context.capacity < total or context.grows_for(total):
+            # One at a time: growing takes a megabyte a token until it is given back.
+            with self._growing:
+                if context is None or context.capacity < total:
+                    context = self._contexts[place] = None  # freed before the next one is made
+                    capacity = max(_SMALLEST, 1 << (total - 1).bit_length())
+                    context = self._contexts[place] = Context(
+                        self._pointer,
+                        capacity=capacity,
+                        dim=self.profile.dim,
+                        vocabulary=self._model.vocabulary,
+                    )
+                if context.grows_for(total):
+                    context.set_threads(threads)
+                    return context.run(texts)
+        context.set_threads(threads)
+        return context.run(texts)
+
+
+def groups(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each batch: longest first, at most `budget` tokens, or one row."""
+    order = np.argsort(-lengths, kind="stable")
+    start = total = 0
+    for end, row in enumerate(order):
+        is_full = total + lengths[row] > budget or end - start == MOST_SEQUENCES
+        if end > start and is_full:
+            yield order[start:end]
+            start, total = end, 0
+        total += int(lengths[row])
+    if start < len(order):
+        yield order[start:]
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return each row with length one, a row that is not finite, or all zeros, as NaN."""
+    with np.errstate(all="ignore"):
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        rows: NDArray[np.float32] = (vectors / lengths).astype(np.float32)
+    rows[~np.isfinite(rows).all(axis=1)] = np.nan
+    return rows
