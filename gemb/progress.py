@@ -29,6 +29,7 @@ class Progress:
                 total=total,
                 unit="rows" if total is None else "B",
                 unit_scale=True,
+                miniters=1,  # each window is seen; tqdm would guess from their sizes
                 delay=1,  # seconds: what is done by then needs no bar
                 dynamic_ncols=True,
                 leave=False,
