@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from gemb.errors import UsageError
@@ -13,25 +13,23 @@ FIELDS = ("query", "positive", "negative", "title", "text")  # of a JSON row, wh
 _BATCH_CHARACTERS = 2_000_000
 
 
-def batches(paths: Sequence[Path]) -> Iterator[list[str]]:
-    """Yield the files' texts, some megabytes at a time.
+def batches(path: Path) -> Iterator[list[str]]:
+    """Yield a file's texts, some megabytes at a time.
 
     Raises:
-        UsageError: a file is missing, holds no text, or a .jsonl row is no JSON object.
+        UsageError: the file is missing, holds no text, or a .jsonl row is no JSON object.
     """
     batch: list[str] = []
-    size = 0
-    for path in paths:
-        found = False
-        for text in _texts(path):
-            found = True
-            batch.append(text)
-            size += len(text)
-            if size > _BATCH_CHARACTERS:
-                yield batch
-                batch, size = [], 0
-        if not found:
-            raise UsageError(f"{path}: no text in it (JSON fields: {', '.join(FIELDS)})")
+    size = count = 0
+    for text in _texts(path):
+        batch.append(text)
+        size += len(text)
+        if size > _BATCH_CHARACTERS:
+            yield batch
+            count += len(batch)
+            batch, size = [], 0
+    if not batch and not count:
+        raise UsageError(f"{path}: no text in it (JSON fields: {', '.join(FIELDS)})")
     if batch:
         yield batch
 

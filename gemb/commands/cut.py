@@ -32,8 +32,8 @@ _FILE = click.Path(path_type=Path)
     type=_FILE,
     multiple=True,
     metavar="TEXT...",
-    help="Files whose most used tokens are kept: text, or .jsonl with query, positive, title, "
-    "text; .gz is read, too.",
+    help="Files whose most used tokens are kept, each counting alike: text, or .jsonl with query, "
+    "positive, title, text; .gz, too.",
 )
 @click.option(
     "--keep-layers", metavar="0,1,...", help="The layers to keep, counted from 0; 0-5 is a range."
