@@ -106,6 +106,20 @@ def pattern(header: GgufHeader, layers: int) -> tuple[bool, ...]:
     return tuple(period == 0 or i % period < period - 1 for i in range(layers))
 
 
+def check_both_kinds(header: GgufHeader, is_sliding: tuple[bool, ...]) -> None:
+    """Refuse a model without a sliding or without a global layer.
+
+    llama.cpp fills the mask of either kind whether or not a layer uses it, and aborts where it has
+    no memory (`llm_graph_input_attn_no_cache::set_input`).
+    """
+    if len(set(is_sliding)) < 2:
+        kind, other = ("sliding", "global") if is_sliding[0] else ("global", "sliding")
+        raise UsageError(
+            f"{header.path}: its attention is {kind} in every layer ({len(is_sliding)}), and "
+            f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
+        )
+
+
 def matryoshka(header: GgufHeader, dim: int) -> tuple[int, ...]:
     """Return the trained widths, widest first: the file's own, or the model card's."""
     array = header.metadata.get("gemb.matryoshka_dims")
@@ -155,6 +169,8 @@ def check_tokenizer(header: GgufHeader) -> int:
 
 
 def _check_tokens(header: GgufHeader, tokens: list[bytes]) -> None:
+    if any(b"\0" in token for token in tokens):
+        raise wrong(header, "a token holds a NUL byte")  # its end, to llama.cpp
     known = set(tokens)
     if len(known) != len(tokens):
         raise wrong(header, f"{len(tokens) - len(known)} tokens are there twice")

@@ -14,6 +14,7 @@ from gemb.gguf_checks import (
     MEAN,
     MOST_LAYERS,
     check_architecture,
+    check_both_kinds,
     check_tensors,
     check_tokenizer,
     equal,
@@ -131,6 +132,8 @@ def open_gguf(path: Path) -> GgufModel:
     number(header, "attention.sliding_window")
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
+    is_sliding = pattern(header, layers)
+    check_both_kinds(header, is_sliding)
     vocabulary = check_tokenizer(header)
     model = GgufModel(
         header=header,
@@ -141,7 +144,7 @@ def open_gguf(path: Path) -> GgufModel:
         kv_heads=kv_heads,
         head_dim=head_dim,
         dense=((hidden, middle), (middle, hidden)),
-        is_sliding=pattern(header, layers),
+        is_sliding=is_sliding,
         max_tokens=number(header, "context_length"),
         vocabulary=vocabulary,
         matryoshka_dims=matryoshka(header, hidden),

@@ -71,7 +71,10 @@ U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "
         ({f"{KEY}embedding_length": ABSENT}, r"embedding_length is None \(absent\)"),
         ({f"{KEY}block_count": 0}, "block_count is 0"),
         ({f"{KEY}block_count": 600}, "block_count is 600"),
-        ({f"{KEY}block_count": 2, f"{KEY}attention.sliding_window_pattern": ABSENT}, "blk.2"),
+        (
+            {f"{KEY}block_count": 2, f"{KEY}attention.sliding_window_pattern": [True, False]},
+            "blk.2",
+        ),
         ({f"{KEY}attention.head_count": 0}, "head_count is 0"),
         ({f"{KEY}attention.head_count_kv": 2}, "3 heads of 32 on 2 key heads"),
         ({f"{KEY}attention.key_length": 33}, "3 heads of 33"),
@@ -80,6 +83,8 @@ U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "
         ({f"{KEY}rope.freq_base": float("nan")}, "freq_base is nan"),
         ({f"{KEY}attention.sliding_window": ABSENT}, "sliding_window is None"),
         ({f"{KEY}attention.sliding_window_pattern": [True, False]}, "pattern has 2 bool items"),
+        ({f"{KEY}attention.sliding_window_pattern": [True] * 3}, "is sliding in every layer"),
+        ({f"{KEY}attention.sliding_window_pattern": [False] * 3}, "is global in every layer"),
         ({f"{KEY}pooling_type": 2}, "pooling_type is 2 .*, not 1"),
         ({f"{KEY}expert_count": (4, U32)}, "expert_count is not EmbeddingGemma's"),
         ({f"{KEY}rope.scaling.type": ("yarn", STRING)}, "rope.scaling.type is not"),
@@ -108,14 +113,16 @@ def test_a_wrong_file_is_refused(
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("bad", [("the▁", "th"), ("<0x41>", "other")])
+@pytest.mark.parametrize("bad", [("the▁", "th"), ("<0x41>", "other"), ("the▁", "t\0")])
 def test_tokens_that_llama_cpp_would_abort_on_are_refused(
     tiny_gguf: Path, tmp_path: Path, bad: tuple[str, str]
 ):
     tokens = list(read_header(tiny_gguf).metadata["tokenizer.ggml.tokens"].values)  # type: ignore[union-attr]
     tokens[tokens.index(bad[0])] = bad[1]
     path = _changed(tiny_gguf, tmp_path / "wrong.gguf", {"tokenizer.ggml.tokens": tokens})
-    with pytest.raises(UsageError, match=r"1 tokens are there twice|byte tokens .* <0x41> first"):
+    with pytest.raises(
+        UsageError, match=r"1 tokens are there twice|byte tokens .* <0x41> first|NUL"
+    ):
         open_gguf(path)
 
 
