@@ -76,8 +76,10 @@ def smaller_tokenizer(checkpoint: Checkpoint, size: int, texts: Sequence[Path]) 
     kept = _always(raw, ways, [i for encoding in prompts for i in encoding.ids])
     if len(kept) > size:
         raise UsageError(f"{folder}: {len(kept)} tokens are always kept; --vocab {size} is too few")
-    # Stable: among tokens of equal use the lower id, which was the more frequent in training.
-    for token in np.argsort(-shares, kind="stable").tolist():
+    # Of equal use the lower id, which was the more frequent in training; <unused17> and its like,
+    # which are found in a text only as they stand, come last.
+    idle = np.isin(np.arange(rows), list(ways.direct)) & (shares == 0)
+    for token in np.lexsort((np.arange(rows), idle, -shares)).tolist():
         if len(kept) == size:
             break
         way = ways.to(token)

@@ -91,8 +91,8 @@ def _layers(text: str) -> tuple[int, ...]:
     """Return the layers of `0,1,6-8`."""
     found: list[int] = []
     for item in text.split(","):
-        first, _, last = item.strip().partition("-")
-        if not first.isdecimal() or (last and not last.isdecimal()):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--keep-layers {text!r}: numbers from 0, as in 0,1,2 or 0-5,11")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
