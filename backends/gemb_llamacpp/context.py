@@ -25,16 +25,21 @@ _DONTNEED = 4  # Linux's MADV_DONTNEED
 
 
 class Context:
-    """Runs up to `capacity` tokens at once. Used by one thread at a time."""
+    """Runs up to `capacity` tokens at once. Used by one thread at a time.
 
-    def __init__(self, model: int, *, capacity: int, dim: int, vocabulary: int) -> None:
+    With `flash` keys and values are rounded to fp16, and attention is faster.
+    """
+
+    def __init__(
+        self, model: int, *, capacity: int, dim: int, vocabulary: int, flash: bool
+    ) -> None:
         assert capacity.bit_count() == 1, "llama.cpp's reserve wants tokens divisible by sequences"
         library = llama()
         self.capacity = capacity
         self.most_sequences = min(capacity, MOST_SEQUENCES)
         self._dim = dim
         self._vocabulary = vocabulary
-        self._pointer = _new_context(model, capacity, self.most_sequences)
+        self._pointer = _new_context(model, capacity, self.most_sequences, flash)
         # Not at the end of the process: another thread may be computing then.
         weakref.finalize(self, library.llama_free, self._pointer).atexit = False
         self._tokens = np.empty(capacity, np.int32)
@@ -113,7 +118,7 @@ class Context:
             )
 
 
-def _new_context(model: int, capacity: int, sequences: int) -> int:
+def _new_context(model: int, capacity: int, sequences: int, flash: bool) -> int:
     library = llama()
     parameters = library.llama_context_default_params()
     wanted = {
@@ -125,6 +130,7 @@ def _new_context(model: int, capacity: int, sequences: int) -> int:
         "n_threads_batch": 1,
         "embeddings": True,
         "pooling_type": _MEAN,
+        "flash_attn_type": -1 if flash else 0,  # LLAMA_FLASH_ATTN_TYPE_AUTO, _DISABLED
         "no_perf": True,
         "kv_unified": True,  # n_ctx is of all sequences together
     }

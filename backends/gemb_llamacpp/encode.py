@@ -44,6 +44,8 @@ class LlamaCppEncoder:
         self._pointer = pointer
         weakref.finalize(self, library.llama_model_free, pointer).atexit = False
         self._vocabulary = library.llama_model_get_vocab(pointer)
+        # Who has fp32 weights wants their exactness more than a tenth of the time.
+        self._flash = self.profile.dtype != "f32"
         on_gpu = uses_gpu(runtime.device)
         self._threads = runtime.threads or len(os.sched_getaffinity(0))
         self._tokens_a_batch = TOKENS_A_BATCH_GPU if on_gpu else TOKENS_A_BATCH
@@ -88,12 +90,14 @@ class LlamaCppEncoder:
         """
         vectors = np.empty((len(batch), self.profile.dim), np.float32)
         lengths = np.array([len(ids) for ids in batch], np.int64)
+        longest = int(lengths.max(initial=0))
+        assert longest <= self.profile.max_tokens, "a text is longer than the model's context"
         work = list(groups(lengths, self._budget(int(lengths.sum()))))
         queue = iter(work)
         lock = threading.Lock()
         workers = min(len(self._contexts), len(work))
         # A long text that is alone gets all threads; for a short one their waiting costs more.
-        threads = self._threads if workers == 1 and lengths.max(initial=0) >= _LONG else 1
+        threads = self._threads if workers == 1 and longest >= _LONG else 1
 
         def drain(place: int) -> None:
             while True:
@@ -101,7 +105,7 @@ class LlamaCppEncoder:
                     rows = next(queue, None)
                 if rows is None:
                     return
-                vectors[rows] = self._run(place, [batch[row] for row in rows], threads)
+                vectors[rows] = self._isolated(place, [batch[row] for row in rows], threads)
 
         if workers == 1:
             drain(0)
@@ -114,6 +118,16 @@ class LlamaCppEncoder:
         """Return how many tokens a batch may have, so that a small job still feeds all contexts."""
         share = -(-total // len(self._contexts))
         return min(self._tokens_a_batch, max(_SMALLEST, share))
+
+    def _isolated(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
+        """Return the vectors; where one is not finite, each is computed again, alone.
+
+        In a packed batch a masked stranger counts zero times, and zero times NaN is NaN.
+        """
+        vectors = self._run(place, texts, threads)
+        if len(texts) > 1 and not np.isfinite(vectors).all():
+            vectors = np.concatenate([self._run(place, [ids], threads) for ids in texts])
+        return vectors
 
     def _run(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
         total = sum(map(len, texts))
@@ -129,6 +143,7 @@ class LlamaCppEncoder:
                         capacity=capacity,
                         dim=self.profile.dim,
                         vocabulary=self._model.vocabulary,
+                        flash=self._flash,
                     )
                 if context.grows_for(total):
                     context.set_threads(threads)

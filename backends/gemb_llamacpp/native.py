@@ -39,6 +39,10 @@ def llama() -> ModuleType:
     """Return the ctypes module of llama.cpp, its log caught and its backends ready."""
     # ggml would start a debugger to print where it aborted.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    # OpenMP's threads spin for a millisecond at each barrier by default, and where something else
+    # wants the cores, each spins a whole time slice away: a text then takes four times as long.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     module = _ctypes_module()
     callback = module.llama_log_callback(_log)
     _kept.append(callback)  # the library keeps a bare pointer to it
