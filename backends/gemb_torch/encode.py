@@ -35,6 +35,7 @@ DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Tokens a pass, as measured by tests/bench/bench_torch.py: a larger pass falls out of a core's
 # cache, a smaller one reads the weights too often.
 CPU_TOKENS = 512
+ALONE_TOKENS = 128  # up to here a lone pass is faster with one thread than with two
 CUDA_TOKENS = 16_384
 CUDA_PADDING = 0.2  # how much of attention's rectangle may be padding; a launch costs more
 MAX_WORKERS = 16  # more would wait for Python's lock; a worker has several threads then
@@ -95,9 +96,8 @@ class TorchEncoder:
             ids = torch.from_numpy(np.concatenate([batch[row] for row in rows]))
             vectors[rows] = self._pass(ids, lengths[rows].tolist()).cpu().numpy()
 
-        if len(rows_of_passes) == 1 or self.workers == 1:
-            for rows in rows_of_passes:  # here, where torch has all threads
-                run(rows)
+        if len(rows_of_passes) == 1 and lengths.sum() > ALONE_TOKENS:
+            run(rows_of_passes[0])  # in this thread torch has all threads
         else:
             for _ in self.pool.map(run, rows_of_passes):
                 pass

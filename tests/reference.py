@@ -1,0 +1,89 @@
+"""EmbeddingGemma again, in plain numpy: slow, obvious, one sequence at a time. The oracle.
+
+Written from the paper and from transformers' `modeling_gemma3.py`, and sharing no line with gemb:
+it reads the files itself. Computes in fp64, so that a difference is the other side's rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+
+class Reference:
+    """A model folder of fp32 weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = json.loads((folder / "config.json").read_text())
+        self.weights = {
+            k: v.astype(float) for k, v in load_file(folder / "model.safetensors").items()
+        }
+        self.dense = [
+            load_file(folder / name / "model.safetensors")["linear.weight"].astype(float)
+            for name in ("2_Dense", "3_Dense")
+        ]
+
+    def vector(self, ids: list[int]) -> np.ndarray:
+        """Return the unit vector [dim] of one sequence."""
+        config = self.config
+        x = self.weights["embed_tokens.weight"][ids] * np.sqrt(config["hidden_size"])
+        for i, kind in enumerate(config["layer_types"]):
+            x = self._layer(x, f"layers.{i}", is_sliding=kind == "sliding_attention")
+        x = self._norm(x, "norm")
+        vector = x.mean(axis=0)
+        for weight in self.dense:
+            vector = weight @ vector
+        return vector / np.sqrt((vector**2).sum())
+
+    def _layer(self, x: np.ndarray, name: str, *, is_sliding: bool) -> np.ndarray:
+        attended = self._attention(self._norm(x, f"{name}.input_layernorm"), name, is_sliding)
+        x = x + self._norm(attended, f"{name}.post_attention_layernorm")
+        h = self._norm(x, f"{name}.pre_feedforward_layernorm")
+        gate = h @ self.weights[f"{name}.mlp.gate_proj.weight"].T
+        up = h @ self.weights[f"{name}.mlp.up_proj.weight"].T
+        gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+        down = (gelu * up) @ self.weights[f"{name}.mlp.down_proj.weight"].T
+        return x + self._norm(down, f"{name}.post_feedforward_layernorm")
+
+    def _attention(self, h: np.ndarray, name: str, is_sliding: bool) -> np.ndarray:
+        config, L, E = self.config, len(h), self.config["head_dim"]
+        heads, key_heads = config["num_attention_heads"], config["num_key_value_heads"]
+        base = config["rope_local_base_freq"] if is_sliding else config["rope_theta"]
+        project = {
+            letter: h @ self.weights[f"{name}.self_attn.{letter}_proj.weight"].T for letter in "qkv"
+        }
+        results = []
+        for head in range(heads):
+            key_head = head // (heads // key_heads)
+            q = project["q"][:, head * E : (head + 1) * E]
+            k = project["k"][:, key_head * E : (key_head + 1) * E]
+            v = project["v"][:, key_head * E : (key_head + 1) * E]
+            q = self._rotate(self._norm(q, f"{name}.self_attn.q_norm"), base)
+            k = self._rotate(self._norm(k, f"{name}.self_attn.k_norm"), base)
+            scores = q @ k.T / np.sqrt(config["query_pre_attn_scalar"])
+            for i in range(L):
+                for j in range(L):
+                    if is_sliding and abs(i - j) > config["sliding_window"] // 2:
+                        scores[i, j] = -np.inf
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            results.append(weights / weights.sum(axis=1, keepdims=True) @ v)
+        return np.concatenate(results, axis=1) @ self.weights[f"{name}.self_attn.o_proj.weight"].T
+
+    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        rms = np.sqrt((x**2).mean(axis=-1, keepdims=True) + self.config["rms_norm_eps"])
+        return x / rms * (1 + self.weights[f"{name}.weight"])
+
+    @staticmethod
+    def _rotate(x: np.ndarray, base: float) -> np.ndarray:
+        """Turn the pair (i, i + E/2) of token t by t / base^(2i/E)."""
+        L, E = x.shape
+        result = np.empty_like(x)
+        for i in range(E // 2):
+            angle = np.arange(L) / base ** (2 * i / E)
+            a, b = x[:, i], x[:, i + E // 2]
+            result[:, i] = a * np.cos(angle) - b * np.sin(angle)
+            result[:, i + E // 2] = b * np.cos(angle) + a * np.sin(angle)
+        return result
