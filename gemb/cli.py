@@ -96,6 +96,9 @@ def main() -> NoReturn:
 def _outcome(error: BaseException) -> tuple[int, str]:
     """Return the exit code, and the line for stderr."""
     match error:
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()  # the help, on stderr
+            return 2, ""
         case click.UsageError():
             return 2, _usage_line(error)
         case click.ClickException():

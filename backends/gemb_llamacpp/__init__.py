@@ -37,7 +37,7 @@ class LlamaCppBackend(Backend):
         if runtime.precision != "auto":
             raise UsageError(
                 f"--precision {runtime.precision}: a GGUF file's own types decide; "
-                "leave it out, or export another file: gemb export-gguf --outtype"
+                "leave it out, or export another file: gemb export-gguf MODEL --outtype bf16"
             )
         if runtime.device not in ("auto", "cpu") and runtime.device.partition(":")[0] != "cuda":
             raise UsageError(f"no device '{runtime.device}'; devices: auto, cpu, cuda, cuda:N")

@@ -52,7 +52,7 @@ def cut(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Write a smaller model: fewer tokens, fewer layers, the same numbers.
+    """Write a smaller model: fewer tokens or layers.
 
     With fewer tokens, rare words fall into smaller pieces, and the vectors of other texts stay as
     they are. With fewer layers, the model wants training.

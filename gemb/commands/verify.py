@@ -53,7 +53,7 @@ def verify(
     as_json: bool,
     options: ModelOptions,
 ) -> None:
-    """Say whether two models, or two files of vectors, are the same.
+    """Say how far two models or vector files agree.
 
     \b
     gemb verify embeddinggemma-300m model.gguf
@@ -62,7 +62,7 @@ def verify(
 
     Prints the cosine between the two vectors of each text, and how far their neighbours agree.
     Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for q8_0,
-    0.9 for q4_0; of two types or two files, the coarser one's.
+    0.9 for q4_0, the coarser one's of two types; 0.9999 for two files of float vectors.
     """
     if all(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
         if texts is not None or task != "none":
