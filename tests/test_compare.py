@@ -188,4 +188,4 @@ def test_the_bar_is_that_of_the_coarser_type():
     assert bar_for("fp32", "f32") == 0.99999
     assert bar_for("fp32", "bf16") == 0.998
     assert bar_for("Q8_0", "bf16") == 0.995
-    assert bar_for("fp32", "q4_0") == 0.9
+    assert bar_for("fp32", "q4_0") == 0.8
