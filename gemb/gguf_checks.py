@@ -169,7 +169,7 @@ def check_tokenizer(header: GgufHeader) -> int:
 
 
 def _check_tokens(header: GgufHeader, tokens: list[bytes]) -> None:
-    if any(b"\0" in token for token in tokens):
+    if b"".join(tokens).count(b"\0"):
         raise wrong(header, "a token holds a NUL byte")  # its end, to llama.cpp
     known = set(tokens)
     if len(known) != len(tokens):
