@@ -62,7 +62,7 @@ def verify(
 
     Prints the cosine between the two vectors of each text, and how far their neighbours agree.
     Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for q8_0,
-    0.9 for q4_0, the coarser one's of two types; 0.9999 for two files of float vectors.
+    0.8 for q4_0, the coarser one's of two types; 0.9999 for two files of float vectors.
     """
     if all(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
         if texts is not None or task != "none":
