@@ -1,4 +1,4 @@
-"""`gemb verify`: whether two models, or two files of vectors, are the same."""
+"""`gemb verify`: how far two models, or two files of vectors, agree."""
 
 from __future__ import annotations
 
