@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,7 +54,12 @@ CLOSE = 1e-5
 
 @pytest.fixture(scope="module", params=SHAPES, ids=lambda name: name.replace(" ", "-"))
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("shape") / "model", SHAPES[request.param])
+    folder = write_tiny_model(tmp_path_factory.mktemp("shape") / "model", SHAPES[request.param])
+    if SHAPES[request.param].seed == 1:  # an eps that can be seen, and other scores
+        raw = json.loads((folder / "config.json").read_text())
+        raw |= {"rms_norm_eps": 0.05, "query_pre_attn_scalar": 40}
+        (folder / "config.json").write_text(json.dumps(raw))
+    return folder
 
 
 def sequences(folder: Path, lengths: list[int], seed: int = 0) -> list[list[int]]:
@@ -125,12 +131,13 @@ def test_the_backbone_and_head_are_transformers_and_sentence_transformers(folder
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_2048_tokens_beside_one_token_are_transformers_vectors(tmp_path, form):
+@pytest.mark.parametrize("max_padding", [0.0, 0.99])
+def test_2048_tokens_beside_one_token_are_transformers_vectors(tmp_path, form, max_padding):
     from sentence_transformers import SentenceTransformer
 
     shape = replace(TinyShape(), max_tokens=2048, sliding_window=64)
     folder = write_tiny_model(tmp_path / "model", shape)
-    batch = sequences(folder, [2048, 1, 700])
+    batch = sequences(folder, [2048, 1, 700, 257])
     model = SentenceTransformer(str(folder), device="cpu")
     expected = []
     with torch.inference_mode():
@@ -138,7 +145,8 @@ def test_2048_tokens_beside_one_token_are_transformers_vectors(tmp_path, form):
             row = torch.tensor([ids])
             out = model({"input_ids": row, "attention_mask": torch.ones_like(row)})
             expected.append(out["sentence_embedding"][0].numpy())
-    np.testing.assert_allclose(form(folder, batch), np.stack(expected), atol=CLOSE, rtol=0)
+    got = form(folder, batch, max_padding)
+    np.testing.assert_allclose(got, np.stack(expected), atol=CLOSE, rtol=0)
 
 
 def test_the_hidden_states_are_transformers_states_before_any_pooling(folder):

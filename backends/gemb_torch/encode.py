@@ -35,7 +35,7 @@ DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 # Tokens a pass, as measured by tests/bench/bench_torch.py: a larger pass falls out of a core's
 # cache, a smaller one reads the weights too often.
 CPU_TOKENS = 512
-ALONE_TOKENS = 128  # up to here a lone pass is faster with one thread than with two
+ALONE_TOKENS = 64  # up to here a lone pass is faster with one thread than with two
 CUDA_TOKENS = 16_384
 CUDA_PADDING = 0.2  # how much of attention's rectangle may be padding; a launch costs more
 MAX_WORKERS = 16  # more would wait for Python's lock; a worker has several threads then

@@ -186,18 +186,25 @@ def attend(
     H, K, E = q.shape[1], k.shape[1], q.shape[2]
     results = []
     for group in packing.groups:
-        n, L = group.count, group.longest
-        # The H / K query heads of one key head are so many more queries: no copies of the keys.
-        queries = group.padded(q).view(n, L, K, H // K, E).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(
-            queries.reshape(n, K, L * (H // K), E),
-            group.padded(k).transpose(1, 2),
-            group.padded(v).transpose(1, 2),
-            attn_mask=group.visible(H // K, is_sliding=is_sliding),
-            scale=scale,
-        )
-        attended = attended.view(n, K, L, H // K, E).transpose(1, 2).reshape(n, L, H, E)
-        results.append(group.packed(attended))
+        n, L, each = group.count, group.longest, H // K
+        # The query heads of one key head are so many more queries: no copies of the keys.
+        queries = group.padded(q).view(n, L, K, each, E).transpose(1, 2)  # [n, K, L, H/K, E]
+        keys, values = (group.padded(x).transpose(1, 2) for x in (k, v))  # [n, K, L, E]
+        parts = []
+        for span in group.spans(is_sliding=is_sliding):
+            mask = span.mask
+            if mask is not None and mask.shape[-2] > 1:
+                mask = mask.repeat_interleave(each, -2)
+            attended = F.scaled_dot_product_attention(
+                queries[:, :, span.queries].flatten(2, 3),
+                keys[:, :, span.keys],
+                values[:, :, span.keys],
+                attn_mask=mask,
+                scale=scale,
+            )
+            parts.append(attended.view(n, K, -1, each, E))
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        results.append(group.packed(attended.transpose(1, 2).reshape(n, L, H, E)))
     return torch.cat(results)
 
 

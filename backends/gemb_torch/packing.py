@@ -11,9 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+SPAN = 256  # queries of one call in a sliding layer: those see SPAN + window keys, not all
+
+
+class Span(NamedTuple):
+    """One call of attention."""
+
+    queries: slice  # places in the rectangle
+    keys: slice
+    mask: Tensor | None  # broadcasts to [n, K, queries, keys]; None: all are seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +35,7 @@ class Group:
     end: int  # after the last token
     count: int  # sequences: n
     longest: int  # tokens of the longest: L
+    reach: int  # a sliding layer's token sees so many on either side
     lengths: Tensor  # tokens of each, fp32 [n]
     mask: Tensor | None  # bool, True: the key is seen; broadcasts to [n, H, L, L]; None: all seen
     sliding_mask: Tensor | None  # the same within the window
@@ -32,12 +44,21 @@ class Group:
     source: Tensor | None = None  # token behind each place of the rectangle, [n * L]
     places: Tensor | None = None  # place of each token in the rectangle, [end - start]
 
-    def visible(self, queries_a_token: int, *, is_sliding: bool) -> Tensor | None:
-        """Return the mask for so many queries a token, [.., L * queries_a_token, L], or None."""
+    def spans(self, *, is_sliding: bool) -> list[Span]:
+        """Return attention's calls: all queries on all keys, or stretches on what they can see."""
+        L = self.longest
         mask = self.sliding_mask if is_sliding else self.mask
-        if mask is None or mask.shape[-2] == 1:
-            return mask
-        return mask.repeat_interleave(queries_a_token, -2)
+        if not is_sliding or SPAN + self.reach >= L:
+            return [Span(slice(0, L), slice(0, L), mask)]
+        spans = []
+        for start in range(0, L, SPAN):
+            queries = slice(start, min(L, start + SPAN))
+            keys = slice(max(0, start - self.reach), min(L, queries.stop + self.reach))
+            part = mask
+            if mask is not None:
+                part = mask[..., queries if mask.shape[-2] > 1 else slice(None), keys]
+            spans.append(Span(queries, keys, part))
+        return spans
 
     def padded(self, x: Tensor) -> Tensor:
         """Return this group's part of x [T, ...] as [n, L, ...]."""
@@ -127,6 +148,7 @@ def _group(start: int, sizes: list[int], reach: int, device: torch.device) -> Gr
         end=end,
         count=count,
         longest=longest,
+        reach=reach,
         lengths=lengths.float().to(device),
         mask=mask,
         sliding_mask=sliding_mask,
