@@ -116,7 +116,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: the dense layers {dense} do not follow {config.hidden_size}")
     _check_shapes(folder, tensors, expected_shapes(config, dense))
     settings = _optional(folder / "config_sentence_transformers.json")
-    length = _optional(folder / "sentence_bert_config.json").get("max_seq_length")
+    transformer = _optional(folder / "sentence_bert_config.json")
+    if transformer.get("do_lower_case"):
+        raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case; gemb has none of it")
+    length = transformer.get("max_seq_length")
     return Checkpoint(
         folder=folder,
         config=config,
@@ -196,6 +199,9 @@ def _config(path: Path) -> GemmaConfig:
     ):
         if raw.get(key, absent) != right:
             raise UsageError(f"{path}: {key} is {raw.get(key)!r}; EmbeddingGemma has {right!r}")
+    heads, key_heads = (_number(path, raw, f"num_{k}_heads") for k in ("attention", "key_value"))
+    if heads % key_heads:
+        raise UsageError(f"{path}: {heads} query heads do not share {key_heads} key heads evenly")
     layers = _number(path, raw, "num_hidden_layers")
     window = _number(path, raw, "sliding_window")
     if window % 2:
@@ -210,8 +216,8 @@ def _config(path: Path) -> GemmaConfig:
         hidden_size=_number(path, raw, "hidden_size"),
         intermediate_size=_number(path, raw, "intermediate_size"),
         num_hidden_layers=layers,
-        num_attention_heads=_number(path, raw, "num_attention_heads"),
-        num_key_value_heads=_number(path, raw, "num_key_value_heads"),
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
         head_dim=_number(path, raw, "head_dim"),
         rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         query_pre_attn_scalar=float(raw.get("query_pre_attn_scalar", 256)),

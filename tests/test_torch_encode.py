@@ -273,6 +273,12 @@ def test_a_runtime_that_cannot_be_is_refused(tiny_model, runtime, error, message
         ("config.json", {"use_bidirectional_attention": False}, "use_bidirectional_attention is"),
         ("config.json", {"hidden_activation": "silu"}, "hidden_activation is 'silu'"),
         ("config.json", {"intermediate_size": 64}, r"has shape \[128, 96\]; config.json makes it"),
+        (
+            "config.json",
+            {"num_key_value_heads": 2},
+            "3 query heads do not share 2 key heads evenly",
+        ),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case; gemb has none of"),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling cls_token, mean"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt False"),
         (

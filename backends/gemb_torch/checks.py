@@ -30,6 +30,11 @@ def _device() -> Check:
     except (ImportError, OSError) as error:  # a library of the system's that torch links is absent
         return Check("device", False, f"torch does not load: {error}", f"{FIX} --force-reinstall")
     if not torch.cuda.is_available():
-        return Check("device", True, f"cpu, {torch.get_num_threads()} threads")
+        from gemb_torch.frozen import can_freeze
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        fast = " and ".join(name for name, dtype in dtypes.items() if can_freeze(dtype))
+        detail = f"cpu, {torch.get_num_threads()} threads, oneDNN products in {fast or 'no type'}"
+        return Check("device", True, detail)
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Check("device", True, f"cuda: {', '.join(names)}")
