@@ -198,15 +198,27 @@ def test_two_threads_may_use_two_encoders_at_once(tiny_gguf):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 500), max_size=200), st.integers(1, 600))
-def test_each_row_is_in_one_group_that_keeps_to_the_budget(lengths: list[int], budget: int):
-    found = list(groups(np.array(lengths, np.int64), budget))
+@given(st.lists(st.integers(1, 500), max_size=300), st.integers(1, 600), st.integers(1, 9))
+def test_each_row_is_in_one_group_that_keeps_to_the_budget(
+    lengths: list[int], budget: int, contexts: int
+):
+    found = list(groups(np.array(lengths, np.int64), budget, contexts))
     rows = [int(row) for group in found for row in group]
     assert sorted(rows) == list(range(len(lengths)))
     assert [lengths[row] for row in rows] == sorted(lengths, reverse=True)  # the tail is short
     for group in found:
         assert len(group) <= 256
         assert len(group) == 1 or sum(lengths[row] for row in group) <= budget
+
+
+def test_contexts_finish_together():
+    """80 short texts make no odd batch of 128 tokens at the end, which one context waits for."""
+    lengths = np.full(80, 20, np.int64)
+    free_at = [0, 0]
+    for group in groups(lengths, 128, 2):
+        free_at[int(free_at[1] < free_at[0])] += int(lengths[group].sum())
+    assert sum(free_at) == 1600
+    assert abs(free_at[0] - free_at[1]) <= 40
 
 
 @settings(max_examples=300, deadline=None)
@@ -260,6 +272,12 @@ def test_the_log_is_silent_unless_asked_for(tiny_gguf):
         assert shown.stdout == "(1, 96)\n"
         assert ("llama_context" in shown.stderr) == (how == "v")
         assert how == "v" or shown.stderr == ""
+
+
+def test_a_closed_stderr_is_no_obstacle(tiny_gguf: Path):
+    command = f"{sys.executable} -m gemb embed -e fox -m {tiny_gguf} 2>&-"
+    done = subprocess.run(["sh", "-c", command], stdout=subprocess.PIPE, check=True)
+    assert b'"embedding":[' in done.stdout
 
 
 def test_the_package_of_llama_cpp_can_still_be_imported_whole(encoder):

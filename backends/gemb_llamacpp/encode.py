@@ -92,7 +92,7 @@ class LlamaCppEncoder:
         lengths = np.array([len(ids) for ids in batch], np.int64)
         longest = int(lengths.max(initial=0))
         assert longest <= self.profile.max_tokens, "a text is longer than the model's context"
-        work = list(groups(lengths, self._budget(int(lengths.sum()))))
+        work = list(groups(lengths, self._tokens_a_batch, len(self._contexts)))
         queue = iter(work)
         lock = threading.Lock()
         workers = min(len(self._contexts), len(work))
@@ -113,11 +113,6 @@ class LlamaCppEncoder:
             for done in [self._pool.submit(drain, place) for place in range(workers)]:
                 done.result()
         return unit(vectors)
-
-    def _budget(self, total: int) -> int:
-        """Return how many tokens a batch may have, so that a small job still feeds all contexts."""
-        share = -(-total // len(self._contexts))
-        return min(self._tokens_a_batch, max(_SMALLEST, share))
 
     def _isolated(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
         """Return the vectors; where one is not finite, each is computed again, alone.
@@ -152,18 +147,21 @@ class LlamaCppEncoder:
         return context.run(texts)
 
 
-def groups(lengths: NDArray[np.int64], budget: int) -> Iterator[NDArray[np.int64]]:
-    """Yield the rows of each batch: longest first, at most `budget` tokens, or one row."""
+def groups(lengths: NDArray[np.int64], budget: int, contexts: int) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each batch: longest first, at most `budget` tokens, or one row.
+
+    Towards the end batches become smaller, so that the contexts finish together.
+    """
     order = np.argsort(-lengths, kind="stable")
-    start = total = 0
-    for end, row in enumerate(order):
-        is_full = total + lengths[row] > budget or end - start == MOST_SEQUENCES
-        if end > start and is_full:
-            yield order[start:end]
-            start, total = end, 0
-        total += int(lengths[row])
-    if start < len(order):
-        yield order[start:]
+    left = int(lengths.sum())
+    start = 0
+    while start < len(order):
+        most = min(budget, max(_SMALLEST, -(-left // contexts)))
+        totals = np.cumsum(lengths[order[start : start + MOST_SEQUENCES]])
+        count = max(1, int(np.searchsorted(totals, most, side="right")))
+        yield order[start : start + count]
+        left -= int(totals[count - 1])
+        start += count
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -170,7 +170,7 @@ def _ctypes_module() -> ModuleType:
 
 def _log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode(errors="replace")
-    if _is_verbose:
+    if _is_verbose and sys.stderr is not None:
         sys.stderr.write(line)
     if level == _ERROR and line.strip():
         _errors.append(" ".join(line.split()))
@@ -210,7 +210,7 @@ def _function(
 @contextmanager
 def _silence() -> Iterator[None]:
     """Send file descriptor 2 nowhere for a moment."""
-    if _is_verbose:
+    if _is_verbose or sys.stderr is None:  # None: it was closed before the start
         yield
         return
     sys.stderr.flush()
