@@ -120,17 +120,40 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if transformer.get("do_lower_case"):
         raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case; gemb has none of it")
     length = transformer.get("max_seq_length")
+    if length is not None:
+        length = _number(folder / "sentence_bert_config.json", transformer, "max_seq_length")
     return Checkpoint(
         folder=folder,
         config=config,
         dense=(dense[0], dense[1]),
-        prompts=settings.get("prompts") or {},
-        matryoshka_dims=tuple(
-            settings.get("matryoshka_dims") or (CARD_DIMS if out == CARD_DIMS[0] else (out,))
-        ),
+        prompts=_prompts(folder, settings),
+        matryoshka_dims=_matryoshka_dims(folder, settings, out),
         max_tokens=min(length or config.max_position_embeddings, config.max_position_embeddings),
         tensors=tensors,
     )
+
+
+def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    prompts = settings.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+        raise UsageError(
+            f"{folder}/config_sentence_transformers.json: prompts must map names to texts"
+        )
+    return prompts
+
+
+def _matryoshka_dims(folder: Path, settings: Mapping[str, Any], dim: int) -> tuple[int, ...]:
+    """Return the trained widths: the folder's own, which is gemb's key, or the model card's."""
+    dims = settings.get("matryoshka_dims")
+    if dims is None:
+        return CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
+    whole = isinstance(dims, list) and all(isinstance(d, int) and 0 < d <= dim for d in dims)
+    if not whole or dim not in dims:
+        raise UsageError(
+            f"{folder}/config_sentence_transformers.json: matryoshka_dims {dims!r} must be widths "
+            f"up to {dim}, and {dim} itself"
+        )
+    return tuple(sorted(dims, reverse=True))
 
 
 def expected_shapes(

@@ -135,7 +135,7 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _usage_line(error: click.UsageError) -> str:
     """Return click's message in one line, with where help is."""
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     path = error.ctx.command_path if error.ctx else "gemb"
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
 

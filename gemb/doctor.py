@@ -117,16 +117,16 @@ def _bundled_model() -> Check:
 def _hub_cache() -> Check:
     folder = cache_folder()
     offline = ", offline (HF_HUB_OFFLINE)" if is_offline() else ""
-    if not folder.exists():
-        return Check("hub cache", True, f"{folder} is not there yet{offline}")
-    count = sum(1 for name in local_references() if name != DEFAULT)
+    fix = f"make it yours to write: chown -R $USER {folder}; or set HF_HOME"
+    try:
+        if not folder.exists():
+            return Check("hub cache", True, f"{folder} is not there yet{offline}")
+        count = sum(1 for name in local_references() if name != DEFAULT)
+    except OSError as error:
+        return Check("hub cache", False, f"{folder}: {error.strerror}", fix)
     plural = "" if count == 1 else "s"
-    return Check(
-        "hub cache",
-        os.access(folder, os.R_OK | os.W_OK),
-        f"{folder}, {count} model{plural}{offline}",
-        f"make it yours to write: chown -R $USER {folder}; or set HF_HOME",
-    )
+    is_ours = os.access(folder, os.R_OK | os.W_OK)
+    return Check("hub cache", is_ours, f"{folder}, {count} model{plural}{offline}", fix)
 
 
 def _self_test(reference: str) -> Check:
@@ -142,7 +142,7 @@ def _self_test(reference: str) -> Check:
         loaded = time.perf_counter()
         alone = np.concatenate([_embed(encoder, [text]) for text in SELF_TEST_TEXTS])
         together = _embed(encoder, SELF_TEST_TEXTS)
-    except GembError as error:
+    except (GembError, OSError) as error:
         return Check(name, False, str(error), "name another model with -m")
     done = time.perf_counter()
     fault = _fault(alone, together, encoder.profile.dim)

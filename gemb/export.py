@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from gemb.compare import Agreement
 
 OUTTYPES = ("f32", "bf16", "q8_0", "q4_0")
-# llama.cpp on a CPU keeps the residual in fp32 and computes f16 weights rightly; who computes all in
-# the weights' type does not (vLLM issue 24318, unsloth PR 4014).
+# llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
+# in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
 F16_REASON = (
     "f16 overflows where a program computes in the type of the weights: this model's activations "
     "reach 800,000, and fp16 ends at 65,504; use bf16, which is as small"

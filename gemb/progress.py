@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,16 @@ class Progress:
         if wanted and sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
+            is_sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
             self._bar = tqdm(
                 total=total,
                 unit="rows" if total is None else "B",
                 unit_scale=True,
                 miniters=1,  # each window is seen; tqdm would guess from their sizes
                 delay=1,  # seconds: what is done by then needs no bar
-                dynamic_ncols=True,
+                # Some terminals say that they are 0 wide, and tqdm would believe it.
+                dynamic_ncols=is_sized,
+                ncols=None if is_sized else 80,
                 leave=False,
             )
 

@@ -239,6 +239,35 @@ def test_a_closed_stdout_is_no_traceback():
     assert "Traceback" not in answer.stderr
 
 
+INTERRUPTED_IMPORT = """
+import builtins, os, signal
+from gemb.__main__ import main
+real = builtins.__import__
+def hook(name, *arguments, **named):
+    if name == "gemb.cli":
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *arguments, **named)
+builtins.__import__ = hook
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_is_imported_is_quiet():
+    answer = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False
+    )
+    assert (answer.returncode, answer.stdout, answer.stderr) == (130, "", "")
+
+
+def test_an_error_of_several_lines_becomes_one():
+    answer = subprocess.run(
+        [sys.executable, "-m", "gemb", "completion"], capture_output=True, text=True, check=False
+    )
+    assert answer.returncode == 2
+    assert answer.stderr.count("\n") == 1
+    assert "Choose from: bash, zsh, fish" in answer.stderr
+
+
 def test_help_comes_at_once_while_stdin_stays_open():
     started = time.monotonic()
     process = subprocess.Popen(

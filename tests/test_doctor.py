@@ -54,6 +54,16 @@ def test_a_backend_that_mixes_texts_up_is_found(gemb):
     assert "a text's vector depends on its neighbours: components differ by" in test["detail"]
 
 
+def test_a_file_that_cannot_be_read_is_a_failing_check(gemb, tmp_path, monkeypatch):
+    def refuse(reference, *, download):
+        raise PermissionError(13, "Permission denied", reference)
+
+    monkeypatch.setattr(doctor, "resolve", refuse)
+    check = doctor._self_test("secret.gguf")
+    assert not check.ok
+    assert "Permission denied: 'secret.gguf'" in check.detail
+
+
 def test_a_model_that_is_not_there_is_a_failing_check_and_nothing_is_downloaded(gemb):
     test = checks_of(gemb("doctor", "--json", "-m", "org/repo"))["self-test of org/repo"]
     assert not test["ok"]

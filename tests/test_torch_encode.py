@@ -279,6 +279,17 @@ def test_a_runtime_that_cannot_be_is_refused(tiny_model, runtime, error, message
             "3 query heads do not share 2 key heads evenly",
         ),
         ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case; gemb has none of"),
+        ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length must be a posi"),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"document": 5}},
+            "prompts must map names to texts",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"matryoshka_dims": [48, 32]},
+            "must be widths up to 96, and 96 itself",
+        ),
         ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling cls_token, mean"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt False"),
         (
