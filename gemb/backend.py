@@ -128,16 +128,21 @@ class Backend:
         """
         raise self._refusal("describe")
 
-    def export_gguf(self, source: Path, target: Path, *, outtype: str) -> None:
+    def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
         """Write the model folder `source` as one GGUF file `target`; outtype f32, bf16, q8_0, q4_0.
+
+        Without a target nothing is written: what would be refused before writing is refused.
 
         Raises:
             UsageError: the folder holds what a GGUF file cannot.
         """
         raise self._refusal("export_gguf")
 
-    def cut(self, source: Path, target: Path, cut: Cut) -> None:
-        """Write a smaller model folder `target`, made from the folder `source`."""
+    def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
+        """Write a smaller model folder `target`, made from the folder `source`.
+
+        Without a target nothing is written: what would be refused before writing is refused.
+        """
         raise self._refusal("cut")
 
     def checks(self) -> list[Check]:

@@ -9,17 +9,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemb.atomic import new_file
 from gemb.backend import Encoder
 from gemb.errors import UsageError
 from gemb.journal import Header, Journal
 from gemb.notes import note
-from gemb.output import AtomicFile, Output, Stream, is_stream
+from gemb.output import AtomicFile, Output, Stream
+from gemb.output_paths import (
+    NEEDS_SIDECAR,
+    check_sidecar,
+    describes_vectors,
+    is_stream,
+    journal_of,
+)
 from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
 from gemb.progress import Progress
 from gemb.prompts import Prompt
 from gemb.records import Fields, Record
 from gemb.tally import Tally
-from gemb.vector_formats import ARRAYS, NEEDS_SIDECAR, WRITERS
+from gemb.vector_formats import ARRAYS, WRITERS
 from gemb.vector_writer import Layout, Writer
 from gemb.vectors import VectorSpec, sidecar
 
@@ -37,7 +45,7 @@ class Job:
     fields: Fields
     text_ids: bool
     format: str  # a key of WRITERS
-    output: Path | None  # None: standard output
+    output: Path | None  # no link; None: standard output
     resume: bool
     total: int | None  # sum of all `Record.size`, None: not known
     quiet: bool
@@ -94,10 +102,10 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
         output = Stream(job.output)
     else:
         header = Header(spec=spec.fingerprint, backend=backend, arithmetic=profile.dtype, dim=dim)
-        path = job.output.with_name(job.output.name + ".journal")
+        path = journal_of(job.output)
         compute = journal = Journal(path, header, compute, resume=job.resume)
         _say_of_journal(journal, job)
-        output = AtomicFile(job.output)
+        output = AtomicFile(job.output, replace_part=journal.is_older)
     tally = Tally(profile.max_tokens)
     progress = Progress(job.total, wanted=not job.quiet and job.format != "preview")
     windows = embed(records, Embedder(encoder, plan, compute), plan, live=job.is_live)
@@ -177,14 +185,15 @@ def _commit(output: Output, job: Job, spec: VectorSpec, tally: Tally) -> None:
         output.commit()
         return
     beside = sidecar(output.path)
+    check_sidecar(output.path, job.format)
     # Never an old description beside new vectors, wherever a crash falls.
-    beside.unlink(missing_ok=True)
+    if describes_vectors(beside):
+        beside.unlink()
     output.commit()
     if job.format in NEEDS_SIDECAR:
-        description = AtomicFile(beside)
         text = spec.to_json(task=job.task, rows=tally.rows, failed=tally.failed)
-        description.write(text.encode() + b"\n")
-        description.commit()
+        with new_file(beside) as part:
+            part.write_text(text + "\n", encoding="utf-8")
 
 
 def _leave_journal(journal: Journal) -> None:

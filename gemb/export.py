@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.atomic import new_file
-from gemb.backend import Runtime, able, for_model
+from gemb.backend import Backend, Runtime, able, for_model
 from gemb.errors import Missing, NegativeAnswer
 
 if TYPE_CHECKING:
@@ -33,6 +33,14 @@ class Exported:
     size_bytes: int
     bar: float | None  # the least cosine that was asked for; None: not verified
     agreement: Agreement | None  # of the source and the file
+
+
+def check_export(source: Path, *, outtype: str, verify: bool) -> None:
+    """Raise what `export_gguf` would before it writes; nothing is written."""
+    backend = able("export_gguf")
+    if verify:
+        _runner(source)
+    backend.export_gguf(source, None, outtype=outtype)
 
 
 def export_gguf(
@@ -59,12 +67,7 @@ def export_gguf(
         UsageError: the folder is no model, or one that a GGUF file cannot hold.
     """
     backend = able("export_gguf")
-    runner = None
-    if verify:
-        try:
-            runner = for_model(source)
-        except Missing as error:
-            raise Missing(f"{error}; or export without the check: --no-verify") from error
+    runner = _runner(source) if verify else None
     with new_file(target) as part:
         backend.export_gguf(source, part, outtype=outtype)
         size = part.stat().st_size
@@ -86,3 +89,11 @@ def export_gguf(
                 f"{agreement.worst_text[:40]!r}"
             )
     return Exported(target=target, size_bytes=size, bar=bar, agreement=agreement)
+
+
+def _runner(source: Path) -> Backend:
+    """Return the backend that the file is compared with."""
+    try:
+        return for_model(source)
+    except Missing as error:
+        raise Missing(f"{error}; or export without the check: --no-verify") from error

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.errors import GembError, UsageError
+from gemb.output_paths import check_journal
 from gemb.pipeline import Compute, Computed
 
 if TYPE_CHECKING:
@@ -62,10 +63,13 @@ class Journal:
 
         Raises:
             GembError: another run holds it.
-            UsageError: it was written by a run of another model, prompt, width or backend.
+            UsageError: it was written by a run of another model, prompt, width or backend, or is
+                no journal.
         """
+        check_journal(path)
         self.path = path
         self.rows = 0  # that the file holds
+        self.is_older = False  # whether an earlier run left it
         self.replaced = 0  # bytes of an older journal that were thrown away
         self._compute = compute
         self._dim = header.dim
@@ -74,6 +78,7 @@ class Journal:
         self._reader = open(self._fd, "rb", closefd=False)  # noqa: SIM115
         self._end = 0  # of what is whole; the next window is written here
         size = os.fstat(self._fd).st_size
+        self.is_older = size > 0
         line = header.line()
         if resume and size:
             found = self._reader.readline(1 << 16)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import stat
 import sys
+from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
 from gemb.errors import UsageError
+from gemb.output_paths import descriptor, part_of
 
 
 class Output(Protocol):
@@ -32,17 +34,23 @@ class Stream:
 
         Raises:
             UsageError: standard output is closed.
+            OSError: the path cannot be written.
         """
         if path is None and sys.stdout is None:
             raise UsageError("standard output is closed; write to a file with -o FILE")
-        self._file = path.open("wb", buffering=0) if path else sys.stdout.buffer
+        self._name = str(path or "standard output")
+        self._file = _opened(path) if path else sys.stdout.buffer
 
     def write(self, data: bytes) -> None:
         """Write all of the data, and flush it."""
         view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        self._file.flush()
+        try:
+            while view:
+                view = view[self._file.write(view) :]
+            self._file.flush()
+        except OSError as error:
+            error.filename = self._name
+            raise
 
     def commit(self) -> None:
         """Nothing is left to do."""
@@ -54,10 +62,23 @@ class Stream:
 class AtomicFile:
     """`FILE.part`, which becomes `FILE` on commit. Errors of the system name the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, replace_part: bool = False) -> None:
+        """Make the part; it gets the permissions of the file that it will replace.
+
+        Args:
+            path: the file, no link.
+            replace_part: a `FILE.part` that is there is ours, of a run that was killed.
+
+        Raises:
+            OSError: the part is there and not ours, or cannot be made.
+        """
         self.path = path
-        self._part = path.with_name(path.name + ".part")
-        self._file = self._part.open("wb", buffering=0)
+        self._part = part_of(path)
+        if replace_part:
+            self._part.unlink(missing_ok=True)
+        self._file = self._part.open("xb", buffering=0)
+        if path.exists():
+            os.fchmod(self._file.fileno(), stat.S_IMODE(path.stat().st_mode))
 
     def write(self, data: bytes) -> None:
         """Write all of the data."""
@@ -133,18 +154,12 @@ class Sink:
         return False
 
 
-def is_stream(path: Path | None) -> bool:
-    """Return whether this cannot be replaced atomically: standard output, a pipe, a device."""
-    return path is None or (path.exists() and not stat.S_ISREG(path.stat().st_mode))
-
-
-def check(path: Path) -> None:
-    """Refuse what cannot be written, before a model is loaded.
-
-    Raises:
-        UsageError: it is a folder, or would lie in a folder that is not there.
-    """
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder; -o names a file in it: -o {path / 'vectors.npy'}")
-    if not path.parent.is_dir():
-        raise UsageError(f"no such folder: {path.parent}; make it first: mkdir -p {path.parent}")
+def _opened(path: Path) -> FileIO:
+    """Open what is there already; a descriptor goes on where it stands, as `>&3` of a shell."""
+    number = descriptor(path)
+    try:
+        found = os.open(path, os.O_WRONLY | os.O_APPEND) if number is None else os.dup(number)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    return FileIO(found, "wb")

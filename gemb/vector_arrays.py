@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
-from typing import IO, Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,11 +47,11 @@ class Npy:
         self._count = 0
         self._empty = stored(np.zeros((0, self._spec.dim), np.float32), self._spec)
         self._output = output
-        self._spool: IO[bytes] | None = None
+        self._spool: Spool | None = None
         if isinstance(output, AtomicFile):
             output.write(bytes(NPY_HEADER))
         else:
-            self._spool = tempfile.TemporaryFile()  # noqa: SIM115
+            self._spool = Spool(None)
 
     def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
         """Write the numbers of each row."""
@@ -65,8 +67,7 @@ class Npy:
             self._output.patch(0, header)
             return
         self._output.write(header)
-        copy(self._spool, self._output.write)
-        self._spool.close()
+        self._spool.copy(self._output.write)
 
 
 class Npz:
@@ -80,7 +81,7 @@ class Npz:
         self._failed: list[bool] = []
         # Beside the output, which has room for it: /tmp is often small.
         folder = output.path.parent if isinstance(output, AtomicFile) else None
-        self._vectors: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        self._vectors = Spool(folder)
         self._empty = stored(np.zeros((0, layout.spec.dim), np.float32), layout.spec)
 
     def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
@@ -97,7 +98,7 @@ class Npz:
         with zipfile.ZipFile(Sink(self._output), "w") as archive:
             with archive.open(_member("vectors"), "w", force_zip64=True) as member:
                 member.write(npy_header(self._empty, len(self._ids)))
-                copy(self._vectors, member.write)
+                self._vectors.copy(member.write)
             arrays = {
                 "ids": np.array(ids, dtype=np.str_ if self._layout.text_ids else np.int64),
                 "tokens": np.array(self._tokens, np.int32),
@@ -108,7 +109,38 @@ class Npz:
                 buffer = io.BytesIO()
                 np.save(buffer, array, allow_pickle=False)
                 archive.writestr(_member(name), buffer.getvalue())
-        self._vectors.close()
+
+
+class Spool:
+    """A temporary file without a name; errors of the system name its folder."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Make it in the folder; None is the system's."""
+        self._folder = folder or Path(tempfile.gettempdir())
+        with self._named():
+            self._file = tempfile.TemporaryFile(buffering=0, dir=self._folder)  # noqa: SIM115
+
+    def write(self, data: bytes) -> None:
+        """Write all of the data."""
+        view = memoryview(data)
+        with self._named():
+            while view:
+                view = view[self._file.write(view) :]
+
+    def copy(self, write: Callable[[bytes], object]) -> None:
+        """Pass all of it on, and close it."""
+        self._file.seek(0)
+        while block := self._file.read(COPY):
+            write(block)
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            error.filename = f"a temporary file in {self._folder}"
+            raise
 
 
 def npy_header(like: NDArray[Any], count: int) -> bytes:
@@ -121,13 +153,6 @@ def npy_header(like: NDArray[Any], count: int) -> bytes:
     room = NPY_HEADER - 10
     assert len(text) < room, "the header does not fit"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + f"{text:<{room - 1}}\n".encode()
-
-
-def copy(spool: IO[bytes], write: Callable[[bytes], object]) -> None:
-    """Write all that is in the spool."""
-    spool.seek(0)
-    while block := spool.read(COPY):
-        write(block)
 
 
 def _member(name: str) -> zipfile.ZipInfo:

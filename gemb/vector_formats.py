@@ -20,5 +20,4 @@ WRITERS: Mapping[str, Callable[[Output, Layout], Writer]] = {
     "base64": Base64,
     "preview": Preview,
 }
-NEEDS_SIDECAR = ("npy", "f32", "csv", "base64")
 ARRAYS = ("npy", "npz", "f32", "base64")  # they hold numbers alone

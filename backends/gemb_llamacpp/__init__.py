@@ -56,7 +56,7 @@ class LlamaCppBackend(Backend):
 
         return open_gguf(model).description()
 
-    def export_gguf(self, source: Path, target: Path, *, outtype: str) -> None:
+    def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
         """Write the folder as one GGUF file; see `gemb_llamacpp.export`."""
         from gemb_llamacpp.export import export
 

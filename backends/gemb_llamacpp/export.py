@@ -57,12 +57,12 @@ _INNER = {
 }
 
 
-def export(source: Path, target: Path, outtype: str) -> None:
+def export(source: Path, target: Path | None, outtype: str) -> None:
     """Write the model folder `source` as the GGUF file `target`, which is overwritten.
 
     Args:
         source: a sentence-transformers folder of EmbeddingGemma.
-        target: the file. It is whole only when this returns.
+        target: the file. It is whole only when this returns. None: only check.
         outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32.
 
     Raises:
@@ -87,6 +87,12 @@ def export(source: Path, target: Path, outtype: str) -> None:
             f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
             "llama.cpp wants the two equal"
         )
+    if len(set(config.is_sliding)) < 2:
+        kind, other = ("sliding", "global") if config.is_sliding[0] else ("global", "sliding")
+        raise UsageError(
+            f"{source}: its attention is {kind} in every layer ({len(config.is_sliding)}), and "
+            f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
+        )
     vocabulary = read_vocabulary(source, config.vocab_size)
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
     _add_metadata(writer, checkpoint, outtype)
@@ -94,6 +100,8 @@ def export(source: Path, target: Path, outtype: str) -> None:
     tensors = {_name(name): tensor for name, tensor in checkpoint.tensors.items()}
     for name, tensor in tensors.items():
         _add_tensor(writer, name, tensor, outtype)
+    if target is None:
+        return
     try:
         writer.write_header_to_file(target)
         writer.write_kv_data_to_file()

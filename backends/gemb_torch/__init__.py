@@ -37,7 +37,7 @@ class TorchBackend(Backend):
 
         return describe_folder(model)
 
-    def cut(self, source: Path, target: Path, cut: Cut) -> None:
+    def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder; see `gemb_torch.cut`."""
         from gemb_torch.cut import cut_folder
 

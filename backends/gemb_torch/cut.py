@@ -17,7 +17,7 @@ import numpy as np
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint, read_json
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.notes import note, warn
 from gemb.safetensors import NewTensor, StoredTensor, write_file
 from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
 
@@ -50,12 +50,12 @@ _COPIED = (
 )
 
 
-def cut_folder(source: Path, target: Path, cut: Cut) -> None:
+def cut_folder(source: Path, target: Path | None, cut: Cut) -> None:
     """Write the folder `target`, which is replaced if it exists.
 
     Args:
         source: a model folder.
-        target: where the smaller one goes; it appears whole or not at all.
+        target: where the smaller one goes; it appears whole or not at all. None: only check.
         cut: what to keep.
 
     Raises:
@@ -63,12 +63,15 @@ def cut_folder(source: Path, target: Path, cut: Cut) -> None:
         OSError: the folder cannot be written.
     """
     checkpoint = open_checkpoint(source)
-    if target.resolve() == source.resolve():
+    if target is not None and target.resolve() == source.resolve():
         raise UsageError(f"{target} is the model itself; write the cut elsewhere")
     layers = _layers(checkpoint, cut.layers)
     tokenizer = None
     if cut.vocab is not None and cut.vocab != checkpoint.config.vocab_size:
         tokenizer = smaller_tokenizer(checkpoint, cut.vocab, cut.vocab_texts)
+    _warn_of_kinds(checkpoint, layers)
+    if target is None:
+        return
     with new_folder(target) as part:
         _copy(source, part)
         _write_config(checkpoint, part, layers, tokenizer)
@@ -91,10 +94,20 @@ def _layers(checkpoint: Checkpoint, wanted: tuple[int, ...] | None) -> tuple[int
         return tuple(range(count))
     if not wanted or list(wanted) != sorted(set(wanted)) or wanted[0] < 0 or wanted[-1] >= count:
         raise UsageError(
-            f"{checkpoint.folder}: cannot keep layers {','.join(map(str, wanted))}: name some of "
-            f"0 to {count - 1}, each once, in ascending order"
+            f"{checkpoint.folder}: cannot keep layers {','.join(map(str, wanted)) or '(none)'}: "
+            f"name some of 0 to {count - 1}, each once, in ascending order"
         )
     return wanted
+
+
+def _warn_of_kinds(checkpoint: Checkpoint, layers: tuple[int, ...]) -> None:
+    kinds = {checkpoint.config.is_sliding[layer] for layer in layers}
+    if len(kinds) == 1:
+        kind, other = ("sliding", "global") if kinds == {True} else ("global", "sliding")
+        warn(
+            f"every kept layer has {kind} attention, which llama.cpp cannot run, so that "
+            f"export-gguf will refuse the model; keep a {other} layer, too"
+        )
 
 
 def _copy(source: Path, part: Path) -> None:

@@ -69,13 +69,13 @@ def smaller_tokenizer(checkpoint: Checkpoint, size: int, texts: Sequence[Path]) 
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < rows]
     tokenizer = Tokenizer.from_str(json.dumps(raw))
     tokenizer.no_truncation()
-    counts = _counts(tokenizer, texts, rows)
-    shares = (counts / counts.sum(axis=1, keepdims=True)).sum(axis=0)
     ways = _Ways(raw)
     prompts = tokenizer.encode_batch_fast(sorted(set(checkpoint.prompts.values())))
     kept = _always(raw, ways, [i for encoding in prompts for i in encoding.ids])
     if len(kept) > size:
         raise UsageError(f"{folder}: {len(kept)} tokens are always kept; --vocab {size} is too few")
+    counts = _counts(tokenizer, texts, rows)
+    shares = (counts / counts.sum(axis=1, keepdims=True)).sum(axis=0)
     # Of equal use the lower id, which was the more frequent in training; <unused17> and its like,
     # which are found in a text only as they stand, come last.
     idle = np.isin(np.arange(rows), list(ways.direct)) & (shares == 0)

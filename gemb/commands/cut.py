@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING
 import click
 
 from gemb import models
-from gemb.atomic import check_target
+from gemb.atomic import check_folder
 from gemb.backend import Cut, able
-from gemb.commands.params import ModelReference
+from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
     from gemb.checkpoint import Checkpoint
 
 _FILE = click.Path(path_type=Path)
+_MOST_LAYERS = 10_000  # a range of more would only fill the memory
 
 
 @click.command()
 @click.argument("model", type=ModelReference())
 @click.argument("more_texts", nargs=-1, type=_FILE, metavar="[TEXT]...")
 @click.option(
-    "-o", "--output", type=_FILE, required=True, metavar="FOLDER", help="The folder to write."
+    "-o", "--output", type=NewPath(), required=True, metavar="FOLDER", help="The folder to write."
 )
 @click.option("--vocab", type=click.IntRange(min=1), metavar="N", help="How many tokens to keep.")
 @click.option(
@@ -70,19 +71,19 @@ def cut(
     for text in texts:
         if not text.is_file():
             raise UsageError(f"{text}: no such file to count tokens in")
-    check_target(output, overwrite=force)
     source = models.resolve(model)
     if not source.is_dir():
         raise UsageError(f"{source} is a file; cut takes a model folder")
+    check_folder(output, overwrite=force, source=source)
     from gemb.checkpoint import open_checkpoint
 
     before = open_checkpoint(source)
+    wanted = Cut(layers=layers, vocab=vocab, vocab_texts=texts)
     if dry_run:
-        kept = f"{vocab or before.config.vocab_size} tokens"
-        depth = len(layers) if layers else before.config.num_hidden_layers
-        click.echo(f"would write {output} from {source}: {kept}, {depth} layers")
+        able("cut").cut(source, None, wanted)
+        click.echo(_plan(before, output, wanted, as_json))
         return
-    able("cut").cut(source, output, Cut(layers=layers, vocab=vocab, vocab_texts=texts))
+    able("cut").cut(source, output, wanted)
     after = open_checkpoint(output)
     click.echo(_json(after) if as_json else f"{output}: {_size(after)} of {_size(before)}")
 
@@ -94,8 +95,24 @@ def _layers(text: str) -> tuple[int, ...]:
         first, dash, last = item.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"--keep-layers {text!r}: numbers from 0, as in 0,1,2 or 0-5,11")
+        if last and int(last) < int(first):
+            raise UsageError(f"--keep-layers {text!r}: {item.strip()} ends before it begins")
+        if int(last or first) >= _MOST_LAYERS:
+            raise UsageError(f"--keep-layers {text!r}: no model has layer {last or first}")
         found += range(int(first), int(last or first) + 1)
     return tuple(found)
+
+
+def _plan(before: Checkpoint, output: Path, cut: Cut, as_json: bool) -> str:
+    """Return what would be written."""
+    import json
+
+    tokens = cut.vocab or before.config.vocab_size
+    layers = len(cut.layers) if cut.layers else before.config.num_hidden_layers
+    if as_json:
+        plan = {"folder": str(output), "vocabulary": tokens, "layers": layers}
+        return json.dumps({"dry_run": True, **plan})
+    return f"would write {output} from {before.folder}: {tokens} tokens, {layers} layers"
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

@@ -141,18 +141,20 @@ def embed(
         raise click.UsageError("--prompt and --task are both given; one of them decides the words")
     if texts and files:
         raise click.UsageError("-e TEXT and FILE are both given; one at a time")
+    if "" in files or output == "":
+        raise click.UsageError(f"{'-o' if output == '' else 'FILE'} is an empty name")
     if not files and not texts and sys.stdin is not None and sys.stdin.isatty():
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
     from gemb import inputs, prompts
-    from gemb import output as outputs
+    from gemb import output_paths as outputs
     from gemb.shards import shard as shard_of
 
-    target = None if output in (None, "-") else Path(output or "")
+    target = None if output in (None, "-") else outputs.followed(Path(output or ""))
     form = _format(output_format, output)
     if target is not None:
-        outputs.check(target)
+        outputs.check(target, form)
     _check_form(form, dtype, target, resume)
     fields = _fields(text_field, title_field, id_field, keep, form)
     reading = inputs.Reading(
@@ -167,6 +169,7 @@ def embed(
     words = prompts.custom(prompt) if prompt is not None else None
     if not texts:
         inputs.check(paths)
+        outputs.check_inputs(target, paths, form)
     records = inputs.from_texts(texts) if texts else inputs.read(paths, reading)
 
     model = options.open()
@@ -204,7 +207,7 @@ def _format(chosen: str | None, output: str | None) -> str:
 
 
 def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:
-    from gemb.output import is_stream
+    from gemb.output_paths import is_stream
 
     if form == "f32" and dtype != "f32":
         raise click.UsageError(f"-O f32 is raw float32; --dtype {dtype} goes with npy or base64")

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from gemb import models
-from gemb.atomic import check_target
-from gemb.commands.params import ModelReference
+from gemb.atomic import check_file
+from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
-from gemb.export import F16_REASON, OUTTYPES, Exported, export_gguf
+from gemb.export import F16_REASON, OUTTYPES, Exported, check_export, export_gguf
 
 
 class OutType(click.Choice[str]):
@@ -28,7 +28,7 @@ class OutType(click.Choice[str]):
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     required=True,
     metavar="FILE",
     help="The file to write.",
@@ -75,25 +75,31 @@ def export(
     gemb export-gguf embeddinggemma-300m -o model.gguf
     gemb export-gguf runs/a/model -o small.gguf --outtype q4_0
     """
-    check_target(output, overwrite=force)
+    check_file(output, overwrite=force)
     source = models.resolve(model)
     if not source.is_dir():
         raise UsageError(f"{source} is a file; export-gguf takes a model folder")
     if dry_run:
-        _say_plan(source, output, outtype, verify)
+        check_export(source, outtype=outtype, verify=verify)
+        click.echo(_plan(source, output, outtype, verify, as_json))
         return
     done = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
     click.echo(_json(done, outtype) if as_json else _line(done, outtype))
 
 
-def _say_plan(source: Path, output: Path, outtype: str, verify: bool) -> None:
+def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool) -> str:
+    import json
+
     from gemb.checkpoint import open_checkpoint
 
     checkpoint = open_checkpoint(source)
     bits = {"f32": 32.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5}[outtype]
     size = sum(tensor.count for tensor in checkpoint.tensors.values()) * bits / 8
+    if as_json:
+        plan = {"file": str(output), "outtype": outtype, "about_bytes": int(size)}
+        return json.dumps({"dry_run": True, **plan, "verify": verify})
     how = "and verify it" if verify else "unverified"
-    click.echo(f"would write {output} from {source} as {outtype}, about {size / 1e6:.0f} MB, {how}")
+    return f"would write {output} from {source} as {outtype}, about {size / 1e6:.0f} MB, {how}"
 
 
 def _line(done: Exported, outtype: str) -> str:

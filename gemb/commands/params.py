@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -22,6 +23,26 @@ class ModelReference(click.ParamType[str]):
         """Return the names, the models in the cache, and the paths here that could be models."""
         known = [*models.names(), *models.local_references()]
         return _matching(known, _paths(incomplete, ".gguf"), incomplete)
+
+
+class NewPath(click.Path):
+    """The path of a file or a folder to write; standard output cannot take it."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path."""
+        if os.fspath(value) == "":
+            self.fail("the name is empty", param, ctx)
+        if os.fspath(value) == "-":
+            self.fail("it cannot go to standard output; give it a name", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class RecipeName(click.ParamType[str]):
