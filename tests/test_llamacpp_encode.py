@@ -297,6 +297,7 @@ def test_the_package_of_llama_cpp_can_still_be_imported_whole(encoder):
         (b"\0GCC: (Ubuntu 13.3.0-6ubuntu2~24.04) 13.3.0\0", (13, 3, 0)),
         (b"\0GCC: (GNU) 14.2.1\0GCC: (Debian 12.2.0-14) 12.2.0\0", (12, 2, 0)),
         (b"\0GCC: (Debian 12.2.0-14) 12.2.0\0Debian clang version 14.0.6\0", (99,)),
+        (b"\0GCC: (Debian 12.2.0-14) 12.2.0\0GNU C++17 -fno-dse -fno-tree-dse -O3\0", (99,)),
         (b"nothing", ()),
     ],
 )

@@ -28,6 +28,7 @@ _CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 # header's asm statement does not say that it reads them; the first product is then a segmentation
 # fault. Source: gcc's amxtileintrin.h, `_tile_loadconfig`; ggml-cpu/amx/mmq.cpp.
 _FIRST_GCC_FOR_AMX = (13, 2, 1)
+_KEEPS_STORES = (b"-fno-dse", b"-fno-tree-dse")  # with which an older one is right, too
 
 _errors: deque[str] = deque(maxlen=3)
 _is_verbose = False
@@ -126,13 +127,14 @@ def uses_broken_amx(module: ModuleType) -> bool:
 
 
 def compiler(folder: Path) -> tuple[int, ...]:
-    """Return the version of gcc that built ggml's CPU code, (99,) for clang, () where unknown.
+    """Return the version of gcc that built ggml's CPU code, () where that is not known.
 
-    The compiler names itself in the `.comment` section of the file.
+    (99,) stands for a compiler that has no such fault: clang, or gcc with `_KEEPS_STORES`. The file
+    names its compiler in `.comment`, its flags (-frecord-gcc-switches) in `.GCC.command.line`.
     """
     for path in sorted(folder.glob("libggml-cpu*.so")):
         data = path.read_bytes()
-        if b"clang version" in data:
+        if b"clang version" in data or all(flag in data for flag in _KEEPS_STORES):
             return (99,)
         found = re.findall(rb"GCC: \([^)]*\) (\d+)\.(\d+)\.(\d+)", data)
         if found:
