@@ -87,6 +87,9 @@ def new_file(target: Path) -> Iterator[Path]:
         if target.exists():
             part.chmod(stat.S_IMODE(target.stat().st_mode))
         part.replace(target)
+    except OSError as error:
+        _name(error, part, target)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -113,6 +116,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.replace(old)
         part.replace(target)
+    except OSError as error:
+        _name(error, part, target)
+        raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
         if old.exists() and not target.exists():
@@ -123,6 +129,12 @@ def new_folder(target: Path) -> Iterator[Path]:
 def _beside(target: Path, suffix: str) -> Path:
     # Two runs with one target must not write into each other's part, nor into anybody's file.
     return target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.{suffix}")
+
+
+def _name(error: OSError, part: Path, target: Path) -> None:
+    """Let an error name the target, not nothing, nor the part that is removed."""
+    named = str(error.filename or part)
+    error.filename = named.replace(str(part), str(target), 1)
 
 
 def _to_disk(path: Path) -> None:

@@ -335,7 +335,7 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cut, "write_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=f"No space.*'{target}'"):
         backend.cut(tiny_model, target, Cut(vocab=330, vocab_texts=(some_text,)))
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "old"]
 
@@ -350,3 +350,70 @@ def test_the_licence_and_the_changes_stand_in_the_folder(
     assert "Modified from model by `gemb cut`: 2 of 3 layers (1, 2), 369 of 369 tokens" in text
     assert "Gemma Terms of Use found at ai.google.dev/gemma/terms" in text
     assert open_checkpoint(tmp_path / "cut").licence() == "gemma"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep-layers", "99"], "cannot keep layers 99: name some of 0 to 2"),
+        (["--keep-layers", "5-2"], "--keep-layers '5-2': 5-2 ends before it begins"),
+        (["--keep-layers", "0,0"], "cannot keep layers 0,0: name some of 0 to 2, each once"),
+        (["--keep-layers", "0-99999999999"], "no model has layer 99999999999"),
+        (["--vocab", "5", "--vocab-from", "some.txt"], "--vocab 5 is too few"),
+        (["--vocab", "999999999", "--vocab-from", "some.txt"], "999999999 cannot be kept"),
+        (["--vocab", "330", "--vocab-from", "empty.txt"], "empty.txt: no text in it"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_would(
+    tiny_model: Path, tmp_path: Path, monkeypatch, arguments: list[str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    Path("some.txt").write_text(SOME, encoding="utf-8")
+    Path("empty.txt").touch()
+    dry, wet = (_run(tiny_model, "-o", "x", *arguments, *more) for more in (["-n"], []))
+    assert (dry.returncode, dry.stderr) == (wet.returncode, wet.stderr)
+    assert (dry.returncode, message in dry.stderr) == (2, True), dry.stderr
+    assert not Path("x").exists()
+
+
+def test_a_dry_run_prints_json(tiny_model: Path, tmp_path: Path):
+    done = _run(tiny_model, "-o", tmp_path / "x", "--keep-layers", "0-1", "-n", "--json")
+    found = json.loads(done.stdout)
+    assert (found["dry_run"], found["layers"], found["vocabulary"]) == (True, 2, 369)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_replaces_a_model_or_nothing_alone_and_never_the_source(
+    tiny_model: Path, tmp_path: Path
+):
+    work = tmp_path / "work"
+    model = Path(shutil.copytree(tiny_model, work / "model"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for target, message in (
+        (tmp_path / "other", "is no model folder"),
+        (model, "is the model itself"),
+        (model / "2_Dense", "is a part of the model"),
+        (work, "holds the model"),
+        ("-", "cannot go to standard output"),
+        ("", "the name is empty"),
+    ):
+        done = _run(model, "-o", target, "--keep-layers", "0,1", "-f")
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    done = _run(model, "-o", tmp_path / "link", "--keep-layers", "0,1", "-f")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "link").is_symlink()
+    assert open_checkpoint(tmp_path / "empty").config.num_hidden_layers == 2
+
+
+def test_layers_of_one_kind_are_warned_of(tiny_model: Path, tmp_path: Path):
+    done = _run(tiny_model, "-o", tmp_path / "x", "--keep-layers", "0,2")
+    assert done.returncode == 0
+    assert "warning: every kept layer has sliding attention, which llama.cpp" in done.stderr
+    done = _run(tiny_model, "-o", tmp_path / "y", "--keep-layers", "0,1")
+    assert done.stderr == ""

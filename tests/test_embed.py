@@ -223,6 +223,8 @@ def test_a_terminal_for_input_gets_help_not_silence(gemb: Gemb) -> None:
         (["-e", "x", "-m", "no/such.fake"], 4, "no/such.fake"),
         (["-e", "x", "-o", "."], 2, ". is a folder; -o names a file in it"),
         (["-e", "x", "-o", "no/v.npy"], 2, "no such folder: no; make it first: mkdir -p no"),
+        ([""], 2, "an empty name for a FILE"),
+        (["-e", "x", "-o", ""], 2, "an empty name for -o"),
         (["-e", "x", "--resume"], 2, "--resume needs -o FILE"),
         (["-e", "x", "y"], 2, "-e TEXT and FILE are both given"),
         (["-e", "x", "--prompt", "words"], 2, "--prompt 'words' has no {text}"),
@@ -246,7 +248,7 @@ def test_closed_streams_are_one_line(gemb: Gemb) -> None:
     for shell, line in (
         (f"{command} <&-", "standard input is closed; give a FILE or -e TEXT"),
         (f"{command} -e x >&-", "standard output is closed; write to a file with -o FILE"),
-        (f"{command} -e x >/dev/full", "no space left on device; free some space"),
+        (f"{command} -e x >/dev/full", "standard output: no space left on device; free some space"),
     ):
         done = subprocess.run(
             ["bash", "-c", shell],
@@ -299,3 +301,33 @@ def test_progress_is_for_a_terminals_stderr_alone(gemb: Gemb, quiet: bool) -> No
         assert b" rows, " in shown
         assert b" tokens/s]" in shown
         assert b"%|" in shown, "the size of a file is known, so a share is shown"
+
+
+def test_latin_1_is_an_error_of_its_row_wherever_it_comes_from(gemb: Gemb) -> None:
+    (gemb.folder / "l.csv").write_bytes(b"id,text\n1,caf\xe9\n2,ok\n")
+    for arguments in (["l.csv", "--text-field", "text"], ["-e", os.fsdecode(b"a\xff"), "-e", "ok"]):
+        done = gemb("embed", *arguments)
+        assert done.returncode == 3
+        assert [row.get("error", {}).get("code") for row in rows(done.stdout)] == [
+            "invalid_utf8",
+            None,
+        ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["-e", "a", "--text-field", "x"], "-e TEXT is embedded as it stands"),
+        (["-e", "a", "-I", "csv"], "-e TEXT is embedded as it stands"),
+        (["-0", "-I", "csv"], "-0 is for texts and JSON that end in NUL, not for csv"),
+        (["--title-field", "t", "--task", "query"], "has no place for a title"),
+        (["--title-field", "t", "--prompt", "{text}"], "has no place for a title"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    gemb: Gemb, arguments: list[str], line: str
+) -> None:
+    done = gemb("embed", *arguments, stdin='{"text":"a","t":"b"}\n')
+    assert (done.returncode, done.stdout) == (2, b"")
+    (shown,) = done.stderr.decode().splitlines()
+    assert line in shown

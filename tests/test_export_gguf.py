@@ -286,7 +286,7 @@ def test_a_full_disk_leaves_nothing_behind(tiny_model: Path, tmp_path: Path):
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
     )
     assert done.returncode == 5, done.stderr
-    assert "too large" in done.stderr
+    assert done.stderr.startswith(f"gemb: {tmp_path / 'a.gguf'}: file too large")
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -298,3 +298,48 @@ def test_a_gguf_or_nothing_as_the_source_is_refused(tiny_gguf: Path, tmp_path: P
     assert done.returncode == 4
     done = _run("export-gguf", tmp_path, "-o", tmp_path / "a.gguf", "--no-verify")
     assert (done.returncode, "has no config.json" in done.stderr) == (2, True)
+
+
+def test_what_is_no_file_of_its_own_is_refused_as_the_target(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "out").symlink_to("/proc/self/fd/1")
+    for target, message in (
+        ("-", "cannot go to standard output"),
+        ("", "the name is empty"),
+        (tmp_path / "out", "is no regular file"),
+    ):
+        done = _run("export-gguf", tiny_model, "-o", target, "--no-verify", "-f")
+        assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "out").is_symlink()
+
+
+def test_a_link_is_followed_and_permissions_stay(tiny_model: Path, tmp_path: Path):
+    (tmp_path / "old.gguf").write_text("old")
+    (tmp_path / "old.gguf").chmod(0o640)
+    for name, force in (("old.gguf", ["-f"]), ("new.gguf", [])):
+        link = tmp_path / f"to-{name}"
+        link.symlink_to(name)
+        done = _run("export-gguf", tiny_model, "-o", link, "--no-verify", *force)
+        assert done.returncode == 0, done.stderr
+        assert link.is_symlink()
+        assert open_gguf(tmp_path / name).layers == 3
+    assert (tmp_path / "old.gguf").stat().st_mode & 0o777 == 0o640
+
+
+def test_one_kind_of_attention_is_refused_before_writing_by_the_models_name(tmp_path: Path):
+    shape = TinyShape(num_hidden_layers=2, sliding_window_pattern=6)
+    model = write_tiny_model(tmp_path / "model", shape)
+    for more in ([], ["-n"], ["--no-verify"]):
+        done = _run("export-gguf", model, "-o", tmp_path / "a.gguf", *more)
+        assert done.returncode == 2
+        assert done.stderr.startswith(f"gemb: {model}: its attention is sliding in every layer (2)")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_dry_run_prints_json(tiny_model: Path, tmp_path: Path):
+    done = _run("export-gguf", tiny_model, "-o", tmp_path / "a.gguf", "-n", "--json")
+    found = json.loads(done.stdout)
+    assert found["dry_run"] is True
+    assert _run("export-gguf", tiny_model, "-o", tmp_path / "a.gguf").returncode == 0
+    size = (tmp_path / "a.gguf").stat().st_size
+    assert 0.5 * size < found["about_bytes"] < size  # the tokens and the norms come on top

@@ -6,12 +6,18 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.atomic import check_file
+from gemb.errors import UsageError
+from gemb.output_paths import check, descriptor, is_stream
+from gemb.vectors import read_vectors
 
 ROWS = 3000
 
@@ -179,3 +185,138 @@ def test_a_full_disk_is_one_error_and_no_half_file(
     assert gemb("embed", "texts.txt", "-o", "disk/v.npy", "--resume").returncode == 3
     gemb("embed", "texts.txt", "-o", "v.npy")
     assert (small_disk / "v.npy").read_bytes() == (gemb.folder / "v.npy").read_bytes()
+
+
+def test_files_of_others_beside_the_output_are_kept(gemb: Gemb) -> None:
+    (gemb.folder / "corpus.json").write_text('{"text": "a"}\n')
+    assert gemb("embed", "corpus.json", "-o", "corpus").returncode == 0
+    assert (gemb.folder / "corpus.json").read_text() == '{"text": "a"}\n'
+    (gemb.folder / "c.npy.json").write_text('["mine"]')
+    for name, other in (("c.npy", "c.npy.json"), ("p", "p.part"), ("j", "j.journal")):
+        (gemb.folder / other).write_text('["mine"]')
+        done = gemb("embed", "-e", "x", "-o", name, "-m", "no/model.fake")
+        assert done.returncode == 2
+        (line,) = done.stderr.decode().splitlines()
+        assert line.startswith(f"gemb: {other} is not a file of gemb")
+        assert (gemb.folder / other).read_text() == '["mine"]'
+        assert not (gemb.folder / name).exists()
+
+
+def test_an_old_description_is_removed_with_its_vectors(gemb: Gemb) -> None:
+    assert gemb("embed", "-e", "x", "-o", "v", "-O", "npy").returncode == 0
+    assert (gemb.folder / "v.json").exists()
+    assert gemb("embed", "-e", "x", "-o", "v", "-O", "jsonl").returncode == 0
+    assert not (gemb.folder / "v.json").exists()
+
+
+def test_an_input_is_never_the_output(gemb: Gemb) -> None:
+    same = gemb.folder / "same.jsonl"
+    same.write_text('{"text": "a"}\n')
+    (gemb.folder / "link.jsonl").symlink_to("same.jsonl")
+    for read, written in (
+        ("same.jsonl", "same.jsonl"),
+        ("same.jsonl", "link.jsonl"),
+        ("./link.jsonl", "same.jsonl"),
+    ):
+        done = gemb("embed", read, "-o", written)
+        assert (done.returncode, same.read_text()) == (2, '{"text": "a"}\n')
+        assert f"{read} is both input and output" in done.stderr.decode()
+    for name in ("same.jsonl.npy.json", "same.npy.journal"):
+        (gemb.folder / name).hardlink_to(same)
+        done = gemb("embed", name, "-o", name.rpartition(".")[0])
+        assert (done.returncode, same.read_text()) == (2, '{"text": "a"}\n')
+    shell = " ".join(gemb.command("embed", "same.jsonl", ">>same.jsonl"))
+    done = subprocess.run(
+        ["bash", "-c", shell], cwd=gemb.folder, env=gemb.environment, capture_output=True
+    )
+    assert (done.returncode, same.read_text()) == (2, '{"text": "a"}\n')
+    assert b"is both input and output" in done.stderr
+
+
+def test_a_link_stays_a_link_and_permissions_stay(gemb: Gemb) -> None:
+    data = gemb.folder / "data"
+    data.mkdir()
+    (data / "old.npy").write_text("old")
+    (data / "old.npy").chmod(0o640)
+    for name in ("old.npy", "new.npy"):
+        (gemb.folder / f"to-{name}").symlink_to(f"data/{name}")
+        assert gemb("embed", "-e", "x", "-o", f"to-{name}").returncode == 0
+        assert (gemb.folder / f"to-{name}").is_symlink()
+        assert np.load(data / name).shape == (1, 768)
+        assert read_vectors(gemb.folder / f"to-{name}").spec is not None
+    assert (data / "old.npy").stat().st_mode & 0o777 == 0o640
+    (gemb.folder / "circle").symlink_to("circle")
+    done = gemb("embed", "-e", "x", "-o", "circle")
+    assert (done.returncode, b"leads back to itself" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["out", "/proc/self/fd/3", "/dev/fd/3"])
+def test_an_open_file_is_written_where_it_stands(gemb: Gemb, name: str) -> None:
+    """What `-o /dev/stdout` is; the link is one of our own, for a mistake would replace it."""
+    (gemb.folder / "out").symlink_to("/proc/self/fd/1")
+    command = " ".join(gemb.command("embed", "-e", "x", "-O", "jsonl", "-o", name))
+    opened = "3>&1" if name.endswith("3") else ""
+    done = subprocess.run(
+        ["bash", "-c", f"(echo before; {command} {opened}; echo after) >file.txt"],
+        cwd=gemb.folder,
+        env=gemb.environment,
+        capture_output=True,
+    )
+    assert done.stderr == b""
+    first, row, last = (gemb.folder / "file.txt").read_text().splitlines()
+    assert (first, json.loads(row)["id"], last) == ("before", 1, "after")
+    assert (gemb.folder / "out").is_symlink()
+    assert sorted(path.name for path in gemb.folder.iterdir()) == ["file.txt", "model.fake", "out"]
+
+
+def test_what_lies_in_dev_and_proc_is_a_stream_and_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/proc/self/fd/1")
+    (tmp_path / "again").symlink_to("link")
+    for path in (
+        "/dev/stdout",
+        "/dev/stderr",
+        "/dev/fd/1",
+        "/proc/self/fd/1",
+        "/dev/none",
+        "again",
+    ):
+        assert is_stream(tmp_path / path), path
+    for path in ("/dev/shm/v.npy", "v.npy", "dev/stdout"):
+        assert not is_stream(tmp_path / path), path
+    assert descriptor(tmp_path / "again") == descriptor(Path("/dev/stdout")) == 1
+    assert descriptor(tmp_path / "v.npy") is None
+    with pytest.raises(UsageError, match="no such device or open file"):
+        check(Path("/dev/none"), "npy")
+    with pytest.raises(UsageError, match="is no regular file"):
+        check_file(tmp_path / "again", overwrite=True)
+
+
+def test_a_folder_that_takes_no_files_is_refused_before_the_model_loads(gemb: Gemb) -> None:
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o555)
+    user = os.geteuid()
+    try:
+        os.seteuid(65534 if user == 0 else user)
+        with pytest.raises(UsageError, match=f"^{folder}: nothing can be written to this folder"):
+            check(folder / "v.npy", "npy")
+    finally:
+        os.seteuid(user)
+        folder.rmdir()
+
+
+def test_a_full_disk_is_named_for_a_spool_and_a_stream(gemb: Gemb, small_disk: Path) -> None:
+    (gemb.folder / "many.txt").write_text("".join(f"text {number}\n" for number in range(ROWS)))
+    gemb.environment["TMPDIR"] = str(small_disk)
+    for form in ("npz", "npy"):
+        done = gemb("embed", "many.txt", "-O", form)
+        assert done.returncode == 5
+        last = done.stderr.decode().splitlines()[-1]
+        assert last.startswith(f"gemb: a temporary file in {small_disk}: no space left"), last
+    with (small_disk / "v.jsonl").open("wb") as file:
+        process = gemb.start("embed", "many.txt", stdout=file)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert errors.startswith(b"gemb: standard output: no space left on device")
+    assert len(errors.splitlines()) == 1
+    done = gemb("embed", "-e", "x", "-o", "/dev/full")
+    assert done.stderr.startswith(b"gemb: /dev/full: no space left on device")

@@ -142,7 +142,7 @@ def embed(
     if texts and files:
         raise click.UsageError("-e TEXT and FILE are both given; one at a time")
     if "" in files or output == "":
-        raise click.UsageError(f"{'-o' if output == '' else 'FILE'} is an empty name")
+        raise click.UsageError(f"an empty name for {'-o' if output == '' else 'a FILE'}")
     if not files and not texts and sys.stdin is not None and sys.stdin.isatty():
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
@@ -164,6 +164,7 @@ def embed(
         live=outputs.is_stream(target),
         quiet=options.quiet,
     )
+    _check_input(bool(texts), input_format, null, fields)
     paths = files or ("-",)
     part = shard_of(shard, os.environ) if shard else None
     words = prompts.custom(prompt) if prompt is not None else None
@@ -177,8 +178,14 @@ def embed(
     from gemb.embed_run import Job, run
 
     task = task or "document"
+    around = words or prompts.for_task(task, model.encoder.profile.prompts)
+    if title_field and not around.takes_title:
+        raise click.UsageError(
+            f"--title-field: the prompt {around.template!r} has no place for a title; "
+            "--task document has one, and so has a --prompt with {title}"
+        )
     job = Job(
-        prompt=words or prompts.for_task(task, model.encoder.profile.prompts),
+        prompt=around,
         task="custom" if words else task,
         dim=dim,
         dtype=dtype,
@@ -217,6 +224,16 @@ def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> Non
         import_pyarrow()
     if resume and is_stream(target):
         raise click.UsageError("--resume needs -o FILE: what went into a pipe is gone")
+
+
+def _check_input(has_texts: bool, input_format: str, null: bool, fields: Fields) -> None:
+    if has_texts and (input_format != "auto" or null or fields.named() or fields.keep_all):
+        raise click.UsageError(
+            "-e TEXT is embedded as it stands; -I, -0, --text-field, --title-field, --id-field and "
+            "--keep are for FILEs"
+        )
+    if null and input_format in ("csv", "tsv", "parquet"):
+        raise click.UsageError(f"-0 is for texts and JSON that end in NUL, not for {input_format}")
 
 
 def _fields(
