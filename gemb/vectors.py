@@ -117,8 +117,11 @@ class VectorFile(NamedTuple):
 
 
 def sidecar(path: Path) -> Path:
-    """Return where the description of a file that cannot hold one lies."""
-    return path.with_name(path.name + ".json")
+    """Return where the description of a file that cannot hold one lies: beside it or its target."""
+    beside = path.with_name(path.name + ".json")
+    if path.is_symlink() and not beside.exists():
+        return sidecar(path.resolve())
+    return beside
 
 
 def read_vectors(path: Path) -> VectorFile:
