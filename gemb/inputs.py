@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
+import re
 import shlex
 import stat
 import sys
@@ -17,7 +19,7 @@ from pathlib import Path
 
 from gemb.byte_records import LONGEST, Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.notes import note, warn
 from gemb.records import Fields, Id, Record, RowError, from_fields, from_text, unfit
 
 Parts = Iterator[bytes | Oversize | None]
@@ -30,11 +32,11 @@ SUFFIXES = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-COMPRESSED = {  # first bytes -> what prints it
-    b"\x1f\x8b": "zcat",
-    b"\x28\xb5\x2f\xfd": "zstdcat",
-    b"BZh": "bzcat",
-    b"\xfd7zXZ": "xzcat",
+COMPRESSED = {  # first bytes, as a pattern -> what prints it
+    rb"\x1f\x8b": "zcat",
+    rb"\x28\xb5\x2f\xfd": "zstdcat",
+    rb"BZh[1-9]1AY&SY": "bzcat",
+    rb"\xfd7zXZ": "xzcat",
 }
 
 
@@ -67,14 +69,24 @@ def check(paths: Sequence[str]) -> None:
         if path == "-":
             if sys.stdin is None:
                 raise UsageError("standard input is closed; give a FILE or -e TEXT")
-        elif not Path(path).exists():
-            raise UsageError(
-                f"no such file: {path}; to embed the words: gemb embed -e {shlex.quote(path)}"
-            )
-        elif Path(path).is_dir():
-            raise UsageError(f"{path} is a folder; name its files: gemb embed {path.rstrip('/')}/*")
-        elif not os.access(path, os.R_OK):
-            raise UsageError(f"{path}: permission denied; check its permissions")
+        else:
+            _check_file(path)
+
+
+def _check_file(path: str) -> None:
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)  # noqa: PTH116
+        may_read = os.access(path, os.R_OK)
+    except PermissionError:
+        is_folder = may_read = False
+    except OSError:  # also a whole text that is too long for a name
+        raise UsageError(
+            f"no such file: {path}; to embed the words: gemb embed -e {shlex.quote(path)}"
+        ) from None
+    if is_folder:
+        raise UsageError(f"{path} is a folder; name its files: gemb embed {path.rstrip('/')}/*")
+    if not may_read:
+        raise UsageError(f"{path}: permission denied; check its permissions")
 
 
 def total_size(paths: Sequence[str], reading: Reading) -> int | None:
@@ -128,8 +140,9 @@ def _parse(
     else:
         return
     parts = itertools.chain([first], parts)
+    _refuse_foreign(first, path, name, form)
     if reading.format == "auto" and reading.separator == b"\n" and form == "lines":
-        form = _sniffed(first, name, reading)
+        form = _sniffed(first, path, name, reading)
     if form in ("csv", "tsv"):
         from gemb.tables import read_csv
 
@@ -137,7 +150,7 @@ def _parse(
     elif form == "jsonl":
         fields = reading.fields
         fields = fields if fields.text else dataclasses.replace(fields, text=("text",))
-        yield from _each(parts, label, lambda *part: _from_json(fields, *part))
+        yield from _json_lines(parts, fields, name, label)
     else:
         if reading.fields.named():
             raise UsageError(
@@ -155,16 +168,41 @@ def _format(path: str, reading: Reading) -> str:
     return by_suffix if reading.separator == b"\n" else "lines"
 
 
-def _sniffed(first: bytes | Oversize | None, name: str, reading: Reading) -> str:
-    """Return the format that the first record shows."""
+def _refuse_foreign(first: bytes | Oversize, path: str, name: str, form: str) -> None:
+    """Raise UsageError where the first bytes are those of a compressed or a Parquet file."""
     if not isinstance(first, bytes):
-        return "lines"
+        return
     for magic, tool in COMPRESSED.items():
-        if first.startswith(magic):
-            raise UsageError(f"{name} is compressed: {tool} {name} | gemb embed")
+        if re.match(magic, first):
+            if form == "lines":  # reviews.csv.gz
+                form = SUFFIXES.get(Path(Path(path).stem).suffix.lower(), "lines")
+            words = (
+                f"{tool} | gemb embed"
+                if path == "-"
+                else f"{tool} {shlex.quote(name)} | gemb embed"
+            )
+            words += "" if form == "lines" else f" -I {form}"
+            raise UsageError(f"{name} is compressed: {words}")
     if first.startswith(b"PAR1"):
         raise UsageError(f"{name} is a Parquet file: gemb embed -I parquet FILE")
-    if first.startswith(b"{") and _is_object(first):
+
+
+def _sniffed(first: bytes | Oversize, path: str, name: str, reading: Reading) -> str:
+    """Return the format that the first record shows.
+
+    Raises:
+        UsageError: it begins a JSON array of rows.
+    """
+    is_json = path.lower().endswith(".json")
+    if not isinstance(first, bytes):
+        if is_json:
+            raise UsageError(f"{name}: its first line has {first.size} bytes; {_array_hint(path)}")
+        return "lines"
+    value = _json_value(first) if first.lstrip()[:1] in (b"{", b"[") else None
+    is_rows = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+    if is_rows or (is_json and first.lstrip().startswith(b"[")):
+        raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; -I lines takes it raw")
+    if isinstance(value, dict):
         if not reading.quiet:
             note(f"{name} is read as JSON lines, for its first line is one; -I lines takes it raw")
         return "jsonl"
@@ -173,13 +211,20 @@ def _sniffed(first: bytes | Oversize | None, name: str, reading: Reading) -> str
     return "lines"
 
 
-def _is_object(line: bytes) -> bool:
+def _array_hint(path: str) -> str:
+    file = "" if path == "-" else f" {shlex.quote(_printable(path))}"
+    return f"of an array make lines: jq -c '.[]'{file} | gemb embed"
+
+
+def _json_value(line: bytes) -> object:
+    """Return the value that the line is, None where it is no JSON."""
     import orjson
 
     try:
-        return isinstance(orjson.loads(line), dict)
+        value: object = orjson.loads(line)
     except orjson.JSONDecodeError:
-        return False
+        return None
+    return value
 
 
 def _each(
@@ -200,6 +245,17 @@ def _each(
             yield record
 
 
+def _json_lines(parts: Parts, fields: Fields, name: str, label: str | None) -> Records:
+    """Yield the records of JSON lines; say at the end which field that was named no row had."""
+    absent = set(filter(None, (fields.title, *fields.keep)))
+    rows = 0
+    for record in _each(parts, label, lambda *part: _from_json(fields, absent, *part)):
+        rows += record is not None
+        yield record
+    for field in sorted(absent) if rows else ():
+        warn(f"{name}: none of its {rows} rows has a field '{field}'")
+
+
 def oversize(part: Oversize, record_id: Id, place: str) -> Record:
     """Return the record of a row that was skipped for its length."""
     message = f"{part.size} bytes; a row may have {LONGEST}"
@@ -217,7 +273,9 @@ def _from_line(is_lines: bool, part: bytes, record_id: Id, place: str) -> Record
     return Record(record_id, place, text, error=unfit(text), size=size)
 
 
-def _from_json(fields: Fields, part: bytes, record_id: Id, place: str) -> Record | None:
+def _from_json(
+    fields: Fields, absent: set[str], part: bytes, record_id: Id, place: str
+) -> Record | None:
     import orjson
 
     size = len(part) + 1
@@ -233,6 +291,14 @@ def _from_json(fields: Fields, part: bytes, record_id: Id, place: str) -> Record
             error = _no_utf8(part, undecodable)
         return Record(record_id, place, error=error, size=size)
     if isinstance(value, dict):
+        absent.difference_update(value)
+        if fields.id and isinstance(value.get(fields.id), float):
+            # orjson makes a float of an integer over 64 bits: its digits are in the line.
+            try:
+                value[fields.id] = json.loads(part, parse_float=str, parse_int=str)[fields.id]
+            except RecursionError:
+                error = RowError("bad_json", "nested too deep")
+                return Record(record_id, place, error=error, size=size)
         return from_fields(value, fields, record_id, place, size)
     if isinstance(value, str) and not fields.named()[1:]:
         return Record(record_id, place, value, error=unfit(value), size=size)

@@ -34,6 +34,7 @@ FIRST_BYTES = 1 << 10
 LAST_BYTES = 1 << 15
 WINDOW_ROWS = 512
 WINDOW_S = 1.0  # a live window waits no longer for its rows
+LOOKED_AT = 1 << 19  # characters: of a longer text that is to be cut, only a beginning is tokenized
 RECENT = 8192  # texts whose vectors are kept for repeats
 
 
@@ -42,7 +43,7 @@ class Row:
     """One row of the output; its vector is NaN where it has an error."""
 
     record: Record
-    tokens: int = 0  # of the whole text, before any cut
+    tokens: int = 0  # before any cut; of a text over `LOOKED_AT`, of the beginning looked at
     is_cut: bool = False
     error: RowError | None = None
 
@@ -173,7 +174,7 @@ class Embedder:
         places = [place for place, row in enumerate(rows) if row.error is None]
         texts = [plan.prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
         cut: dict[int, TokenIds] = {}
-        for place, ids in zip(places, by_halves(self._tokenize, texts), strict=True):
+        for place, ids in zip(places, self._token_ids(texts), strict=True):
             record = rows[place].record
             if isinstance(ids, RowError):
                 rows[place] = Row(record, error=ids)
@@ -190,6 +191,25 @@ class Embedder:
             rows[place] = Row(record, count, error is None and count > plan.max_tokens, error)
             cut[place] = ids
         return cut
+
+    def _token_ids(self, texts: Sequence[str]) -> list[TokenIds | RowError]:
+        """Return the ids of each text; of a far too long one that is to be cut, of its beginning.
+
+        A merge of tokens looks at its neighbours: where the beginning has twice the tokens wanted,
+        the first half of them is that of the whole text.
+        """
+        if self._plan.on_long != "truncate":
+            return by_halves(self._tokenize, texts)
+        found = by_halves(self._tokenize, [text[:LOOKED_AT] for text in texts])
+        for place, text in enumerate(texts):
+            size = LOOKED_AT
+            while size < len(text):
+                ids = found[place]
+                if isinstance(ids, RowError) or len(ids) >= 2 * self._plan.max_tokens:
+                    break
+                size *= 2
+                found[place] = by_halves(self._tokenize, [text[:size]])[0]
+        return found
 
     def _known(self, fresh: dict[bytes, TokenIds]) -> tuple[dict[bytes, Vectors], dict[bytes, str]]:
         """Compute what is new; return vectors and messages of failure by digest."""
@@ -241,7 +261,7 @@ def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iter
         if live and not window:
             began = time.monotonic()
         window.append(record)
-        text = record.text
+        text = "" if record.error else record.text  # that of an error may not be UTF-8
         length = len(text) if text.isascii() else len(text.encode())
         size += min(length, 4 * plan.max_tokens) + len(plan.prompt.template)
         is_late = live and time.monotonic() - began > WINDOW_S

@@ -9,9 +9,10 @@ from functools import cache
 from gemb.notes import note
 
 Id = int | str
+DEEPEST = 200  # levels of a kept field; orjson writes 254
 
 # Names that the output gives to fields of its own: a kept field cannot have one.
-RESERVED = ("id", "embedding", "tokens", "truncated", "task", "fingerprint", "error")
+RESERVED = ("id", "embedding", "tokens", "truncated", "task", "fingerprint", "dtype", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,14 @@ def from_fields(
         if value is None:
             error = _missing(fields.id, values)
         else:
-            record_id = value if isinstance(value, int | str) else str(value)
+            record_id = _as_id(value)
     title = values.get(fields.title) if fields.title else None
     kept = _kept(values, fields)
+    for name, value in kept.items():
+        if _is_too_deep(value):
+            error = RowError("bad_field", f"field '{name}' is nested over {DEEPEST} deep")
+            kept = {}
+            break
     error = error or unfit(text, str(title or ""), record_id, *kept.values())
     if error and error.code == "invalid_utf8":
         kept, record_id = {}, number  # they may be what cannot be written
@@ -105,6 +111,33 @@ def _kept(values: Mapping[str, object], fields: Fields) -> Mapping[str, object]:
         if name in RESERVED and name not in (*fields.text, fields.title, fields.id):
             _say_left_out(name)
     return {name: value for name, value in values.items() if name not in taken}
+
+
+def _as_id(value: object) -> Id:
+    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    return as_json(value) if isinstance(value, bool | dict | list) else str(value)
+
+
+def as_json(value: object) -> str:
+    """Return a kept value as JSON, for where a text must stand; dates and the like as texts."""
+    import orjson
+
+    return orjson.dumps(value, str, orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _is_too_deep(value: object) -> bool:
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for one in level
+            if isinstance(one, dict | list)
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _missing(name: str, values: Mapping[str, object]) -> RowError:

@@ -11,9 +11,10 @@ from typing import Any
 
 from gemb.byte_records import LONGEST, Oversize
 from gemb.errors import Missing, UsageError
-from gemb.records import Fields, Id, Record, RowError, from_fields
+from gemb.records import Fields, Id, Record, RowError, from_fields, unfit
 
 ROWS = 1024  # of a Parquet file at a time
+RETURN_INSIDE = "a carriage return stands inside the line"
 
 
 def read_csv(
@@ -25,10 +26,11 @@ def read_csv(
 ) -> Iterator[Record | None]:
     """Yield the rows of a table whose first row names its columns. Blank lines are left out.
 
-    A row's number is that of the line on which it begins: the first row's is 2.
+    A row's number is that of the line on which it begins: the first row's is 2. Quotes are read as
+    leniently as spreadsheets do: `"a"b` is the cell `ab`.
 
     Raises:
-        UsageError: a column that was named is not there.
+        UsageError: the row of column names cannot be read, or a column that was named is not there.
     """
     csv.field_size_limit(LONGEST)
     lines = _Lines(parts)
@@ -38,16 +40,36 @@ def read_csv(
         lines.begin()
         try:
             cells = next(reader, None)
-            error = lines.oversize and RowError("too_big", f"a row may have {LONGEST} bytes")
+            error = lines.fault(cells or [])
         except csv.Error as failure:
-            cells, error = [], RowError("bad_csv", str(failure))
+            cells, error = [], RowError("bad_csv", _reason(failure))
         if cells is None:  # the input idles, or it has ended
             yield None
-        elif columns is None and cells:
-            columns = [cell.removeprefix("\ufeff") for cell in cells]
+        elif columns is None and (error or cells):
+            columns = _header(cells, error, name)
             fields = resolved(fields, columns, name)
         elif error or cells:
-            yield _row(cells, error or None, columns or [], fields, label, lines)
+            yield _row(cells, error, columns or [], fields, label, lines)
+
+
+def _header(cells: list[str], error: RowError | None, name: str) -> list[str]:
+    """Return the names of the columns.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    if error:
+        hint = "; if all lines end so: tr '\\r' '\\n'" if error.message == RETURN_INSIDE else ""
+        raise UsageError(f"{name}: the row of column names cannot be read: {error.message}{hint}")
+    columns = [cell.removeprefix("\ufeff") for cell in cells]
+    if unfit("-", *columns):
+        raise UsageError(f"{name}: the row of column names is no valid UTF-8; iconv converts it")
+    return columns
+
+
+def _reason(failure: csv.Error) -> str:
+    """Return the message, without csv's advice to programmers."""
+    return RETURN_INSIDE if "new-line character" in str(failure) else str(failure)
 
 
 def _row(
@@ -81,7 +103,17 @@ class _Lines:
         """Say that a row begins."""
         self.first = self._number + 1  # line number, from 1
         self.size = 0  # bytes of the row
-        self.oversize = False
+        self._oversize = False
+        self._open = False  # the input ended inside the row, which only a quote makes possible
+
+    def fault(self, cells: list[str]) -> RowError | None:
+        """Return what is wrong with the lines of the row that has just been read."""
+        if self._oversize:
+            return RowError("too_big", f"a row may have {LONGEST} bytes")
+        if self._open:
+            line = self._number + 1 - cells[-1].count("\n")
+            return RowError("bad_csv", f"a quote opened on line {line} is never closed")
+        return None
 
     def __iter__(self) -> _Lines:
         return self
@@ -95,11 +127,12 @@ class _Lines:
             self._number += 1
             if isinstance(part, Oversize):
                 self.size += part.size
-                self.oversize = True
+                self._oversize = True
                 return "\n"
             self.size += len(part) + 1
             return part.decode(errors="surrogateescape") + "\n"
         self.ended = True
+        self._open = self.size > 0
         raise StopIteration
 
 

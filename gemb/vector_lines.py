@@ -13,6 +13,7 @@ from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, du
 
 from gemb.output import Output
 from gemb.pipeline import Row, Vectors
+from gemb.records import as_json
 from gemb.vector_writer import Layout, stored
 
 
@@ -38,6 +39,8 @@ class JsonLines:
                 line["tokens"] = row.tokens
                 if row.is_cut:
                     line["truncated"] = True
+                if self._layout.spec.dtype != "f32":
+                    line["dtype"] = self._layout.spec.dtype
                 line["task"] = self._layout.task
                 line["fingerprint"] = self._fingerprint
             lines.append(dumps(line, str, option))
@@ -85,7 +88,8 @@ class Csv:
         numbers = stored(vectors, self._layout.spec)
         lines = []
         for row, vector in zip(rows, numbers, strict=True):
-            cells = [row.record.id, *(row.record.kept.get(name) for name in self._layout.kept)]
+            kept = (_cell(row.record.kept.get(name)) for name in self._layout.kept)
+            cells = [row.record.id, *kept]
             head = _csv_line([*cells, row.error.code if row.error else ""])[:-1]
             if row.error:
                 body = self._blank.encode()
@@ -112,6 +116,10 @@ class Base64:
 
     def finish(self) -> None:
         """Nothing comes after the last row."""
+
+
+def _cell(value: object) -> object:
+    return as_json(value) if isinstance(value, bool | dict | list) else value
 
 
 def _csv_line(cells: Sequence[object]) -> bytes:

@@ -52,7 +52,7 @@ class VectorSpec:
     @property
     def int8_clip(self) -> float:
         """The component that becomes 127."""
-        return min(1.0, INT8_SPREAD / math.sqrt(self.dim))
+        return _int8_clip(self.dim)
 
     def to_json(self, **more: object) -> str:
         """Return the description that a vector file carries, with `more` entries, in one line."""
@@ -70,9 +70,16 @@ class VectorSpec:
         try:
             entries = json.loads(text)
             names = VectorSpec.__dataclass_fields__
-            return VectorSpec(**{name: entries[name] for name in names})
+            spec = VectorSpec(**{name: entries[name] for name in names})
+            if spec.dtype not in DTYPES:
+                raise ValueError(spec.dtype)
+            return spec
         except (ValueError, KeyError, TypeError):
             raise UsageError("the description of the vectors is none that gemb wrote") from None
+
+
+def _int8_clip(dim: int) -> float:
+    return min(1.0, INT8_SPREAD / math.sqrt(dim))
 
 
 def packed(vectors: NDArray[np.float32], spec: VectorSpec) -> NDArray[Any]:
@@ -96,15 +103,21 @@ def packed(vectors: NDArray[np.float32], spec: VectorSpec) -> NDArray[Any]:
     raise AssertionError(spec.dtype)
 
 
-def unpacked(stored: NDArray[Any], spec: VectorSpec | None) -> NDArray[np.float32]:
-    """Return float32 [n, dim] for what `packed` made; sign bits become +1 and -1."""
+def unpacked(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.float32]:
+    """Return float32 [n, dim] for what `packed` made; sign bits become +1 and -1.
+
+    Raises:
+        TypeError: the numbers are complex, or no numbers.
+    """
     import numpy as np
 
-    if spec is not None and spec.dtype == "ubinary":
-        bits = np.unpackbits(stored.astype(np.uint8), axis=1, count=spec.dim)
+    if stored.dtype.kind not in "fiu":
+        raise TypeError(f"{stored.dtype} is no type of real numbers")
+    if dtype == "ubinary":
+        bits = np.unpackbits(stored.astype(np.uint8), axis=1, count=dim)
         return bits.astype(np.float32) * 2 - 1
-    if spec is not None and spec.dtype == "int8":
-        return stored.astype(np.float32) * np.float32(spec.int8_clip / 127)
+    if dtype == "int8":
+        return stored.astype(np.float32) * np.float32(_int8_clip(dim) / 127)
     return stored.astype(np.float32)
 
 
@@ -113,6 +126,7 @@ class VectorFile(NamedTuple):
 
     vectors: NDArray[np.float32]  # [n, dim]; NaN where a row failed
     ids: Sequence[Id]  # the row's number from 1 where the file holds none
+    dtype: str  # one of DTYPES, in which they were stored; f32 where the file does not say
     spec: VectorSpec | None  # None where the file does not say
 
 
@@ -160,7 +174,8 @@ def _beside(path: Path) -> VectorSpec | None:
 def _numbered(
     stored: NDArray[Any], spec: VectorSpec | None, ids: Sequence[Id] | None = None
 ) -> VectorFile:
-    return VectorFile(unpacked(stored, spec), ids or range(1, len(stored) + 1), spec)
+    dtype, dim = (spec.dtype, spec.dim) if spec else ("f32", 0)
+    return VectorFile(unpacked(stored, dtype, dim), ids or range(1, len(stored) + 1), dtype, spec)
 
 
 def _read_npy(path: Path) -> VectorFile:
@@ -197,18 +212,21 @@ def _read_parquet(path: Path) -> VectorFile:
 
     from gemb.tables import import_pyarrow
 
-    _, parquet = import_pyarrow()
+    pyarrow, parquet = import_pyarrow()
     table = parquet.read_table(path)
     metadata = table.schema.metadata or {}
     spec = VectorSpec.from_json(metadata[META.encode()]) if META.encode() in metadata else None
     column = table["embedding"].combine_chunks()
     valid = ~np.asarray(column.is_null())
+    if not pyarrow.types.is_fixed_size_list(column.type):
+        raise TypeError(f"its column 'embedding' is {column.type}, not lists of one length")
     flat = column.flatten().to_numpy(zero_copy_only=False)  # of the rows that are not null
-    some = unpacked(flat.reshape(-1, column.type.list_size), spec)
+    dtype, dim = (spec.dtype, spec.dim) if spec else ("f32", 0)
+    some = unpacked(flat.reshape(-1, column.type.list_size), dtype, dim)
     vectors = np.full((len(valid), some.shape[1]), np.nan, np.float32)
     vectors[valid] = some
     ids = table["id"].to_pylist() if "id" in table.column_names else range(1, len(valid) + 1)
-    return VectorFile(vectors, ids, spec)
+    return VectorFile(vectors, ids, dtype, spec)
 
 
 def _read_jsonl(path: Path) -> VectorFile:
@@ -216,16 +234,35 @@ def _read_jsonl(path: Path) -> VectorFile:
     import orjson
 
     ids: list[Id] = []
-    rows: list[NDArray[np.float32] | None] = []
+    rows: list[NDArray[Any] | None] = []
+    dtypes: set[str] = set()
+    width = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            row = orjson.loads(line)
+            if line.isspace():
+                continue
+            try:
+                row = orjson.loads(line)
+                embedding = row.get("embedding")
+                numbers = None if embedding is None else np.array(embedding, np.float32)
+            except (ValueError, AttributeError, TypeError):
+                raise UsageError(f"{path}, line {number}: no row of vectors") from None
             ids.append(row.get("id", number))
-            embedding = row.get("embedding")
-            rows.append(None if embedding is None else np.array(embedding, np.float32))
-    dim = next((len(row) for row in rows if row is not None), 0)
+            rows.append(numbers)
+            if numbers is None:
+                continue
+            width = width or numbers.size
+            if numbers.shape != (width,):
+                shape = list(numbers.shape)
+                raise UsageError(f"{path}, line {number}: shape {shape}; rows before: [{width}]")
+            dtypes.add(row.get("dtype", "f32"))
+    if len(dtypes) > 1 or not dtypes <= set(DTYPES):
+        raise UsageError(f"{path}: its rows are of the types {', '.join(sorted(map(str, dtypes)))}")
+    dtype = dtypes.pop() if dtypes else "f32"
+    dim = 8 * width if dtype == "ubinary" else width
     vectors = np.full((len(rows), dim), np.nan, np.float32)
-    for place, row in enumerate(rows):
-        if row is not None:
-            vectors[place] = row
-    return VectorFile(vectors, ids, None)
+    good = [place for place, row in enumerate(rows) if row is not None]
+    if good:
+        some = np.array([row for row in rows if row is not None])
+        vectors[good] = unpacked(some, dtype, dim)
+    return VectorFile(vectors, ids, dtype, None)

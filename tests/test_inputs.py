@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -171,3 +172,87 @@ def test_what_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
         read(write(tmp_path, "a.txt", b"\x1f\x8b\x08\0"))
     with pytest.raises(UsageError, match="plain lines have no field 'body'"):
         read(write(tmp_path, "b.txt", "x\n"), fields=Fields(text=("body",)))
+
+
+def test_an_id_keeps_its_digits_and_an_object_is_json(tmp_path: Path) -> None:
+    lines = ["100000000000000000001", "1.50", "7", '{"a":[1]}', "true"]
+    data = "".join(f'{{"text":"x","k":{value}}}\n' for value in lines)
+    found = read(write(tmp_path, "a.jsonl", data), fields=Fields(id="k"))
+    assert [record.id for record in found] == ["100000000000000000001", "1.50", 7, *lines[3:]]
+
+
+def test_a_kept_field_nested_too_deep_is_an_error_of_its_row(tmp_path: Path) -> None:
+    deep = '{"text":"a","x":' + "[" * 800 + "]" * 800 + "}\n"
+    found = read(
+        write(tmp_path, "a.jsonl", deep + '{"text":"b","x":[1]}'), fields=Fields(keep=["x"])
+    )
+    assert texts(found) == [(1, "bad_field"), (2, "b")]
+    assert found[0].error is not None
+    deepest = '{"text":"a","k":1e30,"x":' + "[" * 1010 + "]" * 1010 + "}"
+    assert texts(read(write(tmp_path, "b.jsonl", deepest), fields=Fields(id="k"))) == [
+        (1, "bad_json")
+    ]
+    assert found[0].error.message == "field 'x' is nested over 200 deep"
+
+
+def test_a_quote_that_is_never_closed_is_an_error_with_its_line(tmp_path: Path) -> None:
+    found = read(write(tmp_path, "a.csv", 'text,b\nx,y\n"two\nlines","open\nz,w\n'))
+    assert texts(found) == [(2, "x"), (3, "bad_csv")]
+    assert found[1].error is not None
+    assert found[1].error.message == "a quote opened on line 4 is never closed"
+
+
+def test_a_quote_inside_a_cell_is_read_leniently(tmp_path: Path) -> None:
+    assert texts(read(write(tmp_path, "a.csv", 'text\n"a"b\nc"d\n'))) == [(2, "ab"), (3, 'c"d')]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"te\rxt\nhello\nworld\n", "a carriage return stands inside the line"),
+        (b"text\rhello\rworld\r", r"if all lines end so: tr '\\r' '\\n'"),
+        (b'"text\nhello\n', "a quote opened on line 1 is never closed"),
+        (b"a" * (17 << 20) + b"\nhello\n", "a row may have 16777216 bytes"),
+        (b"text,caf\xe9\nhello,1\n", "is no valid UTF-8"),
+        (b"\x1f\x8b\x08\0\n\n", r"is compressed: zcat .*a\.csv \| gemb embed -I csv"),
+    ],
+)
+def test_a_table_whose_header_cannot_be_read_is_refused(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        read(write(tmp_path, "a.csv", data), fields=Fields(keep_all=True))
+
+
+def test_a_json_array_is_refused_with_the_command_that_makes_lines(tmp_path: Path) -> None:
+    for name, data in (("a.json", '[{"text":"x"}]'), ("b.json", "[\n{}]"), ("c", '[{"text":"x"}]')):
+        path = write(tmp_path, name, data)
+        with pytest.raises(UsageError, match=r"is one JSON array; .* jq -c '\.\[\]' .*gemb embed"):
+            read(path)
+        assert len(read(path, format="lines")) >= 1
+    assert texts(read(write(tmp_path, "d.txt", "[1] a note\n[2]\n"))) == [
+        (1, "[1] a note"),
+        (2, "[2]"),
+    ]
+
+
+def test_a_field_that_no_json_line_has_is_said_with_a_count(tmp_path: Path, capsys) -> None:
+    path = write(tmp_path, "a.jsonl", '{"text":"a","k":1}\n{"text":"b"}\n')
+    read(path, fields=Fields(title="titel", keep=("k",)))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("a.jsonl: none of its 2 rows has a field 'titel'")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_what_may_not_be_read_is_refused_alike(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "x")
+    for closed in (path, tmp_path):
+        closed.chmod(0)
+        with pytest.raises(UsageError, match=r"a\.txt: permission denied; check its permissions"):
+            inputs.check([str(path)])
+        closed.chmod(0o700)
+
+
+def test_a_text_that_is_too_long_for_a_file_name_gets_the_hint() -> None:
+    with pytest.raises(UsageError, match="to embed the words"):
+        inputs.check(["word " * 2000])

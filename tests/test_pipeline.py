@@ -173,3 +173,39 @@ def test_an_idle_input_is_worked_off_before_more_is_awaited(encoder: Counting) -
     for window in embed(stream(), embedder, PLAN, live=True):
         seen.extend(int(row.record.id) for row in window.rows)
     assert seen == [1, 2]
+
+
+def test_a_far_too_long_text_is_tokenized_in_part_and_has_the_same_vector(
+    encoder: Counting, monkeypatch
+) -> None:
+    texts = ["a b c d e f g h " * 50, " " * 900 + "a b c d e f g h i j k l m n", "a b c d e f g h"]
+    whole = run(encoder, records(*texts))
+    lengths: list[int] = []
+    tokenize = encoder.tokenize
+
+    def listening(some: Sequence[str]) -> list[np.ndarray]:
+        lengths.extend(map(len, some))
+        return tokenize(some)
+
+    monkeypatch.setattr(encoder, "tokenize", listening)
+    monkeypatch.setattr(pipeline, "LOOKED_AT", 64)
+    found = run(encoder, records(*texts))
+    assert np.array_equal(found.vectors, whole.vectors)
+    assert [row.is_cut for row in found.rows] == [True] * 3
+    assert [row.tokens for row in found.rows][1:] == [row.tokens for row in whole.rows][1:]
+    assert 12 <= found.rows[0].tokens < 64 < whole.rows[0].tokens
+    assert sorted(lengths) == [20, 64, 64, 128, 256, 512, 932]
+
+
+def test_a_real_tokenizers_beginning_does_not_depend_on_what_comes_after(tiny_model: Path) -> None:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
+    random = np.random.default_rng(0)
+    words = ["quick", "brown", "日本語", "aaaa", "   ", "\n\n", "é", "x==x", "\U0001f600", "planet"]
+    texts = ["".join(random.choice(words, 2000)) for _ in range(10)] + ["a" * 9000, " " * 9000]
+    for text in texts:
+        whole = tokenizer.encode(text, add_special_tokens=False).ids
+        for size in range(600, 640):
+            part = tokenizer.encode(text[:size], add_special_tokens=False).ids
+            assert part[: len(part) // 2] == whole[: len(part) // 2]

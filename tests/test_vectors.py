@@ -72,7 +72,7 @@ def test_arrays_come_back_as_they_were_packed(form: str, dtype: str, tmp_path: P
     if form in NEEDS_SIDECAR:
         sidecar(path).write_text(spec.to_json())
     found = read_vectors(path)
-    expected = unpacked(packed(vectors, spec), spec)
+    expected = unpacked(packed(vectors, spec), dtype, spec.dim)
     if form == "parquet":
         expected[4] = np.nan
     assert np.array_equal(found.vectors, expected, equal_nan=True)
@@ -199,7 +199,7 @@ def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> N
     refused("a.npy", objects.getvalue(), "allow_pickle=False")
     refused("b.npy", b"", "no vectors can be read")
     refused("b.npz", b"PK", "no vectors can be read")
-    refused("c.jsonl", b"nope\n", "no vectors can be read")
+    refused("c.jsonl", b"nope\n", "line 1: no row of vectors")
     refused("d.f32", bytes(64), r"its width is in d\.f32\.json, which is not there")
     refused("e.txt", b"", r"vectors are read from \.npy")
     flat = io.BytesIO()
@@ -207,3 +207,39 @@ def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> N
     refused("f.npy", flat.getvalue(), r"shape \[3\] is not \[rows, dim\]")
     with pytest.raises(UsageError, match="no such file"):
         read_vectors(tmp_path / "absent.npy")
+
+
+def test_json_lines_that_are_no_rows_of_one_width_are_refused_with_their_line(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.jsonl"
+    first = '{"embedding":[1,2]}\n'
+    for second, message in (
+        ("[1]", "line 2: no row of vectors"),
+        ('{"embedding":["a"]}', "line 2: no row of vectors"),
+        ('{"embedding":[1]}', r"line 2: shape \[1\]; rows before: \[2\]"),
+        ('{"embedding":[[1,2]]}', r"line 2: shape \[1, 2\]"),
+        ('{"embedding":[1,2],"dtype":"int8"}', "its rows are of the types f32, int8"),
+    ):
+        path.write_text(first + second)
+        with pytest.raises(UsageError, match=message):
+            read_vectors(path)
+
+
+def test_vectors_of_other_than_real_numbers_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((2, 2), np.complex64))
+    with pytest.raises(UsageError, match="complex64 is no type of real numbers"):
+        read_vectors(tmp_path / "a.npy")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"embedding": [[1.0], [1.0, 2.0]]}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match="not lists of one length"):
+        read_vectors(tmp_path / "a.parquet")
+
+
+def test_kept_objects_are_json_in_csv() -> None:
+    output = Memory()
+    writer = WRITERS["csv"](output, Layout(spec=SPEC, task="document", kept=["k"]))
+    writer.write([Row(Record(1, "", kept={"k": {"a": ["é", None]}}))], unit_rows(1))
+    (_, row) = csv.reader(io.StringIO(output.data.decode()))
+    assert row[1] == '{"a":["é",null]}'

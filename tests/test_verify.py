@@ -53,7 +53,7 @@ def test_models_of_two_widths_leave_with_1(gemb):
 
 
 def test_the_users_own_texts_are_used(gemb):
-    (gemb.folder / "texts.txt").write_bytes(b"one\n\ntwo words\r\n\xff bytes\nlast")
+    (gemb.folder / "texts.txt").write_bytes(b"one\n\ntwo words\r\nmore\nlast")
     answer = gemb("verify", "--json", "--texts", "texts.txt", "model.fake", "model.fake")
     found = json.loads(answer.stdout)
     assert (found["same"], found["count"], found["bar"]) == (True, 4, 0.99999)
@@ -89,7 +89,7 @@ def test_files_that_differ_in_a_row_say_which(gemb, vectors):
     save(gemb.folder / "b.npy", vectors)
     answer = gemb("verify", "a.npy", "b.npy")
     assert answer.returncode == 1
-    assert b"they differ: row 8, that, has cosine" in answer.stderr
+    assert b"they differ: row 8 has cosine" in answer.stderr
 
 
 def test_files_of_two_lengths_or_with_other_ids_differ(gemb, vectors):
@@ -139,3 +139,39 @@ def test_wrong_usage_leaves_with_2(gemb, vectors, words, message):
     answer = gemb("verify", *words)
     assert answer.returncode == 2
     assert message in answer.stderr
+
+
+def test_texts_that_cannot_be_read_are_refused_with_their_line(gemb):
+    (gemb.folder / "texts.txt").write_bytes(b"one\n\n\xff bytes\n")
+    for name, message in (
+        ("texts.txt", b"texts.txt, line 3: no valid UTF-8"),
+        ("nosuch", b"nosuch"),
+    ):
+        answer = gemb("verify", "--texts", name, "model.fake", "model.fake")
+        assert (answer.returncode, answer.stderr.count(b"\n")) == (2, 1)
+        assert message in answer.stderr
+
+
+def test_the_worst_text_keeps_its_quotes(gemb):
+    (gemb.folder / "texts.txt").write_text("say 'nested\n")
+    answer = gemb("verify", "--texts", "texts.txt", "model.fake", "model.fake")
+    assert b'worst row           1  "say \'nested"\n' in answer.stdout
+    write_model(gemb.folder / "other.fake", prompts={"query": "other words "})
+    answer = gemb("verify", "--task", "query", "--texts", "texts.txt", "model.fake", "other.fake")
+    assert b'they differ: row 1 ("say \'nested") has cosine' in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "code", "message"),
+    [("f16", 0, b""), ("int8", 0, b""), ("ubinary", 2, b"holds sign bits, the other numbers")],
+)
+def test_json_lines_say_their_type(gemb, dtype, code, message):
+    texts = "".join(f"word{number}\n" for number in range(40))
+    gemb("embed", "-o", "full.jsonl", stdin=texts)
+    gemb("embed", "-o", "small.jsonl", "--dtype", dtype, stdin=texts)
+    gemb("embed", "-o", "small.npy", "--dtype", dtype, stdin=texts)
+    answer = gemb("verify", "full.jsonl", "small.jsonl")
+    assert (answer.returncode, message in answer.stderr) == (code, True), answer.stderr
+    found = json.loads(gemb("verify", "--json", "small.npy", "small.jsonl").stdout)
+    assert found["min_cosine"] > 0.999999
+    assert found["bar"] == {"f16": 0.9999, "int8": 0.999, "ubinary": 0.98}[dtype]

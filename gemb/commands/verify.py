@@ -15,7 +15,6 @@ from gemb.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.compare import Agreement
-    from gemb.vectors import VectorFile
 
 VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
 
@@ -25,7 +24,7 @@ VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
 @click.argument("b", type=ModelReference(), metavar="B")
 @click.option(
     "--texts",
-    type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
     metavar="FILE",
     help="Texts to compare models on, one a line.  [default: 64 that come with gemb]",
 )
@@ -79,9 +78,9 @@ def verify(
     if agreement.one_failed:
         raise NegativeAnswer(f"they differ: {agreement.one_failed} rows failed on one side only")
     if agreement.min_cosine < bar:
-        where = repr(agreement.worst_text[:40]) if agreement.worst_text else "that"
+        where = f" ({agreement.worst_text[:40]!r})" if agreement.worst_text else ""
         raise NegativeAnswer(
-            f"they differ: row {agreement.worst_row + 1}, {where}, has cosine "
+            f"they differ: row {agreement.worst_row + 1}{where} has cosine "
             f"{agreement.min_cosine:.6f}, and the bar is {bar:g} (--min-cosine)"
         )
 
@@ -109,30 +108,33 @@ def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
         for row, (id_a, id_b) in enumerate(zip(file_a.ids, file_b.ids, strict=True), 1):
             if str(id_a) != str(id_b):
                 raise NegativeAnswer(f"they differ: row {row} is {id_a!r} in {a}, {id_b!r} in {b}")
-    if (_dtype(file_a) == "ubinary") != (_dtype(file_b) == "ubinary"):
+    if (file_a.dtype == "ubinary") != (file_b.dtype == "ubinary"):
         raise UsageError(f"one of {a} and {b} holds sign bits, the other numbers; embed one again")
     agreement = compare_vectors(file_a.vectors, file_b.vectors)
-    return agreement, min(stored_bar(_dtype(file)) for file in (file_a, file_b))
-
-
-def _dtype(file: VectorFile) -> str:
-    return file.spec.dtype if file.spec else "f32"
+    return agreement, min(stored_bar(file.dtype) for file in (file_a, file_b))
 
 
 def _read_texts(path: Path) -> tuple[str, ...]:
-    with click.open_file(str(path), encoding="utf-8", errors="replace") as lines:
-        texts = tuple(line for line in (line.rstrip("\r\n") for line in lines) if line.strip())
+    texts = []
+    with click.open_file(str(path), "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                texts.append(line.decode().rstrip("\r\n"))
+            except UnicodeDecodeError:
+                raise UsageError(f"{path}, line {number}: no valid UTF-8") from None
+    texts = [text for text in texts if text.strip()]
     if not texts:
         raise UsageError(f"{path}: no text to compare the models on")
-    return texts
+    return tuple(texts)
 
 
 def _table(agreement: Agreement) -> str:
+    worst = f"  {agreement.worst_text[:60]!r}" if agreement.worst_text else ""
     rows = [
         ("rows compared", f"{agreement.count}"),
         ("cosine, least", f"{agreement.min_cosine:.6f}"),
         ("cosine, mean", f"{agreement.mean_cosine:.6f}"),
-        ("worst row", f"{agreement.worst_row + 1}  {agreement.worst_text[:60]!r}".rstrip(" '")),
+        ("worst row", f"{agreement.worst_row + 1}{worst}"),
         ("ten nearest shared", f"{agreement.rank_agreement:.2%}"),
         ("rank correlation", f"{agreement.spearman:.6f}"),
     ]
