@@ -7,6 +7,7 @@ could. Looking for a backend imports no tensor library: a backend imports its ow
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,6 +61,13 @@ class ModelDescription:
     size_bytes: int  # of the files that a run needs
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
+
+
+def cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 class Encoder(Protocol):

@@ -15,7 +15,7 @@ layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`.
 from __future__ import annotations
 
 import json
-import re
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +68,17 @@ class Checkpoint:
 
     def licence(self) -> str:
         """Return the licence that the folder's README.md names, or an empty string."""
-        readme = self.folder / "README.md"
-        if not readme.is_file():
+        card = self.folder / "README.md"
+        if not card.is_file():
             return ""
-        front = readme.read_text(encoding="utf-8", errors="replace").split("---", 2)[1:2]
-        found = re.search(r"^license:\s*(\S+)", front[0] if front else "", re.MULTILINE)
-        return found[1] if found else ""
+        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+        for line in lines[1:] if lines[:1] == ["---"] else ():  # the front matter, as on the hub
+            if line == "---":
+                break
+            key, _, value = line.partition(":")
+            if key == "license":
+                return value.partition(" #")[0].strip().strip("\"'")
+        return ""
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.fingerprint`."""
@@ -242,8 +247,8 @@ def _config(path: Path) -> GemmaConfig:
         num_attention_heads=heads,
         num_key_value_heads=key_heads,
         head_dim=_number(path, raw, "head_dim"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        query_pre_attn_scalar=float(raw.get("query_pre_attn_scalar", 256)),
+        rms_norm_eps=_positive(path, raw, "rms_norm_eps", 1e-6),
+        query_pre_attn_scalar=_positive(path, raw, "query_pre_attn_scalar", 256),
         sliding_window=window,
         is_sliding=_layer_kinds(path, raw, layers),
         rope_theta=theta,
@@ -259,13 +264,24 @@ def _number(path: Path, raw: Mapping[str, Any], key: str) -> int:
     return value
 
 
+def _positive(path: Path, raw: Mapping[str, Any], key: str, default: float) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UsageError(f"{path}: {key} must be a positive number, not {value!r}")
+    return float(value)
+
+
 def _layer_kinds(path: Path, raw: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
     """Return which layers slide: `layer_types`, or every sixth global where the key is absent."""
     kinds = raw.get("layer_types")
     if kinds is None:
-        pattern = raw.get("_sliding_window_pattern") or raw.get("sliding_window_pattern") or PATTERN
+        keys = [
+            key for key in ("_sliding_window_pattern", "sliding_window_pattern") if raw.get(key)
+        ]
+        pattern = _number(path, raw, keys[0]) if keys else PATTERN
         return tuple((i + 1) % pattern != 0 for i in range(layers))
-    if len(kinds) != layers or set(kinds) - {"sliding_attention", "full_attention"}:
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
         raise UsageError(f"{path}: layer_types must name {layers} sliding or full attentions")
     return tuple(kind == "sliding_attention" for kind in kinds)
 
@@ -274,13 +290,16 @@ def _rope_bases(path: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
     """Return the RoPE bases of global and sliding layers; transformers 5 nests them."""
     nested = raw.get("rope_parameters")
     if nested is None:
-        return float(raw.get("rope_theta", 1e6)), float(raw.get("rope_local_base_freq", 1e4))
+        return (
+            _positive(path, raw, "rope_theta", 1e6),
+            _positive(path, raw, "rope_local_base_freq", 1e4),
+        )
     try:
         both = nested["full_attention"], nested["sliding_attention"]
         kinds = {part.get("rope_type", "default") for part in both}
-        bases = float(both[0]["rope_theta"]), float(both[1]["rope_theta"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: rope_parameters lacks {error}") from error
+    bases = _positive(path, both[0], "rope_theta", 1e6), _positive(path, both[1], "rope_theta", 1e4)
     if kinds != {"default"}:
         raise UsageError(f"{path}: rope_type {sorted(kinds)}; EmbeddingGemma has 'default'")
     return bases
@@ -292,6 +311,7 @@ def _modules(folder: Path) -> list[str]:
     try:
         modules = json.loads(path.read_bytes())
         kinds = [module["type"].rpartition(".")[2] for module in modules]
+        paths = [str(module["path"]) for module in modules]
     except FileNotFoundError as error:
         raise UsageError(
             f"{path}: missing: a bare language model, or no sentence-transformers folder"
@@ -304,11 +324,10 @@ def _modules(folder: Path) -> list[str]:
             f"{path}: modules {', '.join(kinds)}{without}; "
             "EmbeddingGemma has Transformer, Pooling, Dense, Dense, Normalize"
         )
-    _check_pooling(folder / modules[1]["path"] / "config.json")
-    paths = [modules[2]["path"], modules[3]["path"]]
-    if paths != ["2_Dense", "3_Dense"]:
-        raise UsageError(f"{path}: dense layers in {paths}; expected 2_Dense and 3_Dense")
-    return paths
+    _check_pooling(folder / paths[1] / "config.json")
+    if paths[2:4] != ["2_Dense", "3_Dense"]:
+        raise UsageError(f"{path}: dense layers in {paths[2:4]}; expected 2_Dense and 3_Dense")
+    return paths[2:4]
 
 
 def _check_pooling(path: Path) -> None:
@@ -342,8 +361,10 @@ def _dense_size(path: Path) -> tuple[int, int]:
 def _backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        files = [folder / name for name in names]
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict):
+            raise UsageError(f"{index}: weight_map must map tensors to files")
+        files = [folder / str(name) for name in sorted(set(places.values()))]
     else:
         files = [folder / "model.safetensors"]
     tensors: dict[str, StoredTensor] = {}

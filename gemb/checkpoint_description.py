@@ -48,7 +48,7 @@ def describe_folder(folder: Path) -> ModelDescription:
         types={kind: "+".join(sorted(types)) for kind, types in found.items()},
         size_bytes=sum(path.stat().st_size for path in files),
         fingerprint=checkpoint.fingerprint(),
-        licence=_licence(folder / "README.md"),
+        licence=checkpoint.licence(),
     )
 
 
@@ -60,19 +60,3 @@ def _class_of(name: str) -> str:
     if "self_attn" in name:
         return "attention"
     return "ffn" if ".mlp." in name else "dense"
-
-
-def _licence(card: Path) -> str:
-    """Return the `license` in the front matter of a model card, which the hub reads, too."""
-    if not card.is_file():
-        return ""
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-    if not lines or lines[0] != "---":
-        return ""
-    for line in lines[1:]:
-        if line == "---":
-            break
-        key, _, value = line.partition(":")
-        if key == "license":
-            return value.strip()
-    return ""

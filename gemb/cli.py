@@ -104,7 +104,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case click.ClickException():
             return 2, error.format_message()
         case GembError():
-            return error.exit_code, str(error)
+            return error.exit_code, " ".join(str(error).split())
         case click.Abort() | KeyboardInterrupt():
             return 130, "interrupted"
         case Terminated():

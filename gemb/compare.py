@@ -106,8 +106,13 @@ def compare_vectors(
 
 def bar_for(dtype_a: str, dtype_b: str) -> float:
     """Return the least cosine to expect of right models of these two types: see `BARS`."""
-    short = (dtype.lower().replace("fp", "f") for dtype in (dtype_a, dtype_b))
-    return min(BARS.get(dtype, DEFAULT_BAR) for dtype in short)
+    both = f"{dtype_a}+{dtype_b}".lower().replace("fp", "f")
+    return min(_bar(dtype) for dtype in both.split("+"))
+
+
+def _bar(dtype: str) -> float:
+    few_bits = dtype.startswith(("q2", "q3", "q4", "q5", "iq", "tq"))
+    return BARS["q4_0"] if few_bits else BARS.get(dtype, DEFAULT_BAR)
 
 
 def stored_bar(dtype: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.backend import Check, Runtime, backends, for_model
+from gemb.backend import Check, Runtime, backends, cores, for_model
 from gemb.errors import GembError
 from gemb.hub_cache import cache_folder, is_offline
 from gemb.models import DEFAULT, bundled, local_references, resolve
@@ -65,7 +65,10 @@ def checks(model: str) -> Iterator[Check]:
 
 
 def _python() -> Check:
-    release = platform.freedesktop_os_release().get("PRETTY_NAME", "") if _is_linux() else ""
+    try:
+        release = platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:  # no Linux, or a container without the file
+        release = ""
     system = release or f"{platform.system()} {platform.release()}"
     return Check(
         "python",
@@ -76,7 +79,6 @@ def _python() -> Check:
 
 
 def _processor() -> Check:
-    cores = len(os.sched_getaffinity(0)) if _is_linux() else os.cpu_count() or 1
     flags: set[str] = set()
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -88,7 +90,8 @@ def _processor() -> Check:
             elif name == "model name":
                 model = value
     known = [flag for flag in CPU_FLAGS if flag in flags]
-    return Check("processor", True, f"{model}, {cores} cores, {' '.join(known) or 'no known flag'}")
+    features = " ".join(known) or "no known flag"
+    return Check("processor", True, f"{model}, {cores()} cores, {features}")
 
 
 def _memory() -> Check:

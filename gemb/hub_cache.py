@@ -44,7 +44,7 @@ def cache_folder() -> Path:
         or os.environ.get("HUGGINGFACE_HUB_CACHE")
         or str(Path(home) / "hub")
     )
-    return Path(os.path.expandvars(folder)).expanduser()
+    return Path(os.path.expanduser(os.path.expandvars(folder)))  # noqa: PTH111
 
 
 def is_offline() -> bool:
@@ -91,10 +91,12 @@ def missing_files(folder: Path) -> list[str]:
     if isinstance(config, dict) and config.get("use_bidirectional_attention"):
         needed.append("modules.json")
     for module in modules if isinstance(modules, list) else ():
-        if str(module.get("type")).endswith("Dense"):
-            needed += [f"{module['path']}/config.json", f"{module['path']}/model.safetensors"]
-    if isinstance(index, dict):
-        needed += sorted(set(index.get("weight_map", {}).values()))
+        if isinstance(module, dict) and str(module.get("type")).endswith("Dense"):
+            path = module.get("path")
+            needed += [f"{path}/config.json", f"{path}/model.safetensors"]
+    places = index.get("weight_map") if isinstance(index, dict) else None
+    if isinstance(places, dict):
+        needed += sorted({str(name) for name in places.values()})
     else:
         needed.append("model.safetensors")
     return [name for name in needed if not (folder / name).is_file()]

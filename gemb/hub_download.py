@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import sys
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -93,6 +94,7 @@ def _fetch_blob(plan: Plan, file: HubFile) -> None:
     partial = blob.with_name(f"{file.sha256}.gemb-partial")
     with partial.open("ab") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)  # another pull of the same file: wait for it
+        stream.seek(0, os.SEEK_END)  # which may have been stopped half-way
         if blob.exists():
             partial.unlink(missing_ok=True)
             return

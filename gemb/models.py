@@ -89,7 +89,7 @@ def locate(reference: str) -> Path | HubName:
         if Path(reference).exists():
             note(f"'{reference}' is gemb's own name; for what is here write ./{reference}")
         return named
-    path = Path(reference).expanduser()
+    path = Path(os.path.expanduser(reference))  # noqa: PTH111 - of an unknown user, as it is
     if reference and path.exists():
         return path
     is_file = reference.endswith(".gguf") and ":" not in reference
@@ -111,7 +111,7 @@ def bundled() -> Path:
 def made_folder() -> Path:
     """Return where the files of typed names are; it may not exist."""
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser() / "gemb" / "models"
+    return Path(os.path.expanduser(data)) / "gemb" / "models"  # noqa: PTH111
 
 
 def is_cached(name: HubName) -> bool:

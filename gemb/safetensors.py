@@ -85,6 +85,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             header: dict[str, Any] = json.loads(file.read(length))
         except ValueError as error:
             raise UsageError(f"{path}: its safetensors header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise UsageError(f"{path}: its safetensors header is no JSON object; fetch it again")
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():

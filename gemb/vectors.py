@@ -104,7 +104,7 @@ def packed(vectors: NDArray[np.float32], spec: VectorSpec) -> NDArray[Any]:
 
 
 def unpacked(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.float32]:
-    """Return float32 [n, dim] for what `packed` made; sign bits become +1 and -1.
+    """Return float32 [n, dim] for what `packed` made; sign bits become +1 and -1, no bit NaN.
 
     Raises:
         TypeError: the numbers are complex, or no numbers.
@@ -115,7 +115,10 @@ def unpacked(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.float32]:
         raise TypeError(f"{stored.dtype} is no type of real numbers")
     if dtype == "ubinary":
         bits = np.unpackbits(stored.astype(np.uint8), axis=1, count=dim)
-        return bits.astype(np.float32) * 2 - 1
+        signs = bits.astype(np.float32) * 2 - 1
+        # No unit vector of a model is without a positive component: this row failed.
+        signs[~stored.any(axis=1)] = np.nan
+        return signs
     if dtype == "int8":
         return stored.astype(np.float32) * np.float32(_int8_clip(dim) / 127)
     return stored.astype(np.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
@@ -39,7 +40,7 @@ class LlamaCppBackend(Backend):
                 f"--precision {runtime.precision}: a GGUF file's own types decide; "
                 "leave it out, or export another file: gemb export-gguf MODEL --outtype bf16"
             )
-        if runtime.device not in ("auto", "cpu") and runtime.device.partition(":")[0] != "cuda":
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", runtime.device):
             raise UsageError(f"no device '{runtime.device}'; devices: auto, cpu, cuda, cuda:N")
         checked = open_gguf(model)
         from gemb_llamacpp.opening import open_encoder

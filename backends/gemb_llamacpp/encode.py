@@ -8,16 +8,15 @@ wait for each other after every operation.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.backend import Runtime
+from gemb.backend import Runtime, cores
 from gemb.errors import GembError
 from gemb.gguf_model import GgufModel
 from gemb_llamacpp.context import MOST_SEQUENCES, Context
@@ -42,14 +41,14 @@ class LlamaCppEncoder:
         self.profile = model.profile()
         self._model = model
         self._pointer = pointer
-        weakref.finalize(self, library.llama_model_free, pointer).atexit = False
         self._vocabulary = library.llama_model_get_vocab(pointer)
         # Who has fp32 weights wants their exactness more than a tenth of the time.
         self._flash = self.profile.dtype != "f32"
         on_gpu = uses_gpu(runtime.device)
-        self._threads = runtime.threads or len(os.sched_getaffinity(0))
+        self._threads = runtime.threads or cores()
         self._tokens_a_batch = TOKENS_A_BATCH_GPU if on_gpu else TOKENS_A_BATCH
         self._contexts: list[Context | None] = [None] * (1 if on_gpu else self._threads)
+        weakref.finalize(self, _free, self._contexts, pointer).atexit = False
         self._pool = ThreadPoolExecutor(len(self._contexts), thread_name_prefix="gemb-llamacpp")
         self._growing = threading.Lock()
         self._ids = np.empty(4096, np.int32)
@@ -110,7 +109,9 @@ class LlamaCppEncoder:
         if workers == 1:
             drain(0)
         else:
-            for done in [self._pool.submit(drain, place) for place in range(workers)]:
+            running = [self._pool.submit(drain, place) for place in range(workers)]
+            wait(running)  # where one fails, the others' contexts must be free before a new try
+            for done in running:
                 done.result()
         return unit(vectors)
 
@@ -145,6 +146,11 @@ class LlamaCppEncoder:
                     return context.run(texts)
         context.set_threads(threads)
         return context.run(texts)
+
+
+def _free(contexts: list[Context | None], pointer: int) -> None:
+    contexts.clear()  # a context refers to its model
+    llama().llama_model_free(pointer)
 
 
 def groups(lengths: NDArray[np.int64], budget: int, contexts: int) -> Iterator[NDArray[np.int64]]:

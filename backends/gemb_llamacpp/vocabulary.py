@@ -20,7 +20,7 @@ from gemb.checkpoint import read_json
 from gemb.errors import UsageError
 
 # llama.cpp's `llama_token_type`
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 _NOT_GEMMAS = "{path}: {what}; gemb writes GGUF for Gemma's tokenizer alone"
 

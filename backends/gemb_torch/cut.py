@@ -127,7 +127,7 @@ def _write_config(
     raw["layer_types"] = ["sliding_attention" if kind else "full_attention" for kind in kinds]
     for key in ("_sliding_window_pattern", "sliding_window_pattern"):
         # Each kept layer stays what it was, so a period may no longer say it.
-        if key in raw and kinds != [(i + 1) % raw[key] != 0 for i in range(len(layers))]:
+        if raw.get(key) and kinds != [(i + 1) % raw[key] != 0 for i in range(len(layers))]:
             del raw[key]
     if tokenizer is not None:
         raw["vocab_size"] = len(tokenizer.kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ def _texts(path: Path) -> Iterator[str]:
                     yield text.rstrip("\n")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"{path}: no such file to count tokens in") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UsageError(f"{path}: not a whole gzip file: {error}") from error
 
 

@@ -150,7 +150,9 @@ def _counts(tokenizer: Tokenizer, texts: Sequence[Path], rows: int) -> NDArray[n
     for row, path in zip(counts, texts, strict=True):
         for batch in batches(path):
             # The prompts end with a space: the first word of a text has a space before it.
-            encoded = tokenizer.encode_batch_fast([f" {text}" for text in batch])
+            encoded = tokenizer.encode_batch_fast(
+                [f" {text}" for text in batch], add_special_tokens=False
+            )
             ids = np.concatenate([np.array(encoding.ids, np.int64) for encoding in encoded])
             row += np.bincount(ids, minlength=rows)
     return counts

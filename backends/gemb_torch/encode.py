@@ -6,7 +6,6 @@ nothing waits for the slower half of each of a pass's thousand steps.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemb.backend import ModelProfile, Runtime
+from gemb.backend import ModelProfile, Runtime, cores
 from gemb.checkpoint import Checkpoint
 from gemb.errors import Missing, UsageError
 from gemb.notes import note
@@ -54,7 +53,7 @@ class TorchEncoder:
         dtype = _dtype(runtime.precision)
         self.device = _device(runtime.device)
         self.window = checkpoint.config.sliding_window
-        self.threads = runtime.threads or len(os.sched_getaffinity(0))
+        self.threads = runtime.threads or cores()
         torch.set_num_threads(self.threads)
         self.forward = _forward(checkpoint, dtype, self.device, verbose=runtime.verbose)
         self.tokenizer = load_tokenizer(

@@ -90,7 +90,7 @@ def runtime_options(command: F) -> F:
             "--backend",
             metavar="NAME",
             default="auto",
-            help="What runs the model: auto (the one that opens it), llamacpp, torch, ...",
+            help="What runs the model: auto (the one that opens it) or a name that doctor lists.",
         ),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
         click.option(

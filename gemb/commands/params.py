@@ -69,7 +69,7 @@ def _paths(incomplete: str, suffix: str) -> list[str]:
     other.
     """
     head, slash, tail = incomplete.rpartition("/")
-    folder = Path(head + slash).expanduser()
+    folder = Path(os.path.expanduser(head + slash))  # noqa: PTH111 - of an unknown user, as it is
     found = []
     try:
         entries = sorted(folder.iterdir())
