@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from fake_backend import write_model
 from fake_hub import FakeHub, serve
+from gemb.checkpoint import open_checkpoint
+from gemb.checkpoint_description import describe_folder
 
 FOLDER = {
     "config.json": b'{"a": 1}',
@@ -98,15 +101,24 @@ def test_show_needs_no_torch(gemb, tiny_model):
     assert b"gemma3_text" in answer.stdout
 
 
-def test_the_licence_is_read_from_the_model_card(tmp_path):
-    from gemb.checkpoint_description import _licence
-
-    card = tmp_path / "README.md"
-    assert _licence(card) == ""
-    card.write_text("---\ntags:\n- a\nlicense: gemma\n---\nlicense: other\n")
-    assert _licence(card) == "gemma"
-    card.write_text("---\ntags: a\n---\nlicense: other\n")
-    assert _licence(card) == ""
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, ""),
+        ("---\ntags:\n- a\nlicense: gemma\n---\nlicense: other\n", "gemma"),
+        ("---\ntitle: a---b\nlicense: 'gemma' # ours\n---\n", "gemma"),
+        ("---\nlicense:\nlanguage: en\n---\n", ""),
+        ("---\ntags: a\n---\nlicense: other\n", ""),
+        ("license: other\n", ""),
+    ],
+)
+def test_the_licence_is_read_from_the_model_card(tiny_model, tmp_path, card, licence):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    assert open_checkpoint(folder).licence() == licence
+    assert describe_folder(folder).licence == licence
 
 
 def crc(name: str) -> str:
