@@ -44,7 +44,7 @@ SELF_TEST_TEXTS = (
 # Weights of 4 bits: with another number of rows ggml takes another kernel, which adds in another
 # order, after rounding activations to 8 bits. What goes wrong for real, a text that sees its
 # neighbour, moves components by some 0.03, the size of one in 768.
-BATCH_TOLERANCE = 2e-3
+BATCH_TOLERANCE = 1e-2  # 7e-3 was seen with q4_0 and q8_0
 LENGTH_TOLERANCE = 1e-3  # of a unit vector's length
 
 
