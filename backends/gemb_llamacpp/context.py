@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemb.errors import GembError
-from gemb_llamacpp.native import last_errors, llama
+from gemb_llamacpp.native import DONTNEED, last_errors, llama
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 _MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
-_DONTNEED = 4  # Linux's MADV_DONTNEED
 
 
 class Context:
@@ -114,7 +113,7 @@ class Context:
         start, end = -(-start // page) * page, end // page * page
         if end > start:
             ctypes.CDLL(None).madvise(
-                ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED
             )
 
 

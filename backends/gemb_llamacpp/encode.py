@@ -1,8 +1,8 @@
 """Token ids to unit vectors: packed into small batches, on several contexts of one loaded model.
 
-In a packed batch attention is computed over strangers, too, and then masked: 128 tokens a batch
-beat 2048 for short texts. One thread each on several contexts beats several threads on one, which
-wait for each other after every operation.
+In a packed batch attention is computed over strangers, too, and then masked: about 100 tokens a
+batch beat 2048 for short texts. One thread each on several contexts beats several threads on one,
+which wait for each other after every operation.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from gemb.backend import TokenIds
 
+# Measured with texts of 22 tokens: 64 is 7 % faster than 128 with 4 bits, 4 % slower with bf16.
 TOKENS_A_BATCH = 128
+TOKENS_A_BATCH_QUANTIZED = 64
 TOKENS_A_BATCH_GPU = 2048
 _SMALLEST = 32  # tokens of a context
 _LONG = 128  # tokens of a text that is worth several threads
@@ -46,7 +48,11 @@ class LlamaCppEncoder:
         self._flash = self.profile.dtype != "f32"
         on_gpu = uses_gpu(runtime.device)
         self._threads = runtime.threads or cores()
-        self._tokens_a_batch = TOKENS_A_BATCH_GPU if on_gpu else TOKENS_A_BATCH
+        self._tokens_a_batch = TOKENS_A_BATCH
+        if self.profile.dtype.startswith("q"):
+            self._tokens_a_batch = TOKENS_A_BATCH_QUANTIZED
+        if on_gpu:
+            self._tokens_a_batch = TOKENS_A_BATCH_GPU
         self._contexts: list[Context | None] = [None] * (1 if on_gpu else self._threads)
         weakref.finalize(self, _free, self._contexts, pointer).atexit = False
         self._pool = ThreadPoolExecutor(len(self._contexts), thread_name_prefix="gemb-llamacpp")

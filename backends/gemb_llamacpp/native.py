@@ -22,6 +22,7 @@ from typing import Any
 from gemb.errors import GembError, Missing
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
+DONTNEED = 4  # Linux's MADV_DONTNEED
 _CPU_DEVICE = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
 
 # Older compilers drop the stores into the tile configuration before ggml loads it, because the
@@ -92,6 +93,7 @@ def open_model(path: Path, *, device: str) -> int:
     model = library.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
         raise GembError(f"{path}: llama.cpp does not load it: {last_errors() or 'no reason given'}")
+    _forget_file(path)
     return int(model)
 
 
@@ -207,6 +209,22 @@ def _function(
     function.restype = result
     function.argtypes = arguments
     return function
+
+
+def _forget_file(path: Path) -> None:
+    """Take the file's pages out of this process; the kernel has them, and gives back what is used.
+
+    llama.cpp maps all of it in advance, but of the tokens' table only a few rows are ever read, and
+    weights that it has packed anew are not read again.
+    """
+    if sys.platform != "linux":
+        return
+    name = os.fsencode(path.resolve())
+    advise = ctypes.CDLL(None).madvise
+    for line in Path("/proc/self/maps").read_bytes().splitlines():
+        if line.endswith(b" " + name):
+            start, end = (int(part, 16) for part in line.split(b" ", 1)[0].split(b"-"))
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), DONTNEED)
 
 
 @contextmanager
