@@ -116,7 +116,7 @@ def test_a_killed_download_goes_on_where_it_stopped(pull):
     )
     blobs = pull.home / "hub" / "models--org--model" / "blobs"
     deadline = time.monotonic() + 60
-    while not any(path.stat().st_size for path in blobs.glob("*.gemb-partial")):
+    while not any(path.stat().st_size > 10_000_000 for path in blobs.glob("*.gemb-partial")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
