@@ -131,18 +131,23 @@ class EmbeddingGemma(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.dense = nn.ModuleList(nn.Linear(*size, bias=False) for size in dense)
 
-    def forward(self, ids: Tensor, packing: Packing) -> Tensor:
-        """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
-        pooled = mean_pool(self.hidden(ids, packing), packing)
+    def forward(self, ids: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
+        """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says.
+
+        Where `rows` [R, D] are given, ids are places in them, not in the token table: training
+        gathers a step's rows once, so that no gradient is as big as the table.
+        """
+        pooled = mean_pool(self.hidden(ids, packing, rows), packing)
         with torch.autocast(ids.device.type, enabled=False):  # little work, and the last rounding
             for layer in self.dense:
                 pooled = layer(pooled)
         return F.normalize(pooled, dim=-1)
 
-    def hidden(self, ids: Tensor, packing: Packing) -> Tensor:
+    def hidden(self, ids: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         """Return the last layer's normed states [T, D]."""
         config = self.config
-        x = self.embed_tokens(ids) * config.hidden_size**0.5
+        x = self.embed_tokens(ids) if rows is None else F.embedding(ids, rows)
+        x = x * config.hidden_size**0.5
         everywhere = rotation(packing.positions, config.head_dim, config.rope_theta)
         nearby = rotation(packing.positions, config.head_dim, config.rope_local_theta)
         for block in self.blocks():

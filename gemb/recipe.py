@@ -1,0 +1,187 @@
+"""What a recipe can say: every key of a training recipe, its type, default, unit and meaning.
+
+YAML is only its notation (`recipe_file.py` reads and checks it); the words beside
+a type are what `gemb recipes schema` prints. Where the EmbeddingGemma paper
+(arXiv 2509.20354) is silent, a default's comment names where the value comes from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+Stage = Literal["pretrain", "finetune", "distill"]
+Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
+Pooling = Literal["mean", "first", "last", "attention"]
+Side = Literal["query", "positive", "negative"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """The model that training starts from."""
+
+    model: Annotated[str, "model reference: a folder, a name, org/repo; YAML key `from`"]
+    keep_layers: Annotated[
+        str, "all; layers as in 0,1,5-8; or greedy:N, which removes by cosine"
+    ] = "all"
+    vocab: Annotated[int, "tokens to keep, those most used in the data; 0: all"] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The words around the texts of a source: templates with {text}, perhaps {title}."""
+
+    query: Annotated[str, "of the query; empty: as the task says"] = ""
+    positive: Annotated[str, "of positive and negatives; empty: as the task says"] = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A file or folder of pairs. Every batch comes from one source."""
+
+    path: Annotated[str, "JSONL, CSV, TSV, Parquet (.gz too) or a BEIR folder; @sample: gemb's own"]
+    name: Annotated[str, "in reports; empty: the file's stem"] = ""
+    weight: Annotated[float | None, "share of the batches, relative; null: by its rows"] = None
+    task: Annotated[Task, "which prompts, of the model's own dictionary"] = "retrieval"
+    prompts: Annotated[Prompts, "words that replace the task's"] = Prompts()
+    rows: Annotated[int, "only the first so many; 0: all"] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How much text a step sees."""
+
+    pairs: Annotated[
+        int, "pairs a step, over all processes; each pair's negatives are the others"
+    ] = 128
+    negatives: Annotated[int, "own hard negatives a pair at most, where the data has them"] = 1
+    max_tokens: Annotated[int, "tokens a text; longer ones are cut, and counted"] = 512
+    micro_tokens: Annotated[
+        int, "tokens in memory at a time; more are computed twice (gradient cache)"
+    ] = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive:
+    """NCE with in-batch negatives (paper, eq. 2 and 3)."""
+
+    weight: Annotated[float, "in the sum of losses"] = 1.0
+    temperature: Annotated[float, "of the cosines; the paper is silent: jina-embeddings-v5"] = 0.02
+    hardness: Annotated[float, "alpha of the hard negatives' weight exp(alpha cos) (paper)"] = 5.0
+    mask_duplicates: Annotated[
+        bool, "equal queries or positives are no negatives (paper, eq. 3)"
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadOut:
+    """Global orthogonal regulariser (paper, eq. 4)."""
+
+    weight: Annotated[float, "in the sum of losses; the paper is silent: jina-embeddings-v5"] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill:
+    """Geometric embedding distillation (paper, eq. 5)."""
+
+    teacher: Annotated[str, "model reference, or a file of vectors that `gemb embed` wrote"]
+    weight: Annotated[float, "in the sum of losses"] = 1.0
+    sides: Annotated[tuple[Side, ...], "negative"] = (
+        "query",
+        "positive",
+        "which texts are matched",
+    )
+    distance: Annotated[
+        Literal["l2", "squared", "cosine"], "between unit vectors (EmbedDistill)"
+    ] = "l2"
+    similarity_weight: Annotated[
+        float, "of the squared difference of both models' similarity matrices"
+    ] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What is minimised: the weighted sum of the parts that are given."""
+
+    matryoshka: Annotated[tuple[int, ...], "widths of NCE and spread-out (paper)"] = (
+        768,
+        512,
+        256,
+        128,
+    )
+    contrastive: Annotated[Contrastive | None, "null: none"] = None
+    spread_out: Annotated[SpreadOut | None, "null: none"] = None
+    distill: Annotated[Distill | None, "null: none"] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """AdamW and its schedule."""
+
+    lr: Annotated[
+        float, "peak; the paper is silent: Hugging Face's fine-tuning of EmbeddingGemma"
+    ] = 2e-5
+    head_lr: Annotated[float, "peak of dense layers and attention pooling; 0: as lr"] = 0.0
+    beta1: Annotated[float, "of the first moment"] = 0.9
+    beta2: Annotated[float, "of the second moment"] = 0.999
+    eps: Annotated[float, "added to the root of the second moment"] = 1e-8
+    weight_decay: Annotated[float, "of the matrices; never of norms and token rows"] = 0.01
+    warmup_fraction: Annotated[float, "share of the steps in which lr rises from 0"] = 0.1
+    decay: Annotated[Literal["cosine", "linear", "none"], "of lr after the warm-up"] = "linear"
+    final_lr_fraction: Annotated[float, "of the peak, at the last step"] = 0.0
+    max_grad_norm: Annotated[float, "longer gradients are shortened to this; 0: never"] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """How long, and how."""
+
+    steps: Annotated[int, "0: as many as `epochs` takes"] = 0
+    epochs: Annotated[float, "passes over all rows, when steps is 0"] = 1.0
+    precision: Annotated[Literal["bf16", "fp32"], "of the products; weights are fp32 always"] = (
+        "bf16"
+    )
+    activation_checkpointing: Annotated[bool, "less memory, a third more work"] = False
+    compile: Annotated[bool, "torch.compile the layers"] = False
+    shard: Annotated[Literal["none", "fsdp2"], "of weights over processes"] = "none"
+    log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
+    workers: Annotated[int, "threads that prepare batches; the batches do not depend on it"] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The user's own development set, as `gemb eval` takes it."""
+
+    data: Annotated[str, "folder or built-in set; empty: no evaluation, no verdict"] = ""
+    every_steps: Annotated[int, "between evaluations in the run; 0: only first and last"] = 0
+    dims: Annotated[
+        tuple[int, ...], "widths; empty: the widest and the narrowest of matryoshka"
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """Checkpoints to resume from."""
+
+    every_steps: Annotated[int, "between checkpoints; 0: only on request and at the end"] = 500
+    every_minutes: Annotated[float, "at most, between checkpoints; 0: by steps alone"] = 30.0
+    keep: Annotated[int, "how many of the last to keep"] = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One stage of training."""
+
+    stage: Annotated[Stage, "pretrain (pairs), finetune (triplets) or distill (a teacher)"]
+    seed: Annotated[int, "of the order of the data and of fresh weights"] = 0
+    init: Annotated[Init, "where to start"]
+    pooling: Annotated[
+        Pooling, "of the last layer's states; attention has four learned queries"
+    ] = "mean"
+    data: Annotated[tuple[Source, ...], "the mixture"]
+    batch: Annotated[Batch, "how much text a step sees"] = Batch()
+    loss: Annotated[Loss, "what is minimised"] = Loss()
+    optimizer: Annotated[Optimizer, "AdamW and its schedule"] = Optimizer()
+    run: Annotated[Run, "how long, and how"] = Run()
+    eval: Annotated[Evaluation, "baseline, curve and verdict"] = Evaluation()
+    checkpoint: Annotated[Saving, "to resume from"] = Saving()
