@@ -1,4 +1,4 @@
-"""What a training example is: a query, its positive, perhaps negatives; and how the model sees it."""
+"""What a training example is: a query, its positive, perhaps hard negatives."""
 
 from __future__ import annotations
 

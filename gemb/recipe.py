@@ -86,10 +86,10 @@ class Distill:
 
     teacher: Annotated[str, "model reference, or a file of vectors that `gemb embed` wrote"]
     weight: Annotated[float, "in the sum of losses"] = 1.0
-    sides: Annotated[tuple[Side, ...], "negative"] = (
+    sides: Annotated[tuple[Side, ...], "which texts are matched"] = (
         "query",
         "positive",
-        "which texts are matched",
+        "negative",
     )
     distance: Annotated[
         Literal["l2", "squared", "cosine"], "between unit vectors (EmbedDistill)"
