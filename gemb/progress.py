@@ -13,6 +13,25 @@ if TYPE_CHECKING:
     from gemb.pipeline import Row
 
 
+def terminal_bar(**options: Any) -> Any:  # noqa: ANN401 - a tqdm, which is imported late
+    """Return a tqdm bar with these options, or None where stderr is no terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    size = os.get_terminal_size(sys.stderr.fileno())
+    is_sized = size.columns > 0 and size.lines > 0
+    return tqdm(
+        miniters=1,  # each update is seen; tqdm would guess from their sizes
+        delay=1,  # seconds: what is done by then needs no bar
+        # Some terminals say that they are 0 wide or high, and tqdm would believe it.
+        dynamic_ncols=is_sized,
+        ncols=None if is_sized else size.columns or 80,
+        nrows=None if is_sized else size.lines or 24,
+        **options,
+    )
+
+
 class Progress:
     """A bar where stderr is a terminal that shows nothing else; else nothing."""
 
@@ -23,19 +42,11 @@ class Progress:
         self._rows = 0
         self._tokens = 0
         self._began = time.monotonic()
-        if wanted and sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            is_sized = os.get_terminal_size(sys.stderr.fileno()).columns > 0
-            self._bar = tqdm(
+        if wanted:
+            self._bar = terminal_bar(
                 total=total,
                 unit="rows" if total is None else "B",
                 unit_scale=True,
-                miniters=1,  # each window is seen; tqdm would guess from their sizes
-                delay=1,  # seconds: what is done by then needs no bar
-                # Some terminals say that they are 0 wide, and tqdm would believe it.
-                dynamic_ncols=is_sized,
-                ncols=None if is_sized else 80,
                 leave=False,
             )
 

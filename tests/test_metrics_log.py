@@ -100,7 +100,9 @@ def test_a_broken_line_within_the_file_is_named(tmp_path: Path) -> None:
 def test_lines_survive_a_kill_right_after_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "m"
     program = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom gemb.metrics_log import MetricsLog\n"
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from gemb.metrics_log import MetricsLog\n"
         "log = MetricsLog(Path(sys.argv[1]), 0)\n"
         "for step in range(1, 4): log.write(step=step)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
