@@ -10,21 +10,37 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from gemb.recipe_limits import (
+    LESS_THAN_ONE,
+    NOT_NEGATIVE,
+    ONE_OR_MORE,
+    POSITIVE,
+    SHARE,
+    Limits,
+    Named,
+    Refused,
+)
+
 Stage = Literal["pretrain", "finetune", "distill"]
 Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
+
+# Measured on real texts; transformers' own note on Gemma 3 says the same.
+NO_FP16 = Refused(
+    "fp16", "EmbeddingGemma's activations reach 800,000, and fp16 ends at 65,504; take bf16"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
     """The model that training starts from."""
 
-    model: Annotated[str, "model reference: a folder, a name, org/repo; YAML key `from`"]
+    model: Annotated[str, "model reference: a folder, a .gguf, a name, org/repo", Named("from")]
     keep_layers: Annotated[
         str, "all; layers as in 0,1,5-8; or greedy:N, which removes by cosine"
     ] = "all"
-    vocab: Annotated[int, "tokens to keep, those most used in the data; 0: all"] = 0
+    vocab: Annotated[int, "tokens to keep, those most used in the data; 0: all", NOT_NEGATIVE] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +57,12 @@ class Source:
 
     path: Annotated[str, "JSONL, CSV, TSV, Parquet (.gz too) or a BEIR folder; @sample: gemb's own"]
     name: Annotated[str, "in reports; empty: the file's stem"] = ""
-    weight: Annotated[float | None, "share of the batches, relative; null: by its rows"] = None
+    weight: Annotated[
+        float | None, "share of the batches, relative; null: by its rows", POSITIVE
+    ] = None
     task: Annotated[Task, "which prompts, of the model's own dictionary"] = "retrieval"
     prompts: Annotated[Prompts, "words that replace the task's"] = Prompts()
-    rows: Annotated[int, "only the first so many; 0: all"] = 0
+    rows: Annotated[int, "only the first so many; 0: all", NOT_NEGATIVE] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +70,17 @@ class Batch:
     """How much text a step sees."""
 
     pairs: Annotated[
-        int, "pairs a step, over all processes; each pair's negatives are the others"
+        int,
+        "pairs a step, over all processes; each pair's negatives are the others",
+        Limits(at_least=2),
     ] = 128
-    negatives: Annotated[int, "own hard negatives a pair at most, where the data has them"] = 1
-    max_tokens: Annotated[int, "tokens a text; longer ones are cut, and counted"] = 512
+    negatives: Annotated[
+        int, "own hard negatives a pair at most, where the data has them", NOT_NEGATIVE
+    ] = 1
+    max_tokens: Annotated[int, "tokens a text; longer ones are cut, and counted", ONE_OR_MORE] = 512
+    accumulate: Annotated[int, "batches a step, one source each; their gradients' mean counts"] = 1
     micro_tokens: Annotated[
-        int, "tokens in memory at a time; more are computed twice (gradient cache)"
+        int, "tokens in memory at a time; more are computed twice (gradient cache)", ONE_OR_MORE
     ] = 2048
 
 
@@ -65,9 +88,13 @@ class Batch:
 class Contrastive:
     """NCE with in-batch negatives (paper, eq. 2 and 3)."""
 
-    weight: Annotated[float, "in the sum of losses"] = 1.0
-    temperature: Annotated[float, "of the cosines; the paper is silent: jina-embeddings-v5"] = 0.02
-    hardness: Annotated[float, "alpha of the hard negatives' weight exp(alpha cos) (paper)"] = 5.0
+    weight: Annotated[float, "in the sum of losses", NOT_NEGATIVE] = 1.0
+    temperature: Annotated[
+        float, "of the cosines; the paper is silent: jina-embeddings-v5", POSITIVE
+    ] = 0.02
+    hardness: Annotated[
+        float, "alpha of the hard negatives' weight exp(alpha cos) (paper)", NOT_NEGATIVE
+    ] = 5.0
     mask_duplicates: Annotated[
         bool, "equal queries or positives are no negatives (paper, eq. 3)"
     ] = True
@@ -77,7 +104,9 @@ class Contrastive:
 class SpreadOut:
     """Global orthogonal regulariser (paper, eq. 4)."""
 
-    weight: Annotated[float, "in the sum of losses; the paper is silent: jina-embeddings-v5"] = 1.0
+    weight: Annotated[
+        float, "in the sum of losses; the paper is silent: jina-embeddings-v5", NOT_NEGATIVE
+    ] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +114,7 @@ class Distill:
     """Geometric embedding distillation (paper, eq. 5)."""
 
     teacher: Annotated[str, "model reference, or a file of vectors that `gemb embed` wrote"]
-    weight: Annotated[float, "in the sum of losses"] = 1.0
+    weight: Annotated[float, "in the sum of losses", NOT_NEGATIVE] = 1.0
     sides: Annotated[tuple[Side, ...], "which texts are matched"] = (
         "query",
         "positive",
@@ -95,7 +124,7 @@ class Distill:
         Literal["l2", "squared", "cosine"], "between unit vectors (EmbedDistill)"
     ] = "l2"
     similarity_weight: Annotated[
-        float, "of the squared difference of both models' similarity matrices"
+        float, "of the squared difference of both models' similarity matrices", NOT_NEGATIVE
     ] = 0.0
 
 
@@ -103,7 +132,7 @@ class Distill:
 class Loss:
     """What is minimised: the weighted sum of the parts that are given."""
 
-    matryoshka: Annotated[tuple[int, ...], "widths of NCE and spread-out (paper)"] = (
+    matryoshka: Annotated[tuple[int, ...], "widths of NCE and spread-out (paper)", ONE_OR_MORE] = (
         768,
         512,
         256,
@@ -119,33 +148,41 @@ class Optimizer:
     """AdamW and its schedule."""
 
     lr: Annotated[
-        float, "peak; the paper is silent: Hugging Face's fine-tuning of EmbeddingGemma"
+        float, "peak; the paper is silent: Hugging Face's fine-tuning of EmbeddingGemma", POSITIVE
     ] = 2e-5
-    head_lr: Annotated[float, "peak of dense layers and attention pooling; 0: as lr"] = 0.0
-    beta1: Annotated[float, "of the first moment"] = 0.9
-    beta2: Annotated[float, "of the second moment"] = 0.999
-    eps: Annotated[float, "added to the root of the second moment"] = 1e-8
-    weight_decay: Annotated[float, "of the matrices; never of norms and token rows"] = 0.01
-    warmup_fraction: Annotated[float, "share of the steps in which lr rises from 0"] = 0.1
+    head_lr: Annotated[
+        float, "peak of dense layers and attention pooling; 0: as lr", NOT_NEGATIVE
+    ] = 0.0
+    beta1: Annotated[float, "of the first moment", LESS_THAN_ONE] = 0.9
+    beta2: Annotated[float, "of the second moment", LESS_THAN_ONE] = 0.999
+    eps: Annotated[float, "added to the root of the second moment", POSITIVE] = 1e-8
+    weight_decay: Annotated[
+        float, "of the matrices; never of norms and token rows", NOT_NEGATIVE
+    ] = 0.01
+    warmup_fraction: Annotated[float, "share of the steps in which lr rises from 0", SHARE] = 0.1
     decay: Annotated[Literal["cosine", "linear", "none"], "of lr after the warm-up"] = "linear"
-    final_lr_fraction: Annotated[float, "of the peak, at the last step"] = 0.0
-    max_grad_norm: Annotated[float, "longer gradients are shortened to this; 0: never"] = 1.0
+    final_lr_fraction: Annotated[float, "of the peak, at the last step", SHARE] = 0.0
+    max_grad_norm: Annotated[
+        float, "longer gradients are shortened to this; 0: never", NOT_NEGATIVE
+    ] = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """How long, and how."""
 
-    steps: Annotated[int, "0: as many as `epochs` takes"] = 0
-    epochs: Annotated[float, "passes over all rows, when steps is 0"] = 1.0
-    precision: Annotated[Literal["bf16", "fp32"], "of the products; weights are fp32 always"] = (
-        "bf16"
-    )
+    steps: Annotated[int, "0: as many as `epochs` takes", NOT_NEGATIVE] = 0
+    epochs: Annotated[float, "passes over all rows, when steps is 0", POSITIVE] = 1.0
+    precision: Annotated[
+        Literal["bf16", "fp32"], "of the products; weights are fp32 always", NO_FP16
+    ] = "bf16"
     activation_checkpointing: Annotated[bool, "less memory, a third more work"] = False
     compile: Annotated[bool, "torch.compile the layers"] = False
     shard: Annotated[Literal["none", "fsdp2"], "of weights over processes"] = "none"
-    log_every: Annotated[int, "steps between lines of metrics.jsonl"] = 10
-    workers: Annotated[int, "threads that prepare batches; the batches do not depend on it"] = 2
+    log_every: Annotated[int, "steps between lines of metrics.jsonl", ONE_OR_MORE] = 10
+    workers: Annotated[
+        int, "threads that prepare batches; the batches do not depend on it", ONE_OR_MORE
+    ] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +190,11 @@ class Evaluation:
     """The user's own development set, as `gemb eval` takes it."""
 
     data: Annotated[str, "folder or built-in set; empty: no evaluation, no verdict"] = ""
-    every_steps: Annotated[int, "between evaluations in the run; 0: only first and last"] = 0
+    every_steps: Annotated[
+        int, "between evaluations in the run; 0: only first and last", NOT_NEGATIVE
+    ] = 0
     dims: Annotated[
-        tuple[int, ...], "widths; empty: the widest and the narrowest of matryoshka"
+        tuple[int, ...], "widths; empty: the widest and the narrowest of matryoshka", ONE_OR_MORE
     ] = ()
 
 
@@ -163,9 +202,13 @@ class Evaluation:
 class Saving:
     """Checkpoints to resume from."""
 
-    every_steps: Annotated[int, "between checkpoints; 0: only on request and at the end"] = 500
-    every_minutes: Annotated[float, "at most, between checkpoints; 0: by steps alone"] = 30.0
-    keep: Annotated[int, "how many of the last to keep"] = 2
+    every_steps: Annotated[
+        int, "between checkpoints; 0: only on request and at the end", NOT_NEGATIVE
+    ] = 500
+    every_minutes: Annotated[
+        float, "at most, between checkpoints; 0: by steps alone", NOT_NEGATIVE
+    ] = 30.0
+    keep: Annotated[int, "how many of the last to keep", ONE_OR_MORE] = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +216,7 @@ class Recipe:
     """One stage of training."""
 
     stage: Annotated[Stage, "pretrain (pairs), finetune (triplets) or distill (a teacher)"]
-    seed: Annotated[int, "of the order of the data and of fresh weights"] = 0
+    seed: Annotated[int, "of the order of the data and of fresh weights", NOT_NEGATIVE] = 0
     init: Annotated[Init, "where to start"]
     pooling: Annotated[
         Pooling, "of the last layer's states; attention has four learned queries"

@@ -21,14 +21,14 @@ from reference import Reference
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.encode import TorchEncoder, passes  # noqa: E402
+from gemb_torch.encode import TorchEncoder, open_encoder, passes  # noqa: E402
 
 FP32 = Runtime(device="cpu", threads=2)
 
 
 @pytest.fixture(scope="module")
 def encoder(tiny_model: Path) -> TorchEncoder:
-    return TorchEncoder(open_checkpoint(tiny_model), FP32)
+    return open_encoder(open_checkpoint(tiny_model), FP32)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_vector_does_not_depend_on_its_neighbours(encoder):
 def test_one_thread_and_three_give_the_same_vectors(encoder, tiny_model):
     batch = random_ids(list(range(1, 120)), seed=2)
     for threads in (1, 3):
-        other = TorchEncoder(open_checkpoint(tiny_model), Runtime(device="cpu", threads=threads))
+        other = open_encoder(open_checkpoint(tiny_model), Runtime(device="cpu", threads=threads))
         np.testing.assert_allclose(other.encode(batch), encoder.encode(batch), atol=1e-6, rtol=0)
 
 
@@ -109,17 +109,17 @@ def test_the_plain_model_encodes_as_the_frozen_one(encoder, tiny_model, monkeypa
     """Where oneDNN's operators are absent, the plain model runs, and says so when asked."""
     monkeypatch.setattr("gemb_torch.encode.can_freeze", lambda dtype: False)
     runtime = Runtime(device="cpu", threads=2, verbose=True)
-    plain = TorchEncoder(open_checkpoint(tiny_model), runtime)
+    plain = open_encoder(open_checkpoint(tiny_model), runtime)
     assert "torch runs the plain model on cpu" in capsys.readouterr().err
     batch = random_ids([1, 30, 64, 9, 200])
     np.testing.assert_allclose(plain.encode(batch), encoder.encode(batch), atol=2e-6, rtol=0)
-    half = TorchEncoder(open_checkpoint(tiny_model), Runtime(device="cpu", precision="bf16"))
+    half = open_encoder(open_checkpoint(tiny_model), Runtime(device="cpu", precision="bf16"))
     cosines = (half.encode(batch) * encoder.encode(batch)).sum(axis=1)
     assert 0.999 < cosines.min() < 1 - 1e-7  # bf16 has been used, and rightly
 
 
 def test_bf16_is_near_fp32_and_says_so(encoder, tiny_model):
-    half = TorchEncoder(open_checkpoint(tiny_model), Runtime(device="cpu", precision="bf16"))
+    half = open_encoder(open_checkpoint(tiny_model), Runtime(device="cpu", precision="bf16"))
     assert half.profile.dtype == "bf16"
     batch = random_ids([1, 30, 64, 9, 200])
     cosines = (half.encode(batch) * encoder.encode(batch)).sum(axis=1)
@@ -143,9 +143,9 @@ def test_a_row_that_is_not_finite_is_nan_and_spoils_no_other(tiny_model, monkeyp
     if not is_frozen:
         monkeypatch.setattr(encode, "can_freeze", lambda dtype: False)
         monkeypatch.setattr(encode, "CUDA_PADDING", 0.99)
-    bad = TorchEncoder(open_checkpoint(tiny_model), FP32)
+    bad = open_encoder(open_checkpoint(tiny_model), FP32)
     monkeypatch.undo()
-    good = TorchEncoder(open_checkpoint(tiny_model), FP32)
+    good = open_encoder(open_checkpoint(tiny_model), FP32)
     batch = random_ids([20, 20, 7, 20, 40, 41, 1])
     expected = good.encode(batch)
     batch[1][3], batch[4][39], batch[6][0] = 7, 8, 7

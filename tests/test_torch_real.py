@@ -13,7 +13,7 @@ from varied_texts import VARIED_TEXTS
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.encode import TorchEncoder  # noqa: E402
+from gemb_torch.encode import TorchEncoder, open_encoder  # noqa: E402
 
 pytestmark = pytest.mark.real
 
@@ -30,7 +30,7 @@ SCORES = [0.3011, 0.6359, 0.4930, 0.4889]
 
 @pytest.fixture(scope="module")
 def fp32(real_model: Path) -> TorchEncoder:
-    return TorchEncoder(open_checkpoint(real_model), Runtime(device="cpu"))
+    return open_encoder(open_checkpoint(real_model), Runtime(device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def varied_ids(fp32: TorchEncoder) -> list[np.ndarray]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_red_planet_scores_of_the_model_card(real_model, precision):
     runtime = Runtime(device="cpu", precision=precision)
-    encoder = TorchEncoder(open_checkpoint(real_model), runtime)
+    encoder = open_encoder(open_checkpoint(real_model), runtime)
     texts = [QUERY, *(f"title: none | text: {text}" for text in DOCUMENTS)]
     vectors = encoder.encode(encoder.tokenize(texts))
     # The card's own digits come from another machine; bf16 keeps 8 bits of each product.
@@ -66,7 +66,7 @@ def test_200_varied_texts_are_sentence_transformers_vectors(fp32, varied_ids, re
 
 @pytest.mark.slow
 def test_bf16_is_near_fp32_on_200_varied_texts(fp32, varied_ids, real_model):
-    encoder = TorchEncoder(open_checkpoint(real_model), Runtime(device="cpu", precision="bf16"))
+    encoder = open_encoder(open_checkpoint(real_model), Runtime(device="cpu", precision="bf16"))
     cosines = (fp32.encode(varied_ids) * encoder.encode(varied_ids)).sum(axis=1)
     assert cosines.mean() > 0.9995
     assert cosines.min() > 0.995

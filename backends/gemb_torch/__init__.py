@@ -27,9 +27,9 @@ class TorchBackend(Backend):
         Raises:
             UsageError: the folder would be computed wrongly, or the precision or device cannot be.
         """
-        from gemb_torch.encode import TorchEncoder
+        from gemb_torch.encode import open_encoder
 
-        return TorchEncoder(open_checkpoint(model), runtime)
+        return open_encoder(open_checkpoint(model), runtime)
 
     def describe(self, model: Path) -> ModelDescription:
         """Return what the folder's files say; needs no torch."""

@@ -6,7 +6,7 @@ nothing waits for the slower half of each of a pass's thousand steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from gemb.backend import TokenIds
 
+Forward = Callable[[Tensor, Packing], Tensor]
+
 DTYPES = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Tokens a pass, as measured by tests/bench/bench_torch.py: a larger pass falls out of a core's
@@ -41,21 +43,20 @@ MAX_WORKERS = 16  # more would wait for Python's lock; a worker has several thre
 
 
 class TorchEncoder:
-    """An open model folder."""
+    """An open model: one from a folder, or one that is being trained."""
 
-    def __init__(self, checkpoint: Checkpoint, runtime: Runtime) -> None:
-        """Load the model.
+    def __init__(
+        self, checkpoint: Checkpoint, forward: Forward, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        """Take the folder's description and what computes unit vectors of packed token ids.
 
         Raises:
-            UsageError: the precision or the device cannot be, or the files are broken.
-            Missing: there is no CUDA here.
+            UsageError: the tokenizer's file is broken.
         """
-        dtype = _dtype(runtime.precision)
-        self.device = _device(runtime.device)
+        self.device = device
         self.window = checkpoint.config.sliding_window
-        self.threads = runtime.threads or cores()
-        torch.set_num_threads(self.threads)
-        self.forward = _forward(checkpoint, dtype, self.device, verbose=runtime.verbose)
+        self.threads = torch.get_num_threads()
+        self.forward = forward
         self.tokenizer = load_tokenizer(
             checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size
         )
@@ -103,6 +104,10 @@ class TorchEncoder:
         vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
         return vectors
 
+    def close(self) -> None:
+        """End the worker threads."""
+        self.pool.shutdown()
+
     def _pass(self, ids: Tensor, lengths: list[int]) -> Tensor:
         padding = 0.0 if self.device.type == "cpu" else CUDA_PADDING
         packing = pack(lengths, window=self.window, device=self.device, max_padding=padding)
@@ -131,12 +136,9 @@ class AutocastEncoder:
     """The plain model, its products in `dtype`; the rest stays fp32."""
 
     def __init__(self, model: EmbeddingGemma, dtype: torch.dtype) -> None:
-        """Take the model; its blocks' matrices become `dtype`."""
+        """Take the model as it is."""
         self.model = model
         self.dtype = dtype
-        for module in model.layers.modules():
-            if isinstance(module, torch.nn.Linear):
-                module.to(dtype)
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, packing: Packing) -> Tensor:
@@ -147,17 +149,44 @@ class AutocastEncoder:
         return vectors
 
 
-def _forward(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, *, verbose: bool
-) -> FrozenEncoder | AutocastEncoder:
+def open_encoder(checkpoint: Checkpoint, runtime: Runtime) -> TorchEncoder:
+    """Return the open model of a folder.
+
+    Raises:
+        UsageError: the precision or the device cannot be, or the files are broken.
+        Missing: there is no CUDA here.
+    """
+    dtype, device = dtype_of(runtime.precision), device_of(runtime.device)
+    torch.set_num_threads(runtime.threads or cores())
     if device.type == "cpu" and can_freeze(dtype):
-        return FrozenEncoder(load(checkpoint, dtype=None), dtype)
-    if verbose:
+        forward: Forward = FrozenEncoder(load(checkpoint, dtype=None), dtype)
+        return TorchEncoder(checkpoint, forward, device, dtype)
+    if runtime.verbose:
         note(f"torch runs the plain model on {device}: the faster products are oneDNN's, on a CPU")
-    return AutocastEncoder(load(checkpoint, device=device), dtype)
+    model = load(checkpoint, device=device)
+    for module in model.layers.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.to(dtype)
+    return TorchEncoder(checkpoint, AutocastEncoder(model, dtype), device, dtype)
 
 
-def _dtype(precision: str) -> torch.dtype:
+def live_encoder(
+    model: EmbeddingGemma, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> TorchEncoder:
+    """Return an encoder with the weights that the model has now.
+
+    Args:
+        model: one in training; it is not changed, and changing it later may change the encoder.
+        checkpoint: where it started: tokenizer, prompts, sizes.
+        device: where the model is.
+        dtype: of the products.
+    """
+    is_frozen = device.type == "cpu" and can_freeze(dtype)
+    forward = FrozenEncoder(model, dtype) if is_frozen else AutocastEncoder(model, dtype)
+    return TorchEncoder(checkpoint, forward, device, dtype)
+
+
+def dtype_of(precision: str) -> torch.dtype:
     if precision == "fp16":
         raise UsageError(
             "precision fp16: EmbeddingGemma's activations reach 800,000 and fp16 ends at 65,504; "
@@ -168,7 +197,7 @@ def _dtype(precision: str) -> torch.dtype:
     return DTYPES[precision]
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

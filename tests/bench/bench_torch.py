@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gemb.backend import Runtime
 from gemb.checkpoint import open_checkpoint
-from gemb_torch.encode import TorchEncoder
+from gemb_torch.encode import open_encoder
 from varied_texts import VARIED_TEXTS
 
 BATCH_SIZES = (8, 16, 32, 64)
@@ -48,7 +48,7 @@ def main() -> None:
     texts = read_texts(options.texts)
     for precision in options.precision or TOKENS:
         runtime = Runtime(device="cpu", threads=options.threads, precision=precision)
-        ours = TorchEncoder(open_checkpoint(options.model), runtime)
+        ours = open_encoder(open_checkpoint(options.model), runtime)
         contenders = {"gemb": lambda some, ours=ours: ours.encode(ours.tokenize(some))}
         contenders |= sentence_transformers(options.model, precision)
         for kind in options.kind or KINDS:
@@ -69,7 +69,7 @@ def read_texts(path: Path | None) -> list[str]:
 
 
 def choose(
-    encoder: TorchEncoder, texts: list[str], span: tuple[int, int], budget: int
+    encoder: open_encoder, texts: list[str], span: tuple[int, int], budget: int
 ) -> tuple[list[str], int]:
     """Return texts of so many tokens each, with about `budget` tokens, and their tokens."""
     chosen: list[str] = []
