@@ -26,7 +26,7 @@ Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification"
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
 
-# Measured on real texts; transformers' own note on Gemma 3 says the same.
+# Sources of the figure: vLLM #24318, transformers #37226.
 NO_FP16 = Refused(
     "fp16", "EmbeddingGemma's activations reach 800,000, and fp16 ends at 65,504; take bf16"
 )
@@ -78,7 +78,9 @@ class Batch:
         int, "own hard negatives a pair at most, where the data has them", NOT_NEGATIVE
     ] = 1
     max_tokens: Annotated[int, "tokens a text; longer ones are cut, and counted", ONE_OR_MORE] = 512
-    accumulate: Annotated[int, "batches a step, one source each; their gradients' mean counts"] = 1
+    accumulate: Annotated[
+        int, "batches a step, one source each; their gradients' mean counts", ONE_OR_MORE
+    ] = 1
     micro_tokens: Annotated[
         int, "tokens in memory at a time; more are computed twice (gradient cache)", ONE_OR_MORE
     ] = 2048
