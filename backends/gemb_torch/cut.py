@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from gemb.checkpoint import Checkpoint, open_checkpoint, read_json
 from gemb.errors import UsageError
 from gemb.notes import note, warn
 from gemb.safetensors import NewTensor, StoredTensor, write_file
+from gemb_torch.cut_texts import Texts, of_file
 from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
 
 if TYPE_CHECKING:
@@ -50,13 +51,16 @@ _COPIED = (
 )
 
 
-def cut_folder(source: Path, target: Path | None, cut: Cut) -> None:
+def cut_folder(
+    source: Path, target: Path | None, cut: Cut, texts: Sequence[Texts] | None = None
+) -> None:
     """Write the folder `target`, which is replaced if it exists.
 
     Args:
         source: a model folder.
         target: where the smaller one goes; it appears whole or not at all. None: only check.
         cut: what to keep.
+        texts: whose most used tokens are kept; None: those of `cut.vocab_texts`.
 
     Raises:
         UsageError: the source is no model, or has not what is to be kept.
@@ -68,7 +72,9 @@ def cut_folder(source: Path, target: Path | None, cut: Cut) -> None:
     layers = _layers(checkpoint, cut.layers)
     tokenizer = None
     if cut.vocab is not None and cut.vocab != checkpoint.config.vocab_size:
-        tokenizer = smaller_tokenizer(checkpoint, cut.vocab, cut.vocab_texts)
+        if texts is None:
+            texts = [of_file(path) for path in cut.vocab_texts]
+        tokenizer = smaller_tokenizer(checkpoint, cut.vocab, texts)
     _warn_of_kinds(checkpoint, layers)
     if target is None:
         return

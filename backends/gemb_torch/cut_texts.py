@@ -5,7 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
@@ -14,15 +15,28 @@ FIELDS = ("query", "positive", "negative", "title", "text")  # of a JSON row, wh
 _BATCH_CHARACTERS = 2_000_000
 
 
-def batches(path: Path) -> Iterator[list[str]]:
-    """Yield a file's texts, some megabytes at a time.
+@dataclass(frozen=True)
+class Texts:
+    """A source of texts, which can be read more than once."""
+
+    name: str  # in messages
+    read: Callable[[], Iterator[str]]
+
+
+def of_file(path: Path) -> Texts:
+    """Return the texts of a file; reading raises UsageError where it is missing or broken."""
+    return Texts(str(path), lambda: _texts(path))
+
+
+def batches(texts: Texts) -> Iterator[list[str]]:
+    """Yield the texts, some megabytes at a time.
 
     Raises:
-        UsageError: the file is missing, holds no text, or a .jsonl row is no JSON object.
+        UsageError: there is no text, or what `texts.read` raises.
     """
     batch: list[str] = []
     size = count = 0
-    for text in _texts(path):
+    for text in texts.read():
         batch.append(text)
         size += len(text)
         if size > _BATCH_CHARACTERS:
@@ -30,7 +44,7 @@ def batches(path: Path) -> Iterator[list[str]]:
             count += len(batch)
             batch, size = [], 0
     if not batch and not count:
-        raise UsageError(f"{path}: no text in it (JSON fields: {', '.join(FIELDS)})")
+        raise UsageError(f"{texts.name}: no text in it (JSON fields: {', '.join(FIELDS)})")
     if batch:
         yield batch
 

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from gemb.checkpoint import Checkpoint, read_json
+from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
+from gemb.model_json import read_json
 from gemb.notes import note
-from gemb_torch.cut_texts import batches
+from gemb_torch.cut_texts import Texts, batches
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,10 +46,12 @@ class SmallerTokenizer:
             (folder / name).write_text(text + "\n", encoding="utf-8")
 
 
-def smaller_tokenizer(checkpoint: Checkpoint, size: int, texts: Sequence[Path]) -> SmallerTokenizer:
+def smaller_tokenizer(
+    checkpoint: Checkpoint, size: int, texts: Sequence[Texts]
+) -> SmallerTokenizer:
     """Return a tokenizer of exactly `size` tokens: those that the texts use most.
 
-    Each file counts alike, however long it is: the use of a token is the mean of its shares. Of
+    Each source counts alike, however long it is: the use of a token is the mean of its shares. Of
     40 million tokens of technical and plain English, plain counting lost `▁Thursday` to the words
     of the longest files, and 1.5 % more of the tokens of everyday sentences.
 
@@ -144,11 +147,11 @@ def _always(raw: Mapping[str, Any], ways: _Ways, prompt_ids: Iterable[int]) -> s
     return kept
 
 
-def _counts(tokenizer: Tokenizer, texts: Sequence[Path], rows: int) -> NDArray[np.int64]:
-    """Return how often each file uses each token, int64 [files, rows]."""
+def _counts(tokenizer: Tokenizer, texts: Sequence[Texts], rows: int) -> NDArray[np.int64]:
+    """Return how often each source uses each token, int64 [sources, rows]."""
     counts = np.zeros((len(texts), rows), np.int64)
-    for row, path in zip(counts, texts, strict=True):
-        for batch in batches(path):
+    for row, source in zip(counts, texts, strict=True):
+        for batch in batches(source):
             # The prompts end with a space: the first word of a text has a space before it.
             encoded = tokenizer.encode_batch_fast(
                 [f" {text}" for text in batch], add_special_tokens=False
