@@ -26,14 +26,14 @@ class Limits:
         )
 
     def __str__(self) -> str:
-        """Return `above 0 and below 1`."""
+        """Return `above 0`, `from 0 to 1`, or nothing."""
         words = (
             ("above", self.above),
-            ("at least", self.at_least),
-            ("below", self.below),
-            ("at most", self.at_most),
+            ("from", self.at_least),
+            ("to below", self.below),
+            ("to", self.at_most),
         )
-        return " and ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+        return " ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Refused:
     reason: str
 
 
+ANY = Limits()
 POSITIVE = Limits(above=0)
 NOT_NEGATIVE = Limits(at_least=0)
 ONE_OR_MORE = Limits(at_least=1)

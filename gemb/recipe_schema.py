@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from gemb.recipe import Recipe
-from gemb.recipe_limits import Limits, Named, Refused
+from gemb.recipe_limits import ANY, Limits, Named, Refused
 
 REQUIRED = dataclasses.MISSING
 
@@ -24,7 +24,7 @@ class Kind:
     block: type | None = None  # a dataclass
     item: Kind | None = None  # of a list
     optional: bool = False
-    limits: Limits = Limits()
+    limits: Limits = ANY
     refused: tuple[Refused, ...] = ()
 
     def __str__(self) -> str:
@@ -73,7 +73,7 @@ def _key(field: dataclasses.Field[Any], hint: object) -> Key:
         attribute=field.name,
         kind=_kind(
             type_,
-            next((mark for mark in more if isinstance(mark, Limits)), Limits()),
+            next((mark for mark in more if isinstance(mark, Limits)), ANY),
             tuple(mark for mark in more if isinstance(mark, Refused)),
         ),
         default=field.default,

@@ -1,0 +1,98 @@
+"""What one key of a recipe cannot tell alone: keys that go together, texts with a grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from gemb.layer_choice import layer_choice
+from gemb.recipe import Recipe
+
+Problem = tuple[str, str]  # the path of the key to blame, and what is the matter with it
+
+
+def problems(recipe: Recipe) -> Iterator[Problem]:
+    """Yield what is wrong, worst first."""
+    for check in _CHECKS:
+        yield from check(recipe)
+
+
+def _losses(recipe: Recipe) -> Iterator[Problem]:
+    loss = recipe.loss
+    if recipe.stage == "distill" and loss.distill is None:
+        yield "stage", "is distill, which needs loss.distill, with its teacher"
+    elif loss.contrastive is None and loss.distill is None:
+        alone = "spread_out alone would only push texts apart" if loss.spread_out else "is no loss"
+        yield "loss", f"{alone}; give loss.contrastive, loss.distill or both"
+    elif not sum(part.weight for part in (loss.contrastive, loss.distill) if part):
+        yield "loss", "has no weight above 0; give loss.contrastive or loss.distill one"
+    if loss.distill and not loss.distill.sides:
+        yield "loss.distill.sides", "is empty; null for loss.distill switches it off"
+    if loss.distill and len(set(loss.distill.sides)) < len(loss.distill.sides):
+        yield "loss.distill.sides", "names a side twice"
+
+
+def _widths(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.loss.matryoshka:
+        yield "loss.matryoshka", "is empty; [768] trains the full width alone"
+    for path, widths in (
+        ("loss.matryoshka", recipe.loss.matryoshka),
+        ("eval.dims", recipe.eval.dims),
+    ):
+        if not _descends(widths):
+            better = sorted(set(widths), reverse=True)
+            yield path, f"{list(widths)} wants the widest first, each once: {better}"
+
+
+def _descends(widths: Sequence[int]) -> bool:
+    return all(wide > narrow for wide, narrow in zip(widths, widths[1:], strict=False))
+
+
+def _sources(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.data:
+        yield "data", "has no entry; give at least one, with its path"
+    weights = [source.weight is not None for source in recipe.data]
+    if any(weights) and not all(weights):
+        yield f"data.{weights.index(False)}", "has no weight, and others have; give all or none one"
+    names: dict[str, int] = {}
+    for i, source in enumerate(recipe.data):
+        if not source.path.strip():
+            yield f"data.{i}.path", "is empty; name a file, a folder or @sample/NAME"
+        if source.name and names.setdefault(source.name, i) != i:
+            yield f"data.{i}.name", f"'{source.name}' is the name of data.{names[source.name]}, too"
+        for side in ("query", "positive"):
+            template = getattr(source.prompts, side)
+            if template and "{text}" not in template:
+                yield (
+                    f"data.{i}.prompts.{side}",
+                    f"{template!r} has no {{text}} where the text goes",
+                )
+
+
+def _start(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.init.model.strip():
+        yield "init.from", "is empty; name a model, such as embeddinggemma-300m"
+    try:
+        layer_choice(recipe.init.keep_layers)
+    except ValueError as error:
+        yield "init.keep_layers", f"{recipe.init.keep_layers!r}: {error}; or all, or greedy:N"
+    if recipe.loss.distill and not recipe.loss.distill.teacher.strip():
+        yield "loss.distill.teacher", "is empty; name a model or a file of vectors"
+
+
+def _memory(recipe: Recipe) -> Iterator[Problem]:
+    batch = recipe.batch
+    if batch.micro_tokens < batch.max_tokens:
+        yield (
+            "batch.micro_tokens",
+            f"{batch.micro_tokens} is less than batch.max_tokens {batch.max_tokens}; "
+            "the longest text must fit",
+        )
+
+
+_CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _sources,
+    _losses,
+    _widths,
+    _start,
+    _memory,
+)

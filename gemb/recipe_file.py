@@ -1,0 +1,78 @@
+"""Recipes as files: YAML to a checked `Recipe`, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemb.errors import UsageError
+from gemb.recipe import Recipe
+from gemb.recipe_check import problems
+from gemb.recipe_names import builtin_recipes, recipe_names
+from gemb.recipe_reading import RecipeReader, override
+from gemb.recipe_schema import keys
+from gemb.recipe_yaml import read_file, write_text
+
+
+def find(name_or_path: str) -> Path:
+    """Return the file of a recipe that comes with gemb, or the path itself.
+
+    A name of gemb's own comes first; `./smoke` is always a path.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    names = recipe_names()
+    if name_or_path in names:
+        return builtin_recipes() / f"{name_or_path}.yaml"
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        inside = path / "recipe.yaml"
+        hint = f"; did you mean {inside}?" if inside.is_file() else "; name the file in it"
+        raise UsageError(f"{name_or_path} is a folder{hint}")
+    if not path.exists():
+        near = difflib.get_close_matches(path.stem, names, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"gemb's own are {', '.join(names)}"
+        raise UsageError(f"no recipe '{name_or_path}', neither a file nor a name; {hint}")
+    return path
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a file, with `KEY=VALUE` overrides in it, a later one over an earlier one.
+
+    Raises:
+        UsageError: the file cannot be read, or something in it or in an override is not right.
+    """
+    shown = str(path)
+    tree = read_file(path, shown=shown)
+    if tree.data is None:
+        raise UsageError(
+            f"{shown} is empty; gemb recipes cp finetune FILE writes one to begin with"
+        )
+    if not isinstance(tree.data, dict):
+        raise UsageError(f"{tree.place}: a recipe is keys with values, not {tree}")
+    for words in overrides:
+        tree = override(tree, words)
+    reader = RecipeReader()
+    recipe = reader.read(tree)
+    assert isinstance(recipe, Recipe), recipe
+    for key, problem in problems(recipe):
+        raise UsageError(f"{reader.place(key).of(key)} {problem}")
+    return recipe
+
+
+def dump(recipe: Recipe) -> str:
+    """Return the recipe as YAML, every key of it; `load` reads it as an equal one."""
+    return write_text(to_plain(recipe))
+
+
+def to_plain(block: Any) -> Any:  # noqa: ANN401
+    """Return a block of a recipe as dicts by YAML's names, lists as tuples, and scalars."""
+    if isinstance(block, tuple):
+        return tuple(to_plain(item) for item in block)
+    if not dataclasses.is_dataclass(block):
+        return block
+    return {key.name: to_plain(getattr(block, key.attribute)) for key in keys(type(block))}  # type: ignore[arg-type]
