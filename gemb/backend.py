@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gemb.recipe import Recipe
+
     TokenIds = NDArray[np.int32]
 
 GROUP = "gemb.backends"
@@ -153,6 +155,17 @@ class Backend:
         """
         raise self._refusal("cut")
 
+    def train(self, recipe: Recipe, training: Training) -> None:
+        """Train a model as the recipe says, into the run folder.
+
+        Raises:
+            UsageError: the recipe, the data or the model does not fit.
+            NegativeAnswer: the model became worse on the evaluation set.
+            Stopped: a signal came; the run can go on from its last checkpoint.
+            GembError: a loss or gradient is not finite.
+        """
+        raise self._refusal("train")
+
     def checks(self) -> list[Check]:
         """Return what `gemb doctor` prints of this backend, libraries and versions first."""
         return []
@@ -171,6 +184,19 @@ class Cut:
     layers: tuple[int, ...] | None = None  # 0-based layers to keep, ascending; None: all
     vocab: int | None = None  # how many tokens to keep; None: all
     vocab_texts: tuple[Path, ...] = field(default=())  # files whose most used tokens are kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a recipe is to be run."""
+
+    run: Path  # the run's folder
+    resume: str = "never"  # auto: from the last checkpoint, if there is one; or its path
+    dry_run: bool = False  # only look at the data and predict
+    strict: bool = False  # a bad row stops
+    baseline: bool = True  # evaluate before the first step
+    runtime: Runtime = field(default_factory=lambda: Runtime())
+    quiet: bool = False
 
 
 @cache

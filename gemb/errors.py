@@ -4,7 +4,8 @@
     ├── NegativeAnswer     1  the answer is no: a gate failed, two models differ
     ├── UsageError         2  wrong usage, configuration or input file
     ├── SomeRowsFailed     3  finished, but some rows of the input failed
-    └── Missing            4  something needed is absent: a model, a backend, a package, the network
+    ├── Missing            4  something needed is absent: a model, a backend, a package, the network
+    └── Stopped           75  stopped on request, and a later run can go on (sysexits' EX_TEMPFAIL)
 
 A message is one line: what, where, and what to do. `gemb.cli.main` prints it; nothing else does.
 The signals' codes (130, 141, 143) are made in `gemb.cli.main`, too.
@@ -41,3 +42,9 @@ class Missing(GembError):
     """Something that the run needs is not here."""
 
     exit_code = 4
+
+
+class Stopped(GembError):
+    """The run was stopped on request, and what it did is kept."""
+
+    exit_code = 75

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -64,12 +63,9 @@ class AdamW:
             for name, parameter in model.named_parameters()
             if whole_table or name != _TABLE
         }
-        self.table: Tensor | None = None
+        self.rows: _Rows | None = None
         if not whole_table:
-            table = model.get_parameter(_TABLE)
-            table.requires_grad_(False)
-            self.table = table
-            self.rows = _Rows(table, recipe)
+            self.rows = _Rows(model.get_parameter(_TABLE).requires_grad_(False), recipe)
         groups: dict[tuple[float, float], list[Tensor]] = {}
         for name, parameter in self.parameters.items():
             is_matrix = parameter.ndim > 1 and name != _TABLE
@@ -105,45 +101,59 @@ class AdamW:
             group["lr"] = group["peak"] * factor
         self.inner.step()
         self.inner.zero_grad(set_to_none=True)
-        if row_gradient is not None:
+        if self.rows is not None and row_gradient is not None:
             self.rows.step(self.recipe.lr * factor, ids, row_gradient)
 
-    def state(self) -> dict[str, Tensor]:
-        """Return what a later run needs, by name; without copies."""
-        found: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            for moment in _MOMENTS:
-                if moment in self.inner.state[parameter]:
-                    found[f"{name}.{moment}"] = self.inner.state[parameter][moment]
-        if self.table is not None:
-            found |= {f"{_TABLE}.{name}": part for name, part in self.rows.state().items()}
+    @property
+    def row_ids(self) -> NDArray[np.int64]:
+        """The tokens whose rows have moments, ascending."""
+        return np.empty(0, np.int64) if self.rows is None else self.rows.ids
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return both moments of every parameter by name, without copies; rows as in `row_ids`."""
+        found = {
+            f"{name}.{moment}": self.inner.state[parameter][moment]
+            for name, parameter in self.parameters.items()
+            for moment in _MOMENTS
+            if self.inner.state[parameter]
+        }
+        if self.rows is not None:
+            rows = zip(_MOMENTS, self.rows.moments, strict=True)
+            found |= {f"{_TABLE}.{moment}": values for moment, values in rows}
         return found
 
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Take what `state` returned after so many steps.
+    def restore(
+        self, moments: Mapping[str, Tensor], row_ids: NDArray[np.int64], steps: int
+    ) -> None:
+        """Take what `moments` and `row_ids` returned after so many steps.
 
         Raises:
-            UsageError: it is another model's.
+            UsageError: they are of another model.
         """
+        table = None if self.rows is None else self.rows.table
+        shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
+        if table is not None:
+            shapes[_TABLE] = torch.Size([len(row_ids), table.shape[1]])
+        for name, shape in shapes.items():
+            stored = [moments.get(f"{name}.{moment}") for moment in _MOMENTS]
+            if any(tensor is None or tensor.shape != shape for tensor in stored):
+                raise UsageError(f"the optimizer's state does not fit {name} {list(shape)}")
         for name, parameter in self.parameters.items():
-            moments: dict[str, Any] = {}
-            for moment in _MOMENTS:
-                stored = state.get(f"{name}.{moment}")
-                if stored is None or stored.shape != parameter.shape:
-                    raise UsageError(f"the optimizer's state does not fit {name}")
-                moments[moment] = torch.empty_like(parameter).copy_(stored)
             self.inner.state[parameter] = {
-                "step": torch.tensor(float(steps), device=parameter.device),
-                **moments,
+                "step": torch.tensor(float(steps), device=parameter.device)
+            } | {
+                moment: torch.empty_like(parameter).copy_(moments[f"{name}.{moment}"])
+                for moment in _MOMENTS
             }
-        if self.table is not None:
-            self.rows.restore({name: state[f"{_TABLE}.{name}"] for name in _Rows.NAMES}, steps)
+        if self.rows is not None:
+            self.rows.steps, self.rows.ids = steps, row_ids
+            self.rows.moments = [
+                moments[f"{_TABLE}.{moment}"].to(self.rows.table.device) for moment in _MOMENTS
+            ]
 
 
 class _Rows:
     """Adam over the rows of a table that ever had a gradient."""
-
-    NAMES = ("ids", *_MOMENTS)
 
     def __init__(self, table: Tensor, recipe: Optimizer) -> None:
         self.table = table
@@ -180,17 +190,6 @@ class _Rows:
             self.moments[i] = moment.new_zeros(len(everybody), moment.shape[1])
             self.moments[i][places] = moment
         self.ids = everybody
-
-    def state(self) -> dict[str, Tensor]:
-        return dict(zip(self.NAMES, (torch.from_numpy(self.ids), *self.moments), strict=True))
-
-    def restore(self, state: Mapping[str, Tensor], steps: int) -> None:
-        self.steps = steps
-        self.ids = state["ids"].numpy()
-        self.moments = [
-            torch.empty_like(state[name], device=self.table.device).copy_(state[name])
-            for name in _MOMENTS
-        ]
 
 
 def clip(gradients: Iterable[Tensor], longest: float) -> float:

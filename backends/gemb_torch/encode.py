@@ -187,6 +187,7 @@ def live_encoder(
 
 
 def dtype_of(precision: str) -> torch.dtype:
+    """Return the type of the products; fp16 is refused."""
     if precision == "fp16":
         raise UsageError(
             "precision fp16: EmbeddingGemma's activations reach 800,000 and fp16 ends at 65,504; "
@@ -198,6 +199,7 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def device_of(name: str) -> torch.device:
+    """Return the device of this name; auto is CUDA where there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, number = name.partition(":")

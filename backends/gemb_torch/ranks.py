@@ -74,6 +74,13 @@ class Ranks:
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 
+    def total(self, *numbers: int) -> list[int]:
+        """Return the sum over the processes of each number."""
+        told = torch.tensor(numbers)
+        if self.count > 1:
+            dist.all_reduce(told)
+        return [int(number) for number in told]
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         if self.count == 1:

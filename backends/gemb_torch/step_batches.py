@@ -1,0 +1,137 @@
+"""From rows of training data to a process's part of a batch, prepared ahead by threads.
+
+A batch depends on the recipe alone: not on how many threads prepare it, and its rows not on how
+many processes share it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from threading import Lock
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from gemb.backend import TokenIds
+from gemb.batch_order import Batch, BatchOrder
+from gemb.examples import Example, Text
+from gemb.prompts import Prompt
+from gemb.teachers import Teacher, Wanted
+from gemb.training_rows import Rows
+from gemb_torch.gradients import TokenBatch
+from gemb_torch.ranks import Ranks
+from gemb_torch.tokenizer import tokenize
+
+Sides = tuple[Prompt, Prompt]  # of the query; of the positive and the negatives
+
+
+class Prepared(NamedTuple):
+    """A batch, and where the order of the data stands after it."""
+
+    batch: TokenBatch
+    order: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """Renders, tokenizes and cuts the texts of a batch."""
+
+    sources: Sequence[Rows]
+    prompts: Sequence[Sides]  # of each source, in the student's words
+    tokenizer: Tokenizer
+    max_tokens: int
+    negatives: int  # of a pair at most
+    ranks: Ranks
+    teacher: Teacher | None = None
+    teacher_prompts: Sequence[Sides] = ()  # of each source, in the teacher's words
+    teacher_lock: Lock = field(default_factory=Lock)  # it answers one thread at a time
+
+    def make(self, batch: Batch) -> TokenBatch:
+        """Return this process's part of the batch."""
+        rows = self.sources[batch.source]
+        mine = batch.rows[self.ranks.part(len(batch.rows))]
+        examples = [rows[int(row)] for row in mine]
+        texts, owners = self._texts(examples)
+        query, positive = self.prompts[batch.source]
+        rendered = [
+            (query if place < len(examples) else positive).render(*text)
+            for place, text in enumerate(texts)
+        ]
+        ids = tokenize(self.tokenizer, rendered)
+        longer = [place for place, each in enumerate(ids) if len(each) > self.max_tokens]
+        for place in longer:  # what closes a text stays: EOS
+            ids[place] = np.concatenate([ids[place][: self.max_tokens - 1], ids[place][-1:]])
+        return TokenBatch(
+            source=rows.name,
+            places=[example.place for example in examples],
+            texts=ids,
+            negative_rows=np.array(owners, np.int64),
+            query_ids=rows.query_ids[mine].view(np.int64),
+            positive_ids=rows.positive_ids[mine].view(np.int64),
+            teacher=self._taught(batch.source, texts, len(examples)),
+            cut=len(longer),
+        )
+
+    def wanted(self, batch: Batch) -> list[Wanted]:
+        """Return what the teacher must know for this process's part of a batch."""
+        mine = batch.rows[self.ranks.part(len(batch.rows))]
+        examples = [self.sources[batch.source][int(row)] for row in mine]
+        return self._wanted(batch.source, self._texts(examples)[0], len(examples))
+
+    def _texts(self, examples: Sequence[Example]) -> tuple[list[Text], list[int]]:
+        """Return queries, positives and negatives, and whose the negatives are."""
+        queries = [example.query for example in examples]
+        positives = [example.positive for example in examples]
+        negatives, owners = [], []
+        for owner, example in enumerate(examples):
+            own = example.negatives[: self.negatives]
+            negatives += own
+            owners += [owner] * len(own)
+        return queries + positives + negatives, owners
+
+    def _wanted(self, source: int, texts: Sequence[Text], queries: int) -> list[Wanted]:
+        query, positive = self.teacher_prompts[source]
+        return [
+            Wanted((query if place < queries else positive).render(*text))
+            for place, text in enumerate(texts)
+        ]
+
+    def _taught(
+        self, source: int, texts: Sequence[Text], queries: int
+    ) -> NDArray[np.float32] | None:
+        if self.teacher is None:
+            return None
+        with self.teacher_lock:
+            return self.teacher.vectors(self._wanted(source, texts, queries))
+
+
+def prepared(order: BatchOrder, maker: BatchMaker, workers: int) -> Iterator[Prepared]:
+    """Yield the batches of an endless order, each made before it is wanted.
+
+    A failure to make one is raised where it would have been yielded.
+    """
+    if workers < 1:
+        for batch in order:
+            yield Prepared(maker.make(batch), order.state())
+    waiting: deque[tuple[Future[TokenBatch], dict[str, Any]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="gemb-data") as pool:
+        try:
+            for batch in order:
+                waiting.append((pool.submit(maker.make, batch), order.state()))
+                if len(waiting) > 2 * workers:
+                    future, state = waiting.popleft()
+                    yield Prepared(future.result(), state)
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def row_ids(batches: Sequence[TokenBatch]) -> NDArray[np.int64]:
+    """Return the distinct tokens of the batches, ascending, int64."""
+    texts: list[TokenIds] = [ids for batch in batches for ids in batch.texts]
+    return np.unique(np.concatenate(texts)).astype(np.int64)

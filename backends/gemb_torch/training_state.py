@@ -1,0 +1,132 @@
+"""What a run needs to go on as if it had never stopped, in a folder that is whole or absent.
+
+    checkpoints/step-000500/model/                  the plain model folder
+    checkpoints/step-000500/state/optimizer.safetensors   the moments, fp32
+    checkpoints/step-000500/state/rows.npy                the token rows that have moments, int64
+    checkpoints/step-000500/state/progress.json
+
+The folder gets its name when all of it is on the disk, so a killed run leaves no half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gemb.errors import UsageError
+from gemb.safetensors import NewTensor, read_header, write_file
+from gemb_torch.adamw import AdamW
+
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is."""
+
+    step: int  # steps that are done
+    order: Mapping[str, Any]  # where the order of the data stands
+    tokens: int = 0  # seen by the model so far
+    pairs: int = 0
+    seconds: float = 0.0  # spent in steps
+    best: float | None = None  # mean of the evaluation, the best so far
+    best_step: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    ranks: int = 1
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Return the run's checkpoints, the latest last."""
+    found = (run / "checkpoints").glob("step-*") if (run / "checkpoints").is_dir() else ()
+    return sorted(
+        (path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_step
+    )
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Return where the checkpoint of a step is."""
+    return run / "checkpoints" / f"step-{step:06d}"
+
+
+def write_state(folder: Path, optimizer: AdamW, progress: Progress) -> None:
+    """Write the files of `state/`.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    folder.mkdir()
+    tensors = {}
+    for name, tensor in optimizer.moments().items():
+        values = tensor.detach().cpu().contiguous()
+        raw = values.numpy().reshape(-1).view(np.uint8)
+        tensors[name] = NewTensor("F32", tuple(values.shape), [raw])
+    write_file(folder / "optimizer.safetensors", tensors)
+    np.save(folder / "rows.npy", optimizer.row_ids, allow_pickle=False)
+    (folder / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """Return how far the run was.
+
+    Raises:
+        UsageError: the file is missing or broken.
+    """
+    path = checkpoint / "state" / "progress.json"
+    try:
+        return Progress(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"{path}: no training state ({error}); --resume takes a folder that gemb train wrote "
+            "under checkpoints/"
+        ) from error
+
+
+def restore_optimizer(checkpoint: Path, optimizer: AdamW, steps: int) -> None:
+    """Give the optimizer its moments after so many steps.
+
+    Raises:
+        UsageError: a file is missing, broken, or of another model.
+    """
+    folder = checkpoint / "state"
+    try:
+        ids = np.load(folder / "rows.npy", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder / 'rows.npy'}: {error}") from error
+    moments = {
+        name: torch.from_numpy(stored.float32().copy())
+        for name, stored in read_header(folder / "optimizer.safetensors").items()
+    }
+    optimizer.restore(moments, ids, steps)
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Remove all but the last checkpoints, and what a killed run left half-written."""
+    for old in checkpoints(run)[: -max(1, keep)]:
+        # First out of sight: a kill while it is removed must not leave half a checkpoint.
+        gone = old.with_name(f".{old.name}.old")
+        shutil.rmtree(gone, ignore_errors=True)
+        old.replace(gone)
+        shutil.rmtree(gone)
+
+
+def remove_parts(run: Path) -> None:
+    """Remove what a killed run left half-written or half-removed."""
+    for folder in (run, run / "checkpoints"):
+        for part in [*folder.glob(".*.part"), *folder.glob(".*.old")]:
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    return int(match[1]) if match else -1
