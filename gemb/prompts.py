@@ -72,12 +72,12 @@ def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:
     return Prompt(words + "{text}")
 
 
-def custom(template: str) -> Prompt:
-    """Return the user's own prompt.
+def custom(template: str, what: str = "--prompt") -> Prompt:
+    """Return the user's own prompt; `what` names the option that gave it.
 
     Raises:
         UsageError: it has no `{text}`.
     """
     if "{text}" not in template:
-        raise UsageError(f"--prompt {template!r} has no {{text}} where the text goes")
+        raise UsageError(f"{what} {template!r} has no {{text}} where the text goes")
     return Prompt(template)

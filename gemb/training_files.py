@@ -1,0 +1,166 @@
+"""The rows of a file of training data as they stand: JSONL, CSV and TSV (gzip too), Parquet."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shlex
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from gemb.byte_records import BOM, LONGEST, Oversize, blocks, read_blocks, split
+from gemb.errors import UsageError
+from gemb.inputs import COMPRESSED, SUFFIXES
+from gemb.visible import visible
+
+Parts = Iterator[bytes | Oversize | None]
+
+GZIP = b"\x1f\x8b"
+NAMES = {"jsonl": "JSONL", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet"}
+
+
+class RawRow(NamedTuple):
+    """A row's values by column, or the reason why there are none, and where it stands."""
+
+    number: int  # line of its beginning, or row of a Parquet file; from 1
+    values: Mapping[str, object] | None
+    reason: str = ""
+    offset: int = 0  # bytes from the beginning of a plain JSONL file
+    size: int = 0  # bytes of its line there
+
+
+@dataclass
+class TrainingFile:
+    """A file whose rows can be read from the beginning, once."""
+
+    path: Path
+    kind: str  # jsonl, csv, tsv, parquet
+    is_gzip: bool
+    note: str = ""  # how its columns were found, once the first row is read
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a row can be read again from its offset and size."""
+        return self.kind == "jsonl" and not self.is_gzip
+
+    @property
+    def name(self) -> str:
+        """What the file is, in words."""
+        return NAMES[self.kind] + (" (gzip)" if self.is_gzip else "")
+
+    def rows(self) -> Iterator[RawRow]:
+        """Yield all rows, bad ones too.
+
+        Raises:
+            Missing: Parquet without pyarrow.
+            UsageError: the file is cut short, or is not what its name says.
+        """
+        if self.kind == "parquet":
+            from gemb.training_tables import parquet_rows
+
+            yield from parquet_rows(self.path)
+            return
+        try:
+            yield from self._from_bytes()
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UsageError(f"{shown(self.path)}: no whole gzip file: {error}") from None
+
+    def _from_bytes(self) -> Iterator[RawRow]:
+        with self.path.open("rb", buffering=0) as file:
+            if self.is_gzip:
+                with gzip.GzipFile(fileobj=file) as unzipped:
+                    yield from self._parsed(split(read_blocks(unzipped.read), b"\n"), 0)
+            else:
+                start = len(BOM) if os.pread(file.fileno(), len(BOM), 0) == BOM else 0
+                yield from self._parsed(split(blocks(file.fileno(), live=False), b"\n"), start)
+
+    def _parsed(self, parts: Parts, start: int) -> Iterator[RawRow]:
+        if self.kind == "jsonl":
+            yield from _json_rows(parts, start)
+            return
+        from gemb.training_tables import table_rows
+
+        table = table_rows(parts, "," if self.kind == "csv" else "\t", shown(self.path))
+        self.note = table.note
+        yield from table.rows
+
+
+def open_file(path: Path) -> TrainingFile:
+    """Return the file with its kind, by its name, or by its first bytes.
+
+    Raises:
+        UsageError: it is none that can be read.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 12)
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
+    is_gzip = head.startswith(GZIP)
+    name = path.name.lower().removesuffix(".gz") if is_gzip else path.name.lower()
+    kind = SUFFIXES.get(Path(name).suffix, "")
+    if head.startswith(b"PAR1"):
+        kind = "parquet"
+    elif kind == "parquet":
+        raise UsageError(f"{shown(path)} is no Parquet file by its first bytes")
+    for magic, tool in COMPRESSED.items():
+        if not is_gzip and re.match(magic, head):
+            plain = shlex.quote(visible(path.stem))
+            raise UsageError(
+                f"{shown(path)} is compressed: {tool} {shlex.quote(shown(path))} > {plain}"
+            )
+    if not kind and not is_gzip and head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
+        kind = "jsonl"
+    if not kind:
+        raise UsageError(
+            f"{shown(path)}: what is it? Name it .jsonl, .csv or .tsv (.gz too), or .parquet"
+        )
+    return TrainingFile(path, kind, is_gzip)
+
+
+def shown(path: Path) -> str:
+    """Return the path as it may stand in a message."""
+    return visible(os.fsencode(path).decode(errors="replace"))
+
+
+def _json_rows(parts: Parts, start: int) -> Iterator[RawRow]:
+    offset = start
+    for number, part in enumerate(parts, 1):
+        if isinstance(part, Oversize):
+            yield RawRow(number, None, f"{part.size} bytes; a row may have {LONGEST}")
+            offset += part.size + 1
+            continue
+        assert part is not None, "a file does not idle"
+        size = len(part)
+        if part and not part.isspace():
+            yield json_row(part, number, offset)
+        offset += size + 1
+
+
+def json_row(line: bytes, number: int, offset: int) -> RawRow:
+    """Return the row of a line of JSONL; a list of two or three texts is a pair or a triplet."""
+    try:
+        values = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return RawRow(number, None, _json_fault(line, error))
+    if isinstance(values, list) and 2 <= len(values) <= 3:  # as sentence-transformers ships them
+        values = dict(zip(("query", "positive", "negative"), values, strict=False))
+    if not isinstance(values, dict):
+        return RawRow(number, None, "no JSON object")
+    return RawRow(number, values, "", offset, len(line))
+
+
+def _json_fault(line: bytes, error: ValueError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as fault:
+        return f"byte {fault.start + 1} (0x{line[fault.start]:02x}) is no valid UTF-8"
+    if line.strip() in (b"[", b"{"):
+        return "bad JSON: the file must have one object a line; jq -c '.[]' makes lines of an array"
+    return f"bad JSON: {visible(str(error))}"

@@ -1,0 +1,186 @@
+"""Which shape a row of training data has, and the texts that it gives.
+
+Recognised by the names of its columns:
+
+- pairs and triplets: a query column and a positive column, perhaps `negative`, `negatives` or
+  `negative_1`, `negative_2`, ..., perhaps `title` (the positive's). The names are ours
+  (query, positive) and those of sentence-transformers' data sets (its "Dataset Overview":
+  anchor/positive, question/answer, sentence1/sentence2, ...).
+- FlagEmbedding: query, pos[], neg[] (its README, "Data format").
+- Tevatron: query, positive_passages[], negative_passages[], each with text and title.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from gemb.errors import UsageError
+from gemb.examples import Text
+from gemb.visible import visible
+
+QUERIES = ("query", "anchor", "question", "sentence1")
+POSITIVES = ("positive", "answer", "sentence2", "passage", "document", "response")
+SCORES = ("score", "scores", "label", "labels", "similarity", "similarity_score")
+ACCEPTED = (
+    "query and positive (or anchor, question, sentence1 with positive, answer, sentence2, passage, "
+    "document, response), perhaps negatives and title; FlagEmbedding's query, pos, neg; Tevatron's "
+    "query, positive_passages, negative_passages; a BEIR folder"
+)
+MOST_POSITIVES = 1 << 16  # of one query in one row
+
+Row = tuple[str, list[Text], list[Text]]  # query, positives, negatives
+
+_NEGATIVE = re.compile(r"negatives?(?:_(\d+))?")
+
+
+class BadRow(ValueError):
+    """A row cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns are what."""
+
+    maker: str  # FlagEmbedding, Tevatron, or nothing: pairs
+    query: str
+    positive: str
+    negative: str = ""  # empty: every column that is named as one
+    title: str = ""
+
+    def negatives(self, columns: Collection[str]) -> tuple[str, ...]:
+        """Return the columns of hard negatives, in their order."""
+        return (self.negative,) if self.negative else _negative_columns(tuple(columns))
+
+    def row(self, values: Mapping[str, object]) -> Row:
+        """Return the texts of a row.
+
+        Raises:
+            BadRow: one is absent, empty, or no text.
+        """
+        query = values.get(self.query)
+        if not isinstance(query, str):
+            raise BadRow(_fault(self.query, query, values))
+        if not query.strip():
+            raise BadRow(f"'{self.query}' is empty")
+        title = values.get(self.title) if self.title else None
+        if title is not None and not isinstance(title, str):
+            raise BadRow(_fault(self.title, title, values))
+        positives = _passages(self.positive, values, title or None)
+        if not positives:
+            raise BadRow(_fault(self.positive, values.get(self.positive), values))
+        if len(positives) > MOST_POSITIVES:
+            raise BadRow(f"{len(positives)} positives; a row may have {MOST_POSITIVES}")
+        negatives: list[Text] = []
+        for column in self.negatives(values):
+            negatives += _passages(column, values, None)
+        return query, positives, negatives
+
+    def words(self, columns: Collection[str]) -> str:
+        """Return what was recognised among these columns, and what is not used."""
+        used = [self.query, self.positive, *self.negatives(columns), self.title]
+        used = [column for column in dict.fromkeys(used) if column in columns]
+        rest = sorted(visible(column, 40) for column in columns if column not in used)
+        marks = ("pos", "neg", "negatives", "positive_passages", "negative_passages")
+        named = ", ".join(column + "[]" * (column in marks) for column in used)
+        left = f"; not used: {', '.join(rest[:8])}{', ...' * (len(rest) > 8)}" if rest else ""
+        return f"({named}){left}"
+
+
+def recognise(columns: Collection[str], where: str) -> Layout:
+    """Return the layout of rows with these columns.
+
+    Raises:
+        UsageError: none fits, two would, or a score says that not every pair is a positive one.
+    """
+    layout = known(columns, where)
+    if layout is None:
+        found = ", ".join(visible(column, 40) for column in list(columns)[:12]) or "none"
+        raise UsageError(
+            f"{where}: no training data by its columns ({found}); accepted: {ACCEPTED}"
+        )
+    return layout
+
+
+def known(columns: Collection[str], where: str) -> Layout | None:
+    """Return the layout of rows with these columns, None where none fits.
+
+    Raises:
+        UsageError: two fit, or a score says that not every pair is a positive one.
+    """
+    if "query" in columns and "positive_passages" in columns:
+        return Layout("Tevatron", "query", "positive_passages", "negative_passages")
+    if "query" in columns and "pos" in columns:
+        return Layout("FlagEmbedding", "query", "pos", "neg")
+    queries = [name for name in QUERIES if name in columns]
+    positives = [name for name in POSITIVES if name in columns]
+    if not queries or not positives:
+        return None
+    if "positive" in positives:
+        positives = ["positive"]  # other columns may be there: this one says what it is
+    if len(queries) > 1 and queries[0] != "query":
+        raise UsageError(f"{where}: which is the query, {' or '.join(queries)}? Name one 'query'")
+    if len(positives) > 1:
+        names = " or ".join(positives)
+        raise UsageError(f"{where}: which is the positive, {names}? Name one 'positive'")
+    scores = [name for name in SCORES if name in columns]
+    if scores and positives[0] != "positive":
+        raise UsageError(
+            f"{where}: its column '{scores[0]}' grades the pairs, and training takes positive "
+            "pairs alone; keep the rows with a high grade, and leave the column out"
+        )
+    return Layout("", queries[0], positives[0], title="title")
+
+
+@lru_cache(maxsize=256)
+def _negative_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
+    found = [(match, name) for name in columns if (match := _NEGATIVE.fullmatch(name))]
+    return tuple(name for match, name in sorted(found, key=lambda one: int(one[0][1] or 0)))
+
+
+def _passages(column: str, values: Mapping[str, object], title: str | None) -> list[Text]:
+    """Return the texts of a column: one, or a list of them; each a text or {text, title}."""
+    value = values.get(column)
+    if value is None:
+        return []
+    if isinstance(value, str):
+        _check(column, value)
+        return [Text(value, title)]
+    texts: list[Text] = []
+    for one in value if isinstance(value, list) else [value]:
+        words, own_title = (
+            (one.get("text"), one.get("title")) if isinstance(one, dict) else (one, title)
+        )
+        if not isinstance(words, str) or not isinstance(own_title, str | None):
+            raise BadRow(f"'{column}' is {_kind(one)}, not text")
+        _check(column, words)
+        texts.append(Text(words, own_title or None))
+    return texts
+
+
+def _check(column: str, text: str) -> None:
+    if not text.strip():
+        raise BadRow(f"'{column}' is empty" if column else "a text is empty")
+
+
+def _fault(column: str, value: object, values: Mapping[str, object]) -> str:
+    if column not in values:
+        has = ", ".join(visible(str(name), 40) for name in list(values)[:6]) or "none"
+        return f"no '{column}'; it has: {has}"
+    if isinstance(value, str | list) or value is None:
+        return f"'{column}' is empty"
+    return f"'{column}' is {_kind(value)}, not text"
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    if isinstance(value, int | float):
+        return "a number"
+    if isinstance(value, dict):
+        return "an object without a text"
+    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"

@@ -1,0 +1,161 @@
+"""The rows of a source of training data, any of them at once, whatever the size of the file.
+
+One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
+hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
+written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
+path, size and time of change, and is mapped, not loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from gemb.atomic import new_folder
+from gemb.errors import GembError, UsageError
+from gemb.examples import Example, Text
+from gemb.recipe import Source
+from gemb.training_files import json_row, open_file, shown
+from gemb.training_formats import BadRow, Layout
+from gemb.training_index import ROW, TEXT, VERSION, About, bad_row_stops, digest, write_index
+from gemb.visible import visible
+
+
+class Rows:
+    """The good rows of one source. `rows[i]` reads row i from the disk, in any thread."""
+
+    def __init__(self, source: Source, folder: Path, about: About) -> None:
+        self.source = source
+        self.name = name_of(source)
+        self.format = about.format  # what was recognised, in words
+        self.bad = [(place, reason) for place, reason in about.bad]  # the first KEPT_BAD
+        self.bad_count = about.bad_count
+        self.texts: NDArray[Any] = np.memmap(folder / "texts.bin", TEXT, "r")
+        self._label = about.label
+        self._layout = Layout(**about.layout) if about.layout else None  # None: our own lines
+        self._table: NDArray[Any] = np.memmap(folder / "rows.bin", ROW, "r")
+        self._lines = Path(about.lines) if about.layout else folder / "lines.jsonl"
+        self._file = self._lines.open("rb", buffering=0)
+
+    @property
+    def query_ids(self) -> NDArray[np.uint64]:
+        """Hashes of the queries, uint64 [rows]: equal texts, equal ids."""
+        ids: NDArray[np.uint64] = self._table["query_id"]
+        return ids
+
+    @property
+    def positive_ids(self) -> NDArray[np.uint64]:
+        """Hashes of the positives without their titles, uint64 [rows]."""
+        ids: NDArray[np.uint64] = self._table["positive_id"]
+        return ids
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def place(self, row: int) -> str:
+        """Return where a row stands in its source: pairs.jsonl:17."""
+        return f"{self._label}:{self._table[row]['number']}"
+
+    def __getitem__(self, row: int) -> Example:
+        """Return a row.
+
+        Raises:
+            GembError: the file is no longer what was indexed.
+        """
+        entry = self._table[row]
+        line = os.pread(self._file.fileno(), int(entry["size"]), int(entry["offset"]))
+        place = f"{self._label}:{entry['number']}"
+        try:
+            query, positives, negatives = self._parse(line)
+            positive = positives[int(entry["positive"])]
+        except (BadRow, ValueError, IndexError, TypeError):
+            raise self._changed(place) from None
+        ids = digest(query) + digest(positive.text)
+        if ids != entry["query_id"].tobytes() + entry["positive_id"].tobytes():
+            raise self._changed(place)
+        return Example(Text(query), positive, tuple(negatives), place)
+
+    def _parse(self, line: bytes) -> tuple[str, list[Text], list[Text]]:
+        if self._layout:
+            return self._layout.row(json_row(line, 0, 0).values or {})
+        query, positives, negatives = orjson.loads(line)
+        return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
+
+    def _changed(self, place: str) -> GembError:
+        return GembError(f"{place}: {shown(self._lines)} changed after it was indexed; start again")
+
+
+def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
+    """Return the rows of a source; the first time, index it in `cache`.
+
+    Args:
+        source: its path, and how many rows to take.
+        cache: a folder, made where it is not there.
+        strict: refuse a source with a bad row.
+
+    Raises:
+        UsageError: the source cannot be read, has columns that are not known, no good row, or,
+            with `strict`, a bad row.
+        Missing: Parquet without pyarrow.
+    """
+    path = _resolve(source.path)
+    stamp = _stamp(path, source)
+    key = blake2b(stamp.encode(), digest_size=8).hexdigest()
+    folder = cache / f"rows-{key}"
+    about = _load(folder, stamp)
+    if about is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        try:
+            with new_folder(folder) as part:
+                _index(path, source, stamp, part, strict=strict)
+        except OSError:
+            # Another process made the same index first, and a folder that is not empty stays.
+            if _load(folder, stamp) is None:
+                raise
+        about = _load(folder, stamp)
+    assert about is not None, f"the index of {path} was written, and cannot be read"
+    if strict and about.bad_count:
+        raise bad_row_stops(*about.bad[0])
+    return Rows(source, folder, about)
+
+
+def name_of(source: Source) -> str:
+    """Return the source's name in reports: its own, or the stem of its path."""
+    stem = Path(source.path).name.removesuffix(".gz")
+    return visible(source.name or Path(stem).stem or source.path)
+
+
+def _resolve(path: str) -> Path:
+    return Path(path).expanduser()
+
+
+def _stamp(path: Path, source: Source) -> str:
+    """Return what makes an index stale when it changes."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
+    values = [VERSION, str(path.resolve()), about.st_size, about.st_mtime_ns, source.rows]
+    return orjson.dumps(values).decode()
+
+
+def _load(folder: Path, stamp: str) -> About | None:
+    try:
+        about = About(**orjson.loads((folder / "about.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    size = (folder / "rows.bin").stat().st_size if (folder / "rows.bin").is_file() else 0
+    return about if about.stamp == stamp and about.rows * ROW.itemsize == size > 0 else None
+
+
+def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:
+    file = open_file(path)
+    write_index(file, shown(Path(path.name)), folder, stamp, rows=source.rows, strict=strict)
+    if _stamp(path, source) != stamp:
+        raise UsageError(f"{shown(path)} changed while it was read; start again")
