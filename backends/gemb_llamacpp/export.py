@@ -8,14 +8,15 @@ blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.checkpoint import PATTERN, Checkpoint, open_checkpoint
+from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.export import F16_REASON
+from gemb.gemma_config import PATTERN
+from gemb.gguf_names import gguf_name
 from gemb.safetensors import StoredTensor
 from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
 
@@ -32,29 +33,6 @@ _FILE_TYPES = {
     "q4_0": "MOSTLY_Q4_0",
 }
 _ROWS = 4096  # of a tensor in memory at a time
-
-# Names in the folder -> names in the file (gguf `tensor_mapping.py`).
-_OUTER = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "2_Dense.linear": "dense_2",
-    "3_Dense.linear": "dense_3",
-}
-_INNER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "post_attention_layernorm": "post_attention_norm",
-    "pre_feedforward_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "post_feedforward_layernorm": "post_ffw_norm",
-}
 
 
 def export(source: Path, target: Path | None, outtype: str) -> None:
@@ -97,7 +75,7 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
     _add_metadata(writer, checkpoint, outtype)
     _add_vocabulary(writer, vocabulary)
-    tensors = {_name(name): tensor for name, tensor in checkpoint.tensors.items()}
+    tensors = {gguf_name(name): tensor for name, tensor in checkpoint.tensors.items()}
     for name, tensor in tensors.items():
         _add_tensor(writer, name, tensor, outtype)
     if target is None:
@@ -164,14 +142,6 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(True)
     writer.add_add_space_prefix(False)
-
-
-def _name(name: str) -> str:
-    """Return a tensor's name in the file."""
-    stem = name.removesuffix(".weight")
-    if layer := re.fullmatch(r"layers\.(\d+)\.(.+)", stem):
-        return f"blk.{layer[1]}.{_INNER[layer[2]]}.weight"
-    return f"{_OUTER[stem]}.weight"
 
 
 def _type_of(tensor: StoredTensor, outtype: str) -> gguf.GGMLQuantizationType:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb import models
+from gemb.atomic import new_folder
+from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
+from gemb.model_json import read_json
+from gemb_torch.cut import write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
     # Pairs (task of gemb.prompts, text) -> unit vectors, float32 [pairs, width].
     Teacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
+
+_MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
 
 
 def starting_folder(
@@ -49,7 +55,30 @@ def starting_folder(
     """
     source = models.resolve(init.model)
     if not source.is_dir():
-        raise UsageError(f"{source}: training from a .gguf is not there yet")
+        source = _unpacked(source, work)
     if init.keep_layers != "all" or init.vocab:
         raise UsageError("init: keep_layers and vocab are not there yet")
+    open_checkpoint(source)
     return source
+
+
+def _unpacked(source: Path, work: Path) -> Path:
+    """Return the GGUF file as a folder, named as the file is."""
+    from gemb.gguf_folder import unpack
+    from gemb.gguf_model import open_gguf
+
+    model = open_gguf(source)
+    target = work / "unpacked" / source.stem
+    made_from = {"model": model.fingerprint()}
+    if not _is_made(target, made_from):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(target) as part:
+            unpack(model, part)
+            open_checkpoint(part)
+            write_json(part / _MADE_FROM, made_from)
+    return target
+
+
+def _is_made(folder: Path, made_from: Mapping[str, object]) -> bool:
+    path = folder / _MADE_FROM
+    return path.is_file() and read_json(path) == made_from

@@ -1,0 +1,174 @@
+"""Unpack a GGUF file into a plain model folder of 32-bit numbers, so that training can start there.
+
+What a GGUF holds of the folder it was made from comes back: the weights as the file rounded them,
+the tokenizer, prompts, Matryoshka widths, the trained length, the licence. Norm weights lose the 1
+that the file holds more; the model adds it again, to the same number.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemb.gguf_header import TensorInfo
+from gemb.gguf_model import GgufModel
+from gemb.gguf_names import folder_name
+from gemb.gguf_tokenizer import roles, tokenizer_files
+from gemb.safetensors import NewTensor, write_file
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ROWS = 4096  # of a tensor in memory at a time
+_MODULES = (
+    ("Transformer", ""),
+    ("Pooling", "1_Pooling"),
+    ("Dense", "2_Dense"),
+    ("Dense", "3_Dense"),
+    ("Normalize", "4_Normalize"),
+)
+
+
+def unpack(model: GgufModel, target: Path) -> None:
+    """Fill the empty folder `target` with what the file holds.
+
+    Raises:
+        UsageError: the file's tokens are broken.
+        OSError: the folder cannot be written.
+    """
+    for name in ("1_Pooling", "2_Dense", "3_Dense"):
+        (target / name).mkdir()
+    for name, value in tokenizer_files(model.header, model.max_tokens).items():
+        indent = None if name == "tokenizer.json" else 2
+        _write(target / name, value, indent)
+    _write(target / "config.json", _config(model))
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(_MODULES)
+    ]
+    _write(target / "modules.json", modules)
+    pooling = {"word_embedding_dimension": model.hidden, "pooling_mode_mean_tokens": True}
+    _write(target / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+    settings = {
+        "prompts": dict(model.prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        "matryoshka_dims": list(model.matryoshka_dims),
+    }
+    _write(target / "config_sentence_transformers.json", settings)
+    length = {"max_seq_length": model.max_tokens, "do_lower_case": False}
+    _write(target / "sentence_bert_config.json", length)
+    for path, (size_in, size_out) in zip(("2_Dense", "3_Dense"), model.dense, strict=True):
+        dense = {
+            "in_features": size_in,
+            "out_features": size_out,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }
+        _write(target / path / "config.json", dense)
+    _write_weights(model, target)
+    _write_card(model, target)
+
+
+def _config(model: GgufModel) -> dict[str, Any]:
+    data = model.header.metadata
+    role = roles(model.header)
+
+    def real(name: str, absent: float = 0.0) -> float:
+        """Return a 32-bit number as the shortest one that is the same in 32 bits: 1e-06."""
+        import numpy as np
+
+        value = data.get(f"gemma-embedding.{name}", absent)
+        assert isinstance(value, float), "the file has not been checked"
+        return float(str(np.float32(value)))
+
+    window = data["gemma-embedding.attention.sliding_window"]
+    return {
+        "architectures": ["Gemma3TextModel"],
+        "model_type": "gemma3_text",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "bos_token_id": role.bos,
+        "dtype": "float32",
+        "eos_token_id": role.eos,
+        "final_logit_softcapping": None,
+        "head_dim": model.head_dim,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": model.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": model.feed_forward,
+        "layer_types": [
+            "sliding_attention" if slides else "full_attention" for slides in model.is_sliding
+        ],
+        "max_position_embeddings": model.max_tokens,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": model.layers,
+        "num_key_value_heads": model.kv_heads,
+        "pad_token_id": role.pad or 0,
+        "query_pre_attn_scalar": model.head_dim,  # llama.cpp scales by it
+        "rms_norm_eps": real("attention.layer_norm_rms_epsilon"),
+        "rope_local_base_freq": real("rope.freq_base_swa", 1e4),
+        "rope_scaling": None,
+        "rope_theta": real("rope.freq_base"),
+        "sliding_window": window,
+        "use_bidirectional_attention": True,
+        "use_cache": True,
+        "vocab_size": model.vocabulary,
+    }
+
+
+def _write_weights(model: GgufModel, target: Path) -> None:
+    files: dict[str, dict[str, NewTensor]] = {"": {}, "2_Dense": {}, "3_Dense": {}}
+    with model.header.path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for info in model.header.tensors.values():
+        name = folder_name(info.name)
+        folder, _, rest = name.partition(".")
+        new = NewTensor("F32", info.shape[::-1], _float32(data, info))
+        if folder in files:
+            files[folder][rest] = new
+        else:
+            files[""][name] = new
+    for folder, tensors in files.items():
+        write_file(target / folder / "model.safetensors", tensors)
+
+
+def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of a tensor's 32-bit values, some rows at a time."""
+    import gguf
+    import numpy as np
+
+    if len(info.shape) == 1:  # a norm
+        values = np.frombuffer(data, "<f4", info.shape[0], info.offset) - np.float32(1)
+        yield values.view(np.uint8)
+        return
+    rows = info.shape[1]
+    packed = np.frombuffer(data, np.uint8, info.size_bytes, info.offset).reshape(rows, -1)
+    kind = gguf.GGMLQuantizationType[info.type.upper()]
+    for begin in range(0, rows, _ROWS):
+        wide = gguf.dequantize(packed[begin : begin + _ROWS], kind)
+        yield np.ascontiguousarray(wide, "<f4").view(np.uint8).reshape(-1)
+
+
+def _write_card(model: GgufModel, target: Path) -> None:
+    """Say where the folder is from, and the licence, as the Gemma Terms of Use ask."""
+    licence = str(model.header.metadata.get("general.license", ""))
+    lines = ["---", f"license: {licence}", "---", ""] if licence else []
+    types = ", ".join(sorted({info.type for info in model.header.tensors.values()}))
+    lines.append(f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}.")
+    if licence == "gemma":
+        lines += [
+            "",
+            "Gemma is provided under and subject to the Gemma Terms of Use found at "
+            "ai.google.dev/gemma/terms",
+        ]
+    (target / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _write(path: Path, value: object, indent: int | None = 2) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
