@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from gemb.layer_choice import layer_choice
-from gemb.recipe import Recipe
+from gemb.recipe import Loss, Recipe
 
+_GIVE = "give loss.contrastive, loss.distill or both"
 Problem = tuple[str, str]  # the path of the key to blame, and what is the matter with it
 
 
@@ -21,14 +23,20 @@ def _losses(recipe: Recipe) -> Iterator[Problem]:
     if recipe.stage == "distill" and loss.distill is None:
         yield "stage", "is distill, which needs loss.distill, with its teacher"
     elif loss.contrastive is None and loss.distill is None:
-        alone = "spread_out alone would only push texts apart" if loss.spread_out else "is no loss"
-        yield "loss", f"{alone}; give loss.contrastive, loss.distill or both"
-    elif not sum(part.weight for part in (loss.contrastive, loss.distill) if part):
-        yield "loss", "has no weight above 0; give loss.contrastive or loss.distill one"
+        yield "loss", f"has nothing that draws texts together; {_GIVE}"
+    elif not _weight(loss):
+        yield "loss", f"has no weight above 0 on what draws texts together; {_GIVE}"
     if loss.distill and not loss.distill.sides:
         yield "loss.distill.sides", "is empty; null for loss.distill switches it off"
     if loss.distill and len(set(loss.distill.sides)) < len(loss.distill.sides):
         yield "loss.distill.sides", "names a side twice"
+
+
+def _weight(loss: Loss) -> float:
+    """Return the weight on what draws texts together; spread-out alone pushes them apart."""
+    contrastive = loss.contrastive.weight if loss.contrastive else 0.0
+    distill = loss.distill.weight + loss.distill.similarity_weight if loss.distill else 0.0
+    return contrastive + distill
 
 
 def _widths(recipe: Recipe) -> Iterator[Problem]:
@@ -40,11 +48,11 @@ def _widths(recipe: Recipe) -> Iterator[Problem]:
     ):
         if not _descends(widths):
             better = sorted(set(widths), reverse=True)
-            yield path, f"{list(widths)} wants the widest first, each once: {better}"
+            yield path, f"wants the widest first, each once: {better}, not {list(widths)}"
 
 
 def _descends(widths: Sequence[int]) -> bool:
-    return all(wide > narrow for wide, narrow in zip(widths, widths[1:], strict=False))
+    return all(wide > narrow for wide, narrow in itertools.pairwise(widths))
 
 
 def _sources(recipe: Recipe) -> Iterator[Problem]:
@@ -60,12 +68,9 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
         if source.name and names.setdefault(source.name, i) != i:
             yield f"data.{i}.name", f"'{source.name}' is the name of data.{names[source.name]}, too"
         for side in ("query", "positive"):
-            template = getattr(source.prompts, side)
-            if template and "{text}" not in template:
-                yield (
-                    f"data.{i}.prompts.{side}",
-                    f"{template!r} has no {{text}} where the text goes",
-                )
+            words = getattr(source.prompts, side)
+            if words and "{text}" not in words:
+                yield f"data.{i}.prompts.{side}", f"has no {{text}} where the text goes: {words!r}"
 
 
 def _start(recipe: Recipe) -> Iterator[Problem]:
@@ -74,7 +79,7 @@ def _start(recipe: Recipe) -> Iterator[Problem]:
     try:
         layer_choice(recipe.init.keep_layers)
     except ValueError as error:
-        yield "init.keep_layers", f"{recipe.init.keep_layers!r}: {error}; or all, or greedy:N"
+        yield "init.keep_layers", f"{recipe.init.keep_layers!r} is no choice: {error}; or all"
     if recipe.loss.distill and not recipe.loss.distill.teacher.strip():
         yield "loss.distill.teacher", "is empty; name a model or a file of vectors"
 
@@ -84,8 +89,8 @@ def _memory(recipe: Recipe) -> Iterator[Problem]:
     if batch.micro_tokens < batch.max_tokens:
         yield (
             "batch.micro_tokens",
-            f"{batch.micro_tokens} is less than batch.max_tokens {batch.max_tokens}; "
-            "the longest text must fit",
+            f"is {batch.micro_tokens}, less than the longest text, "
+            f"batch.max_tokens {batch.max_tokens}",
         )
 
 

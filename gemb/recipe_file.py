@@ -41,7 +41,7 @@ def find(name_or_path: str) -> Path:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe in a file, with `KEY=VALUE` overrides in it, a later one over an earlier one.
+    """Return the recipe in a file, with `KEY=VALUE` overrides in it; of the same key, the last.
 
     Raises:
         UsageError: the file cannot be read, or something in it or in an override is not right.
@@ -49,9 +49,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     shown = str(path)
     tree = read_file(path, shown=shown)
     if tree.data is None:
-        raise UsageError(
-            f"{shown} is empty; gemb recipes cp finetune FILE writes one to begin with"
-        )
+        raise UsageError(f"{shown} is empty; gemb recipes cp finetune FILE writes a full one")
     if not isinstance(tree.data, dict):
         raise UsageError(f"{tree.place}: a recipe is keys with values, not {tree}")
     for words in overrides:

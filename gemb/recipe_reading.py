@@ -136,7 +136,7 @@ def _scalar(value: Value, kind: Kind) -> tuple[bool, Any]:
     if kind.scalar is str:
         # `keep_layers: 5` and `name: 2024` are meant as text; null and nothing are not.
         given = data is not None or (value.place.key != "" and value.text == "")
-        return given and not isinstance(data, dict | tuple) or _is_words(value), value.text
+        return (given and not isinstance(data, dict | tuple)) or _is_words(value), value.text
     if kind.scalar is bool or isinstance(data, bool):
         return kind.scalar is bool and isinstance(data, bool), data
     if kind.scalar is int:

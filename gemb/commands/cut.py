@@ -12,12 +12,12 @@ from gemb.atomic import check_folder
 from gemb.backend import Cut, able
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
+from gemb.layer_choice import layers_in
 
 if TYPE_CHECKING:
     from gemb.checkpoint import Checkpoint
 
 _FILE = click.Path(path_type=Path)
-_MOST_LAYERS = 10_000  # a range of more would only fill the memory
 
 
 @click.command()
@@ -90,17 +90,10 @@ def cut(
 
 def _layers(text: str) -> tuple[int, ...]:
     """Return the layers of `0,1,6-8`."""
-    found: list[int] = []
-    for item in text.split(","):
-        first, dash, last = item.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"--keep-layers {text!r}: numbers from 0, as in 0,1,2 or 0-5,11")
-        if last and int(last) < int(first):
-            raise UsageError(f"--keep-layers {text!r}: {item.strip()} ends before it begins")
-        if int(last or first) >= _MOST_LAYERS:
-            raise UsageError(f"--keep-layers {text!r}: no model has layer {last or first}")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
+    try:
+        return layers_in(text)
+    except ValueError as error:
+        raise UsageError(f"--keep-layers {text!r}: {error}") from error
 
 
 def _plan(before: Checkpoint, output: Path, cut: Cut, as_json: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 from gemb import models as references
 from gemb.commands.group import Group
 from gemb.commands.params import ModelReference
+from gemb.commands.printing import print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
 from gemb.hub_cache import cache_folder
 from gemb.notes import note
@@ -69,14 +70,14 @@ def ls(as_json: bool) -> None:
             {"reference": name, "default": name == default, **_plain(description)}
             for name, description in found.items()
         ]
-        _print_json(rows)
+        print_json(rows)
         return
     table = [("NAME", "SIZE", "TYPE", "DIM", "CONTEXT", "FINGERPRINT")]
     for name, model in found.items():
         mark = " (default)" if name == default else ""
         numbers = (str(model.dim), str(model.max_tokens))
         table.append((name + mark, _size(model), _type(model), *numbers, model.fingerprint))
-    _print_table(table)
+    print_table(table)
 
 
 @models.command()
@@ -89,9 +90,9 @@ def show(reference: str, as_json: bool) -> None:
     """
     model = _describe(reference)
     if as_json:
-        _print_json({"reference": reference, **_plain(model)})
+        print_json({"reference": reference, **_plain(model)})
     else:
-        _print_table(list(_facts(model)))
+        print_table(list(_facts(model)))
 
 
 @models.command()
@@ -183,12 +184,6 @@ def _plain(model: ModelDescription) -> dict[str, Any]:
     return {**asdict(model), "path": str(model.path.absolute())}
 
 
-def _print_json(value: object) -> None:
-    import json
-
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
-
-
 def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
     """Yield name and value of each line of `show`."""
     smaller = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != model.dim)
@@ -222,14 +217,6 @@ def _type(model: ModelDescription) -> str:
     """Return the types of the matrices, the commonest classes first: q4_0, or q8_0+q4_0."""
     kinds = [kind for kind in CLASSES if kind in model.types and kind != "norm"]
     return "+".join(dict.fromkeys(model.types[kind] for kind in kinds))
-
-
-def _print_table(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print rows as aligned columns, the last one as long as it is."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip())
 
 
 def _is_terminal() -> bool:
