@@ -2,20 +2,20 @@
 
     config.json  model.safetensors  tokenizer.json  tokenizer_config.json ...
     modules.json                       Transformer, Pooling, Dense, Dense, Normalize
-    1_Pooling/config.json              mean over all tokens, the prompt's included
+    1_Pooling/config.json              mean (or cls, lasttoken), the prompt's tokens included
     2_Dense/  3_Dense/                 config.json, model.safetensors; no bias, no activation
     config_sentence_transformers.json  prompts
     sentence_bert_config.json          max_seq_length
 
 `open_checkpoint` checks everything that is cheap to check, and refuses what gemb would compute
 wrongly. Tensors are named as in the files, without a leading `model.`; those of the two dense
-layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`.
+layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`. With attention pooling, which is
+gemb's own and which sentence-transformers refuses, there is `1_Pooling.queries`, too.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,30 +23,14 @@ from typing import Any
 
 from gemb.errors import UsageError
 from gemb.fingerprint import fingerprint
+from gemb.gemma_config import GemmaConfig, read_config
+from gemb.model_json import read_json, read_optional_json, whole_number
 from gemb.safetensors import StoredTensor, read_header
 
+# As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
+POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
+ATTENTION_HEADS = 4  # learned queries of attention pooling (paper, ablations)
 CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
-PATTERN = 6  # every sixth layer is global (transformers Gemma3TextConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GemmaConfig:
-    """The values of config.json that the arithmetic uses."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    query_pre_attn_scalar: float
-    sliding_window: int  # as in the file, both sides together: 512 is 256 on either side
-    is_sliding: tuple[bool, ...]  # by layer
-    rope_theta: float  # base of the global layers
-    rope_local_theta: float  # base of the sliding layers
-    max_position_embeddings: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +39,7 @@ class Checkpoint:
 
     folder: Path
     config: GemmaConfig
+    pooling: str  # mean, first, last or attention
     dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
     prompts: Mapping[str, str]
     matryoshka_dims: tuple[int, ...]  # widest first
@@ -82,7 +67,9 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.fingerprint`."""
-        files = ("config.json", "tokenizer.json", "config_sentence_transformers.json")
+        files = ["config.json", "tokenizer.json", "config_sentence_transformers.json"]
+        if self.pooling != "mean":  # what means had before there was a choice stays theirs
+            files.append("1_Pooling/config.json")
         found = (self.folder / name for name in files)
         return fingerprint(
             (path.read_bytes() for path in found if path.exists()),
@@ -105,12 +92,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: no such model folder")
     if not looks_like_checkpoint(folder):
         raise UsageError(f"{folder}: no model folder: it has no config.json")
-    config = _config(folder / "config.json")
-    dense_paths = _modules(folder)
+    config = read_config(folder / "config.json")
+    _check_modules(folder)
+    pooling = _pooling(folder / "1_Pooling" / "config.json")
     tensors = _backbone_tensors(folder)
-    dense = []
-    for path in dense_paths:
-        dense.append(_dense_size(folder / path / "config.json"))
+    dense = [dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
+    own_files = ["1_Pooling"] if pooling == "attention" else []
+    for path in [*own_files, "2_Dense", "3_Dense"]:
         weights = folder / path / "model.safetensors"
         if not weights.is_file():
             raise UsageError(f"{weights}: missing; gemb reads no pytorch_model.bin")
@@ -119,23 +107,39 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     (in_first, middle), (in_second, out) = dense
     if in_first != config.hidden_size or in_second != middle:
         raise UsageError(f"{folder}: the dense layers {dense} do not follow {config.hidden_size}")
-    _check_shapes(folder, tensors, expected_shapes(config, dense))
-    settings = _optional(folder / "config_sentence_transformers.json")
-    transformer = _optional(folder / "sentence_bert_config.json")
+    if pooling == "attention":
+        check_heads(config.hidden_size, str(folder))
+    _check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
+    settings = read_optional_json(folder / "config_sentence_transformers.json")
+    transformer = read_optional_json(folder / "sentence_bert_config.json")
     if transformer.get("do_lower_case"):
         raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case; gemb has none of it")
     length = transformer.get("max_seq_length")
     if length is not None:
-        length = _number(folder / "sentence_bert_config.json", transformer, "max_seq_length")
+        length = whole_number(folder / "sentence_bert_config.json", transformer, "max_seq_length")
     return Checkpoint(
         folder=folder,
         config=config,
+        pooling=pooling,
         dense=(dense[0], dense[1]),
         prompts=_prompts(folder, settings),
         matryoshka_dims=_matryoshka_dims(folder, settings, out),
         max_tokens=min(length or config.max_position_embeddings, config.max_position_embeddings),
         tensors=tensors,
     )
+
+
+def check_heads(width: int, model: str) -> None:
+    """Refuse a model whose states of this width attention pooling cannot divide.
+
+    Raises:
+        UsageError: the heads do not share the width evenly.
+    """
+    if width % ATTENTION_HEADS:
+        raise UsageError(
+            f"{model}: attention pooling has {ATTENTION_HEADS} heads, which do not share a width "
+            f"of {width} evenly"
+        )
 
 
 def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -162,7 +166,7 @@ def _matryoshka_dims(folder: Path, settings: Mapping[str, Any], dim: int) -> tup
 
 
 def expected_shapes(
-    config: GemmaConfig, dense: list[tuple[int, int]]
+    config: GemmaConfig, dense: list[tuple[int, int]], pooling: str = "mean"
 ) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of every tensor that a folder with this config holds."""
     D, F, E = config.hidden_size, config.intermediate_size, config.head_dim
@@ -190,123 +194,13 @@ def expected_shapes(
         shapes |= {f"layers.{i}.{name}.weight": shape for name, shape in layer.items()}
     for path, (size_in, size_out) in zip(("2_Dense", "3_Dense"), dense, strict=True):
         shapes[f"{path}.linear.weight"] = (size_out, size_in)
+    if pooling == "attention":
+        shapes["1_Pooling.queries"] = (ATTENTION_HEADS, D)
     return shapes
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        UsageError: it is missing, or holds no JSON object.
-    """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: missing from the model folder") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: a JSON object is expected")
-    return value
-
-
-def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.exists() else {}
-
-
-def _config(path: Path) -> GemmaConfig:
-    """Return the values of config.json, after refusing other arithmetic than EmbeddingGemma's."""
-    raw = read_json(path)
-    for key, right, absent in (
-        ("model_type", "gemma3_text", None),
-        ("use_bidirectional_attention", True, None),
-        ("hidden_activation", "gelu_pytorch_tanh", "gelu_pytorch_tanh"),
-        ("attention_bias", False, False),
-        ("attn_logit_softcapping", None, None),
-        ("rope_scaling", None, None),
-    ):
-        if raw.get(key, absent) != right:
-            raise UsageError(f"{path}: {key} is {raw.get(key)!r}; EmbeddingGemma has {right!r}")
-    heads, key_heads = (_number(path, raw, f"num_{k}_heads") for k in ("attention", "key_value"))
-    if heads % key_heads:
-        raise UsageError(f"{path}: {heads} query heads do not share {key_heads} key heads evenly")
-    layers = _number(path, raw, "num_hidden_layers")
-    window = _number(path, raw, "sliding_window")
-    if window % 2:
-        # transformers before its PR 47940 wrote the halved window back at each save.
-        raise UsageError(
-            f"{path}: sliding_window {window} was halved by an old transformers when it saved; "
-            f"write {2 * (window - 1)} there"
-        )
-    theta, local_theta = _rope_bases(path, raw)
-    return GemmaConfig(
-        vocab_size=_number(path, raw, "vocab_size"),
-        hidden_size=_number(path, raw, "hidden_size"),
-        intermediate_size=_number(path, raw, "intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        head_dim=_number(path, raw, "head_dim"),
-        rms_norm_eps=_positive(path, raw, "rms_norm_eps", 1e-6),
-        query_pre_attn_scalar=_positive(path, raw, "query_pre_attn_scalar", 256),
-        sliding_window=window,
-        is_sliding=_layer_kinds(path, raw, layers),
-        rope_theta=theta,
-        rope_local_theta=local_theta,
-        max_position_embeddings=_number(path, raw, "max_position_embeddings"),
-    )
-
-
-def _number(path: Path, raw: Mapping[str, Any], key: str) -> int:
-    value = raw.get(key)
-    if not isinstance(value, int) or value <= 0:
-        raise UsageError(f"{path}: {key} must be a positive whole number, not {value!r}")
-    return value
-
-
-def _positive(path: Path, raw: Mapping[str, Any], key: str, default: float) -> float:
-    value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UsageError(f"{path}: {key} must be a positive number, not {value!r}")
-    return float(value)
-
-
-def _layer_kinds(path: Path, raw: Mapping[str, Any], layers: int) -> tuple[bool, ...]:
-    """Return which layers slide: `layer_types`, or every sixth global where the key is absent."""
-    kinds = raw.get("layer_types")
-    if kinds is None:
-        keys = [
-            key for key in ("_sliding_window_pattern", "sliding_window_pattern") if raw.get(key)
-        ]
-        pattern = _number(path, raw, keys[0]) if keys else PATTERN
-        return tuple((i + 1) % pattern != 0 for i in range(layers))
-    known = ("sliding_attention", "full_attention")
-    if not isinstance(kinds, list) or len(kinds) != layers or any(k not in known for k in kinds):
-        raise UsageError(f"{path}: layer_types must name {layers} sliding or full attentions")
-    return tuple(kind == "sliding_attention" for kind in kinds)
-
-
-def _rope_bases(path: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the RoPE bases of global and sliding layers; transformers 5 nests them."""
-    nested = raw.get("rope_parameters")
-    if nested is None:
-        return (
-            _positive(path, raw, "rope_theta", 1e6),
-            _positive(path, raw, "rope_local_base_freq", 1e4),
-        )
-    try:
-        both = nested["full_attention"], nested["sliding_attention"]
-        kinds = {part.get("rope_type", "default") for part in both}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: rope_parameters lacks {error}") from error
-    bases = _positive(path, both[0], "rope_theta", 1e6), _positive(path, both[1], "rope_theta", 1e4)
-    if kinds != {"default"}:
-        raise UsageError(f"{path}: rope_type {sorted(kinds)}; EmbeddingGemma has 'default'")
-    return bases
-
-
-def _modules(folder: Path) -> list[str]:
-    """Return the folders of the two dense layers, after checking what stands around them."""
+def _check_modules(folder: Path) -> None:
+    """Refuse other modules than EmbeddingGemma's, or other folders."""
     path = folder / "modules.json"
     try:
         modules = json.loads(path.read_bytes())
@@ -324,38 +218,46 @@ def _modules(folder: Path) -> list[str]:
             f"{path}: modules {', '.join(kinds)}{without}; "
             "EmbeddingGemma has Transformer, Pooling, Dense, Dense, Normalize"
         )
-    _check_pooling(folder / paths[1] / "config.json")
-    if paths[2:4] != ["2_Dense", "3_Dense"]:
-        raise UsageError(f"{path}: dense layers in {paths[2:4]}; expected 2_Dense and 3_Dense")
-    return paths[2:4]
+    expected = ["1_Pooling", "2_Dense", "3_Dense"]
+    if paths[1:4] != expected:
+        raise UsageError(f"{path}: modules in {', '.join(paths[1:4])}; not {', '.join(expected)}")
 
 
-def _check_pooling(path: Path) -> None:
+def _pooling(path: Path) -> str:
+    """Return how the tokens' states become one, as a recipe names it."""
     raw = read_json(path)
     # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
     mode = raw.get("pooling_mode")
     modes = {mode} if isinstance(mode, str) else set(mode or ())
     if not modes:
         modes = {
-            key.removeprefix("pooling_mode_").removesuffix("_tokens")
+            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
             for key, value in raw.items()
             if key.startswith("pooling_mode_") and value
         }
-    if modes != {"mean"} or not raw.get("include_prompt", True):
+    found = [pooling for pooling, name in POOLINGS.items() if modes == {name}]
+    if not found or not raw.get("include_prompt", True):
         raise UsageError(
             f"{path}: pooling {', '.join(sorted(modes)) or 'none'}, include_prompt "
-            f"{raw.get('include_prompt', True)}; gemb has mean pooling over all tokens"
+            f"{raw.get('include_prompt', True)}; gemb has one of {', '.join(POOLINGS.values())}, "
+            "over all tokens"
         )
+    return found[0]
 
 
-def _dense_size(path: Path) -> tuple[int, int]:
+def dense_size(path: Path) -> tuple[int, int]:
+    """Return the widths in and out of a dense layer, from its config.json.
+
+    Raises:
+        UsageError: it is missing or broken, or has a bias or an activation.
+    """
     raw = read_json(path)
     activation = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
     if activation.rpartition(".")[2] != "Identity":  # an absent key means Tanh
         raise UsageError(f"{path}: activation {activation}; gemb has Identity alone")
     if raw.get("bias", True):
         raise UsageError(f"{path}: a bias; EmbeddingGemma's dense layers have none")
-    return _number(path, raw, "in_features"), _number(path, raw, "out_features")
+    return whole_number(path, raw, "in_features"), whole_number(path, raw, "out_features")
 
 
 def _backbone_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -42,7 +42,7 @@ def describe_folder(folder: Path) -> ModelDescription:
         max_tokens=checkpoint.max_tokens,
         vocabulary=checkpoint.config.vocab_size,
         parameters=sum(tensor.count for tensor in tensors.values()),
-        pooling="mean",
+        pooling=checkpoint.pooling,
         dense=checkpoint.dense,
         prompts=checkpoint.prompts,
         types={kind: "+".join(sorted(types)) for kind, types in found.items()},

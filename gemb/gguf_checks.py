@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from gemb.checkpoint import CARD_DIMS, PATTERN
+from gemb.checkpoint import CARD_DIMS
 from gemb.errors import UsageError
+from gemb.gemma_config import PATTERN
 from gemb.gguf_header import Array, GgufHeader, Scalar, TensorInfo, strings
 
 ARCHITECTURE = "gemma-embedding"

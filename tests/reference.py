@@ -25,6 +25,11 @@ class Reference:
             load_file(folder / name / "model.safetensors")["linear.weight"].astype(float)
             for name in ("2_Dense", "3_Dense")
         ]
+        pooling = json.loads((folder / "1_Pooling" / "config.json").read_text())
+        modes = [key for key, value in pooling.items() if key.startswith("pooling_") and value]
+        self.pooling = modes[0].removeprefix("pooling_mode_").split("_")[0].removesuffix("token")
+        file = folder / "1_Pooling" / "model.safetensors"
+        self.queries = load_file(file)["queries"].astype(float) if file.exists() else None
 
     def vector(self, ids: list[int]) -> np.ndarray:
         """Return the unit vector [dim] of one sequence."""
@@ -33,10 +38,20 @@ class Reference:
         for i, kind in enumerate(config["layer_types"]):
             x = self._layer(x, f"layers.{i}", is_sliding=kind == "sliding_attention")
         x = self._norm(x, "norm")
-        vector = x.mean(axis=0)
+        vector = self._pool(x)
         for weight in self.dense:
             vector = weight @ vector
         return vector / np.sqrt((vector**2).sum())
+
+    def _pool(self, x: np.ndarray) -> np.ndarray:
+        if self.queries is not None:
+            heads, D = self.queries.shape
+            parts = []
+            for query, values in zip(self.queries, np.split(x, heads, axis=1), strict=True):
+                weights = np.exp(x @ query / np.sqrt(D))
+                parts.append(weights @ values / weights.sum())
+            return np.concatenate(parts)
+        return {"mean": x.mean(axis=0), "cls": x[0], "last": x[-1]}[self.pooling]
 
     def _layer(self, x: np.ndarray, name: str, *, is_sliding: bool) -> np.ndarray:
         attended = self._attention(self._norm(x, f"{name}.input_layernorm"), name, is_sliding)

@@ -290,7 +290,7 @@ def test_a_runtime_that_cannot_be_is_refused(tiny_model, runtime, error, message
             {"matryoshka_dims": [48, 32]},
             "must be widths up to 96, and 96 itself",
         ),
-        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling cls_token, mean"),
+        ("1_Pooling/config.json", {"pooling_mode_cls_token": True}, "pooling cls, mean"),
         ("1_Pooling/config.json", {"include_prompt": False}, "include_prompt False"),
         (
             "2_Dense/config.json",

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from gemb.checkpoint import expected_shapes, open_checkpoint
+from gemb.checkpoint import dense_size, expected_shapes, open_checkpoint
+from gemb.gemma_config import read_config
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 ADDED = ["<unused0>", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "<h1>"]
@@ -136,11 +137,8 @@ def _write_configs(folder: Path, shape: TinyShape, vocab_size: int) -> None:
 
 
 def _write_weights(folder: Path, generator: np.random.Generator) -> None:
-    # Empty files first: the shapes come from gemb.checkpoint, which checks a whole folder.
-    from gemb.checkpoint import _config, _dense_size
-
-    config = _config(folder / "config.json")
-    dense = [_dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
+    config = read_config(folder / "config.json")
+    dense = [dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
     backbone, heads = {}, {}
     for name, shape in expected_shapes(config, dense).items():
         if len(shape) == 1:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from gemb.checkpoint import read_json
 from gemb.errors import UsageError
+from gemb.model_json import read_json
 
 # llama.cpp's `llama_token_type`
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6

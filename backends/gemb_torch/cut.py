@@ -6,8 +6,6 @@ where no layer was left out.
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemb.atomic import new_folder
-from gemb.checkpoint import Checkpoint, open_checkpoint, read_json
+from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
+from gemb.model_json import read_json
 from gemb.notes import note, warn
 from gemb.safetensors import NewTensor, StoredTensor, write_file
 from gemb_torch.cut_texts import Texts, of_file
 from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
+from gemb_torch.model_folder import (
+    HEAD_FILES,
+    SETTINGS,
+    TOKENIZER_FILES,
+    copy_files,
+    write_json,
+    write_readme,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,26 +36,6 @@ if TYPE_CHECKING:
 
 _ROWS = 8192  # of the token table in memory at a time
 _EMBEDDING = "embed_tokens.weight"
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-)
-_COPIED = (
-    "modules.json",
-    "config_sentence_transformers.json",
-    "sentence_bert_config.json",
-    "generation_config.json",
-    "LICENSE*",
-    "NOTICE*",
-    "1_Pooling/config.json",
-    "2_Dense/config.json",
-    "2_Dense/model.safetensors",
-    "3_Dense/config.json",
-    "3_Dense/model.safetensors",
-)
 
 
 def cut_folder(
@@ -79,16 +66,14 @@ def cut_folder(
     if target is None:
         return
     with new_folder(target) as part:
-        _copy(source, part)
+        copy_files(source, part, SETTINGS, HEAD_FILES)
         _write_config(checkpoint, part, layers, tokenizer)
         if tokenizer is None:
-            for name in _TOKENIZER_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, part / name)
+            copy_files(source, part, TOKENIZER_FILES)
         else:
             tokenizer.write(part)
         _write_weights(checkpoint, part, layers, tokenizer)
-        _write_readme(checkpoint, part, layers, tokenizer)
+        write_readme(checkpoint, part, _changes(checkpoint, layers, tokenizer))
         open_checkpoint(part)
     if tokenizer is not None and (source / "tokenizer.model").is_file():
         note("tokenizer.model is left out: tokenizer.json holds the smaller vocabulary")
@@ -116,14 +101,6 @@ def _warn_of_kinds(checkpoint: Checkpoint, layers: tuple[int, ...]) -> None:
         )
 
 
-def _copy(source: Path, part: Path) -> None:
-    for pattern in _COPIED:
-        for file in source.glob(pattern):
-            copy = part / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
-
-
 def _write_config(
     checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
 ) -> None:
@@ -147,7 +124,7 @@ def _write_weights(
     renumbered = {old: new for new, old in enumerate(layers)}
     for name, tensor in checkpoint.tensors.items():
         parts = name.split(".")
-        if parts[0] in ("2_Dense", "3_Dense"):  # files of their own
+        if parts[0] in ("1_Pooling", "2_Dense", "3_Dense"):  # files of their own
             continue
         if parts[0] == "layers":
             if int(parts[1]) not in renumbered:
@@ -167,29 +144,13 @@ def _rows(tensor: StoredTensor, ids: NDArray[np.int64]) -> Iterator[NDArray[np.u
         yield table[ids[begin : begin + _ROWS]].reshape(-1)
 
 
-def _write_readme(
-    checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
-) -> None:
-    """Say what was changed, as the Gemma Terms of Use ask of who passes a changed model on."""
+def _changes(
+    checkpoint: Checkpoint, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
+) -> str:
     config = checkpoint.config
-    licence = checkpoint.licence()
-    lines = ["---", f"license: {licence}", "---", ""] if licence else []
-    lines += [
-        f"Modified from {checkpoint.folder.resolve().name} by `gemb cut`: "
-        f"{len(layers)} of {config.num_hidden_layers} layers "
+    return (
+        f"`gemb cut`: {len(layers)} of {config.num_hidden_layers} layers "
         f"({', '.join(map(str, layers))}), "
         f"{config.vocab_size if tokenizer is None else len(tokenizer.kept)} of "
-        f"{config.vocab_size} tokens. All kept numbers are unchanged.",
-    ]
-    if licence == "gemma":
-        lines += [
-            "",
-            "Gemma is provided under and subject to the Gemma Terms of Use found at "
-            "ai.google.dev/gemma/terms",
-        ]
-    (part / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON as Hugging Face's libraries do: indented, UTF-8."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        f"{config.vocab_size} tokens. All kept numbers are unchanged."
+    )

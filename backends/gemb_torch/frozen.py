@@ -9,7 +9,8 @@ So here:
     - the (1 + w) of a norm before a product is part of the product's weight;
     - rotary pairs stand side by side, so that a rotation is one complex product: the rows of the q
       and k weights are reordered alike, which leaves every q·k as it was;
-    - the two dense layers and the last norm's (1 + w) are one matrix, multiplied in fp64.
+    - the two dense layers and the last norm's (1 + w) are one matrix, multiplied in fp64; the
+      queries of attention pooling hold that (1 + w), too.
 
 With bf16 products the residual stream and the norms are fp32 still. Letters as in `model.py`.
 """
@@ -22,8 +23,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from gemb_torch.model import Block, EmbeddingGemma, attend, mean_pool, rotation
+from gemb_torch.model import Block, EmbeddingGemma, attend, rotation
 from gemb_torch.packing import Packing
+from gemb_torch.pooling import pool
 
 _ROWS_HINT = 512  # tokens a product is laid out for; any number works
 
@@ -63,6 +65,10 @@ class FrozenEncoder:
         self.dtype = dtype
         self.embeddings = model.embed_tokens.weight
         self.blocks = [_freeze(block, dtype) for block in model.blocks()]
+        self.pooling = model.pooling
+        queries = model.pool_queries
+        last_norm = _one_plus(model.norm.weight)
+        self.pool_queries = None if queries is None else queries.float() * last_norm
         first, second = (layer.state_dict()["weight"].double() for layer in model.dense)
         self.dense = (second @ first * (1 + model.norm.weight.double())).float()  # [M, D]
 
@@ -80,7 +86,8 @@ class FrozenEncoder:
             self._attention(x, block, turns, packing)
             self._feed_forward(x, block)
         x *= self._inverse_rms(x)
-        return F.normalize(F.linear(mean_pool(x, packing), self.dense), dim=-1)
+        pooled = pool(x, packing, self.pooling, self.pool_queries)
+        return F.normalize(F.linear(pooled, self.dense), dim=-1)
 
     def _attention(self, x: Tensor, block: FrozenBlock, turns: Tensor, packing: Packing) -> None:
         config = self.config

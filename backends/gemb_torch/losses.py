@@ -118,7 +118,8 @@ def distill(student: Tensor, teacher: Tensor, *, distance: Distance) -> Tensor:
         assert teacher.shape == student.shape, "check_widths was to see to it"
         match distance:
             case "l2":
-                return torch.linalg.vector_norm(student - teacher, dim=1).mean()
+                distances: Tensor = torch.linalg.vector_norm(student - teacher, dim=1)
+                return distances.mean()
             case "squared":
                 return (student - teacher).square().sum(1).mean()
             case "cosine":

@@ -1,4 +1,4 @@
-"""EmbeddingGemma, whole: bidirectional Gemma 3 blocks, mean pooling, two dense layers, L2.
+"""EmbeddingGemma, whole: bidirectional Gemma 3 blocks, pooling, two dense layers, L2.
 
 Sequences are packed: their tokens stand one after the other in one row, so no arithmetic is spent
 on padding; only attention and pooling know where a sequence ends (`packing.py`).
@@ -23,8 +23,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from gemb.checkpoint import GemmaConfig
+from gemb.checkpoint import ATTENTION_HEADS
+from gemb.gemma_config import GemmaConfig
 from gemb_torch.packing import Packing
+from gemb_torch.pooling import pool
 
 
 class Rotation(NamedTuple):
@@ -121,14 +123,23 @@ class Block(nn.Module):
 class EmbeddingGemma(nn.Module):
     """Token ids in, unit vectors out."""
 
-    def __init__(self, config: GemmaConfig, dense: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        config: GemmaConfig,
+        dense: tuple[tuple[int, int], tuple[int, int]],
+        pooling: str = "mean",
+    ) -> None:
         super().__init__()
         self.config = config
+        self.pooling = pooling
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, is_sliding=is_sliding) for is_sliding in config.is_sliding
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.pool_queries: nn.Parameter | None = None
+        if pooling == "attention":
+            self.pool_queries = nn.Parameter(torch.zeros(ATTENTION_HEADS, config.hidden_size))
         self.dense = nn.ModuleList(nn.Linear(*size, bias=False) for size in dense)
 
     def forward(self, ids: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
@@ -137,8 +148,9 @@ class EmbeddingGemma(nn.Module):
         Where `rows` [R, D] are given, ids are places in them, not in the token table: training
         gathers a step's rows once, so that no gradient is as big as the table.
         """
-        pooled = mean_pool(self.hidden(ids, packing, rows), packing)
+        hidden = self.hidden(ids, packing, rows)
         with torch.autocast(ids.device.type, enabled=False):  # little work, and the last rounding
+            pooled = pool(hidden, packing, self.pooling, self.pool_queries)
             for layer in self.dense:
                 pooled = layer(pooled)
         return F.normalize(pooled, dim=-1)
@@ -211,14 +223,3 @@ def attend(
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         results.append(group.packed(attended.transpose(1, 2).reshape(n, L, H, E)))
     return torch.cat(results)
-
-
-def mean_pool(hidden: Tensor, packing: Packing) -> Tensor:
-    """Return the mean over all tokens of each sequence, fp32 [B, D], of states [T, D]."""
-    means = []
-    for group in packing.groups:
-        states = group.padded(hidden).float()  # [n, L, D]
-        if group.is_token is not None:
-            states = states.masked_fill(~group.is_token[:, :, None], 0)
-        means.append(states.sum(1) / group.lengths[:, None])
-    return torch.cat(means)

@@ -11,7 +11,7 @@ from gemb.atomic import new_folder
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.model_json import read_json
-from gemb_torch.cut import write_json
+from gemb_torch.model_folder import write_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,13 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemb.checkpoint import Checkpoint
+from gemb.checkpoint import ATTENTION_HEADS, Checkpoint, check_heads
 from gemb.errors import UsageError
 from gemb.safetensors import StoredTensor
 from gemb_torch.model import EmbeddingGemma
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DENSE = {"2_Dense.linear.weight": "dense.0.weight", "3_Dense.linear.weight": "dense.1.weight"}
+# Names in the checkpoint -> parameters; all others are alike.
+HEAD = {
+    "1_Pooling.queries": "pool_queries",
+    "2_Dense.linear.weight": "dense.0.weight",
+    "3_Dense.linear.weight": "dense.1.weight",
+}
 
 
 def load(
@@ -21,8 +26,12 @@ def load(
     *,
     dtype: torch.dtype | None = torch.float32,
     device: torch.device | str = "cpu",
+    pooling: str | None = None,
 ) -> EmbeddingGemma:
     """Return the model, in evaluation mode, its parameters of this dtype; None: as stored.
+
+    With another `pooling` than the checkpoint's the model has that instead. Fresh queries of
+    attention are zeros, which make it the mean.
 
     Where nothing is to be converted, a parameter is a private map of the file: it takes no memory
     of its own before it is written to, and writing to it does not change the file.
@@ -30,8 +39,9 @@ def load(
     Raises:
         UsageError: a weight is not finite.
     """
+    pooling = pooling or checkpoint.pooling
     with torch.device("meta"):
-        model = EmbeddingGemma(checkpoint.config, checkpoint.dense)
+        model = EmbeddingGemma(checkpoint.config, checkpoint.dense, pooling)
     files = {
         path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         for path in {stored.path for stored in checkpoint.tensors.values()}
@@ -39,7 +49,13 @@ def load(
     state = {}
     for name, stored in checkpoint.tensors.items():
         values = _values(name, stored, files)
-        state[_DENSE.get(name, name)] = values.to(device, dtype or values.dtype)
+        state[HEAD.get(name, name)] = values.to(device, dtype or values.dtype)
+    if pooling != "attention":
+        state.pop("pool_queries", None)
+    elif "pool_queries" not in state:
+        check_heads(checkpoint.config.hidden_size, str(checkpoint.folder))
+        shape = ATTENTION_HEADS, checkpoint.config.hidden_size
+        state["pool_queries"] = torch.zeros(shape, dtype=dtype or torch.float32, device=device)
     model.load_state_dict(state, assign=True)
     return model.eval()
 

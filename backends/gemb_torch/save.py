@@ -1,0 +1,113 @@
+"""Write trained weights as a model folder, whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gemb.atomic import new_folder
+from gemb.checkpoint import POOLINGS, Checkpoint, open_checkpoint
+from gemb.model_json import read_json, read_optional_json
+from gemb.safetensors import NewTensor, write_file
+from gemb_torch.model_folder import (
+    SETTINGS,
+    TOKENIZER_FILES,
+    copy_files,
+    write_json,
+    write_readme,
+)
+from gemb_torch.weights import HEAD
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def write_checkpoint(
+    source: Checkpoint,
+    target: Path,
+    state: Mapping[str, Tensor],
+    *,
+    pooling: str,
+    note: str,
+    matryoshka_dims: tuple[int, ...] | None = None,
+) -> None:
+    """Write the folder `target`, which is replaced if it exists: fp32 weights, bit for bit.
+
+    Args:
+        source: the model that training started from: its tokenizer, configuration, prompts and
+            licence are taken over.
+        target: where it goes; it appears whole or not at all.
+        state: the parameters, as `EmbeddingGemma.state_dict` names them, on any device.
+        pooling: mean, first, last or attention.
+        note: what was done, for README.md, after "by `gemb train`: ".
+        matryoshka_dims: the widths that were trained; the full width is always counted among them.
+            None: as the source says.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    files = {parameter: stored for stored, parameter in HEAD.items()}
+    tensors = {files.get(name, name): tensor for name, tensor in state.items()}
+    with new_folder(target) as part:
+        copy_files(source.folder, part, TOKENIZER_FILES, SETTINGS)
+        _write_config(source.folder, part)
+        if pooling != source.pooling:
+            _write_pooling(part, pooling, source.config.hidden_size)
+        if matryoshka_dims is not None:
+            _write_dims(part, {source.dim, *matryoshka_dims})
+        for folder in ("1_Pooling", "2_Dense", "3_Dense"):
+            own = {name for name in tensors if name.startswith(f"{folder}.")}
+            if own:
+                head = {name.removeprefix(f"{folder}."): tensors.pop(name) for name in sorted(own)}
+                _write_tensors(part / folder / "model.safetensors", head)
+        _write_tensors(part / "model.safetensors", tensors)
+        write_readme(source, part, f"`gemb train`: {note}")
+        written = open_checkpoint(part)
+        assert written.pooling == pooling, "the pooling was written as it is read"
+
+
+def _write_config(source: Path, part: Path) -> None:
+    raw = read_json(source / "config.json")
+    for key in ("dtype", "torch_dtype"):  # transformers 5 and 4
+        if key in raw:
+            raw[key] = "float32"
+    write_json(part / "config.json", raw)
+
+
+def _write_pooling(part: Path, pooling: str, width: int) -> None:
+    """Write what sentence-transformers of every version reads, or refuses: attention."""
+    raw: dict[str, object] = {"word_embedding_dimension": width}
+    if pooling == "attention":
+        raw["pooling_mode"] = POOLINGS[pooling]
+    else:
+        for kind, flag in (("first", "cls_token"), ("mean", "mean_tokens"), ("last", "lasttoken")):
+            raw[f"pooling_mode_{flag}"] = pooling == kind
+    write_json(part / "1_Pooling" / "config.json", raw | {"include_prompt": True})
+
+
+def _write_dims(part: Path, dims: set[int]) -> None:
+    path = part / "config_sentence_transformers.json"
+    raw = read_optional_json(path)
+    raw["matryoshka_dims"] = sorted(dims, reverse=True)
+    write_json(path, raw)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_file(
+        path,
+        {
+            name: NewTensor("F32", tuple(tensor.shape), _bytes(tensor))
+            for name, tensor in tensors.items()
+        },
+    )
+
+
+def _bytes(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's fp32 bytes, when the file is written: one tensor's copy in memory."""
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    yield values.flatten().view(torch.uint8).numpy()
