@@ -46,13 +46,16 @@ _ROW_OF_TEXT = Struct("<I")
 class Readable(Protocol):
     """A file, or a folder, of training data."""
 
-    note: str
-    in_place: bool
+    note: str  # how its columns were found
     path: Path
 
     @property
     def name(self) -> str:
         """What it is, in words."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a row can be read again from its offset and size."""
 
     def rows(self) -> Iterator[RawRow]:
         """Yield all rows, bad ones too."""

@@ -1,0 +1,297 @@
+"""Which rows make which batch: fixed by the seed and the data, whoever asks and whenever.
+
+Every batch comes from one source, chosen by the weights. Inside a source an epoch is a permutation
+of its rows. A row whose query or positive stands in the batch already would be a false negative: it
+waits for the next batch of its source. What is left at the end of an epoch begins the next one, so
+no row is dropped. The random numbers are Philox's raw 64-bit words, keyed by what they are for:
+they need no state, and numpy keeps those words the same between versions (NEP 19), as it does not
+for `Generator.permutation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.errors import UsageError
+from gemb.matching import largest_matching
+from gemb.recipe import Source
+
+WAITING_TRIED = 4  # times the pairs of a batch: waiting rows that are looked at before fresh ones
+BLOCK = 1 << 20  # rows whose ids are hashed at a time
+
+
+class Keyed(Protocol):
+    """What the order needs of a source: `gemb.training_rows.Rows` has it."""
+
+    @property
+    def name(self) -> str:
+        """In messages."""
+
+    @property
+    def source(self) -> Source:
+        """Its weight."""
+
+    @property
+    def query_ids(self) -> NDArray[np.uint64]:
+        """Equal for equal queries, uint64 [rows]."""
+
+    @property
+    def positive_ids(self) -> NDArray[np.uint64]:
+        """Equal for equal positives, uint64 [rows]."""
+
+    def __len__(self) -> int:
+        """Rows."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step."""
+
+    step: int  # from 0
+    source: int  # which of the sources
+    rows: NDArray[np.int64]  # [pairs], rows of that source
+
+
+class BatchOrder(Iterator[Batch]):
+    """The endless sequence of batches. Not for several threads at once."""
+
+    def __init__(self, sources: Sequence[Keyed], *, pairs: int, seed: int) -> None:
+        """Begin at step 0.
+
+        Args:
+            sources: of one weight each, or all weighed by their rows.
+            pairs: rows of a batch, over all processes; each process takes its slice.
+            seed: of everything that is random here, 0 to 2**64 - 1.
+
+        Raises:
+            UsageError: the weights are not clear, or a source has too few distinct rows.
+        """
+        self.pairs = pairs
+        self.seed = seed
+        self.step = 0  # the next batch's
+        self.shares = shares(sources)  # of the batches, by source; their sum is 1
+        self._bounds = np.cumsum(self.shares)
+        self._order = [
+            _SourceOrder(rows, number, pairs, seed) if share else None
+            for number, (rows, share) in enumerate(zip(sources, self.shares, strict=True))
+        ]
+        self._rows = sum(len(rows) for rows in sources)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that draw as many rows as all sources have together."""
+        return math.ceil(self._rows / self.pairs)
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        number = self._source_of(self.step)
+        order = self._order[number]
+        assert order, "a source without a share is never chosen"
+        batch = Batch(self.step, number, order.next())
+        self.step += 1
+        return batch
+
+    def _source_of(self, step: int) -> int:
+        uniform = (int(_words(self.seed, 0, 0, step, 1)[0]) >> 11) * 2.0**-53
+        return int(np.searchsorted(self._bounds[:-1], uniform, side="right"))
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs, fit for JSON: small unless many rows are equal."""
+        return {
+            "step": self.step,
+            "seed": self.seed,
+            "pairs": self.pairs,
+            "shares": self.shares,
+            "sources": [order.state() if order else None for order in self._order],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go to where `state` was taken.
+
+        Raises:
+            UsageError: it was taken of other data, weights, batch or seed.
+        """
+        for key, ours in (("seed", self.seed), ("pairs", self.pairs), ("shares", self.shares)):
+            if state.get(key) != ours:
+                raise UsageError(
+                    f"the checkpoint was made with other {key}: {state.get(key)}, now {ours}; "
+                    "resume with the recipe of the run"
+                )
+        for order, kept in zip(self._order, state["sources"], strict=True):
+            if order:
+                order.check(kept)
+        for order, kept in zip(self._order, state["sources"], strict=True):
+            if order:
+                order.restore(kept)
+        self.step = state["step"]
+
+
+def shares(sources: Sequence[Keyed]) -> list[float]:
+    """Return which part of the batches each source gives, by its weight or its rows.
+
+    Raises:
+        UsageError: a weight is negative or no number, all are 0, or only some sources have one.
+    """
+    given = [rows.source.weight for rows in sources]
+    without = [rows.name for rows in sources if rows.source.weight is None]
+    if without and len(without) < len(sources):
+        raise UsageError(
+            f"data: {without[0]} has no weight and others have; give all sources one, or none "
+            "(the rows are then the weights)"
+        )
+    weights = [
+        float(len(rows) if one is None else one) for rows, one in zip(sources, given, strict=True)
+    ]
+    for rows, weight in zip(sources, weights, strict=True):
+        if not (0 <= weight < math.inf):
+            raise UsageError(f"data: {rows.name} has weight {weight:g}; it must be 0 or more")
+    if not sum(weights):
+        raise UsageError("data: no source has a weight above 0")
+    return [weight / sum(weights) for weight in weights]
+
+
+class _Draft:
+    """A batch that is being filled."""
+
+    def __init__(self, pairs: int) -> None:
+        self.rows: dict[int, None] = {}  # in order
+        self._queries: set[int] = set()
+        self._positives: set[int] = set()
+        self._pairs = pairs
+
+    @property
+    def missing(self) -> int:
+        """How many rows there is room for."""
+        return self._pairs - len(self.rows)
+
+    def take(self, row: int, query: int, positive: int) -> bool:
+        """Add a row, if neither its query nor its positive is there."""
+        if query in self._queries or positive in self._positives:
+            return False
+        self._queries.add(query)
+        self._positives.add(positive)
+        self.rows[row] = None
+        return True
+
+
+class _SourceOrder:
+    """The batches of one source."""
+
+    def __init__(self, rows: Keyed, number: int, pairs: int, seed: int) -> None:
+        self._name = rows.name
+        self._queries, self._positives = rows.query_ids, rows.positive_ids
+        self._pairs = pairs
+        self._key = (seed, number + 1)
+        self._digest = ""
+        largest = len(largest_matching(self._queries, self._positives, enough=pairs))
+        if largest < pairs:
+            raise UsageError(
+                f"{rows.name}: its {len(self._queries)} rows make no batch of {pairs} without an "
+                f"equal query or positive twice; {largest} at most: batch.pairs={largest}"
+            )
+        self._begin(0, 0, [])
+
+    def _begin(self, epoch: int, position: int, waiting: Sequence[int]) -> None:
+        self._epoch, self._position = epoch, position
+        self._permutation = _permutation(*self._key, epoch, len(self._queries))
+        self._waiting = deque(waiting)
+        self._is_waiting = set(waiting)
+
+    def next(self) -> NDArray[np.int64]:
+        """Return the next batch's rows, int64 [pairs]."""
+        draft = _Draft(self._pairs)
+        self._take_waiting(draft, WAITING_TRIED * self._pairs)
+        seen = 0
+        while draft.missing and seen < len(self._queries):
+            seen += self._take_fresh(draft)
+        self._take_waiting(draft, len(self._waiting))
+        if draft.missing:
+            self._complete(draft)
+        return np.fromiter(draft.rows, np.int64, self._pairs)
+
+    def _take_waiting(self, draft: _Draft, most: int) -> None:
+        """Take what fits of the rows that wait; what does not goes to the end of the queue."""
+        for _ in range(min(most, len(self._waiting))):
+            if not draft.missing:
+                return
+            row = self._waiting.popleft()
+            if draft.take(row, int(self._queries[row]), int(self._positives[row])):
+                self._is_waiting.remove(row)
+            else:
+                self._waiting.append(row)
+
+    def _take_fresh(self, draft: _Draft) -> int:
+        """Take what fits of the epoch's next rows; what does not waits. Return how many it were."""
+        rows = self._permutation[self._position : self._position + draft.missing]
+        queries, positives = self._queries[rows].tolist(), self._positives[rows].tolist()
+        for row, query, positive in zip(rows.tolist(), queries, positives, strict=True):
+            # A row of the last epoch that still waits has its turn already.
+            if row not in self._is_waiting and not draft.take(row, query, positive):
+                self._waiting.append(row)
+                self._is_waiting.add(row)
+        self._position += len(rows)
+        if self._position == len(self._permutation):
+            self._permutation = _permutation(*self._key, self._epoch + 1, len(self._queries))
+            self._epoch, self._position = self._epoch + 1, 0
+        return len(rows)
+
+    def _complete(self, draft: _Draft) -> None:
+        """Fill a batch that no row fits into: few distinct rows, and an unlucky choice of them."""
+        rows = largest_matching(
+            self._queries, self._positives, enough=self._pairs, start=draft.rows
+        ).tolist()
+        given_up = [row for row in draft.rows if row not in set(rows)]
+        kept = set(rows) | set(given_up)
+        self._waiting = deque([*given_up, *(row for row in self._waiting if row not in kept)])
+        self._is_waiting = set(self._waiting)
+        draft.rows = dict.fromkeys(rows)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "name": self._name,
+            "rows": self._of(),
+            "epoch": self._epoch,
+            "position": self._position,
+            "waiting": list(self._waiting),
+        }
+
+    def check(self, state: Mapping[str, Any] | None) -> None:
+        if state is None or state["rows"] != self._of():
+            raise UsageError(
+                f"{self._name}: its rows are not those that the checkpoint was made with; resume "
+                "with the same data, or start a new run"
+            )
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._begin(state["epoch"], state["position"], state["waiting"])
+
+    def _of(self) -> str:
+        """Return a digest of the rows."""
+        if not self._digest:
+            ids = blake2b(digest_size=8)
+            for begin in range(0, len(self._queries), BLOCK):
+                ids.update(self._queries[begin : begin + BLOCK].tobytes())
+                ids.update(self._positives[begin : begin + BLOCK].tobytes())
+            self._digest = ids.hexdigest()
+        return self._digest
+
+
+def _permutation(seed: int, source: int, epoch: int, rows: int) -> NDArray[np.int64]:
+    """Return the order of a source's rows in an epoch: 64 random bits each, sorted."""
+    order = np.argsort(_words(seed, source, epoch, 0, rows), kind="stable")
+    return order.astype(np.uint32) if rows < 1 << 32 else order  # half the memory
+
+
+def _words(seed: int, source: int, epoch: int, step: int, count: int) -> NDArray[np.uint64]:
+    """Return random 64-bit words; `source` 0 stands for the choice among the sources."""
+    philox = np.random.Philox(key=[seed, source], counter=[0, step, epoch, 0])
+    words: NDArray[np.uint64] = philox.random_raw(count)
+    return words
