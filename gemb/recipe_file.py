@@ -14,7 +14,7 @@ from gemb.recipe_check import problems
 from gemb.recipe_names import builtin_recipes, recipe_names
 from gemb.recipe_reading import RecipeReader, override
 from gemb.recipe_schema import keys
-from gemb.recipe_yaml import read_file, write_text
+from gemb.recipe_yaml import Place, file_text, read_text, write_text
 
 
 def find(name_or_path: str) -> Path:
@@ -46,10 +46,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the file cannot be read, or something in it or in an override is not right.
     """
-    shown = str(path)
-    tree = read_file(path, shown=shown)
+    tree = read_text(file_text(path), Place(str(path)))
     if tree.data is None:
-        raise UsageError(f"{shown} is empty; gemb recipes cp finetune FILE writes a full one")
+        raise UsageError(f"{path} is empty; gemb recipes cp finetune FILE writes a full one")
     if not isinstance(tree.data, dict):
         raise UsageError(f"{tree.place}: a recipe is keys with values, not {tree}")
     for words in overrides:

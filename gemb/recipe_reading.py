@@ -105,6 +105,28 @@ def _put(tree: Value | None, kind: Kind, parts: Sequence[str], new: Value, path:
     raise UsageError(f"{new.place}: {path} has no keys below it{whole}")
 
 
+def find_key(path: str) -> Key:
+    """Return the key at a path, in which `data.0`, `data.N` and `data` are alike; "": all of it.
+
+    Raises:
+        UsageError: there is none.
+    """
+    found = Key(name="", attribute="", kind=ROOT, default=REQUIRED, words="a recipe")
+    done = ""
+    for name in path.split(".") if path else ():
+        kind = found.kind.item or found.kind
+        if kind.block and found.kind.item and (name.isdecimal() or name == "N"):
+            done = join(done, name)
+            continue
+        known = keys(kind.block) if kind.block else ()
+        if name not in [key.name for key in known]:
+            none = f"{done} has no keys below it"
+            raise UsageError(unknown(name, kind.block, done) if kind.block else none)
+        found = next(key for key in known if key.name == name)
+        done = join(done, name)
+    return found
+
+
 def join(path: str, name: str) -> str:
     """Return the path of a key below a path."""
     return f"{path}.{name}" if path else name

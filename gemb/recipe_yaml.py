@@ -81,12 +81,13 @@ def scalar(text: str) -> str | int | float | bool | None:
     return float(text) if _FLOAT.fullmatch(text) else text
 
 
-def read_file(path: Path, *, shown: str) -> Value:
-    """Return what a YAML file holds.
+def file_text(path: Path) -> str:
+    """Return the text of a recipe's file.
 
     Raises:
-        UsageError: it cannot be read, or is not such YAML.
+        UsageError: it cannot be read, is too big, or is not UTF-8.
     """
+    shown = str(path).replace("\0", "\\0")
     try:
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
@@ -100,11 +101,10 @@ def read_file(path: Path, *, shown: str) -> Value:
     if len(raw) > MOST_BYTES:
         raise UsageError(f"{shown}: more than {MOST_BYTES // 1024} KiB; a recipe is a short text")
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UsageError(f"{shown}:{line}: not UTF-8; save the recipe as UTF-8") from error
-    return read_text(text, Place(shown))
 
 
 def read_text(text: str, place: Place) -> Value:

@@ -8,12 +8,14 @@ from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
 from gemb.commands.export_gguf import export
 from gemb.commands.models import models
+from gemb.commands.recipes import recipes
 from gemb.commands.verify import verify
 
 COMMANDS: tuple[click.Command, ...] = (
     embed,
     verify,
     models,
+    recipes,
     export,
     cut,
     doctor,

@@ -1,0 +1,211 @@
+"""`gemb recipes`: the recipes that come with gemb, and the checks that a recipe must pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from gemb.commands.group import Group
+from gemb.commands.params import NewPath, RecipeName
+from gemb.commands.printing import print_json, print_table
+from gemb.errors import UsageError
+from gemb.recipe_names import builtin_recipes, recipe_names
+
+if TYPE_CHECKING:
+    from gemb.recipe import Recipe
+    from gemb.recipe_schema import Key, Kind
+
+
+class RecipeKey(click.ParamType[str]):
+    """The path of a key, `optimizer.lr`; completed by what a recipe can hold."""
+
+    name = "key"
+    ending = ""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the keys that begin so."""
+        from gemb.recipe_schema import every_key
+
+        known = [path.replace(".N", ".0") + self.ending for path, key in every_key()]
+        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
+
+
+class Override(RecipeKey):
+    """`KEY=VALUE`; completed as far as the sign."""
+
+    name = "override"
+    ending = "="
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+RECIPE = click.argument("recipe", type=RecipeName(), metavar="RECIPE")
+OVERRIDES = click.argument("overrides", nargs=-1, type=Override(), metavar="[KEY=VALUE]...")
+
+
+@click.group(cls=Group)
+def recipes() -> None:
+    """List, copy and check recipes of training.
+
+    \b
+    gemb recipes ls
+    gemb recipes cp finetune my.yaml
+    gemb recipes check my.yaml optimizer.lr=1e-5
+
+    RECIPE is a name that `ls` prints, or a YAML file. ./NAME is always a file.
+    """
+
+
+@recipes.command()
+@JSON
+def ls(as_json: bool) -> None:
+    """List the recipes that come with gemb."""
+    found = [(name, builtin_recipes() / f"{name}.yaml") for name in recipe_names()]
+    if as_json:
+        print_json(
+            [
+                {"name": name, "about": _about(path), "path": str(path.absolute())}
+                for name, path in found
+            ]
+        )
+        return
+    print_table([("NAME", "ABOUT"), *((name, _about(path)) for name, path in found)])
+
+
+@recipes.command()
+@RECIPE
+def show(recipe: str) -> None:
+    """Print a recipe as it is written, with its comments."""
+    click.echo(_read(recipe), nl=False)
+
+
+@recipes.command()
+@RECIPE
+@click.argument("file", type=NewPath())
+@click.option("-f", "--force", is_flag=True, help="Replace the file.")
+def cp(recipe: str, file: Path, force: bool) -> None:
+    """Copy a recipe to a FILE of yours, to change it there."""
+    from gemb.atomic import check_file, new_file
+
+    text = _read(recipe)
+    check_file(file, overwrite=force)
+    with new_file(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    click.echo(file)
+
+
+@recipes.command()
+@RECIPE
+@OVERRIDES
+@click.option(
+    "--resolved", is_flag=True, help="Print the recipe with every key and the overrides, as YAML."
+)
+@JSON
+def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool) -> None:
+    """Check a recipe, as training would before it begins.
+
+    Keys, types, limits, and what must go together; neither data nor models are opened. Exit code 2
+    and one line that names the file's line, or the override, if something is not right.
+
+    \b
+    gemb recipes check my.yaml
+    gemb recipes check finetune data.0.path=pairs.jsonl loss.spread_out=null
+    gemb recipes check smoke --resolved
+    """
+    from gemb.recipe_file import dump, find, load, to_plain
+
+    if resolved and as_json:
+        raise UsageError("--resolved prints YAML; give it or --json")
+    checked = load(find(recipe), overrides)
+    if as_json:
+        print_json(to_plain(checked))
+    elif resolved:
+        click.echo(dump(checked), nl=False)
+    else:
+        click.echo(f"{recipe}: {_summary(checked)}")
+
+
+@recipes.command()
+@click.argument("key", type=RecipeKey(), default="", metavar="[KEY]")
+@JSON
+def schema(key: str, as_json: bool) -> None:
+    """Print what a recipe can say: each key, its type, default and meaning.
+
+    \b
+    gemb recipes schema optimizer
+    gemb recipes schema --json > recipe.schema.json
+
+    The JSON Schema is for editors: put
+    `# yaml-language-server: $schema=recipe.schema.json` on top of the recipe.
+    """
+    from gemb.recipe_json_schema import json_schema
+    from gemb.recipe_reading import find_key
+    from gemb.recipe_schema import every_key
+
+    found = find_key(key)
+    if as_json:
+        print_json(json_schema(found.kind))
+        return
+    rows = [_row(path, each) for path, each in every_key(found.kind, key)] or [_row(key, found)]
+    print_table([("KEY", "TYPE", "DEFAULT", "MEANING"), *rows])
+
+
+def _about(path: Path) -> str:
+    """Return the recipe's first line, which is a comment, and says what it is for."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").rstrip("\n")
+
+
+def _read(recipe: str) -> str:
+    from gemb.recipe_file import find
+    from gemb.recipe_yaml import file_text
+
+    return file_text(find(recipe))
+
+
+def _row(path: str, key: Key) -> tuple[str, ...]:
+    """Return the columns of `schema` for a key."""
+    import json
+
+    from gemb.recipe_file import to_plain
+    from gemb.recipe_schema import REQUIRED
+
+    default = "required"
+    if key.default is not REQUIRED:
+        default = "" if key.kind.block and key.default else json.dumps(to_plain(key.default))
+    return path, _type(key.kind), default, key.words
+
+
+def _type(kind: Kind) -> str:
+    """Return what a key takes, in few words."""
+    if kind.block:
+        words = "block"
+    elif kind.choices:
+        words = "|".join(kind.choices)
+    elif kind.item:
+        words = f"list of {_type(kind.item)}".replace("number", "numbers").replace(
+            "block", "blocks"
+        )
+    else:
+        words = str(replace(kind, optional=False)).removeprefix("a ")
+    return words + ("|null" if kind.optional else "")
+
+
+def _summary(recipe: Recipe) -> str:
+    """Return what the recipe does, in a line."""
+    sources = f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
+    length = f"{recipe.run.steps} steps" if recipe.run.steps else f"epochs: {recipe.run.epochs:g}"
+    losses = {
+        "contrastive": recipe.loss.contrastive,
+        "spread-out": recipe.loss.spread_out,
+        "distillation": recipe.loss.distill,
+    }
+    return (
+        f"fine; {recipe.stage} from {recipe.init.model}, {sources}, {recipe.batch.pairs} pairs a "
+        f"step, {length}, {' + '.join(name for name, part in losses.items() if part)}"
+    )
