@@ -19,18 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Backend, Encoder, Runtime, for_model
+from gemb.count_progress import CountProgress
 from gemb.errors import GembError, UsageError
 from gemb.models import resolve
 from gemb.notes import warn
 from gemb.pipeline import Embedder, Plan, computing
 from gemb.prompts import Prompt
 from gemb.records import Record
-from gemb.teacher_progress import FillProgress
-from gemb.vector_store import VectorStore, key_of
+from gemb.vector_store import KEY_BYTES, VectorStore, key_of
 
 if TYPE_CHECKING:
     from gemb.pipeline import Row
 
+CHUNK = 1024  # texts that are looked up together
 WINDOW_TEXTS = 16_384  # sorted by length together
 WINDOW_CHARS = 1 << 26  # of texts in memory
 FIRST_CHARS = 1 << 14  # of the first batch; the next ones are as long as FLUSH_S takes
@@ -107,15 +108,18 @@ class Teacher:
         """
         raise NotImplementedError
 
+    def absent(self, wanted: Iterable[Wanted]) -> Iterator[tuple[bytes, Wanted]]:
+        """Yield the key and each text that has no vector when it is its turn; repeats too."""
+        source = iter(wanted)
+        while chunk := list(islice(source, CHUNK)):
+            keys = [key_of(one.words) for one in chunk]
+            for place in np.flatnonzero(self._store.find(keys) < 0).tolist():
+                yield keys[place], chunk[place]
+
     def missing(self, wanted: Iterable[Wanted]) -> int:
-        """Return how many different texts have no vector yet. 16 bytes of memory for each."""
-        absent = [
-            wanted_key
-            for keys, rows in _looked_up(self._store, wanted)
-            for wanted_key, row in zip(keys, rows.tolist(), strict=True)
-            if row < 0
-        ]
-        return len(np.unique(np.frombuffer(b"".join(absent), "S16"))) if absent else 0
+        """Return how many different texts have no vector yet. 49 bytes of memory for each."""
+        keys = b"".join(key for key, _ in self.absent(wanted))
+        return len(np.unique(np.frombuffer(keys, f"S{KEY_BYTES}")))
 
     def rows(self, wanted: Sequence[Wanted]) -> NDArray[np.int64]:
         """Return where the vectors are, int64 [n], as `at` takes it.
@@ -180,7 +184,7 @@ class ModelTeacher(Teacher):
         with self._store.locked():
             if total is not None:
                 total = self.missing(wanted)  # another run may have filled them in meanwhile
-            progress = FillProgress(total, self.reference, quiet=quiet)
+            progress = CountProgress(total, f"vectors of {self.reference}", "texts", quiet=quiet)
             try:
                 for keys, rows, vectors in self._computed(wanted):
                     self._store.append(keys, vectors)
@@ -203,7 +207,7 @@ class ModelTeacher(Teacher):
         """Yield keys, rows and vectors, [n, dim], of batches that take about FLUSH_S each."""
         embedder: Embedder | None = None
         chars = FIRST_CHARS
-        for window in _windows(self._absent(wanted)):
+        for window in _windows(self.absent(wanted)):
             embedder = embedder or self._embedder()
             texts = sorted(window.items(), key=lambda item: -len(item[1].words))
             at = 0
@@ -220,14 +224,6 @@ class ModelTeacher(Teacher):
                 yield [key for key, _ in batch], computed.rows, computed.vectors
                 took = max(time.monotonic() - began, FLUSH_S / 8)
                 chars = max(FIRST_CHARS, min(int(size * FLUSH_S / took), 2 * chars))
-
-    def _absent(self, wanted: Iterable[Wanted]) -> Iterator[tuple[bytes, Wanted]]:
-        """Yield each text that has no vector when it is its turn; perhaps twice in a window."""
-        source = iter(wanted)
-        while chunk := list(islice(source, 1024)):
-            keys = [key_of(one.words) for one in chunk]
-            for place in np.flatnonzero(self._store.find(keys) < 0).tolist():
-                yield keys[place], chunk[place]
 
     def _check(self, rows: Sequence[Row], wanted: Sequence[Wanted]) -> None:
         for row, one in zip(rows, wanted, strict=True):
@@ -271,16 +267,6 @@ class ModelTeacher(Teacher):
             on_long="truncate",
         )
         return Embedder(encoder, plan, computing(encoder, profile.dim))
-
-
-def _looked_up(
-    store: VectorStore, wanted: Iterable[Wanted]
-) -> Iterator[tuple[list[bytes], NDArray[np.int64]]]:
-    """Yield keys and their rows in the store, a thousand at a time."""
-    source = iter(wanted)
-    while chunk := list(islice(source, 1024)):
-        keys = [key_of(one.words) for one in chunk]
-        yield keys, store.find(keys)
 
 
 def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Wanted]]:
