@@ -102,3 +102,62 @@ class Reference:
             result[:, i] = a * np.cos(angle) - b * np.sin(angle)
             result[:, i + E // 2] = b * np.cos(angle) + a * np.sin(angle)
         return result
+
+
+# The losses, from equations 2 to 5 of arXiv 2509.20354, term by term. Rows are unit vectors.
+
+
+def contrastive(
+    queries: np.ndarray,
+    positives: np.ndarray,
+    negatives: np.ndarray,
+    negative_rows: list[int],
+    *,
+    temperature: float,
+    hardness: float,
+    same: np.ndarray,
+    hardness_cosines: np.ndarray | None = None,
+) -> float:
+    """Equations 2 and 3; `hardness_cosines` [N] stand where the gradient is stopped."""
+    B, total = len(queries), 0.0
+    for i in range(B):
+        right = np.exp(queries[i] @ positives[i] / temperature)
+        denominator = right
+        for j in range(B):
+            if j != i and not same[i, j]:
+                denominator += np.exp(queries[i] @ positives[j] / temperature)
+        for n, row in enumerate(negative_rows):
+            if row == i:
+                cosine = queries[i] @ negatives[n]
+                stopped = cosine if hardness_cosines is None else hardness_cosines[n]
+                denominator += np.exp(hardness * stopped) * np.exp(cosine / temperature)
+        total -= np.log(right / denominator)
+    return total / B
+
+
+def spread_out(queries: np.ndarray, positives: np.ndarray) -> float:
+    """Equation 4."""
+    B, total = len(queries), 0.0
+    for x in (queries, positives):
+        for i in range(B):
+            for j in range(B):
+                if i != j:
+                    total += (x[i] @ x[j]) ** 2 / (B * (B - 1))
+    return total
+
+
+def distill(student: np.ndarray, teacher: np.ndarray, distance: str) -> float:
+    """One term of equation 5."""
+    total = 0.0
+    for s, wide in zip(student, teacher, strict=True):
+        t = wide[: len(s)] / np.sqrt((wide[: len(s)] ** 2).sum())
+        squared = sum((a - b) ** 2 for a, b in zip(s, t, strict=True))
+        total += {"l2": np.sqrt(squared), "squared": squared, "cosine": 1 - s @ t}[distance]
+    return total / len(student)
+
+
+def similarity_gap(student: np.ndarray, teacher: np.ndarray) -> float:
+    """The mean squared difference of cosines."""
+    n = len(student)
+    gaps = [student[i] @ student[j] - teacher[i] @ teacher[j] for i in range(n) for j in range(n)]
+    return sum(gap**2 for gap in gaps) / n**2
