@@ -292,6 +292,7 @@ def _permutation(seed: int, source: int, epoch: int, rows: int) -> NDArray[np.in
 
 def _words(seed: int, source: int, epoch: int, step: int, count: int) -> NDArray[np.uint64]:
     """Return random 64-bit words; `source` 0 stands for the choice among the sources."""
-    philox = np.random.Philox(key=[seed, source], counter=[0, step, epoch, 0])
+    key, counter = np.array([seed, source], np.uint64), np.array([0, step, epoch, 0], np.uint64)
+    philox = np.random.Philox(key=key, counter=counter)
     words: NDArray[np.uint64] = philox.random_raw(count)
     return words

@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemb.byte_records import LONGEST, Oversize
 from gemb.errors import Missing, UsageError
@@ -32,10 +32,31 @@ def read_csv(
     Raises:
         UsageError: the row of column names cannot be read, or a column that was named is not there.
     """
+    columns: list[str] | None = None
+    for row in csv_rows(parts, delimiter):
+        if row is None:
+            yield None
+        elif columns is None:
+            columns = _header(row.cells, row.error, name)
+            fields = resolved(fields, columns, name)
+        else:
+            yield _row(row, columns, fields, label)
+
+
+class CsvRow(NamedTuple):
+    """The cells of a row as they stand, or why they cannot be read."""
+
+    number: int  # of the line on which it begins, from 1
+    cells: list[str]  # bytes that are no UTF-8 are surrogates
+    error: RowError | None
+    size: int  # bytes
+
+
+def csv_rows(parts: Iterator[bytes | Oversize | None], delimiter: str) -> Iterator[CsvRow | None]:
+    """Yield the rows, the one with column names too, but no blank lines; None where input idles."""
     csv.field_size_limit(LONGEST)
     lines = _Lines(parts)
     reader = csv.reader(lines, delimiter=delimiter)
-    columns: list[str] | None = None
     while not lines.ended:
         lines.begin()
         try:
@@ -45,11 +66,8 @@ def read_csv(
             cells, error = [], RowError("bad_csv", _reason(failure))
         if cells is None:  # the input idles, or it has ended
             yield None
-        elif columns is None and (error or cells):
-            columns = _header(cells, error, name)
-            fields = resolved(fields, columns, name)
         elif error or cells:
-            yield _row(cells, error, columns or [], fields, label, lines)
+            yield CsvRow(lines.first, cells, error, lines.size)
 
 
 def _header(cells: list[str], error: RowError | None, name: str) -> list[str]:
@@ -72,22 +90,16 @@ def _reason(failure: csv.Error) -> str:
     return RETURN_INSIDE if "new-line character" in str(failure) else str(failure)
 
 
-def _row(
-    cells: list[str],
-    error: RowError | None,
-    columns: list[str],
-    fields: Fields,
-    label: str | None,
-    lines: _Lines,
-) -> Record:
-    place = f"{label}:{lines.first}" if label else f"line {lines.first}"
-    record_id: Id = place if label else lines.first
-    if not error and len(cells) != len(columns):
-        error = RowError("bad_csv", f"{len(cells)} columns; the header has {len(columns)}")
+def _row(row: CsvRow, columns: list[str], fields: Fields, label: str | None) -> Record:
+    place = f"{label}:{row.number}" if label else f"line {row.number}"
+    record_id: Id = place if label else row.number
+    error = row.error
+    if not error and len(row.cells) != len(columns):
+        error = RowError("bad_csv", f"{len(row.cells)} columns; the header has {len(columns)}")
     if error:
-        return Record(record_id, place, error=error, size=lines.size)
-    values = dict(zip(columns, cells, strict=True))
-    return from_fields(values, fields, record_id, place, lines.size)
+        return Record(record_id, place, error=error, size=row.size)
+    values = dict(zip(columns, row.cells, strict=True))
+    return from_fields(values, fields, record_id, place, row.size)
 
 
 class _Lines:

@@ -50,6 +50,11 @@ class TrainingFile:
         return self.kind == "jsonl" and not self.is_gzip
 
     @property
+    def label(self) -> str:
+        """Its name in messages."""
+        return shown(Path(self.path.name))
+
+    @property
     def name(self) -> str:
         """What the file is, in words."""
         return NAMES[self.kind] + (" (gzip)" if self.is_gzip else "")
@@ -75,18 +80,19 @@ class TrainingFile:
         with self.path.open("rb", buffering=0) as file:
             if self.is_gzip:
                 with gzip.GzipFile(fileobj=file) as unzipped:
-                    yield from self._parsed(split(read_blocks(unzipped.read), b"\n"), 0)
+                    yield from self._parsed(split(read_blocks(unzipped.read), b"\n"))
+            elif self.kind == "jsonl":
+                yield from json_lines(file.fileno())
             else:
-                start = len(BOM) if os.pread(file.fileno(), len(BOM), 0) == BOM else 0
-                yield from self._parsed(split(blocks(file.fileno(), live=False), b"\n"), start)
+                yield from self._parsed(split(blocks(file.fileno(), live=False), b"\n"))
 
-    def _parsed(self, parts: Parts, start: int) -> Iterator[RawRow]:
+    def _parsed(self, parts: Parts) -> Iterator[RawRow]:
         if self.kind == "jsonl":
-            yield from _json_rows(parts, start)
+            yield from _json_rows(parts, 0)
             return
         from gemb.training_tables import table_rows
 
-        table = table_rows(parts, "," if self.kind == "csv" else "\t", shown(self.path))
+        table = table_rows(parts, self.kind, shown(self.path))
         self.note = table.note
         yield from table.rows
 
@@ -97,6 +103,8 @@ def open_file(path: Path) -> TrainingFile:
     Raises:
         UsageError: it is none that can be read.
     """
+    if not path.is_file():
+        raise UsageError(f"{shown(path)} is no file and no folder: a source is read more than once")
     try:
         with path.open("rb") as file:
             head = file.read(1 << 12)
@@ -127,6 +135,12 @@ def open_file(path: Path) -> TrainingFile:
 def shown(path: Path) -> str:
     """Return the path as it may stand in a message."""
     return visible(os.fsencode(path).decode(errors="replace"))
+
+
+def json_lines(fd: int) -> Iterator[RawRow]:
+    """Yield the rows of a plain JSONL file that is open for reading."""
+    start = len(BOM) if os.pread(fd, len(BOM), 0) == BOM else 0
+    yield from _json_rows(split(blocks(fd, live=False), b"\n"), start)
 
 
 def _json_rows(parts: Parts, start: int) -> Iterator[RawRow]:

@@ -22,7 +22,7 @@ import orjson
 
 from gemb.errors import UsageError
 from gemb.training_files import RawRow
-from gemb.training_formats import BadRow, Layout, Row, recognise
+from gemb.training_formats import MOST_POSITIVES, BadRow, Layout, Row, recognise
 
 VERSION = 1  # of the files in the cache
 KEPT_BAD = 20  # bad rows that are named; all are counted
@@ -50,6 +50,10 @@ class Readable(Protocol):
     path: Path
 
     @property
+    def label(self) -> str:
+        """Its name in messages."""
+
+    @property
     def name(self) -> str:
         """What it is, in words."""
 
@@ -70,7 +74,7 @@ class About:
     lines: str  # the JSONL file that is indexed in place; empty: lines.jsonl of the index
     layout: Mapping[str, str]  # of the lines that are indexed in place; empty: our own
     format: str
-    rows: int
+    sizes: Mapping[str, int]  # bytes of the index's other files
     bad_count: int
     bad: list[tuple[str, str]]
 
@@ -89,14 +93,11 @@ def folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def write_index(
-    file: Readable, label: str, folder: Path, stamp: str, *, rows: int, strict: bool
-) -> None:
+def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: bool) -> None:
     """Read a source once, and fill the folder of its index.
 
     Args:
         file: the source.
-        label: its name in messages.
         folder: empty.
         stamp: what the index is of.
         rows: stop after so many good rows; 0: never.
@@ -105,10 +106,11 @@ def write_index(
     Raises:
         UsageError: as `open_source`.
     """
+    label = file.label
     with ExitStack() as stack:
         writer = _Writer(label, folder, stack, in_place=file.in_place, strict=strict)
         for raw in file.rows():
-            writer.add(raw)
+            writer.add(raw, rows - writer.count if rows else MOST_POSITIVES)
             if 0 < rows <= writer.count:
                 break
         layout = writer.layout
@@ -122,11 +124,17 @@ def write_index(
         lines=str(file.path.resolve()) if file.in_place else "",
         layout=dataclasses.asdict(layout) if file.in_place else {},
         format=f"{maker}{file.name} {layout.words(writer.columns)}{file.note}",
-        rows=writer.count,
+        sizes=sizes(folder),
         bad_count=writer.bad_count,
         bad=writer.bad,
     )
     (folder / "about.json").write_bytes(orjson.dumps(about))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of the files of an index, but for what it says of itself."""
+    files = [folder / name for name in ("rows.bin", "texts.bin", "lines.jsonl")]
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
 def bad_row_stops(place: str, reason: str) -> UsageError:
@@ -152,8 +160,8 @@ class _Writer:
         self._lines = None if in_place else stack.enter_context((folder / "lines.jsonl").open("wb"))
         self._offset = 0  # bytes of `lines.jsonl`
 
-    def add(self, raw: RawRow) -> None:
-        """Take a row of the source."""
+    def add(self, raw: RawRow, most: int) -> None:
+        """Take a row of the source: as many of its positives as asked for at most."""
         if raw.values is None:
             self._leave_out(raw, raw.reason)
             return
@@ -175,10 +183,10 @@ class _Writer:
         offset, size = self._line(row) if self._lines else (raw.offset, raw.size)
         number_of_row = _ROW_OF_TEXT.pack(self.count)
         self._texts.write(b"".join(one + number_of_row for one in folded_ids))
-        for which, positive_id in enumerate(positive_ids):
+        for which, positive_id in enumerate(positive_ids[:most]):
             place = _PLACE.pack(offset, size, raw.number, which)
             self._rows.write(place + query_id + positive_id)
-        self.count += len(positive_ids)
+        self.count += len(positive_ids[:most])
 
     def _line(self, row: Row) -> tuple[int, int]:
         """Write the texts of a row, and return where."""

@@ -8,7 +8,10 @@ path, size and time of change, and is mapped, not loaded.
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,11 @@ from gemb.atomic import new_folder
 from gemb.errors import GembError, UsageError
 from gemb.examples import Example, Text
 from gemb.recipe import Source
+from gemb.sample_data import resolve_data
+from gemb.training_beir import open_folder
 from gemb.training_files import json_row, open_file, shown
 from gemb.training_formats import BadRow, Layout
-from gemb.training_index import ROW, TEXT, VERSION, About, bad_row_stops, digest, write_index
+from gemb.training_index import ROW, TEXT, VERSION, About, bad_row_stops, digest, sizes, write_index
 from gemb.visible import visible
 
 
@@ -104,21 +109,19 @@ def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
             with `strict`, a bad row.
         Missing: Parquet without pyarrow.
     """
-    path = _resolve(source.path)
+    path = resolve_data(source.path)
     stamp = _stamp(path, source)
     key = blake2b(stamp.encode(), digest_size=8).hexdigest()
     folder = cache / f"rows-{key}"
     about = _load(folder, stamp)
     if about is None:
         cache.mkdir(parents=True, exist_ok=True)
-        try:
-            with new_folder(folder) as part:
-                _index(path, source, stamp, part, strict=strict)
-        except OSError:
-            # Another process made the same index first, and a folder that is not empty stays.
-            if _load(folder, stamp) is None:
-                raise
-        about = _load(folder, stamp)
+        with _alone(folder.with_suffix(".lock")):  # the ranks of a run begin at the same time
+            about = _load(folder, stamp)
+            if about is None:
+                with new_folder(folder) as part:
+                    _index(path, source, stamp, part, strict=strict)
+                about = _load(folder, stamp)
     assert about is not None, f"the index of {path} was written, and cannot be read"
     if strict and about.bad_count:
         raise bad_row_stops(*about.bad[0])
@@ -131,18 +134,15 @@ def name_of(source: Source) -> str:
     return visible(source.name or Path(stem).stem or source.path)
 
 
-def _resolve(path: str) -> Path:
-    return Path(path).expanduser()
-
-
 def _stamp(path: Path, source: Source) -> str:
     """Return what makes an index stale when it changes."""
     try:
-        about = path.stat()
+        files = open_folder(path).files if path.is_dir() else (path,)
+        abouts = [(str(one.resolve()), one.stat()) for one in files]
     except OSError as error:
         raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
-    values = [VERSION, str(path.resolve()), about.st_size, about.st_mtime_ns, source.rows]
-    return orjson.dumps(values).decode()
+    of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]
+    return orjson.dumps([VERSION, source.rows, of_files]).decode()
 
 
 def _load(folder: Path, stamp: str) -> About | None:
@@ -150,12 +150,19 @@ def _load(folder: Path, stamp: str) -> About | None:
         about = About(**orjson.loads((folder / "about.json").read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    size = (folder / "rows.bin").stat().st_size if (folder / "rows.bin").is_file() else 0
-    return about if about.stamp == stamp and about.rows * ROW.itemsize == size > 0 else None
+    return about if about.stamp == stamp and sizes(folder) == about.sizes else None
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with the same lock file."""
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:
-    file = open_file(path)
-    write_index(file, shown(Path(path.name)), folder, stamp, rows=source.rows, strict=strict)
+    file = open_folder(path) if path.is_dir() else open_file(path)
+    write_index(file, folder, stamp, rows=source.rows, strict=strict)
     if _stamp(path, source) != stamp:
         raise UsageError(f"{shown(path)} changed while it was read; start again")
