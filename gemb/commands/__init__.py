@@ -7,15 +7,19 @@ from gemb.commands.cut import cut
 from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
 from gemb.commands.export_gguf import export
+from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.recipes import recipes
+from gemb.commands.train import train
 from gemb.commands.verify import verify
 
 COMMANDS: tuple[click.Command, ...] = (
+    train,
     embed,
     verify,
     models,
     recipes,
+    mine,
     export,
     cut,
     doctor,

@@ -1,0 +1,208 @@
+"""`gemb mine`: hard negatives for a file of pairs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemb.recipe import Task
+
+TASKS = ("retrieval", "similarity", "code", "qa", "fact", "classification", "clustering")
+GROUPS = {
+    "Output": ("output", "without", "dry_run"),
+    "Candidates": ("corpus",),
+    "Which of them": (
+        "negatives",
+        "margin",
+        "absolute_margin",
+        "max_score",
+        "max_likeness",
+        "ranks",
+        "sample",
+    ),
+    "Prompt": ("task",),
+    "Model": ("model", "backend", "device", "precision", "threads", "cache"),
+}
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS)
+@click.argument("pairs", type=click.Path(path_type=Path, allow_dash=True), metavar="PAIRS")
+@click.option("-o", "--output", metavar="FILE", help="JSON lines; whole or not at all.")
+@click.option(
+    "--without",
+    type=click.Choice(["keep", "drop"]),
+    default="keep",
+    show_default=True,
+    help="A row for which there is no negative: write it without, or leave it out.",
+)
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Say what there is to do and how long it takes."
+)
+@click.option(
+    "--corpus",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Take the negatives from these texts: lines, JSONL (text, perhaps title), CSV, TSV, "
+    "Parquet; repeatable.  [default: all positives and negatives of PAIRS]",
+)
+@click.option(
+    "-k",
+    "--negatives",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="How many a row, at most.",
+)
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1),
+    default=0.95,
+    show_default=True,
+    help="Share of the positive's score that a negative may have; 1: all of it.",
+)
+@click.option(
+    "--absolute-margin",
+    type=click.FloatRange(0, 2),
+    default=0.0,
+    show_default=True,
+    help="How far below the positive's score a negative's must be.",
+)
+@click.option(
+    "--max-score", type=click.FloatRange(-1, 1), metavar="X", help="The most a negative may have."
+)
+@click.option(
+    "--max-likeness",
+    type=click.FloatRange(-1, 1),
+    default=1.0,
+    show_default=True,
+    help="The most that a negative may be like the positive: their cosine.",
+)
+@click.option(
+    "--range",
+    "ranks",
+    default="1-",
+    show_default=True,
+    metavar="A-B",
+    help="Ranks to take from, of those that all the rest leaves: 10-100, 10-.",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=0),
+    metavar="SEED",
+    help="Choose at random from --range A-B, not the nearest.",
+)
+@click.option(
+    "--task",
+    type=click.Choice(TASKS),
+    default="retrieval",
+    show_default=True,
+    help="Which prompts stand around queries and texts.",
+)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Where vectors are kept for the next run.  [default: ~/.cache/gemb/teachers]",
+)
+@model_options
+def mine(
+    options: ModelOptions,
+    pairs: Path,
+    output: str | None,
+    without: str,
+    dry_run: bool,
+    corpus: tuple[str, ...],
+    negatives: int,
+    margin: float,
+    absolute_margin: float,
+    max_score: float | None,
+    max_likeness: float,
+    ranks: str,
+    sample: int | None,
+    task: Task,
+    cache: Path | None,
+) -> None:
+    """Find hard negatives: texts near a query that are not its answer.
+
+    PAIRS is any training data: JSONL, CSV, TSV, Parquet (.gz too), FlagEmbedding, Tevatron, a BEIR
+    folder; - is JSONL on standard input. REF may be a file of vectors that gemb embed --keep text
+    wrote. Out come JSON lines in the order of the rows: query, positive, title, negatives (hardest
+    first), positive_score, negative_scores.
+
+    \b
+    gemb mine pairs.jsonl -m embeddinggemma-300m -o triplets.jsonl
+    gemb mine pairs.csv --corpus docs.jsonl -k 8 --range 10-100 --sample 0 -o triplets.jsonl
+    gemb mine pairs.jsonl -n
+
+    A negative's score is at most 0.95 of the positive's (NV-Retriever): what comes nearer is often
+    an answer, too. The query's other positives, and copies of them, are never negatives.
+    """
+    from gemb import output_paths as outputs
+    from gemb.backend import Runtime
+    from gemb.mine import Rule
+
+    first, last = _ranks(ranks)
+    rule = Rule(
+        negatives=negatives,
+        margin=margin,
+        absolute_margin=absolute_margin,
+        max_score=1.0 if max_score is None else max_score,
+        max_likeness=max_likeness,
+        first_rank=first,
+        last_rank=last,
+        seed=sample,
+    )
+    if sample is not None and last is None:
+        raise click.UsageError("--sample chooses from a range with an end: --range 10-100")
+    if last is not None and last - first + 1 < negatives:
+        raise click.UsageError(f"--range {ranks} has {last - first + 1} ranks; -k is {negatives}")
+    if output == "":
+        raise click.UsageError("an empty name for -o")
+    if str(pairs) == "-" and sys.stdin is not None and sys.stdin.isatty():
+        raise click.UsageError("standard input is a terminal; name a file of pairs")
+    target = None if output in (None, "-") else outputs.followed(Path(output or ""))
+    if target is not None and not dry_run:
+        outputs.check(target, "jsonl")
+    outputs.check_inputs(target, [str(pairs), *corpus], "jsonl")
+
+    from gemb.mine_run import Job, run
+
+    run(
+        Job(
+            pairs=pairs,
+            corpus=corpus,
+            task=task,
+            rule=rule,
+            without=without,
+            output=target,
+            dry_run=dry_run,
+            model=options.model,
+            backend=options.backend,
+            runtime=Runtime(
+                device=options.device,
+                threads=options.threads,
+                precision=options.precision,
+                verbose=options.verbose,
+            ),
+            cache=cache,
+            quiet=options.quiet,
+        )
+    )
+
+
+def _ranks(text: str) -> tuple[int, int | None]:
+    """Return the first and the last rank, from 1; None: no last."""
+    match = re.fullmatch(r"(\d+)-(\d*)", text)
+    first, last = (int(match[1]), int(match[2]) if match[2] else None) if match else (0, None)
+    if first < 1 or (last is not None and last < first):
+        raise UsageError(f"--range {text}: ranks are counted from 1: 1-, 10-100")
+    return first, last

@@ -1,0 +1,254 @@
+"""Hard negatives for pairs: texts that a model finds close to a query, and that are not its answer.
+
+A candidate is a negative of a query where its score (cosine) is at most
+
+    positive - (1 - margin) |positive|
+
+with the lowest score of the query's positives: NV-Retriever's "positive-aware" TopK-PercPos with
+margin 0.95 (arXiv 2407.15831, section 4.3), for what scores nearly as high as the answer is often
+an answer, too. Beside that, candidates are passed over that are the query's own positives, in
+whichever row, or the query itself, but for case, spacing and width of characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.errors import UsageError
+from gemb.examples import Example, Text
+from gemb.nearest import Ints, Nearest, nearest
+from gemb.prompts import Prompt
+from gemb.teachers import Teacher, Wanted
+from gemb.text_spool import TextSpool, same_text
+
+if TYPE_CHECKING:
+    from gemb.training_rows import Rows
+
+QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 64 MiB
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """Which candidates are negatives."""
+
+    negatives: int = 4  # a row, at most
+    margin: float = 0.95  # share of the positive's score that a negative may have; 1: all of it
+    absolute_margin: float = 0.0  # how far a negative's score must be below the positive's
+    max_score: float = 1.0  # that a negative may have
+    max_likeness: float = 1.0  # cosine of a negative and the positive
+    first_rank: int = 1  # of those left by what stands above, nearest first
+    last_rank: int | None = None  # None: as many as are needed
+    seed: int | None = None  # choose at random from first_rank to last_rank; None: the nearest
+
+    @property
+    def depth(self) -> int:
+        """How many of the nearest must be known."""
+        needed = self.first_rank - 1 + self.negatives
+        if self.seed is None and self.last_rank is not None:
+            return min(needed, self.last_rank)
+        return self.last_rank or needed
+
+
+class Mined(NamedTuple):
+    """A row and its negatives, hardest first."""
+
+    example: Example
+    positive_score: float
+    negatives: list[Text]
+    scores: list[float]
+
+
+class Mine:
+    """The rows of a pairs file, and the candidates of their negatives."""
+
+    def __init__(
+        self, rows: Rows, corpus: Iterable[Text] | None, prompts: tuple[Prompt, Prompt]
+    ) -> None:
+        """Read all rows and the corpus once; the texts go to a temporary file.
+
+        Args:
+            rows: the pairs.
+            corpus: the candidates; None: every positive, and every negative that the rows have.
+            prompts: of queries, and of positives and candidates.
+        """
+        self.rows = rows
+        self._has_positives = corpus is None
+        self.own_negatives = 0  # rows that have some
+        self._query_prompt, self._text_prompt = prompts
+        self._texts = TextSpool()
+        for text in corpus or ():
+            self._texts.add(text)
+        self.candidates = len(self._texts)  # they have the first numbers
+        self._positive = np.empty(len(rows), np.int64)  # number of each row's
+        self._query = np.empty(len(rows), np.uint64)  # equal for equal queries
+        for row in range(len(rows)):
+            example = rows[row]
+            self._positive[row] = self._texts.add(example.positive)
+            self._query[row] = same_text(example.query.text)
+            self.own_negatives += bool(example.negatives)
+            if corpus is None:
+                for text in example.negatives:
+                    self._texts.add(text)
+        if corpus is None:
+            self.candidates = len(self._texts)
+
+    def check(self, rule: Rule) -> None:
+        """Refuse to look for more negatives than there are candidates.
+
+        Raises:
+            UsageError: the rule wants more.
+        """
+        least = rule.first_rank - 1 + rule.negatives
+        others = self.candidates - self._has_positives  # each row's own is none
+        if least > others:
+            rank = f" from rank {rule.first_rank} on" if rule.first_rank > 1 else ""
+            raise UsageError(
+                f"{rule.negatives} negatives a row{rank}, and only {others} different texts to "
+                "choose them from; fewer with -k, or more texts with --corpus"
+            )
+
+    def wanted(self) -> _Wanted:
+        """Return every text whose vector is needed; it can be iterated over again and again."""
+        return _Wanted(self._all_wanted)
+
+    def _all_wanted(self) -> Iterator[Wanted]:
+        yield from self._both()
+        for number in range(self.candidates):
+            yield self._candidate(number)
+
+    def _both(self) -> Iterator[Wanted]:
+        """Yield each row's query and positive."""
+        for row in range(len(self.rows)):
+            example = self.rows[row]
+            yield Wanted(self._query_prompt.render(*example.query), example.place)
+            yield Wanted(self._text_prompt.render(*example.positive), example.place)
+
+    def _candidate(self, number: int) -> Wanted:
+        text = self._texts[number]
+        return Wanted(self._text_prompt.render(text.text, text.title))
+
+    def run(self, teacher: Teacher, rule: Rule) -> Iterator[list[Mined]]:
+        """Yield the rows in their order, a block at a time. The teacher has all `wanted`."""
+        places = _places(teacher, map(self._candidate, range(self.candidates)))
+        both = _places(teacher, self._both())
+        queries, positives = both[0::2], both[1::2]
+        scores = np.empty(len(self.rows), np.float32)
+        for block in _blocks(len(self.rows)):
+            scores[block] = np.einsum(
+                "nd,nd->n", teacher.at(queries[block]), teacher.at(positives[block])
+            )
+        groups = _Groups(self._query, self._positive)
+        ceiling = _ceiling(groups.least(scores), rule)
+        for block in _blocks(len(self.rows)):
+            found = nearest(
+                teacher.at(queries[block]),
+                lambda first, last: teacher.at(places[first:last]),
+                self.candidates,
+                depth=rule.depth,
+                ceiling=ceiling[block],
+                left_out=self._left_out(groups, block),
+                unlike=(teacher.at(positives[block]), rule.max_likeness)
+                if rule.max_likeness < 1
+                else None,
+            )
+            yield [
+                self._mined(row, float(scores[row]), found, row - block.start, rule)
+                for row in range(block.start, block.stop)
+            ]
+
+    def _left_out(self, groups: _Groups, block: slice) -> tuple[Ints, Ints]:
+        """Return rows of the block, from 0, and numbers of candidates that are false negatives."""
+        rows, numbers = groups.positives(block)
+        own = [
+            self._texts.number(self.rows[row].query.text) for row in range(*block.indices(1 << 62))
+        ]
+        itself = np.array(own, np.int64)
+        with_itself = np.flatnonzero(itself >= 0)
+        rows = np.concatenate([rows, with_itself])
+        numbers = np.concatenate([numbers, itself[with_itself]])
+        return rows, numbers
+
+    def _mined(self, row: int, score: float, found: Nearest, at: int, rule: Rule) -> Mined:
+        ranks = chosen_ranks(int((found.numbers[at] >= 0).sum()), rule, row)
+        return Mined(
+            self.rows[row],
+            score,
+            [self._texts[number] for number in found.numbers[at][ranks].tolist()],
+            found.scores[at][ranks].tolist(),
+        )
+
+
+def chosen_ranks(count: int, rule: Rule, row: int) -> Sequence[int]:
+    """Return which of the `count` nearest are taken, ascending, from 0."""
+    first, last = rule.first_rank - 1, min(count, rule.last_rank or count)
+    if rule.seed is None or last - first <= rule.negatives:
+        return range(first, min(last, first + rule.negatives))
+    random = np.random.default_rng((rule.seed, row))
+    chosen: list[int] = np.sort(random.choice(last - first, rule.negatives, replace=False)).tolist()
+    return [first + rank for rank in chosen]
+
+
+def _ceiling(positive: NDArray[np.float32], rule: Rule) -> NDArray[np.float32]:
+    """Return the highest score of a negative, [n], by the least score of the query's positives."""
+    below = np.minimum(
+        positive - np.abs(positive) * np.float32(1 - rule.margin),
+        positive - np.float32(rule.absolute_margin),
+    )
+    ceiling: NDArray[np.float32] = np.minimum(below, np.float32(rule.max_score))
+    return ceiling
+
+
+class _Groups:
+    """Rows by their query."""
+
+    def __init__(self, query: NDArray[np.uint64], positive: Ints) -> None:
+        _, self._group = np.unique(query, return_inverse=True)
+        order = np.argsort(self._group, kind="stable")
+        self._positives = positive[order]
+        self._starts = np.searchsorted(self._group[order], np.arange(len(np.unique(query)) + 1))
+
+    def least(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return for each row the least score in its group."""
+        least = np.full(len(self._starts) - 1, np.inf, np.float32)
+        np.minimum.at(least, self._group, scores)
+        found: NDArray[np.float32] = least[self._group]
+        return found
+
+    def positives(self, block: slice) -> tuple[Ints, Ints]:
+        """Return rows of the block, from 0, and the positives of their groups, pairwise."""
+        groups = self._group[block]
+        counts = self._starts[groups + 1] - self._starts[groups]
+        rows = np.repeat(np.arange(len(groups)), counts)
+        ends = counts.cumsum()
+        within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+        return rows, self._positives[np.repeat(self._starts[groups], counts) + within]
+
+
+class _Wanted:
+    """An iterable that begins anew each time."""
+
+    def __init__(self, source: Callable[[], Iterator[Wanted]]) -> None:
+        self._source = source
+
+    def __iter__(self) -> Iterator[Wanted]:
+        return self._source()
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    for first in range(0, count, QUERIES):
+        yield slice(first, min(count, first + QUERIES))
+
+
+def _places(teacher: Teacher, wanted: Iterable[Wanted]) -> Ints:
+    """Return where the teacher has each text's vector, 8 bytes a text."""
+    source = iter(wanted)
+    found = [np.zeros(0, np.int64)]
+    while chunk := list(islice(source, 4096)):
+        found.append(teacher.rows(chunk))
+    return np.concatenate(found)

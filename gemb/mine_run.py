@@ -1,0 +1,211 @@
+"""One run of `gemb mine`: pairs in, rows with negatives out, and what is said of them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from gemb.atomic import new_file
+from gemb.backend import Runtime
+from gemb.count_progress import CountProgress
+from gemb.errors import UsageError
+from gemb.examples import Text
+from gemb.inputs import Reading, read
+from gemb.mine import Mine, Mined, Rule
+from gemb.notes import note, warn
+from gemb.output import Stream
+from gemb.output_paths import is_stream
+from gemb.recipe import Source, Task
+from gemb.records import Fields
+from gemb.teachers import Teacher, Wanted, default_cache, open_teacher
+from gemb.training_progress import duration
+from gemb.training_prompts import prompts_of
+from gemb.training_rows import open_source
+
+SAMPLE = (8, 64)  # texts that a dry run embeds: the first to load the model, the second to time it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a run is to do."""
+
+    pairs: Path  # - is standard input
+    corpus: tuple[str, ...]  # files of candidates; empty: those of the pairs
+    task: Task
+    rule: Rule
+    without: str  # keep, drop: a row for which there is no negative
+    output: Path | None  # no link; None: standard output
+    dry_run: bool
+    model: str  # a reference
+    backend: str
+    runtime: Runtime
+    cache: Path | None
+    quiet: bool
+
+
+def run(job: Job) -> None:
+    """Mine.
+
+    Raises:
+        UsageError: the pairs or the corpus cannot be read, or are too few.
+        Missing: the model or a library is not here.
+        GembError: the model fails on a text.
+    """
+    with _readable(job.pairs) as (path, index):
+        rows = open_source(Source(path=str(path), task=job.task), index, strict=False)
+        if rows.bad_count:
+            place, reason = rows.bad[0]
+            warn(f"{rows.bad_count} rows of {job.pairs} are left out, the first: {place}: {reason}")
+        teacher = open_teacher(
+            job.model, job.cache or default_cache(), job.runtime, backend=job.backend
+        )
+        prompts = prompts_of(rows.source, teacher.prompts)
+        mine = Mine(rows, _corpus(job.corpus) if job.corpus else None, prompts)
+        mine.check(job.rule)
+        if mine.own_negatives and not job.quiet:
+            fate = "are not taken over" if job.corpus else "are candidates as any other text"
+            note(f"{mine.own_negatives} rows have negatives already; these {fate}")
+        if job.dry_run:
+            _predict(job, mine, teacher, rows.format)
+            return
+        teacher.fill(mine.wanted(), quiet=job.quiet)
+        _write(job, mine, teacher)
+
+
+def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
+    count = len(mine.rows)
+    without = fewer = 0
+    progress = CountProgress(count, "looking for negatives", "rows", quiet=job.quiet)
+    try:
+        with _sink(job.output) as write:
+            for block in mine.run(teacher, job.rule):
+                kept = [one for one in block if one.negatives or job.without == "keep"]
+                write(b"".join(map(_line, kept)))
+                without += sum(not one.negatives for one in block)
+                fewer += sum(0 < len(one.negatives) < job.rule.negatives for one in block)
+                progress.add(len(block))
+    finally:
+        progress.close()
+    full = count - without - fewer
+    words = [f"{full} of {count} rows have {job.rule.negatives} negatives"]
+    if fewer:
+        words.append(f"{fewer} have fewer")
+    if without:
+        fate = "are left out" if job.without == "drop" else "are written without"
+        words.append(f"{without} have none and {fate}")
+    if without:
+        warn("; ".join(words))
+    elif not job.quiet:
+        note("; ".join(words))
+
+
+def _predict(job: Job, mine: Mine, teacher: Teacher, form: str) -> None:
+    """Say what there is to do, and how long it takes, by a few texts that are embedded."""
+    missing = teacher.missing(mine.wanted())
+    note(
+        f"{len(mine.rows)} rows of {form}; {mine.candidates} candidates; "
+        f"{missing} texts have no vector of {teacher.reference} in {teacher.folder} yet"
+    )
+    sample, chars = _some(one for _, one in teacher.absent(mine.wanted()))
+    seconds = 0.0
+    if sample:
+        teacher.fill(sample[: SAMPLE[0]], quiet=True)
+        began = time.monotonic()
+        loading = teacher.fill(sample[SAMPLE[0] :], quiet=True)
+        took = time.monotonic() - began
+        timed = sum(len(one.words) for one in sample[SAMPLE[0] :])
+        seconds = took * chars / timed if loading else 0.0
+    note(f"about {duration(seconds)} for the vectors; nothing was written (-n)")
+
+
+def _some(wanted: Iterable[Wanted]) -> tuple[list[Wanted], int]:
+    """Return a few of the texts, each as likely as any other, and the characters of all."""
+    chosen: list[Wanted] = []
+    chars = 0
+    dice = random.Random(0)
+    for number, one in enumerate(wanted):
+        chars += len(one.words)
+        if len(chosen) < sum(SAMPLE):
+            chosen.append(one)
+        elif (place := dice.randrange(number + 1)) < len(chosen):
+            chosen[place] = one
+    return chosen, chars
+
+
+def _line(one: Mined) -> bytes:
+    """Return a row of the output."""
+    example = one.example
+    line: dict[str, object] = {"query": example.query.text, "positive": example.positive.text}
+    if example.positive.title:
+        line["title"] = example.positive.title
+    line["negatives"] = [
+        {"text": text.text, "title": text.title} if text.title else text.text
+        for text in one.negatives
+    ]
+    line["positive_score"] = round(one.positive_score, 6)
+    line["negative_scores"] = [round(score, 6) for score in one.scores]
+    return orjson.dumps(line) + b"\n"
+
+
+def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
+    """Yield the texts of files.
+
+    Raises:
+        UsageError: they have none.
+    """
+    reading = Reading(
+        format="auto",
+        separator=b"\n",
+        fields=Fields(title="title"),
+        live=False,
+        quiet=True,
+    )
+    good = bad = 0
+    first = ""
+    for record in read(paths, reading):
+        if record is None:
+            continue
+        if record.error:
+            bad += 1
+            first = first or f"{record.place}: {record.error.message}"
+            continue
+        good += 1
+        yield Text(record.text, record.title)
+    if not good:
+        raise UsageError(f"{', '.join(paths)}: no text ({first or 'empty'})")
+    if bad:
+        warn(f"{bad} texts of the corpus are left out, the first: {first}")
+
+
+@contextmanager
+def _readable(pairs: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield a path that can be read more than once, and the folder of its index."""
+    if str(pairs) != "-":
+        yield pairs, default_cache().with_name("rows")
+        return
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; name a file of pairs")
+    with tempfile.TemporaryDirectory(prefix="gemb-mine-") as folder:
+        path = Path(folder) / "stdin"
+        with path.open("wb") as file:
+            shutil.copyfileobj(sys.stdin.buffer, file)
+        yield path, Path(folder)
+
+
+@contextmanager
+def _sink(path: Path | None) -> Iterator[Callable[[bytes], object]]:
+    """Yield what takes the lines: of a file that appears whole or not at all, or of a stream."""
+    if path is None or is_stream(path):
+        yield Stream(path).write
+        return
+    with new_file(path) as part, part.open("wb") as file:
+        yield file.write

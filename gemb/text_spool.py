@@ -1,0 +1,52 @@
+"""Distinct texts on the disk, by number: the candidates of a search, however many."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import unicodedata
+from array import array
+from hashlib import blake2b
+
+import orjson
+
+from gemb.examples import Text
+
+
+class TextSpool:
+    """Texts in the order in which they came, each once; about 130 bytes of memory a text.
+
+    Two texts are one where only case, white space or the form of a character differ (NFKC), or the
+    title: the first is kept.
+    """
+
+    def __init__(self) -> None:
+        """Make a temporary file, which nobody else sees."""
+        self._file = tempfile.TemporaryFile(prefix="gemb-texts-")  # noqa: SIM115
+        self._ends = array("q", [0])
+        self._numbers: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def add(self, text: Text) -> int:
+        """Return the text's number; a new one's is the next, from 0."""
+        number = self._numbers.setdefault(same_text(text.text), len(self))
+        if number == len(self):
+            self._ends.append(self._ends[-1] + self._file.write(orjson.dumps(tuple(text))))
+        return number
+
+    def number(self, text: str) -> int:
+        """Return the number of a text, -1 where it is not here."""
+        return self._numbers.get(same_text(text), -1)
+
+    def __getitem__(self, number: int) -> Text:
+        self._file.flush()
+        start, end = self._ends[number], self._ends[number + 1]
+        return Text(*orjson.loads(os.pread(self._file.fileno(), end - start, start)))
+
+
+def same_text(text: str) -> int:
+    """Return 64 bits that are equal for texts that differ in case, spacing or width alone."""
+    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return int.from_bytes(blake2b(plain.encode(), digest_size=8).digest(), "little")
