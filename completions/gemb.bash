@@ -12,7 +12,7 @@ _gemb_completion() {
             file) compopt -o default ;;
             plain)
                 COMPREPLY+=("${value#"$before"}")
-                [[ $value == */ ]] && compopt -o nospace
+                [[ $value == *[/=] ]] && compopt -o nospace
                 ;;
         esac
     done < <(COMP_WORDS=$line COMP_CWORD=$word _GEMB_COMPLETE=fish_complete "$1")

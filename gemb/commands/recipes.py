@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,23 +25,32 @@ class RecipeKey(click.ParamType[str]):
     """The path of a key, `optimizer.lr`; completed by what a recipe can hold."""
 
     name = "key"
-    ending = ""
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Return the keys that begin so."""
-        from gemb.recipe_schema import every_key
-
-        known = [path.replace(".N", ".0") + self.ending for path, key in every_key()]
-        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
+        return [CompletionItem(path) for path, _ in _keys() if path.startswith(incomplete)]
 
 
 class Override(RecipeKey):
-    """`KEY=VALUE`; completed as far as the sign."""
+    """`KEY=VALUE`, completed as far as the sign; of a block, its keys are given."""
 
     name = "override"
-    ending = "="
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the keys that begin so."""
+        known = [f"{path}=" for path, key in _keys() if key.kind.optional or not key.kind.block]
+        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
+
+
+def _keys() -> Iterator[tuple[str, Key]]:
+    from gemb.recipe_schema import every_key
+
+    for path, key in every_key():
+        yield path.replace(".N", ".0"), key
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -188,9 +198,8 @@ def _type(kind: Kind) -> str:
     elif kind.choices:
         words = "|".join(kind.choices)
     elif kind.item:
-        words = f"list of {_type(kind.item)}".replace("number", "numbers").replace(
-            "block", "blocks"
-        )
+        item = _type(kind.item).replace("number", "numbers").replace("block", "blocks")
+        words = f"list of {item}"
     else:
         words = str(replace(kind, optional=False)).removeprefix("a ")
     return words + ("|null" if kind.optional else "")
