@@ -1,0 +1,303 @@
+"""A model on evaluation sets: every text embedded once, every size of vector scored from that.
+
+A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
+rounded; queries and documents alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.bootstrap import Form, Statistic, interval, resamples
+from gemb.errors import GembError, UsageError
+from gemb.evaluation_sets import (
+    Classification,
+    EvaluationSet,
+    Part,
+    Retrieval,
+    SentencePairs,
+    Suite,
+)
+from gemb.examples import Text
+from gemb.linear_probe import folded, predictions
+from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
+from gemb.pipeline import Embedder, Plan, computing, embed, shortened
+from gemb.prompts import Prompt, for_task
+from gemb.records import Record
+from gemb.scores import Row, Scores, SetDescription, Size
+from gemb.vectors import DTYPES, VectorSpec, packed, unpacked
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder, ModelProfile
+
+Vectors = NDArray[np.float32]
+Progress = Callable[[int, int], None]  # texts done now, texts in all
+
+_CELLS = 1 << 24  # similarities in memory at a time
+
+
+def evaluate(
+    suite: Suite,
+    encoder: Encoder,
+    *,
+    dims: Sequence[int] = (),
+    dtypes: Sequence[str] = ("f32",),
+    progress: Progress | None = None,
+) -> Scores:
+    """Return the scores of a model.
+
+    Args:
+        suite: the sets; each kind has its prompts, from the model's own dictionary.
+        encoder: the open model.
+        dims: widths that it was trained for; none: all of them.
+        dtypes: of gemb.vectors.DTYPES.
+        progress: called with how many texts were embedded, and how many there are.
+
+    Raises:
+        UsageError: the model was not trained for a width.
+        GembError: a text has no vector, so that there is no score.
+    """
+    sizes = _sizes(encoder.profile, dims, dtypes)
+    embedded = _Embedded(suite, encoder, progress)
+    sets, rows, evidence = [], [], {}
+    for one in suite.sets:
+        description = SetDescription(
+            name=one.name,
+            kind=one.kind,
+            metric=one.metric,
+            units=one.units,
+            fingerprint=one.fingerprint,
+            prompts=tuple(embedded.prompts[part.task].template for part in one.parts),
+            left_out=one.left_out,
+        )
+        sets.append(description)
+        found = {
+            (size, metric): statistic
+            for size in sizes
+            for metric, statistic in _scored(one, embedded, size).items()
+        }
+        rows += _rows(description, found)
+        for (size, metric), statistic in found.items():
+            if metric == one.metric:
+                evidence[one.name, size] = statistic
+    return Scores(
+        model=encoder.profile.fingerprint,
+        arithmetic=encoder.profile.dtype,
+        suite=suite.name,
+        texts=embedded.count,
+        cut=embedded.cut,
+        sets=tuple(sets),
+        sizes=sizes,
+        rows=tuple(rows),
+        evidence=evidence,
+    )
+
+
+def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) -> tuple[Size, ...]:
+    for dim in dims:
+        if dim not in profile.matryoshka_dims:
+            trained = ", ".join(map(str, profile.matryoshka_dims))
+            raise UsageError(f"{dim} dimensions: the model was trained for {trained}")
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise UsageError(f"no type '{dtype}' of vectors; types: {', '.join(DTYPES)}")
+    widths = dict.fromkeys(dims or profile.matryoshka_dims)
+    return tuple(Size(dim, dtype) for dtype in dict.fromkeys(dtypes) for dim in widths)
+
+
+def _rows(one: SetDescription, found: Mapping[tuple[Size, str], Statistic]) -> list[Row]:
+    parts: dict[tuple[Size, str], list[Floats]] = {key: [] for key in found}
+    for counts in resamples(one.units, one.seed):
+        for key, statistic in found.items():
+            parts[key].append(statistic.of(counts))
+    rows = []
+    for (size, metric), statistic in found.items():
+        low, high = interval(np.concatenate(parts[size, metric]))
+        rows.append(
+            Row(
+                set=one.name,
+                metric=metric,
+                dim=size.dim,
+                dtype=size.dtype,
+                value=statistic.value(),
+                low=low,
+                high=high,
+            )
+        )
+    return rows
+
+
+class _Embedded:
+    """The vectors of a suite's texts, each distinct one once."""
+
+    def __init__(self, suite: Suite, encoder: Encoder, progress: Progress | None) -> None:
+        parts = [(one, part) for one in suite.sets for part in one.parts]
+        tasks = dict.fromkeys(part.task for _, part in parts)
+        self.prompts = {task: for_task(task, encoder.profile.prompts) for task in tasks}
+        self.cut = 0
+        self._row: dict[str, int] = {}  # what the model sees -> row of the vectors
+        records: list[Record] = []
+        for one, part in parts:
+            for text in part.texts:
+                seen = self._rendered(part.task, text)
+                if seen not in self._row:
+                    self._row[seen] = len(records)
+                    records.append(Record(len(records), f"{one.name}: {text.text[:40]!r}", seen))
+        self.count = len(records)
+        self._vectors = self._embed(records, encoder, progress)
+
+    def _rendered(self, task: str, text: Text) -> str:
+        return self.prompts[task].render(text.text, text.title)
+
+    def _embed(self, records: list[Record], encoder: Encoder, progress: Progress | None) -> Vectors:
+        profile = encoder.profile
+        vectors = np.empty((len(records), profile.dim), np.float32)
+        plan = Plan(
+            prompt=Prompt("{text}"),  # the words are around the text already
+            dim=profile.dim,
+            max_tokens=profile.max_tokens,
+            closing_tokens=profile.closing_tokens,
+            on_long="truncate",
+        )
+        embedder = Embedder(encoder, plan, computing(encoder, profile.dim))
+        # Texts of one length share a batch; the longest come first, so that the end is near when
+        # it seems so.
+        records = sorted(records, key=lambda record: -len(record.text))
+        for window in embed(records, embedder, plan, live=False):
+            for row in window.rows:
+                if row.error:
+                    raise GembError(
+                        f"no score: a text of {row.record.place} has no vector: {row.error.message}"
+                    )
+                self.cut += row.is_cut
+            vectors[[int(row.record.id) for row in window.rows]] = window.vectors
+            if progress:
+                progress(len(window.rows), len(records))
+        return vectors
+
+    def rows(self, part: Part) -> Rows:
+        """Return the row of each text of a part in the vectors, [N]."""
+        return np.array([self._row[self._rendered(part.task, text)] for text in part.texts], int)
+
+    def stored(self, rows: Rows, size: Size) -> _Stored:
+        """Return these rows as they are stored."""
+        return _Stored(self._vectors[rows], size)
+
+
+class _Stored:
+    """Vectors as they are stored, as float32: whole numbers where the type has them.
+
+    The products of whole numbers are exact in float32 (below 2^24), so equal similarities are tied
+    and not ordered by the last bit of a sum.
+    """
+
+    def __init__(self, vectors: Vectors, size: Size) -> None:
+        dim, dtype = size
+        spec = VectorSpec(model="", prompt="", dim=dim, dtype=dtype, max_tokens=0)
+        stored = packed(shortened(vectors, dim), spec)
+        signs = dtype == "ubinary"
+        self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
+        squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
+        self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
+        if dtype == "f32":
+            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
+
+    @property
+    def unit(self) -> Vectors:
+        """Return rows of length one."""
+        rows: Vectors = self.codes / self.lengths[:, None]
+        return rows
+
+    def cosines(self, rows: slice | Rows, other: _Stored) -> Vectors:
+        """Return the cosines of these rows with all rows of the other, [rows, N]."""
+        products = self.codes[rows] @ other.codes.T
+        found: Vectors = products / (self.lengths[rows, None] * other.lengths)
+        return found
+
+
+def _scored(one: EvaluationSet, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    """Return the metrics of a set for one size of vector, the main one first."""
+    match one:
+        case SentencePairs(kind="bitext"):
+            return _bitext(one, embedded, size)
+        case SentencePairs():
+            return _pairs(one, embedded, size)
+        case Retrieval():
+            return _retrieval(one, embedded, size)
+        case Classification():
+            return _classification(one, embedded, size)
+    raise AssertionError(one.kind)
+
+
+def _pairs(one: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    left, right = (embedded.stored(embedded.rows(part), size) for part in one.parts)
+    products = np.einsum("nd,nd->n", left.codes, right.codes, dtype=np.float64)
+    cosines = products / (left.lengths.astype(np.float64) * right.lengths)
+    form: Form = "spearman" if one.kind == "sts" else "average_precision"
+    return {one.metric: Statistic(form, cosines, one.gold)}
+
+
+def _bitext(one: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    """Score 1 for a pair whose sides are each other's nearest, 1/2 where one side alone finds."""
+    rows = [embedded.rows(part) for part in one.parts]
+    stored = [embedded.stored(some, size) for some in rows]
+    hits = np.zeros(one.units)
+    for here, there in ((0, 1), (1, 0)):
+        for part in _chunks(one.units, one.units):
+            nearest = stored[here].cosines(part, stored[there]).argmax(axis=1)
+            hits[part] += (rows[there][nearest] == rows[there][part]) / 2
+    return {one.metric: Statistic("mean", hits)}
+
+
+def _retrieval(one: Retrieval, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    queries = embedded.stored(embedded.rows(one.parts[0]), size)
+    # Equal documents get one column, so that their scores are tied to the last bit.
+    rows, column = np.unique(embedded.rows(one.parts[1]), return_inverse=True)
+    documents = embedded.stored(rows, size)
+    count = len(column)
+    grades = np.zeros((one.units, DEPTH))
+    ideal = np.zeros((one.units, 10))
+    relevant = np.zeros(one.units)
+    graded = np.zeros(count)
+    for part in _chunks(one.units, count):
+        for query, unique in zip(
+            range(part.start, part.stop), queries.cosines(part, documents), strict=True
+        ):
+            judged, given = one.judged[query]
+            scores = unique[column]
+            if one.kind == "rerank":
+                others = np.ones(count, bool)
+                others[judged] = False
+                scores[others] = -np.inf
+            if one.own[query] >= 0:
+                scores[one.own[query]] = -np.inf
+            found = best(scores)
+            graded[judged] = given
+            grades[query, : len(found)] = graded[found]
+            graded[judged] = 0
+            highest = np.sort(given)[::-1][:10]
+            ideal[query, : len(highest)] = highest
+            relevant[query] = (given > 0).sum()
+    metrics = of_rankings(grades, ideal, relevant)
+    names = [one.metric, *(name for name in RANKING if name != one.metric)]
+    return {name: Statistic("mean", metrics[name]) for name in names}
+
+
+def _classification(one: Classification, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    train = embedded.stored(embedded.rows(one.parts[0]), size).unit
+    if one.test:
+        test = embedded.stored(embedded.rows(one.parts[1]), size).unit
+        found = predictions(train, one.train_labels, test)
+        hits = np.array(found) == np.array(one.test_labels)
+    else:
+        hits = np.array(folded(train, one.train_labels)) == np.array(one.train_labels)
+    return {one.metric: Statistic("mean", hits.astype(np.float64))}
+
+
+def _chunks(rows: int, columns: int) -> list[slice]:
+    step = max(1, _CELLS // columns)
+    return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]

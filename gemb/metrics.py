@@ -1,0 +1,122 @@
+"""The numbers of an evaluation: rank correlation, average precision, and what a ranking is worth.
+
+Every metric is defined as in the program that people compare with: `spearman` as in
+scipy.stats.spearmanr, `average_precision` as in sklearn.metrics.average_precision_score, and the
+metrics of a ranking as in NIST's trec_eval 9 (`ndcg_cut_10`, `recall_10`, `recall_100`, `map_cut`,
+`recip_rank`). Legend: R resamples, N units (pairs, queries, rows), K places of a ranking.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.int64]
+
+DEPTH = 100  # places of a ranking that count, at most
+RANKING = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
+
+
+def spearman(a: Floats, b: Floats, counts: Floats | None = None) -> Floats:
+    """Return Spearman's rank correlation, float64 [R]; ties have their mean rank.
+
+    Args:
+        a: [N].
+        b: [N].
+        counts: [R, N], how often each pair is in each resample; None: once, and R is 1.
+
+    Where one side is all equal the correlation is not defined: 0.
+    """
+    counts = np.ones((1, len(a))) if counts is None else counts
+    middle = (counts.sum(axis=1, keepdims=True) + 1) / 2
+    x, y = _mean_ranks(a, counts) - middle, _mean_ranks(b, counts) - middle
+    both = np.einsum("rn,rn,rn->r", counts, x, y)
+    size = np.sqrt(np.einsum("rn,rn,rn->r", counts, x, x) * np.einsum("rn,rn,rn->r", counts, y, y))
+    return _ratio(both, size)
+
+
+def _mean_ranks(values: Floats, counts: Floats) -> Floats:
+    """Return the rank of each value in each resample, from 1, equal ones at their mean; [R, N]."""
+    _, place = np.unique(values, return_inverse=True)
+    in_group = _in_groups(counts, place)  # [R, groups]
+    before = in_group.cumsum(axis=1) - in_group
+    ranks: Floats = (before + (in_group + 1) / 2)[:, place]
+    return ranks
+
+
+def _in_groups(counts: Floats, place: NDArray[Any]) -> Floats:
+    """Return the sums of the counts whose place is 0, 1, ...; [R, groups]. No group is empty."""
+    order = np.argsort(place, kind="stable")
+    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+    return np.add.reduceat(counts[:, order], starts, axis=1)
+
+
+def average_precision(scores: Floats, positive: Floats, counts: Floats | None = None) -> Floats:
+    """Return the average precision, float64 [R]: sum of (R_k - R_{k-1}) P_k over the thresholds k.
+
+    Args:
+        scores: [N]; equal ones are one threshold.
+        positive: [N], 1 where the pair belongs together, else 0.
+        counts: [R, N], as for `spearman`.
+
+    A resample without positives has 0.
+    """
+    counts = np.ones((1, len(scores))) if counts is None else counts
+    _, place = np.unique(-scores, return_inverse=True)
+    hits = _in_groups(counts * positive, place)
+    precision = _ratio(hits.cumsum(axis=1), _in_groups(counts, place).cumsum(axis=1))
+    return _ratio((hits * precision).sum(axis=1), hits.sum(axis=1))
+
+
+def _ratio(top: Floats, bottom: Floats) -> Floats:
+    """Return top / bottom, 0 where the bottom is 0."""
+    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
+
+
+def best(scores: NDArray[np.float32], places: int = DEPTH) -> Rows:
+    """Return the rows of the highest scores, best first; of equal scores the lower row is first.
+
+    trec_eval puts the greater document id first among equal scores: give it the documents in
+    descending order of their ids' UTF-8 bytes.
+
+    Args:
+        scores: [documents]; -inf is out.
+        places: how many rows at most.
+    """
+    rows = np.arange(len(scores))
+    if len(scores) > places:
+        least = np.partition(scores, len(scores) - places)[len(scores) - places]
+        rows = np.flatnonzero(scores >= least)
+    rows = rows[np.argsort(-scores[rows], kind="stable")][:places]
+    found: Rows = rows[np.isfinite(scores[rows])]
+    return found
+
+
+def of_rankings(grades: Floats, ideal: Floats, relevant: Floats) -> dict[str, Floats]:
+    """Return each metric of `RANKING` for each query, float64 [N].
+
+    nDCG has linear gains and the discount log2(place + 1) (Jarvelin and Kekalainen 2002, as
+    trec_eval computes it, not 2^grade - 1).
+
+    Args:
+        grades: [N, K], those of the documents found, best first; 0 for one that was not judged.
+        ideal: [N, 10], the highest grades of the query, highest first, filled up with 0.
+        relevant: [N], how many documents have a grade above 0; at least 1.
+    """
+    gains = np.maximum(grades, 0)
+    hits = (grades > 0).astype(np.float64)
+    discount = 1 / np.log2(np.arange(2, 12))
+    places = np.arange(1, grades.shape[1] + 1)
+    first = np.where(hits[:, :10].any(axis=1), hits[:, :10].argmax(axis=1) + 1.0, np.inf)
+    precision = hits.cumsum(axis=1) / places
+    top = gains[:, :10]
+    return {
+        "ndcg@10": (top @ discount[: top.shape[1]]) / (np.maximum(ideal, 0) @ discount),
+        "recall@10": hits[:, :10].sum(axis=1) / relevant,
+        "recall@100": hits.sum(axis=1) / relevant,
+        "mrr@10": 1 / first,
+        "map@100": (hits * precision).sum(axis=1) / relevant,
+    }

@@ -1,0 +1,196 @@
+"""The scores of a model on a suite, with what a later paired comparison needs; kept as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gemb.bootstrap import Form, Interval, Statistic, interval
+from gemb.errors import UsageError
+from gemb.metrics import Floats
+
+MARK = "gemb_scores"  # the key of the format's version
+
+
+class Size(NamedTuple):
+    """How a vector is stored."""
+
+    dim: int
+    dtype: str  # of gemb.vectors.DTYPES
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetDescription:
+    """Which set was evaluated, and how."""
+
+    name: str
+    kind: str
+    metric: str  # the main one
+    units: int  # pairs, queries or rows that it is over
+    fingerprint: str
+    prompts: tuple[str, ...]  # templates, of queries and documents, or both columns
+    left_out: str = ""
+
+    @property
+    def seed(self) -> int:
+        """The seed of its resamples: that of every model's scores on this set."""
+        return int(self.fingerprint, 16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One score."""
+
+    set: str  # a set's name, or `mean`
+    metric: str
+    dim: int
+    dtype: str
+    value: float
+    low: float  # 95 % confidence interval, by bootstrap over the set's units
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """What `gemb eval` finds."""
+
+    model: str  # fingerprint
+    arithmetic: str  # fp32, bf16, q4_0, ...
+    suite: str
+    texts: int  # distinct, embedded
+    cut: int  # of them, longer than the model takes
+    sets: tuple[SetDescription, ...]
+    sizes: tuple[Size, ...]
+    rows: tuple[Row, ...]  # of each set and size, the main metric first
+    evidence: Mapping[tuple[str, Size], Statistic]  # of each set's main metric
+
+    @property
+    def metric(self) -> str:
+        """The main metric, or `mean` where the sets have several."""
+        metrics = {one.metric for one in self.sets}
+        return metrics.pop() if len(metrics) == 1 else "mean"
+
+    def mean(self, dim: int, dtype: str = "f32") -> float:
+        """Return the mean of the sets' main metrics."""
+        return float(np.mean([self.main(one.name, dim, dtype).value for one in self.sets]))
+
+    def main(self, name: str, dim: int, dtype: str = "f32") -> Row:
+        """Return the main score of a set."""
+        metric = next(one.metric for one in self.sets if one.name == name)
+        wanted = (name, metric, dim, dtype)
+        return next(row for row in self.rows if (row.set, row.metric, *_size(row)) == wanted)
+
+    def resampled(self, size: Size) -> Floats:
+        """Return the mean of the sets' main metrics in each resample, [R]."""
+        every = np.stack([self.resampled_set(one, size) for one in self.sets])
+        mean: Floats = every.mean(axis=0)
+        return mean
+
+    def resampled_set(self, one: SetDescription, size: Size) -> Floats:
+        """Return the main metric of a set in each resample, [R]."""
+        return self.evidence[one.name, size].resampled(one.seed)
+
+    def means(self) -> tuple[Row, ...]:
+        """Return the mean of the sets for each size, with its interval."""
+        rows = []
+        for size in self.sizes:
+            bounds: Interval = interval(self.resampled(size))
+            rows.append(
+                Row(
+                    set="mean",
+                    metric=self.metric,
+                    dim=size.dim,
+                    dtype=size.dtype,
+                    value=self.mean(*size),
+                    low=bounds.low,
+                    high=bounds.high,
+                )
+            )
+        return tuple(rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the evidence."""
+        return {
+            "model": self.model,
+            "arithmetic": self.arithmetic,
+            "suite": self.suite,
+            "texts": self.texts,
+            "cut": self.cut,
+            "metric": self.metric,
+            "sizes": [size._asdict() for size in self.sizes],
+            "sets": [asdict(one) for one in self.sets],
+            "means": [asdict(row) for row in self.means()],
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def save(self, path: Path) -> None:
+        """Write all of it as JSON, whole or not at all."""
+        import orjson
+
+        from gemb.atomic import new_file
+
+        evidence = [
+            {
+                "set": name,
+                **size._asdict(),
+                "form": statistic.form,
+                "values": statistic.values,
+                "gold": statistic.gold,
+            }
+            for (name, size), statistic in self.evidence.items()
+        ]
+        document = {MARK: 1, **self.to_json(), "evidence": evidence}
+        with new_file(path) as part:
+            part.write_bytes(orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY) + b"\n")
+
+    @staticmethod
+    def load(path: Path) -> Scores:
+        """Return what `save` wrote.
+
+        Raises:
+            UsageError: there is no such file, or it is none of these.
+        """
+        import orjson
+
+        if not path.is_file():
+            raise UsageError(f"no such file: {path}")
+        try:
+            document = orjson.loads(path.read_bytes())
+            if document.get(MARK) != 1:
+                raise ValueError
+            return _from_json(document)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(
+                f"{path}: no scores that gemb eval -o wrote (--json alone has not what a "
+                "comparison needs)"
+            ) from None
+
+
+def _from_json(document: dict[str, Any]) -> Scores:
+    evidence = {}
+    for one in document["evidence"]:
+        form: Form = one["form"]
+        gold = None if one["gold"] is None else np.array(one["gold"], np.float64)
+        statistic = Statistic(form, np.array(one["values"], np.float64), gold)
+        evidence[one["set"], Size(one["dim"], one["dtype"])] = statistic
+    return Scores(
+        model=document["model"],
+        arithmetic=document["arithmetic"],
+        suite=document["suite"],
+        texts=document["texts"],
+        cut=document["cut"],
+        sets=tuple(
+            SetDescription(**{**one, "prompts": tuple(one["prompts"])}) for one in document["sets"]
+        ),
+        sizes=tuple(Size(**size) for size in document["sizes"]),
+        rows=tuple(Row(**row) for row in document["rows"]),
+        evidence=evidence,
+    )
+
+
+def _size(row: Row) -> Size:
+    return Size(row.dim, row.dtype)

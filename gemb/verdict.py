@@ -1,0 +1,159 @@
+"""Is one model better than another? WIN, TIE or REGRESSION, by a paired bootstrap."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from gemb.bootstrap import interval
+from gemb.errors import UsageError
+from gemb.scores import Scores, Size
+
+Word = Literal["WIN", "TIE", "REGRESSION"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """What became of one score."""
+
+    set: str  # a set's name, or `mean`
+    metric: str
+    before_dim: int
+    dim: int
+    dtype: str
+    before: float
+    after: float
+    difference: float
+    low: float  # 95 % confidence interval of the difference
+    high: float
+
+    @property
+    def word(self) -> Word:
+        """What the interval says: a tie where it holds 0."""
+        if self.low > 0:
+            return "WIN"
+        return "REGRESSION" if self.high < 0 else "TIE"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a model. The word is that of the mean over the sets, at the widest size."""
+
+    main: Difference
+    sets: tuple[Difference, ...]  # at the widest size
+    sizes: tuple[Difference, ...]  # the mean at each size that both have
+
+    @property
+    def word(self) -> Word:
+        """WIN, TIE or REGRESSION."""
+        return self.main.word
+
+    @property
+    def line(self) -> str:
+        """`VERDICT WIN ndcg@10 0.412 → 0.437 (+0.025, 95% CI +0.011 to +0.040)`."""
+        one = self.main
+        widths = f" {one.before_dim} → {one.dim} dims" if one.before_dim != one.dim else ""
+        return (
+            f"VERDICT {one.word} {one.metric}{widths} {one.before:.3f} → {one.after:.3f} "
+            f"({one.difference:+.3f}, 95% CI {one.low:+.3f} to {one.high:+.3f})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it."""
+        return {
+            "verdict": self.word,
+            "line": self.line,
+            **_json(self.main),
+            "sets": [_json(one) for one in self.sets],
+            "sizes": [_json(one) for one in self.sizes],
+        }
+
+
+def _json(one: Difference) -> dict[str, Any]:
+    return {**asdict(one), "word": one.word}
+
+
+def verdict(before: Scores, after: Scores) -> Verdict:
+    """Return what became of a model from one to another, on the same sets.
+
+    Compared is each one's widest vector, in the first type that was evaluated. Every set's
+    resamples are drawn by itself, the same ones for both.
+
+    Raises:
+        UsageError: the two were not evaluated on the same sets, or not in the same type.
+    """
+    _check(before, after)
+    old, new = _widest(before), _widest(after)
+    if old.dtype != new.dtype:
+        raise UsageError(
+            f"one side is of vectors in {old.dtype}, the other in {new.dtype}; "
+            "evaluate both in one --dtype"
+        )
+    sets = tuple(_of_set(before, after, name, old, new) for name in _names(after))
+    both = [size for size in after.sizes if size in before.sizes]
+    return Verdict(
+        main=_of_mean(before, after, old, new),
+        sets=sets,
+        sizes=tuple(_of_mean(before, after, size, size) for size in both),
+    )
+
+
+def _names(scores: Scores) -> list[str]:
+    return [one.name for one in scores.sets]
+
+
+def _check(before: Scores, after: Scores) -> None:
+    """Refuse scores of different sets."""
+    known = {one.name: one.fingerprint for one in before.sets}
+    found = {one.name: one.fingerprint for one in after.sets}
+    for name in [*known, *found]:
+        if name not in known or name not in found:
+            missing = "these scores" if name in known else "the baseline"
+            raise UsageError(
+                f"{missing} have no set '{name}'; a comparison needs the same sets on both sides"
+            )
+        if known[name] != found[name]:
+            raise UsageError(
+                f"the set '{name}' has changed since the baseline; evaluate the baseline again"
+            )
+
+
+def _widest(scores: Scores) -> Size:
+    dtype = scores.sizes[0].dtype
+    return max(size for size in scores.sizes if size.dtype == dtype)
+
+
+def _of_mean(before: Scores, after: Scores, old: Size, new: Size) -> Difference:
+    low, high = interval(after.resampled(new) - before.resampled(old))
+    values = before.mean(*old), after.mean(*new)
+    name = after.sets[0].name if len(after.sets) == 1 else "mean"
+    return _difference(name, after.metric, old, new, values, (low, high))
+
+
+def _of_set(before: Scores, after: Scores, name: str, old: Size, new: Size) -> Difference:
+    one = next(one for one in after.sets if one.name == name)
+    low, high = interval(after.resampled_set(one, new) - before.resampled_set(one, old))
+    values = before.main(name, *old).value, after.main(name, *new).value
+    return _difference(name, one.metric, old, new, values, (low, high))
+
+
+def _difference(
+    name: str,
+    metric: str,
+    old: Size,
+    new: Size,
+    values: tuple[float, float],
+    bounds: tuple[float, float],
+) -> Difference:
+    return Difference(
+        set=name,
+        metric=metric,
+        before_dim=old.dim,
+        dim=new.dim,
+        dtype=new.dtype,
+        before=values[0],
+        after=values[1],
+        difference=values[1] - values[0],
+        low=bounds[0],
+        high=bounds[1],
+    )
