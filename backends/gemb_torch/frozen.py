@@ -27,6 +27,8 @@ from gemb_torch.model import Block, EmbeddingGemma, attend, rotation
 from gemb_torch.packing import Packing
 from gemb_torch.pooling import pool
 
+Rotations = tuple[Tensor, Tensor]  # of global and of sliding layers, complex [T, 1, E/2] each
+
 _ROWS_HINT = 512  # tokens a product is laid out for; any number works
 
 
@@ -75,16 +77,33 @@ class FrozenEncoder:
     @torch.inference_mode()
     def __call__(self, ids: Tensor, packing: Packing) -> Tensor:
         """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
+        x, rotations = self.begin(ids, packing)
+        for layer in range(len(self.blocks)):
+            self.step(layer, x, rotations, packing)
+        return self.end(x, packing)
+
+    @torch.inference_mode()
+    def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, Rotations]:
+        """Return the residual stream before the first layer, fp32 [T, D], and the rotations."""
         config = self.config
         x = F.embedding(ids, self.embeddings).float() * config.hidden_size**0.5
         everywhere, nearby = (
             torch.complex(*rotation(packing.positions, config.head_dim, base))
             for base in (config.rope_theta, config.rope_local_theta)
-        )  # [T, 1, E/2]
-        for block in self.blocks:
-            turns = nearby if block.is_sliding else everywhere
-            self._attention(x, block, turns, packing)
-            self._feed_forward(x, block)
+        )
+        return x, (everywhere, nearby)
+
+    @torch.inference_mode()
+    def step(self, layer: int, x: Tensor, rotations: Rotations, packing: Packing) -> Tensor:
+        """Let a layer act on the residual stream x [T, D], in place, and return it."""
+        block = self.blocks[layer]
+        self._attention(x, block, rotations[block.is_sliding], packing)
+        self._feed_forward(x, block)
+        return x
+
+    @torch.inference_mode()
+    def end(self, x: Tensor, packing: Packing) -> Tensor:
+        """Return unit vectors, fp32 [B, M], of the residual stream x [T, D], which is used up."""
         x *= self._inverse_rms(x)
         pooled = pool(x, packing, self.pooling, self.pool_queries)
         return F.normalize(F.linear(pooled, self.dense), dim=-1)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb import models
 from gemb.atomic import new_folder
-from gemb.checkpoint import open_checkpoint
+from gemb.backend import Cut
+from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
+from gemb.layer_choice import LayerChoice, layer_choice
 from gemb.model_json import read_json
+from gemb.notes import note
+from gemb_torch.cut import cut_folder
+from gemb_torch.cut_texts import Texts
 from gemb_torch.model_folder import write_json
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from gemb.backend import Runtime
     from gemb.recipe import Init
-    from gemb_torch.cut_texts import Texts
-
-    # Pairs (task of gemb.prompts, text) -> unit vectors, float32 [pairs, width].
-    Teacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
+    from gemb_torch.layer_removal import Teacher
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
+_COUNTED = 50_000_000  # characters of a source whose tokens are counted
+_HASHED = 1000  # texts of a source that tell it from another
 
 
 def starting_folder(
@@ -56,10 +60,60 @@ def starting_folder(
     source = models.resolve(init.model)
     if not source.is_dir():
         source = _unpacked(source, work)
-    if init.keep_layers != "all" or init.vocab:
-        raise UsageError("init: keep_layers and vocab are not there yet")
-    open_checkpoint(source)
-    return source
+    checkpoint = open_checkpoint(source)
+    try:
+        choice = layer_choice(init.keep_layers)
+    except ValueError as error:
+        raise UsageError(f"init.keep_layers {init.keep_layers!r}: {error}") from error
+    if choice == LayerChoice() and not init.vocab:
+        return source
+    layers = choice.layers
+    if choice.greedy is not None:
+        from gemb_torch.layer_removal import LayerRemoval
+
+        removal = LayerRemoval(
+            checkpoint=checkpoint, texts=texts, seed=seed, runtime=runtime, teacher=teacher
+        )
+        layers = removal.kept(choice.greedy, work / "layers.json")
+    return _cut(checkpoint, work / "start", Cut(layers=layers, vocab=init.vocab or None), texts)
+
+
+def _cut(checkpoint: Checkpoint, target: Path, cut: Cut, texts: Sequence[Texts]) -> Path:
+    made_from = {
+        "model": checkpoint.fingerprint(),
+        "layers": list(cut.layers) if cut.layers is not None else "all",
+        "vocab": cut.vocab or "all",
+        "texts": _hash(texts) if cut.vocab else "none",
+    }
+    if not _is_made(target, made_from):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        cut_folder(checkpoint.folder, target, cut, [_beginning(source) for source in texts])
+        write_json(target / _MADE_FROM, made_from)  # last: without it the folder is made again
+    return target
+
+
+def _beginning(texts: Texts) -> Texts:
+    """Return so much of the texts as tells how often they use a token."""
+
+    def read() -> Iterator[str]:
+        left = _COUNTED
+        for text in texts.read():
+            if left <= 0:
+                note(f"{texts.name}: tokens are counted in its first {_COUNTED:,} characters")
+                return
+            left -= len(text)
+            yield text
+
+    return Texts(texts.name, read)
+
+
+def _hash(texts: Sequence[Texts]) -> str:
+    """Return 16 hex digits of the sources' names and beginnings."""
+    digest = hashlib.blake2b(digest_size=8)
+    for source in texts:
+        first = list(islice(source.read(), _HASHED))
+        digest.update(json.dumps([source.name, first]).encode())
+    return digest.hexdigest()
 
 
 def _unpacked(source: Path, work: Path) -> Path:
