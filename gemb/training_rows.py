@@ -73,18 +73,29 @@ class Rows:
         Raises:
             GembError: the file is no longer what was indexed.
         """
+        query, positives, negatives, which = self._read(row)
+        return Example(Text(query), positives[which], tuple(negatives), self.place(row))
+
+    def texts_of(self, row: int) -> list[tuple[str, str]]:
+        """Return side and text of all texts that stand in a row's line, other positives too."""
+        query, positives, negatives, _ = self._read(row)
+        texts = [("query", query)]
+        texts += [("positive", text) for text, _ in positives]
+        return texts + [("negative", text) for text, _ in negatives]
+
+    def _read(self, row: int) -> tuple[str, list[Text], list[Text], int]:
+        """Return what stands in a row's line, and which of the positives is the row's."""
         entry = self._table[row]
         line = os.pread(self._file.fileno(), int(entry["size"]), int(entry["offset"]))
-        place = f"{self._label}:{entry['number']}"
+        which = int(entry["positive"])
         try:
             query, positives, negatives = self._parse(line)
-            positive = positives[int(entry["positive"])]
+            ids = digest(query) + digest(positives[which].text)
         except (BadRow, ValueError, IndexError, TypeError):
-            raise self._changed(place) from None
-        ids = digest(query) + digest(positive.text)
+            raise self._changed(row) from None
         if ids != entry["query_id"].tobytes() + entry["positive_id"].tobytes():
-            raise self._changed(place)
-        return Example(Text(query), positive, tuple(negatives), place)
+            raise self._changed(row)
+        return query, positives, negatives, which
 
     def _parse(self, line: bytes) -> tuple[str, list[Text], list[Text]]:
         if self._layout:
@@ -92,8 +103,10 @@ class Rows:
         query, positives, negatives = orjson.loads(line)
         return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
 
-    def _changed(self, place: str) -> GembError:
-        return GembError(f"{place}: {shown(self._lines)} changed after it was indexed; start again")
+    def _changed(self, row: int) -> GembError:
+        return GembError(
+            f"{self.place(row)}: {shown(self._lines)} changed after it was indexed; start again"
+        )
 
 
 def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:

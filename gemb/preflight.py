@@ -1,0 +1,247 @@
+"""What a training run is about to do with its data, said before the first step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.batch_order import BatchOrder
+from gemb.examples import Example
+from gemb.overlap import refuse_overlap, tested
+from gemb.prompts import Prompt
+from gemb.recipe import Batch
+from gemb.training_rows import Rows
+from gemb.visible import visible
+
+if TYPE_CHECKING:
+    from gemb.evaluation_sets import Suite
+
+SAMPLED = 10_000  # rows of which the tokens are counted, over all sources
+LEAST, MOST = 200, 1_000  # of a source
+EXAMPLES = 3
+LONGEST = 2_000  # characters of an example's text in JSON
+
+Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+Side = tuple[str, str]  # query, positive or negative; and the text as the model sees it
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of texts with their prompts, before they are cut."""
+
+    median: float
+    p95: float
+    max: int
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A row as the model sees it."""
+
+    source: str
+    place: str
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class SourceCheck:
+    """What is known of a source before the run."""
+
+    name: str
+    format: str
+    rows: int
+    bad: int
+    bad_rows: tuple[tuple[str, str], ...]  # place and reason of the first
+    share: float  # of the batches, 0 to 1
+    passes: float  # over its rows in the whole run
+    duplicates: int  # rows whose query and positive stand in a row before
+    equal_queries: int  # rows whose query stands in a row before
+    equal_positives: int
+    sampled: int  # rows whose tokens were counted
+    tokens: Lengths  # of all texts
+    query: Lengths
+    positive: Lengths  # of positives and negatives
+    cut: float  # share of the texts that are longer than max_tokens
+    row_tokens: float  # mean of a row's texts after cutting
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The check before the first step; `gemb.preflight_lines` writes it for a terminal."""
+
+    sources: tuple[SourceCheck, ...]
+    examples: tuple[Rendered, ...]
+    rows: int
+    bad: int
+    pairs: int  # a step
+    max_tokens: int
+    steps: int
+    epochs: float
+    step_tokens: float  # estimated, after cutting
+    evaluation: str  # name of the evaluation; empty: none
+    evaluation_texts: int
+
+    @property
+    def total_tokens(self) -> float:
+        """Tokens of the whole run, estimated."""
+        return self.step_tokens * self.steps
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, fit for JSON; long texts of the examples are shortened."""
+        examples = [
+            {
+                "source": one.source,
+                "place": one.place,
+                "sides": [(side, visible(text, LONGEST)) for side, text in one.sides],
+            }
+            for one in self.examples
+        ]
+        total = {"examples": examples, "total_tokens": self.total_tokens}
+        return {**dataclasses.asdict(self), **total}
+
+    def lines(self) -> list[str]:
+        """Return the lines for a terminal; no character of the data is obeyed by one."""
+        from gemb.preflight_lines import lines
+
+        return lines(self)
+
+
+def preflight(
+    batch: Batch,
+    sources: Sequence[Rows],
+    order: BatchOrder,
+    tokenize: Tokenize,
+    prompts: Sequence[tuple[Prompt, Prompt]],
+    *,
+    steps: int,
+    suite: Suite | None = None,
+    overlap_listing: Path | None = None,
+) -> Preflight:
+    """Look at the data of a run.
+
+    Args:
+        batch: the recipe's.
+        sources: the data.
+        order: of the batches; it is not moved.
+        tokenize: texts to ids, not cut.
+        prompts: of query and positive, of each source.
+        steps: of the run.
+        suite: the evaluation whose texts must not be trained on.
+        overlap_listing: the file to write training rows with such texts to.
+
+    Raises:
+        UsageError: a training text stands in the evaluation set.
+    """
+    sets: dict[str, int] = {}
+    if suite:
+        against = tested(_texts_of(suite))
+        refuse_overlap(sources, against, overlap_listing)
+        sets = {suite.name: len(against.ids)}
+    sampled = min(MOST, max(LEAST, SAMPLED // len(sources)))
+    checks, drawn = [], []
+    for number, (rows, words) in enumerate(zip(sources, prompts, strict=True)):
+        sample = [rows[row] for row in _sample(len(rows), sampled, order.seed)]
+        drawn.append((order.shares[number], rows, words, sample))
+        share = order.shares[number]
+        checks.append(_check(rows, words, sample, batch, tokenize, share, steps))
+    total = sum(len(rows) for rows in sources)
+    return Preflight(
+        sources=tuple(checks),
+        examples=tuple(_examples(drawn, batch)),
+        rows=total,
+        bad=sum(rows.bad_count for rows in sources),
+        pairs=batch.pairs,
+        max_tokens=batch.max_tokens,
+        steps=steps,
+        epochs=steps * batch.pairs / total,
+        step_tokens=batch.pairs * sum(check.share * check.row_tokens for check in checks),
+        evaluation=next(iter(sets), ""),
+        evaluation_texts=sum(sets.values()),
+    )
+
+
+def _texts_of(suite: Suite) -> Mapping[str, Iterator[str]]:
+    return {
+        one.name: (text.text for part in one.parts for text in part.texts) for one in suite.sets
+    }
+
+
+def _sample(rows: int, count: int, seed: int) -> list[int]:
+    """Return that many different rows, or all, the same for a seed."""
+    if rows <= count:
+        return list(range(rows))
+    words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(2 * count)
+    found: NDArray[np.uint64] = np.unique(words % np.uint64(rows))
+    return [int(row) for row in found[np.argsort(found * np.uint64(0x9E3779B97F4A7C15))][:count]]
+
+
+def _check(
+    rows: Rows,
+    prompts: tuple[Prompt, Prompt],
+    sample: Sequence[Example],
+    batch: Batch,
+    tokenize: Tokenize,
+    share: float,
+    steps: int,
+) -> SourceCheck:
+    sides = [side for example in sample for side in render(example, prompts, batch.negatives)]
+    sizes = np.array([len(ids) for ids in tokenize([text for _, text in sides])], np.int64)
+    is_query = np.array([side == "query" for side, _ in sides])
+    queries, positives = np.asarray(rows.query_ids), np.asarray(rows.positive_ids)
+    # Sorting the pairs' own hash, an odd multiple of one id and the other, needs no 16-byte keys.
+    pairs = queries * np.uint64(0x9E3779B97F4A7C15) ^ positives
+    return SourceCheck(
+        name=rows.name,
+        format=rows.format,
+        rows=len(rows),
+        bad=rows.bad_count,
+        bad_rows=tuple(rows.bad),
+        share=share,
+        passes=steps * share * batch.pairs / len(rows),
+        duplicates=_repeated(pairs),
+        equal_queries=_repeated(queries),
+        equal_positives=_repeated(positives),
+        sampled=len(sample),
+        tokens=_lengths(sizes),
+        query=_lengths(sizes[is_query]),
+        positive=_lengths(sizes[~is_query]),
+        cut=float((sizes > batch.max_tokens).mean()),
+        row_tokens=float(sizes.clip(max=batch.max_tokens).sum()) / len(sample),
+    )
+
+
+def render(example: Example, prompts: tuple[Prompt, Prompt], negatives: int) -> list[Side]:
+    """Return the texts of a row as the model sees them: query, positive, so many negatives."""
+    query, document = prompts
+    sides = [("query", query.render(*example.query))]
+    sides.append(("positive", document.render(*example.positive)))
+    return sides + [("negative", document.render(*one)) for one in example.negatives[:negatives]]
+
+
+def _repeated(ids: NDArray[np.uint64]) -> int:
+    ids = np.sort(ids)
+    return int((ids[1:] == ids[:-1]).sum())
+
+
+def _lengths(sizes: NDArray[np.int64]) -> Lengths:
+    median, p95 = np.quantile(sizes, [0.5, 0.95])
+    return Lengths(float(median), float(p95), int(sizes.max()))
+
+
+def _examples(
+    drawn: Sequence[tuple[float, Rows, tuple[Prompt, Prompt], Sequence[Example]]], batch: Batch
+) -> Iterator[Rendered]:
+    """Yield the examples, of the sources with the largest shares; of fewer sources, several."""
+    largest = sorted(drawn, key=lambda one: -one[0])
+    for number in range(EXAMPLES):
+        _, rows, prompts, sample = largest[number % len(largest)]
+        turn = number // len(largest)
+        if turn < len(sample):
+            sides = render(sample[turn], prompts, batch.negatives)
+            yield Rendered(rows.name, sample[turn].place, tuple(sides))
