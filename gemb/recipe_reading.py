@@ -18,7 +18,10 @@ class RecipeReader:
         self._places: dict[str, Place] = {}
 
     def place(self, path: str) -> Place:
-        """Return where the key at this path was given, or else the block around it."""
+        """Return where this path was given: the override that changed it, or the file's line."""
+        for known, place in self._places.items():
+            if place.key and f"{known}.".startswith(f"{path}."):
+                return place
         while path not in self._places:
             path = path.rpartition(".")[0]
         return self._places[path]

@@ -194,6 +194,13 @@ _Writer.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.012345
 _Writer.add_representer(
     float, lambda writer, number: writer.represent_scalar("tag:yaml.org,2002:float", repr(number))
 )
+# In other quotes PyYAML leaves some line breaks of Unicode bare, and reads them as spaces.
+_Writer.add_representer(
+    str,
+    lambda writer, text: writer.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
 _Writer.add_representer(
     tuple,
     lambda writer, items: writer.represent_sequence(
