@@ -16,7 +16,9 @@ LINE_EVERY_S = 30.0  # off a terminal
 class CountProgress:
     """A bar on a terminal, else a line now and then, with the rate and the time left."""
 
-    def __init__(self, total: int | None, what: str, unit: str, *, quiet: bool) -> None:
+    def __init__(
+        self, total: int | None, what: str, unit: str, *, quiet: bool, work: int = 0
+    ) -> None:
         """Begin.
 
         Args:
@@ -24,11 +26,15 @@ class CountProgress:
             what: is counted, in words.
             unit: one of them: texts, rows.
             quiet: show nothing.
+            work: of all that are to come, in any unit, where they differ much; by it the time left
+                is told.
         """
         self._total = total
         self._what = what
         self._unit = unit
         self._quiet = quiet
+        self._all_work = work or total or 0
+        self._work = 0
         self._began = self._shown_at = time.monotonic()
         self._done = self._tokens = 0
         self._bar: Any = None
@@ -41,9 +47,10 @@ class CountProgress:
                 leave=False,
             )
 
-    def add(self, count: int, tokens: int = 0) -> None:
+    def add(self, count: int, tokens: int = 0, work: int = 0) -> None:
         """Count what is done."""
         self._done += count
+        self._work += work or count
         self._tokens += tokens
         now = time.monotonic()
         if self._bar is not None:
@@ -66,7 +73,7 @@ class CountProgress:
         words = f"{self._done / seconds:,.0f} {self._unit}/s"
         if self._tokens:
             words += f", {self._tokens / seconds:,.0f} tokens/s"
-        if self._total:
-            left = max(0, self._total - self._done) * seconds / max(1, self._done)
+        if self._all_work:
+            left = max(0, self._all_work - self._work) * seconds / max(1, self._work)
             words += f", {duration(left)} left"
         return words

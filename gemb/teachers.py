@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -117,9 +118,20 @@ class Teacher:
                 yield keys[place], chunk[place]
 
     def missing(self, wanted: Iterable[Wanted]) -> int:
-        """Return how many different texts have no vector yet. 49 bytes of memory for each."""
-        keys = b"".join(key for key, _ in self.absent(wanted))
-        return len(np.unique(np.frombuffer(keys, f"S{KEY_BYTES}")))
+        """Return how many different texts have no vector yet."""
+        return self._missing(wanted)[0]
+
+    def _missing(self, wanted: Iterable[Wanted]) -> tuple[int, int]:
+        """Return how many different texts have no vector yet, and their characters.
+
+        24 bytes of memory for each.
+        """
+        keys, chars = bytearray(), array("q")
+        for key, one in self.absent(wanted):
+            keys += key
+            chars.append(len(one.words))
+        different = np.unique(np.frombuffer(keys, f"S{KEY_BYTES}"), return_index=True)[1]
+        return len(different), int(np.frombuffer(chars, np.int64)[different].sum())
 
     def rows(self, wanted: Sequence[Wanted]) -> NDArray[np.int64]:
         """Return where the vectors are, int64 [n], as `at` takes it.
@@ -177,18 +189,24 @@ class ModelTeacher(Teacher):
 
     def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
         """As `Teacher.fill` says; flushed every few seconds, so that a killed run goes on."""
-        total = None if iter(wanted) is wanted else self.missing(wanted)
-        if total == 0:
+        is_told = iter(wanted) is not wanted  # it can be counted first
+        if is_told and not self.missing(wanted):
             return 0
         done = cut = 0
         with self._store.locked():
-            if total is not None:
-                total = self.missing(wanted)  # another run may have filled them in meanwhile
-            progress = CountProgress(total, f"vectors of {self.reference}", "texts", quiet=quiet)
+            # Another run may have filled some in while this one waited.
+            total, chars = self._missing(wanted) if is_told else (None, 0)
+            progress = CountProgress(
+                total, f"vectors of {self.reference}", "texts", quiet=quiet, work=chars
+            )
             try:
                 for keys, rows, vectors in self._computed(wanted):
                     self._store.append(keys, vectors)
-                    progress.add(len(rows), sum(row.tokens for row in rows))
+                    progress.add(
+                        len(rows),
+                        tokens=sum(row.tokens for row in rows),
+                        work=sum(len(row.record.text) for row in rows),
+                    )
                     done += len(rows)
                     cut += sum(row.is_cut for row in rows)
             finally:
