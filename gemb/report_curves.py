@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from gemb.run_record import Metrics, RunRecord, Similarity
 
 SOURCES_DRAWN = 8  # as many as there are colours
 BINS_DRAWN = 80  # of a histogram, at most
+_NAME = re.compile(r"([^@/]*)([@/]?)(.*)", re.DOTALL)  # contrastive@768, distill/query, similarity
 
 
 def curves(run: RunRecord) -> Markup:
@@ -53,11 +55,11 @@ def _one(
 
 
 def _part_charts(metrics: Metrics) -> list[Markup]:
-    """Return a chart for each part, with a curve for each Matryoshka size."""
+    """Return a chart for each part, with a curve for each Matryoshka size or side."""
     families: dict[str, list[Series]] = {}
     for name, values in metrics.parts.items():
-        part, _, size = name.partition("@")
-        label = f"{size} dims" if size else part
+        part, mark, detail = _NAME.findall(name)[0]
+        label = {"@": f"{detail} dims", "/": detail, "": part}[mark]
         families.setdefault(part, []).append(Series(name=label, x=metrics.step, y=values))
     return [
         line_chart(f"Part: {part.replace('_', '-')}", "unweighted", series, is_noisy=True)

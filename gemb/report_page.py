@@ -88,7 +88,7 @@ def similarity(run: RunRecord) -> Markup:
     if not models:
         return Markup()
     words = (
-        "Cosines of queries with their own positives, and with those of other pairs. "
+        "Cosines of some training queries with their own positives, and with other pairs'. "
         "Alignment is the mean squared distance of partners (0 is equal); uniformity is the log "
         "of the mean of exp(\N{MINUS SIGN}2 d\N{SUPERSCRIPT TWO}) over other pairs: the lower, "
         "the more evenly the vectors fill the sphere (Wang & Isola, arXiv 2005.10242)."
@@ -172,19 +172,37 @@ def data(run: RunRecord) -> Markup:
     """Return the table of sources."""
     if not run.sources:
         return Markup()
-    names = ["Source", "Format", "Rows", "Bad", "Duplicates", "Share of batches"]
-    names += ["Median tokens", "95 %", "Longest"]
+    names = ["Source", "Format", "Rows", "Bad", "Duplicates", "Share of batches", "Passes"]
+    names += ["Median tokens", "95 %", "Longest", "Cut texts"]
     rows = [
         [
             source.name,
             source.format,
             *map(_count, (source.rows, source.bad, source.duplicates)),
-            f"{source.share:.1%}" if math.isfinite(source.share) else NOTHING,
+            _percent(source.share),
+            f"{source.passes:,.2f}" if math.isfinite(source.passes) else NOTHING,
             *map(_count, (source.median_tokens, source.p95_tokens, source.max_tokens)),
+            _percent(source.cut),
         ]
         for source in run.sources
     ]
-    return tag("section", tag("h2", "Data"), table(names, rows, words=2))
+    return tag("section", tag("h2", "Data"), table(names, rows, words=2), _examples(run))
+
+
+def _examples(run: RunRecord) -> Markup:
+    if not run.examples:
+        return Markup()
+    shown = [
+        joined(
+            [
+                tag("dt", f"{example.source}, {example.place}"),
+                *(tag("dd", tag("b", side), " ", text) for side, text in example.sides),
+            ]
+        )
+        for example in run.examples
+    ]
+    title = tag("summary", "Rows as the model sees them")
+    return tag("details", title, tag("dl", *shown, class_="examples"))
 
 
 def recipe(run: RunRecord) -> Markup:
@@ -212,6 +230,10 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) ->
 
 def _count(value: float) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else NOTHING
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}" if math.isfinite(share) else NOTHING
 
 
 def _decimals(value: float) -> str:

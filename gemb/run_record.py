@@ -42,9 +42,20 @@ class SourceRow:
     bad: float
     duplicates: float
     share: float  # of the batches, 0 to 1
+    passes: float  # over its rows
+    cut: float  # share of the texts that are cut, 0 to 1
     median_tokens: float
     p95_tokens: float
     max_tokens: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleRow:
+    """A row of the data as the model sees it."""
+
+    source: str
+    place: str
+    sides: tuple[tuple[str, str], ...]  # query, positive or negative; and the text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +99,7 @@ class RunRecord:
     metrics: Metrics
     planned_steps: float
     sources: tuple[SourceRow, ...]
+    examples: tuple[ExampleRow, ...]
     metric: str  # the dev set's main one
     baseline: Mapping[ScoreKey, Score]
     final: Mapping[ScoreKey, Score]
@@ -120,6 +132,7 @@ def read_run(run: Path) -> RunRecord:
         metrics=_metrics(run / "metrics.jsonl"),
         planned_steps=number(preflight.get("steps")),
         sources=tuple(_source(each) for each in preflight.get("sources") or ()),
+        examples=tuple(_example(each) for each in preflight.get("examples") or ()),
         metric=str((final or baseline).get("metric", "")),
         baseline=_scores(baseline, "value"),
         final=_scores(final, "value"),
@@ -143,18 +156,19 @@ def _metrics(path: Path) -> Metrics:
     columns = {name: _column(steps, name) for name in COLUMNS}
     parts = [line.get("parts") or {} for line in steps]
     names = dict.fromkeys(name for each in parts for name in each)  # a set that keeps the order
-    dev: dict[int, tuple[list[float], list[float]]] = {}
+    dev: dict[int, dict[int, float]] = {}  # a step that was evaluated twice has the later mean
     for line in lines:
         for dim, scores in (line.get("eval") or {}).items():
-            at, means = dev.setdefault(int(dim), ([], []))
-            at.append(line["step"])
-            means.append(number(scores.get("mean")))
+            dev.setdefault(int(dim), {})[line["step"]] = number(scores.get("mean"))
     return Metrics(
         step=np.array([line["step"] for line in steps], np.float64),
         columns={name: values for name, values in columns.items() if np.isfinite(values).any()},
         parts={name: _column(parts, name) for name in names},
         source=np.array([str(line.get("source") or "") for line in steps], np.str_),
-        dev={dim: (np.array(at, float), np.array(means)) for dim, (at, means) in dev.items()},
+        dev={
+            dim: (np.array(list(means), np.float64), np.array(list(means.values()), np.float64))
+            for dim, means in dev.items()
+        },
     )
 
 
@@ -171,9 +185,19 @@ def _source(fields: Mapping[str, Any]) -> SourceRow:
         bad=number(fields.get("bad")),
         duplicates=number(fields.get("duplicates")),
         share=number(fields.get("share")),
+        passes=number(fields.get("passes")),
+        cut=number(fields.get("cut")),
         median_tokens=number(tokens.get("median")),
         p95_tokens=number(tokens.get("p95")),
         max_tokens=number(tokens.get("max")),
+    )
+
+
+def _example(fields: Mapping[str, Any]) -> ExampleRow:
+    return ExampleRow(
+        source=str(fields.get("source", "")),
+        place=str(fields.get("place", "")),
+        sides=tuple((str(side), str(text)) for side, text in fields.get("sides") or ()),
     )
 
 

@@ -8,61 +8,22 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from gemb.bootstrap import Statistic
 from gemb.errors import UsageError
 from gemb.metrics_log import MetricsLog
-from gemb.report_axes import axis
-from gemb.report_charts import PLOT_HEIGHT, PLOT_WIDTH, Series, line_chart
-from gemb.report_markup import Markup, tag
+from gemb.preflight import Lengths, Preflight, Rendered, SourceCheck
 from gemb.run_report import write_report
+from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.similarities import similarities
+from gemb.verdict import verdict
+from html_page import Page
 
 HOSTILE = "<script>alert(1)</script>\"'&"
-VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """A page's elements, in order, and the text within each; open and close must match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self._open: list[int] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, "an element is not closed"
-
-    def handle_starttag(self, name, attrs):
-        self.found.append((name, dict(attrs), []))
-        if name not in VOID:
-            self._open.append(len(self.found) - 1)
-
-    def handle_endtag(self, name):
-        assert self.found[self._open.pop()][0] == name
-
-    def handle_data(self, data):
-        for place in self._open:
-            self.found[place][2].append(data)
-
-    def texts(self, name: str) -> list[str]:
-        return ["".join(words) for each, _, words in self.found if each == name]
-
-    def rows(self) -> list[list[str]]:
-        """Every table row, as its cells' words."""
-        rows: list[list[str]] = []
-        for name, _, words in self.found:
-            if name == "tr":
-                rows.append([])
-            elif name in ("td", "th"):
-                rows[-1].append("".join(words))
-        return rows
 
 
 def report(run: Path) -> Page:
@@ -121,7 +82,8 @@ def run(tmp_path: Path) -> Path:
     )
     source = {
         "name": "boolq", "format": "JSONL", "rows": 5665, "bad": 2, "share": 0.25,
-        "duplicates": 31, "tokens": {"median": 84, "p95": 310.4, "max": 2911},
+        "duplicates": 31, "passes": 1.5, "cut": 0.004,
+        "tokens": {"median": 84, "p95": 310.4, "max": 2911},
     }  # fmt: skip
     write(run, "preflight.json", {"steps": 90, "sources": [source]})
     for name, more in (("baseline", 0.0), ("final", 0.02)):
@@ -129,7 +91,7 @@ def run(tmp_path: Path) -> Path:
         rows += [score("stsb", "spearman", 768, 0.8 - more)]
         mean = [score("mean", "mean", 768, 0.6)]
         write(run, f"scores-{name}.json", {"metric": "mean", "rows": rows, "means": mean})
-    verdict = {
+    judged = {
         "word": "TIE",
         "line": "VERDICT TIE mean 0.600 → 0.600 (+0.000, 95% CI -0.010 to +0.010)",
         "sets": [
@@ -138,7 +100,7 @@ def run(tmp_path: Path) -> Path:
         ],
         "sizes": [change("mean", "mean", 768, -0.01, 0.01)],
     }
-    write(run, "verdict.json", verdict)
+    write(run, "verdict.json", judged)
     x = np.eye(40, dtype=np.float32)
     write(run, "similarities.json", {"before": similarities(x, -x), "after": similarities(x, x)})
     return run
@@ -167,7 +129,19 @@ def test_the_tables_hold_the_numbers_of_the_files(run: Path) -> None:
     rows = report(run).rows()
     assert ["Before training", "−1.000", "0.000", "4.000", "−4.000", "40"] in rows
     assert ["Change", "+2.0000", "+0.0000", "−4.0000", "+0.0000", ""] in rows
-    assert ["boolq", "JSONL", "5,665", "2", "31", "25.0%", "84", "310", "2,911"] in rows
+    assert [
+        "boolq",
+        "JSONL",
+        "5,665",
+        "2",
+        "31",
+        "25.0%",
+        "1.50",
+        "84",
+        "310",
+        "2,911",
+        "0.4%",
+    ] in rows
     scores = [row for row in rows if "768 f32" in row]
     assert [row[:2] for row in scores] == [
         ["mean", "mean"], ["cosqa", "ndcg@10"], ["cosqa", "mrr"], ["stsb", "spearman"],
@@ -176,6 +150,84 @@ def test_the_tables_hold_the_numbers_of_the_files(run: Path) -> None:
         "0.4000 [0.370, 0.430]", "0.4200 [0.390, 0.450]", "+0.0200 [+0.010, +0.030]",
     ]  # fmt: skip
     assert scores[2][5] == "+0.0200", "no paired interval is known"
+
+
+def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> None:
+    metric = {"kind": "retrieval", "metric": "ndcg@10", "units": 30, "prompts": ()}
+    sets = tuple(
+        SetDescription(name=name, fingerprint=f"{place:032x}", **metric)
+        for place, name in enumerate(("cosqa", "xsum"))
+    )
+    scores = []
+    for size, more in ((Size(64, "f32"), 0.0), (Size(64, "f32"), 0.05)):
+        values = np.random.default_rng(0).random((2, 30)) / 2 + more
+        statistics = {(one.name, size): Statistic("mean", values[i]) for i, one in enumerate(sets)}
+        rows = tuple(
+            Row(set=one.name, metric="ndcg@10", dim=64, dtype="f32", value=value, low=0, high=1)
+            for one, value in zip(sets, values.mean(axis=1).tolist(), strict=True)
+        )
+        scores.append(
+            Scores(
+                model="m", arithmetic="fp32", suite="s", texts=9, cut=0, sets=sets, sizes=(size,),
+                rows=rows, evidence=statistics,
+            )
+        )  # fmt: skip
+    before, after = scores
+    before.save(run / "scores-baseline.json")
+    after.save(run / "scores-final.json")
+    write(run, "verdict.json", verdict(before, after).to_json())
+    lengths = Lengths(10.5, 20.0, 30)
+    check = SourceCheck(
+        name="pairs", format="CSV", rows=40, bad=1, bad_rows=(("pairs.csv:3", "no query"),),
+        share=1.0, passes=2.0, duplicates=3, equal_queries=4, equal_positives=5, sampled=40,
+        tokens=lengths, query=lengths, positive=lengths, cut=0.25, row_tokens=20.0,
+    )  # fmt: skip
+    sides = (("query", f"task | query: {HOSTILE}"), ("positive", "title: none | text: b"))
+    preflight = Preflight(
+        sources=(check,), examples=(Rendered("pairs", "pairs.csv:2", sides),), rows=40, bad=1,
+        pairs=4, max_tokens=512, steps=90, epochs=2.0, step_tokens=80.0, evaluation="s",
+        evaluation_texts=9,
+    )  # fmt: skip
+    write(run, "preflight.json", preflight.to_json())
+    page = report(run)
+    assert "WIN ndcg@10" in page.texts("header")[0]
+    rows = page.rows()
+    assert ["pairs", "CSV", "40", "1", "3", "100.0%", "2.00", "10", "20", "30", "25.0%"] in rows
+    means = next(row for row in rows if row[:3] == ["mean", "ndcg@10", "64 f32"])
+    assert means[4].startswith(f"{after.mean(64):.4f} [")
+    assert means[5] == "+0.0500 [+0.050, +0.050]"
+    assert [row[0] for row in rows if "64 f32" in row] == ["mean", "cosqa", "xsum"]
+    assert "pairs, pairs.csv:2" in page.texts("dt")
+    assert f"query task | query: {HOSTILE}" in page.texts("dd")
+
+
+def test_parts_are_drawn_by_kind_with_a_curve_for_each_size_or_side(run: Path) -> None:
+    names = [
+        "contrastive@768",
+        "contrastive@128",
+        "distill/query",
+        "distill/positive",
+        "similarity",
+    ]
+    log = MetricsLog(run / "metrics.jsonl", -1)
+    for step in (1, 2):
+        log.write(step=step, loss=1.0, parts=dict.fromkeys(names, 0.5))
+    log.close()
+    page = report(run)
+    captions = [words for words in page.texts("figcaption") if words.startswith("Part")]
+    assert captions == [
+        f"Part: {part} unweighted" for part in ("contrastive", "distill", "similarity")
+    ]
+    assert page.texts("li")[:4] == ["768 dims", "128 dims", "query", "positive"]
+
+
+def test_a_step_that_was_evaluated_twice_has_the_later_mean(run: Path) -> None:
+    log = MetricsLog(run / "metrics.jsonl", 0)
+    log.write(step=0, eval={768: {"mean": 0.7}})
+    log.close()
+    page = report(run)
+    label = next(str(each["aria-label"]) for _, each, _ in page.found if "data-x" in each)
+    assert label == "768 dims from 0.7 to 0.7; 128 dims from 0.3 to 0.3"
 
 
 def test_only_a_change_whose_interval_is_without_0_is_coloured(run: Path) -> None:
@@ -224,7 +276,7 @@ def test_words_of_the_data_are_never_markup(tmp_path: Path) -> None:
     assert len(page.texts("script")) == 1
     assert not page.texts("b") or all("run" not in words for words in page.texts("b"))
     assert page.texts("h1") == ["<b>run"]
-    assert [HOSTILE, HOSTILE, *["–"] * 7] in page.rows()
+    assert [HOSTILE, HOSTILE, *["–"] * 9] in page.rows()
     assert HOSTILE in page.texts("li")
     assert sum("alert(1)" in words for words in page.texts("figcaption")) == 1
 
@@ -316,111 +368,3 @@ def test_no_tensor_and_no_drawing_library_is_loaded(run: Path) -> None:
         [sys.executable, "-c", program, str(run)], check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == ""
-
-
-def drawn(chart: Markup, kind: str = "line") -> list[np.ndarray]:
-    """The values [n, 2] of a chart's paths, read back from its coordinates and ranges."""
-    page = Page(chart)
-    frame = next(each for _, each, _ in page.found if "data-x" in each)
-    (x0, x1), (y0, y1) = (
-        [float(each) for each in str(frame[name]).split()] for name in ("data-x", "data-y")
-    )
-    values = []
-    for tag_name, attributes, _ in page.found:
-        if tag_name == "path" and str(attributes["class"]).split()[0] == kind:
-            d = str(attributes["d"])[1:].rstrip("Z")
-            points = np.array([point.split() for point in d.split("L")], float)
-            x = x0 + points[:, 0] / PLOT_WIDTH * (x1 - x0)
-            values.append(np.stack([x, y1 - points[:, 1] / PLOT_HEIGHT * (y1 - y0)], 1))
-    return values
-
-
-def curve(y: np.ndarray, **fields: float) -> Series:
-    return Series(name="a", x=np.arange(1, len(y) + 1, dtype=float), y=y, **fields)
-
-
-def test_a_curves_coordinates_are_its_values() -> None:
-    y = np.array([3.0, np.nan, 1.25, -2.0, 4.5])
-    (line,) = drawn(line_chart("t", "u", [curve(y)], is_noisy=False))
-    # coordinates have one and two decimals of a unit, in plots about 400 by 190 units
-    np.testing.assert_allclose(line[:, 0], [1, 3, 4, 5], atol=5 / PLOT_WIDTH)
-    np.testing.assert_allclose(line[:, 1], [3, 1.25, -2, 4.5], atol=0.1 / PLOT_HEIGHT)
-
-
-def test_a_long_curve_keeps_its_mean_and_the_shade_every_extreme() -> None:
-    y = 5 + np.random.default_rng(1).random(50_000)
-    chart = line_chart("t", "u", [curve(y)], is_noisy=True)
-    (line,), (band,) = drawn(chart), drawn(chart, "band")
-    assert len(line) <= 240
-    # a mean over 50,000 / 25 values of a uniform number is within 5 sigma = 0.033 of 5.5
-    assert np.abs(line[:, 1] - 5.5).max() < 0.033 + 0.1
-    assert np.abs(line[5:, 1] - 5.5).max() < 0.033
-    assert band[:, 1].max() == pytest.approx(y.max(), abs=0.01)
-    assert band[:, 1].min() == pytest.approx(y.min(), abs=0.01)
-
-
-def test_a_rare_spike_does_not_flatten_the_curve_and_is_told() -> None:
-    y = 1 + np.random.default_rng(2).random(1000)
-    y[500] = 700.0
-    chart = line_chart("t", "u", [curve(y)], is_noisy=True)
-    assert "Outside: up to 700, at step 501" in chart
-    assert drawn(chart)[0][:, 1].max() < 2
-    y[500] = 2.1
-    assert "Outside" not in line_chart("t", "u", [curve(y)], is_noisy=True)
-
-
-def test_a_baseline_lies_within_the_frame() -> None:
-    chart = line_chart("t", "u", [curve(np.array([1.0, 2.0]), baseline=9.0)], is_noisy=False)
-    (d,) = [str(each["d"]) for _, each, _ in Page(chart).found if "base s1" in str(each)]
-    assert 0 <= float(d.split()[1].split("H")[0]) <= PLOT_HEIGHT
-
-
-@pytest.mark.parametrize("y", [[2.0], [0.0, 0.0], [1e-9, 1e-9, 1e-9], [5e8, 5e8]])
-def test_one_value_and_equal_values_are_drawn(y: list[float]) -> None:
-    (line,) = drawn(line_chart("t", "u", [curve(np.array(y))], is_noisy=True))
-    np.testing.assert_allclose(line[: len(y), 1], y, rtol=1e-3, atol=1e-12)
-
-
-def test_a_chart_without_values_is_nothing() -> None:
-    assert line_chart("t", "u", [curve(np.full(3, np.nan))], is_noisy=True) == ""
-
-
-@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.integers(3, 8), st.booleans())
-def test_ticks_are_round_within_the_range_and_told_apart(low, span, count, is_round) -> None:
-    high = low + span
-    if high - low <= 1e-8 * max(abs(low), abs(high)):
-        return
-    found = axis(low, high, count=count, is_round=is_round)
-    step = found.ticks[1] - found.ticks[0] if len(found.ticks) > 1 else span
-    assert found.low <= low + 1e-6 * step
-    assert found.high >= high - 1e-6 * step
-    assert 1 <= len(found.ticks) <= count + 2
-    labels = [found.label(tick) for tick in found.ticks]
-    assert len(set(labels)) == len(labels)
-    for tick, label in zip(found.ticks, labels, strict=True):
-        told = float(label.replace("−", "-").replace(",", "")) * 10.0**found.power
-        assert told == pytest.approx(tick, abs=1e-6 * step)
-    if len(found.ticks) > 1:
-        digit = f"{step:.1e}"[0]
-        assert digit in "125", step
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "labels", "unit"),
-    [
-        (0, 2e-5, ["0.0", "0.5", "1.0", "1.5", "2.0"], "×10⁻⁵"),
-        (0, 41_000, ["0", "20", "40", "60"], "thousand"),
-        (0.35, 0.47, ["0.35", "0.40", "0.45", "0.50"], ""),
-        (-1.2, 0.4, ["−1.5", "−1.0", "−0.5", "0.0", "0.5"], ""),
-        (0, 5_000, ["0", "2,000", "4,000", "6,000"], ""),
-    ],
-)
-def test_labels_are_short(low: float, high: float, labels: list[str], unit: str) -> None:
-    found = axis(low, high, count=4, is_round=True)
-    assert ([found.label(tick) for tick in found.ticks], found.unit) == (labels, unit)
-
-
-def test_markup_alone_is_not_escaped() -> None:
-    assert tag("p", "a<b", tag("i", "&"), class_="x\"'") == (
-        '<p class="x&quot;&#x27;">a&lt;b<i>&amp;</i></p>'
-    )
