@@ -7,7 +7,7 @@ rounded; queries and documents alike.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,19 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder, ModelProfile
 
 Vectors = NDArray[np.float32]
-Progress = Callable[[int, int], None]  # texts done now, texts in all
+
+
+class Done(NamedTuple):
+    """What was embedded since the last time."""
+
+    texts: int
+    tokens: int
+    characters: int
+    all_texts: int
+    all_characters: int
+
+
+Progress = Callable[[Done], None]
 
 _CELLS = 1 << 24  # similarities in memory at a time
 
@@ -55,7 +67,7 @@ def evaluate(
         encoder: the open model.
         dims: widths that it was trained for; none: all of them.
         dtypes: of gemb.vectors.DTYPES.
-        progress: called with how many texts were embedded, and how many there are.
+        progress: called as texts are embedded.
 
     Raises:
         UsageError: the model was not trained for a width.
@@ -167,6 +179,7 @@ class _Embedded:
         # Texts of one length share a batch; the longest come first, so that the end is near when
         # it seems so.
         records = sorted(records, key=lambda record: -len(record.text))
+        characters = sum(len(record.text) for record in records)
         for window in embed(records, embedder, plan, live=False):
             for row in window.rows:
                 if row.error:
@@ -176,7 +189,16 @@ class _Embedded:
                 self.cut += row.is_cut
             vectors[[int(row.record.id) for row in window.rows]] = window.vectors
             if progress:
-                progress(len(window.rows), len(records))
+                tokens = sum(row.tokens for row in window.rows)
+                progress(
+                    Done(
+                        len(window.rows),
+                        tokens,
+                        sum(len(row.record.text) for row in window.rows),
+                        len(records),
+                        characters,
+                    )
+                )
         return vectors
 
     def rows(self, part: Part) -> Rows:

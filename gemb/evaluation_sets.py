@@ -197,6 +197,10 @@ class Suite:
                 for text in part.texts:
                     yield text.text
 
+    def fingerprints(self) -> dict[str, str]:
+        """Return each set's fingerprint by name."""
+        return {one.name: one.fingerprint for one in self.sets}
+
     @property
     def metric(self) -> str:
         """The main metric, or `mean` where the sets have several."""

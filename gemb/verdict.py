@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -82,7 +83,7 @@ def verdict(before: Scores, after: Scores) -> Verdict:
     Raises:
         UsageError: the two were not evaluated on the same sets, or not in the same type.
     """
-    _check(before, after)
+    check_sets(before, {one.name: one.fingerprint for one in after.sets})
     old, new = _widest(before), _widest(after)
     if old.dtype != new.dtype:
         raise UsageError(
@@ -102,15 +103,18 @@ def _names(scores: Scores) -> list[str]:
     return [one.name for one in scores.sets]
 
 
-def _check(before: Scores, after: Scores) -> None:
-    """Refuse scores of different sets."""
+def check_sets(before: Scores, found: Mapping[str, str]) -> None:
+    """Refuse scores of other sets than these, each with its fingerprint.
+
+    Raises:
+        UsageError: a set is missing on one side, or its content is another.
+    """
     known = {one.name: one.fingerprint for one in before.sets}
-    found = {one.name: one.fingerprint for one in after.sets}
     for name in [*known, *found]:
         if name not in known or name not in found:
-            missing = "these scores" if name in known else "the baseline"
+            missing = "the new scores have" if name in known else "the baseline has"
             raise UsageError(
-                f"{missing} have no set '{name}'; a comparison needs the same sets on both sides"
+                f"{missing} no set '{name}'; a comparison needs the same sets on both sides"
             )
         if known[name] != found[name]:
             raise UsageError(

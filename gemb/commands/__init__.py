@@ -6,6 +6,7 @@ from gemb.commands.completion import completion
 from gemb.commands.cut import cut
 from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
+from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
 from gemb.commands.mine import mine
 from gemb.commands.models import models
@@ -16,6 +17,7 @@ from gemb.commands.verify import verify
 COMMANDS: tuple[click.Command, ...] = (
     train,
     embed,
+    evaluate,
     verify,
     models,
     recipes,

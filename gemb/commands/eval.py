@@ -1,0 +1,284 @@
+"""`gemb eval`: how good a model is, on the user's own sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
+from gemb.commands.params import ModelReference
+from gemb.errors import NegativeAnswer
+from gemb.models import DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gemb.backend import Encoder
+    from gemb.evaluation_sets import Suite
+    from gemb.scores import Row, Scores
+    from gemb.verdict import Verdict
+
+DTYPES = ("f32", "f16", "int8", "ubinary")
+PREFIXES = ("builtin:", "mteb:")
+GROUPS = {
+    "What is measured": ("data", "dims", "dtypes", "baseline"),
+    "Output": ("every_metric", "as_json", "output"),
+    "Model": ("backend", "device", "precision", "threads"),
+}
+
+
+@click.command("eval", cls=GroupedCommand, groups=GROUPS)
+@click.argument(
+    "reference", type=ModelReference(), metavar="[MODEL]", default=DEFAULT, envvar="GEMB_MODEL"
+)
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="PATH|builtin:tiny|mteb:TASK",
+    help="A set, a folder or a tree of sets; repeatable.  [default: builtin:tiny]",
+)
+@click.option(
+    "--dims",
+    metavar="A,B",
+    help="Widths of the vectors.  [default: all that the model was trained for]",
+)
+@click.option(
+    "--dtype",
+    "dtypes",
+    metavar="A,B",
+    default="f32",
+    show_default=True,
+    help="Types of the numbers, as gemb embed stores them: f32, f16, int8, ubinary.",
+)
+@click.option(
+    "--baseline",
+    type=ModelReference(),
+    metavar="REF|FILE",
+    help="A model, or scores that -o wrote, to compare with.",
+)
+@click.option("-a", "--all", "every_metric", is_flag=True, help="Every metric of a set.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the scores, with what a later --baseline needs, as JSON.",
+)
+@runtime_options
+def evaluate(
+    reference: str,
+    data: tuple[str, ...],
+    dims: str | None,
+    dtypes: str,
+    baseline: str | None,
+    every_metric: bool,
+    as_json: bool,
+    output: Path | None,
+    options: ModelOptions,
+) -> None:
+    """Measure a model: STS, retrieval, classification, bitext, for each size of vector.
+
+    \b
+    gemb eval runs/a/model --data dev/
+    gemb eval --data dev/ --dims 768,256 --dtype f32,int8,ubinary embeddinggemma-300m
+    gemb eval runs/b/model --data dev/ --baseline runs/a/model
+
+    \b
+    A folder of --data, at any depth:
+      NAME/corpus.jsonl, queries.jsonl, qrels.tsv   retrieval, as BEIR has it: nDCG@10
+      rerank/NAME/...                               the same among judged documents: MAP
+      NAME.tsv: sentence1, sentence2, score         STS: Spearman; scores 0 and 1: AP
+      NAME.tsv: two columns                         bitext: accuracy
+      NAME-train.jsonl, NAME-val.jsonl: text, label linear probe: accuracy
+    A set.json beside corpus.jsonl may say {"task": "code"}: which prompt queries have.
+
+    Intervals are 95 %, by bootstrap over queries, pairs or rows. With --baseline the last line is
+    WIN, TIE or REGRESSION of the mean of the sets, by paired bootstrap.
+
+    \b
+    Exit codes: 0 done, 1 a regression, 2 wrong usage or a wrong file, 4 something is
+    absent, 5 the run failed.
+    """
+    import dataclasses
+
+    if reference.startswith(PREFIXES):  # gemb eval mteb:STSBenchmark
+        data, reference = (reference, *data), _default_model()
+    widths, types = _widths(dims), _types(dtypes)
+    options = dataclasses.replace(options, model=reference)
+    tasks = [name.partition(":")[2] for name in data if name.startswith("mteb:")]
+    if tasks:
+        if len(tasks) < len(data):
+            raise click.UsageError("mteb: tasks and other sets are evaluated in separate commands")
+        if baseline is not None or output is not None or dtypes != "f32" or every_metric:
+            raise click.UsageError("--baseline, -o, -a and --dtype are not for mteb: tasks")
+        _run_mteb(tasks, options, widths, as_json=as_json)
+        return
+    _run(data or ("builtin:tiny",), options, widths, types, baseline, every_metric, as_json, output)
+
+
+def _default_model() -> str:
+    import os
+
+    return os.environ.get("GEMB_MODEL") or DEFAULT
+
+
+def _run(
+    data: Sequence[str],
+    options: ModelOptions,
+    widths: tuple[int, ...],
+    types: tuple[str, ...],
+    baseline: str | None,
+    every_metric: bool,
+    as_json: bool,
+    output: Path | None,
+) -> None:
+    import dataclasses
+
+    from gemb.evaluation_sets import open_suite
+    from gemb.scores import Scores
+    from gemb.verdict import check_sets, verdict
+
+    if output is not None:
+        from gemb.output_paths import check_folder_of
+
+        check_folder_of(output)
+    suite = open_suite(*data)
+    before: Scores | None = None
+    if baseline is not None and Path(baseline).suffix == ".json":
+        before = Scores.load(Path(baseline))
+        check_sets(before, suite.fingerprints())
+    encoder = options.open().encoder
+    if baseline is not None and before is None:
+        other = dataclasses.replace(options, model=baseline).open().encoder
+        before = _scores(suite, other, widths, types, options, f"eval {baseline}")
+        del other
+    after = _scores(suite, encoder, widths, types, options, "eval")
+    _say(after, encoder, quiet=options.quiet)
+    if output is not None:
+        after.save(output)
+    found = verdict(before, after) if before else None
+    click.echo(_json(after, found) if as_json else _table(after, found, every_metric=every_metric))
+    if found and found.word == "REGRESSION":
+        raise NegativeAnswer(f"worse than {baseline}: {found.line.removeprefix('VERDICT ')}")
+
+
+def _scores(
+    suite: Suite,
+    encoder: Encoder,
+    widths: tuple[int, ...],
+    types: tuple[str, ...],
+    options: ModelOptions,
+    label: str,
+) -> Scores:
+    from gemb.count_progress import CountProgress
+    from gemb.evaluation import Done
+    from gemb.evaluation import evaluate as measure
+
+    bar: CountProgress | None = None
+
+    def progress(done: Done) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = CountProgress(
+                done.all_texts, label, "texts", quiet=options.quiet, work=done.all_characters
+            )
+        bar.add(done.texts, done.tokens, done.characters)
+
+    try:
+        return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+def _say(scores: Scores, encoder: Encoder, *, quiet: bool) -> None:
+    """Say on stderr what is not in the table: prompts, texts that were cut, what is left out."""
+    from gemb.notes import note, warn
+
+    if scores.cut:
+        most = encoder.profile.max_tokens
+        warn(f"{scores.cut} of {scores.texts} texts were cut at {most} tokens")
+    for one in scores.sets:
+        if one.left_out:
+            warn(f"{one.name}: {one.left_out}; they take no part")
+    if quiet:
+        return
+    users: dict[tuple[str, ...], list[str]] = {}
+    for one in scores.sets:
+        users.setdefault(tuple(dict.fromkeys(one.prompts)), []).append(one.name)
+    for prompts, names in users.items():
+        words = " and ".join(f"'{prompt}'" for prompt in prompts)
+        note(f"prompts of {', '.join(names)}: {words}")
+
+
+def _widths(dims: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(dim) for dim in dims.split(",")) if dims else ()
+    except ValueError:
+        raise click.UsageError(f"--dims {dims}: widths with commas between, as 768,256") from None
+
+
+def _types(dtypes: str) -> tuple[str, ...]:
+    types = tuple(dtype.strip() for dtype in dtypes.split(","))
+    for dtype in types:
+        if dtype not in DTYPES:
+            raise click.UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
+    return types
+
+
+def _table(scores: Scores, found: Verdict | None, *, every_metric: bool) -> str:
+    """Return a line for each set and type: the metric, its units, and a column for each width."""
+    dims = list(dict.fromkeys(size.dim for size in scores.sizes))
+    types = list(dict.fromkeys(size.dtype for size in scores.sizes))
+    units = {one.name: str(one.units) for one in scores.sets}
+    main = {(one.name, one.metric) for one in scores.sets}
+    shown = [row for row in scores.rows if every_metric or (row.set, row.metric) in main]
+    if len(scores.sets) > 1:
+        shown += scores.means()
+    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for row in shown:
+        lines.setdefault((row.set, row.metric, row.dtype), {})[row.dim] = row
+    head = ["set", "metric", "n", *(["dtype"] if len(types) > 1 else []), *map(str, dims)]
+    table = [head]
+    for (name, metric, dtype), cells in lines.items():
+        kind = [dtype] if len(types) > 1 else []
+        table.append([name, metric, units.get(name, ""), *kind, *map(_cell, cells.values())])
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
+    return "\n".join(text + ([found.line] if found else []))
+
+
+def _cell(row: Row) -> str:
+    return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
+
+
+def _json(scores: Scores, found: Verdict | None) -> str:
+    import json
+
+    document = {**scores.to_json(), **({"verdict": found.to_json()} if found else {})}
+    return json.dumps(document, ensure_ascii=False, indent=2)
+
+
+def _run_mteb(
+    tasks: Sequence[str], options: ModelOptions, widths: tuple[int, ...], *, as_json: bool
+) -> None:
+    import json
+
+    from gemb.mteb_adapter import import_mteb, run
+
+    import_mteb()
+    encoder = options.open().encoder
+    found = run(tasks, encoder, widths)
+    if as_json:
+        click.echo(json.dumps([row._asdict() for row in found], ensure_ascii=False, indent=2))
+        return
+    for row in found:
+        click.echo(
+            f"{row.task}  {row.split}  {row.subset}  {row.metric}  {row.dim}  {row.value:.5f}"
+        )
