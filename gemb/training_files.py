@@ -22,6 +22,7 @@ from gemb.visible import visible
 Parts = Iterator[bytes | Oversize | None]
 
 GZIP = b"\x1f\x8b"
+ARRAY = "rows are objects, one a line: jq -c '.[]' makes them of an array"
 NAMES = {"jsonl": "JSONL", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet"}
 
 
@@ -163,7 +164,9 @@ def json_row(line: bytes, number: int, offset: int) -> RawRow:
         values = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         return RawRow(number, None, _json_fault(line, error))
-    if isinstance(values, list) and 2 <= len(values) <= 3:  # as sentence-transformers ships them
+    if isinstance(values, list):  # as sentence-transformers ships them
+        if not 2 <= len(values) <= 3 or not all(isinstance(one, str) for one in values):
+            return RawRow(number, None, f"an array, but not of two or three texts; {ARRAY}")
         values = dict(zip(("query", "positive", "negative"), values, strict=False))
     if not isinstance(values, dict):
         return RawRow(number, None, "no JSON object")
@@ -176,5 +179,5 @@ def _json_fault(line: bytes, error: ValueError) -> str:
     except UnicodeDecodeError as fault:
         return f"byte {fault.start + 1} (0x{line[fault.start]:02x}) is no valid UTF-8"
     if line.strip() in (b"[", b"{"):
-        return "bad JSON: the file must have one object a line; jq -c '.[]' makes lines of an array"
+        return f"bad JSON; {ARRAY}"
     return f"bad JSON: {visible(str(error))}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -46,7 +47,8 @@ class Rows:
         self._layout = Layout(**about.layout) if about.layout else None  # None: our own lines
         self._table: NDArray[Any] = np.memmap(folder / "rows.bin", ROW, "r")
         self._lines = Path(about.lines) if about.layout else folder / "lines.jsonl"
-        self._file = self._lines.open("rb", buffering=0)
+        self._fd = os.open(self._lines, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
 
     @property
     def query_ids(self) -> NDArray[np.uint64]:
@@ -86,7 +88,7 @@ class Rows:
     def _read(self, row: int) -> tuple[str, list[Text], list[Text], int]:
         """Return what stands in a row's line, and which of the positives is the row's."""
         entry = self._table[row]
-        line = os.pread(self._file.fileno(), int(entry["size"]), int(entry["offset"]))
+        line = os.pread(self._fd, int(entry["size"]), int(entry["offset"]))
         which = int(entry["positive"])
         try:
             query, positives, negatives = self._parse(line)

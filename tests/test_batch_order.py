@@ -64,6 +64,7 @@ def largest(rows: Ids) -> int:
 FEW = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(FEW)
 def test_the_largest_batch_is_the_one_that_scipy_finds(pairs: list[tuple[int, int]]) -> None:
     rows = of(pairs)
@@ -72,6 +73,7 @@ def test_the_largest_batch_is_the_one_that_scipy_finds(pairs: list[tuple[int, in
     assert len(set(rows.query_ids[found])) == len(set(rows.positive_ids[found])) == len(found)
 
 
+@settings(deadline=None)
 @given(FEW, st.integers(0, 2**64 - 1))
 def test_no_query_and_no_positive_stands_twice_in_a_batch(
     pairs: list[tuple[int, int]], seed: int
@@ -84,6 +86,7 @@ def test_no_query_and_no_positive_stands_twice_in_a_batch(
         assert len(set(rows.positive_ids[batch.rows])) == order.pairs
 
 
+@settings(deadline=None)
 @given(FEW, st.integers(1, 6))
 def test_a_batch_that_the_rows_cannot_make_is_refused_and_the_largest_named(
     pairs: list[tuple[int, int]], more: int
@@ -95,7 +98,7 @@ def test_a_batch_that_the_rows_cannot_make_is_refused_and_the_largest_named(
         BatchOrder([rows], pairs=largest(rows) + more, seed=0)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(FEW, st.integers(1, 4), st.integers(0, 12), st.integers(0, 12))
 def test_a_restart_at_any_step_continues_exactly(
     pairs: list[tuple[int, int]], size: int, before: int, after: int
