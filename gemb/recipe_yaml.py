@@ -123,6 +123,8 @@ def read_text(text: str, place: Place) -> Value:
     except yaml.reader.ReaderError as error:
         where = place if place.key else Place(place.source, text.count("\n", 0, error.position) + 1)
         raise UsageError(f"{where}: not YAML: there is a control character") from error
+    except (OverflowError, ValueError) as error:  # PyYAML looks into no escape before it takes it
+        raise UsageError(f"{place}: not YAML: an escape stands for no character") from error
 
 
 class _Reader:

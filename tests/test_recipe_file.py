@@ -289,6 +289,7 @@ def test_what_does_not_go_together_is_named_with_its_line(recipe, old, new, mess
         (b"stage: a\nx: \xff\n", "my.yaml:2: not UTF-8; save the recipe as UTF-8"),
         ("stage: a\n".encode("utf-16"), "my.yaml:1: not UTF-8; save the recipe as UTF-8"),
         (b"#" * 300_000, "my.yaml: more than 256 KiB; a recipe is a short text"),
+        ('x: "\\UFFFFFFFF"', "my.yaml: not YAML: an escape stands for no character"),
         ("[" * 1000, "my.yaml:1: too deep; a recipe has four levels"),
     ],
 )
