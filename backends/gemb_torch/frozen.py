@@ -72,7 +72,7 @@ class FrozenEncoder:
         last_norm = _one_plus(model.norm.weight)
         self.pool_queries = None if queries is None else queries.float() * last_norm
         first, second = (layer.state_dict()["weight"].double() for layer in model.dense)
-        self.dense = (second @ first * (1 + model.norm.weight.double())).float()  # [M, D]
+        self.dense = (second @ first * last_norm.double()).float()  # [M, D]
 
     @torch.inference_mode()
     def __call__(self, ids: Tensor, packing: Packing) -> Tensor:
