@@ -25,11 +25,9 @@ from gemb.errors import UsageError
 from gemb.fingerprint import fingerprint
 from gemb.gemma_config import GemmaConfig, read_config
 from gemb.model_json import read_json, read_optional_json, whole_number
+from gemb.poolings import ATTENTION_HEADS, check_heads, read_pooling
 from gemb.safetensors import StoredTensor, read_header
 
-# As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
-POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
-ATTENTION_HEADS = 4  # learned queries of attention pooling (paper, ablations)
 CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
 
 
@@ -94,7 +92,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: no model folder: it has no config.json")
     config = read_config(folder / "config.json")
     _check_modules(folder)
-    pooling = _pooling(folder / "1_Pooling" / "config.json")
+    pooling = read_pooling(folder / "1_Pooling" / "config.json")
     tensors = _backbone_tensors(folder)
     dense = [dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
     own_files = ["1_Pooling"] if pooling == "attention" else []
@@ -127,19 +125,6 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         max_tokens=min(length or config.max_position_embeddings, config.max_position_embeddings),
         tensors=tensors,
     )
-
-
-def check_heads(width: int, model: str) -> None:
-    """Refuse a model whose states of this width attention pooling cannot divide.
-
-    Raises:
-        UsageError: the heads do not share the width evenly.
-    """
-    if width % ATTENTION_HEADS:
-        raise UsageError(
-            f"{model}: attention pooling has {ATTENTION_HEADS} heads, which do not share a width "
-            f"of {width} evenly"
-        )
 
 
 def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -221,28 +206,6 @@ def _check_modules(folder: Path) -> None:
     expected = ["1_Pooling", "2_Dense", "3_Dense"]
     if paths[1:4] != expected:
         raise UsageError(f"{path}: modules in {', '.join(paths[1:4])}; not {', '.join(expected)}")
-
-
-def _pooling(path: Path) -> str:
-    """Return how the tokens' states become one, as a recipe names it."""
-    raw = read_json(path)
-    # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
-    mode = raw.get("pooling_mode")
-    modes = {mode} if isinstance(mode, str) else set(mode or ())
-    if not modes:
-        modes = {
-            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-            for key, value in raw.items()
-            if key.startswith("pooling_mode_") and value
-        }
-    found = [pooling for pooling, name in POOLINGS.items() if modes == {name}]
-    if not found or not raw.get("include_prompt", True):
-        raise UsageError(
-            f"{path}: pooling {', '.join(sorted(modes)) or 'none'}, include_prompt "
-            f"{raw.get('include_prompt', True)}; gemb has one of {', '.join(POOLINGS.values())}, "
-            "over all tokens"
-        )
-    return found[0]
 
 
 def dense_size(path: Path) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from gemb.checkpoint import CARD_DIMS
 from gemb.errors import UsageError
 from gemb.gemma_config import PATTERN
 from gemb.gguf_header import Array, GgufHeader, Scalar, TensorInfo, strings
+from gemb.poolings import GGUF_POOLINGS
 
 ARCHITECTURE = "gemma-embedding"
-MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST = 1 << 20  # of any width, length or count
 _EXPORT = "make one from the model folder: gemb export-gguf FOLDER -o NEW.gguf"
@@ -77,6 +77,16 @@ def equal(header: GgufHeader, name: str, right: int, *, optional: bool = False) 
         return
     if kind != "uint32" or value != right:
         raise wrong(header, f"{ARCHITECTURE}.{name} is {_show(value)} ({kind}), not {right}")
+
+
+def pooling(header: GgufHeader) -> str:
+    """Return how the tokens' states become one, as a recipe names it."""
+    value, kind = _get(header, "pooling_type")
+    for name, code in GGUF_POOLINGS.items():
+        if kind == "uint32" and value == code:
+            return name
+    right = ", ".join(f"{code} ({name})" for name, code in GGUF_POOLINGS.items())
+    raise wrong(header, f"{ARCHITECTURE}.pooling_type is {_show(value)} ({kind}), none of {right}")
 
 
 def positive(header: GgufHeader, name: str) -> None:

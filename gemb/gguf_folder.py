@@ -17,6 +17,7 @@ from gemb.gguf_header import TensorInfo
 from gemb.gguf_model import GgufModel
 from gemb.gguf_names import folder_name
 from gemb.gguf_tokenizer import roles, tokenizer_files
+from gemb.poolings import pooling_settings
 from gemb.safetensors import NewTensor, write_file
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ def unpack(model: GgufModel, target: Path) -> None:
         for i, (kind, path) in enumerate(_MODULES)
     ]
     _write(target / "modules.json", modules)
-    pooling = {"word_embedding_dimension": model.hidden, "pooling_mode_mean_tokens": True}
-    _write(target / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+    _write(target / "1_Pooling" / "config.json", pooling_settings(model.pooling, model.hidden))
     settings = {
         "prompts": dict(model.prompts),
         "default_prompt_name": None,

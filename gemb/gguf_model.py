@@ -11,7 +11,6 @@ from gemb.backend import ModelDescription, ModelProfile
 from gemb.fingerprint import fingerprint
 from gemb.gguf_checks import (
     ARCHITECTURE,
-    MEAN,
     MOST_LAYERS,
     check_architecture,
     check_both_kinds,
@@ -21,6 +20,7 @@ from gemb.gguf_checks import (
     matryoshka,
     number,
     pattern,
+    pooling,
     positive,
     wrong,
 )
@@ -39,6 +39,7 @@ class GgufModel:
     heads: int
     kv_heads: int
     head_dim: int
+    pooling: str  # mean, first or last
     dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
     is_sliding: tuple[bool, ...]  # by layer
     max_tokens: int
@@ -76,7 +77,7 @@ class GgufModel:
             max_tokens=self.max_tokens,
             vocabulary=self.vocabulary,
             parameters=sum(math.prod(tensor.shape) for tensor in self.header.tensors.values()),
-            pooling="mean",
+            pooling=self.pooling,
             dense=self.dense,
             prompts=self.prompts,
             types=self.types(),
@@ -128,7 +129,6 @@ def open_gguf(path: Path) -> GgufModel:
         raise wrong(header, f"{heads} heads of {head_dim} on {kv_heads} key heads")
     equal(header, "attention.value_length", head_dim)
     equal(header, "rope.dimension_count", head_dim, optional=True)
-    equal(header, "pooling_type", MEAN)
     number(header, "attention.sliding_window")
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
@@ -143,6 +143,7 @@ def open_gguf(path: Path) -> GgufModel:
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
+        pooling=pooling(header),
         dense=((hidden, middle), (middle, hidden)),
         is_sliding=is_sliding,
         max_tokens=number(header, "context_length"),

@@ -85,7 +85,7 @@ U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "
         ({f"{KEY}attention.sliding_window_pattern": [True, False]}, "pattern has 2 bool items"),
         ({f"{KEY}attention.sliding_window_pattern": [True] * 3}, "is sliding in every layer"),
         ({f"{KEY}attention.sliding_window_pattern": [False] * 3}, "is global in every layer"),
-        ({f"{KEY}pooling_type": 2}, "pooling_type is 2 .*, not 1"),
+        ({f"{KEY}pooling_type": 4}, "pooling_type is 4 .*, none of 1 .mean., 2 .first., 3"),
         ({f"{KEY}expert_count": (4, U32)}, "expert_count is not EmbeddingGemma's"),
         ({f"{KEY}rope.scaling.type": ("yarn", STRING)}, "rope.scaling.type is not"),
         ({"split.count": (2, U32)}, "one part of a split file"),

@@ -83,6 +83,16 @@ def test_a_masked_pair_is_out_of_the_rows_sum():
     assert (masked[0] - without[0]).abs().max() > 1e-3  # row 0 has pair 4 for a negative
 
 
+def test_more_rows_than_a_block_are_those_of_one_softmax():
+    queries, positives = unit(1100, 8), unit(1100, 8, seed=1)
+    same = torch.rand(1100, 1100, generator=torch.Generator().manual_seed(0)) < 0.1
+    found = contrastive(queries, positives, temperature=0.1, same=same)
+    mask = same & ~torch.eye(1100, dtype=torch.bool)
+    logits = (queries @ positives.T / 0.1).masked_fill(mask, -torch.inf)
+    right = F.cross_entropy(logits, torch.arange(1100))
+    assert found.item() == pytest.approx(right.item(), rel=1e-12)
+
+
 def test_another_rows_hard_negative_changes_nothing():
     queries, positives, negatives, rows, _ = step()
     queries.requires_grad_()

@@ -10,9 +10,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from gemb.backend import Runtime, named
+from gemb.backend import Cut, Runtime, named
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
+from gemb.export import export_gguf
+from gemb.gguf_folder import unpack
+from gemb.gguf_model import open_gguf
+from gemb_torch.cut import cut_folder
 from gemb_torch.packing import pack
 from gemb_torch.pooling import pool
 from gemb_torch.save import write_checkpoint
@@ -135,6 +139,49 @@ def test_queries_of_another_shape_are_refused(pooled_model):
     )
     with pytest.raises(UsageError, match=r"1_Pooling.queries has shape \[3, 96\]"):
         open_checkpoint(pooled_model)
+
+
+def test_a_gguf_file_pools_as_its_folder(pooled_model, tmp_path):
+    target = tmp_path / "a.gguf"
+    pooling = open_checkpoint(pooled_model).pooling
+    if pooling == "attention":
+        with pytest.raises(UsageError, match=r"pooled: attention pooling: .* mean, first, last"):
+            named("llamacpp").export_gguf(pooled_model, target, outtype="f32")
+        return
+    assert export_gguf(pooled_model, target, outtype="f32").agreement is not None
+    encoder = named("llamacpp").open(target, Runtime(device="cpu", threads=1))
+    # Many texts a batch, so that llama.cpp must find each one's first and last token.
+    ids = [ids for _ in range(3) for ids in encoder.tokenize(TEXTS)]
+    right = np.stack([Reference(pooled_model).vector(row.tolist()) for row in ids])
+    # ggml looks GELU up in a table of fp16: some 1e-4 of a component.
+    np.testing.assert_allclose(encoder.encode(ids), right, atol=3e-4)
+    assert named("llamacpp").describe(target).pooling == pooling
+    assert named("torch").describe(pooled_model).pooling == pooling
+
+
+def test_a_gguf_file_is_unpacked_with_its_pooling(pooled_model, tmp_path):
+    if open_checkpoint(pooled_model).pooling == "attention":
+        pytest.skip("there is no such file")
+    named("llamacpp").export_gguf(pooled_model, tmp_path / "a.gguf", outtype="f32")
+    (tmp_path / "unpacked").mkdir()
+    unpack(open_gguf(tmp_path / "a.gguf"), tmp_path / "unpacked")
+    raw = json.loads((tmp_path / "unpacked" / "1_Pooling" / "config.json").read_text())
+    assert raw["word_embedding_dimension"] == 96
+    after, before = (open_checkpoint(x) for x in (tmp_path / "unpacked", pooled_model))
+    assert after.pooling == before.pooling
+
+
+def test_a_cut_model_pools_as_before(pooled_model, tmp_path):
+    cut_folder(pooled_model, tmp_path / "cut", Cut(layers=(0, 1)))
+    before, after = open_checkpoint(pooled_model), open_checkpoint(tmp_path / "cut")
+    assert after.pooling == before.pooling
+    if before.pooling == "attention":
+        assert torch.equal(load(after).pool_queries, load(before).pool_queries)
+
+
+def test_models_show_names_the_pooling(gemb, pooled_model):
+    shown = gemb("models", "show", str(pooled_model)).stdout.decode()
+    assert f"pooling       {open_checkpoint(pooled_model).pooling}, dense 96 to 160" in shown
 
 
 def test_another_pooling_is_another_fingerprint(tiny_model, tmp_path):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gemb.backend import TokenIds
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
-_MEAN = 1  # LLAMA_POOLING_TYPE_MEAN
 
 
 class Context:
@@ -127,8 +126,7 @@ def _new_context(model: int, capacity: int, sequences: int, flash: bool) -> int:
         "n_seq_max": sequences,
         "n_threads": 1,
         "n_threads_batch": 1,
-        "embeddings": True,
-        "pooling_type": _MEAN,
+        "embeddings": True,  # pooled as the file says
         "flash_attn_type": -1 if flash else 0,  # LLAMA_FLASH_ATTN_TYPE_AUTO, _DISABLED
         "no_perf": True,
         "kv_unified": True,  # n_ctx is of all sequences together

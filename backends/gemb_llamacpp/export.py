@@ -17,6 +17,7 @@ from gemb.errors import UsageError
 from gemb.export import F16_REASON
 from gemb.gemma_config import PATTERN
 from gemb.gguf_names import gguf_name
+from gemb.poolings import GGUF_POOLINGS
 from gemb.safetensors import StoredTensor
 from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
 
@@ -54,24 +55,8 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
     if outtype not in _FILE_TYPES:
         raise UsageError(f"no outtype '{outtype}'; outtypes: {', '.join(_FILE_TYPES)}")
     checkpoint = open_checkpoint(source)
-    config = checkpoint.config
-    if config.query_pre_attn_scalar != config.head_dim:
-        raise UsageError(
-            f"{source}: query_pre_attn_scalar {config.query_pre_attn_scalar:g} is not head_dim "
-            f"{config.head_dim}: a gemma-embedding GGUF has no place for it"
-        )
-    if checkpoint.dim != config.hidden_size:
-        raise UsageError(
-            f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
-            "llama.cpp wants the two equal"
-        )
-    if len(set(config.is_sliding)) < 2:
-        kind, other = ("sliding", "global") if config.is_sliding[0] else ("global", "sliding")
-        raise UsageError(
-            f"{source}: its attention is {kind} in every layer ({len(config.is_sliding)}), and "
-            f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
-        )
-    vocabulary = read_vocabulary(source, config.vocab_size)
+    _check(checkpoint)
+    vocabulary = read_vocabulary(source, checkpoint.config.vocab_size)
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
     _add_metadata(writer, checkpoint, outtype)
     _add_vocabulary(writer, vocabulary)
@@ -93,6 +78,32 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
                 file.write(block.data)
     finally:
         writer.close()
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Refuse a model that the file cannot hold."""
+    source, config = checkpoint.folder, checkpoint.config
+    if checkpoint.pooling not in GGUF_POOLINGS:
+        raise UsageError(
+            f"{source}: {checkpoint.pooling} pooling: a GGUF file has no place for it; only "
+            f"{', '.join(GGUF_POOLINGS)} can be exported"
+        )
+    if config.query_pre_attn_scalar != config.head_dim:
+        raise UsageError(
+            f"{source}: query_pre_attn_scalar {config.query_pre_attn_scalar:g} is not head_dim "
+            f"{config.head_dim}: a gemma-embedding GGUF has no place for it"
+        )
+    if checkpoint.dim != config.hidden_size:
+        raise UsageError(
+            f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
+            "llama.cpp wants the two equal"
+        )
+    if len(set(config.is_sliding)) < 2:
+        kind, other = ("sliding", "global") if config.is_sliding[0] else ("global", "sliding")
+        raise UsageError(
+            f"{source}: its attention is {kind} in every layer ({len(config.is_sliding)}), and "
+            f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
+        )
 
 
 def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, outtype: str) -> None:
@@ -119,7 +130,7 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, outtype: str)
     writer.add_sliding_window(config.sliding_window)
     if config.is_sliding != tuple((i + 1) % PATTERN != 0 for i in range(config.num_hidden_layers)):
         writer.add_sliding_window_pattern(list(config.is_sliding))
-    writer.add_pooling_type(gguf.PoolingType.MEAN)
+    writer.add_pooling_type(gguf.PoolingType(GGUF_POOLINGS[checkpoint.pooling]))
     for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
         writer.add_dense_features_dims(dense, size_in, size_out)
     writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))

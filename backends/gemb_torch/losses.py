@@ -19,6 +19,8 @@ from torch import Tensor
 
 from gemb.errors import UsageError
 
+_ROWS = 512  # of [B, B] at a time, so that what a step of the arithmetic leaves behind is small
+
 Distance = Literal["l2", "squared", "cosine"]
 
 
@@ -41,7 +43,7 @@ def contrastive(
     temperature does not divide. m_ij = 0 where `same` says that p_j may well answer q_i, and
     m_ii = 1: taken literally, eq. 3 would drop the positive, too, for q_i = q_i.
 
-    Memory: about three arrays [B, B].
+    Memory: about one array [B, B], for the gradient.
 
     Args:
         queries: unit rows [B, D].
@@ -55,10 +57,7 @@ def contrastive(
     assert temperature > 0, "a temperature is above 0"
     with _full_precision(queries):
         queries, positives = _wide(queries), _wide(positives)
-        logits = (queries / temperature) @ positives.T
-        if same is not None:
-            logits.masked_fill_(same.clone().fill_diagonal_(False), -torch.inf)
-        answers, total = logits.diagonal(), logits.logsumexp(1)
+        answers, total = _in_batch(queries / temperature, positives, same)
         if negatives is not None and len(negatives):
             assert negative_rows is not None, "hard negatives belong to rows"
             cosines = (queries[negative_rows] * _wide(negatives)).sum(1)
@@ -69,6 +68,20 @@ def contrastive(
             ratios = ratios.index_add(0, negative_rows, (own - greatest[negative_rows]).exp())
             total = greatest + ratios.log()
         return (total - answers).mean()
+
+
+def _in_batch(queries: Tensor, positives: Tensor, same: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return q_i·p_i and log(sum_j m_ij e^(q_i·p_j)), [B] each; the temperature is in q."""
+    answers, totals = [], []
+    for start in range(0, len(queries), _ROWS):
+        logits = queries[start : start + _ROWS] @ positives.T
+        if same is not None:
+            mask = same[start : start + _ROWS].clone()
+            mask.diagonal(start).fill_(False)
+            logits.masked_fill_(mask, -torch.inf)
+        answers.append(logits.diagonal(start))
+        totals.append(logits.logsumexp(1))
+    return torch.cat(answers), torch.cat(totals)
 
 
 def spread_out(queries: Tensor, positives: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from gemb.atomic import new_folder
-from gemb.checkpoint import POOLINGS, Checkpoint, open_checkpoint
+from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.model_json import read_json, read_optional_json
+from gemb.poolings import pooling_settings
 from gemb.safetensors import NewTensor, write_file
 from gemb_torch.model_folder import (
     SETTINGS,
@@ -57,7 +58,8 @@ def write_checkpoint(
         copy_files(source.folder, part, TOKENIZER_FILES, SETTINGS)
         _write_config(source.folder, part)
         if pooling != source.pooling:
-            _write_pooling(part, pooling, source.config.hidden_size)
+            settings = pooling_settings(pooling, source.config.hidden_size)
+            write_json(part / "1_Pooling" / "config.json", settings)
         if matryoshka_dims is not None:
             _write_dims(part, {source.dim, *matryoshka_dims})
         for folder in ("1_Pooling", "2_Dense", "3_Dense"):
@@ -77,17 +79,6 @@ def _write_config(source: Path, part: Path) -> None:
         if key in raw:
             raw[key] = "float32"
     write_json(part / "config.json", raw)
-
-
-def _write_pooling(part: Path, pooling: str, width: int) -> None:
-    """Write what sentence-transformers of every version reads, or refuses: attention."""
-    raw: dict[str, object] = {"word_embedding_dimension": width}
-    if pooling == "attention":
-        raw["pooling_mode"] = POOLINGS[pooling]
-    else:
-        for kind, flag in (("first", "cls_token"), ("mean", "mean_tokens"), ("last", "lasttoken")):
-            raw[f"pooling_mode_{flag}"] = pooling == kind
-    write_json(part / "1_Pooling" / "config.json", raw | {"include_prompt": True})
 
 
 def _write_dims(part: Path, dims: set[int]) -> None:
