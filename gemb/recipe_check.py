@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
+from gemb.errors import UsageError
 from gemb.layer_choice import layer_choice
 from gemb.recipe import Loss, Recipe
+from gemb.sample_data import resolve_data
 
 _GIVE = "give loss.contrastive, loss.distill or both"
 Problem = tuple[str, str]  # the path of the key to blame, and what is the matter with it
@@ -65,6 +67,10 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
     for i, source in enumerate(recipe.data):
         if not source.path.strip():
             yield f"data.{i}.path", "is empty; name a file, a folder or @sample/NAME"
+        try:
+            resolve_data(source.path)
+        except UsageError as error:
+            yield f"data.{i}.path", f"is not there: {error}"
         if source.name and names.setdefault(source.name, i) != i:
             yield f"data.{i}.name", f"'{source.name}' is the name of data.{names[source.name]}, too"
         for side in ("query", "positive"):
@@ -87,11 +93,8 @@ def _start(recipe: Recipe) -> Iterator[Problem]:
 def _memory(recipe: Recipe) -> Iterator[Problem]:
     batch = recipe.batch
     if batch.micro_tokens < batch.max_tokens:
-        yield (
-            "batch.micro_tokens",
-            f"is {batch.micro_tokens}, less than the longest text, "
-            f"batch.max_tokens {batch.max_tokens}",
-        )
+        sizes = f"micro_tokens {batch.micro_tokens}, fewer than max_tokens {batch.max_tokens}"
+        yield "batch", f"has {sizes}: the longest text must fit"
 
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (

@@ -173,7 +173,7 @@ def test_where_text_is_wanted_a_number_is_the_text_as_written(recipe):
         ("eval: null", "eval wants a block with the keys data, every_steps, dims, not null"),
         (
             "batch: {micro_tokens: 100}",
-            "batch.micro_tokens is 100, less than the longest text, batch.max_tokens 512",
+            "my.yaml:7: batch has micro_tokens 100, fewer than max_tokens 512: the longest",
         ),
         ("x: &a 1", "my.yaml:7: anchors and aliases (& and *) are not taken; write it out"),
         ("x: *a", "my.yaml:7: anchors and aliases (& and *) are not taken; write it out"),
@@ -206,6 +206,11 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
         ("- path: pairs.jsonl", "path: pairs.jsonl", "data wants a list, each a block with the"),
         ("- path: pairs.jsonl", "- name: a", "my.yaml:4: data.0 lacks 'path': JSONL, CSV"),
         ("- path: pairs.jsonl", "- path: ''", "my.yaml:4: data.0.path is empty; name a file"),
+        (
+            "path: pairs.jsonl",
+            "path: '@sample/none.jsonl'",
+            "my.yaml:4: data.0.path is not there: @sample/none.jsonl: no such sample data; there",
+        ),
         ("- path: pairs.jsonl", "[]", "my.yaml:3: data has no entry; give at least one"),
         (
             "- path: pairs.jsonl",
@@ -395,6 +400,7 @@ def test_overrides_alone_can_give_what_is_missing(recipe):
         ),
         ("loss.matryoshka=[128, 768]", "loss.matryoshka=[128, 768]: loss.matryoshka wants the wid"),
         ("loss.contrastive=", "loss.contrastive=: loss.contrastive is empty: write {} for"),
+        ("batch.max_tokens=4096", "batch.max_tokens=4096: batch has micro_tokens 2048, fewer"),
         ("loss.contrastive=null", "loss.contrastive=null: loss has nothing that draws"),
         ("run.precision=fp16", "run.precision=fp16: run.precision wants one of bf16, fp32, not"),
         ("seed={a: &x 1}", "seed={a: &x 1}: seed wants a whole number from 0, not '{a: &x 1}'"),
