@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemb.gguf_checks import ARCHITECTURE, number, wrong
 from gemb.gguf_header import TensorInfo
 from gemb.gguf_model import GgufModel
 from gemb.gguf_names import folder_name
@@ -38,9 +39,12 @@ def unpack(model: GgufModel, target: Path) -> None:
     """Fill the empty folder `target` with what the file holds.
 
     Raises:
-        UsageError: the file's tokens are broken.
+        UsageError: the file's tokens are broken, or its window is one that no folder has.
         OSError: the folder cannot be written.
     """
+    window = number(model.header, "attention.sliding_window")
+    if window % 2:
+        raise wrong(model.header, f"the sliding window is {window}, an odd number")
     for name in ("1_Pooling", "2_Dense", "3_Dense"):
         (target / name).mkdir()
     for name, value in tokenizer_files(model.header, model.max_tokens).items():
@@ -82,11 +86,10 @@ def _config(model: GgufModel) -> dict[str, Any]:
         """Return a 32-bit number as the shortest one that is the same in 32 bits: 1e-06."""
         import numpy as np
 
-        value = data.get(f"gemma-embedding.{name}", absent)
+        value = data.get(f"{ARCHITECTURE}.{name}", absent)
         assert isinstance(value, float), "the file has not been checked"
         return float(str(np.float32(value)))
 
-    window = data["gemma-embedding.attention.sliding_window"]
     return {
         "architectures": ["Gemma3TextModel"],
         "model_type": "gemma3_text",
@@ -115,7 +118,7 @@ def _config(model: GgufModel) -> dict[str, Any]:
         "rope_local_base_freq": real("rope.freq_base_swa", 1e4),
         "rope_scaling": None,
         "rope_theta": real("rope.freq_base"),
-        "sliding_window": window,
+        "sliding_window": number(model.header, "attention.sliding_window"),
         "use_bidirectional_attention": True,
         "use_cache": True,
         "vocab_size": model.vocabulary,
