@@ -24,7 +24,7 @@ NAMED = 3  # sources in the message
 
 
 @dataclass(frozen=True)
-class Tested:
+class EvaluationTexts:
     """The hashes of the texts of an evaluation."""
 
     ids: NDArray[np.uint64]  # [texts], sorted
@@ -37,7 +37,7 @@ class Tested:
         return self.names[int(self.set_of[first:last].min())]
 
 
-def tested(sets: Mapping[str, Iterable[str]]) -> Tested:
+def evaluation_texts(sets: Mapping[str, Iterable[str]]) -> EvaluationTexts:
     """Return the hashes of the texts of sets by name."""
     ids, set_of = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
     for number, texts in enumerate(sets.values()):
@@ -45,14 +45,14 @@ def tested(sets: Mapping[str, Iterable[str]]) -> Tested:
         set_of.append(np.full(len(ids[-1]), number, np.uint32))
     all_ids = np.concatenate(ids)
     order = np.argsort(all_ids, kind="stable")
-    return Tested(all_ids[order], np.concatenate(set_of)[order], tuple(sets))
+    return EvaluationTexts(all_ids[order], np.concatenate(set_of)[order], tuple(sets))
 
 
 def _id(text: str) -> bytes:
     return digest(folded(text))
 
 
-def overlapping(rows: Rows, against: Tested) -> NDArray[np.uint32]:
+def overlapping(rows: Rows, against: EvaluationTexts) -> NDArray[np.uint32]:
     """Return the rows with a text that is tested, uint32, sorted.
 
     Of rows that stand in one line, with several positives, the first is returned.
@@ -66,7 +66,9 @@ def overlapping(rows: Rows, against: Tested) -> NDArray[np.uint32]:
     return np.unique(np.concatenate(found))
 
 
-def refuse_overlap(sources: Sequence[Rows], against: Tested, listing: Path | None = None) -> None:
+def refuse_overlap(
+    sources: Sequence[Rows], against: EvaluationTexts, listing: Path | None = None
+) -> None:
     """Stop a run whose data holds texts of its evaluation.
 
     Args:
@@ -100,7 +102,7 @@ def refuse_overlap(sources: Sequence[Rows], against: Tested, listing: Path | Non
 
 
 def _hits(
-    rows: Rows, numbers: NDArray[np.uint32], against: Tested
+    rows: Rows, numbers: NDArray[np.uint32], against: EvaluationTexts
 ) -> Iterator[tuple[str, str, str, str]]:
     """Yield place, set, side and text of the first text of each row that is tested."""
     for number in numbers.tolist():

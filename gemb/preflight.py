@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemb.batch_order import BatchOrder
 from gemb.examples import Example
-from gemb.overlap import refuse_overlap, tested
+from gemb.overlap import evaluation_texts, refuse_overlap
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
 from gemb.training_rows import Rows
@@ -140,7 +140,7 @@ def preflight(
     """
     sets: dict[str, int] = {}
     if suite:
-        against = tested(_texts_of(suite))
+        against = evaluation_texts(_texts_of(suite))
         refuse_overlap(sources, against, overlap_listing)
         sets = {suite.name: len(against.ids)}
     sampled = min(MOST, max(LEAST, SAMPLED // len(sources)))

@@ -51,6 +51,11 @@ class TrainingFile:
         return self.kind == "jsonl" and not self.is_gzip
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return (self.path,)
+
+    @property
     def label(self) -> str:
         """Its name in messages."""
         return shown(Path(self.path.name))

@@ -9,6 +9,7 @@ path, size and time of change, and is mapped, not loaded.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import weakref
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from gemb.atomic import new_folder
 from gemb.errors import GembError, UsageError
 from gemb.examples import Example, Text
+from gemb.notes import note
 from gemb.recipe import Source
 from gemb.sample_data import resolve_data
 from gemb.training_beir import open_folder
@@ -31,6 +33,9 @@ from gemb.training_files import json_row, open_file, shown
 from gemb.training_formats import BadRow, Layout
 from gemb.training_index import ROW, TEXT, VERSION, About, bad_row_stops, digest, sizes, write_index
 from gemb.visible import visible
+
+LONG_BYTES = 1 << 30  # from here on the user is told why nothing happens
+BYTES_A_MINUTE = 1.5e9  # of plain JSONL, measured on one core
 
 
 class Rows:
@@ -178,6 +183,12 @@ def _alone(lock: Path) -> Iterator[None]:
 
 def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:
     file = open_folder(path) if path.is_dir() else open_file(path)
+    size = sum(one.stat().st_size for one in file.files)
+    if size > LONG_BYTES and not source.rows:
+        note(
+            f"{shown(path)} is indexed once, {size / 1e9:.1f} GB: about "
+            f"{math.ceil(size / BYTES_A_MINUTE)} minutes"
+        )
     write_index(file, folder, stamp, rows=source.rows, strict=strict)
     if _stamp(path, source) != stamp:
         raise UsageError(f"{shown(path)} changed while it was read; start again")
