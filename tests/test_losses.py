@@ -11,7 +11,6 @@ import reference
 from gemb.errors import UsageError
 from gemb.recipe import Contrastive, Distill, Loss, SpreadOut
 from gemb_torch.losses import (
-    check_dims,
     check_widths,
     contrastive,
     distill,
@@ -320,13 +319,6 @@ def test_prefixes_are_unit_rows_in_the_direction_of_the_first_numbers():
         assert rows.shape == (5, width)
         torch.testing.assert_close(rows.norm(dim=1), torch.ones(5, dtype=torch.float64))
         torch.testing.assert_close((rows * x[:, :width]).sum(1), x[:, :width].norm(dim=1))
-
-
-@pytest.mark.parametrize("dims", [(768, 96), (), (96, 96), (0,)])
-def test_widths_that_the_model_has_not_are_refused(dims):
-    check_dims((96, 48), 96)
-    with pytest.raises(UsageError, match=r"from 1 to 96, .* loss.matryoshka=\[96\]"):
-        check_dims(dims, 96)
 
 
 def whole_step():

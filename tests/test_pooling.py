@@ -219,7 +219,7 @@ def test_a_saved_folder_keeps_what_is_not_trained_and_says_what_was(tiny_model, 
         target,
         load(source).state_dict(),
         pooling="mean",
-        note="finetune, 100 steps.",
+        note="finetune, 100 steps",
         matryoshka_dims=(48, 24),
     )
     after = open_checkpoint(target)

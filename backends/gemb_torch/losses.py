@@ -175,20 +175,6 @@ def prefixes(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
         return [F.normalize(_wide(x)[:, :d], dim=1) for d in dims]
 
 
-def check_dims(dims: Sequence[int], width: int) -> None:
-    """Refuse Matryoshka widths that a model of this width has not.
-
-    Raises:
-        UsageError: there is none, one is named twice, or one is wider than the model's vectors.
-    """
-    wrong = [d for d in dims if not 0 < d <= width]
-    if wrong or not dims or len(set(dims)) < len(dims):
-        raise UsageError(
-            f"loss.matryoshka {list(dims)}: name each width once, from 1 to {width}, which is the "
-            f"model's; for instance loss.matryoshka=[{width}]"
-        )
-
-
 def check_widths(student: int, teacher: int, name: str) -> None:
     """Refuse a teacher whose vectors are narrower than the student's.
 

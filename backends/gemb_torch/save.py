@@ -45,7 +45,7 @@ def write_checkpoint(
         target: where it goes; it appears whole or not at all.
         state: the parameters, as `EmbeddingGemma.state_dict` names them, on any device.
         pooling: mean, first, last or attention.
-        note: what was done, for README.md, after "by `gemb train`: ".
+        note: what was done, for README.md, between "by `gemb train`: " and a full stop.
         matryoshka_dims: the widths that were trained; the full width is always counted among them.
             None: as the source says.
 
@@ -68,7 +68,7 @@ def write_checkpoint(
                 head = {name.removeprefix(f"{folder}."): tensors.pop(name) for name in sorted(own)}
                 _write_tensors(part / folder / "model.safetensors", head)
         _write_tensors(part / "model.safetensors", tensors)
-        write_readme(source, part, f"`gemb train`: {note}")
+        write_readme(source, part, f"`gemb train`: {note}.")
         written = open_checkpoint(part)
         assert written.pooling == pooling, "the pooling was written as it is read"
 
