@@ -185,6 +185,10 @@ def test_what_no_folder_can_hold_is_refused(tiny_gguf: Path, tmp_path: Path):
     bad = _changed(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.scores": scores})
     with pytest.raises(UsageError, match=r"b.gguf: the score of token '.+' is no number"):
         _unpacked(bad, tmp_path / "b")
+
+
+def test_a_token_that_is_no_utf8_is_refused(tiny_gguf: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("gemb.gguf_header.LONG", 16)  # longer arrays are read when they are used
     raw = tiny_gguf.read_bytes()
     place = raw.index("▁the".encode())
     (tmp_path / "c.gguf").write_bytes(raw[:place] + b"\xff" + raw[place + 1 :])
