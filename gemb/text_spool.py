@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import unicodedata
+import weakref
 from array import array
 from hashlib import blake2b
 
@@ -22,7 +23,9 @@ class TextSpool:
 
     def __init__(self) -> None:
         """Make a temporary file, which nobody else sees."""
-        self._file = tempfile.TemporaryFile(prefix="gemb-texts-")  # noqa: SIM115
+        self._file, name = tempfile.mkstemp(prefix="gemb-texts-")
+        os.unlink(name)  # noqa: PTH108
+        weakref.finalize(self, os.close, self._file)
         self._ends = array("q", [0])
         self._numbers: dict[int, int] = {}
 
@@ -33,7 +36,11 @@ class TextSpool:
         """Return the text's number; a new one's is the next, from 0."""
         number = self._numbers.setdefault(same_text(text.text), len(self))
         if number == len(self):
-            self._ends.append(self._ends[-1] + self._file.write(orjson.dumps(tuple(text))))
+            line = orjson.dumps(tuple(text))
+            written = 0
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+            self._ends.append(self._ends[-1] + len(line))
         return number
 
     def number(self, text: str) -> int:
@@ -41,9 +48,8 @@ class TextSpool:
         return self._numbers.get(same_text(text), -1)
 
     def __getitem__(self, number: int) -> Text:
-        self._file.flush()
         start, end = self._ends[number], self._ends[number + 1]
-        return Text(*orjson.loads(os.pread(self._file.fileno(), end - start, start)))
+        return Text(*orjson.loads(os.pread(self._file, end - start, start)))
 
 
 def same_text(text: str) -> int:
