@@ -21,6 +21,7 @@ Values = NDArray[np.float64]
 WIDTH, HEIGHT = 480, 236  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 52, 24, 10, 40  # around the plot
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+EDGE = 3  # around the plot, so that what lies on its edge is not cut
 POINTS = 240  # of a line: two units apart
 COLOURS = 8  # that the style sheet has
 NOISY_FROM = 40  # values; fewer are drawn as they are
@@ -165,6 +166,7 @@ def _line(curve: Series, x_axis: Axis, y_axis: Axis, classes: str) -> Markup:
     path = _path(curve.x, curve.y, x_axis, y_axis)
     if len(curve.x) == 1:
         path += path.replace("M", "L")  # round ends make a dot of it
+        classes = f"dot-like {classes}"
     return tag("path", class_=f"line {classes}", d=path, data_name=curve.name)
 
 
@@ -227,7 +229,16 @@ def _frame(
         labels.append(tag("text", x_axis.label(tick), class_="x", x=f"{x:.1f}", y=foot + 17))
     words = f"{x_name}, {x_axis.unit}" if x_axis.unit else x_name
     labels.append(tag("text", words, class_="x", x=LEFT + PLOT_WIDTH / 2, y=HEIGHT - 6))
-    plot = tag("svg", *pieces, class_="plot", x=LEFT, y=TOP, width=PLOT_WIDTH, height=PLOT_HEIGHT)
+    plot = tag(
+        "svg",
+        *pieces,
+        class_="plot",
+        x=LEFT - EDGE,
+        y=TOP - EDGE,
+        width=PLOT_WIDTH + 2 * EDGE,
+        height=PLOT_HEIGHT + 2 * EDGE,
+        viewBox=f"{-EDGE} {-EDGE} {PLOT_WIDTH + 2 * EDGE} {PLOT_HEIGHT + 2 * EDGE}",
+    )
     return tag(
         "svg",
         tag("path", class_="grid", d=grid),

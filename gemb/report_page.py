@@ -225,7 +225,7 @@ def table(names: Sequence[str], rows: Sequence[Sequence[str]], *, words: int) ->
         for row in rows
     ]
     whole = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body))
-    return tag("div", whole, class_="table")
+    return tag("div", whole, class_="table", tabindex=0)  # it scrolls, by keys too
 
 
 def _count(value: float) -> str:

@@ -130,7 +130,7 @@ def read_run(run: Path) -> RunRecord:
         recipe_text=recipe_text,
         recipe=recipe,
         metrics=_metrics(run / "metrics.jsonl"),
-        planned_steps=number(preflight.get("steps")),
+        planned_steps=number(preflight.get("steps") or (recipe.get("run") or {}).get("steps")),
         sources=tuple(_source(each) for each in preflight.get("sources") or ()),
         examples=tuple(_example(each) for each in preflight.get("examples") or ()),
         metric=str((final or baseline).get("metric", "")),

@@ -318,6 +318,11 @@ def test_files_without_most_keys_have_a_page(tmp_path: Path) -> None:
 def test_a_run_that_ended_early_says_where(run: Path) -> None:
     log_steps(run, range(1, 31))
     assert "STOPPED the log ends at step 30 of 90" in report(run).texts("header")[0]
+    (run / "preflight.json").unlink()
+    assert "STOPPED" not in report(run).texts("header")[0], "how many were planned is not known"
+    with (run / "recipe.yaml").open("a") as recipe:
+        recipe.write("run:\n  steps: 60\n")
+    assert "STOPPED the log ends at step 30 of 60" in report(run).texts("header")[0]
 
 
 def test_a_loss_that_is_not_finite_is_said_and_left_out_of_the_curve(run: Path) -> None:

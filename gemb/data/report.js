@@ -2,8 +2,10 @@
 for (const svg of document.querySelectorAll("figure > svg")) {
   const plot = svg.querySelector(".plot"), figure = svg.parentNode;
   const [x0, x1] = svg.dataset.x.split(" ").map(Number), [y0, y1] = svg.dataset.y.split(" ").map(Number);
-  const width = plot.width.baseVal.value, height = plot.height.baseVal.value;
-  const left = plot.x.baseVal.value;
+  // The plot's own view begins left of and above its zero, by the edge that it leaves around.
+  const view = plot.viewBox.baseVal, edge = -view.x;
+  const width = view.width - 2 * edge, height = view.height - 2 * edge;
+  const left = plot.x.baseVal.value + edge;
   const lines = [...plot.querySelectorAll(".line")].map((path) => ({
     name: path.dataset.name,
     colour: path.classList[path.classList.length - 1],
