@@ -33,6 +33,8 @@ from gemb.training_rows import open_source
 
 SAMPLE = (8, 64)  # texts that a dry run embeds: the first to load the model, the second to time it
 
+DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means nothing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
@@ -115,7 +117,7 @@ def _predict(job: Job, mine: Mine, teacher: Teacher, form: str) -> None:
         f"{len(mine.rows)} rows of {form}; {mine.candidates} candidates; "
         f"{missing} texts have no vector of {teacher.reference} in {teacher.folder} yet"
     )
-    sample, chars = _some(one for _, one in teacher.absent(mine.wanted()))
+    sample, chars = _some(teacher.absent(mine.wanted()))
     seconds = 0.0
     if sample:
         teacher.fill(sample[: SAMPLE[0]], quiet=True)
@@ -127,16 +129,20 @@ def _predict(job: Job, mine: Mine, teacher: Teacher, form: str) -> None:
     note(f"about {duration(seconds)} for the vectors; nothing was written (-n)")
 
 
-def _some(wanted: Iterable[Wanted]) -> tuple[list[Wanted], int]:
-    """Return a few of the texts, each as likely as any other, and the characters of all."""
+def _some(absent: Iterable[tuple[bytes, Wanted]]) -> tuple[list[Wanted], int]:
+    """Return a few different texts, each as likely as any other, and the characters of all."""
     chosen: list[Wanted] = []
     chars = 0
     dice = random.Random(0)
-    for number, one in enumerate(wanted):
+    seen: set[bytes] = set()
+    for key, one in absent:
+        if key in seen:
+            continue
+        seen.add(key)
         chars += len(one.words)
         if len(chosen) < sum(SAMPLE):
             chosen.append(one)
-        elif (place := dice.randrange(number + 1)) < len(chosen):
+        elif (place := dice.randrange(len(seen))) < len(chosen):
             chosen[place] = one
     return chosen, chars
 
@@ -151,8 +157,8 @@ def _line(one: Mined) -> bytes:
         {"text": text.text, "title": text.title} if text.title else text.text
         for text in one.negatives
     ]
-    line["positive_score"] = round(one.positive_score, 6)
-    line["negative_scores"] = [round(score, 6) for score in one.scores]
+    line["positive_score"] = round(one.positive_score, DIGITS)
+    line["negative_scores"] = [round(score, DIGITS) for score in one.scores]
     return orjson.dumps(line) + b"\n"
 
 
