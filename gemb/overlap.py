@@ -7,9 +7,10 @@ and 10**6 evaluation texts, two different ones have the same hash with a chance 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,14 @@ BLOCK = 1 << 20  # training texts at a time
 NAMED = 3  # sources in the message
 
 
+class TextsOf(NamedTuple):
+    """Texts of an evaluation set."""
+
+    name: str  # of the set
+    texts: Iterable[str]
+    are_documents: bool = False  # of a corpus that is searched
+
+
 @dataclass(frozen=True)
 class EvaluationTexts:
     """The hashes of the texts of an evaluation."""
@@ -30,6 +39,7 @@ class EvaluationTexts:
     ids: NDArray[np.uint64]  # [texts], sorted
     set_of: NDArray[np.uint32]  # [texts], rows of `names`
     names: tuple[str, ...]
+    never: NDArray[np.uint64]  # sorted; those that are not documents alone
 
     def set_name(self, text_id: int) -> str:
         """Return the first set that holds a text."""
@@ -37,78 +47,130 @@ class EvaluationTexts:
         return self.names[int(self.set_of[first:last].min())]
 
 
-def evaluation_texts(sets: Mapping[str, Iterable[str]]) -> EvaluationTexts:
-    """Return the hashes of the texts of sets by name."""
-    ids, set_of = [np.zeros(0, np.uint64)], [np.zeros(0, np.uint32)]
-    for number, texts in enumerate(sets.values()):
-        ids.append(np.frombuffer(b"".join(map(_id, texts)), "<u8").astype(np.uint64))
+def evaluation_texts(sets: Iterable[TextsOf]) -> EvaluationTexts:
+    """Return the hashes of the texts."""
+    ids, set_of, never = (
+        [np.zeros(0, np.uint64)],
+        [np.zeros(0, np.uint32)],
+        [np.zeros(0, np.uint64)],
+    )
+    names = []
+    for number, one in enumerate(sets):
+        ids.append(np.frombuffer(b"".join(map(_id, one.texts)), "<u8").astype(np.uint64))
         set_of.append(np.full(len(ids[-1]), number, np.uint32))
+        names.append(one.name)
+        if not one.are_documents:
+            never.append(ids[-1])
     all_ids = np.concatenate(ids)
     order = np.argsort(all_ids, kind="stable")
-    return EvaluationTexts(all_ids[order], np.concatenate(set_of)[order], tuple(sets))
+    of_texts = np.concatenate(set_of)[order]
+    return EvaluationTexts(all_ids[order], of_texts, tuple(names), np.sort(np.concatenate(never)))
 
 
 def _id(text: str) -> bytes:
     return digest(folded(text))
 
 
-def overlapping(rows: Rows, against: EvaluationTexts) -> NDArray[np.uint32]:
-    """Return the rows with a text that is tested, uint32, sorted.
+def overlapping(
+    rows: Rows, against: EvaluationTexts, *, shared_documents: bool = False
+) -> NDArray[np.uint32]:
+    """Return the rows with a text of the evaluation, uint32, sorted.
 
     Of rows that stand in one line, with several positives, the first is returned.
+
+    Args:
+        rows: a source.
+        against: the evaluation.
+        shared_documents: positives and negatives may be documents of the evaluation.
     """
     found = [np.zeros(0, np.uint32)]
-    for begin in range(0, len(rows.texts) if len(against.ids) else 0, BLOCK):
+    for begin in range(0, len(rows.texts), BLOCK):
         block = rows.texts[begin : begin + BLOCK]
-        ids = block["id"]
-        nearest = np.searchsorted(against.ids, ids).clip(max=len(against.ids) - 1)
-        found.append(block["row"][against.ids[nearest] == ids])
+        hits = _refused(block["id"], block["is_document"], against, shared_documents)
+        found.append(block["row"][hits])
     return np.unique(np.concatenate(found))
 
 
+def _refused(
+    ids: NDArray[np.uint64],
+    are_documents: NDArray[np.bool_],
+    against: EvaluationTexts,
+    shared_documents: bool,
+) -> NDArray[np.bool_]:
+    """Return which training texts must not be there."""
+    hits = _stand_in(ids, against.ids)
+    if shared_documents:
+        hits &= ~are_documents | _stand_in(ids, against.never)
+    return hits
+
+
+def _stand_in(ids: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return which ids stand in the sorted ones."""
+    if not len(among):
+        return np.zeros(len(ids), np.bool_)
+    nearest = np.searchsorted(among, ids).clip(max=len(among) - 1)
+    is_in: NDArray[np.bool_] = among[nearest] == ids
+    return is_in
+
+
 def refuse_overlap(
-    sources: Sequence[Rows], against: EvaluationTexts, listing: Path | None = None
-) -> None:
+    sources: Sequence[Rows],
+    against: EvaluationTexts,
+    *,
+    shared_documents: bool = False,
+    listing: Path | None = None,
+) -> int:
     """Stop a run whose data holds texts of its evaluation.
 
     Args:
         sources: the training data.
         against: the texts of the evaluation.
-        listing: where to write all rows that were found, a line each: place, set, text.
+        shared_documents: positives and negatives may be documents of the evaluation, for both
+            search one corpus.
+        listing: where to write all rows that were found, a line each: place, set, side, text.
+
+    Returns:
+        how many rows have documents that are shared.
 
     Raises:
         UsageError: there is such a text; the message counts the rows and shows the first.
     """
-    found = [(rows, numbers) for rows in sources if len(numbers := overlapping(rows, against))]
+    all_rows = [overlapping(rows, against) for rows in sources]
+    allowed = [overlapping(rows, against, shared_documents=True) for rows in sources]
+    refused = allowed if shared_documents else all_rows
+    found = [
+        (rows, numbers) for rows, numbers in zip(sources, refused, strict=True) if len(numbers)
+    ]
     if not found:
-        return
-    count = sum(len(numbers) for _, numbers in found)
+        return sum(map(len, all_rows))
     counts = [f"{len(numbers):,} of {rows.name}" for rows, numbers in found[:NAMED]]
     if len(found) > NAMED:
         counts.append(f"{len(found) - NAMED} more sources")
-    place, name, side, text = next(_hits(*found[0], against))
+    place, name, side, text = next(_hits(*found[0], against, shared_documents))
     where = ""
     if listing:
         listing.parent.mkdir(parents=True, exist_ok=True)
         with listing.open("w", encoding="utf-8") as file:
-            for rows, numbers in found:
-                file.writelines("\t".join(hit) + "\n" for hit in _hits(rows, numbers, against))
+            for one in found:
+                hits = _hits(*one, against, shared_documents)
+                file.writelines("\t".join(hit) + "\n" for hit in hits)
         where = f"; all are in {listing}"
+    kind = "" if any(map(len, allowed)) else ", all of them as documents of a corpus"
     raise UsageError(
-        f"{count:,} training rows hold texts of the evaluation ({', '.join(counts)}), first "
-        f"{place}: its {side} '{visible(text, 60)}' stands in {visible(name)}{where}; take them "
-        "out, or evaluate on other data"
+        f"{sum(map(len, refused)):,} training rows hold texts of the evaluation{kind} "
+        f"({', '.join(counts)}), first {place}: its {side} '{visible(text, 60)}' stands in "
+        f"{visible(name)}{where}; take them out, or evaluate on other data"
     )
 
 
 def _hits(
-    rows: Rows, numbers: NDArray[np.uint32], against: EvaluationTexts
+    rows: Rows, numbers: NDArray[np.uint32], against: EvaluationTexts, shared_documents: bool
 ) -> Iterator[tuple[str, str, str, str]]:
-    """Yield place, set, side and text of the first text of each row that is tested."""
+    """Yield place, set, side and text of the first text of each row that must not be there."""
     for number in numbers.tolist():
-        for side, text in rows.texts_of(number):
-            text_id = int.from_bytes(_id(text), "little")
-            at = int(np.searchsorted(against.ids, np.uint64(text_id)))
-            if at < len(against.ids) and int(against.ids[at]) == text_id:
-                yield rows.place(number), against.set_name(text_id), side, visible(text)
-                break
+        texts = rows.texts_of(number)
+        ids = np.frombuffer(b"".join(_id(text) for _, text in texts), "<u8").astype(np.uint64)
+        are_documents = np.array([side != "query" for side, _ in texts])
+        first = int(_refused(ids, are_documents, against, shared_documents).argmax())
+        side, text = texts[first]
+        yield rows.place(number), against.set_name(int(ids[first])), side, visible(text)

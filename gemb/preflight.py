@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemb.batch_order import BatchOrder
 from gemb.examples import Example
-from gemb.overlap import evaluation_texts, refuse_overlap
+from gemb.overlap import TextsOf, evaluation_texts, refuse_overlap
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
 from gemb.training_rows import Rows
@@ -86,6 +86,7 @@ class Preflight:
     step_tokens: float  # estimated, after cutting
     evaluation: str  # name of the evaluation; empty: none
     evaluation_texts: int
+    shared_rows: int  # with documents of the evaluation, which the recipe allows
 
     @property
     def total_tokens(self) -> float:
@@ -121,6 +122,7 @@ def preflight(
     *,
     steps: int,
     suite: Suite | None = None,
+    shared_documents: bool = False,
     overlap_listing: Path | None = None,
 ) -> Preflight:
     """Look at the data of a run.
@@ -133,16 +135,16 @@ def preflight(
         prompts: of query and positive, of each source.
         steps: of the run.
         suite: the evaluation whose texts must not be trained on.
+        shared_documents: positives and negatives may be documents of the evaluation.
         overlap_listing: the file to write training rows with such texts to.
 
     Raises:
         UsageError: a training text stands in the evaluation set.
     """
-    sets: dict[str, int] = {}
-    if suite:
-        against = evaluation_texts(_texts_of(suite))
-        refuse_overlap(sources, against, overlap_listing)
-        sets = {suite.name: len(against.ids)}
+    against = evaluation_texts(_texts_of(suite) if suite else ())
+    shared = refuse_overlap(
+        sources, against, shared_documents=shared_documents, listing=overlap_listing
+    )
     sampled = min(MOST, max(LEAST, SAMPLED // len(sources)))
     checks, drawn = [], []
     for number, (rows, words) in enumerate(zip(sources, prompts, strict=True)):
@@ -161,15 +163,17 @@ def preflight(
         steps=steps,
         epochs=steps * batch.pairs / total,
         step_tokens=batch.pairs * sum(check.share * check.row_tokens for check in checks),
-        evaluation=next(iter(sets), ""),
-        evaluation_texts=sum(sets.values()),
+        evaluation=suite.name if suite else "",
+        evaluation_texts=len(against.ids),
+        shared_rows=shared,
     )
 
 
-def _texts_of(suite: Suite) -> Mapping[str, Iterator[str]]:
-    return {
-        one.name: (text.text for part in one.parts for text in part.texts) for one in suite.sets
-    }
+def _texts_of(suite: Suite) -> Iterator[TextsOf]:
+    for one in suite.sets:
+        for number, part in enumerate(one.parts):
+            are_documents = one.kind in ("retrieval", "rerank") and number == 1
+            yield TextsOf(one.name, (text.text for text in part.texts), are_documents)
 
 
 def _sample(rows: int, count: int, seed: int) -> list[int]:

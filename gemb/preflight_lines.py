@@ -98,7 +98,10 @@ def _plan(check: Preflight) -> Iterator[tuple[str, str]]:
     )
     if check.evaluation:
         texts = f"{check.evaluation_texts:,} texts of {visible(check.evaluation, 60)}"
-        yield "overlap", f"none: no training text is one of the {texts}"
+        if check.shared_rows:
+            yield "overlap", f"{check.shared_rows:,} rows have documents of the {texts}, as allowed"
+        else:
+            yield "overlap", f"none: no training text is one of the {texts}"
     else:
         yield "overlap", "not looked for: the recipe has no evaluation"
 

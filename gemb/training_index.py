@@ -1,6 +1,6 @@
 """One pass over a source of training data: its rows indexed, its bad rows named.
 
-The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 12 bytes
+The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13 bytes
 a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a line
 [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source. Nothing
 grows in memory with the source.
@@ -24,7 +24,7 @@ from gemb.errors import UsageError
 from gemb.training_files import RawRow
 from gemb.training_formats import MOST_POSITIVES, BadRow, Layout, Row, recognise
 
-VERSION = 1  # of the files in the cache
+VERSION = 2  # of the files in the cache
 KEPT_BAD = 20  # bad rows that are named; all are counted
 COLUMNS = 64  # names of columns that are remembered
 ROW = np.dtype(
@@ -37,10 +37,16 @@ ROW = np.dtype(
         ("positive_id", "<u8"),
     ]
 )
-TEXT = np.dtype([("id", "<u8"), ("row", "<u4")])  # of the folded text; of a row that it is in
+TEXT = np.dtype(
+    [
+        ("id", "<u8"),  # hash of the folded text
+        ("row", "<u4"),  # of the first positive of the line that it stands in
+        ("is_document", "?"),  # positive or negative
+    ]
+)
 
 _PLACE = Struct("<QIIH")
-_ROW_OF_TEXT = Struct("<I")
+_ROW_OF_TEXT = Struct("<I?")
 
 
 class Readable(Protocol):
@@ -181,8 +187,9 @@ class _Writer:
             self._leave_out(raw, "a text is no valid UTF-8")
             return
         offset, size = self._line(row) if self._lines else (raw.offset, raw.size)
-        number_of_row = _ROW_OF_TEXT.pack(self.count)
-        self._texts.write(b"".join(one + number_of_row for one in folded_ids))
+        document = _ROW_OF_TEXT.pack(self.count, True)
+        self._texts.write(folded_ids[0] + _ROW_OF_TEXT.pack(self.count, False))
+        self._texts.write(b"".join(one + document for one in folded_ids[1:]))
         for which, positive_id in enumerate(positive_ids[:most]):
             place = _PLACE.pack(offset, size, raw.number, which)
             self._rows.write(place + query_id + positive_id)

@@ -131,7 +131,11 @@ def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
     """
     path = resolve_data(source.path)
     stamp = _stamp(path, source)
-    key = blake2b(stamp.encode(), digest_size=8).hexdigest()
+    # The index of a file that has changed takes the place of the old one.
+    name = orjson.dumps(
+        [os.fsdecode(path.resolve()).encode(errors="replace").decode(), source.rows]
+    )
+    key = blake2b(name, digest_size=8).hexdigest()
     folder = cache / f"rows-{key}"
     about = _load(folder, stamp)
     if about is None:

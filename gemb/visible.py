@@ -13,10 +13,10 @@ def visible(text: str, width: int = 0) -> str:
 
     Args:
         text: anything, escape codes and surrogates too.
-        width: characters at most; of a longer text the beginning and the end stay, and between
-            them the number of characters that are left out. 0: all of it.
+        width: about so many characters; of a longer text the beginning and the end stay, and
+            between them the number of characters that are left out. 0: all of it.
     """
-    if 0 < width < len(text):
+    if 0 < width < len(text) - len(" … 1,000 more characters … "):
         head = width * 2 // 3
         tail = width - head
         left_out = f" … {len(text) - width:,} more characters … "

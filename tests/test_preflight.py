@@ -12,7 +12,7 @@ import pytest
 from gemb.batch_order import BatchOrder
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
-from gemb.overlap import evaluation_texts, overlapping
+from gemb.overlap import TextsOf, evaluation_texts, overlapping
 from gemb.preflight import Preflight, preflight
 from gemb.recipe import Batch, Prompts, Source
 from gemb.training_prompts import prompts_of
@@ -33,7 +33,12 @@ def source(path: Path, rows: Sequence[object], **settings: object) -> Rows:
 
 
 def check(
-    sources: Sequence[Rows], *, steps: int = 7, evaluation: Path | None = None, **batch: int
+    sources: Sequence[Rows],
+    *,
+    steps: int = 7,
+    evaluation: Path | None = None,
+    shared_documents: bool = False,
+    **batch: int,
 ) -> Preflight:
     settings = Batch(**{"pairs": 2, **batch})
     return preflight(
@@ -44,6 +49,7 @@ def check(
         [prompts_of(rows.source, {}) for rows in sources],
         steps=steps,
         suite=open_suite(evaluation) if evaluation else None,
+        shared_documents=shared_documents,
         overlap_listing=evaluation.parent / "overlap.tsv" if evaluation else None,
     )
 
@@ -169,6 +175,33 @@ def test_a_training_text_of_the_evaluation_stops_the_run(
     assert any("none: no training text is one of the 4 texts" in line for line in found.lines())
 
 
+def corpus(folder: Path) -> Path:
+    folder = folder / "dev"
+    folder.mkdir()
+    rows = [{"_id": f"d{row}", "text": f"document {row}"} for row in range(9)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "a question"}\n')
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n")
+    return folder
+
+
+def test_a_corpus_that_is_shared_can_be_allowed_and_its_questions_cannot(tmp_path: Path) -> None:
+    dev = corpus(tmp_path)
+    shared = source(tmp_path / "a.jsonl", [["mine", "Document 3"], ["yours", "new"]])
+    words = (
+        r"1 training rows .* \(all of them are documents: eval\.shared_documents=true if so meant"
+    )
+    with pytest.raises(UsageError, match=words):
+        check([shared], evaluation=dev)
+    found = check([shared], evaluation=dev, shared_documents=True)
+    assert found.shared_rows == 1
+    assert found.lines()[-1].startswith("overlap  1 rows have documents of the 10 texts of ")
+    for at, pair in enumerate((["A question", "x"], ["x", "a question"], ["document 1", "x"])):
+        spoilt = source(tmp_path / f"{at}.jsonl", [["mine", "Document 3"], pair])
+        with pytest.raises(UsageError, match=rf"1 training rows .* first {at}\.jsonl:2: .* data$"):
+            check([spoilt], evaluation=dev, shared_documents=True)
+
+
 def test_overlap_is_that_of_plain_sets(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     words = ["Red", "red ", "BLUE", "blue\tgreen", "Blue green", "straße", "STRASSE", "é", "e"]
@@ -181,7 +214,7 @@ def test_overlap_is_that_of_plain_sets(tmp_path: Path) -> None:
             if {" ".join(text.casefold().split()) for text in pair}
             & {" ".join(text.casefold().split()) for text in sample}
         ]
-        assert overlapping(rows, evaluation_texts({"a": sample})).tolist() == wanted
+        assert overlapping(rows, evaluation_texts([TextsOf("a", sample)])).tolist() == wanted
 
 
 def test_prompts_are_the_tasks_unless_the_recipe_has_words() -> None:
