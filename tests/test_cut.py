@@ -359,7 +359,7 @@ def test_the_licence_and_the_changes_stand_in_the_folder(
         (["--keep-layers", "5-2"], "--keep-layers '5-2': 5-2 ends before it begins"),
         (["--keep-layers", "0,0"], "cannot keep layers 0,0: name some of 0 to 2, each once"),
         (["--keep-layers", "0-99999999999"], "no model has layer 99999999999"),
-        (["--vocab", "5", "--vocab-from", "some.txt"], "--vocab 5 is too few"),
+        (["--vocab", "5", "--vocab-from", "some.txt"], "tokens are always kept; 5 are too few"),
         (["--vocab", "999999999", "--vocab-from", "some.txt"], "999999999 cannot be kept"),
         (["--vocab", "330", "--vocab-from", "empty.txt"], "empty.txt: no text in it"),
     ],

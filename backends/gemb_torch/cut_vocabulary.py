@@ -67,6 +67,8 @@ def smaller_tokenizer(
     model = raw["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
         raise UsageError(f"{folder / 'tokenizer.json'}: only BPE with byte fallback can be cut")
+    if not texts:
+        raise UsageError(f"{folder}: no text to count tokens in")
     if size > rows:
         raise UsageError(f"{folder}: has {rows} tokens; {size} cannot be kept")
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < rows]
@@ -76,7 +78,7 @@ def smaller_tokenizer(
     prompts = tokenizer.encode_batch_fast(sorted(set(checkpoint.prompts.values())))
     kept = _always(raw, ways, [i for encoding in prompts for i in encoding.ids])
     if len(kept) > size:
-        raise UsageError(f"{folder}: {len(kept)} tokens are always kept; --vocab {size} is too few")
+        raise UsageError(f"{folder}: {len(kept)} tokens are always kept; {size} are too few")
     counts = _counts(tokenizer, texts, rows)
     shares = (counts / counts.sum(axis=1, keepdims=True)).sum(axis=0)
     # Of equal use the lower id, which was the more frequent in training; <unused17> and its like,
