@@ -186,7 +186,13 @@ def data(run: RunRecord) -> Markup:
         ]
         for source in run.sources
     ]
-    return tag("section", tag("h2", "Data"), table(names, rows, words=2), _examples(run))
+    parts = [tag("h2", "Data")]
+    if run.shared_rows > 0:
+        words = (
+            f"{run.shared_rows:,.0f} rows have documents of the evaluation, as the recipe allows."
+        )
+        parts.append(tag("p", words))
+    return tag("section", *parts, table(names, rows, words=2), _examples(run))
 
 
 def _examples(run: RunRecord) -> Markup:

@@ -100,6 +100,7 @@ class RunRecord:
     planned_steps: float
     sources: tuple[SourceRow, ...]
     examples: tuple[ExampleRow, ...]
+    shared_rows: float  # of the data, with documents of the evaluation
     metric: str  # the dev set's main one
     baseline: Mapping[ScoreKey, Score]
     final: Mapping[ScoreKey, Score]
@@ -133,6 +134,7 @@ def read_run(run: Path) -> RunRecord:
         planned_steps=number(preflight.get("steps") or (recipe.get("run") or {}).get("steps")),
         sources=tuple(_source(each) for each in preflight.get("sources") or ()),
         examples=tuple(_example(each) for each in preflight.get("examples") or ()),
+        shared_rows=number(preflight.get("shared_rows")),
         metric=str((final or baseline).get("metric", "")),
         baseline=_scores(baseline, "value"),
         final=_scores(final, "value"),

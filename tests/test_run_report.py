@@ -187,6 +187,7 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
         sources=(check,), examples=(Rendered("pairs", "pairs.csv:2", sides),), rows=40, bad=1,
         pairs=4, max_tokens=512, steps=90, epochs=2.0, step_tokens=80.0, evaluation="s",
         evaluation_texts=9,
+        shared_rows=1234,
     )  # fmt: skip
     write(run, "preflight.json", preflight.to_json())
     page = report(run)
@@ -197,6 +198,8 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
     assert means[4].startswith(f"{after.mean(64):.4f} [")
     assert means[5] == "+0.0500 [+0.050, +0.050]"
     assert [row[0] for row in rows if "64 f32" in row] == ["mean", "cosqa", "xsum"]
+    shared = "1,234 rows have documents of the evaluation, as the recipe allows."
+    assert shared in page.texts("p")
     assert "pairs, pairs.csv:2" in page.texts("dt")
     assert f"query task | query: {HOSTILE}" in page.texts("dd")
 
