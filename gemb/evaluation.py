@@ -10,31 +10,23 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemb.bootstrap import Form, Statistic, interval, resamples
 from gemb.errors import GembError, UsageError
-from gemb.evaluation_sets import (
-    Classification,
-    EvaluationSet,
-    Part,
-    Retrieval,
-    SentencePairs,
-    Suite,
-)
+from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval, SentencePairs
+from gemb.evaluation_sets import Suite
 from gemb.examples import Text
 from gemb.linear_probe import folded, predictions
 from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
-from gemb.pipeline import Embedder, Plan, computing, embed, shortened
+from gemb.pipeline import Embedder, Plan, computing, embed
 from gemb.prompts import Prompt, for_task
 from gemb.records import Record
 from gemb.scores import Row, Scores, SetDescription, Size
-from gemb.vectors import DTYPES, VectorSpec, packed, unpacked
+from gemb.stored_vectors import Stored, Vectors
+from gemb.vectors import DTYPES
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, ModelProfile
-
-Vectors = NDArray[np.float32]
 
 
 class Done(NamedTuple):
@@ -205,40 +197,9 @@ class _Embedded:
         """Return the row of each text of a part in the vectors, [N]."""
         return np.array([self._row[self._rendered(part.task, text)] for text in part.texts], int)
 
-    def stored(self, rows: Rows, size: Size) -> _Stored:
+    def stored(self, rows: Rows, size: Size) -> Stored:
         """Return these rows as they are stored."""
-        return _Stored(self._vectors[rows], size)
-
-
-class _Stored:
-    """Vectors as they are stored, as float32: whole numbers where the type has them.
-
-    The products of whole numbers are exact in float32 (below 2^24), so equal similarities are tied
-    and not ordered by the last bit of a sum.
-    """
-
-    def __init__(self, vectors: Vectors, size: Size) -> None:
-        dim, dtype = size
-        spec = VectorSpec(model="", prompt="", dim=dim, dtype=dtype, max_tokens=0)
-        stored = packed(shortened(vectors, dim), spec)
-        signs = dtype == "ubinary"
-        self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
-        squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
-        self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
-        if dtype == "f32":
-            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
-
-    @property
-    def unit(self) -> Vectors:
-        """Return rows of length one."""
-        rows: Vectors = self.codes / self.lengths[:, None]
-        return rows
-
-    def cosines(self, rows: slice | Rows, other: _Stored) -> Vectors:
-        """Return the cosines of these rows with all rows of the other, [rows, N]."""
-        products = self.codes[rows] @ other.codes.T
-        found: Vectors = products / (self.lengths[rows, None] * other.lengths)
-        return found
+        return Stored(self._vectors[rows], size)
 
 
 def _scored(one: EvaluationSet, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
