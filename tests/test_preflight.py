@@ -27,6 +27,167 @@ def characters(texts: Sequence[str]) -> list[list[int]]:
 
 def source(path: Path, rows: Sequence[object], **settings: object) -> Rows:
     path.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    words = Prompts(query="Q:{text}", positive="{title}|{text}")
+    whole = Source(path=str(path), prompts=words, **settings)  # type: ignore[arg-type]
+    return open_source(whole, path.parent / "cache", strict=False)
+
+
+def check(
+    sources: Sequence[Rows],
+    *,
+    steps: int = 7,
+    evaluation: Path | None = None,
+    shared_documents: bool = False,
+    **batch: int,
+) -> Preflight:
+    settings = Batch(**{"pairs": 2, **batch})
+    return preflight(
+        settings,
+        sources,
+        BatchOrder(sources, pairs=settings.pairs, seed=1),
+        characters,
+        [prompts_of(rows.source, {}) for rows in sources],
+        steps=steps,
+        suite=open_suite(evaluation) if evaluation else None,
+        shared_documents=shared_documents,
+        overlap_listing=evaluation.parent / "overlap.tsv" if evaluation else None,
+    )
+
+
+def test_the_numbers_are_those_of_the_data(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a" * 8, "positive": "b" * 15, "title": "t" * 4, "negatives": ["n" * 5, "m"]},
+        {"query": "a" * 8, "positive": "c" * 5},
+        {"query": "d" * 18, "positive": "b" * 15},
+        {"query": "d" * 18, "positive": "b" * 15, "title": "other"},
+        {"query": "d"},
+    ]
+    first = source(tmp_path / "first.jsonl", rows)
+    second = source(tmp_path / "second.jsonl", [[f"q{row}", f"p{row}"] for row in range(12)])
+    found = check([first, second], max_tokens=20)
+    one, two = found.sources
+    assert (one.rows, one.bad, two.rows, two.bad) == (4, 1, 12, 0)
+    assert (found.rows, found.bad, found.steps, found.epochs) == (16, 1, 7, 7 * 2 / 16)
+    assert (one.share, two.share) == (0.25, 0.75)
+    assert one.passes == pytest.approx(7 * 0.25 * 2 / 4)
+    assert (one.duplicates, one.equal_queries, one.equal_positives) == (1, 2, 2)
+    assert (two.duplicates, two.equal_queries, two.equal_positives) == (0, 0, 0)
+    # By hand: Q: and the query; the title (or none), a bar, and the text; one negative a row.
+    query, positive = [10, 10, 20, 20], [20, 10, 20, 21, 10]
+    for lengths, sizes in (
+        (one.query, query),
+        (one.positive, positive),
+        (one.tokens, query + positive),
+    ):
+        assert lengths.median == np.median(sizes)
+        assert lengths.p95 == pytest.approx(np.quantile(sizes, 0.95))
+        assert lengths.max == max(sizes)
+    assert one.cut == pytest.approx(1 / 9)
+    assert one.row_tokens == pytest.approx((sum(query) + sum(positive) - 1) / 4)
+    row_tokens = 0.25 * one.row_tokens + 0.75 * (4 * 10 + 7 * 10 + 5 * 2 + 8 * 2) / 12
+    assert found.step_tokens == pytest.approx(2 * row_tokens, rel=0.05)
+    assert found.total_tokens == pytest.approx(7 * found.step_tokens)
+    assert [example.source for example in found.examples] == ["second", "first", "second"]
+    again = check([first, second], max_tokens=20)
+    assert again == found
+
+
+def test_the_examples_show_what_the_model_sees(tmp_path: Path) -> None:
+    row = {"query": "sky?", "positive": "blue", "title": "Air", "negatives": ["x", "y"]}
+    found = check([source(tmp_path / "a.jsonl", [row])], pairs=1, negatives=1)
+    (example,) = found.examples
+    assert example.place == "a.jsonl:1"
+    sides = (("query", "Q:sky?"), ("positive", "Air|blue"), ("negative", "none|x"))
+    assert example.sides == sides
+    lines = found.lines()
+    assert "  query     Q:sky?" in lines
+    assert "  negative  none|x" in lines
+    assert json.loads(json.dumps(found.to_json()))["examples"][0]["sides"] == [*map(list, sides)]
+
+
+def test_no_character_of_the_data_is_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    evil = "\x1b]0;mine\x07\x1b[2J\u202eevil\u2066\r\n\x9b31m"
+    rows = [{"query": f"{evil}{row}", "positive": evil * 100, evil: 1} for row in range(3)]
+    bad = {"query": evil, evil: 2}
+    data = source(tmp_path / "a.jsonl", [*rows, bad], name=f"name{evil}")
+    found = check([data], pairs=1)
+    text = "".join(found.lines())
+    assert text.isprintable()
+    assert "\\x1b[2J\\u202eevil" in text
+    assert json.dumps(found.to_json())
+
+
+def test_the_lines_are_a_table_with_its_columns_under_each_other(tmp_path: Path) -> None:
+    rows = [[f"q{row}", "p" * row] for row in range(1, 1200)]
+    sources = [source(tmp_path / "a.jsonl", rows[:3]), source(tmp_path / "longer.jsonl", rows)]
+    lines = check(sources).lines()
+    end = lines[0].index("  format")
+    for line, count in zip(lines[1:3], ("3", "1,199"), strict=True):
+        assert line[end:].startswith("  JSONL (query, positive)")
+        assert line[: lines[0].index("rows") + 4].endswith(f" {count}")
+
+
+def evaluation(folder: Path, texts: Sequence[str]) -> Path:
+    folder = folder / "dev"
+    folder.mkdir()
+    lines = [
+        "sentence1\tsentence2\tscore",
+        *(f"{text}\tother {text}\t{at}.5" for at, text in enumerate(texts)),
+    ]
+    (folder / "mine.tsv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("row", "side"),
+    [
+        ({"query": "Is the  SKY blue ", "positive": "p"}, "query"),
+        ({"query": "q", "positive": "other is the sky blue"}, "positive"),
+        ({"query": "q", "positive": ["p", "is\nthe sky blue"]}, "positive"),
+        ({"query": "q", "positive": "p", "negatives": ["n", "IS THE SKY BLUE"]}, "negative"),
+    ],
+)
+def test_a_training_text_of_the_evaluation_stops_the_run(
+    row: dict[str, object], side: str, tmp_path: Path
+) -> None:
+    rows = [[f"query {number}", f"positive {number}"] for number in range(40)]
+    sources = [
+        source(tmp_path / "clean.jsonl", rows),
+        source(tmp_path / "spoilt.jsonl", [{"query": "a", "positive": "b"}, row, row]),
+    ]
+    dev = evaluation(tmp_path, ["is the sky blue", "how far is the moon"])
+    with pytest.raises(UsageError) as stopped:
+        check(sources, evaluation=dev, pairs=1)
+    message = str(stopped.value)
+    assert message.startswith(
+        "2 training rows hold texts of the evaluation (2 of spoilt), first spoilt.jsonl:2: its "
+        f"{side} '"
+    )
+    assert "stands in mine" in message
+    assert message.isprintable()
+    listing = (tmp_path / "overlap.tsv").read_text().splitlines()
+    assert [line.split("\t")[:3] for line in listing] == [
+        ["spoilt.jsonl:2", "mine", side],
+        ["spoilt.jsonl:3", "mine", side],
+    ]
+    found = check(sources[:1], evaluation=dev)
+    assert found.evaluation_texts == 4
+    assert any("none: no training text is one of the 4 texts" in line for line in found.lines())
+
+
+def corpus(folder: Path) -> Path:
+    folder = folder / "dev"
+    folder.mkdir()
+    rows = [{"_id": f"d{row}", "text": f"document {row}"} for row in range(9)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "queries.jsonl").write_text('{"_id": "q", "text": "a question"}\n')
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\td0\t1\n")
+    return folder
+
+
+def test_a_corpus_that_is_shared_can_be_allowed_and_its_questions_cannot(tmp_path: Path) -> None:
+    dev = corpus(tmp_path)
+    shared = source(tmp_path / "a.jsonl", [["mine", "Document 3"], ["yours", "new"]])
     words = r"1 training rows hold texts of the evaluation, all of them as documents of a corpus \("
     with pytest.raises(UsageError, match=words):
         check([shared], evaluation=dev)
