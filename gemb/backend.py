@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.recipe import Recipe
+    from gemb.verdict import Verdict
 
     TokenIds = NDArray[np.int32]
 
@@ -56,7 +57,7 @@ class ModelDescription:
     max_tokens: int  # trained context, the tokenizer's own tokens included
     vocabulary: int  # tokens
     parameters: int  # numbers in all tensors
-    pooling: str  # mean
+    pooling: str  # mean, first, last or attention
     dense: tuple[tuple[int, int], ...]  # (in, out) of each dense layer after the pooling, in order
     prompts: Mapping[str, str]  # prompt name -> the words before the text
     types: Mapping[str, str]  # token_embd, attention, ffn, norm, dense -> q4_0, f32+bf16, ...
@@ -155,12 +156,13 @@ class Backend:
         """
         raise self._refusal("cut")
 
-    def train(self, recipe: Recipe, training: Training) -> None:
+    def train(self, recipe: Recipe, training: Training) -> Verdict | None:
         """Train a model as the recipe says, into the run folder.
+
+        Returns what became of its scores on the recipe's evaluation sets, None without them.
 
         Raises:
             UsageError: the recipe, the data or the model does not fit.
-            NegativeAnswer: the model became worse on the evaluation set.
             Stopped: a signal came; the run can go on from its last checkpoint.
             GembError: a loss or gradient is not finite.
         """

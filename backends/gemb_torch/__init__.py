@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime
+from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime, Training
 from gemb.checkpoint import looks_like_checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from gemb.recipe import Recipe
+    from gemb.verdict import Verdict
 
 
 class TorchBackend(Backend):
@@ -15,7 +19,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     requires: ClassVar[Mapping[str, str]] = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
-    can = frozenset({"open", "describe", "cut"})
+    can = frozenset({"open", "describe", "cut", "train"})
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a folder with a config.json."""
@@ -42,6 +46,12 @@ class TorchBackend(Backend):
         from gemb_torch.cut import cut_folder
 
         cut_folder(source, target, cut)
+
+    def train(self, recipe: Recipe, training: Training) -> Verdict | None:
+        """Train a model; see `gemb_torch.train`."""
+        from gemb_torch.train import train
+
+        return train(recipe, training)
 
     def checks(self) -> list[Check]:
         """Return whether torch and tokenizers are here, and the devices."""

@@ -23,7 +23,7 @@ from gemb.recipe import Optimizer
 _TABLE = "embed_tokens.weight"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _PIECE = 4096  # rows that are changed at a time
-_HEADS = ("dense.", "pool.")  # fresh or small parts, which may have a rate of their own
+_HEADS = ("dense.", "pool_queries")  # fresh or small parts, which may have a rate of their own
 
 
 def rate(recipe: Optimizer, step: int, steps: int) -> float:

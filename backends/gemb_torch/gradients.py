@@ -16,17 +16,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gemb.backend import TokenIds
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.objective import StepVectors
 from gemb_torch.packing import pack
 from gemb_torch.ranks import Ranks
+
+if TYPE_CHECKING:
+    from gemb.backend import TokenIds
 
 Objective = Callable[[StepVectors], tuple[Tensor, dict[str, Tensor]]]
 

@@ -22,9 +22,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from gemb.checkpoint import ATTENTION_HEADS
 from gemb.gemma_config import GemmaConfig
+from gemb.poolings import ATTENTION_HEADS
 from gemb_torch.packing import Packing
 from gemb_torch.pooling import pool
 
@@ -132,6 +133,7 @@ class EmbeddingGemma(nn.Module):
         super().__init__()
         self.config = config
         self.pooling = pooling
+        self.recomputes = False  # layers again in the backward pass, for less memory (training)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             Block(config, is_sliding=is_sliding) for is_sliding in config.is_sliding
@@ -163,7 +165,11 @@ class EmbeddingGemma(nn.Module):
         everywhere = rotation(packing.positions, config.head_dim, config.rope_theta)
         nearby = rotation(packing.positions, config.head_dim, config.rope_local_theta)
         for block in self.blocks():
-            x = block(x, nearby if block.self_attn.is_sliding else everywhere, packing)
+            turns = nearby if block.self_attn.is_sliding else everywhere
+            if self.recomputes:
+                x = checkpoint(block, x, turns, packing, use_reentrant=False)
+            else:
+                x = block(x, turns, packing)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def blocks(self) -> Iterator[Block]:

@@ -7,13 +7,18 @@ whole batch. So nothing here has to pass gradients through a collective.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+from gemb.errors import GembError
+
+T = TypeVar("T")
 
 _BUCKET = 1 << 25  # numbers summed in one call: 128 MB of fp32
 
@@ -88,6 +93,24 @@ class Ranks:
         told = torch.tensor([float(flag)])
         dist.all_reduce(told)
         return bool(told.item())
+
+    def first_then_all(self, work: Callable[[], T]) -> T:
+        """Return what `work` makes here, after the first process has made it: it may fill a cache.
+
+        Raises:
+            What `work` raises; if the first process fails, GembError in the others.
+        """
+        if self.is_first:
+            try:
+                made = work()
+            except BaseException:
+                self.any(True)
+                raise
+            self.any(False)
+            return made
+        if self.any(False):
+            raise GembError("the first process failed")
+        return work()
 
     def wait(self) -> None:
         """Wait until every process is here."""

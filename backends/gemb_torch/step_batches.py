@@ -11,13 +11,12 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gemb.backend import TokenIds
 from gemb.batch_order import Batch, BatchOrder
 from gemb.examples import Example, Text
 from gemb.prompts import Prompt
@@ -26,6 +25,9 @@ from gemb.training_rows import Rows
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
 from gemb_torch.tokenizer import tokenize
+
+if TYPE_CHECKING:
+    from gemb.backend import TokenIds
 
 Sides = tuple[Prompt, Prompt]  # of the query; of the positive and the negatives
 
@@ -87,7 +89,8 @@ class BatchMaker:
         """Return queries, positives and negatives, and whose the negatives are."""
         queries = [example.query for example in examples]
         positives = [example.positive for example in examples]
-        negatives, owners = [], []
+        negatives: list[Text] = []
+        owners: list[int] = []
         for owner, example in enumerate(examples):
             own = example.negatives[: self.negatives]
             negatives += own

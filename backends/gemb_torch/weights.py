@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemb.checkpoint import ATTENTION_HEADS, Checkpoint, check_heads
+from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
+from gemb.poolings import ATTENTION_HEADS, check_heads
 from gemb.safetensors import StoredTensor
 from gemb_torch.model import EmbeddingGemma
 
@@ -58,6 +59,15 @@ def load(
         state["pool_queries"] = torch.zeros(shape, dtype=dtype or torch.float32, device=device)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def restore(model: EmbeddingGemma, checkpoint: Checkpoint) -> None:
+    """Copy the weights of a checkpoint into a model of the same shape, where it stands.
+
+    Raises:
+        UsageError: a weight is not finite.
+    """
+    model.load_state_dict(load(checkpoint, pooling=model.pooling).state_dict())
 
 
 def _values(name: str, stored: StoredTensor, files: dict[Path, Tensor]) -> Tensor:

@@ -1,0 +1,187 @@
+"""What a training run works with: data, model, teacher, optimizer, opened from the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+import torch
+
+from gemb.backend import Runtime, Training, cores
+from gemb.batch_order import BatchOrder
+from gemb.checkpoint import Checkpoint, open_checkpoint
+from gemb.errors import UsageError
+from gemb.evaluation_sets import Suite, open_suite
+from gemb.recipe import Recipe
+from gemb.run_folder import RunFolder
+from gemb.teachers import Teacher, default_cache, open_teacher
+from gemb.training_prompts import prompts_of
+from gemb.training_rows import Rows, open_source
+from gemb_torch.adamw import AdamW
+from gemb_torch.cut_texts import Texts
+from gemb_torch.encode import device_of
+from gemb_torch.gradients import Gradients
+from gemb_torch.losses import check_widths
+from gemb_torch.model import EmbeddingGemma
+from gemb_torch.objective import objective
+from gemb_torch.ranks import Ranks
+from gemb_torch.starting_model import starting_folder
+from gemb_torch.step_batches import BatchMaker
+from gemb_torch.tokenizer import load_tokenizer
+from gemb_torch.weights import load
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """The parts of a run."""
+
+    recipe: Recipe
+    training: Training
+    run: RunFolder
+    ranks: Ranks
+    device: torch.device
+    sources: Sequence[Rows]
+    suite: Suite | None
+    start: Checkpoint  # the folder that training starts from
+    teacher: Teacher | None
+    model: EmbeddingGemma
+    maker: BatchMaker
+    gradients: Gradients
+    optimizer: AdamW
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the products."""
+        return torch.bfloat16 if self.recipe.run.precision == "bf16" else torch.float32
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        if self.recipe.run.steps:
+            return self.recipe.run.steps
+        batches = self.recipe.run.epochs * self.order().steps_per_epoch
+        return max(1, math.ceil(batches / self.recipe.batch.accumulate))
+
+    def order(self) -> BatchOrder:
+        """Return the order of the data, at its beginning."""
+        return BatchOrder(self.sources, pairs=self.recipe.batch.pairs, seed=self.recipe.seed)
+
+
+def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
+    """Open everything; nothing is computed yet but what makes the starting model.
+
+    Raises:
+        UsageError: something does not fit together.
+        Missing: a model, a file or a library is not here.
+    """
+    run = RunFolder(training.run)
+    device = device_of(training.runtime.device)
+    torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
+    suite = open_suite(recipe.eval.data) if recipe.eval.data else None
+    sources = ranks.first_then_all(partial(_sources, recipe, training))
+    teacher = _teacher(recipe, training.runtime)
+    begin = partial(_starting_checkpoint, recipe, training, run, sources)
+    start = ranks.first_then_all(begin)
+    _check_dims(recipe, start, teacher)
+    model = load(start, device=device, pooling=recipe.pooling).train()
+    model.recomputes = recipe.run.activation_checkpointing
+    if recipe.run.compile:
+        for block in model.blocks():
+            block.compile()
+    maker = BatchMaker(
+        sources=sources,
+        prompts=[prompts_of(rows.source, start.prompts) for rows in sources],
+        tokenizer=load_tokenizer(start.folder / "tokenizer.json", start.config.vocab_size),
+        max_tokens=min(recipe.batch.max_tokens, start.max_tokens),
+        negatives=recipe.batch.negatives,
+        ranks=ranks,
+        teacher=teacher,
+        teacher_prompts=[
+            prompts_of(rows.source, teacher.prompts if teacher else {}) for rows in sources
+        ],
+    )
+    gradients = Gradients(
+        model=model,
+        objective=partial(objective, recipe.loss),
+        ranks=ranks,
+        micro_tokens=recipe.batch.micro_tokens,
+        autocast=_autocast(recipe, device),
+        device=device,
+        width=start.dim,
+    )
+    return Session(
+        recipe=recipe,
+        training=training,
+        run=run,
+        ranks=ranks,
+        device=device,
+        sources=sources,
+        suite=suite,
+        start=start,
+        teacher=teacher,
+        model=model,
+        maker=maker,
+        gradients=gradients,
+        optimizer=AdamW(model, recipe.optimizer),
+    )
+
+
+def _sources(recipe: Recipe, training: Training) -> list[Rows]:
+    cache = default_cache().with_name("rows")
+    return [open_source(source, cache, strict=training.strict) for source in recipe.data]
+
+
+def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
+    distill = recipe.loss.distill
+    if distill is None:
+        return None
+    return open_teacher(distill.teacher, default_cache(), replace(runtime, precision="auto"))
+
+
+def _starting_checkpoint(
+    recipe: Recipe, training: Training, run: RunFolder, sources: Sequence[Rows]
+) -> Checkpoint:
+    texts = [Texts(rows.name, partial(_texts, rows)) for rows in sources]
+    begin = partial(starting_folder, texts=texts, runtime=training.runtime, seed=recipe.seed)
+    if not training.dry_run:
+        return open_checkpoint(begin(recipe.init, run.start))
+    # A look needs the tokenizer and the sizes; what takes long to find out can wait.
+    whole = replace(recipe.init, keep_layers="all", vocab=0)
+    folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
+    _TEMPORARY.append(folder)
+    return open_checkpoint(begin(whole, Path(folder.name)))
+
+
+_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
+
+
+def _texts(rows: Rows) -> Iterator[str]:
+    """Yield every query and positive of a source."""
+    for row in range(len(rows)):
+        example = rows[row]
+        yield example.query.text
+        yield example.positive.text
+
+
+def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> None:
+    for width in recipe.loss.matryoshka:
+        if width > start.dim:
+            raise UsageError(
+                f"loss.matryoshka: {width} is wider than the model's vectors, {start.dim}"
+            )
+    distill = recipe.loss.distill
+    if teacher is not None and distill is not None:
+        check_widths(start.dim, teacher.dim, distill.teacher)
+
+
+def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
+    is_mixed = recipe.run.precision == "bf16"
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=is_mixed)

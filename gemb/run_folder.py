@@ -1,0 +1,125 @@
+"""The folder of a training run: what is where, and whether a run may write into it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemb.atomic import new_file
+from gemb.errors import UsageError
+from gemb.recipe import Recipe
+from gemb.recipe_file import dump, load, to_plain
+
+# What may differ between a run and its continuation, for it changes no number of the model.
+_FREE = {
+    "eval",
+    "checkpoint",
+    "batch.micro_tokens",
+    "run.log_every",
+    "run.workers",
+    "run.activation_checkpointing",
+    "run.shard",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of its files."""
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe, every key of it."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, as steps end."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def preflight(self) -> Path:
+        """What was seen before the first step."""
+        return self.path / "preflight.json"
+
+    @property
+    def start(self) -> Path:
+        """What was made to start from, where a model was cut or unpacked."""
+        return self.path / "start"
+
+    @property
+    def best(self) -> Path:
+        """The model with the best evaluation."""
+        return self.path / "best"
+
+    @property
+    def model(self) -> Path:
+        """The final model; it is there when the run has ended."""
+        return self.path / "model"
+
+    @property
+    def similarities(self) -> Path:
+        """Cosines of pairs, before and after."""
+        return self.path / "similarities.json"
+
+    @property
+    def verdict(self) -> Path:
+        """What became of the scores."""
+        return self.path / "verdict.json"
+
+    def scores(self, when: str) -> Path:
+        """Return where the scores of the baseline or of the final model are."""
+        return self.path / f"scores-{when}.json"
+
+    def begin(self, recipe: Recipe, *, resumes: bool) -> None:
+        """Make the folder and write the recipe, or see that a run that goes on has the same.
+
+        Raises:
+            UsageError: the folder holds something else, or a run with another recipe.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path} is a file; name a folder for the run")
+        if self.recipe.is_file():
+            if not resumes:
+                raise UsageError(
+                    f"{self.path} holds a run; --resume auto goes on with it, or name another"
+                )
+            self._check_same(recipe)
+        elif self.path.is_dir() and any(self.path.iterdir()):
+            raise UsageError(f"{self.path} is no run and not empty; name another folder")
+        self.path.mkdir(parents=True, exist_ok=True)
+        with new_file(self.recipe) as part:
+            part.write_text(dump(recipe), encoding="utf-8")
+
+    def write_json(self, path: Path, value: object) -> None:
+        """Write a JSON file of the run, whole or not at all."""
+        with new_file(path) as part:
+            part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+    def _check_same(self, recipe: Recipe) -> None:
+        before, now = _flat(to_plain(load(self.recipe))), _flat(to_plain(recipe))
+        for key in sorted(before.keys() | now.keys()):
+            if key in _FREE or key.partition(".")[0] in _FREE:
+                continue
+            if before.get(key) != now.get(key):
+                raise UsageError(
+                    f"{self.path}: its run has {key}={before.get(key)}, not {now.get(key)}; "
+                    "resume with the same recipe, or name another folder"
+                )
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
+    """Return the leaves of nested dicts and lists by dotted key."""
+    if isinstance(tree, dict):
+        items = list(tree.items())
+    elif isinstance(tree, (list, tuple)):
+        items = list(enumerate(tree))
+    else:
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for key, value in items:
+        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
