@@ -16,6 +16,7 @@ from gemb.errors import UsageError
 from gemb.export import export_gguf
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
+from gemb.poolings import check_heads
 from gemb_torch.cut import cut_folder
 from gemb_torch.packing import pack
 from gemb_torch.pooling import pool
@@ -139,6 +140,12 @@ def test_queries_of_another_shape_are_refused(pooled_model):
     )
     with pytest.raises(UsageError, match=r"1_Pooling.queries has shape \[3, 96\]"):
         open_checkpoint(pooled_model)
+
+
+def test_a_width_that_the_heads_do_not_share_is_refused():
+    check_heads(96, "small")
+    with pytest.raises(UsageError, match=r"small: attention pooling has 4 heads, .* width of 98"):
+        check_heads(98, "small")
 
 
 def test_a_gguf_file_pools_as_its_folder(pooled_model, tmp_path):
