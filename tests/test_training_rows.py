@@ -384,6 +384,33 @@ def test_an_index_is_used_again(tmp_path: Path) -> None:
     assert index.stat().st_ino == before
 
 
+def test_what_a_killed_process_left_is_removed_and_never_used(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl.gz", gzip.compress(json_lines(ROWS)))
+    opened(path)
+    (index,) = (one for one in (tmp_path / "cache").glob("rows-*") if one.is_dir())
+    part = index.rename(index.with_name(f".{index.name}.77-abcd.part"))
+    os.truncate(part / "lines.jsonl", 10)
+    assert texts(opened(path)) == WANTED
+    assert not part.exists()
+
+
+def test_a_file_that_changes_leaves_one_index(tmp_path: Path) -> None:
+    for rows in (ROWS, ROWS[1:], ROWS[2:]):
+        path = write(tmp_path / "a.jsonl.gz", gzip.compress(json_lines(rows)))
+        assert len(opened(path)) == len(rows)
+    assert len([one for one in (tmp_path / "cache").iterdir() if one.is_dir()]) == 1
+
+
+def test_a_source_that_takes_long_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(ROWS))
+    monkeypatch.setattr("gemb.training_rows.LONG_BYTES", 10)
+    opened(path)
+    opened(path)  # silent: it is indexed
+    assert capsys.readouterr().err.count("a.jsonl: 0.0 GB are indexed, once") == 1
+
+
 def _open_and_count(path: str) -> int:
     return len(opened(Path(path)))
 
