@@ -12,6 +12,7 @@ whichever row, or the query itself, but for case, spacing and width of character
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import UsageError
 from gemb.examples import Example, Text
-from gemb.nearest import Ints, Nearest, nearest
+from gemb.nearest import CANDIDATES, Ints, Nearest, nearest
 from gemb.prompts import Prompt
 from gemb.teachers import Teacher, Wanted
 from gemb.text_spool import TextSpool, same_text
@@ -161,6 +162,24 @@ class Mine:
                 self._mined(row, float(scores[row]), found, row - block.start, rule)
                 for row in range(block.start, block.stop)
             ]
+
+    def search_seconds(self, dim: int, rule: Rule) -> float:
+        """Return about how long `run` takes, by a block of random vectors of this width."""
+        vectors = np.random.default_rng(0).standard_normal((CANDIDATES, dim)).astype(np.float32)
+        vectors /= np.sqrt(dim)
+        none = np.zeros(0, np.int64)
+        began = time.monotonic()
+        nearest(
+            vectors[:QUERIES],
+            lambda first, last: vectors[first:last],
+            CANDIDATES,
+            depth=rule.depth,
+            ceiling=np.full(QUERIES, 0.5, np.float32),
+            left_out=(none, none),
+            unlike=(vectors[:QUERIES], rule.max_likeness) if rule.max_likeness < 1 else None,
+        )
+        blocks = len(self.rows) / QUERIES * (self.candidates / CANDIDATES)
+        return blocks * (time.monotonic() - began)
 
     def _left_out(self, groups: _Groups, block: slice) -> tuple[Ints, Ints]:
         """Return rows of the block, from 0, and numbers of candidates that are false negatives."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +24,10 @@ from gemb.output import Stream
 from gemb.output_paths import is_stream
 from gemb.recipe import Source, Task
 from gemb.records import Fields
-from gemb.teachers import Teacher, Wanted, default_cache, open_teacher
+from gemb.teachers import Teacher, default_cache, open_teacher
 from gemb.training_progress import duration
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import open_source
-
-SAMPLE = (8, 64)  # texts that a dry run embeds: the first to load the model, the second to time it
 
 DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means nothing
 
@@ -111,40 +107,17 @@ def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
 
 
 def _predict(job: Job, mine: Mine, teacher: Teacher, form: str) -> None:
-    """Say what there is to do, and how long it takes, by a few texts that are embedded."""
-    missing = teacher.missing(mine.wanted())
+    """Say what there is to do, and how long it takes."""
+    filling = teacher.predict(mine.wanted())
+    searching = mine.search_seconds(teacher.dim, job.rule)
     note(
         f"{len(mine.rows)} rows of {form}; {mine.candidates} candidates; "
-        f"{missing} texts have no vector of {teacher.reference} in {teacher.folder} yet"
+        f"{filling.texts} texts have no vector of {teacher.reference} in {teacher.folder} yet"
     )
-    sample, chars = _some(teacher.absent(mine.wanted()))
-    seconds = 0.0
-    if sample:
-        teacher.fill(sample[: SAMPLE[0]], quiet=True)
-        began = time.monotonic()
-        loading = teacher.fill(sample[SAMPLE[0] :], quiet=True)
-        took = time.monotonic() - began
-        timed = sum(len(one.words) for one in sample[SAMPLE[0] :])
-        seconds = took * chars / timed if loading else 0.0
-    note(f"about {duration(seconds)} for the vectors; nothing was written (-n)")
-
-
-def _some(absent: Iterable[tuple[bytes, Wanted]]) -> tuple[list[Wanted], int]:
-    """Return a few different texts, each as likely as any other, and the characters of all."""
-    chosen: list[Wanted] = []
-    chars = 0
-    dice = random.Random(0)
-    seen: set[bytes] = set()
-    for key, one in absent:
-        if key in seen:
-            continue
-        seen.add(key)
-        chars += len(one.words)
-        if len(chosen) < sum(SAMPLE):
-            chosen.append(one)
-        elif (place := dice.randrange(len(seen))) < len(chosen):
-            chosen[place] = one
-    return chosen, chars
+    note(
+        f"about {duration(filling.seconds)} for the vectors and {duration(searching)} for the "
+        "search; no output was written (-n)"
+    )
 
 
 def _line(one: Mined) -> bytes:

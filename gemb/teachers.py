@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ WINDOW_TEXTS = 16_384  # sorted by length together
 WINDOW_CHARS = 1 << 26  # of texts in memory
 FIRST_CHARS = 1 << 14  # of the first batch; the next ones are as long as FLUSH_S takes
 FLUSH_S = 3.0  # what a kill may cost
+SAMPLE = (8, 64)  # texts that a prediction embeds: to load the model, and to time it
 
 
 class Wanted(NamedTuple):
@@ -80,8 +82,15 @@ def open_teacher(
     return ModelTeacher(reference, cache, runtime, backend)
 
 
+class Filling(NamedTuple):
+    """What a fill has to do."""
+
+    texts: int  # that have no vector
+    seconds: float  # about
+
+
 class Teacher:
-    """Unit vectors of texts. For one thread at a time; `vectors` needs no lock over processes."""
+    """Unit vectors of texts. Any number of threads and processes may read; one thread fills."""
 
     reference: str  # as the user wrote it
     dim: int  # width of a vector
@@ -106,6 +115,17 @@ class Teacher:
             UsageError: a file of vectors lacks some of them.
             GembError: the teacher gives numbers that are not finite.
             OSError: the cache cannot be written; what was computed so far is kept.
+        """
+        raise NotImplementedError
+
+    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+        """Return what `fill` has to do; a few texts are embedded, and kept, to time it.
+
+        Args:
+            wanted: can be iterated over again and again.
+
+        Raises:
+            UsageError, GembError: as `fill`.
         """
         raise NotImplementedError
 
@@ -189,6 +209,27 @@ class ModelTeacher(Teacher):
 
     def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
         """As `Teacher.fill` says; flushed every few seconds, so that a killed run goes on."""
+        try:
+            return self._fill(wanted, quiet=quiet)
+        finally:
+            self._encoder = None
+
+    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+        """As `Teacher.predict` says: by the characters of a random sample."""
+        texts, chars = self._missing(wanted)
+        sample = _some((one for _, one in self.absent(wanted)), sum(SAMPLE))
+        warm, timed = sample[: SAMPLE[0]], sample[SAMPLE[0] :]
+        try:
+            self._fill(warm, quiet=True)  # loads the model
+            began = time.monotonic()
+            done = self._fill(timed, quiet=True)
+            took = time.monotonic() - began
+        finally:
+            self._encoder = None
+        size = sum(len(one.words) for one in timed)
+        return Filling(texts, took * chars / size if done else 0.0)
+
+    def _fill(self, wanted: Iterable[Wanted], *, quiet: bool) -> int:
         is_told = iter(wanted) is not wanted  # it can be counted first
         if is_told and not self.missing(wanted):
             return 0
@@ -216,7 +257,6 @@ class ModelTeacher(Teacher):
             warn(
                 f"{cut} of {done} texts were cut at {most} tokens for the teacher {self.reference}"
             )
-        self._encoder = None
         return done
 
     def _computed(
@@ -285,6 +325,18 @@ class ModelTeacher(Teacher):
             on_long="truncate",
         )
         return Embedder(encoder, plan, computing(encoder, profile.dim))
+
+
+def _some(texts: Iterable[Wanted], most: int) -> list[Wanted]:
+    """Return a few texts, each as likely as any other."""
+    chosen: list[Wanted] = []
+    dice = random.Random(0)
+    for number, one in enumerate(texts):
+        if number < most:
+            chosen.append(one)
+        elif (place := dice.randrange(number + 1)) < most:
+            chosen[place] = one
+    return list(dict.fromkeys(chosen))
 
 
 def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Wanted]]:

@@ -467,3 +467,18 @@ def test_the_cache_is_where_xdg_says(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/x")
     assert default_cache() == Path("/home/x/.cache/gemb/teachers")
+
+
+def test_a_prediction_counts_what_is_missing_and_leaves_out_the_time_to_load(tiny_model, tmp_path):
+    teacher = open_teacher(str(tiny_model), tmp_path / "cache", Runtime())
+    texts = wanted([f"{TEXTS[n % 6]} {n}" for n in range(600)])
+    filling = teacher.predict(texts)
+    assert filling.texts == 600
+    assert teacher._encoder is None
+    assert teacher.missing(texts) == 600 - 72
+    began = time.monotonic()
+    teacher.fill(texts, quiet=True)
+    took = time.monotonic() - began
+    # Of a busy machine no more can be asked than the order of magnitude.
+    assert 0.05 * took < filling.seconds < 20 * took
+    assert teacher.predict(texts) == (0, 0.0)
