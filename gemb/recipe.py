@@ -198,6 +198,9 @@ class Evaluation:
     dims: Annotated[
         tuple[int, ...], "widths; empty: the widest and the narrowest of matryoshka", ONE_OR_MORE
     ] = ()
+    shared_documents: Annotated[
+        bool, "positives and negatives may be documents of the evaluation; queries never"
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,6 +46,11 @@ class RunFolder:
         return self.path / "preflight.json"
 
     @property
+    def overlap(self) -> Path:
+        """Training rows that stand in the evaluation set, where there are such."""
+        return self.path / "overlap.jsonl"
+
+    @property
     def start(self) -> Path:
         """What was made to start from, where a model was cut or unpacked."""
         return self.path / "start"

@@ -6,17 +6,60 @@ import resource
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
+import click
 import numpy as np
 import torch
 from torch import Tensor
 
+from gemb.preflight import preflight
+from gemb.training_progress import duration
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.objective import StepVectors
 from gemb_torch.session import Session
 from gemb_torch.step_batches import row_ids
+from gemb_torch.tokenizer import tokenize
 
 MOMENTS = 2  # fp32 numbers that AdamW keeps of each parameter
+
+
+def look(session: Session) -> None:
+    """Show what will be trained on, and predict time and memory. All processes call this together.
+
+    Raises:
+        UsageError: a training text stands in the evaluation set.
+    """
+    recipe, run, maker = session.recipe, session.run, session.maker
+    is_first, dry_run = session.ranks.is_first, session.training.dry_run
+    if is_first:
+        found = preflight(
+            recipe.batch,
+            session.sources,
+            session.order(),
+            partial(tokenize, maker.tokenizer),
+            maker.prompts,
+            steps=session.steps * recipe.batch.accumulate,
+            suite=session.suite,
+            shared_documents=recipe.eval.shared_documents,
+            overlap_listing=None if dry_run else run.overlap,
+        )
+        if not dry_run:
+            run.write_json(run.preflight, found.to_json())
+        if not session.training.quiet:
+            click.echo("\n".join(found.lines()), err=True)
+    rate, peak = speed(session)
+    if is_first and not session.training.quiet:
+        seconds = found.total_tokens / rate
+        click.echo(
+            f"about {rate:,.0f} tokens/s: {duration(seconds)} for {session.steps:,} steps, "
+            f"{peak / 1e9:.1f} GB of memory{_each(session.ranks.count)}",
+            err=True,
+        )
+
+
+def _each(processes: int) -> str:
+    return f" in each of {processes} processes" if processes > 1 else ""
 
 
 def speed(session: Session) -> tuple[float, int]:
@@ -41,11 +84,6 @@ def speed(session: Session) -> tuple[float, int]:
     session.model.zero_grad(set_to_none=True)
     tokens, _ = session.ranks.total(batch.tokens, 0)
     return tokens / seconds, peak
-
-
-def look(session: Session) -> None:
-    """Stand-in."""
-    print(speed(session))
 
 
 def _beginning(batch: TokenBatch, tokens: int) -> TokenBatch:

@@ -178,7 +178,7 @@ def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> N
                 f"loss.matryoshka: {width} is wider than the model's vectors, {start.dim}"
             )
     distill = recipe.loss.distill
-    if teacher is not None and distill is not None:
+    if teacher is not None and distill is not None and distill.weight:
         check_widths(start.dim, teacher.dim, distill.teacher)
 
 

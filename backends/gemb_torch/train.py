@@ -84,7 +84,7 @@ class _Run:
         self.is_first = session.ranks.is_first
         self.log: MetricsLog | None = None
         if self.is_first:
-            self.log = MetricsLog(session.run.metrics, after_step=progress.step)
+            self.log = MetricsLog(session.run.metrics, after_step=progress.step or -1)
         self.bar = TrainingProgress(
             session.steps, progress.step, quiet=session.training.quiet or not self.is_first
         )
@@ -218,7 +218,7 @@ class _Run:
             pooling=session.recipe.pooling,
             note=f"{session.recipe.stage}, {progress.step} steps, {progress.pairs} pairs "
             f"of {sources}",
-            matryoshka_dims=session.recipe.loss.matryoshka,
+            matryoshka_dims=session.recipe.loss.matryoshka if _trains_widths(session) else None,
         )
 
     def _stop(self, signal: str) -> None:
@@ -258,6 +258,11 @@ class _Run:
                 run.write_json(run.verdict, judged.to_json())
         self._write_model(run.model)
         return judged
+
+
+def _trains_widths(session: Session) -> bool:
+    loss = session.recipe.loss
+    return loss.contrastive is not None or loss.spread_out is not None
 
 
 def _words(scores: Scores) -> str:
