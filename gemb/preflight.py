@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ LEAST, MOST = 200, 1_000  # of a source
 EXAMPLES = 3
 LONGEST = 2_000  # characters of an example's text in JSON
 
-Tokenize = Callable[[Sequence[str]], Sequence[Sequence[int]]]
+Tokenize = Callable[[Sequence[str]], Sequence[Sized]]
 Side = tuple[str, str]  # query, positive or negative; and the text as the model sees it
 
 
