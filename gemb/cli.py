@@ -21,6 +21,7 @@ from gemb import __version__
 from gemb.commands import COMMANDS
 from gemb.commands.group import Group
 from gemb.errors import GembError
+from gemb.outcome import hand_over
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -86,7 +87,7 @@ def main() -> NoReturn:
     except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise
-        code, line = _outcome(error)
+        code, line = hand_over(*_outcome(error), error)
     if line:
         with contextlib.suppress(OSError):  # stderr may be gone: the code still tells
             click.echo(f"gemb: {line}", err=True)

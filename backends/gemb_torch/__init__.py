@@ -48,10 +48,10 @@ class TorchBackend(Backend):
         cut_folder(source, target, cut)
 
     def train(self, recipe: Recipe, training: Training) -> Verdict | None:
-        """Train a model; see `gemb_torch.train`."""
-        from gemb_torch.train import train
+        """Train a model; see `gemb_torch.launch` and `gemb_torch.train`."""
+        from gemb_torch.launch import run
 
-        return train(recipe, training)
+        return run(recipe, training)
 
     def checks(self) -> list[Check]:
         """Return whether torch and tokenizers are here, and the devices."""

@@ -2,12 +2,17 @@
 
 Every process computes the whole loss from everybody's vectors, and the gradients of its own part
 of the batch; the sum of these gradients over the processes is the gradient of one process with the
-whole batch. So nothing here has to pass gradients through a collective.
+whole batch. So nothing here has to pass gradients through a collective. The sum is made when the
+backward pass has ended: it overlaps nothing with it, as a gradient cache would forbid for all but
+the last micro-batch.
+
+All methods but `part` are called by all processes together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +26,18 @@ from gemb.errors import GembError
 T = TypeVar("T")
 
 _BUCKET = 1 << 25  # numbers summed in one call: 128 MB of fp32
+
+
+class OtherProcessFailed(GembError):
+    """Another process has ended, or said that it failed: its own line tells why."""
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo and NCCL have no narrower class in common
+        raise OtherProcessFailed(f"the connection to another process broke: {error}") from error
 
 
 class Ranks:
@@ -54,12 +71,14 @@ class Ranks:
         padded = x.new_zeros(max(sizes), *x.shape[1:])
         padded[: len(x)] = x.detach()
         everybody = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(everybody, padded)
+        with _together():
+            dist.all_gather(everybody, padded)
         return [part[:size] for part, size in zip(everybody, sizes, strict=True)]
 
     def _each(self, x: Tensor) -> list[Tensor]:
         everybody = [torch.empty_like(x) for _ in range(self.count)]
-        dist.all_gather(everybody, x)
+        with _together():
+            dist.all_gather(everybody, x)
         return everybody
 
     def union(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -74,7 +93,8 @@ class Ranks:
             return
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.flatten() for tensor in bucket])
-            dist.all_reduce(flat)
+            with _together():
+                dist.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
@@ -83,22 +103,21 @@ class Ranks:
         """Return the sum over the processes of each number."""
         told = torch.tensor(numbers)
         if self.count > 1:
-            dist.all_reduce(told)
+            with _together():
+                dist.all_reduce(told)
         return [int(number) for number in told]
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         if self.count == 1:
             return flag
-        told = torch.tensor([float(flag)])
-        dist.all_reduce(told)
-        return bool(told.item())
+        return self.total(int(flag))[0] > 0
 
     def first_then_all(self, work: Callable[[], T]) -> T:
         """Return what `work` makes here, after the first process has made it: it may fill a cache.
 
         Raises:
-            What `work` raises; if the first process fails, GembError in the others.
+            What `work` raises; if the first process fails, OtherProcessFailed in the others.
         """
         if self.is_first:
             try:
@@ -109,13 +128,12 @@ class Ranks:
             self.any(False)
             return made
         if self.any(False):
-            raise GembError("the first process failed")
+            raise OtherProcessFailed("the first process failed")
         return work()
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.count > 1:
-            dist.barrier()
+        self.any(False)  # by way of the CPU: on a GPU a barrier would keep it busy
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:

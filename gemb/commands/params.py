@@ -25,6 +25,24 @@ class ModelReference(click.ParamType[str]):
         return _matching(known, _paths(incomplete, ".gguf"), incomplete)
 
 
+class Processes(click.ParamType[int]):
+    """How many processes: a number, or auto, which is 0."""
+
+    name = "auto|N"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number."""
+        if isinstance(value, int):
+            return value
+        if value == "auto":
+            return 0
+        if not str(value).isdecimal() or int(str(value)) < 1:
+            self.fail(f"{value!r} is neither auto nor a number from 1 on", param, ctx)
+        return int(str(value))
+
+
 class NewPath(click.Path):
     """The path of a file or a folder to write; standard output cannot take it."""
 

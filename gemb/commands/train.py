@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from gemb.backend import Runtime, Training, able, named
-from gemb.commands.params import RecipeName
+from gemb.commands.params import Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
+from gemb.slurm import batch_file
 
 
 @click.command()
@@ -41,7 +45,37 @@ from gemb.errors import NegativeAnswer, UsageError
     "--threads",
     type=click.IntRange(min=0),
     default=0,
-    help="CPU threads; 0 (the default): one for each core.",
+    help="CPU threads, of all processes together; 0 (the default): one for each core.",
+)
+@click.option(
+    "--nproc",
+    "processes",
+    type=Processes(),
+    metavar="auto|N",
+    default="auto",
+    show_default=True,
+    help="Processes on this machine; auto: one for each GPU, or one.",
+)
+@click.option(
+    "--nnodes",
+    "nodes",
+    type=click.IntRange(min=1),
+    default=1,
+    help="Machines; the same command runs on each.",
+)
+@click.option(
+    "--rdzv",
+    "meeting",
+    default="",
+    metavar="HOST:PORT",
+    help="Where the machines meet: one's port.",
+)
+@click.option(
+    "--launch",
+    type=click.Choice(["auto", "none", "torchrun", "slurm"]),
+    default="auto",
+    show_default=True,
+    help="auto: torchrun for more than one process; slurm, with -n: print a batch file.",
 )
 @click.option("-n", "--dry-run", is_flag=True, help="Look at the data, predict, and end there.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
@@ -56,6 +90,10 @@ def train(
     backend: str,
     device: str,
     threads: int,
+    processes: int,
+    nodes: int,
+    meeting: str,
+    launch: str,
     dry_run: bool,
     as_json: bool,
     quiet: bool,
@@ -73,6 +111,14 @@ def train(
     Before the first step it shows what it found in the data, stops if the evaluation set is in it,
     and predicts time and memory. SIGTERM, SIGUSR1 or Ctrl-C save at the next step.
 
+    With --nproc it starts so many processes by torchrun, which share each batch: the gradients are
+    those of one process. `torchrun -m gemb train ...` is the same without gemb's one line for all.
+
+    \b
+    gemb train finetune -o runs/a --nproc 8
+    gemb train finetune -o runs/a --nproc 8 --nnodes 4 --rdzv host1:29500   (on each of four)
+    gemb train finetune -o runs/a --nproc 8 --nnodes 4 --launch slurm -n | sbatch
+
     \b
     Exit codes: 0 done, 1 the model became worse on the evaluation set, 2 wrong usage or data,
     5 the run failed, 75 stopped and saved: the same command with --resume auto goes on.
@@ -85,6 +131,9 @@ def train(
     from gemb.recipe_file import find, load
 
     wanted = load(find(recipe), overrides)
+    if launch == "slurm":
+        click.echo(_slurm(click.get_current_context().params), nl=False)
+        return
     trainer = able("train") if backend == "auto" else named(backend)
     verdict = trainer.train(
         wanted,
@@ -96,6 +145,12 @@ def train(
             baseline=not no_baseline,
             runtime=Runtime(device=device, threads=threads),
             quiet=quiet,
+            # As this process was started, so that it is the same Python with the same packages.
+            command=(sys.executable, *sys.orig_argv[1:]),
+            launch=launch,
+            processes=processes,
+            nodes=nodes,
+            meeting=meeting,
         ),
     )
     if verdict is None:
@@ -108,3 +163,29 @@ def train(
         raise NegativeAnswer(verdict.line)
     if not as_json:
         click.echo(verdict.line)
+
+
+def _slurm(given: Mapping[str, Any]) -> str:
+    """Return the batch file; the run's command in it has the options that were given.
+
+    Raises:
+        UsageError: an option is missing.
+    """
+    if not given["dry_run"]:
+        raise UsageError("--launch slurm prints a batch file and starts nothing: say so with -n")
+    if given["run"] is None:
+        raise UsageError("where to? -o RUN names the run's folder, on a disk that all machines see")
+    if not given["processes"]:
+        raise UsageError("--launch slurm: how many GPUs has a machine? --nproc N")
+    words = ["gemb", "train", given["recipe"], *given["overrides"], "-o", str(given["run"])]
+    flags = {"--strict": "strict", "--no-baseline": "no_baseline", "--json": "as_json"}
+    words += [flag for flag, name in {**flags, "-q": "quiet"}.items() if given[name]]
+    for option, default in (("backend", "auto"), ("device", "auto"), ("threads", 0)):
+        if given[option] != default:
+            words += [f"--{option}", str(given[option])]
+    return batch_file(
+        words,
+        name=f"gemb-{given['run'].resolve().name}",
+        nodes=given["nodes"],
+        processes=given["processes"],
+    )

@@ -1,0 +1,199 @@
+"""One run by several processes: this one starts them, or is one of them, or works alone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from gemb.backend import Training, cores
+from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
+from gemb.outcome import FOLDER, Outcome, outcomes
+from gemb_torch.encode import device_of
+from gemb_torch.ranks import OtherProcessFailed
+from gemb_torch.train import train
+
+if TYPE_CHECKING:
+    from gemb.recipe import Recipe
+    from gemb.verdict import Verdict
+    from gemb_torch.agent import Ended
+
+# The others wait while the first process evaluates, or a teacher embeds the whole data.
+_PATIENCE = timedelta(days=2)
+_ERRORS = {error.exit_code: error for error in (NegativeAnswer, UsageError, Missing, Stopped)}
+_STARTER = "GEMB_STARTER"  # environment variable: the process that started this one
+
+
+def run(recipe: Recipe, training: Training) -> Verdict | None:
+    """Train, in as many processes as asked for; see `gemb.backend.Backend.train`.
+
+    A process that torchrun started, by gemb or by the user, knows it by torchrun's variables RANK
+    and WORLD_SIZE, and joins the others.
+
+    Raises:
+        UsageError: so many processes cannot be.
+        Stopped: a signal came, and the processes have saved.
+        GembError: a process failed: the line names it.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return train(recipe, _joined(recipe, training))
+    count = 1 if training.launch == "none" else _count(training)
+    if training.launch != "torchrun" and count * training.nodes == 1:
+        return train(recipe, training)
+    if training.nodes > 1 and not training.meeting:
+        raise UsageError("--nnodes needs --rdzv HOST:PORT, a free port of one of the machines")
+    _check_pairs(recipe, count * training.nodes)
+    _start(training, count)
+    return None
+
+
+def _count(training: Training) -> int:
+    """Return how many processes this machine is to have."""
+    device = device_of(training.runtime.device)
+    is_choice = device.type == "cuda" and device.index is None
+    count = training.processes
+    if not count:
+        return torch.cuda.device_count() if is_choice else 1
+    if count > 1 and device.index is not None:
+        raise UsageError(f"--nproc {count}: --device {device} is one; take --device cuda")
+    if is_choice and count > torch.cuda.device_count():
+        raise UsageError(f"--nproc {count}: torch sees {torch.cuda.device_count()} CUDA devices")
+    return count
+
+
+def _check_pairs(recipe: Recipe, processes: int) -> None:
+    if recipe.batch.pairs < processes:
+        raise UsageError(
+            f"batch.pairs={recipe.batch.pairs} is less than the {processes} processes that share it"
+        )
+
+
+def _joined(recipe: Recipe, training: Training) -> Training:
+    """Join the other processes, and return how this one is to run."""
+    _check_pairs(recipe, int(os.environ["WORLD_SIZE"]))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    device = device_of(training.runtime.device)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    starter = os.environ.get(_STARTER)
+    if starter:
+        threading.Thread(target=_end_with, args=[int(starter)], daemon=True).start()
+    # What processes tell each other of their work are CPU tensors, on a GPU too.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    threads = max(1, (training.runtime.threads or cores()) // here)
+    return replace(training, runtime=replace(training.runtime, device=str(device), threads=threads))
+
+
+def _end_with(starter: int) -> None:
+    """End this process when the one that started it has gone: nobody would end it else."""
+    while os.getppid() == starter:
+        time.sleep(1)
+    os._exit(1)
+
+
+def _start(training: Training, count: int) -> None:
+    """Start the processes, wait for their end, and end as they did."""
+    # The agent's own words; read where the libraries are loaded, so before the import.
+    logging.disable(logging.CRITICAL)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    from gemb_torch.agent import Processes, run_processes
+
+    threads = max(1, (training.runtime.threads or cores()) // count)
+    with tempfile.TemporaryDirectory(prefix="gemb-processes-") as folder:
+        processes = Processes(
+            command=training.command,
+            count=count,
+            machines=training.nodes,
+            meeting=training.meeting or "localhost:0",
+            environment={
+                FOLDER: folder,
+                _STARTER: str(os.getpid()),
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            },
+            logs=Path(folder) / "logs",
+            name=os.environ.get("SLURM_JOB_ID", "gemb"),
+        )
+        try:
+            ended = run_processes(processes)
+        except RendezvousError as error:
+            raise GembError(
+                f"the {training.nodes} machines did not meet at {training.meeting}: {error}; the "
+                "same command must run on each, and one of them must have this name"
+            ) from error
+        _end_as(ended, outcomes(Path(folder)), processes.logs)
+
+
+def _end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
+    """Return or raise as the processes did.
+
+    Args:
+        ended: how those ended that the agent did not end.
+        told: what processes said of their end.
+        logs: what they printed.
+    """
+    if not ended.failed:
+        for _, outcome in sorted(told.items()):
+            raise _ERRORS[outcome.code](outcome.line)
+        return
+    if ended.asked and all(
+        code in (128 + ended.asked, -ended.asked) or _is_echo(told.get(rank))
+        for rank, code in ended.failed.items()
+    ):
+        _end_by(ended.asked)
+    rank = min(ended.failed, key=lambda rank: _guilt(rank, ended.failed[rank], told.get(rank)))
+    code, cause = ended.failed[rank], told.get(rank)
+    if cause is None:
+        raise GembError(_unsaid(rank, code, _last_line(logs, ended.local[rank])))
+    error = _ERRORS.get(cause.code, GembError)
+    # What is wrong with the command is no process's own.
+    words = cause.line if error in (UsageError, Missing) else f"rank {rank} failed: {cause.line}"
+    raise error(words)
+
+
+def _guilt(rank: int, code: int, told: Outcome | None) -> tuple[int, float, int]:
+    """Return a key by which the process comes first whose end made the others end."""
+    if told is None:
+        return (0 if code < 0 else 2), 0.0, rank
+    return (3 if _is_echo(told) else 1), told.at, rank
+
+
+def _is_echo(told: Outcome | None) -> bool:
+    return told is not None and told.kind == OtherProcessFailed.__name__
+
+
+def _unsaid(rank: int, code: int, last: str) -> str:
+    if code >= 0:
+        return f"rank {rank} failed: {last or f'exit code {code}'}"
+    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+    return f"rank {rank} was killed by {signal.Signals(-code).name}{hint}; --resume auto goes on"
+
+
+def _last_line(logs: Path, number: int) -> str:
+    """Return the last line on stderr of this machine's process of this number."""
+    lines = [
+        line
+        for log in logs.rglob(f"{number}/stderr.log")
+        for line in log.read_text("utf-8", "replace").splitlines()
+        if line.strip()
+    ]
+    return lines[-1] if lines else ""
+
+
+def _end_by(number: int) -> NoReturn:
+    """End as one process does that the signal meets before the first step."""
+    signal.raise_signal(number)
+    raise GembError(f"ended by {signal.Signals(number).name}")
