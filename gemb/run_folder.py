@@ -87,12 +87,13 @@ class RunFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a folder for the run")
+        if self.metrics.exists() and not resumes:
+            raise UsageError(
+                f"{self.path} holds a run; --resume auto goes on with it, or name another"
+            )
         if self.recipe.is_file():
-            if not resumes:
-                raise UsageError(
-                    f"{self.path} holds a run; --resume auto goes on with it, or name another"
-                )
-            self._check_same(recipe)
+            if any(self.path.glob("checkpoints/step-*")):
+                self._check_same(recipe)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,10 @@ many processes share it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,9 +81,8 @@ class BatchMaker:
         )
 
     def wanted(self, batch: Batch) -> list[Wanted]:
-        """Return what the teacher must know for this process's part of a batch."""
-        mine = batch.rows[self.ranks.part(len(batch.rows))]
-        examples = [self.sources[batch.source][int(row)] for row in mine]
+        """Return what the teacher must know for a batch, of all processes."""
+        examples = [self.sources[batch.source][int(row)] for row in batch.rows]
         return self._wanted(batch.source, self._texts(examples)[0], len(examples))
 
     def _texts(self, examples: Sequence[Example]) -> tuple[list[Text], list[int]]:
@@ -111,6 +111,20 @@ class BatchMaker:
             return None
         with self.teacher_lock:
             return self.teacher.vectors(self._wanted(source, texts, queries))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What the teacher must know for a run; it can be iterated over again."""
+
+    maker: BatchMaker
+    order: Callable[[], BatchOrder]  # at the run's beginning
+    batches: int
+
+    def __iter__(self) -> Iterator[Wanted]:
+        """Yield every text, batch by batch."""
+        for batch in islice(self.order(), self.batches):
+            yield from self.maker.wanted(batch)
 
 
 def prepared(order: BatchOrder, maker: BatchMaker, workers: int) -> Iterator[Prepared]:

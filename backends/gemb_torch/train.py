@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from gemb.atomic import new_folder
@@ -24,7 +25,7 @@ from gemb_torch.looking import look
 from gemb_torch.ranks import Ranks
 from gemb_torch.save import write_checkpoint
 from gemb_torch.session import Session, open_session
-from gemb_torch.step_batches import prepared
+from gemb_torch.step_batches import Lesson, prepared
 from gemb_torch.stop_request import StopRequest
 from gemb_torch.training_state import (
     Progress,
@@ -54,6 +55,7 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
     look(session)
     if training.dry_run:
         return None
+    session.ranks.first_then_all(partial(_teach, session))
     progress = Progress(step=0, order=session.order().state())
     if resumed:
         progress = read_progress(resumed)
@@ -61,6 +63,14 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
         restore_optimizer(resumed, session.optimizer, progress.step)
         note(f"resumed at step {progress.step} of {session.steps}, from {resumed}")
     return _Run(session, progress).go()
+
+
+def _teach(session: Session) -> None:
+    """See to it that the teacher's vectors of the whole run are on the disk."""
+    if session.teacher is not None:
+        batches = session.steps * session.recipe.batch.accumulate
+        lesson = Lesson(maker=session.maker, order=session.order, batches=batches)
+        session.teacher.fill(lesson, quiet=session.training.quiet)
 
 
 def _resumed(run: RunFolder, training: Training) -> Path | None:

@@ -1,0 +1,309 @@
+"""`gemb train` as it is typed: what a run leaves, what stops it, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gemb.metrics_log import read_metrics
+
+STEPS = 8
+WORDS = [
+    "the",
+    "red",
+    "planet",
+    "in",
+    "the",
+    "sky",
+    "of",
+    "night",
+    "what",
+    "is",
+    "known",
+    "as",
+    "lazy",
+    "dog",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of 60 pairs, some with a hard negative."""
+    generator = random.Random(0)
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    lines = []
+    for number in range(60):
+        words = [" ".join(generator.choices(WORDS, k=generator.randint(2, 12))) for _ in range(3)]
+        row: dict[str, object] = {
+            "query": f"{words[0]} {number}",
+            "positive": f"{words[1]} {number}",
+        }
+        if number % 3:
+            row["negatives"] = [f"{words[2]} {number + 1}"]
+        lines.append(json.dumps(row))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, tiny_model: Path, pairs: Path) -> Path:
+    """A recipe of eight steps that exercises every part but a teacher."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"""
+stage: finetune
+seed: 3
+init: {{from: {tiny_model}}}
+data: [{{path: {pairs}}}]
+batch: {{pairs: 8, micro_tokens: 160, max_tokens: 64, accumulate: 2}}
+loss: {{matryoshka: [96, 32], contrastive: {{}}, spread_out: {{}}}}
+optimizer: {{lr: 1e-3}}
+run: {{steps: {STEPS}, log_every: 1, precision: fp32}}
+checkpoint: {{every_steps: 1, keep: 2}}
+""")
+    return path
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+
+
+Train = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def train(recipe: Path, tmp_path: Path, environment: dict[str, str]) -> Train:
+    def run(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command(recipe, *arguments),
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+            **more,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(
+    recipe: Path, tmp_path: Path, environment: dict[str, str]
+) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    running: list[subprocess.Popen[str]] = []
+
+    def begin(*arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            command(recipe, *arguments),
+            cwd=tmp_path,
+            env=environment,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        if process.returncode is None:
+            process.kill()
+            process.communicate()
+
+
+def command(recipe: Path, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", "gemb", "train", str(recipe), "-q", *map(str, arguments)]
+
+
+def weights(model: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(model)): path.read_bytes()
+        for path in sorted(model.rglob("*.safetensors"))
+    }
+
+
+def logged_steps(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return max((line["step"] for line in read_metrics(path)), default=0) if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    ends = time.monotonic() + 90
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < ends
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def undisturbed(train: Train, tmp_path: Path) -> dict[str, bytes]:
+    """The weights of the run that nobody stops."""
+    done = train("-o", "whole")
+    assert done.returncode == 0, done.stderr
+    return weights(tmp_path / "whole" / "model")
+
+
+def test_a_run_leaves_its_model_and_its_story(train, tmp_path, recipe, tiny_model):
+    done = train("eval.data=builtin:tiny", "eval.every_steps=4", "-o", "run")
+    run = tmp_path / "run"
+    assert done.stdout.startswith("VERDICT ")
+    verdict = json.loads((run / "verdict.json").read_text())
+    assert done.returncode == (1 if verdict["verdict"] == "REGRESSION" else 0)
+    assert verdict["line"] in done.stdout + done.stderr
+    lines = list(read_metrics(run / "metrics.jsonl"))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "eval" in line] == [0, 4, STEPS]
+    assert lines[1]["parts"].keys() == {
+        "contrastive@96", "contrastive@32", "spread_out@96", "spread_out@32"
+    }  # fmt: skip
+    assert weights(run / "model") != weights(tiny_model)
+    assert (run / "best").is_dir()
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == [
+        "step-000007",
+        "step-000008",
+    ]
+    assert "</html>" in (run / "report.html").read_text()
+    assert not list(run.glob(".*"))
+
+
+def test_a_run_in_bf16_with_recomputed_layers_learns(train, tmp_path):
+    done = train(
+        "run.precision=bf16", "run.activation_checkpointing=true", "run.steps=30",
+        "optimizer.lr=3e-3", "checkpoint.every_steps=0", "-o", "run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+def test_the_number_of_data_threads_and_the_micro_batch_change_no_row(train, undisturbed, tmp_path):
+    done = train("run.workers=5", "-o", "run")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "run" / "model") == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same_run(
+    number, train, start, undisturbed, tmp_path
+):
+    process = start("checkpoint.every_steps=0", "-o", "run")
+    wait_for(lambda: logged_steps(tmp_path / "run") >= 2, process)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1].startswith("gemb: stopped by SIG")
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+    done = train("checkpoint.every_steps=0", "-o", "run", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "run" / "model") == undisturbed
+
+
+def test_kills_between_and_during_checkpoints_lose_nothing(train, start, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    generator = random.Random(1)
+    during = 0
+    for kill in range(6):
+        process = start("-o", "run", "--resume", "auto")
+        before = logged_steps(run)
+        wait_for(lambda before=before: logged_steps(run) > before, process)
+        if kill % 2:
+            wait_for(lambda: is_writing(run) or (run / "model").is_dir(), process)
+            during += is_writing(run)
+        else:
+            time.sleep(generator.random() * 0.05)
+        process.kill()
+        process.communicate()
+        if (run / "model").is_dir():
+            break
+    assert during, "no kill came while a checkpoint was written"
+    done = train("-o", "run", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert weights(run / "model") == undisturbed
+    steps = [line["step"] for line in read_metrics(run / "metrics.jsonl")]
+    assert steps == list(range(1, STEPS + 1))
+    assert not list(run.glob("checkpoints/.*"))
+
+
+def test_a_disk_that_cannot_take_a_checkpoint_ends_the_run_in_one_line(
+    train, tmp_path, undisturbed
+):
+    run = tmp_path / "run"
+    done = train("run.steps=8", "-o", "run", preexec_fn=limit_files)
+    assert done.returncode == 5
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "file too large" in done.stderr.lower()
+    assert not list(run.glob("checkpoints/*"))
+    done = train("-o", "run", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert weights(run / "model") == undisturbed
+
+
+def is_writing(run: Path) -> bool:
+    return bool(list(run.glob("checkpoints/.step-*")))
+
+
+def limit_files() -> None:
+    """Let no file become longer than 100,000 bytes: as a full disk, but without a disk."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_numbers_that_are_not_finite_stop_with_the_step_and_its_rows(train, tmp_path):
+    done = train("optimizer.lr=1e30", "optimizer.max_grad_norm=0", "-o", "run")
+    assert done.returncode == 5
+    (line,) = done.stderr.strip().splitlines()
+    assert "is not finite; rows pairs.jsonl:" in line
+    assert "step 2" in line or "step 3" in line
+
+
+def test_a_look_writes_nothing(train, tmp_path, recipe):
+    done = train("-n")
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((), 2, "where to? -o RUN names the run's folder; -n only looks"),
+        (("-o", "recipe.yaml"), 2, "recipe.yaml is a file; name a folder for the run"),
+        (("run.precision=fp16", "-o", "r"), 2, "fp16"),
+        (("loss.matryoshka=[128]", "-o", "r"), 2, "128 is wider than the model's vectors, 96"),
+        (("--resume", "nowhere", "-o", "r"), 2, "nowhere/state/progress.json: no training state"),
+        (("batch.pairs=100", "-o", "r"), 2, "60"),
+        (("--device", "cuda", "-o", "r"), 4, "torch sees 0 CUDA devices"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line(train, arguments, code, message):
+    done = train(*arguments)
+    assert done.returncode == code, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert message in line
+
+
+def test_a_run_is_not_overwritten_and_not_continued_with_another_recipe(train, tmp_path):
+    assert train("run.steps=2", "-o", "run").returncode == 0
+    again = train("run.steps=2", "-o", "run")
+    assert again.returncode == 2
+    assert "run holds a run; --resume auto goes on with it" in again.stderr
+    other = train("run.steps=2", "optimizer.lr=1e-5", "-o", "run", "--resume", "auto")
+    assert other.returncode == 2
+    assert "has optimizer.lr=0.001, not 1e-05" in other.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert "is no run and not empty" in train("-o", "full").stderr
