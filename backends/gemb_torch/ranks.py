@@ -36,8 +36,12 @@ class OtherProcessFailed(GembError):
 def _together() -> Iterator[None]:
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # gloo and NCCL have no narrower class in common
-        raise OtherProcessFailed(f"the connection to another process broke: {error}") from error
+        raise OtherProcessFailed(
+            "the connection to another process broke; where that one ran it is told why"
+        ) from error
 
 
 class Ranks:

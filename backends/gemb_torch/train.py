@@ -48,9 +48,10 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
     if ranks.is_first and not training.dry_run:
         run.begin(recipe, resumes=training.resume != "never")
         remove_parts(run.path)
-        if resumed and run.model.is_dir():
+    if resumed and run.model.is_dir():
+        if ranks.is_first:
             note(f"{run.path} has ended; its model is {run.model}")
-            return None
+        return None
     session = open_session(recipe, training, ranks)
     look(session)
     if training.dry_run:

@@ -1,0 +1,343 @@
+"""`gemb train --nproc N`: real processes, real signals, real kills; at the user's prompt."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tiny_model import TEXT
+
+pytestmark = pytest.mark.slow
+
+RECIPE = """
+stage: finetune
+init: {{from: {model}}}
+data: [{{path: {pairs}}}]
+batch: {{pairs: 8, negatives: 2, max_tokens: 32, micro_tokens: 64}}
+loss: {{matryoshka: [96, 48], contrastive: {{temperature: 0.05}}, spread_out: {{}}}}
+run: {{steps: 6, precision: fp32, log_every: 1}}
+optimizer: {{lr: 1e-4}}
+checkpoint: {{every_steps: 3, keep: 9}}
+"""
+SOON_S = 60  # two cores may be busy with other tests
+
+
+def write_pairs(path: Path, rows: int = 300) -> Path:
+    """Write triplets with 0 to 3 negatives, of the words that the tiny tokenizer knows."""
+    choose = random.Random(0)
+    words = TEXT.split()
+
+    def text(longest: int) -> str:
+        return " ".join(choose.choices(words, k=choose.randint(2, longest)))
+
+    lines = [
+        {
+            "query": text(9),
+            "positive": text(14),
+            "negatives": [text(6) for _ in range(choose.randint(0, 3))],
+        }
+        for _ in range(rows)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("recipe")
+    pairs = write_pairs(folder / "pairs.jsonl")
+    path = folder / "recipe.yaml"
+    path.write_text(RECIPE.format(model=tiny_model, pairs=pairs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    assert gemb("train", str(recipe), "-o", str(run), "-q").returncode == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def of_two(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes."""
+    run = tmp_path_factory.mktemp("of_two") / "run"
+    answer = gemb("train", str(recipe), "-o", str(run), "-q", "--nproc", "2")
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "", "")
+    return run
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "gemb", *words]
+
+
+def gemb(*words: str, **more: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*words), capture_output=True, text=True, timeout=240, check=False, **more
+    )
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return {
+        f"{file.parent.name}/{name}": values
+        for file in sorted((run / "model").rglob("*.safetensors"))
+        for name, values in load_file(file).items()
+    }
+
+
+def farthest(one: Path, other: Path) -> float:
+    """Return the greatest difference of a weight."""
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[name] - b[name]).max()) for name in a)
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def ranks_of(launcher: int) -> dict[int, int]:
+    """Return the processes of a run that goes on, by rank."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent != launcher:
+                continue
+            variables = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        found |= {int(each[5:]): int(folder.name) for each in variables if each[:5] == b"RANK="}
+    return found
+
+
+def wait_for_steps(run: Path, process: subprocess.Popen[str], steps: int = 2) -> None:
+    until = time.monotonic() + SOON_S
+    while time.monotonic() < until:
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        if (run / "metrics.jsonl").is_file() and len(losses(run)) >= steps:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no steps")
+
+
+def endless(recipe: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    """Start a run of two that does not end by itself."""
+    words = ["train", str(recipe), "run.steps=1000000", "-o", str(run), "-q", "--nproc", "2"]
+    return start(*words, *more)
+
+
+def test_two_processes_train_the_weights_of_one(alone, of_two):
+    # Sums in another order, and AdamW divides by the root of small squares: not bit for bit.
+    assert losses(of_two) == pytest.approx(losses(alone), rel=1e-5)
+    assert farthest(alone, of_two) < 1e-5
+
+
+def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        meeting = f"localhost:{free.getsockname()[1]}"
+    run = tmp_path / "run"
+    words = ["train", str(recipe), "-o", str(run), "-q", "--nproc", "1", "--nnodes", "2"]
+    machines = [start(*words, "--rdzv", meeting) for _ in range(2)]
+    for machine in machines:
+        out, err = machine.communicate(timeout=240)
+        assert (machine.returncode, out, err) == (0, "", "")
+    assert farthest(alone, run) < 1e-5
+
+
+def test_torchrun_may_start_the_processes(recipe, alone, tmp_path):
+    run = tmp_path / "run"
+    answer = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + ["-m", "gemb", "train", str(recipe), "-o", str(run), "-q"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert farthest(alone, run) < 1e-5
+
+
+@pytest.mark.parametrize("processes", [1, 4])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(processes, recipe, of_two, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(of_two, run)
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    words = ["train", str(recipe), "-o", str(run), "--resume", "auto"]
+    answer = gemb(*words, "-q", "--nproc", str(processes))
+    assert answer.returncode == 0, answer.stderr
+    assert farthest(of_two, run) < 1e-5
+
+
+def test_a_run_that_has_ended_stays_as_it_is(recipe, of_two):
+    before = weights(of_two)
+    answer = gemb("train", str(recipe), "-o", str(of_two), "--resume", "auto", "--nproc", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert "has ended" in answer.stderr
+    after = weights(of_two)
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_saves_and_leaves_with_75(name, recipe, tmp_path):
+    run = tmp_path / "run"
+    process = endless(recipe, run)
+    wait_for_steps(run, process)
+    process.send_signal(signal.Signals[name])
+    out, err = process.communicate(timeout=SOON_S)
+    assert process.returncode == 75, err
+    said = [line for line in err.splitlines() if "note: stopping" not in line]
+    assert len(said) == 1, err
+    assert said[0].startswith(f"gemb: stopped by {name} after step "), err
+    assert out == ""
+    assert list((run / "checkpoints").glob("step-*/state/progress.json"))
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_is_killed_ends_the_run_with_one_line(rank, name, recipe, tmp_path):
+    run = tmp_path / "run"
+    process = endless(recipe, run)
+    wait_for_steps(run, process)
+    ranks = ranks_of(process.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[rank], signal.Signals[name])
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 5
+    hint = " (out of memory?)" if name == "SIGKILL" else ""
+    assert err == f"gemb: rank {rank} was killed by {name}{hint}; --resume auto goes on\n"
+    assert not any(Path(f"/proc/{other}").exists() for other in ranks.values())
+
+
+def test_a_rank_that_hangs_does_not_keep_the_others(recipe, tmp_path):
+    run = tmp_path / "run"
+    process = endless(recipe, run)
+    wait_for_steps(run, process)
+    ranks = ranks_of(process.pid)
+    os.kill(ranks[0], signal.SIGSTOP)  # it cannot see that the other one goes
+    os.kill(ranks[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 5
+    assert err.startswith("gemb: rank 1 was killed by SIGKILL"), err
+    assert not Path(f"/proc/{ranks[0]}").exists()
+
+
+def test_the_processes_end_with_the_one_that_started_them(recipe, tmp_path):
+    run = tmp_path / "run"
+    process = endless(recipe, run)
+    wait_for_steps(run, process)
+    ranks = ranks_of(process.pid)
+    process.kill()
+    process.communicate(timeout=SOON_S)
+    until = time.monotonic() + SOON_S
+    while any(Path(f"/proc/{rank}").exists() for rank in ranks.values()):
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def test_a_rank_that_fails_ends_the_run_with_its_line(recipe, tmp_path):
+    answer = gemb(
+        *("train", str(recipe), "optimizer.lr=1e30", "optimizer.warmup_fraction=0"),
+        *("-o", str(tmp_path / "run"), "-q", "--nproc", "2"),
+    )
+    assert answer.returncode == 5
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert answer.stderr.startswith("gemb: rank "), answer.stderr
+    assert " failed: step 2: " in answer.stderr
+    assert "not finite" in answer.stderr
+
+
+def test_wrong_data_is_told_as_by_one_process(recipe, tmp_path):
+    words = ["train", str(recipe), "data.0.path=nowhere.jsonl", "-o", str(tmp_path / "run"), "-q"]
+    one, two = gemb(*words), gemb(*words[:3], "-o", str(tmp_path / "b"), "-q", "--nproc", "2")
+    assert (one.returncode, two.returncode) == (2, 2)
+    assert two.stderr == one.stderr
+    assert two.stderr.count("\n") == 1
+
+
+def test_the_verdict_is_printed_once_and_a_regression_is_1(recipe, tmp_path):
+    answer = gemb(
+        *("train", str(recipe), "eval.data=builtin:tiny", "optimizer.lr=1e-9"),
+        *("-o", str(tmp_path / "run"), "-q", "--nproc", "2"),
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.startswith("VERDICT TIE ")
+    assert answer.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--nproc", "16"], "batch.pairs=8 is less than the 16 processes that share it"),
+        (["--nproc", "0"], "'0' is neither auto nor a number from 1 on"),
+        (["--nnodes", "2"], "--nnodes needs --rdzv HOST:PORT"),
+        (["--launch", "slurm", "--nproc", "8"], "say so with -n"),
+        (["--launch", "slurm", "-n"], "--nproc N"),
+    ],
+)
+def test_what_cannot_be_is_refused(options, line, recipe, tmp_path):
+    answer = gemb("train", str(recipe), "-o", str(tmp_path / "run"), *options)
+    assert answer.returncode == 2
+    assert line in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_batch_file_runs_the_command_and_queues_the_job_again_on_75(recipe, tmp_path):
+    answer = gemb(
+        *("train", str(recipe), "optimizer.lr=1e-5", "-o", "a run", "--nproc", "8"),
+        *("--nnodes", "4", "--launch", "slurm", "-n", "-q"),
+        cwd=tmp_path,
+    )
+    assert (answer.returncode, answer.stderr) == (0, "")
+    for line in ("--nodes=4", "--gpus-per-node=8", "--signal=USR1@300", "--requeue"):
+        assert f"#SBATCH {line}\n" in answer.stdout
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, body in {
+        "scontrol": '[ "$1" = show ] && printf "node7\\nnode8\\n"; echo "$@" >> scontrol.log',
+        "srun": 'printf "%s\\n" "$@" > srun.log; exit 75',
+    }.items():
+        (programs / name).write_text(f"#!/bin/bash\n{body}\n")
+        (programs / name).chmod(0o755)
+    ran = subprocess.run(
+        ["bash", "-c", answer.stdout],
+        cwd=tmp_path,
+        env={
+            "PATH": f"{programs}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": "42",
+            "SLURM_JOB_NODELIST": "node[7-8]",
+        },
+        check=False,
+    )
+    assert ran.returncode == 75
+    words = (tmp_path / "srun.log").read_text().splitlines()
+    command = words[words.index("gemb") :]
+    assert command == [
+        *("gemb", "train", str(recipe), "optimizer.lr=1e-5", "-o", "a run", "-q"),
+        *("--nnodes", "4", "--nproc", "8", "--rdzv", "node7:29500", "--resume", "auto"),
+    ]
+    assert (tmp_path / "scontrol.log").read_text().splitlines()[-1] == "requeue 42"
