@@ -70,6 +70,7 @@ def open_teacher(
         cache: folder of all teachers' vectors, which need not exist.
         runtime: how a model is run.
         backend: what runs it; auto: what opens it.
+        max_tokens: of a text, where a student sees no more; None: as many as the model takes.
 
     Raises:
         UsageError: there is no such model or file, or it is broken.
@@ -79,7 +80,7 @@ def open_teacher(
 
     if is_vectors(reference):
         return FileTeacher(reference, cache)
-    return ModelTeacher(reference, cache, runtime, backend)
+    return ModelTeacher(reference, cache, runtime, backend, max_tokens)
 
 
 class Filling(NamedTuple):
@@ -189,7 +190,14 @@ class Teacher:
 class ModelTeacher(Teacher):
     """A model, which is in memory while it fills vectors in, and only then."""
 
-    def __init__(self, reference: str, cache: Path, runtime: Runtime, backend: str) -> None:
+    def __init__(
+        self,
+        reference: str,
+        cache: Path,
+        runtime: Runtime,
+        backend: str,
+        max_tokens: int | None = None,
+    ) -> None:
         """Read the model's description and the keys of the cache."""
         self.reference = reference
         self._path = resolve(reference)
@@ -203,7 +211,8 @@ class ModelTeacher(Teacher):
             described = self._backend.describe(self._path)
             weights, self.dim = described.fingerprint, described.dim
             self.prompts = described.prompts
-        parts = f"{weights} {self._backend.name} {runtime.precision}"
+        self._max_tokens = max_tokens
+        parts = f"{weights} {self._backend.name} {runtime.precision} {max_tokens or ''}".rstrip()
         self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
         self._store = VectorStore(cache / self.fingerprint, self.dim)
 
@@ -253,7 +262,7 @@ class ModelTeacher(Teacher):
             finally:
                 progress.close()
         if cut:
-            most = self._open().profile.max_tokens
+            most = self._most_tokens()
             warn(
                 f"{cut} of {done} texts were cut at {most} tokens for the teacher {self.reference}"
             )
@@ -296,6 +305,10 @@ class ModelTeacher(Teacher):
             self._encoder = self._backend.open(self._path, self._runtime)
         return self._encoder
 
+    def _most_tokens(self) -> int:
+        trained = self._open().profile.max_tokens
+        return min(self._max_tokens or trained, trained)
+
     def _embedder(self) -> Embedder:
         """Open the model, and note its arithmetic in the store.
 
@@ -315,12 +328,12 @@ class ModelTeacher(Teacher):
             reference=self.reference,
             backend=self._backend.name,
             arithmetic=profile.dtype,
-            max_tokens=profile.max_tokens,
+            max_tokens=self._most_tokens(),
         )
         plan = Plan(
             prompt=Prompt("{text}"),  # the words have theirs
             dim=profile.dim,
-            max_tokens=profile.max_tokens,
+            max_tokens=self._most_tokens(),
             closing_tokens=profile.closing_tokens,
             on_long="truncate",
         )

@@ -18,7 +18,7 @@ import pytest
 from gemb.metrics_log import read_metrics
 
 STEPS = 8
-WORDS = [
+WORDS = "the red planet in the sky of night what is known as lazy dog".split()  # noqa: SIM905
     "the",
     "red",
     "planet",

@@ -143,7 +143,12 @@ def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
     distill = recipe.loss.distill
     if distill is None:
         return None
-    return open_teacher(distill.teacher, default_cache(), replace(runtime, precision="auto"))
+    return open_teacher(
+        distill.teacher,
+        default_cache(),
+        replace(runtime, precision=recipe.run.precision),
+        max_tokens=recipe.batch.max_tokens,  # what the student does not see it cannot learn
+    )
 
 
 def _starting_checkpoint(
