@@ -6,40 +6,28 @@ rounded; queries and documents alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemb.bootstrap import Form, Statistic, interval, resamples
-from gemb.errors import GembError, UsageError
+from gemb.errors import UsageError
 from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval, SentencePairs
 from gemb.evaluation_sets import Suite
 from gemb.examples import Text
 from gemb.linear_probe import folded, predictions
 from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
-from gemb.pipeline import Embedder, Plan, computing, embed
-from gemb.prompts import Prompt, for_task
+from gemb.prompts import for_task
 from gemb.records import Record
 from gemb.scores import Row, Scores, SetDescription, Size
-from gemb.stored_vectors import Stored, Vectors
+from gemb.stored_vectors import Stored
+from gemb.text_vectors import Progress, text_vectors
 from gemb.vectors import DTYPES
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, ModelProfile
 
-
-class Done(NamedTuple):
-    """What was embedded since the last time."""
-
-    texts: int
-    tokens: int
-    characters: int
-    all_texts: int
-    all_characters: int
-
-
-Progress = Callable[[Done], None]
 
 _CELLS = 1 << 24  # similarities in memory at a time
 
@@ -142,7 +130,6 @@ class _Embedded:
         parts = [(one, part) for one in suite.sets for part in one.parts]
         tasks = dict.fromkeys(part.task for _, part in parts)
         self.prompts = {task: for_task(task, encoder.profile.prompts) for task in tasks}
-        self.cut = 0
         self._row: dict[str, int] = {}  # what the model sees -> row of the vectors
         records: list[Record] = []
         for one, part in parts:
@@ -152,46 +139,10 @@ class _Embedded:
                     self._row[seen] = len(records)
                     records.append(Record(len(records), f"{one.name}: {text.text[:40]!r}", seen))
         self.count = len(records)
-        self._vectors = self._embed(records, encoder, progress)
+        self._vectors, self.cut = text_vectors(records, encoder, progress)
 
     def _rendered(self, task: str, text: Text) -> str:
         return self.prompts[task].render(text.text, text.title)
-
-    def _embed(self, records: list[Record], encoder: Encoder, progress: Progress | None) -> Vectors:
-        profile = encoder.profile
-        vectors = np.empty((len(records), profile.dim), np.float32)
-        plan = Plan(
-            prompt=Prompt("{text}"),  # the words are around the text already
-            dim=profile.dim,
-            max_tokens=profile.max_tokens,
-            closing_tokens=profile.closing_tokens,
-            on_long="truncate",
-        )
-        embedder = Embedder(encoder, plan, computing(encoder, profile.dim))
-        # Texts of one length share a batch; the longest come first, so that the end is near when
-        # it seems so.
-        records = sorted(records, key=lambda record: -len(record.text))
-        characters = sum(len(record.text) for record in records)
-        for window in embed(records, embedder, plan, live=False):
-            for row in window.rows:
-                if row.error:
-                    raise GembError(
-                        f"no score: a text of {row.record.place} has no vector: {row.error.message}"
-                    )
-                self.cut += row.is_cut
-            vectors[[int(row.record.id) for row in window.rows]] = window.vectors
-            if progress:
-                tokens = sum(row.tokens for row in window.rows)
-                progress(
-                    Done(
-                        len(window.rows),
-                        tokens,
-                        sum(len(row.record.text) for row in window.rows),
-                        len(records),
-                        characters,
-                    )
-                )
-        return vectors
 
     def rows(self, part: Part) -> Rows:
         """Return the row of each text of a part in the vectors, [N]."""

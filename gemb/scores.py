@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,7 @@ class Scores:
     sizes: tuple[Size, ...]
     rows: tuple[Row, ...]  # of each set and size, the main metric first
     evidence: Mapping[tuple[str, Size], Statistic]  # of each set's main metric
+    _known: dict[tuple[str, Size], Floats] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
@@ -92,7 +93,10 @@ class Scores:
 
     def resampled_set(self, one: SetDescription, size: Size) -> Floats:
         """Return the main metric of a set in each resample, [R]."""
-        return self.evidence[one.name, size].resampled(one.seed)
+        key = (one.name, size)
+        if key not in self._known:
+            self._known[key] = self.evidence[key].resampled(one.seed)
+        return self._known[key]
 
     def means(self) -> tuple[Row, ...]:
         """Return the mean of the sets for each size, with its interval."""
@@ -190,6 +194,24 @@ def _from_json(document: dict[str, Any]) -> Scores:
         rows=tuple(Row(**row) for row in document["rows"]),
         evidence=evidence,
     )
+
+
+def check_target(path: Path) -> None:
+    """Refuse the path of a file to write that would replace something other than scores.
+
+    Raises:
+        UsageError: it is another file, or its folder cannot take it.
+    """
+    from gemb.output_paths import check_folder_of
+
+    mark = f'{{"{MARK}"'.encode()
+    if path.exists():
+        if not path.is_file():
+            raise UsageError(f"{path} is no regular file; name a file on a disk")
+        with path.open("rb") as file:
+            if file.read(len(mark)) not in (mark, b""):
+                raise UsageError(f"{path} exists and holds no scores; name another file")
+    check_folder_of(path)
 
 
 def _size(row: Row) -> Size:

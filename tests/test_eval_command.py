@@ -130,6 +130,20 @@ def test_texts_that_are_cut_and_judgements_without_texts_are_told(gemb, sets):
     ]
 
 
+def test_scores_replace_scores_and_nothing_else(gemb, sets):
+    for _ in range(2):
+        lines(gemb("eval", "--data", "dev/pairs.tsv", "-o", "kept.json"))
+    corpus = gemb.folder / "dev" / "docs" / "corpus.jsonl"
+    before = corpus.read_bytes()
+    answer = gemb("eval", "--data", sets, "-o", "dev/docs/corpus.jsonl")
+    assert answer.returncode == 2
+    assert answer.stderr == (
+        b"gemb: dev/docs/corpus.jsonl exists and holds no scores; name another file\n"
+    )
+    assert corpus.read_bytes() == before
+    assert b"no such folder" in gemb("eval", "--data", sets, "-o", "gone/kept.json").stderr
+
+
 REFUSED = {
     ("--data", "gone"): "no such file or folder: gone",
     ("--data", "builtin:huge"): "no built-in set 'huge'; there is: builtin:tiny",

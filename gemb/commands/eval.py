@@ -138,13 +138,11 @@ def _run(
     import dataclasses
 
     from gemb.evaluation_sets import open_suite
-    from gemb.scores import Scores
+    from gemb.scores import Scores, check_target
     from gemb.verdict import check_sets, verdict
 
     if output is not None:
-        from gemb.output_paths import check_folder_of
-
-        check_folder_of(output)
+        check_target(output)
     suite = open_suite(*data)
     before: Scores | None = None
     if baseline is not None and Path(baseline).suffix == ".json":
@@ -174,8 +172,8 @@ def _scores(
     label: str,
 ) -> Scores:
     from gemb.count_progress import CountProgress
-    from gemb.evaluation import Done
     from gemb.evaluation import evaluate as measure
+    from gemb.text_vectors import Done
 
     bar: CountProgress | None = None
 
@@ -270,11 +268,10 @@ def _run_mteb(
 ) -> None:
     import json
 
-    from gemb.mteb_adapter import import_mteb, run
+    from gemb.mteb_adapter import run, tasks_named
 
-    import_mteb()
-    encoder = options.open().encoder
-    found = run(tasks, encoder, widths)
+    loaded = tasks_named(tasks)
+    found = run(loaded, options.open().encoder, widths)
     if as_json:
         click.echo(json.dumps([row._asdict() for row in found], ensure_ascii=False, indent=2))
         return
