@@ -60,7 +60,12 @@ def default_cache() -> Path:
 
 
 def open_teacher(
-    reference: str, cache: Path, runtime: Runtime, *, backend: str = "auto"
+    reference: str,
+    cache: Path,
+    runtime: Runtime,
+    *,
+    backend: str = "auto",
+    max_tokens: int | None = None,
 ) -> Teacher:
     """Return the teacher. No model is loaded before a text without a vector is to be filled in.
 
@@ -275,8 +280,15 @@ class ModelTeacher(Teacher):
         embedder: Embedder | None = None
         chars = FIRST_CHARS
         for window in _windows(self.absent(wanted)):
+            # Some were looked up before the last window was written, and may have been in it.
+            known = self._store.find(list(window)) >= 0
+            texts = [
+                item for item, is_known in zip(window.items(), known, strict=True) if not is_known
+            ]
+            if not texts:
+                continue
             embedder = embedder or self._embedder()
-            texts = sorted(window.items(), key=lambda item: -len(item[1].words))
+            texts.sort(key=lambda item: -len(item[1].words))
             at = 0
             while at < len(texts):
                 size, end = 0, at

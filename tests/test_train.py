@@ -19,25 +19,6 @@ from gemb.metrics_log import read_metrics
 
 STEPS = 8
 WORDS = "the red planet in the sky of night what is known as lazy dog".split()  # noqa: SIM905
-    "the",
-    "red",
-    "planet",
-    "in",
-    "the",
-    "sky",
-    "of",
-    "night",
-    "what",
-    "is",
-    "known",
-    "as",
-    "lazy",
-    "dog",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-]
 
 
 @pytest.fixture(scope="module")
