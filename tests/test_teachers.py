@@ -96,6 +96,19 @@ def test_one_process_sees_what_another_has_filled_in(teacher, tiny_model, tmp_pa
     assert other.vectors(wanted(TEXTS)).shape == (len(TEXTS), 96)
 
 
+def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model, monkeypatch):
+    monkeypatch.setattr("gemb.teachers.WINDOW_TEXTS", 4)
+    monkeypatch.setattr("gemb.vector_store.RECENT", 5)
+    texts = [f"fox {n // 3} {n % 3 * (n % 7)}" for n in range(60)]
+    different = len(set(texts))
+    assert different < 50
+    texts += texts[::-1]
+    assert teacher.fill(wanted(texts), quiet=True) == different
+    found = teacher.vectors(wanted(texts))
+    np.testing.assert_allclose(found, encoded(tiny_model, texts), atol=3e-4)
+    assert (teacher.folder / "keys.bin").stat().st_size == 16 * different
+
+
 def test_a_prompt_makes_another_text(teacher):
     plain, prompted = wanted(["fox"]), wanted(["fox"], "query: {text}")
     teacher.fill([*plain, *prompted], quiet=True)
