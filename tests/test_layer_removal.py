@@ -16,6 +16,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.prompts import for_task
 from gemb_torch.cut_texts import Texts
+from gemb_torch.layer_bench import TOKENS, LayerBench, token_ids
 from gemb_torch.layer_removal import LayerRemoval, Removal
 from tiny_model import TEXT, TinyShape, write_tiny_model
 
@@ -126,18 +127,18 @@ def test_a_second_run_computes_nothing_and_a_stopped_one_goes_on(
     stopped = tmp_path / "layers.json"
     stopped.write_text(json.dumps(raw | {"removed": raw["removed"][:2]}))
     asked: list[int] = []
-    real = layer_removal._Bench.without_each
+    real = LayerBench.without_each
 
     def counted(self, left, places):
         asked.append(len(left))
         return real(self, left, places)
 
-    monkeypatch.setattr(layer_removal._Bench, "without_each", counted)
+    monkeypatch.setattr(LayerBench, "without_each", counted)
     _removal(model).kept(2, stopped)
     assert asked == [4, 3]
     assert _order(stopped) == order
     capsys.readouterr()
-    monkeypatch.setattr(layer_removal, "_Bench", None)  # no model is loaded now
+    monkeypatch.setattr(layer_removal, "LayerBench", None)  # no model is loaded now
     kept = _removal(model).kept(3, path)
     assert set(kept) == set(range(6)) - {removal.layer for removal in order[:3]}
     layers = ", ".join(str(removal.layer) for removal in order[:3])
@@ -209,7 +210,7 @@ def test_the_plain_model_gives_the_same_order(
     model: Path, greedy: tuple[list[Removal], Path], tmp_path: Path, monkeypatch
 ):
     """A GPU, and a CPU without oneDNN's operators, run the plain model."""
-    monkeypatch.setattr(layer_removal, "can_freeze", lambda dtype: False)
+    monkeypatch.setattr("gemb_torch.layer_bench.can_freeze", lambda dtype: False)
     _removal(model).kept(2, tmp_path / "layers.json")
     order = _order(tmp_path / "layers.json")
     assert [removal.layer for removal in order] == [removal.layer for removal in greedy[0]]
@@ -219,8 +220,8 @@ def test_the_plain_model_gives_the_same_order(
 
 def test_long_texts_are_cut_and_each_source_gives_alike(model: Path, monkeypatch):
     pairs = [("document", "dog " * 500), ("query", "dog")]
-    rows = layer_removal._token_ids(open_checkpoint(model), pairs)
-    assert [len(row) for row in rows] == [layer_removal.TOKENS, len(rows[1])]
+    rows = token_ids(open_checkpoint(model), pairs)
+    assert [len(row) for row in rows] == [TOKENS, len(rows[1])]
     assert (rows[0][0], rows[0][-1]) == (2, 1)  # BOS and EOS stay
     monkeypatch.setattr(layer_removal, "TEXTS", 20)
     texts = [text for _, text in _removal(model, (_texts("a", 900), _texts("b", 50, 999)))._pairs()]

@@ -11,49 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional
 
 from gemb.atomic import new_file
-from gemb.backend import cores
 from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
 from gemb.model_json import read_json
 from gemb.notes import note
-from gemb.prompts import for_task
-from gemb_torch.encode import CPU_TOKENS, CUDA_TOKENS, MAX_WORKERS, device_of, dtype_of, passes
-from gemb_torch.frozen import FrozenEncoder, can_freeze
-from gemb_torch.model import EmbeddingGemma, Rotation, rotation
-from gemb_torch.packing import Packing, pack
-from gemb_torch.pooling import pool
-from gemb_torch.tokenizer import load_tokenizer, tokenize
-from gemb_torch.weights import load
+from gemb_torch.layer_bench import TASKS, TOKENS, LayerBench, product_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from gemb.backend import Runtime, TokenIds
+    from gemb.backend import Runtime
     from gemb_torch.cut_texts import Texts
 
     # Pairs (task of gemb.prompts, text) -> unit vectors, float32 [pairs, width].
     Teacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
 
-_Any = Any  # rotations: whatever a model's `begin` gives
-
 TEXTS = 200  # over all sources
-TOKENS = 64  # of a text; the rest is cut off
 _FIRST = 2000  # of a source, among which the texts are chosen
-_TASKS = ("query", "document")  # every other text is taken as one or the other
 
 
 class Removal(NamedTuple):
@@ -102,20 +86,20 @@ class LayerRemoval:
             layers = ", ".join(str(removal.layer) for removal in order)
             note(f"{path}: removed before, in this order: layers {layers}")
         if len(order) < len(is_sliding) - count:
-            with _Bench(self.checkpoint, self.runtime, pairs, targets) as bench:
+            with LayerBench(self.checkpoint, self.runtime, pairs, targets) as bench:
                 self._go_on(order, count, bench, path, key)
         gone = {removal.layer for removal in order}
         return tuple(layer for layer in range(len(is_sliding)) if layer not in gone)
 
-    def _go_on(self, order: list[Removal], count: int, bench: _Bench, path: Path, key: str) -> None:
+    def _go_on(
+        self, order: list[Removal], count: int, bench: LayerBench, path: Path, key: str
+    ) -> None:
         is_sliding = self.checkpoint.config.is_sliding
         gone = {removal.layer for removal in order}
         left = [layer for layer in range(len(is_sliding)) if layer not in gone]
         while len(left) > count:
-            kinds = [is_sliding[layer] for layer in left]
-            # The last of its kind stays.
-            places = [i for i, kind in enumerate(kinds) if kinds.count(kind) > 1 or len(left) == 1]
-            places = places if len(set(is_sliding)) > 1 else list(range(len(left)))
+            kinds = [is_sliding[layer] for layer in left]  # the last of its kind stays
+            places = [place for place, kind in enumerate(kinds) if kinds.count(kind) > 1]
             cosines = bench.without_each(left, places)
             best = int(np.argmax(cosines))  # of equals the first
             removal = Removal(left.pop(places[best]), float(cosines[best]))
@@ -134,7 +118,7 @@ class LayerRemoval:
         for source in self.texts:
             first = list(islice((text for text in source.read() if text.strip()), _FIRST))
             for row in sorted(chance.permutation(len(first))[:share].tolist()):
-                yield _TASKS[number % len(_TASKS)], first[row]
+                yield TASKS[number % len(TASKS)], first[row]
                 number += 1
 
     def _teacher_vectors(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32] | None:
@@ -151,168 +135,11 @@ class LayerRemoval:
 
     def _key(self, pairs: Sequence[tuple[str, str]], targets: NDArray[np.float32] | None) -> str:
         digest = hashlib.blake2b(digest_size=8)
-        precision = _dtype(self.runtime)
+        precision = product_dtype(self.runtime)
         texts = json.dumps([self.checkpoint.fingerprint(), str(precision), TOKENS, pairs])
         digest.update(texts.encode("utf-8", "surrogatepass"))
         digest.update(b"" if targets is None else targets.tobytes())
         return digest.hexdigest()
-
-
-class _Layers(Protocol):
-    """A model, layer by layer; x is the residual stream [T, D]."""
-
-    def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, _Any]: ...
-    def step(self, layer: int, x: Tensor, rotations: _Any, packing: Packing) -> Tensor: ...
-    def end(self, x: Tensor, packing: Packing) -> Tensor: ...
-
-
-class _PlainLayers:
-    """The plain model, its products in `dtype`: for a GPU, or a CPU without oneDNN."""
-
-    def __init__(self, model: EmbeddingGemma, dtype: torch.dtype) -> None:
-        self.model = model
-        self.blocks = list(model.blocks())
-        self.dtype = dtype
-
-    @torch.inference_mode()
-    def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, tuple[Rotation, Rotation]]:
-        config = self.model.config
-        bases = (config.rope_theta, config.rope_local_theta)
-        everywhere, nearby = (rotation(packing.positions, config.head_dim, base) for base in bases)
-        return self.model.embed_tokens(ids) * config.hidden_size**0.5, (everywhere, nearby)
-
-    @torch.inference_mode()
-    def step(
-        self, layer: int, x: Tensor, rotations: tuple[Rotation, Rotation], packing: Packing
-    ) -> Tensor:
-        block = self.blocks[layer]
-        is_mixed = self.dtype != torch.float32
-        with torch.autocast(x.device.type, self.dtype, enabled=is_mixed):
-            after: Tensor = block(x, rotations[block.self_attn.is_sliding], packing)
-        return after
-
-    @torch.inference_mode()
-    def end(self, x: Tensor, packing: Packing) -> Tensor:
-        model = self.model
-        pooled = pool(model.norm(x), packing, model.pooling, model.pool_queries)
-        for layer in model.dense:
-            pooled = layer(pooled)
-        return functional.normalize(pooled, dim=-1)
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Texts that go through the model together."""
-
-    rows: NDArray[np.int64]  # which texts
-    ids: Tensor  # [T]
-    packing: Packing
-
-
-class _Bench:
-    """The model and the texts on which its layers are left out."""
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        runtime: Runtime,
-        pairs: Sequence[tuple[str, str]],
-        targets: NDArray[np.float32] | None,
-    ) -> None:
-        """Load the model; without targets, [texts, width], they are the whole model's vectors."""
-        device = device_of(runtime.device)
-        dtype = _dtype(runtime)
-        self.layers: _Layers
-        if device.type == "cpu" and can_freeze(dtype):
-            self.layers = FrozenEncoder(load(checkpoint, dtype=None), dtype)
-        else:
-            self.layers = _PlainLayers(load(checkpoint, device=device), dtype)
-        batch = _token_ids(checkpoint, pairs)
-        lengths = np.array([len(ids) for ids in batch], np.int64)
-        threads = runtime.threads or cores()
-        workers = min(threads, MAX_WORKERS) if device.type == "cpu" else 1
-        self.passes = [
-            _Pass(
-                rows,
-                torch.from_numpy(np.concatenate([batch[row] for row in rows])).to(device),
-                pack(
-                    lengths[rows].tolist(), window=checkpoint.config.sliding_window, device=device
-                ),
-            )
-            for rows in passes(lengths, CPU_TOKENS if workers > 1 else CUDA_TOKENS, workers)
-        ]
-        self.count = len(batch)
-        self.pool = ThreadPoolExecutor(
-            workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)
-        )
-        self.device = device
-        whole = range(len(checkpoint.config.is_sliding))
-        self.targets = self._vectors(whole) if targets is None else torch.from_numpy(targets)
-        self.targets = self.targets.to(device)
-
-    def __enter__(self) -> _Bench:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(cancel_futures=True)
-
-    def without_each(self, left: Sequence[int], places: Sequence[int]) -> NDArray[np.float64]:
-        """Return the mean cosine to the targets without the layer at each place of `left`."""
-        cosines = np.empty((len(places), self.count))
-
-        def run(one: _Pass) -> None:
-            cosines[:, one.rows] = self._cosines(one, left, places).cpu().numpy()
-
-        for _ in self.pool.map(run, self.passes):
-            pass
-        # What is not finite is no vector at all.
-        means: NDArray[np.float64] = np.nan_to_num(cosines, nan=-1.0).mean(axis=1)
-        return means
-
-    @torch.inference_mode()
-    def _cosines(self, one: _Pass, left: Sequence[int], places: Sequence[int]) -> Tensor:
-        x, rotations = self.layers.begin(one.ids, one.packing)
-        targets = self.targets[one.rows]
-        found = []
-        for place, layer in enumerate(left):
-            if place in places:
-                without = x.clone()
-                for later in left[place + 1 :]:
-                    without = self.layers.step(later, without, rotations, one.packing)
-                found.append((self.layers.end(without, one.packing) * targets).sum(-1))
-            x = self.layers.step(layer, x, rotations, one.packing)
-        return torch.stack(found)
-
-    def _vectors(self, layers: Sequence[int]) -> Tensor:
-        """Return the texts' vectors, [texts, width], as these layers make them."""
-
-        def run(one: _Pass) -> Tensor:
-            x, rotations = self.layers.begin(one.ids, one.packing)
-            for layer in layers:
-                x = self.layers.step(layer, x, rotations, one.packing)
-            return self.layers.end(x, one.packing)
-
-        parts = list(self.pool.map(run, self.passes))
-        vectors = torch.empty(self.count, parts[0].shape[1], device=self.device)
-        for one, part in zip(self.passes, parts, strict=True):
-            vectors[one.rows] = part
-        return vectors
-
-
-def _token_ids(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> list[TokenIds]:
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size)
-    prompts = {task: for_task(task, checkpoint.prompts) for task in _TASKS}
-    whole = tokenize(tokenizer, [prompts[task].render(text) for task, text in pairs])
-    most = min(TOKENS, checkpoint.max_tokens)
-    return [ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1]) for ids in whole]
-
-
-def _dtype(runtime: Runtime) -> torch.dtype:
-    """Return the type of the products: the quick one where nothing else is asked for."""
-    if runtime.precision != "auto":
-        return dtype_of(runtime.precision)
-    is_cuda = device_of(runtime.device).type == "cuda"
-    return torch.bfloat16 if is_cuda or can_freeze(torch.bfloat16) else torch.float32
 
 
 def _read(path: Path, key: str) -> list[Removal]:
