@@ -169,8 +169,10 @@ def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_p
 def test_torchrun_may_start_the_processes(recipe, alone, tmp_path):
     run = tmp_path / "run"
     answer = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        + ["-m", "gemb", "train", str(recipe), "-o", str(run), "-q"],
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2", "-m", "gemb", "train", str(recipe), "-o", str(run), "-q"),
+        ],
         capture_output=True,
         text=True,
         timeout=240,
