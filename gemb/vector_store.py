@@ -137,7 +137,8 @@ class VectorStore:
             vectors: [len(keys), dim], of length one.
         """
         assert vectors.shape == (len(keys), self.dim), "one vector of the store's width a key"
-        assert len(set(keys)) == len(keys) and (self.find(keys) < 0).all(), "a key came twice"
+        assert len(set(keys)) == len(keys), "a key twice in one call"
+        assert (self.find(keys) < 0).all(), "a key that is here already"
         # What a kill tore off lies behind the rows that count.
         _write(self._vectors, self._count * self.dim * 2, vectors.astype("<f2").tobytes())
         _write(self._keys, self._count * KEY_BYTES, b"".join(keys))
