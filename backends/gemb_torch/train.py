@@ -62,7 +62,8 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
         progress = read_progress(resumed)
         restore(session.model, open_checkpoint(resumed / "model"))
         restore_optimizer(resumed, session.optimizer, progress.step)
-        note(f"resumed at step {progress.step} of {session.steps}, from {resumed}")
+        if ranks.is_first:
+            note(f"resumed at step {progress.step} of {session.steps}, from {resumed}")
     return _Run(session, progress).go()
 
 
