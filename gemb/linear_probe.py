@@ -18,7 +18,7 @@ from gemb.metrics import Floats
 FOLDS = 5
 MEMORY = 10  # pairs of steps and changes of the gradient
 STEPS = 500
-TOLERANCE = 1e-4  # largest entry of the gradient at the end, as scikit-learn's
+TOLERANCE = 1e-6  # largest entry of the gradient at the end, a row of the training part
 
 
 def predictions(
@@ -67,15 +67,24 @@ def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Fl
         gradient = np.vstack([x.T @ shares + weights[:-1], shares.sum(axis=0, dtype=np.float64)])
         return value, gradient.ravel()
 
-    return minimum(loss, np.zeros((width + 1) * count)).reshape(width + 1, count)
+    start = np.zeros((width + 1) * count)
+    return minimum(loss, start, TOLERANCE * rows).reshape(width + 1, count)
 
 
-def minimum(loss: Callable[[Floats], tuple[float, Floats]], point: Floats) -> Floats:
-    """Return where a smooth convex function is least; `loss` returns its value and gradient."""
+def minimum(
+    loss: Callable[[Floats], tuple[float, Floats]], point: Floats, tolerance: float
+) -> Floats:
+    """Return where a smooth convex function is least.
+
+    Args:
+        loss: returns its value and gradient.
+        point: where to begin.
+        tolerance: the largest entry of the gradient at the end.
+    """
     value, gradient = loss(point)
     known: deque[tuple[Floats, Floats, float]] = deque(maxlen=MEMORY)
     for _ in range(STEPS):
-        if np.abs(gradient).max() < TOLERANCE:
+        if np.abs(gradient).max() < tolerance:
             break
         way = _downhill(gradient, known)
         slope = float(way @ gradient)
