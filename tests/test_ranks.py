@@ -1,0 +1,154 @@
+"""So many processes with a part of the batch each give the gradients of one with the whole batch."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from gemb_torch.objective import objective
+from gemb_torch.ranks import OtherProcessFailed, Ranks
+from gradient_cases import (
+    CASES,
+    batch_of,
+    difference,
+    found_gradients,
+    gradients_by,
+    model_of,
+    one_thread,
+    part_of,
+    plain_gradients,
+)
+
+PAIRS = 14  # no multiple of 4: parts of different sizes
+BATCHES = 2
+
+
+def as_process(rank: int, count: int, folder: Path, work: Callable[[Ranks, Path], None]) -> None:
+    """Be one of so many processes."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
+    )
+    work(Ranks(), folder)
+    dist.destroy_process_group()
+
+
+def in_processes(count: int, folder: Path, work: Callable[[Ranks, Path], None]) -> None:
+    context = multiprocessing.get_context("spawn")
+    processes = [
+        context.Process(target=as_process, args=(rank, count, folder, work))
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+def write_gradients(tiny_model: Path, ranks: Ranks, folder: Path) -> None:
+    for name, case in CASES.items():
+        model = model_of(tiny_model, case)
+        made = gradients_by(model, case, ranks, 64)
+        batches = [batch_of(PAIRS, case, seed) for seed in range(BATCHES)]
+        found = found_gradients(
+            model, made, [part_of(batch, ranks.part(PAIRS)) for batch in batches]
+        )
+        if ranks.rank == ranks.count - 1:  # every process has the sum
+            torch.save(found, folder / f"{name}.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_gradients_are_those_of_one_process(count, tiny_model, tmp_path):
+    in_processes(count, tmp_path, partial(write_gradients, tiny_model))
+    with one_thread():
+        for name, case in CASES.items():
+            batches = [batch_of(PAIRS, case, seed) for seed in range(BATCHES)]
+            loss = partial(objective, case.loss)
+            expected = plain_gradients(model_of(tiny_model, case), batches, loss)
+            found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+            assert difference(found, expected) < 1e-6, name
+
+
+def test_the_batches_share_texts_between_processes():
+    # Else the mask across processes would not be tested.
+    batch = batch_of(PAIRS, CASES["pairs"])
+    first, last = (part_of(batch, slice(*ends)) for ends in ((0, 3), (10, 14)))
+    assert set(first.query_ids) & set(last.query_ids)
+    counts = [
+        len(part_of(batch_of(PAIRS, CASES["hard negatives"]), slice(*ends)).negative_rows)
+        for ends in ((0, 3), (3, 7), (7, 10), (10, 14))
+    ]
+    assert len(set(counts)) > 1
+
+
+def tell_each_other(ranks: Ranks, folder: Path) -> None:
+    rank, count = ranks.rank, ranks.count
+    rows = torch.full((rank, 3), float(rank))  # process 0 has none
+    gathered = ranks.gather(rows)
+    assert [len(part) for part in gathered] == list(range(count))
+    assert all((part == owner).all() for owner, part in enumerate(gathered))
+    assert ranks.union(np.array([rank, 10])).tolist() == [*range(count), 10]
+    tensors = [torch.full((2, 2), float(rank)), torch.tensor(1.0), torch.arange(5.0)]
+    ranks.sum(tensors)
+    total = count * (count - 1) // 2
+    assert (tensors[0] == total).all()
+    assert tensors[1] == count
+    assert tensors[2].tolist() == [count * i for i in range(5)]
+    assert ranks.total(rank, 1) == [total, count]
+    assert ranks.any(rank == 1) is True
+    assert ranks.any(False) is False
+    ranks.wait()
+
+
+def make_in_turn(ranks: Ranks, folder: Path) -> None:
+    made = folder / "made"
+
+    def work() -> bool:
+        was_made = made.exists()
+        made.touch()
+        return was_made
+
+    assert ranks.first_then_all(work) is not ranks.is_first
+
+    def fail() -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError if ranks.is_first else OtherProcessFailed):
+        ranks.first_then_all(fail)
+
+
+def lose_one(ranks: Ranks, folder: Path) -> None:
+    if ranks.rank == 1:
+        ranks.wait()
+        os._exit(0)
+    ranks.wait()
+    with pytest.raises(OtherProcessFailed, match="the connection to another process broke"):
+        ranks.sum([torch.ones(3)])
+
+
+@pytest.mark.parametrize("work", [tell_each_other, make_in_turn, lose_one])
+def test_processes_tell_each_other(work, tmp_path):
+    in_processes(3, tmp_path, work)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 8, 1000])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_parts_are_all_rows_in_order_and_nearly_alike(rows, count):
+    ranks = Ranks()
+    ranks.count = count
+    parts = []
+    for ranks.rank in range(count):
+        parts.append(range(rows)[ranks.part(rows)])
+    assert [row for part in parts for row in part] == list(range(rows))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) - min(sizes) <= 1
