@@ -56,23 +56,16 @@ class Session:
     maker: BatchMaker
     gradients: Gradients
     optimizer: AdamW
+    steps: int  # of the whole run
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the products."""
         return torch.bfloat16 if self.recipe.run.precision == "bf16" else torch.float32
 
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run."""
-        if self.recipe.run.steps:
-            return self.recipe.run.steps
-        batches = self.recipe.run.epochs * self.order().steps_per_epoch
-        return max(1, math.ceil(batches / self.recipe.batch.accumulate))
-
     def order(self) -> BatchOrder:
         """Return the order of the data, at its beginning."""
-        return BatchOrder(self.sources, pairs=self.recipe.batch.pairs, seed=self.recipe.seed)
+        return _order(self.recipe, self.sources)
 
 
 def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
@@ -131,7 +124,19 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         maker=maker,
         gradients=gradients,
         optimizer=AdamW(model, recipe.optimizer),
+        steps=_steps(recipe, sources),
     )
+
+
+def _order(recipe: Recipe, sources: Sequence[Rows]) -> BatchOrder:
+    return BatchOrder(sources, pairs=recipe.batch.pairs, seed=recipe.seed)
+
+
+def _steps(recipe: Recipe, sources: Sequence[Rows]) -> int:
+    if recipe.run.steps:
+        return recipe.run.steps
+    batches = recipe.run.epochs * _order(recipe, sources).steps_per_epoch
+    return max(1, math.ceil(batches / recipe.batch.accumulate))
 
 
 def _sources(recipe: Recipe, training: Training) -> list[Rows]:
