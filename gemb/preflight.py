@@ -79,7 +79,7 @@ class Preflight:
     examples: tuple[Rendered, ...]
     rows: int
     bad: int
-    pairs: int  # a step
+    pairs: int  # a step, of all its batches
     max_tokens: int
     steps: int
     epochs: float
@@ -133,7 +133,7 @@ def preflight(
         order: of the batches; it is not moved.
         tokenize: texts to ids, not cut.
         prompts: of query and positive, of each source.
-        steps: of the run.
+        steps: of the run, each of `batch.accumulate` batches.
         suite: the evaluation whose texts must not be trained on.
         shared_documents: positives and negatives may be documents of the evaluation.
         overlap_listing: the file to write training rows with such texts to.
@@ -146,23 +146,25 @@ def preflight(
         sources, against, shared_documents=shared_documents, listing=overlap_listing
     )
     sampled = min(MOST, max(LEAST, SAMPLED // len(sources)))
+    batches = steps * batch.accumulate
     checks, drawn = [], []
     for number, (rows, words) in enumerate(zip(sources, prompts, strict=True)):
         sample = [rows[row] for row in _sample(len(rows), sampled, order.seed)]
         drawn.append((order.shares[number], rows, words, sample))
         share = order.shares[number]
-        checks.append(_check(rows, words, sample, batch, tokenize, share, steps))
+        checks.append(_check(rows, words, sample, batch, tokenize, share, batches))
     total = sum(len(rows) for rows in sources)
+    step_pairs = batch.pairs * batch.accumulate
     return Preflight(
         sources=tuple(checks),
         examples=tuple(_examples(drawn, batch)),
         rows=total,
         bad=sum(rows.bad_count for rows in sources),
-        pairs=batch.pairs,
+        pairs=step_pairs,
         max_tokens=batch.max_tokens,
         steps=steps,
-        epochs=steps * batch.pairs / total,
-        step_tokens=batch.pairs * sum(check.share * check.row_tokens for check in checks),
+        epochs=steps * step_pairs / total,
+        step_tokens=step_pairs * sum(check.share * check.row_tokens for check in checks),
         evaluation=suite.name if suite else "",
         evaluation_texts=len(against.ids),
         shared_rows=shared,
@@ -192,7 +194,7 @@ def _check(
     batch: Batch,
     tokenize: Tokenize,
     share: float,
-    steps: int,
+    batches: int,
 ) -> SourceCheck:
     sides = [side for example in sample for side in render(example, prompts, batch.negatives)]
     sizes = np.array([len(ids) for ids in tokenize([text for _, text in sides])], np.int64)
@@ -207,7 +209,7 @@ def _check(
         bad=rows.bad_count,
         bad_rows=tuple(rows.bad),
         share=share,
-        passes=steps * share * batch.pairs / len(rows),
+        passes=batches * share * batch.pairs / len(rows),
         duplicates=_repeated(pairs),
         equal_queries=_repeated(queries),
         equal_positives=_repeated(positives),

@@ -56,7 +56,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     batch = run.recipe.get("batch") or {}
     facts = {"Steps": f"{step[-1]:,.0f}" if len(step) else NOTHING}
     if "pairs" in batch:
-        facts["Pairs a step"] = f"{batch['pairs']:,}"
+        facts["Pairs a step"] = f"{batch['pairs'] * batch.get('accumulate', 1):,}"
     if "tokens" in columns:
         facts["Tokens"] = f"{np.nanmax(columns['tokens']):,.0f}"
     seconds = _training_seconds(columns)

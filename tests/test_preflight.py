@@ -92,6 +92,15 @@ def test_the_numbers_are_those_of_the_data(tmp_path: Path) -> None:
     assert again == found
 
 
+def test_a_step_has_all_its_batches(tmp_path: Path) -> None:
+    rows = source(tmp_path / "rows.jsonl", [[f"q{row}", f"p{row}"] for row in range(12)])
+    one, three = check([rows], steps=9), check([rows], steps=3, accumulate=3)
+    assert (three.steps, three.pairs, three.epochs) == (3, 6, one.epochs)
+    assert three.step_tokens == pytest.approx(3 * one.step_tokens)
+    assert three.total_tokens == pytest.approx(one.total_tokens)
+    assert three.sources[0].passes == one.sources[0].passes
+
+
 def test_the_examples_show_what_the_model_sees(tmp_path: Path) -> None:
     row = {"query": "sky?", "positive": "blue", "title": "Air", "negatives": ["x", "y"]}
     found = check([source(tmp_path / "a.jsonl", [row])], pairs=1, negatives=1)

@@ -39,7 +39,7 @@ def look(session: Session) -> None:
             session.order(),
             partial(tokenize, maker.tokenizer),
             maker.prompts,
-            steps=session.steps * recipe.batch.accumulate,
+            steps=session.steps,
             suite=session.suite,
             shared_documents=recipe.eval.shared_documents,
             overlap_listing=None if dry_run else run.overlap,
