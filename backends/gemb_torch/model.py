@@ -26,6 +26,14 @@ from torch.utils.checkpoint import checkpoint
 
 from gemb.gemma_config import GemmaConfig
 from gemb.poolings import ATTENTION_HEADS
+from gemb_torch.fused import (
+    add_rms_norm,
+    gated,
+    product_dtype,
+    products,
+    rms_norm,
+    turned_heads,
+)
 from gemb_torch.packing import Packing
 from gemb_torch.pooling import pool
 
@@ -38,7 +46,7 @@ class Rotation(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * (1 + weight) over the last axis, in fp32; the result has x's type.
+    """x / rms(x) * (1 + weight) over the last axis, in fp32.
 
     The stored weight is the distance from one (transformers `Gemma3RMSNorm`).
     """
@@ -48,11 +56,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the normed rows of x [..., width]."""
-        wide = x.float()
-        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (normed * (1 + self.weight.float())).to(x.dtype)
+    def forward(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the normed rows of x [T, D] in this type."""
+        return rms_norm(x, self.weight, self.eps, dtype)
+
+    def added(self, x: Tensor, update: Tensor) -> Tensor:
+        """Return x plus the normed rows of the update, [T, D] both."""
+        return add_rms_norm(x, update, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -75,13 +85,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         """Return what each token of x [T, D] takes from the others, [T, D]."""
-        q = self.q_proj(x).view(len(x), self.heads, self.width)  # [T, H, E]
-        k = self.k_proj(x).view(len(x), self.key_heads, self.width)  # [T, K, E]
-        v = self.v_proj(x).view(len(x), self.key_heads, self.width)
-        q = rotate(self.q_norm(q), rotation)
-        k = rotate(self.k_norm(k), rotation)
+        H, K, E = self.heads, self.key_heads, self.width
+        qkv = products(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        q, k, v = turned_heads(
+            qkv.view(len(x), H + 2 * K, E),
+            self.q_norm.weight.expand(H, E),
+            self.k_norm.weight.expand(K, E),
+            *rotation,
+            self.q_norm.eps,
+        )
         attended = attend(q, k, v, packing, scale=self.scale, is_sliding=self.is_sliding)
-        return self.o_proj(attended.flatten(-2))  # type: ignore[no-any-return]
+        return products(attended.flatten(-2), self.o_proj.weight)
 
 
 class FeedForward(nn.Module):
@@ -96,8 +110,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's output [T, D] for x [T, D]."""
-        gate = F.gelu(self.gate_proj(x), approximate="tanh")
-        return self.down_proj(gate * self.up_proj(x))  # type: ignore[no-any-return]
+        inner = gated(products(x, self.gate_proj.weight, self.up_proj.weight))
+        return products(inner, self.down_proj.weight)
 
 
 class Block(nn.Module):
@@ -115,10 +129,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         """Return the residual stream after this layer, [T, D]."""
-        attended = self.self_attn(self.input_layernorm(x), rotation, packing)
-        x = x + self.post_attention_layernorm(attended)
-        inner = self.mlp(self.pre_feedforward_layernorm(x))
-        return x + self.post_feedforward_layernorm(inner)  # type: ignore[no-any-return]
+        dtype = product_dtype(x)
+        attended = self.self_attn(self.input_layernorm(x, dtype), rotation, packing)
+        x = self.post_attention_layernorm.added(x, attended)
+        inner = self.mlp(self.pre_feedforward_layernorm(x, dtype))
+        return self.post_feedforward_layernorm.added(x, inner)
 
 
 class EmbeddingGemma(nn.Module):
@@ -170,7 +185,7 @@ class EmbeddingGemma(nn.Module):
                 x = checkpoint(block, x, turns, packing, use_reentrant=False)
             else:
                 x = block(x, turns, packing)
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.norm(x, x.dtype)  # type: ignore[no-any-return]
 
     def blocks(self) -> Iterator[Block]:
         """Yield the layers in order; `layers` says the same with a looser type."""
@@ -184,13 +199,6 @@ def rotation(positions: Tensor, width: int, base: float) -> Rotation:
     exponents = torch.arange(0, width, 2, device=positions.device).float() / width
     angles = positions.float()[:, None] / base**exponents  # [T, E/2]
     return Rotation(angles.cos()[:, None], angles.sin()[:, None])
-
-
-def rotate(x: Tensor, by: Rotation) -> Tensor:
-    """Return the heads x [T, H, E], rotated by position; feature i pairs with feature i + E/2."""
-    first, second = x.float().chunk(2, -1)
-    turned = first * by.cos - second * by.sin, second * by.cos + first * by.sin
-    return torch.cat(turned, -1).to(x.dtype)
 
 
 def attend(
@@ -208,11 +216,12 @@ def attend(
     """
     H, K, E = q.shape[1], k.shape[1], q.shape[2]
     results = []
-    for group in packing.groups:
+    for group, *ours in zip(packing.groups, *map(packing.parts, (q, k, v)), strict=True):
         n, L, each = group.count, group.longest, H // K
+        queries, keys, values = map(group.padded, ours)
         # The query heads of one key head are so many more queries: no copies of the keys.
-        queries = group.padded(q).view(n, L, K, each, E).transpose(1, 2)  # [n, K, L, H/K, E]
-        keys, values = (group.padded(x).transpose(1, 2) for x in (k, v))  # [n, K, L, E]
+        queries = queries.view(n, L, K, each, E).transpose(1, 2)  # [n, K, L, H/K, E]
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [n, K, L, E]
         parts = []
         for span in group.spans(is_sliding=is_sliding):
             mask = span.mask

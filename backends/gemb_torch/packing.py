@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gemb_torch.fused import take
+
 SPAN = 256  # queries of one call in a sliding layer: those see SPAN + window keys, not all
 
 
@@ -60,11 +62,14 @@ class Group:
             spans.append(Span(queries, keys, part))
         return spans
 
-    def padded(self, x: Tensor) -> Tensor:
-        """Return this group's part of x [T, ...] as [n, L, ...]."""
-        part = x[self.start : self.end]
+    def padded(self, part: Tensor) -> Tensor:
+        """Return this group's tokens [end - start, ...] as [n, L, ...].
+
+        Padding repeats tokens, and gives them no gradient.
+        """
         if self.source is not None:
-            part = part[self.source]
+            assert self.places is not None, "source and places are set together"
+            part = take(part, self.source, self.places)
         return part.reshape(self.count, self.longest, *part.shape[1:])
 
     def packed(self, x: Tensor) -> Tensor:
@@ -79,6 +84,10 @@ class Packing:
 
     positions: Tensor  # of each token in its sequence, int64 [T]
     groups: tuple[Group, ...]
+
+    def parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return each group's part of x [T, ...]."""
+        return torch.split(x, [group.end - group.start for group in self.groups])
 
 
 def pack(

@@ -35,15 +35,15 @@ def pool(hidden: Tensor, packing: Packing, pooling: str, queries: Tensor | None 
     """
     wide = torch.promote_types(hidden.dtype, torch.float32)
     results = []
-    for group in packing.groups:
-        states = group.padded(hidden).to(wide)  # [n, L, D]
+    for group, part in zip(packing.groups, packing.parts(hidden), strict=True):
+        states = group.padded(part).to(wide)  # [n, L, D]
         match pooling:
             case "mean":
                 results.append(_mean(states, group))
             case "first":
                 results.append(states[:, 0])
             case "last":
-                results.append(states[:, -1])  # padding repeats a sequence's last token
+                results.append(part[group.lengths.cumsum(0).long() - 1].to(wide))
             case "attention":
                 assert queries is not None, "attention pooling has queries"
                 results.append(_attention(states, group, queries.to(wide)))
