@@ -1,4 +1,4 @@
-"""So many processes with a part of the batch each give the gradients of one with the whole batch."""
+"""Processes with a part of the batch each give the gradients of one with the whole batch."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 
 from gemb.errors import UsageError
 from gemb.recipe import Optimizer
+from gemb_torch.sharding import full, like
+
+if TYPE_CHECKING:
+    from gemb_torch.ranks import Ranks
 
 _TABLE = "embed_tokens.weight"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,6 +63,7 @@ class AdamW:
             whole_table: the token table is a parameter like others, with a gradient of its size.
         """
         self.recipe = recipe
+        self._collected: dict[str, Tensor] | None = None
         self.parameters = {
             name: parameter
             for name, parameter in model.named_parameters()
@@ -107,20 +113,56 @@ class AdamW:
     @property
     def row_ids(self) -> NDArray[np.int64]:
         """The tokens whose rows have moments, ascending."""
-        return np.empty(0, np.int64) if self.rows is None else self.rows.ids
+        if self.rows is not None:
+            return self.rows.ids
+        found = self._found()
+        if f"{_TABLE}.{_MOMENTS[0]}" not in found:
+            return np.empty(0, np.int64)
+        used = torch.stack([found[f"{_TABLE}.{moment}"].any(1) for moment in _MOMENTS]).any(0)
+        return used.nonzero().flatten().cpu().numpy()
 
     def moments(self) -> dict[str, Tensor]:
-        """Return both moments of every parameter by name, without copies; rows as in `row_ids`."""
-        found = {
+        """Return both moments of every parameter by name; of the table's rows as in `row_ids`.
+
+        Where they are spread over processes, as of the last `collect`.
+        """
+        found = dict(self._found())
+        if self.rows is not None:
+            rows = zip(_MOMENTS, self.rows.moments, strict=True)
+            return found | {f"{_TABLE}.{moment}": values for moment, values in rows}
+        used = torch.from_numpy(self.row_ids)
+        for moment in _MOMENTS:
+            name = f"{_TABLE}.{moment}"
+            if name in found:
+                found[name] = found[name][used.to(found[name].device)]
+        return found
+
+    def collect(self, *, keep: bool) -> None:
+        """Put together what is spread, for `moments`; all processes call this together.
+
+        Args:
+            keep: in memory of the CPU, until `forget`; for the process that saves.
+        """
+        self._collected = {}
+        for name, values in self._spread().items():
+            whole = full(values)
+            if keep:
+                self._collected[name] = whole.cpu()
+
+    def forget(self) -> None:
+        """Let go of what `collect` kept."""
+        self._collected = None
+
+    def _found(self) -> dict[str, Tensor]:
+        return self._spread() if self._collected is None else self._collected
+
+    def _spread(self) -> dict[str, Tensor]:
+        return {
             f"{name}.{moment}": self.inner.state[parameter][moment]
             for name, parameter in self.parameters.items()
             for moment in _MOMENTS
             if self.inner.state[parameter]
         }
-        if self.rows is not None:
-            rows = zip(_MOMENTS, self.rows.moments, strict=True)
-            found |= {f"{_TABLE}.{moment}": values for moment, values in rows}
-        return found
 
     def restore(
         self, moments: Mapping[str, Tensor], row_ids: NDArray[np.int64], steps: int
@@ -130,21 +172,23 @@ class AdamW:
         Raises:
             UsageError: they are of another model.
         """
-        table = None if self.rows is None else self.rows.table
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        if table is not None:
-            shapes[_TABLE] = torch.Size([len(row_ids), table.shape[1]])
+        table = self.parameters[_TABLE] if self.rows is None else self.rows.table
+        shapes[_TABLE] = torch.Size([len(row_ids), table.shape[1]])
         for name, shape in shapes.items():
             stored = [moments.get(f"{name}.{moment}") for moment in _MOMENTS]
             if any(tensor is None or tensor.shape != shape for tensor in stored):
                 raise UsageError(f"the optimizer's state does not fit {name} {list(shape)}")
+        if self.rows is None:
+            moments = {**moments}
+            for name in (f"{_TABLE}.{moment}" for moment in _MOMENTS):
+                whole = torch.zeros(table.shape)
+                whole[torch.from_numpy(row_ids)] = moments[name]
+                moments[name] = whole
         for name, parameter in self.parameters.items():
             self.inner.state[parameter] = {
                 "step": torch.tensor(float(steps), device=parameter.device)
-            } | {
-                moment: torch.empty_like(parameter).copy_(moments[f"{name}.{moment}"])
-                for moment in _MOMENTS
-            }
+            } | {moment: like(parameter, moments[f"{name}.{moment}"]) for moment in _MOMENTS}
         if self.rows is not None:
             self.rows.steps, self.rows.ids = steps, row_ids
             self.rows.moments = [
@@ -192,13 +236,22 @@ class _Rows:
         self.ids = everybody
 
 
-def clip(gradients: Iterable[Tensor], longest: float) -> float:
+def clip(gradients: Iterable[Tensor], longest: float, shares: Ranks | None = None) -> float:
     """Shorten the gradients together to this norm, where it is not 0; return the norm before.
 
     A norm that is not finite is returned as it is, and nothing is shortened.
+
+    Args:
+        gradients: they are changed in place.
+        longest: the norm that they may have.
+        shares: given where each process has a part of every gradient.
     """
     each = list(gradients)
     norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in each])
+    if shares is not None:
+        norms = norms.square().sum(0, keepdim=True)
+        shares.sum([norms])
+        norms.sqrt_()
     norm = float(torch.linalg.vector_norm(norms))
     if longest and math.isfinite(norm) and norm > longest:
         for gradient in each:

@@ -81,6 +81,7 @@ class Gradients:
     autocast: Callable[[], AbstractContextManager[None]]
     device: torch.device
     width: int  # of a vector: M
+    is_sharded: bool = False  # each pass through the model is one of all processes together
 
     def add(self, batch: TokenBatch, rows: Tensor | None, row_ids: NDArray[np.int64]) -> Computed:
         """Add the gradients of the loss, of this process's part of the batch.
@@ -91,6 +92,9 @@ class Gradients:
             row_ids: the tokens of these rows, ascending.
         """
         micros = micro_batches([len(ids) for ids in batch.texts], self.micro_tokens)
+        spare = 0  # passes without a use, so that all processes have as many
+        if self.is_sharded:
+            spare = self.ranks.most(len(micros)) - len(micros)
         vectors = torch.empty(len(batch.texts), self.width, device=self.device)
 
         def forward(micro: NDArray[np.int64]) -> Tensor:
@@ -112,6 +116,8 @@ class Gradients:
         with torch.no_grad(), self.autocast():
             for micro in micros[:-1]:
                 vectors[micro] = forward(micro)
+            for _ in range(spare):
+                forward(micros[0])
         with self.autocast():
             last = forward(micros[-1])
             vectors[micros[-1]] = last.detach()
@@ -122,6 +128,10 @@ class Gradients:
             with self.autocast():
                 again = forward(micro)
             again.backward(gradient[micro])  # type: ignore[no-untyped-call]
+        for _ in range(spare):
+            with self.autocast():
+                again = forward(micros[0])
+            again.backward(torch.zeros_like(again))  # type: ignore[no-untyped-call]
         return computed
 
     def _loss(self, batch: TokenBatch, vectors: Tensor) -> tuple[Computed, Tensor]:

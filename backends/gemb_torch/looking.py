@@ -81,7 +81,7 @@ def speed(session: Session) -> tuple[float, int]:
         seconds = time.perf_counter() - started
     moments = sum(p.numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
     peak = _peak_bytes(session.device) + moments
-    session.model.zero_grad(set_to_none=True)
+    session.gradients.model.zero_grad(set_to_none=True)
     tokens, _ = session.ranks.total(batch.tokens, 0)
     return tokens / seconds, peak
 

@@ -111,6 +111,10 @@ class Ranks:
                 dist.all_reduce(told)
         return [int(number) for number in told]
 
+    def most(self, number: int) -> int:
+        """Return the greatest of the processes' numbers."""
+        return max(int(each) for each in torch.cat(self.gather(torch.tensor([number]))))
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         if self.count == 1:

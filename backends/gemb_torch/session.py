@@ -31,6 +31,7 @@ from gemb_torch.losses import check_widths
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.objective import objective
 from gemb_torch.ranks import Ranks
+from gemb_torch.sharding import Sharding, shard
 from gemb_torch.starting_model import starting_folder
 from gemb_torch.step_batches import BatchMaker
 from gemb_torch.tokenizer import load_tokenizer
@@ -57,11 +58,28 @@ class Session:
     gradients: Gradients
     optimizer: AdamW
     steps: int  # of the whole run
+    sharding: Sharding | None  # where `model` is not the one in training, but the one to look at
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the products."""
         return torch.bfloat16 if self.recipe.run.precision == "bf16" else torch.float32
+
+    def collect(self, *, moments: bool = False) -> None:
+        """Bring the first process's `model` up to date; all processes call this together.
+
+        Args:
+            moments: the optimizer's too, until `optimizer.forget`.
+        """
+        if self.sharding is not None:
+            self.sharding.collect()
+            if moments:
+                self.optimizer.collect(keep=self.ranks.is_first)
+
+    def spread(self) -> None:
+        """Take the weights of the first process's `model`; all processes call this together."""
+        if self.sharding is not None:
+            self.sharding.spread()
 
     def order(self) -> BatchOrder:
         """Return the order of the data, at its beginning."""
@@ -84,11 +102,14 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
     begin = partial(_starting_checkpoint, recipe, training, run, sources)
     start = ranks.first_then_all(begin)
     _check_dims(recipe, start, teacher)
-    model = load(start, device=device, pooling=recipe.pooling).train()
-    model.recomputes = recipe.run.activation_checkpointing
-    if recipe.run.compile:
-        for block in model.blocks():
-            block.compile()
+    model = _model(recipe, start, device)
+    trained, sharding = model, None
+    if recipe.run.shard == "fsdp2" and ranks.count > 1:
+        trained = _model(recipe, start, device)
+        shard(trained, ranks, device)
+        if not ranks.is_first:
+            model.to("cpu")
+        sharding = Sharding(model, trained, ranks.is_first)
     maker = BatchMaker(
         sources=sources,
         prompts=[prompts_of(rows.source, start.prompts) for rows in sources],
@@ -102,13 +123,14 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         ],
     )
     gradients = Gradients(
-        model=model,
+        model=trained,
         objective=partial(objective, recipe.loss),
         ranks=ranks,
         micro_tokens=recipe.batch.micro_tokens,
         autocast=_autocast(recipe, device),
         device=device,
         width=start.dim,
+        is_sharded=sharding is not None,
     )
     return Session(
         recipe=recipe,
@@ -123,9 +145,19 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         model=model,
         maker=maker,
         gradients=gradients,
-        optimizer=AdamW(model, recipe.optimizer),
+        optimizer=AdamW(trained, recipe.optimizer, whole_table=sharding is not None),
+        sharding=sharding,
         steps=_steps(recipe, sources),
     )
+
+
+def _model(recipe: Recipe, start: Checkpoint, device: torch.device) -> EmbeddingGemma:
+    model = load(start, device=device, pooling=recipe.pooling).train()
+    model.recomputes = recipe.run.activation_checkpointing
+    if recipe.run.compile:
+        for block in model.blocks():
+            block.compile()
+    return model
 
 
 def _order(recipe: Recipe, sources: Sequence[Rows]) -> BatchOrder:

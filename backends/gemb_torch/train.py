@@ -61,6 +61,7 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
     if resumed:
         progress = read_progress(resumed)
         restore(session.model, open_checkpoint(resumed / "model"))
+        session.spread()
         restore_optimizer(resumed, session.optimizer, progress.step)
         if ranks.is_first:
             note(f"resumed at step {progress.step} of {session.steps}, from {resumed}")
@@ -182,6 +183,7 @@ class _Run:
         every = self.session.recipe.eval.every_steps
         if not every or step % every or step == self.session.steps:
             return
+        self.session.collect()
         if self.is_first:
             self._evaluate()
         self.session.ranks.wait()
@@ -209,6 +211,7 @@ class _Run:
 
     def _save(self) -> None:
         session, step = self.session, self.progress.step
+        session.collect(moments=True)
         if self.is_first:
             target = checkpoint_path(session.run.path, step)
             target.parent.mkdir(exist_ok=True)
@@ -216,6 +219,7 @@ class _Run:
                 self._write_model(part / "model")
                 write_state(part / "state", session.optimizer, self.progress)
             remove_old(session.run.path, session.recipe.checkpoint.keep)
+        session.optimizer.forget()
         session.ranks.wait()
         self.saved_at = time.monotonic()
         self.bar.skip_pause()
@@ -246,6 +250,7 @@ class _Run:
     def _end(self) -> Verdict | None:
         """Save the model, measure it, and judge."""
         session, run = self.session, self.session.run
+        session.collect()
         judged = self._judged() if self.is_first else None
         self.bar.close()
         if self.is_first:

@@ -16,6 +16,7 @@ from gemb.errors import GembError
 from gemb.recipe import Recipe
 from gemb_torch.adamw import AdamW, clip, rate
 from gemb_torch.gradients import Computed, Gradients, TokenBatch
+from gemb_torch.sharding import local
 from gemb_torch.step_batches import Prepared, row_ids
 
 _NAMED = 3  # rows that a message names
@@ -78,10 +79,15 @@ def training_steps(
             computed.append(made)
         row_gradient = None if leaf is None else leaf.grad
         found = list(optimizer.gradients(row_gradient))
-        ranks.sum(found)
+        if gradients.is_sharded:  # each has the mean over the processes, of its share
+            found = [local(gradient) for gradient in found]
+            torch._foreach_mul_(found, float(ranks.count))
+        else:
+            ranks.sum(found)
         if len(each) > 1:
             torch._foreach_div_(found, float(len(each)))
-        norm = clip(found, recipe.optimizer.max_grad_norm)
+        shares = ranks if gradients.is_sharded else None
+        norm = clip(found, recipe.optimizer.max_grad_norm, shares)
         if not math.isfinite(norm):
             _refuse(step + 1, "the gradient", each)
         factor = rate(recipe.optimizer, step, steps)
