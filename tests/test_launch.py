@@ -182,6 +182,62 @@ def test_torchrun_may_start_the_processes(recipe, alone, tmp_path):
     assert farthest(alone, run) < 1e-5
 
 
+@pytest.fixture(scope="module")
+def sharded(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that share the weights."""
+    run = tmp_path_factory.mktemp("sharded") / "run"
+    words = [
+        "train",
+        str(recipe),
+        "run.shard=fsdp2",
+        "eval.data=builtin:tiny",
+        "eval.every_steps=3",
+    ]
+    answer = gemb(*words, "-o", str(run), "-q", "--nproc", "2")
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.startswith("VERDICT ")
+    return run
+
+
+def test_sharded_weights_are_trained_to_those_of_one(alone, sharded):
+    assert losses(sharded) == pytest.approx(losses(alone), rel=1e-5)
+    assert farthest(alone, sharded) < 1e-5
+
+
+def test_the_sharded_model_that_is_measured_is_the_one_in_training(sharded):
+    assert (
+        json.loads((sharded / "scores-baseline.json").read_bytes())["rows"]
+        != (json.loads((sharded / "scores-final.json").read_bytes())["rows"])
+    )
+    assert (sharded / "best" / "model.safetensors").is_file()
+
+
+def test_a_sharded_checkpoint_is_the_same_as_another(of_two, sharded):
+    for file in ("model/model.safetensors", "state/optimizer.safetensors"):
+        a, b = (load_file(run / "checkpoints" / "step-000003" / file) for run in (of_two, sharded))
+        assert a.keys() == b.keys()
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=1e-6)
+    a, b = (
+        np.load(run / "checkpoints" / "step-000003" / "state" / "rows.npy")
+        for run in (of_two, sharded)
+    )
+    assert a.tolist() == b.tolist()
+
+
+@pytest.mark.parametrize(("first", "then"), [("sharded", "none"), ("of_two", "fsdp2")])
+def test_a_checkpoint_goes_on_with_or_without_shards(first, then, recipe, tmp_path, request):
+    before = request.getfixturevalue(first)
+    run = tmp_path / "run"
+    shutil.copytree(before, run)
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "checkpoints" / "step-000006")
+    words = ["train", str(recipe), f"run.shard={then}", "-o", str(run), "--resume", "auto", "-q"]
+    answer = gemb(*words, "--nproc", "2")
+    assert answer.returncode == 0, answer.stderr
+    assert farthest(before, run) < 1e-5
+
+
 @pytest.mark.parametrize("processes", [1, 4])
 def test_a_checkpoint_goes_on_with_another_number_of_processes(processes, recipe, of_two, tmp_path):
     run = tmp_path / "run"

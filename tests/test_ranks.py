@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gemb_torch.adamw import clip
 from gemb_torch.objective import objective
 from gemb_torch.ranks import OtherProcessFailed, Ranks
+from gemb_torch.sharding import full, shard
 from gradient_cases import (
     CASES,
     batch_of,
@@ -66,10 +69,27 @@ def write_gradients(tiny_model: Path, ranks: Ranks, folder: Path) -> None:
             torch.save(found, folder / f"{name}.pt")
 
 
+def write_sharded_gradients(tiny_model: Path, ranks: Ranks, folder: Path) -> None:
+    for name, case in CASES.items():
+        model = model_of(tiny_model, case)
+        shard(model, ranks, torch.device("cpu"))
+        made = replace(gradients_by(model, case, ranks, 64), is_sharded=True)
+        for seed in range(BATCHES):
+            part = part_of(batch_of(PAIRS, case, seed), ranks.part(PAIRS))
+            made.add(part, None, np.empty(0, np.int64))
+        # FSDP's are the mean over the processes.
+        found = {name: full(p.grad) * ranks.count for name, p in model.named_parameters()}
+        if ranks.is_first:
+            torch.save(found, folder / f"{name}.pt")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_gradients_are_those_of_one_process(count, tiny_model, tmp_path):
-    in_processes(count, tmp_path, partial(write_gradients, tiny_model))
+@pytest.mark.parametrize(
+    ("write", "count"),
+    [(write_gradients, 2), (write_gradients, 4), (write_sharded_gradients, 2)],
+)
+def test_gradients_are_those_of_one_process(write, count, tiny_model, tmp_path):
+    in_processes(count, tmp_path, partial(write, tiny_model))
     with one_thread():
         for name, case in CASES.items():
             batches = [batch_of(PAIRS, case, seed) for seed in range(BATCHES)]
@@ -105,6 +125,7 @@ def tell_each_other(ranks: Ranks, folder: Path) -> None:
     assert tensors[1] == count
     assert tensors[2].tolist() == [count * i for i in range(5)]
     assert ranks.total(rank, 1) == [total, count]
+    assert ranks.most(10 - rank) == 10
     assert ranks.any(rank == 1) is True
     assert ranks.any(False) is False
     ranks.wait()
@@ -127,6 +148,16 @@ def make_in_turn(ranks: Ranks, folder: Path) -> None:
         ranks.first_then_all(fail)
 
 
+def clip_shares(ranks: Ranks, folder: Path) -> None:
+    whole = [torch.arange(12.0).reshape(4, 3), torch.full((2, 2), 5.0)]
+    shares = [x[ranks.part(len(x))].clone() for x in whole]
+    norm = clip(shares, 1.0, ranks)
+    expected = clip(whole, 1.0)
+    assert norm == pytest.approx(expected, rel=1e-6)
+    for share, x in zip(shares, whole, strict=True):
+        torch.testing.assert_close(share, x[ranks.part(len(x))])
+
+
 def lose_one(ranks: Ranks, folder: Path) -> None:
     if ranks.rank == 1:
         ranks.wait()
@@ -136,7 +167,7 @@ def lose_one(ranks: Ranks, folder: Path) -> None:
         ranks.sum([torch.ones(3)])
 
 
-@pytest.mark.parametrize("work", [tell_each_other, make_in_turn, lose_one])
+@pytest.mark.parametrize("work", [tell_each_other, make_in_turn, clip_shares, lose_one])
 def test_processes_tell_each_other(work, tmp_path):
     in_processes(3, tmp_path, work)
 
