@@ -48,7 +48,7 @@ class RunFolder:
     @property
     def overlap(self) -> Path:
         """Training rows that stand in the evaluation set, where there are such."""
-        return self.path / "overlap.jsonl"
+        return self.path / "overlap.tsv"
 
     @property
     def start(self) -> Path:
@@ -92,7 +92,7 @@ class RunFolder:
                 f"{self.path} holds a run; --resume auto goes on with it, or name another"
             )
         if self.recipe.is_file():
-            if any(self.path.glob("checkpoints/step-*")):
+            if self.model.is_dir() or any(self.path.glob("checkpoints/step-*")):
                 self._check_same(recipe)
         elif self.path.is_dir() and any(self.path.iterdir()):
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
@@ -103,7 +103,8 @@ class RunFolder:
     def write_json(self, path: Path, value: object) -> None:
         """Write a JSON file of the run, whole or not at all."""
         with new_file(path) as part:
-            part.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+            text = json.dumps(value, ensure_ascii=False, indent=1)
+            part.write_text(text + "\n", encoding="utf-8")
 
     def _check_same(self, recipe: Recipe) -> None:
         before, now = _flat(to_plain(load(self.recipe))), _flat(to_plain(recipe))

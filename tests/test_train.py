@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gemb.metrics_log import read_metrics
+from gemb_torch.training_state import checkpoint_path, checkpoints, remove_others
 
 STEPS = 8
 WORDS = "the red planet in the sky of night what is known as lazy dog".split()  # noqa: SIM905
@@ -288,3 +290,35 @@ def test_a_run_is_not_overwritten_and_not_continued_with_another_recipe(train, t
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "is no run and not empty" in train("-o", "full").stderr
+
+
+def test_a_run_that_ends_while_it_is_measured_has_kept_its_last_step(train, undisturbed, tmp_path):
+    whole = tmp_path / "whole"
+    (whole / "model").rename(tmp_path / "first")  # as if the kill had come before it was written
+    steps = (whole / "metrics.jsonl").read_bytes()
+    done = train("checkpoint.every_steps=0", "-o", "whole", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert weights(whole / "model") == undisturbed
+    assert (whole / "metrics.jsonl").read_bytes() == steps, "no step was done again"
+
+
+def test_a_run_that_has_ended_is_not_trained_again(train, tmp_path):
+    run = tmp_path / "run"
+    assert train("run.steps=2", "checkpoint.every_steps=0", "-o", "run").returncode == 0
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "model").stat()
+    done = train("run.steps=2", "-o", "run", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "run has ended; its model is run/model" in done.stderr
+    assert (run / "model").stat() == before
+    other = train("run.steps=3", "-o", "run", "--resume", "auto")
+    assert other.returncode == 2
+    assert "has run.steps=2, not 3" in other.stderr
+
+
+def test_a_checkpoint_outlives_those_of_an_end_that_was_given_up(tmp_path):
+    for step in (500, 600, 1000):
+        checkpoint_path(tmp_path, step).mkdir(parents=True)
+    remove_others(tmp_path, 600, keep=1)
+    assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 600)]

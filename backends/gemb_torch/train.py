@@ -32,7 +32,7 @@ from gemb_torch.training_state import (
     checkpoint_path,
     checkpoints,
     read_progress,
-    remove_old,
+    remove_others,
     remove_parts,
     restore_optimizer,
     write_state,
@@ -48,7 +48,7 @@ def train(recipe: Recipe, training: Training) -> Verdict | None:
     if ranks.is_first and not training.dry_run:
         run.begin(recipe, resumes=training.resume != "never")
         remove_parts(run.path)
-    if resumed and run.model.is_dir():
+    if run.model.is_dir() and training.resume != "never" and not training.dry_run:
         if ranks.is_first:
             note(f"{run.path} has ended; its model is {run.model}")
         return None
@@ -204,7 +204,8 @@ class _Run:
 
     def _is_time_to_save(self, step: int) -> bool:
         saving = self.session.recipe.checkpoint
-        if saving.every_steps and step % saving.every_steps == 0:
+        # The last step is saved before it is measured, which may take longer than a signal leaves.
+        if step == self.session.steps or (saving.every_steps and step % saving.every_steps == 0):
             return True
         minutes = (time.monotonic() - self.saved_at) / 60
         return self.session.ranks.any(bool(saving.every_minutes) and minutes > saving.every_minutes)
@@ -218,7 +219,7 @@ class _Run:
             with new_folder(target) as part:
                 self._write_model(part / "model")
                 write_state(part / "state", session.optimizer, self.progress)
-            remove_old(session.run.path, session.recipe.checkpoint.keep)
+            remove_others(session.run.path, step, session.recipe.checkpoint.keep)
         session.optimizer.forget()
         session.ranks.wait()
         self.saved_at = time.monotonic()

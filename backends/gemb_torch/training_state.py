@@ -107,9 +107,16 @@ def restore_optimizer(checkpoint: Path, optimizer: AdamW, steps: int) -> None:
     optimizer.restore(moments, ids, steps)
 
 
-def remove_old(run: Path, keep: int) -> None:
-    """Remove all but the last checkpoints, and what a killed run left half-written."""
-    for old in checkpoints(run)[: -max(1, keep)]:
+def remove_others(run: Path, step: int, keep: int) -> None:
+    """Remove all but the last checkpoints up to the one that was saved just now.
+
+    What is later is of a run that was taken back to an earlier checkpoint.
+    """
+    found = checkpoints(run)
+    kept = [path for path in found if _step(path) <= step][-max(1, keep) :]
+    for old in found:
+        if old in kept:
+            continue
         # First out of sight: a kill while it is removed must not leave half a checkpoint.
         gone = old.with_name(f".{old.name}.old")
         shutil.rmtree(gone, ignore_errors=True)
