@@ -7,7 +7,6 @@ that the file holds more; the model adds it again, to the same number.
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,8 @@ from gemb.gguf_header import TensorInfo
 from gemb.gguf_model import GgufModel
 from gemb.gguf_names import folder_name
 from gemb.gguf_tokenizer import roles, tokenizer_files
+from gemb.model_card import write_card
+from gemb.model_json import write_json
 from gemb.poolings import pooling_settings
 from gemb.safetensors import NewTensor, write_file
 
@@ -49,23 +50,23 @@ def unpack(model: GgufModel, target: Path) -> None:
         (target / name).mkdir()
     for name, value in tokenizer_files(model.header, model.max_tokens).items():
         indent = None if name == "tokenizer.json" else 2
-        _write(target / name, value, indent)
-    _write(target / "config.json", _config(model))
+        write_json(target / name, value, indent)
+    write_json(target / "config.json", _config(model))
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (kind, path) in enumerate(_MODULES)
     ]
-    _write(target / "modules.json", modules)
-    _write(target / "1_Pooling" / "config.json", pooling_settings(model.pooling, model.hidden))
+    write_json(target / "modules.json", modules)
+    write_json(target / "1_Pooling" / "config.json", pooling_settings(model.pooling, model.hidden))
     settings = {
         "prompts": dict(model.prompts),
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
         "matryoshka_dims": list(model.matryoshka_dims),
     }
-    _write(target / "config_sentence_transformers.json", settings)
+    write_json(target / "config_sentence_transformers.json", settings)
     length = {"max_seq_length": model.max_tokens, "do_lower_case": False}
-    _write(target / "sentence_bert_config.json", length)
+    write_json(target / "sentence_bert_config.json", length)
     for path, (size_in, size_out) in zip(("2_Dense", "3_Dense"), model.dense, strict=True):
         dense = {
             "in_features": size_in,
@@ -73,7 +74,7 @@ def unpack(model: GgufModel, target: Path) -> None:
             "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         }
-        _write(target / path / "config.json", dense)
+        write_json(target / path / "config.json", dense)
     _write_weights(model, target)
     _write_card(model, target)
 
@@ -159,19 +160,6 @@ def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
 
 
 def _write_card(model: GgufModel, target: Path) -> None:
-    """Say where the folder is from, and the licence, as the Gemma Terms of Use ask."""
-    licence = str(model.header.metadata.get("general.license", ""))
-    lines = ["---", f"license: {licence}", "---", ""] if licence else []
     types = ", ".join(sorted({info.type for info in model.header.tensors.values()}))
-    lines.append(f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}.")
-    if licence == "gemma":
-        lines += [
-            "",
-            "Gemma is provided under and subject to the Gemma Terms of Use found at "
-            "ai.google.dev/gemma/terms",
-        ]
-    (target / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _write(path: Path, value: object, indent: int | None = 2) -> None:
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
+    said = f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}."
+    write_card(target, str(model.header.metadata.get("general.license", "")), said)

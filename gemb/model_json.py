@@ -1,4 +1,4 @@
-"""Read the JSON files of a model folder, and the numbers in them."""
+"""The JSON files of a model folder: reading them, the numbers in them, and writing them."""
 
 from __future__ import annotations
 
@@ -35,6 +35,15 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         UsageError: it holds no JSON object.
     """
     return read_json(path) if path.exists() else {}
+
+
+def write_json(path: Path, value: object, indent: int | None = 2) -> None:
+    """Write JSON as Hugging Face's libraries do: UTF-8, indented unless it is huge.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
 def whole_number(path: Path, raw: Mapping[str, Any], key: str) -> int:

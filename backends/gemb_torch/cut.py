@@ -15,7 +15,7 @@ import numpy as np
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.model_json import read_json
+from gemb.model_json import read_json, write_json
 from gemb.notes import note, warn
 from gemb.safetensors import NewTensor, StoredTensor, write_file
 from gemb_torch.cut_texts import Texts, of_file
@@ -25,7 +25,6 @@ from gemb_torch.model_folder import (
     SETTINGS,
     TOKENIZER_FILES,
     copy_files,
-    write_json,
     write_readme,
 )
 

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
-from gemb.model_json import read_json
+from gemb.model_json import read_json, write_json
 from gemb.notes import note
 from gemb_torch.cut_texts import Texts, batches
 
@@ -41,9 +41,7 @@ class SmallerTokenizer:
     def write(self, folder: Path) -> None:
         """Write the files."""
         for name, value in self.files.items():
-            indent = 2 if name != "tokenizer.json" else None
-            text = json.dumps(value, ensure_ascii=False, indent=indent)
-            (folder / name).write_text(text + "\n", encoding="utf-8")
+            write_json(folder / name, value, None if name == "tokenizer.json" else 2)
 
 
 def smaller_tokenizer(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 from gemb.checkpoint import Checkpoint
+from gemb.model_card import write_card
 
 # Names, or patterns, of files beside the weights.
 TOKENIZER_FILES = (
@@ -45,25 +45,12 @@ def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
 
 
 def write_readme(source: Checkpoint, target: Path, by: str) -> None:
-    """Say what was changed, as the Gemma Terms of Use ask of who passes a changed model on.
+    """Say in README.md what was changed.
 
     Args:
         source: the model that was changed.
         target: the new folder.
         by: what did it, and how: the end of a sentence and perhaps more.
     """
-    licence = source.licence()
-    lines = ["---", f"license: {licence}", "---", ""] if licence else []
-    lines.append(f"Modified from {source.folder.resolve().name} by {by}")
-    if licence == "gemma":
-        lines += [
-            "",
-            "Gemma is provided under and subject to the Gemma Terms of Use found at "
-            "ai.google.dev/gemma/terms",
-        ]
-    (target / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON as Hugging Face's libraries do: indented, UTF-8."""
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    name = source.folder.resolve().name
+    write_card(target, source.licence(), f"Modified from {name} by {by}")

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
-from gemb.model_json import read_json, read_optional_json
+from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.poolings import pooling_settings
 from gemb.safetensors import NewTensor, write_file
 from gemb_torch.model_folder import (
     SETTINGS,
     TOKENIZER_FILES,
     copy_files,
-    write_json,
     write_readme,
 )
 from gemb_torch.weights import HEAD

@@ -15,11 +15,10 @@ from gemb.backend import Cut
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.layer_choice import LayerChoice, layer_choice
-from gemb.model_json import read_json
+from gemb.model_json import read_json, write_json
 from gemb.notes import note
 from gemb_torch.cut import cut_folder
 from gemb_torch.cut_texts import Texts
-from gemb_torch.model_folder import write_json
 
 if TYPE_CHECKING:
     from gemb.backend import Runtime
