@@ -6,7 +6,7 @@ augmenting paths find a largest one (Berge 1957; the search is Kuhn's).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ def largest_matching(
     positives: NDArray[np.uint64],
     *,
     enough: int,
-    start: Iterable[int] = (),
+    start: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Return rows with distinct queries and positives: as many as there can be, or `enough`.
 
@@ -44,7 +44,7 @@ class _Graph:
     """Rows between two kinds of nodes; the left kind has fewer."""
 
     def __init__(
-        self, left: NDArray[np.int64], right: NDArray[np.int64], start: Iterable[int]
+        self, left: NDArray[np.int64], right: NDArray[np.int64], start: Collection[int]
     ) -> None:
         if left.max() > right.max():
             left, right = right, left

@@ -74,11 +74,7 @@ class FileTeacher(Teacher):
 
     def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
         """As `Teacher.fill` says; nothing is computed."""
-        absent: dict[bytes, Wanted] = {}
-        for one in wanted:
-            key = key_of(one.words)
-            if self._store.find([key])[0] < 0:
-                absent[key] = one
+        absent = dict(self.absent(wanted))
         if not absent:
             return 0
         first = next(iter(absent.values()))

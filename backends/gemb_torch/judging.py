@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gemb.checkpoint import Checkpoint
 from gemb.evaluation import evaluate
 from gemb.scores import Scores
 from gemb.similarities import similarities
@@ -34,22 +33,21 @@ class Judge:
         dims = recipe.eval.dims or {recipe.loss.matryoshka[0], recipe.loss.matryoshka[-1]}
         return tuple(sorted(dims, reverse=True))
 
-    def scores(self, saved: Checkpoint | None = None) -> Scores | None:
+    def scores(self) -> Scores | None:
         """Return the scores on the recipe's sets, None where it has none.
 
-        Args:
-            saved: the folder with these weights, if they are saved: it names them in the scores.
+        Their fingerprint is that of the model that training started from.
         """
         suite = self.session.suite
         if suite is None:
             return None
-        with self._encoder(saved or self.session.start) as encoder:
+        with self._encoder() as encoder:
             return evaluate(suite, encoder, dims=self.dims)
 
     def similarities(self) -> dict[str, Any]:
         """Return the cosines of some pairs of the training data, for the report."""
         queries, positives = self._pairs()
-        with self._encoder(self.session.start) as encoder:
+        with self._encoder() as encoder:
             return similarities(encoder.encode(queries), encoder.encode(positives))
 
     def _pairs(self) -> tuple[list[TokenIds], list[TokenIds]]:
@@ -63,10 +61,10 @@ class Judge:
         return _distinct(queries[:LOOKED_AT], positives[:LOOKED_AT])
 
     @contextmanager
-    def _encoder(self, checkpoint: Checkpoint) -> Iterator[TorchEncoder]:
+    def _encoder(self) -> Iterator[TorchEncoder]:
         session = self.session
         model = session.model.eval()
-        encoder = live_encoder(model, checkpoint, session.device, session.dtype)
+        encoder = live_encoder(model, session.start, session.device, session.dtype)
         # A width that is trained now is measured before, too.
         encoder.profile = replace(encoder.profile, matryoshka_dims=self.dims)
         try:

@@ -132,9 +132,6 @@ def prepared(order: BatchOrder, maker: BatchMaker, workers: int) -> Iterator[Pre
 
     A failure to make one is raised where it would have been yielded.
     """
-    if workers < 1:
-        for batch in order:
-            yield Prepared(maker.make(batch), order.state())
     waiting: deque[tuple[Future[TokenBatch], dict[str, Any]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="gemb-data") as pool:
         try:
