@@ -38,7 +38,7 @@ from gemb.recipe_file import find, load
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
 from gemb_torch.session import Session, open_session
-from gemb_torch.step_batches import prepared
+from gemb_torch.step_batches import Prepared
 from gemb_torch.training_steps import StepDone, training_steps
 
 MICRO_BATCHES = (8, 16, 32)
@@ -88,9 +88,8 @@ class Ours:
         self.passes: list[float] = []
         self.peak = 0  # bytes, up to the end of the last passes
         self.done: list[StepDone] = []
-        batches = prepared(session.order(), session.maker, workers=0)
         self.steps = training_steps(
-            session.recipe, self, session.optimizer, batches, begin=0, steps=steps
+            session.recipe, self, session.optimizer, prepared(session), begin=0, steps=steps
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -105,6 +104,13 @@ class Ours:
 
     def step(self) -> None:
         self.done.append(next(self.steps))
+
+
+def prepared(session: Session) -> Iterator[Prepared]:
+    """Yield batches, each made when it is wanted: no thread may work in another's turn."""
+    order = session.order()
+    for batch in order:
+        yield Prepared(session.maker.make(batch), order.state())
 
 
 def speed(options: argparse.Namespace, precision: str) -> bool:
