@@ -197,6 +197,20 @@ def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same_run(
     assert weights(tmp_path / "run" / "model") == undisturbed
 
 
+def test_the_signal_of_a_cluster_stops_before_the_first_step_too(
+    train, start, undisturbed, tmp_path
+):
+    process = start("-o", "run")
+    wait_for((tmp_path / "run").is_dir, process)
+    process.send_signal(signal.SIGUSR1)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert said.strip().splitlines()[-1].startswith("gemb: stopped by SIGUSR1")
+    done = train("-o", "run", "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert weights(tmp_path / "run" / "model") == undisturbed
+
+
 def test_kills_between_and_during_checkpoints_lose_nothing(train, start, undisturbed, tmp_path):
     run = tmp_path / "run"
     generator = random.Random(1)

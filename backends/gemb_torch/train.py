@@ -26,7 +26,7 @@ from gemb_torch.ranks import Ranks
 from gemb_torch.save import write_checkpoint
 from gemb_torch.session import Session, open_session
 from gemb_torch.step_batches import Lesson, prepared
-from gemb_torch.stop_request import StopRequest
+from gemb_torch.stop_request import StopRequest, usr1_stops
 from gemb_torch.training_state import (
     Progress,
     checkpoint_path,
@@ -41,6 +41,7 @@ from gemb_torch.training_steps import StepDone, training_steps
 from gemb_torch.weights import restore
 
 
+@usr1_stops()
 def train(recipe: Recipe, training: Training) -> Verdict | None:
     """Train; see `gemb.backend.Backend.train`."""
     ranks, run = Ranks(), RunFolder(training.run)
