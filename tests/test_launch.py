@@ -17,6 +17,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from gemb.errors import GembError, NegativeAnswer
+from gemb.outcome import hand_over, outcomes
+from gemb_torch.agent import Ended
+from gemb_torch.launch import end_as
+from gemb_torch.ranks import OtherProcessFailed
 from tiny_model import TEXT
 
 pytestmark = pytest.mark.slow
@@ -274,8 +279,7 @@ def test_a_signal_saves_and_leaves_with_75(name, recipe, tmp_path):
     assert list((run / "checkpoints").glob("step-*/state/progress.json"))
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "name"), [(0, "SIGKILL"), (1, "SIGKILL"), (1, "SIGSEGV")])
 def test_a_rank_that_is_killed_ends_the_run_with_one_line(rank, name, recipe, tmp_path):
     run = tmp_path / "run"
     process = endless(recipe, run)
@@ -336,7 +340,7 @@ def test_wrong_data_is_told_as_by_one_process(recipe, tmp_path):
     assert two.stderr.count("\n") == 1
 
 
-def test_the_verdict_is_printed_once_and_a_regression_is_1(recipe, tmp_path):
+def test_the_verdict_is_printed_once(recipe, tmp_path):
     answer = gemb(
         *("train", str(recipe), "eval.data=builtin:tiny", "optimizer.lr=1e-9"),
         *("-o", str(tmp_path / "run"), "-q", "--nproc", "2"),
@@ -344,6 +348,32 @@ def test_the_verdict_is_printed_once_and_a_regression_is_1(recipe, tmp_path):
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.startswith("VERDICT TIE ")
     assert answer.stdout.count("\n") == 1
+
+
+def told_in(folder: Path, monkeypatch: pytest.MonkeyPatch, rank: int, error: GembError) -> int:
+    """Hand over an end as a process of this rank does, and return the code that it leaves with."""
+    monkeypatch.setenv("GEMB_OUTCOMES", str(folder))
+    monkeypatch.setenv("RANK", str(rank))
+    code, line = hand_over(error.exit_code, str(error), error)
+    assert line == ""
+    return code
+
+
+def test_a_regression_that_the_first_process_found_is_the_runs_answer(tmp_path, monkeypatch):
+    line = "VERDICT REGRESSION ndcg@10 0.5 → 0.4"
+    # 0, so that the agent does not take it for a failure and end the others.
+    assert told_in(tmp_path, monkeypatch, 0, NegativeAnswer(line)) == 0
+    with pytest.raises(NegativeAnswer) as caught:
+        end_as(Ended(), outcomes(tmp_path), tmp_path)
+    assert str(caught.value) == line
+
+
+def test_the_cause_is_told_and_not_what_the_others_saw_of_it(tmp_path, monkeypatch):
+    assert told_in(tmp_path, monkeypatch, 0, OtherProcessFailed("it broke")) == 5
+    assert told_in(tmp_path, monkeypatch, 1, GembError("step 7: the loss is not finite")) == 5
+    with pytest.raises(GembError) as caught:
+        end_as(Ended(failed={0: 5, 1: 5}, local={0: 0, 1: 1}), outcomes(tmp_path), tmp_path)
+    assert str(caught.value) == "rank 1 failed: step 7: the loss is not finite"
 
 
 @pytest.mark.parametrize(

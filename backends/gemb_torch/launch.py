@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 import threading
-import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -134,10 +133,10 @@ def _start(training: Training, count: int) -> None:
                 f"the {training.nodes} machines did not meet at {training.meeting}: {error}; the "
                 "same command must run on each, and one of them must have this name"
             ) from error
-        _end_as(ended, outcomes(Path(folder)), processes.logs)
+        end_as(ended, outcomes(Path(folder)), processes.logs)
 
 
-def _end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
+def end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
     """Return or raise as the processes did.
 
     Args:

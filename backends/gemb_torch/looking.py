@@ -18,6 +18,7 @@ from gemb.training_progress import duration
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.objective import StepVectors
 from gemb_torch.session import Session
+from gemb_torch.sharding import local
 from gemb_torch.step_batches import row_ids
 from gemb_torch.tokenizer import tokenize
 
@@ -79,7 +80,7 @@ def speed(session: Session) -> tuple[float, int]:
         leaf = None if rows is None else rows.table[torch.from_numpy(ids)].requires_grad_()
         gradients.add(batch, leaf, ids)
         seconds = time.perf_counter() - started
-    moments = sum(p.numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
+    moments = sum(local(p).numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
     peak = _peak_bytes(session.device) + moments
     session.gradients.model.zero_grad(set_to_none=True)
     tokens, _ = session.ranks.total(batch.tokens, 0)

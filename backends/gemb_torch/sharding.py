@@ -5,7 +5,7 @@ table, last norm, dense layers) for a micro-batch. The token table is a paramete
 its gradient is as big as it is, and spread.
 
 Evaluation and saving see a whole model, which the first process keeps beside its share: it is
-filled in by all processes together when it is wanted.
+filled in by all processes together when it is wanted. A run of one process has nothing to spread.
 
 Source: `torch.distributed.fsdp.fully_shard`.
 """
