@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
