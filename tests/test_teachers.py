@@ -97,7 +97,7 @@ def test_one_process_sees_what_another_has_filled_in(teacher, tiny_model, tmp_pa
 
 
 def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model, monkeypatch):
-    monkeypatch.setattr("gemb.teachers.WINDOW_TEXTS", 4)
+    monkeypatch.setattr("gemb.teacher_model.WINDOW_TEXTS", 4)
     monkeypatch.setattr("gemb.vector_store.RECENT", 5)
     texts = [f"fox {n // 3} {n % 3 * (n % 7)}" for n in range(60)]
     different = len(set(texts))
@@ -187,8 +187,8 @@ FILL = """
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
-from gemb import teachers
-teachers.FLUSH_S, teachers.FIRST_CHARS = 0.01, 200
+from gemb import teacher_model, teachers
+teacher_model.FLUSH_S, teacher_model.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
 wanted = [teachers.Wanted(f"text {n}") for n in range(400)]
 print("filling", flush=True)
