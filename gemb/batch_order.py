@@ -193,9 +193,10 @@ class _SourceOrder:
         self._digest = ""
         largest = len(largest_matching(self._queries, self._positives, enough=pairs))
         if largest < pairs:
+            least = f"batch.pairs={largest}" if largest > 1 else "a batch needs two that differ"
             raise UsageError(
                 f"{rows.name}: its {len(self._queries)} rows make no batch of {pairs} without an "
-                f"equal query or positive twice; {largest} at most: batch.pairs={largest}"
+                f"equal query or positive twice; {largest} at most: {least}"
             )
         self._begin(0, 0, [])
 

@@ -62,7 +62,7 @@ def check(path: Path, form: str) -> None:
             an open file that is none; a file that is not ours has a name that is needed.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; -o names a file in it: -o {path / 'vectors.npy'}")
+        raise UsageError(f"{path} is a folder; -o names a file in it: -o {path / 'NAME'}")
     if is_stream(path):
         if not path.exists():
             raise UsageError(f"{path}: no such device or open file; -o FILE makes none there")

@@ -16,6 +16,7 @@ from gemb.examples import Example
 from gemb.overlap import TextsOf, evaluation_texts, refuse_overlap
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
+from gemb.training_index import folded
 from gemb.training_rows import Rows
 from gemb.visible import visible
 
@@ -64,6 +65,7 @@ class SourceCheck:
     equal_queries: int  # rows whose query stands in a row before
     equal_positives: int
     sampled: int  # rows whose tokens were counted
+    contradictions: int  # of these, rows that have their positive as a negative, too
     tokens: Lengths  # of all texts
     query: Lengths
     positive: Lengths  # of positives and negatives
@@ -214,6 +216,7 @@ def _check(
         equal_queries=_repeated(queries),
         equal_positives=_repeated(positives),
         sampled=len(sample),
+        contradictions=sum(_contradicts(example, batch.negatives) for example in sample),
         tokens=_lengths(sizes),
         query=_lengths(sizes[is_query]),
         positive=_lengths(sizes[~is_query]),
@@ -228,6 +231,11 @@ def render(example: Example, prompts: tuple[Prompt, Prompt], negatives: int) -> 
     sides = [("query", query.render(*example.query))]
     sides.append(("positive", document.render(*example.positive)))
     return sides + [("negative", document.render(*one)) for one in example.negatives[:negatives]]
+
+
+def _contradicts(example: Example, negatives: int) -> bool:
+    positive = folded(example.positive.text)
+    return any(folded(one.text) == positive for one in example.negatives[:negatives])
 
 
 def _repeated(ids: NDArray[np.uint64]) -> int:

@@ -79,6 +79,11 @@ def _duplicates(sources: Sequence[SourceCheck]) -> Iterator[str]:
         words = [f"{count:,} with the {what}" for count, what in counts if count]
         if words:
             yield f"{source.name}: rows that repeat one before: {', '.join(words)}"
+        if source.contradictions:
+            yield (
+                f"{source.name}: {source.contradictions:,} of {source.sampled:,} rows have their "
+                "positive as a negative, too; training works against itself there"
+            )
 
 
 def _examples(check: Preflight) -> Iterator[str]:

@@ -163,7 +163,7 @@ def _stamp(path: Path, source: Source) -> str:
     """Return what makes an index stale when it changes."""
     try:
         files = open_folder(path).files if path.is_dir() else (path,)
-        abouts = [(str(one.resolve()), one.stat()) for one in files]
+        abouts = [(os.path.realpath(one), one.stat()) for one in files]
     except OSError as error:
         raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
     of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]

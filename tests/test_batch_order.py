@@ -92,10 +92,11 @@ def test_a_batch_that_the_rows_cannot_make_is_refused_and_the_largest_named(
     pairs: list[tuple[int, int]], more: int
 ) -> None:
     rows = of(pairs)
-    with pytest.raises(
-        UsageError, match=rf"pairs: its {len(pairs)} rows .* batch\.pairs={largest(rows)}$"
-    ):
-        BatchOrder([rows], pairs=largest(rows) + more, seed=0)
+    most = largest(rows)
+    hint = rf"batch\.pairs={most}" if most > 1 else "a batch needs two that differ"
+    words = rf"pairs: its {len(pairs)} rows .* {most} at most: {hint}$"
+    with pytest.raises(UsageError, match=words):
+        BatchOrder([rows], pairs=most + more, seed=0)
 
 
 @settings(max_examples=50, deadline=None)

@@ -92,6 +92,19 @@ def test_the_numbers_are_those_of_the_data(tmp_path: Path) -> None:
     assert again == found
 
 
+def test_a_positive_that_is_its_own_negative_is_told(tmp_path: Path) -> None:
+    rows = [
+        {"query": "a", "positive": "Same  text", "negatives": ["same text"]},
+        {"query": "b", "positive": "p", "negatives": ["n", "p"]},
+        {"query": "c", "positive": "other", "negatives": ["text"]},
+    ]
+    triplets = source(tmp_path / "triplets.jsonl", rows)
+    told = "triplets: 1 of 3 rows have their positive as a negative, too; training works against"
+    assert any(line.startswith(told) for line in check([triplets]).lines())
+    assert check([triplets], negatives=2).sources[0].contradictions == 2
+    assert check([triplets], negatives=0).sources[0].contradictions == 0
+
+
 def test_a_step_has_all_its_batches(tmp_path: Path) -> None:
     rows = source(tmp_path / "rows.jsonl", [[f"q{row}", f"p{row}"] for row in range(12)])
     one, three = check([rows], steps=9), check([rows], steps=3, accumulate=3)

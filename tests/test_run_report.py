@@ -180,7 +180,8 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
     check = SourceCheck(
         name="pairs", format="CSV", rows=40, bad=1, bad_rows=(("pairs.csv:3", "no query"),),
         share=1.0, passes=2.0, duplicates=3, equal_queries=4, equal_positives=5, sampled=40,
-        tokens=lengths, query=lengths, positive=lengths, cut=0.25, row_tokens=20.0,
+        contradictions=6, tokens=lengths, query=lengths, positive=lengths, cut=0.25,
+        row_tokens=20.0,
     )  # fmt: skip
     sides = (("query", f"task | query: {HOSTILE}"), ("positive", "title: none | text: b"))
     preflight = Preflight(

@@ -274,6 +274,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
 def test_a_path_that_is_not_there_or_no_beir_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"nothing\.jsonl cannot be read: No such file"):
         opened(tmp_path / "nothing.jsonl")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UsageError, match=r"loop cannot be read: Too many levels of symbolic"):
+        opened(tmp_path / "loop")
     (tmp_path / "folder").mkdir()
     with pytest.raises(UsageError, match=r"has no corpus\.jsonl and no queries\.jsonl"):
         opened(tmp_path / "folder")
