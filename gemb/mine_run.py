@@ -174,7 +174,7 @@ def _readable(pairs: Path) -> Iterator[tuple[Path, Path]]:
     if sys.stdin is None:
         raise UsageError("standard input is closed; name a file of pairs")
     with tempfile.TemporaryDirectory(prefix="gemb-mine-") as folder:
-        path = Path(folder) / "stdin"
+        path = Path(folder) / "stdin.jsonl"
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
         yield path, Path(folder)

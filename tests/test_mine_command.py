@@ -243,6 +243,22 @@ def test_what_cannot_be_is_refused_in_one_line(mining, arguments, code, words):
     assert len(line.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "stdin.jsonl has no good row; it is empty"),
+        (b"question,answer\na,b\n", "stdin.jsonl has no good row; stdin.jsonl:1: bad JSON"),
+    ],
+)
+def test_standard_input_that_is_no_jsonl_is_refused_without_a_scratch_folders_name(
+    mining, data, words
+):
+    code, line = said(mining, "-", stdin=data)
+    assert code == 2
+    assert words in line
+    assert "/" not in line
+
+
 def test_a_text_that_fails_stops_the_run_with_its_place_and_keeps_the_old_output(mining):
     write(mining.folder / "bad.jsonl", [*rows(), {"query": "notfinite", "positive": "x"}])
     (mining.folder / "out.jsonl").write_text("old")
