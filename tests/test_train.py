@@ -301,6 +301,10 @@ def test_a_run_is_not_overwritten_and_not_continued_with_another_recipe(train, t
     other = train("run.steps=2", "optimizer.lr=1e-5", "-o", "run", "--resume", "auto")
     assert other.returncode == 2
     assert "has optimizer.lr=0.001, not 1e-05" in other.stderr
+    foreign = train("run.steps=2", "-o", "new", "--resume", "run/checkpoints/step-000002")
+    assert foreign.returncode == 2
+    assert "is no checkpoint of new: name a folder in new/checkpoints" in foreign.stderr
+    assert not (tmp_path / "new").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "is no run and not empty" in train("-o", "full").stderr

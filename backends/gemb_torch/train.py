@@ -11,7 +11,7 @@ from pathlib import Path
 from gemb.atomic import new_folder
 from gemb.backend import Training
 from gemb.checkpoint import open_checkpoint
-from gemb.errors import Stopped
+from gemb.errors import Stopped, UsageError
 from gemb.metrics_log import MetricsLog
 from gemb.notes import note
 from gemb.recipe import Recipe
@@ -82,8 +82,15 @@ def _resumed(run: RunFolder, training: Training) -> Path | None:
     if training.resume == "never":
         return None
     if training.resume != "auto":
-        read_progress(Path(training.resume))  # or refuse
-        return Path(training.resume)
+        named = Path(training.resume)
+        read_progress(named)  # or refuse
+        own = run.path / "checkpoints"
+        if named.resolve().parent != own.resolve():
+            raise UsageError(
+                f"--resume {named} is no checkpoint of {run.path}: name a folder in {own}; "
+                f"to start from those weights, init.from={named / 'model'}"
+            )
+        return named
     found = checkpoints(run.path)
     return found[-1] if found else None
 
