@@ -48,23 +48,20 @@ def products(x: Tensor, *weights: Tensor) -> Tensor:
     return result
 
 
-def turned_heads(
-    qkv: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries [T, H, E] and keys [T, K, E], normed and rotated, and values [T, K, E].
+def rotated_norm(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
+    """Return the heads x [T, H, E], normed over E and rotated; the result has x's type.
 
         n = x / rms(x) * (1 + weight)    a, b = halves of n    [a cos - b sin, b cos + a sin]
 
     Args:
-        qkv: H query heads, K keys, K values side by side, [T, H + 2K, E].
-        q_weight: of the queries' norm, [H, E].
-        k_weight: of the keys' norm, [K, E].
+        x: of queries or keys.
+        weight: of the norm, [E].
         cos: of each token's angles, [T, 1, E/2].
         sin: the same.
         eps: added to the mean square.
     """
-    q, k, v = _applied(_TurnedHeads, qkv, q_weight, k_weight, cos, sin, eps)
-    return q, k, v
+    result: Tensor = _applied(_RotatedNorm, x, weight, cos, sin, eps)
+    return result
 
 
 def gated(both: Tensor) -> Tensor:
@@ -143,41 +140,23 @@ class _Products(Function):
         )
 
 
-class _TurnedHeads(Function):
+class _RotatedNorm(Function):
     @staticmethod
     def forward(
-        ctx: _Context,
-        qkv: Tensor,
-        q_weight: Tensor,
-        k_weight: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        H, K = len(q_weight), len(k_weight)
-        qk, v = torch.split(qkv, [H + K, K], 1)
-        wide = _wide(qk)
+        ctx: _Context, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float
+    ) -> Tensor:
+        wide = _wide(x)
         inverse = _inverse_rms(wide, eps)
-        ctx.save_for_backward(qkv, q_weight, k_weight, cos, sin, inverse)
-        normed = (wide * inverse).mul_(1 + _wide(torch.cat([q_weight, k_weight])))
-        q, k = torch.split(_rotated(normed, cos, sin), [H, K], 1)
-        dtype = qkv.dtype
-        return q.to(dtype), k.to(dtype), v.clone()
+        ctx.save_for_backward(x, weight, cos, sin, inverse)
+        normed = (wide * inverse).mul_(1 + _wide(weight))
+        return _rotated(normed, cos, sin).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: _Context, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        qkv, q_weight, k_weight, cos, sin, inverse = ctx.saved_tensors
-        H, K = len(q_weight), len(k_weight)
-        x = _wide(qkv[:, : H + K])
-        gradient = _rotated(_wide(torch.cat(gradients[:2], 1)), cos, -sin)
-        to_weight = (gradient * x).mul_(inverse).sum(0)
-        gradient *= 1 + _wide(torch.cat([q_weight, k_weight]))
-        to_qk = _unit_gradient(gradient, x, inverse)
-        to_qkv = torch.empty_like(qkv)
-        to_qkv[:, : H + K] = to_qk
-        to_qkv[:, H + K :] = gradients[2]
-        to_q_weight, to_k_weight = torch.split(to_weight.to(q_weight.dtype), [H, K])
-        return to_qkv, to_q_weight, to_k_weight, None, None, None
+    def backward(ctx: _Context, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, cos, sin, inverse = ctx.saved_tensors
+        to_normed = _rotated(_wide(gradient), cos, -sin)
+        to_x, to_weight = _norm_gradients(to_normed, _wide(x), inverse, 1 + _wide(weight))
+        return to_x.to(x.dtype), to_weight.to(weight.dtype), None, None, None
 
 
 class _Gated(Function):
@@ -229,9 +208,9 @@ def _inverse_rms(x: Tensor, eps: float) -> Tensor:
 def _norm_gradients(
     gradient: Tensor, x: Tensor, inverse: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of x r w, r = 1 / rms(x) [T, 1], to x [T, D] and to w [D].
+    """Return the gradients of x r w, r = 1 / rms(x) [..., 1], to x [..., D] and to w [D].
 
-        to w  sum over tokens of g x r        to x  r g w - r³ x sum(g w x) / D
+        to w  sum over rows of g x r        to x  r g w - r³ x sum(g w x) / D
 
     Layer norm's backward pass does both in one walk. With a mean of zero its gradient to x is
     r g w - r³ x sum(g w x) / D - r sum(g w) / D, whose last part is what the mean would cost.
@@ -240,16 +219,8 @@ def _norm_gradients(
     to_x, to_weight, _ = torch.ops.aten.native_layer_norm_backward(
         gradient, x, width, torch.zeros_like(inverse), inverse, weight, None, [True, True, False]
     )
-    return to_x.add_((gradient @ weight)[:, None] * inverse / x.shape[-1]), to_weight
-
-
-def _unit_gradient(gradient: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
-    """Return the gradient of x r to x [..., width], r = 1 / rms(x), as above with w = 1."""
-    width = [x.shape[-1]]
-    to_x: Tensor = torch.ops.aten.native_layer_norm_backward(
-        gradient, x, width, torch.zeros_like(inverse), inverse, None, None, [True, False, False]
-    )[0]
-    return to_x.add_(gradient.mean(-1, keepdim=True) * inverse)
+    sums = (gradient @ weight).unsqueeze(-1)
+    return to_x.add_(sums * inverse / x.shape[-1]), to_weight
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from gemb_torch.fused import (
     product_dtype,
     products,
     rms_norm,
-    turned_heads,
+    rotated_norm,
 )
 from gemb_torch.packing import Packing
 from gemb_torch.pooling import pool
@@ -87,13 +87,9 @@ class Attention(nn.Module):
         """Return what each token of x [T, D] takes from the others, [T, D]."""
         H, K, E = self.heads, self.key_heads, self.width
         qkv = products(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
-        q, k, v = turned_heads(
-            qkv.view(len(x), H + 2 * K, E),
-            self.q_norm.weight.expand(H, E),
-            self.k_norm.weight.expand(K, E),
-            *rotation,
-            self.q_norm.eps,
-        )
+        q, k, v = torch.split(qkv.view(len(x), H + 2 * K, E), [H, K, K], 1)  # [T, H, E], ...
+        q = rotated_norm(q, self.q_norm.weight, *rotation, self.q_norm.eps)
+        k = rotated_norm(k, self.k_norm.weight, *rotation, self.k_norm.eps)
         attended = attend(q, k, v, packing, scale=self.scale, is_sliding=self.is_sliding)
         return products(attended.flatten(-2), self.o_proj.weight)
 
