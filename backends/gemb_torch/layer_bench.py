@@ -69,7 +69,7 @@ class _PlainLayers:
     @torch.inference_mode()
     def end(self, x: Tensor, packing: Packing) -> Tensor:
         model = self.model
-        pooled = pool(model.norm(x), packing, model.pooling, model.pool_queries)
+        pooled = pool(model.norm(x, x.dtype), packing, model.pooling, model.pool_queries)
         for layer in model.dense:
             pooled = layer(pooled)
         return functional.normalize(pooled, dim=-1)

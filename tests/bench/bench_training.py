@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as gemb train does
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as gemb train does
 
 import torch
 
