@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemb.beir import COLUMNS, find_judgements, judgements, text_id
 from gemb.errors import UsageError
 from gemb.examples import Text
 
 KINDS = ("retrieval", "rerank")
+QRELS = ("qrels.tsv", *(f"qrels/{part}.tsv" for part in ("test", "dev", "val", "validation")))
 TASKS = {  # what set.json calls a task -> the prompt of the queries
     "retrieval": "query",
     "code": "code",
@@ -50,18 +52,19 @@ def read_retrieval(folder: Path) -> RetrievalFiles:
     """
     documents = _read_texts(folder / "corpus.jsonl", may_be_empty=True)
     queries = _read_texts(folder / "queries.jsonl", may_be_empty=False)
-    qrels = _qrels(folder)
+    qrels = find_judgements(folder, QRELS)
     judged: dict[str, dict[str, float]] = {}
     unknown = total = 0
-    for number, cells in _qrels_lines(qrels):
+    for one in judgements(qrels):
+        if one.reason:
+            raise UsageError(f"{qrels}, line {one.number}: {one.reason}")
         total += 1
-        query, document, grade = cells
-        if query in queries and document in documents:
-            judged.setdefault(query, {})[document] = _number(grade, qrels, number)
+        if one.query in queries and one.document in documents:
+            judged.setdefault(one.query, {})[one.document] = one.grade
         else:
             unknown += 1
     if not total:
-        raise UsageError(f"{qrels}: it judges nothing; its lines are query-id, corpus-id, score")
+        raise UsageError(f"{qrels}: it judges nothing; its lines are {COLUMNS}")
     if not judged:
         raise UsageError(
             f"{qrels}: not one of its {total} judgements names ids of queries.jsonl and "
@@ -103,44 +106,17 @@ def _read_texts(path: Path, *, may_be_empty: bool) -> dict[str, Text]:
     found: dict[str, Text] = {}
     for number, row in _json_lines(path):
         where = f"{path}, line {number}"
-        key, text, title = row.get("_id", row.get("id")), row.get("text"), row.get("title")
-        if not isinstance(key, str | int) or isinstance(key, bool):
+        key, text, title = text_id(row), row.get("text"), row.get("title")
+        if key is None:
             raise UsageError(f"{where}: no '_id'; it has: {', '.join(row) or 'nothing'}")
         if not isinstance(text, str) or not (may_be_empty or text.strip()):
             raise UsageError(f"{where}: no 'text'; it has: {', '.join(row)}")
-        if str(key) in found:
+        if key in found:
             raise UsageError(f"{where}: the id {key!r} stands there twice")
-        found[str(key)] = Text(text, title if isinstance(title, str) and title.strip() else None)
+        found[key] = Text(text, title if isinstance(title, str) and title.strip() else None)
     if not found:
         raise UsageError(f"{path}: it is empty")
     return found
-
-
-def _qrels(folder: Path) -> Path:
-    """Return the file of judgements: qrels.tsv, or that of the test part in qrels/."""
-    if (folder / "qrels.tsv").is_file():
-        return folder / "qrels.tsv"
-    files = sorted((folder / "qrels").glob("*.tsv"))
-    for name in ("test", "dev", "val", "validation"):
-        if (folder / "qrels" / f"{name}.tsv") in files:
-            return folder / "qrels" / f"{name}.tsv"
-    if len(files) != 1:
-        found = f"; there are {', '.join(file.name for file in files)}" if files else ""
-        raise UsageError(f"{folder}: no qrels.tsv, and no qrels/test.tsv{found}")
-    return files[0]
-
-
-def _qrels_lines(path: Path) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    """Yield the number and the cells of each line but the header, which may be absent."""
-    for number, line in _lines(path):
-        cells = line.split("\t")
-        if len(cells) != 3:
-            raise UsageError(
-                f"{path}, line {number}: {len(cells)} columns, not query-id, corpus-id, score "
-                "with tabs between"
-            )
-        if number > 1 or cells[2].lower() not in ("score", "relevance", "label", "grade"):
-            yield number, (cells[0], cells[1], cells[2])
 
 
 def read_table(path: Path) -> Table:

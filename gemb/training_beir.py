@@ -1,8 +1,7 @@
 """A BEIR folder as training data: every judgement above 0 is a pair.
 
-Layout: BEIR (arXiv 2104.08663): corpus.jsonl (_id, title, text), queries.jsonl (_id, text),
-qrels/train.tsv (query-id, corpus-id, score). Of the corpus only the places of relevant documents
-are held: memory grows with the judgements.
+Layout: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/train.tsv (`gemb.beir`).
+Of the corpus only the places of relevant documents are held: memory grows with the judgements.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import orjson
 
-from gemb.byte_records import blocks, split
+from gemb.beir import find_judgements, judgements, text_id
 from gemb.errors import UsageError
 from gemb.training_files import RawRow, json_lines, shown
 from gemb.visible import visible
@@ -51,14 +49,16 @@ class BeirFolder:
         """Yield a row for each judgement above 0, numbered as the lines of the judgements."""
         queries: Places = {}
         documents: Places = {}
-        for judgement in _judgements(self.qrels):
-            if not judgement.reason:
-                queries[judgement.query] = documents[judgement.document] = (0, 0)
+        for one in judgements(self.qrels):
+            if one.grade > 0:
+                queries[one.query] = documents[one.document] = (0, 0)
         corpus, questions, _ = self.files
         _find(questions, queries)
         _find(corpus, documents)
         with questions.open("rb") as query_file, corpus.open("rb") as document_file:
-            for number, query, document, reason in _judgements(self.qrels):
+            for number, query, document, grade, reason in judgements(self.qrels):
+                if not reason and grade <= 0:
+                    continue
                 if not queries.get(query, (0, 0))[1]:
                     reason = reason or f"query '{visible(query, 40)}' is not in queries.jsonl"
                 elif not documents.get(document, (0, 0))[1]:
@@ -84,46 +84,7 @@ def open_folder(path: Path) -> BeirFolder:
             f"{shown(path)} is no BEIR folder: it has no {' and no '.join(absent)}; "
             "name a file, or a source for each file of the folder"
         )
-    for name in ("qrels/train.tsv", "qrels.tsv"):
-        if (path / name).is_file():
-            return BeirFolder(path, path / name)
-    found = sorted((path / "qrels").glob("*.tsv"))
-    if len(found) == 1:
-        return BeirFolder(path, found[0])
-    names = ", ".join(visible(one.name, 40) for one in found) or "nothing"
-    raise UsageError(f"{shown(path)} has no qrels/train.tsv, but {names} in qrels/")
-
-
-class _Judgement(NamedTuple):
-    number: int  # line of the file
-    query: str
-    document: str
-    reason: str  # why it cannot be used
-
-
-def _judgements(path: Path) -> Iterator[_Judgement]:
-    """Yield the judgements above 0, and the lines that are none; the first may name the columns."""
-    with path.open("rb", buffering=0) as file:
-        for number, line in enumerate(split(blocks(file.fileno(), live=False), b"\n"), 1):
-            if not isinstance(line, bytes):
-                yield _Judgement(number, "", "", "the line is too long")
-                continue
-            cells = line.decode(errors="replace").rstrip("\r").split("\t")
-            if cells == [""]:
-                continue
-            if len(cells) != 3:
-                reason = f"{len(cells)} columns, not query-id, corpus-id, score"
-                yield _Judgement(number, "", "", reason)
-                continue
-            try:
-                grade = float(cells[2])
-            except ValueError:
-                if number > 1:
-                    reason = f"the score '{visible(cells[2], 20)}' is no number"
-                    yield _Judgement(number, "", "", reason)
-                continue
-            if grade > 0:
-                yield _Judgement(number, cells[0], cells[1], "")
+    return BeirFolder(path, find_judgements(path, ("qrels/train.tsv", "qrels.tsv")))
 
 
 def _find(path: Path, places: Places) -> None:
@@ -132,9 +93,9 @@ def _find(path: Path, places: Places) -> None:
         for row in json_lines(file.fileno()):
             if row.values is None:
                 continue  # if it was wanted, it is missed by its id
-            one = str(row.values.get("_id", row.values.get("id")))
-            if places.get(one) == (0, 0):
-                places[one] = (row.offset, row.size)
+            key = text_id(row.values)
+            if key is not None and places.get(key) == (0, 0):
+                places[key] = (row.offset, row.size)
 
 
 def _read(fd: int, place: tuple[int, int]) -> dict[str, object]:

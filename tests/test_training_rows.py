@@ -161,7 +161,8 @@ def test_every_positive_judgement_of_a_beir_folder_is_a_pair(tmp_path: Path) -> 
     beir(
         folder,
         "qrels/train.tsv",
-        "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td2\t1\nq1\td2\t0\nq1\td9\t1\nq1\td2\n",
+        "query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td3\t2\nq2\td2\t1\nq1\td2\t0\nq1\td9\t1\nq1\td2\n"
+        "q1\td1\t1\nq2\td3\t0\n",
     )
     rows = opened(folder)
     assert [(one.query.text, one.positive) for one in map(rows.__getitem__, range(3))] == [
@@ -173,7 +174,14 @@ def test_every_positive_judgement_of_a_beir_folder_is_a_pair(tmp_path: Path) -> 
     assert rows.format == "BEIR folder with qrels/train.tsv (query, positive, title)"
     assert rows.bad == [
         ("nq/qrels/train.tsv:6", "document 'd9' is not in corpus.jsonl"),
-        ("nq/qrels/train.tsv:7", "2 columns, not query-id, corpus-id, score"),
+        (
+            "nq/qrels/train.tsv:7",
+            "2 columns, not query-id, corpus-id, score with tabs between",
+        ),
+        (
+            "nq/qrels/train.tsv:9",
+            "query 'q2' and document 'd3' have grade 0 here, and 2 in a line before",
+        ),
     ]
     write(folder / "corpus.jsonl", json_lines([{"_id": "d3", "text": "Snow is cold."}]))
     assert [one[1] for one in texts(opened(folder))] == ["Snow is cold."], "a stale index was used"
@@ -283,7 +291,7 @@ def test_a_path_that_is_not_there_or_no_beir_folder_is_refused(tmp_path: Path) -
     beir(tmp_path / "nq", "qrels/dev.tsv", "q1\td1\t1\n")
     assert "qrels/dev.tsv" in opened(tmp_path / "nq").format  # the only one there is
     beir(tmp_path / "nq", "qrels/test.tsv", "q1\td1\t1\n")
-    with pytest.raises(UsageError, match=r"no qrels/train\.tsv, but dev\.tsv, test\.tsv"):
+    with pytest.raises(UsageError, match=r"no qrels/train\.tsv and no .* has dev\.tsv, test\.tsv$"):
         opened(tmp_path / "nq")
 
 
