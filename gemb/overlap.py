@@ -1,6 +1,6 @@
 """Training texts that stand in the evaluation set: with one of them the verdict is worth nothing.
 
-Texts are compared without regard to case and white space, all of them: the queries, positives and
+Texts are compared as `gemb.same_text.folded` makes them, all of them: the queries, positives and
 negatives of every row, by the hashes that the index holds (64 bits of BLAKE2b: among 10**7 training
 and 10**6 evaluation texts, two different ones have the same hash with a chance of 10**-6).
 """
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.training_index import digest, folded
+from gemb.same_text import digest, folded
 from gemb.training_rows import Rows
 from gemb.visible import visible
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-import unicodedata
 import weakref
 from array import array
-from hashlib import blake2b
 
 import orjson
 
 from gemb.examples import Text
+from gemb.same_text import digest, folded
 
 
 class TextSpool:
     """Texts in the order in which they came, each once; about 130 bytes of memory a text.
 
-    Two texts are one where only case, white space or the form of a character differ (NFKC), or the
-    title: the first is kept.
+    Of texts that are the same once they are `folded`, whatever their titles, the first is kept.
     """
 
     def __init__(self) -> None:
@@ -53,6 +51,5 @@ class TextSpool:
 
 
 def same_text(text: str) -> int:
-    """Return 64 bits that are equal for texts that differ in case, spacing or width alone."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return int.from_bytes(blake2b(plain.encode(), digest_size=8).digest(), "little")
+    """Return 64 bits that are equal for texts that are equal once they are `folded`."""
+    return int.from_bytes(digest(folded(text)), "little")

@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
@@ -21,10 +20,11 @@ import numpy as np
 import orjson
 
 from gemb.errors import UsageError
+from gemb.same_text import digest, folded
 from gemb.training_files import RawRow
 from gemb.training_formats import MOST_POSITIVES, BadRow, Layout, Row, recognise
 
-VERSION = 2  # of the files in the cache
+VERSION = 3  # of the files in the cache
 KEPT_BAD = 20  # bad rows that are named; all are counted
 COLUMNS = 64  # names of columns that are remembered
 ROW = np.dtype(
@@ -83,20 +83,6 @@ class About:
     sizes: Mapping[str, int]  # bytes of the index's other files
     bad_count: int
     bad: list[tuple[str, str]]
-
-
-def digest(text: str) -> bytes:
-    """Return 8 bytes, little-endian the id of a text.
-
-    Raises:
-        UnicodeEncodeError: it holds half a character.
-    """
-    return blake2b(text.encode(), digest_size=8).digest()
-
-
-def folded(text: str) -> str:
-    """Return the text without regard to case and white space, as overlap is looked for."""
-    return " ".join(text.casefold().split())
 
 
 def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: bool) -> None:
