@@ -44,6 +44,11 @@ class EvaluationSet:
         raise NotImplementedError
 
     @property
+    def scored(self) -> tuple[Part, ...]:
+        """Those of the parts that the score is of: no training text may be one of these."""
+        return self.parts
+
+    @property
     def units(self) -> int:
         """How many pairs, queries or rows the main metric is over."""
         raise NotImplementedError
@@ -154,6 +159,11 @@ class Classification(EvaluationSet):
     def parts(self) -> tuple[Part, ...]:
         """What is trained on, and what is tested."""
         return Part("classification", self.train), Part("classification", self.test)
+
+    @property
+    def scored(self) -> tuple[Part, ...]:
+        """What is tested."""
+        return self.parts[1:] if self.test else self.parts[:1]
 
     @property
     def units(self) -> int:

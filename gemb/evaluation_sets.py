@@ -22,6 +22,7 @@ from gemb.errors import UsageError
 from gemb.evaluation_files import read_labelled, read_retrieval, read_table
 from gemb.evaluation_kinds import Classification, EvaluationSet, Kind, Retrieval, SentencePairs
 from gemb.examples import Text
+from gemb.sample_data import resolve_data
 
 TESTED = ("test", "val", "dev", "validation")  # NAME-val.jsonl; the first of these that is there
 
@@ -32,15 +33,6 @@ class Suite:
 
     name: str
     sets: tuple[EvaluationSet, ...]
-
-    def texts(self) -> Iterator[str]:
-        """Yield every text that is tested: both sides of pairs, queries, documents, rows."""
-        for one in self.sets:
-            for part in one.parts:
-                if isinstance(one, Classification) and part.texts is one.train and one.test:
-                    continue
-                for text in part.texts:
-                    yield text.text
 
     def fingerprints(self) -> dict[str, str]:
         """Return each set's fingerprint by name."""
@@ -84,7 +76,7 @@ def _path(spec: str | Path) -> Path:
         if name not in known:
             raise UsageError(f"no built-in set '{name}'; there is: builtin:{', '.join(known)}")
         return known[name]
-    path = Path(spec)
+    path = resolve_data(str(spec))
     if not path.exists():
         raise UsageError(f"no such file or folder: {spec}")
     return path

@@ -16,7 +16,7 @@ from gemb.examples import Example
 from gemb.overlap import TextsOf, evaluation_texts, refuse_overlap
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
-from gemb.training_index import folded
+from gemb.same_text import folded
 from gemb.training_rows import Rows
 from gemb.visible import visible
 
@@ -175,7 +175,7 @@ def preflight(
 
 def _texts_of(suite: Suite) -> Iterator[TextsOf]:
     for one in suite.sets:
-        for number, part in enumerate(one.parts):
+        for number, part in enumerate(one.scored):
             are_documents = one.kind in ("retrieval", "rerank") and number == 1
             yield TextsOf(one.name, (text.text for text in part.texts), are_documents)
 

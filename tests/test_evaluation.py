@@ -111,11 +111,17 @@ def test_a_tree_holds_a_set_of_each_kind(tree):
     ]
 
 
-def test_the_texts_are_all_that_are_tested_and_no_more(tree):
-    texts = set(open_suite(tree / "topic-val.jsonl").texts())
-    assert texts == {f"word{number}" for number in range(40, 60)}
-    assert "word7 asked" in set(open_suite(tree / "found").texts())
-    assert "word9 asked" not in set(open_suite(tree / "found").texts()), "it has no judgement"
+def scored_texts(spec) -> set[str]:
+    sets = open_suite(spec).sets
+    return {text.text for one in sets for part in one.scored for text in part.texts}
+
+
+def test_scored_are_all_texts_that_are_tested_and_no_more(tree):
+    assert scored_texts(tree / "topic-val.jsonl") == {f"word{number}" for number in range(40, 60)}
+    assert scored_texts(tree / "alone.jsonl") == {f"word{number}" for number in range(60)}
+    assert "word7 asked" in scored_texts(tree / "found")
+    assert "word7 text" in scored_texts(tree / "found")
+    assert "word9 asked" not in scored_texts(tree / "found"), "it has no judgement"
 
 
 def test_all_kinds_are_scored_in_every_size_and_kept(tree, tmp_path):
@@ -316,7 +322,19 @@ def test_the_built_in_set_shares_no_text_with_the_sample_data():
         for line in path.read_text().splitlines():
             known |= set(json.loads(line).values())
     assert len(known) > 1000
-    assert not known & set(open_suite("builtin:tiny").texts())
+    assert not known & scored_texts("builtin:tiny")
+
+
+def test_a_home_is_meant_by_its_sign_and_an_address_is_refused(tree, monkeypatch):
+    monkeypatch.setenv("HOME", str(tree))
+    assert open_suite("~/same.tsv").sets[0].units == 20
+    for address in ("https://example.org/dev.tsv", "hf://datasets/a/b"):
+        with pytest.raises(UsageError) as caught:
+            open_suite(address)
+        assert str(caught.value) == (
+            f"{address}: gemb reads files on this machine alone; download it (curl -LO, hf "
+            "download), then name the file"
+        )
 
 
 BAD = {
@@ -393,6 +411,7 @@ def broken(name, folder):
         "only a header": ("qrels.tsv", QRELS),
         "two columns": ("qrels.tsv", QRELS + "q\ta\n"),
         "bad grade": ("qrels.tsv", QRELS + "q\ta\tyes\n"),
+        "two grades": ("qrels.tsv", QRELS + "q\ta\t1\nq\ta\t1.0\nq\ta\t0\n"),
         "bad settings": ("set.json", '{"tasks": "code"}'),
         "bad task": ("set.json", '{"task": "poetry"}'),
     }
@@ -406,7 +425,7 @@ def broken(name, folder):
 BROKEN = {
     "no corpus": "no such file: {}/corpus.jsonl",
     "no queries": "no such file: {}/queries.jsonl",
-    "no qrels": "{}: no qrels.tsv, and no qrels/test.tsv",
+    "no qrels": "{} has no qrels.tsv and no qrels/test.tsv",
     "empty corpus": "{}/corpus.jsonl: it is empty",
     "empty query": "{}/queries.jsonl, line 1: no 'text'; it has: _id, text",
     "no id": "{}/corpus.jsonl, line 1: no '_id'; it has: key, text",
@@ -419,6 +438,8 @@ BROKEN = {
     "two columns": "{}/qrels.tsv, line 2: 2 columns, not query-id, corpus-id, score with tabs "
     "between",
     "bad grade": "{}/qrels.tsv, line 2: the score 'yes' is no number",
+    "two grades": "{}/qrels.tsv, line 4: query 'q' and document 'a' have grade 0 here, and 1 in a "
+    "line before",
     "bad settings": "{}/set.json: unknown key 'tasks'; keys: kind, task",
     "bad task": "{}/set.json: task is 'poetry'; one of retrieval, code, qa, fact, similarity",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -197,6 +198,18 @@ def test_a_training_text_of_the_evaluation_stops_the_run(
     assert any("none: no training text is one of the 4 texts" in line for line in found.lines())
 
 
+def test_what_a_probe_is_trained_on_may_be_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    for part, texts in (("train", ["shared", "other"]), ("val", ["tested"])):
+        lines = [json.dumps({"text": text, "label": str(len(text) % 2)}) for text in texts]
+        (tmp_path / "dev" / f"topic-{part}.jsonl").write_text("\n".join(lines))
+    dev = tmp_path / "dev"
+    found = check([source(tmp_path / "a.jsonl", [["shared", "x"], ["q", "p"]])], evaluation=dev)
+    assert found.evaluation_texts == 1
+    with pytest.raises(UsageError, match="its query 'Tested' stands in topic-val"):
+        check([source(tmp_path / "b.jsonl", [["Tested", "x"], ["q", "p"]])], evaluation=dev)
+
+
 def corpus(folder: Path) -> Path:
     folder = folder / "dev"
     folder.mkdir()
@@ -222,17 +235,21 @@ def test_a_corpus_that_is_shared_can_be_allowed_and_its_questions_cannot(tmp_pat
             check([spoilt], evaluation=dev, shared_documents=True)
 
 
+def plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
 def test_overlap_is_that_of_plain_sets(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
     words = ["Red", "red ", "BLUE", "blue\tgreen", "Blue green", "straße", "STRASSE", "é", "e"]
+    words += ["ﬁne", "fine", "Ｒｅｄ", "e\N{COMBINING ACUTE ACCENT}"]
     pairs = [[str(one) for one in random.choice(words, 2)] for _ in range(200)]
     rows = source(tmp_path / "a.jsonl", pairs)
-    for sample in (words[:1], ["strasse", "x"], ["blue green", "É"], ["nothing"], []):
+    for sample in (words[:1], ["strasse", "x"], ["blue green", "É"], ["FINE"], ["nothing"], []):
         wanted = [
             number
             for number, pair in enumerate(pairs)
-            if {" ".join(text.casefold().split()) for text in pair}
-            & {" ".join(text.casefold().split()) for text in sample}
+            if set(map(plain, pair)) & set(map(plain, sample))
         ]
         assert overlapping(rows, evaluation_texts([TextsOf("a", sample)])).tolist() == wanted
 
