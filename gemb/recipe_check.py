@@ -79,6 +79,13 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
                 yield f"data.{i}.prompts.{side}", f"has no {{text}} where the text goes: {words!r}"
 
 
+def _evaluation(recipe: Recipe) -> Iterator[Problem]:
+    try:
+        resolve_data(recipe.eval.data)
+    except UsageError as error:
+        yield "eval.data", f"is not there: {error}"
+
+
 def _start(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.init.model.strip():
         yield "init.from", "is empty; name a model, such as embeddinggemma-300m"
@@ -99,6 +106,7 @@ def _memory(recipe: Recipe) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _sources,
+    _evaluation,
     _losses,
     _widths,
     _start,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.visible import visible
 
 SAMPLE = "@sample"
 FOLDER = Path(__file__).with_name("data") / "sample"
@@ -22,10 +25,15 @@ def resolve_data(path: str) -> Path:
     relative to the current directory, with `~` for the home.
 
     Raises:
-        UsageError: there is no such sample.
+        UsageError: there is no such sample, or it is an address of the network.
     """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path):  # https://, hf://, s3://
+        raise UsageError(
+            f"{visible(path)}: gemb reads files on this machine alone; download it "
+            "(curl -LO, hf download), then name the file"
+        )
     if path != SAMPLE and not path.startswith(f"{SAMPLE}/"):
-        return Path(path).expanduser()
+        return Path(os.path.expanduser(path))  # noqa: PTH111 - of an unknown user, as it is
     name = path.removeprefix(SAMPLE).strip("/")
     if name not in sample_names():
         known = ", ".join(f"{SAMPLE}/{known}" for known in sample_names())

@@ -169,8 +169,14 @@ def test_where_text_is_wanted_a_number_is_the_text_as_written(recipe):
         ("eval: {data: null}", "eval.data wants text, not null"),
         ("eval: {data: }", "eval.data wants text, not empty"),
         ("eval: {data: [x]}", "eval.data wants text, not a list"),
-        ("eval:", "eval wants a block with the keys data, every_steps, dims, not empty"),
-        ("eval: null", "eval wants a block with the keys data, every_steps, dims, not null"),
+        (
+            "eval:",
+            "eval wants a block with the keys data, every_steps, dims, shared_documents, not empty",
+        ),
+        (
+            "eval: null",
+            "eval wants a block with the keys data, every_steps, dims, shared_documents, not null",
+        ),
         (
             "batch: {micro_tokens: 100}",
             "my.yaml:7: batch has micro_tokens 100, fewer than max_tokens 512: the longest",
