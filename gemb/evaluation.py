@@ -89,11 +89,20 @@ def evaluate(
     )
 
 
-def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) -> tuple[Size, ...]:
+def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:
+    """Refuse a width that a model was not trained for.
+
+    Raises:
+        UsageError: there is one.
+    """
     for dim in dims:
-        if dim not in profile.matryoshka_dims:
-            trained = ", ".join(map(str, profile.matryoshka_dims))
-            raise UsageError(f"{dim} dimensions: the model was trained for {trained}")
+        if dim not in trained:
+            widths = ", ".join(map(str, trained))
+            raise UsageError(f"{dim} dimensions: the model was trained for {widths}")
+
+
+def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) -> tuple[Size, ...]:
+    check_dims(dims, profile.matryoshka_dims)
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"no type '{dtype}' of vectors; types: {', '.join(DTYPES)}")

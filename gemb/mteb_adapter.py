@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import Missing, UsageError
+from gemb.evaluation import check_dims
 from gemb.pipeline import shortened
 from gemb.prompts import NO_TITLE, Prompt, for_task
 from gemb.records import Record
@@ -171,10 +172,7 @@ def run(tasks: Sequence[Any], encoder: Encoder, dims: Sequence[int] = ()) -> lis
     """
     mteb = import_mteb()
     profile = encoder.profile
-    for dim in dims:
-        if dim not in profile.matryoshka_dims:
-            trained = ", ".join(map(str, profile.matryoshka_dims))
-            raise UsageError(f"{dim} dimensions: the model was trained for {trained}")
+    check_dims(dims, profile.matryoshka_dims)
     known: dict[str, NDArray[np.float32]] = {}
     found = []
     for dim in dims or (profile.dim,):

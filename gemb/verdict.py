@@ -85,11 +85,7 @@ def verdict(before: Scores, after: Scores) -> Verdict:
     """
     check_sets(before, {one.name: one.fingerprint for one in after.sets})
     old, new = _widest(before), _widest(after)
-    if old.dtype != new.dtype:
-        raise UsageError(
-            f"one side is of vectors in {old.dtype}, the other in {new.dtype}; "
-            "evaluate both in one --dtype"
-        )
+    check_type(before, new.dtype)
     sets = tuple(_of_set(before, after, name, old, new) for name in _names(after))
     both = [size for size in after.sizes if size in before.sizes]
     return Verdict(
@@ -120,6 +116,19 @@ def check_sets(before: Scores, found: Mapping[str, str]) -> None:
             raise UsageError(
                 f"the set '{name}' has changed since the baseline; evaluate the baseline again"
             )
+
+
+def check_type(before: Scores, dtype: str) -> None:
+    """Refuse scores whose first type of vectors is another.
+
+    Raises:
+        UsageError: it is.
+    """
+    known = before.sizes[0].dtype
+    if known != dtype:
+        raise UsageError(
+            f"one side is of vectors in {known}, the other in {dtype}; evaluate both in one --dtype"
+        )
 
 
 def _widest(scores: Scores) -> Size:

@@ -88,7 +88,7 @@ class FakeEncoder:
 
 class FakeBackend(Backend):
     name = "fake"
-    can = frozenset({"open"})
+    can = frozenset({"open", "describe"})
 
     def can_open(self, model):
         return model.suffix == ".fake"

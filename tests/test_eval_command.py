@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
@@ -144,8 +145,48 @@ def test_scores_replace_scores_and_nothing_else(gemb, sets):
     assert b"no such folder" in gemb("eval", "--data", sets, "-o", "gone/kept.json").stderr
 
 
+def test_a_result_that_cannot_be_kept_is_printed_all_the_same(gemb, sets):
+    (gemb.folder / "there").mkdir()
+    gemb.model.write_text(json.dumps({"sleep_s": 0.2, "log": "calls.txt"}))
+    process = gemb.start("eval", "--data", sets, "-o", "there/kept.json")
+    while not (gemb.folder / "calls.txt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    (gemb.folder / "there").rmdir()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert out.decode().splitlines()[-1].startswith("mean ")
+    assert b"there/kept.json" in err
+
+
+def test_a_result_that_nobody_reads_is_kept_all_the_same(gemb, sets):
+    process = gemb.start("eval", "-q", "--data", sets, "-o", "kept.json", stdin=None)
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert lines(gemb("eval", "--data", sets, "--baseline", "kept.json"))[-1].startswith("VERDICT")
+
+
+def test_a_wrong_width_or_type_is_refused_before_a_model_is_loaded(gemb, sets):
+    # `encode` of these leaves a line: none was called.
+    gemb.model.write_text(json.dumps({"log": "calls.txt"}))
+    narrow = write_model(gemb.folder / "narrow.fake", dims=[768, 256], log="calls.txt")
+    broken = write_model(gemb.folder / "broken.fake", prompts=0)
+    answer = gemb("eval", broken.name, "--data", sets, "--dims", "99")
+    assert answer.stderr == b"gemb: 99 dimensions: the model was trained for 768, 512, 256, 128\n"
+    for words in (("--baseline", narrow.name), (narrow.name, "--baseline", "model.fake")):
+        answer = gemb("eval", *words, "--data", sets, "--dims", "128")
+        assert answer.returncode == 2
+        assert answer.stderr == b"gemb: 128 dimensions: the model was trained for 768, 256\n"
+    assert not (gemb.folder / "calls.txt").exists()
+    lines(gemb("eval", "--data", sets, "-o", "kept.json"))
+    answer = gemb("eval", "gone.fake", "--data", sets, "--baseline", "kept.json", "--dtype", "int8")
+    assert b"one side is of vectors in f32, the other in int8" in answer.stderr
+
+
 REFUSED = {
     ("--data", "gone"): "no such file or folder: gone",
+    ("--data", "https://example.org/dev"): "https://example.org/dev: gemb reads files on this "
+    "machine alone; download it (curl -LO, hf download), then name the file",
     ("--data", "builtin:huge"): "no built-in set 'huge'; there is: builtin:tiny",
     ("--dims", "48"): "48 dimensions: the model was trained for 768, 512, 256, 128",
     ("--dims", "wide"): "--dims wide: widths with commas between, as 768,256 (see gemb eval "

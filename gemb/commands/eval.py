@@ -137,9 +137,10 @@ def _run(
 ) -> None:
     import dataclasses
 
+    from gemb.evaluation import check_dims
     from gemb.evaluation_sets import open_suite
     from gemb.scores import Scores, check_target
-    from gemb.verdict import check_sets, verdict
+    from gemb.verdict import check_sets, check_type, verdict
 
     if output is not None:
         check_target(output)
@@ -148,19 +149,42 @@ def _run(
     if baseline is not None and Path(baseline).suffix == ".json":
         before = Scores.load(Path(baseline))
         check_sets(before, suite.fingerprints())
+        check_type(before, types[0])
+    _check_dims(options, widths)
     encoder = options.open().encoder
+    check_dims(widths, encoder.profile.matryoshka_dims)
     if baseline is not None and before is None:
-        other = dataclasses.replace(options, model=baseline).open().encoder
+        other_options = dataclasses.replace(options, model=baseline)
+        _check_dims(other_options, widths)
+        other = other_options.open().encoder
         before = _scores(suite, other, widths, types, options, f"eval {baseline}")
         del other
     after = _scores(suite, encoder, widths, types, options, "eval")
     _say(after, encoder, quiet=options.quiet)
-    if output is not None:
-        after.save(output)
     found = verdict(before, after) if before else None
-    click.echo(_json(after, found) if as_json else _table(after, found, every_metric=every_metric))
+    try:  # neither a full disk nor a reader that went away takes the result from the other
+        click.echo(
+            _json(after, found) if as_json else _table(after, found, every_metric=every_metric)
+        )
+    finally:
+        if output is not None:
+            after.save(output)
     if found and found.word == "REGRESSION":
         raise NegativeAnswer(f"worse than {baseline}: {found.line.removeprefix('VERDICT ')}")
+
+
+def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
+    """Refuse a width that the model was not trained for, by what its files say, if they can."""
+    from gemb.backend import for_model
+    from gemb.evaluation import check_dims
+    from gemb.models import resolve
+
+    if not widths:
+        return
+    path = resolve(options.model)
+    backend = for_model(path, options.backend)
+    if "describe" in backend.can:
+        check_dims(widths, backend.describe(path).matryoshka_dims)
 
 
 def _scores(
@@ -270,6 +294,7 @@ def _run_mteb(
 
     from gemb.mteb_adapter import run, tasks_named
 
+    _check_dims(options, widths)
     loaded = tasks_named(tasks)
     found = run(loaded, options.open().encoder, widths)
     if as_json:
