@@ -247,7 +247,7 @@ def _each(
 
 def _json_lines(parts: Parts, fields: Fields, name: str, label: str | None) -> Records:
     """Yield the records of JSON lines; say at the end which field that was named no row had."""
-    absent = set(filter(None, (fields.title, *fields.keep)))
+    absent = {name for name in (fields.title, *fields.keep) if name in fields.named()}
     rows = 0
     for record in _each(parts, label, lambda *part: _from_json(fields, absent, *part)):
         rows += record is not None

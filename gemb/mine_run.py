@@ -144,7 +144,7 @@ def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
     reading = Reading(
         format="auto",
         separator=b"\n",
-        fields=Fields(title="title"),
+        fields=Fields(title="title", title_may_lack=True),
         live=False,
         quiet=True,
     )

@@ -45,10 +45,12 @@ class Fields:
     id: str | None = None
     keep: Sequence[str] = ()
     keep_all: bool = False
+    title_may_lack: bool = False  # nobody named the title: it is taken where there is one
 
     def named(self) -> list[str]:
-        """Return every field that the user named."""
-        return [*self.text, *filter(None, (self.title, self.id)), *self.keep]
+        """Return every field that must be there."""
+        title = None if self.title_may_lack else self.title
+        return [*self.text, *filter(None, (title, self.id)), *self.keep]
 
 
 def from_text(text: str, number: int, place: str) -> Record:

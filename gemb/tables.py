@@ -186,6 +186,9 @@ def resolved(fields: Fields, columns: Sequence[str], name: str) -> Fields:
             fields = dataclasses.replace(fields, text=(columns[0],))
         else:
             raise UsageError(f"{name}: which column is the text? --text-field {_list(columns)}")
+    if fields.title_may_lack:
+        title = fields.title if fields.title in columns else None
+        fields = dataclasses.replace(fields, title=title, title_may_lack=False)
     for wanted in fields.named():
         if wanted not in columns:
             raise UsageError(f"{name}: no column '{wanted}'; it has: {_list(columns)}")

@@ -218,6 +218,35 @@ def test_a_file_of_vectors_stands_for_a_model(mining):
         assert one["negative_scores"] == pytest.approx(other["negative_scores"], abs=2e-5)
 
 
+def test_a_home_is_meant_by_its_sign_and_samples_have_names(mining):
+    mining.environment["HOME"] = str(mining.folder)
+    expected = mine(mining, "pairs.jsonl")
+    assert mine(mining, "~/pairs.jsonl") == expected
+    (mining.folder / "texts.txt").write_text("".join(f"{row['positive']}\n" for row in rows()))
+    assert mine(mining, "pairs.jsonl", "--corpus", "~/texts.txt") == expected
+    code, line = said(mining, "~/pairs.jsonl", "-o", "pairs.jsonl")
+    assert code == 2
+    assert "is both input and output" in line
+    assert said(mining, "@sample/jargon.jsonl", "-n")[0] == 0
+
+
+def test_a_corpus_may_be_lines_or_a_table_with_titles_or_without(mining):
+    texts = [f"stone {n}" for n in range(5)]
+    folder = mining.folder
+    (folder / "lines.txt").write_text("".join(f"{text}\n" for text in texts))
+    write(folder / "plain.jsonl", [{"text": text} for text in texts])
+    (folder / "plain.csv").write_text("id,text\n" + "".join(f"1,{text}\n" for text in texts))
+    (folder / "titled.csv").write_text("title,text\n" + "".join(f"T,{text}\n" for text in texts))
+    found = {}
+    for name in ("lines.txt", "plain.jsonl", "plain.csv", "titled.csv"):
+        done = mining("mine", "pairs.jsonl", "--corpus", name, "-q")
+        assert done.returncode == 0, done.stderr
+        assert b"title" not in done.stderr
+        found[name] = done.stdout
+    assert found["lines.txt"] == found["plain.jsonl"] == found["plain.csv"]
+    assert b'"title":"T"' in found["titled.csv"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
@@ -227,6 +256,8 @@ def test_a_file_of_vectors_stands_for_a_model(mining):
         (("pairs.jsonl", "--range", "1-2", "-k", "3"), 2, "--range 1-2 has 2 ranks; -k is 3"),
         (("pairs.jsonl", "--sample", "1"), 2, "--sample chooses from a range with an end"),
         (("gone.jsonl",), 2, "gone.jsonl cannot be read: No such file"),
+        (("https://example.org/p.jsonl",), 2, "https://example.org/p.jsonl: gemb reads files"),
+        (("pairs.jsonl", "--corpus", "hf://a/b"), 2, "gemb: hf://a/b: gemb reads files on this"),
         (("pairs.jsonl", "-o", "pairs.jsonl"), 2, "is both input and output"),
         (("pairs.jsonl", "-o", "no/out.jsonl"), 2, "no such folder: no"),
         (("pairs.jsonl", "-o", ""), 2, "an empty name for -o"),

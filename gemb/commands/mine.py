@@ -5,21 +5,19 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import get_args
 
 import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.params import DataPath
 from gemb.errors import UsageError
+from gemb.recipe import Task
 
-if TYPE_CHECKING:
-    from gemb.recipe import Task
-
-TASKS = ("retrieval", "similarity", "code", "qa", "fact", "classification", "clustering")
 GROUPS = {
     "Output": ("output", "without", "dry_run"),
     "Candidates": ("corpus",),
-    "Which of them": (
+    "Which candidates are negatives": (
         "negatives",
         "margin",
         "absolute_margin",
@@ -34,25 +32,30 @@ GROUPS = {
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
-@click.argument("pairs", type=click.Path(path_type=Path, allow_dash=True), metavar="PAIRS")
-@click.option("-o", "--output", metavar="FILE", help="JSON lines; whole or not at all.")
+@click.argument("pairs", type=DataPath(path_type=Path, allow_dash=True), metavar="PAIRS")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Where the rows go, all or none.  [default: standard output]",
+)
 @click.option(
     "--without",
     type=click.Choice(["keep", "drop"]),
     default="keep",
     show_default=True,
-    help="A row for which there is no negative: write it without, or leave it out.",
+    help="A row that gets no negative: write it without, or leave it out.",
 )
 @click.option(
-    "-n", "--dry-run", is_flag=True, help="Say what there is to do and how long it takes."
+    "-n", "--dry-run", is_flag=True, help="Only say what there is to do and how long it takes."
 )
 @click.option(
     "--corpus",
     multiple=True,
-    type=click.Path(exists=True, dir_okay=False),
+    type=DataPath(exists=True, dir_okay=False, path_type=str),
     metavar="FILE",
-    help="Take the negatives from these texts: lines, JSONL (text, perhaps title), CSV, TSV, "
-    "Parquet; repeatable.  [default: all positives and negatives of PAIRS]",
+    help="Take the negatives from these texts: lines, or JSONL, CSV, TSV, Parquet with `text` and "
+    "perhaps `title`; repeatable.  [default: all positives and negatives of PAIRS]",
 )
 @click.option(
     "-k",
@@ -60,31 +63,31 @@ GROUPS = {
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="How many a row, at most.",
+    help="How many a row gets, at most.",
 )
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1),
     default=0.95,
     show_default=True,
-    help="Share of the positive's score that a negative may have; 1: all of it.",
+    help="A negative's score, its cosine with the query, is at most this share of the positive's.",
 )
 @click.option(
     "--absolute-margin",
     type=click.FloatRange(0, 2),
     default=0.0,
     show_default=True,
-    help="How far below the positive's score a negative's must be.",
+    help="A negative's score is at least so far below the positive's.",
 )
 @click.option(
-    "--max-score", type=click.FloatRange(-1, 1), metavar="X", help="The most a negative may have."
+    "--max-score", type=click.FloatRange(-1, 1), metavar="X", help="A negative's highest score."
 )
 @click.option(
     "--max-likeness",
     type=click.FloatRange(-1, 1),
     default=1.0,
     show_default=True,
-    help="The most that a negative may be like the positive: their cosine.",
+    help="A negative's highest cosine with the positive itself; less leaves out near copies.",
 )
 @click.option(
     "--range",
@@ -92,20 +95,20 @@ GROUPS = {
     default="1-",
     show_default=True,
     metavar="A-B",
-    help="Ranks to take from, of those that all the rest leaves: 10-100, 10-.",
+    help="Ranks to take from, among the candidates that the limits above leave: 10-100, 10-.",
 )
 @click.option(
     "--sample",
     type=click.IntRange(min=0),
     metavar="SEED",
-    help="Choose at random from --range A-B, not the nearest.",
+    help="Choose at random from --range A-B, by this seed, and not the nearest.",
 )
 @click.option(
     "--task",
-    type=click.Choice(TASKS),
+    type=click.Choice(get_args(Task)),
     default="retrieval",
     show_default=True,
-    help="Which prompts stand around queries and texts.",
+    help="Which prompts stand around queries and texts, as `task` of a recipe's data.",
 )
 @click.option(
     "--cache",
@@ -133,10 +136,11 @@ def mine(
 ) -> None:
     """Find hard negatives: texts near a query that are not its answer.
 
-    PAIRS is any training data: JSONL, CSV, TSV, Parquet (.gz too), FlagEmbedding, Tevatron, a BEIR
-    folder; - is JSONL on standard input. REF may be a file of vectors that gemb embed --keep text
-    wrote. Out come JSON lines in the order of the rows: query, positive, title, negatives (hardest
-    first), positive_score, negative_scores.
+    PAIRS is training data, as gemb train takes it: rows with a query and a positive, its answer,
+    in JSONL, CSV, TSV (.gz too) or Parquet, FlagEmbedding's or Tevatron's; or a BEIR folder; - is
+    JSONL on standard input. -m may name a file of vectors that gemb embed --keep text wrote. Out
+    come JSON lines in the order of the rows, which gemb train takes in turn: query, positive,
+    title, negatives (hardest first), positive_score, negative_scores.
 
     \b
     gemb mine pairs.jsonl -m embeddinggemma-300m -o triplets.jsonl
@@ -145,6 +149,10 @@ def mine(
 
     A negative's score is at most 0.95 of the positive's (NV-Retriever): what comes nearer is often
     an answer, too. The query's other positives, and copies of them, are never negatives.
+
+    \b
+    Exit codes: 0 done, 2 wrong usage or data, 4 something is absent, 5 the run failed,
+    130/141/143 stopped by a signal.
     """
     from gemb import output_paths as outputs
     from gemb.backend import Runtime

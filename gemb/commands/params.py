@@ -10,6 +10,7 @@ from click.shell_completion import CompletionItem
 
 from gemb import models
 from gemb.recipe_names import recipe_names
+from gemb.sample_data import resolve_data
 
 
 class ModelReference(click.ParamType[str]):
@@ -61,6 +62,20 @@ class NewPath(click.Path):
         if os.fspath(value) == "-":
             self.fail("it cannot go to standard output; give it a name", param, ctx)
         return super().convert(value, param, ctx)
+
+
+class DataPath(click.Path):
+    """A path of data: `~` and `@sample/NAME`, too, and no address of the network."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str | bytes | os.PathLike[str]:
+        """Return the path."""
+        name = os.fspath(value)
+        return super().convert(name if name == "-" else resolve_data(name), param, ctx)
 
 
 class RecipeName(click.ParamType[str]):
