@@ -37,7 +37,8 @@ GROUPS = {
     "--data",
     multiple=True,
     metavar="PATH|builtin:tiny|mteb:TASK",
-    help="A set, a folder or a tree of sets; repeatable.  [default: builtin:tiny]",
+    help="A set, a folder or a tree of sets, as above; mteb:TASK needs gemb[mteb]; repeatable.  "
+    "[default: builtin:tiny]",
 )
 @click.option(
     "--dims",
@@ -56,16 +57,22 @@ GROUPS = {
     "--baseline",
     type=ModelReference(),
     metavar="REF|FILE",
-    help="A model, or scores that -o wrote, to compare with.",
+    help="What to compare with: a model, or the FILE.json that -o wrote for it.",
 )
-@click.option("-a", "--all", "every_metric", is_flag=True, help="Every metric of a set.")
+@click.option(
+    "-a",
+    "--all",
+    "every_metric",
+    is_flag=True,
+    help="Print every metric of a set, not the main one alone.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the scores, with what a later --baseline needs, as JSON.",
+    help="Keep the scores as JSON, with what a later --baseline needs; name it .json.",
 )
 @runtime_options
 def evaluate(
@@ -81,18 +88,24 @@ def evaluate(
 ) -> None:
     """Measure a model: STS, retrieval, classification, bitext, for each size of vector.
 
-    \b
-    gemb eval runs/a/model --data dev/
-    gemb eval --data dev/ --dims 768,256 --dtype f32,int8,ubinary embeddinggemma-300m
-    gemb eval runs/b/model --data dev/ --baseline runs/a/model
+    MODEL is a name (mini, the default; embeddinggemma-300m), a folder, a .gguf file or
+    org/repo[:file].
 
     \b
-    A folder of --data, at any depth:
+    gemb eval runs/a/model --data dev/
+    gemb eval embeddinggemma-300m --data dev/ --dims 768,256 --dtype f32,int8,ubinary
+    gemb eval embeddinggemma-300m --data dev/ -o before.json
+    gemb eval runs/b/model --data dev/ --baseline before.json
+    gemb eval runs/b/model --data mteb:STSBenchmark
+
+    \b
+    Sets that --data finds in a folder, at any depth, and the main metric of each:
       NAME/corpus.jsonl, queries.jsonl, qrels.tsv   retrieval, as BEIR has it: nDCG@10
       rerank/NAME/...                               the same among judged documents: MAP
       NAME.tsv: sentence1, sentence2, score         STS: Spearman; scores 0 and 1: AP
       NAME.tsv: two columns                         bitext: accuracy
-      NAME-train.jsonl, NAME-val.jsonl: text, label linear probe: accuracy
+      NAME-train.jsonl, NAME-val.jsonl              text, label; linear probe: accuracy
+      NAME.jsonl                                    the same, in five folds
     A set.json beside corpus.jsonl may say {"task": "code"}: which prompt queries have.
 
     Intervals are 95 %, by bootstrap over queries, pairs or rows. With --baseline the last line is

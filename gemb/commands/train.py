@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gemb.backend import Runtime, Training, able, named
-from gemb.commands.params import Processes, RecipeName
+from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.slurm import batch_file
@@ -24,21 +24,25 @@ from gemb.slurm import batch_file
     "-o",
     "--output",
     "run",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     metavar="RUN",
-    help="The run's folder; the model will be RUN/model.",
+    help="The run's folder: the model will be RUN/model, the page about it RUN/report.html.",
 )
 @click.option(
     "--resume",
     default="never",
     metavar="auto|never|FOLDER",
     show_default=True,
-    help="Go on from the run's last checkpoint, if it has one; or from a folder under "
+    help="auto: go on from the run's last checkpoint, if it has one; FOLDER: from that one under "
     "RUN/checkpoints.",
 )
-@click.option("--strict", is_flag=True, help="A bad row of the data stops.")
-@click.option("--no-baseline", is_flag=True, help="Do not evaluate before: there is no verdict.")
-@click.option("--backend", metavar="NAME", default="auto", help="What trains; see gemb doctor.")
+@click.option("--strict", is_flag=True, help="Stop at a bad row of the data; else it is left out.")
+@click.option(
+    "--no-baseline", is_flag=True, help="Do not evaluate before the first step: no verdict."
+)
+@click.option(
+    "--backend", metavar="NAME", default="auto", help="What trains; gemb doctor lists it."
+)
 @click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1.", show_default=True)
 @click.option(
     "-j",
@@ -61,23 +65,27 @@ from gemb.slurm import batch_file
     "nodes",
     type=click.IntRange(min=1),
     default=1,
-    help="Machines; the same command runs on each.",
+    show_default=True,
+    help="Machines; start the same command on each.",
 )
 @click.option(
     "--rdzv",
     "meeting",
     default="",
     metavar="HOST:PORT",
-    help="Where the machines meet: one's port.",
+    help="Where the machines meet: a free port of one of them.",
 )
 @click.option(
     "--launch",
     type=click.Choice(["auto", "none", "torchrun", "slurm"]),
     default="auto",
     show_default=True,
-    help="auto: torchrun for more than one process; slurm, with -n: print a batch file.",
+    help="auto: torchrun for more than one process; none: this process alone; slurm, with -n: "
+    "print a batch file.",
 )
-@click.option("-n", "--dry-run", is_flag=True, help="Look at the data, predict, and end there.")
+@click.option(
+    "-n", "--dry-run", is_flag=True, help="Look at the data, predict time and memory, and end."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 def train(
@@ -100,7 +108,8 @@ def train(
 ) -> None:
     """Train a model as a recipe says.
 
-    RECIPE is a file, or one that comes with gemb: `gemb recipes ls`. KEY=VALUE changes a key of it.
+    RECIPE is a YAML file, or the name of one that comes with gemb: `gemb recipes ls`. KEY=VALUE
+    changes a key of it: `gemb recipes schema` lists them all.
 
     \b
     gemb train smoke -o runs/smoke
@@ -109,10 +118,11 @@ def train(
     gemb train finetune.yaml -o runs/a --resume auto
 
     Before the first step it shows what it found in the data, stops if the evaluation set is in it,
-    and predicts time and memory. SIGTERM, SIGUSR1 or Ctrl-C save at the next step.
+    and predicts time and memory. SIGTERM, SIGUSR1 or Ctrl-C stop it, saved, after the next step.
 
     With --nproc it starts so many processes by torchrun, which share each batch: the gradients are
-    those of one process. `torchrun -m gemb train ...` is the same without gemb's one line for all.
+    those of one process. Under a torchrun of yours (`torchrun -m gemb train ...`) it trains the
+    same, and each process tells its own failure.
 
     \b
     gemb train finetune -o runs/a --nproc 8
@@ -121,7 +131,8 @@ def train(
 
     \b
     Exit codes: 0 done, 1 the model became worse on the evaluation set, 2 wrong usage or data,
-    5 the run failed, 75 stopped and saved: the same command with --resume auto goes on.
+    4 something is absent, 5 the run failed, 75 stopped and saved: the same command with
+    --resume auto goes on.
     """
     if run is None and not dry_run:
         raise UsageError("where to? -o RUN names the run's folder; -n only looks")
@@ -159,10 +170,10 @@ def train(
         import json
 
         click.echo(json.dumps(verdict.to_json()))
+    else:
+        click.echo(verdict.line)
     if verdict.word == "REGRESSION":
         raise NegativeAnswer(verdict.line)
-    if not as_json:
-        click.echo(verdict.line)
 
 
 def _slurm(given: Mapping[str, Any]) -> str:
