@@ -38,12 +38,6 @@ class Suite:
         """Return each set's fingerprint by name."""
         return {one.name: one.fingerprint for one in self.sets}
 
-    @property
-    def metric(self) -> str:
-        """The main metric, or `mean` where the sets have several."""
-        metrics = {one.metric for one in self.sets}
-        return metrics.pop() if len(metrics) == 1 else "mean"
-
 
 def builtins() -> dict[str, Path]:
     """Return the folders of the sets that come with gemb, by name."""

@@ -155,7 +155,6 @@ def mine(
     130/141/143 stopped by a signal.
     """
     from gemb import output_paths as outputs
-    from gemb.backend import Runtime
     from gemb.mine import Rule
 
     first, last = _ranks(ranks)
@@ -195,12 +194,7 @@ def mine(
             dry_run=dry_run,
             model=options.model,
             backend=options.backend,
-            runtime=Runtime(
-                device=options.device,
-                threads=options.threads,
-                precision=options.precision,
-                verbose=options.verbose,
-            ),
+            runtime=options.runtime,
             cache=cache,
             quiet=options.quiet,
         )

@@ -13,7 +13,7 @@ from gemb.commands.params import ModelReference
 from gemb.models import DEFAULT
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder
+    from gemb.backend import Encoder, Runtime
 
 F = TypeVar("F", bound=Callable[..., Any])
 RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose", "quiet")
@@ -31,6 +31,18 @@ class ModelOptions:
     verbose: bool
     quiet: bool
 
+    @property
+    def runtime(self) -> Runtime:
+        """How it is run, for a backend."""
+        from gemb.backend import Runtime
+
+        return Runtime(
+            device=self.device,
+            threads=self.threads,
+            precision=self.precision,
+            verbose=self.verbose,
+        )
+
     def open(self) -> OpenModel:
         """Return the open model.
 
@@ -38,18 +50,12 @@ class ModelOptions:
             UsageError: there is no such backend, or the files are no model.
             Missing: the model or a library is not here.
         """
-        from gemb.backend import Runtime, for_model
+        from gemb.backend import for_model
         from gemb.models import resolve
 
         path = resolve(self.model)
         backend = for_model(path, self.backend)
-        runtime = Runtime(
-            device=self.device,
-            threads=self.threads,
-            precision=self.precision,
-            verbose=self.verbose,
-        )
-        return OpenModel(backend.open(path, runtime), backend.name)
+        return OpenModel(backend.open(path, self.runtime), backend.name)
 
 
 @dataclass(frozen=True)
