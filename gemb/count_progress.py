@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
+from gemb.durations import duration
 from gemb.progress import terminal_bar
-from gemb.training_progress import duration
 
 LINE_EVERY_S = 30.0  # off a terminal
 

@@ -14,7 +14,9 @@ import orjson
 
 from gemb.atomic import new_file
 from gemb.backend import Runtime
+from gemb.caches import rows_cache, teachers_cache
 from gemb.count_progress import CountProgress
+from gemb.durations import duration
 from gemb.errors import UsageError
 from gemb.examples import Text
 from gemb.inputs import Reading, read
@@ -24,8 +26,7 @@ from gemb.output import Stream
 from gemb.output_paths import is_stream
 from gemb.recipe import Source, Task
 from gemb.records import Fields
-from gemb.teachers import Teacher, default_cache, open_teacher
-from gemb.training_progress import duration
+from gemb.teachers import Teacher, open_teacher
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import open_source
 
@@ -64,7 +65,7 @@ def run(job: Job) -> None:
             place, reason = rows.bad[0]
             warn(f"{rows.bad_count} rows of {job.pairs} are left out, the first: {place}: {reason}")
         teacher = open_teacher(
-            job.model, job.cache or default_cache(), job.runtime, backend=job.backend
+            job.model, job.cache or teachers_cache(), job.runtime, backend=job.backend
         )
         prompts = prompts_of(rows.source, teacher.prompts)
         mine = Mine(rows, _corpus(job.corpus) if job.corpus else None, prompts)
@@ -169,7 +170,7 @@ def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
 def _readable(pairs: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a path that can be read more than once, and the folder of its index."""
     if str(pairs) != "-":
-        yield pairs, default_cache().with_name("rows")
+        yield pairs, rows_cache()
         return
     if sys.stdin is None:
         raise UsageError("standard input is closed; name a file of pairs")

@@ -12,8 +12,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from gemb.errors import Stopped
+
 FOLDER = "GEMB_OUTCOMES"  # environment variable: where to hand it over
 _AGREED = (1, 75)  # a negative answer, a stop on request: all processes end so, none has failed
+
+
+class StoppedAlone(Stopped):
+    """A stop that the processes have not agreed on: one may stop while another waits for it."""
 
 
 class Outcome(NamedTuple):
@@ -35,7 +41,8 @@ def hand_over(code: int, line: str, error: BaseException) -> tuple[int, str]:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(outcome), encoding="utf-8")
     part.replace(path)
-    return (0 if code in _AGREED else code), ""
+    is_agreed = code in _AGREED and not isinstance(error, StoppedAlone)
+    return (0 if is_agreed else code), ""
 
 
 def outcomes(folder: Path) -> dict[int, Outcome]:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.durations import duration
 from gemb.report_curves import grid, histograms
 from gemb.report_markup import Markup, joined, tag
 from gemb.run_record import RunRecord, Score, ScoreKey, Similarity
-from gemb.training_progress import duration
 
 NOTHING = "\N{EN DASH}"
 STYLE_OF = {"WIN": "win", "TIE": "tie", "REGRESSION": "regression"}

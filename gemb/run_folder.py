@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gemb import run_lock
 from gemb.atomic import new_file
 from gemb.errors import UsageError
 from gemb.recipe import Recipe
@@ -66,6 +69,11 @@ class RunFolder:
         return self.path / "model"
 
     @property
+    def has_checkpoint(self) -> bool:
+        """Whether a later run has something to go on from."""
+        return any(self.path.glob("checkpoints/step-*"))
+
+    @property
     def similarities(self) -> Path:
         """Cosines of pairs, before and after."""
         return self.path / "similarities.json"
@@ -79,32 +87,45 @@ class RunFolder:
         """Return where the scores of the baseline or of the final model are."""
         return self.path / f"scores-{when}.json"
 
-    def begin(self, recipe: Recipe, *, resumes: bool) -> None:
+    @property
+    def report(self) -> Path:
+        """The page that shows all of it."""
+        return self.path / "report.html"
+
+    @contextmanager
+    def begun(self, recipe: Recipe, *, resumes: bool) -> Iterator[None]:
         """Make the folder and write the recipe, or see that a run that goes on has the same.
 
+        Inside, no other process trains in this folder.
+
         Raises:
-            UsageError: the folder holds something else, or a run with another recipe.
+            UsageError: the folder holds something else, or a run with another recipe, or one that
+                goes on now.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a folder for the run")
-        if self.metrics.exists() and not resumes:
-            raise UsageError(
-                f"{self.path} holds a run; --resume auto goes on with it, or name another"
-            )
-        if self.recipe.is_file():
-            if self.model.is_dir() or any(self.path.glob("checkpoints/step-*")):
-                self._check_same(recipe)
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        if self.path.is_dir() and not self.recipe.is_file() and self._is_others():
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        with new_file(self.recipe) as part:
-            part.write_text(dump(recipe), encoding="utf-8")
+        with run_lock.locked(self.path):
+            if self.metrics.exists() and not resumes:
+                raise UsageError(
+                    f"{self.path} holds a run; --resume auto goes on with it, or name another"
+                )
+            if self.recipe.is_file() and (self.model.is_dir() or self.has_checkpoint):
+                self._check_same(recipe)
+            with new_file(self.recipe) as part:
+                part.write_text(dump(recipe), encoding="utf-8")
+            yield
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a JSON file of the run, whole or not at all."""
         with new_file(path) as part:
             text = json.dumps(value, ensure_ascii=False, indent=1)
             part.write_text(text + "\n", encoding="utf-8")
+
+    def _is_others(self) -> bool:
+        return any(path.name != run_lock.NAME for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
         before, now = _flat(to_plain(load(self.recipe))), _flat(to_plain(recipe))

@@ -7,7 +7,6 @@ the teacher sees, so that runs with other data, orders or seeds share them.
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -34,12 +33,6 @@ class Wanted(NamedTuple):
         """Return what a message calls it."""
         short = self.words if len(self.words) <= 60 else self.words[:57] + "..."
         return f"{self.place} ({short!r})" if self.place else repr(short)
-
-
-def default_cache() -> Path:
-    """Return the folder of all teachers' vectors: $XDG_CACHE_HOME/gemb/teachers."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(cache)) / "gemb" / "teachers"  # noqa: PTH111 - unknown user
 
 
 def open_teacher(

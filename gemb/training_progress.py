@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from gemb.durations import duration
 from gemb.progress import terminal_bar
 
 WINDOW = 20  # steps that rates are averaged over
@@ -39,14 +40,13 @@ class TrainingProgress:
                 bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
 
-    def step(self, step: int, loss: float, tokens: int, extra: str = "") -> None:
+    def step(self, step: int, loss: float, tokens: int) -> None:
         """Count a step that has ended.
 
         Args:
             step: its number, from 1.
             loss: of this step.
             tokens: of this step alone.
-            extra: a few words more, behind the loss.
         """
         now = time.monotonic()
         self._window.append((now - self._clock, tokens))
@@ -55,11 +55,11 @@ class TrainingProgress:
             return
         seconds = max(1e-9, sum(each for each, _ in self._window))
         rate = sum(count for _, count in self._window) / seconds
-        words = [f"loss {loss:#.4g}", extra, f"{rate:,.0f} tokens/s"]
+        words = [f"loss {loss:#.4g}", f"{rate:,.0f} tokens/s"]
         if step < self._total:
             left = (self._total - step) * seconds / len(self._window)
             words.append(f"{duration(left)} left")
-        said = ", ".join(filter(None, words))
+        said = ", ".join(words)
         if self._bar is not None:
             self._bar.set_postfix_str(said, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -94,15 +94,3 @@ class TrainingProgress:
         click.echo(self._pending, err=True)
         self._pending = ""
         self._shown_at = now
-
-
-def duration(seconds: float) -> str:
-    """Return a time span in words: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
-    minutes = round(seconds / 60)
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

@@ -15,9 +15,10 @@ import pytest
 
 from fake_backend import Gemb
 from gemb.backend import Runtime
+from gemb.caches import rows_cache, teachers_cache
 from gemb.errors import GembError, UsageError
 from gemb.prompts import for_task
-from gemb.teachers import Wanted, default_cache, open_teacher
+from gemb.teachers import Wanted, open_teacher
 from gemb.vector_store import VectorStore, key_of
 
 TEXTS = ["the quick brown fox", "a red planet", "what is it", "der Hund", "日本語", "sum of x"]
@@ -159,6 +160,7 @@ def test_numbers_that_are_not_finite_stop_with_the_text_and_keep_the_others(gemb
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
+from gemb.caches import rows_cache, teachers_cache
 from gemb.teachers import Wanted, open_teacher
 teacher = open_teacher("model.fake", Path("cache"), Runtime())
 texts = [f"text {n} " + "word " * n for n in range(20)]
@@ -187,6 +189,7 @@ FILL = """
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
+from gemb.caches import rows_cache, teachers_cache
 from gemb import teacher_model, teachers
 teacher_model.FLUSH_S, teacher_model.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
@@ -485,10 +488,11 @@ def test_files_that_hold_no_texts_or_are_not_there_are_refused(tmp_path):
 
 def test_the_cache_is_where_xdg_says(monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_cache() == Path("/somewhere/gemb/teachers")
+    assert teachers_cache() == Path("/somewhere/gemb/teachers")
+    assert rows_cache() == Path("/somewhere/gemb/rows")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/x")
-    assert default_cache() == Path("/home/x/.cache/gemb/teachers")
+    assert teachers_cache() == Path("/home/x/.cache/gemb/teachers")
 
 
 def test_a_prediction_counts_what_is_missing_and_leaves_out_the_time_to_load(tiny_model, tmp_path):

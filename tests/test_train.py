@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from gemb.checkpoint import open_checkpoint
 from gemb.metrics_log import read_metrics
 from gemb_torch.training_state import checkpoint_path, checkpoints, remove_others
+from tiny_model import TEXT, TinyShape, write_tiny_model
 
 STEPS = 8
 WORDS = "the red planet in the sky of night what is known as lazy dog".split()  # noqa: SIM905
@@ -147,8 +149,8 @@ def test_a_run_leaves_its_model_and_its_story(train, tmp_path, recipe, tiny_mode
     run = tmp_path / "run"
     assert done.stdout.startswith("VERDICT ")
     verdict = json.loads((run / "verdict.json").read_text())
+    assert done.stdout == verdict["line"] + "\n"
     assert done.returncode == (1 if verdict["verdict"] == "REGRESSION" else 0)
-    assert verdict["line"] in done.stdout + done.stderr
     lines = list(read_metrics(run / "metrics.jsonl"))
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     assert [line["step"] for line in lines if "eval" in line] == [0, 4, STEPS]
@@ -162,7 +164,63 @@ def test_a_run_leaves_its_model_and_its_story(train, tmp_path, recipe, tiny_mode
         "step-000008",
     ]
     assert "</html>" in (run / "report.html").read_text()
+    for when, model in (("baseline", tiny_model), ("final", run / "model")):
+        scores = json.loads((run / f"scores-{when}.json").read_bytes())
+        assert scores["model"] == open_checkpoint(model).fingerprint(), when
     assert not list(run.glob(".*"))
+    assert not (run / "lock").exists()
+
+
+def test_a_run_that_made_its_model_worse_says_so_each_time(train, tmp_path):
+    # Texts of which any model finds the copies, and a rate that ruins any model.
+    texts = [" ".join(random.Random(n).choices(TEXT.split(), k=5)) for n in range(60)]
+    dev = tmp_path / "dev"
+    dev.mkdir()
+    for name in ("corpus", "queries"):
+        rows = [json.dumps({"_id": f"{n}", "text": text}) for n, text in enumerate(texts)]
+        (dev / f"{name}.jsonl").write_text("\n".join(rows))
+    judged = [f"{n}\t{n}\t1" for n in range(len(texts))]
+    (dev / "qrels.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]))
+    words = ("eval.data=dev", "run.steps=4", "optimizer.lr=0.1", "-o", "run")
+    done = train(*words)
+    run = tmp_path / "run"
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("VERDICT REGRESSION ")
+    assert done.stderr == f"gemb: {done.stdout}"
+    (run / "report.html").unlink()
+    for resume in ("auto", "run/checkpoints/step-000004"):
+        again = train(*words, "--resume", resume)
+        assert (again.returncode, again.stdout) == (1, done.stdout), again.stderr
+        assert "run has ended" in again.stderr
+    assert "REGRESSION" in (run / "report.html").read_text()
+    told = train(*words, "--resume", "auto", "--json")
+    assert json.loads(told.stdout) == json.loads((run / "verdict.json").read_text())
+
+
+def test_two_runs_do_not_train_in_one_folder(train, start, tmp_path):
+    run = tmp_path / "run"
+    words = ("run.steps=100000", "checkpoint.every_steps=0", "-o", "run")
+    first = start(*words)
+    wait_for(lambda: logged_steps(run) > 0, first)
+    for resume in ("auto", "never"):
+        second = train(*words, "--resume", resume)
+        assert second.returncode == 2
+        (line,) = second.stderr.strip().splitlines()
+        assert line.startswith(f"gemb: run is being trained by process {first.pid} on "), line
+    first.kill()  # it leaves its lock's file, and the system lets go of the lock
+    first.communicate()
+    assert (run / "lock").exists()
+    before = (run / "metrics.jsonl").stat().st_ino
+    third = start(*words, "--resume", "auto")
+    wait_for(lambda: (run / "metrics.jsonl").stat().st_ino != before, third)
+
+
+def test_the_lock_of_a_killed_run_is_nothing_to_go_on_from(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("1 on elsewhere\n")
+    done = train("run.steps=1", "-o", "run")
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "run" / "lock").exists()
 
 
 def test_a_run_in_bf16_with_recomputed_layers_learns(train, tmp_path):
@@ -195,6 +253,51 @@ def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same_run(
     done = train("checkpoint.every_steps=0", "-o", "run", "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "run" / "model") == undisturbed
+
+
+def test_a_page_that_cannot_be_written_takes_nothing_from_a_stop(start, tmp_path):
+    run = tmp_path / "run"
+    process = start("run.steps=100000", "checkpoint.every_steps=0", "-o", "run")
+    wait_for(lambda: logged_steps(run) > 0, process)
+    (run / "report.html").mkdir()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert "note: no report: " in said
+    assert list((run / "checkpoints").glob("step-*/state/progress.json"))
+
+
+SECONDS_TO_A_STEP = 4  # about, on an idle machine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_signal_ends_the_run_at_any_moment_before_its_first_step(
+    is_saved, train, start, tmp_path
+):
+    words = ("run.steps=100000", "checkpoint.every_steps=0", "-o", "run", "--resume", "auto")
+    if is_saved:  # there is something to go on from
+        process = start(*words)
+        wait_for(lambda: logged_steps(tmp_path / "run") > 0, process)
+        process.send_signal(signal.SIGUSR1)
+        process.communicate(timeout=60)
+    codes = []
+    for tenth in range(3, 10 * SECONDS_TO_A_STEP, 3):
+        process = start(*words)
+        time.sleep(tenth / 10)
+        process.send_signal(signal.SIGTERM if tenth % 2 else signal.SIGINT)
+        _, said = process.communicate(timeout=15)
+        codes.append(process.returncode)
+        lines = [line for line in said.splitlines() if line and "note: " not in line]
+        assert len(lines) <= 1, said
+        assert "bug" not in said
+        if not is_saved:
+            shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    # The first may come before Python has begun to listen.
+    before = {75} if is_saved else {75, 130, 143}
+    assert set(codes[2:]) <= before, codes
+    if not is_saved:
+        assert {130, 143} <= set(codes), codes
 
 
 def test_the_signal_of_a_cluster_stops_before_the_first_step_too(
@@ -277,6 +380,7 @@ def test_a_look_writes_nothing(train, tmp_path, recipe):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
+        (("-o", ""), 2, "the name is empty"),
         ((), 2, "where to? -o RUN names the run's folder; -n only looks"),
         (("-o", "recipe.yaml"), 2, "recipe.yaml is a file; name a folder for the run"),
         (("run.precision=fp16", "-o", "r"), 2, "fp16"),
@@ -340,3 +444,51 @@ def test_a_checkpoint_outlives_those_of_an_end_that_was_given_up(tmp_path):
         checkpoint_path(tmp_path, step).mkdir(parents=True)
     remove_others(tmp_path, 600, keep=1)
     assert checkpoints(tmp_path) == [checkpoint_path(tmp_path, 600)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another random model than `tiny_model`: nothing that one says is like it."""
+    return write_tiny_model(tmp_path_factory.mktemp("teacher") / "model", TinyShape(seed=77))
+
+
+DISTILL = ("stage=distill", "loss.contrastive=null", "loss.spread_out=null", "run.steps=1")
+
+
+def test_layers_are_removed_by_what_they_cost_to_the_teacher(train, tmp_path, teacher, tiny_model):
+    cosines = {}
+    for name, model in (("own", tiny_model), ("other", teacher)):
+        done = train(
+            *DISTILL, "init.keep_layers=greedy:2", f"loss.distill.teacher={model}", "-o", name
+        )
+        assert done.returncode == 0, done.stderr
+        layers = json.loads((tmp_path / name / "start" / "layers.json").read_text())
+        (cosines[name],) = (one["cosine"] for one in layers["removed"])
+    assert cosines["own"] > 0.5
+    assert cosines["other"] < 0.3
+
+
+def test_layers_are_measured_against_the_model_where_a_file_lacks_their_texts(
+    train, tmp_path, pairs, tiny_model
+):
+    rows = [json.loads(line) for line in pairs.read_text().splitlines()]
+    lines = [{"task": "query", "text": row["query"], "embedding": [1.0] * 96} for row in rows]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    done = train(*DISTILL, "init.keep_layers=greedy:2", "loss.distill.teacher=t.jsonl", "-o", "run")
+    assert done.returncode == 2
+    *notes, line = done.stderr.strip().splitlines()
+    assert any("they are measured against the whole model" in one for one in notes), notes
+    # The file lacks positives, and where the first of them stands is said.
+    assert "t.jsonl lacks " in line
+    assert "the first: pairs.jsonl:" in line
+    assert (tmp_path / "run" / "start" / "layers.json").exists()
+
+
+def test_a_student_may_be_narrower_than_widths_that_its_loss_does_not_have(
+    train, tmp_path, teacher
+):
+    words = (*DISTILL, f"loss.distill.teacher={teacher}", "eval.data=builtin:tiny")
+    done = train(*words, "loss.matryoshka=[768,48]", "-o", "run")
+    assert done.returncode in (0, 1), done.stderr
+    scores = json.loads((tmp_path / "run" / "scores-final.json").read_bytes())
+    assert [size["dim"] for size in scores["sizes"]] == [96, 48]

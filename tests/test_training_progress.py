@@ -13,7 +13,8 @@ import termios
 import pytest
 
 from gemb import training_progress
-from gemb.training_progress import TrainingProgress, duration
+from gemb.durations import duration
+from gemb.training_progress import TrainingProgress
 
 
 class Clock:
@@ -84,13 +85,13 @@ def test_a_pause_does_not_slow_the_rate(clock, capsys):
     assert "step 3/4, loss 3.333, 333 tokens/s, 1 s left" in capsys.readouterr().err
 
 
-def test_words_of_the_caller_and_a_loss_that_is_not_a_number_are_shown(clock, capsys):
+def test_a_loss_that_is_not_a_number_and_notes_are_shown(clock, capsys):
     progress = TrainingProgress(2, 0, quiet=False)
     clock.now += 1
-    progress.step(1, float("nan"), 1, "dev 0.41")
+    progress.step(1, float("nan"), 1)
     progress.note("checkpoint at step 1")
     assert capsys.readouterr().err.splitlines() == [
-        "gemb: step 1/2, loss nan, dev 0.41, 1 tokens/s, 1 s left",
+        "gemb: step 1/2, loss nan, 1 tokens/s, 1 s left",
         "gemb: checkpoint at step 1",
     ]
 
@@ -112,7 +113,7 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stand_above_it(rows: int, column
         "progress = TrainingProgress(40, 30, quiet=False)\n"
         "for step in range(31, 41):\n"
         "    time.sleep(0.15)\n"
-        "    progress.step(step, 2.5, 150, 'dev 0.41')\n"
+        "    progress.step(step, 2.5, 150)\n"
         "    if step == 39: progress.note('checkpoint at step 39')\n"
         "progress.close()\n"
     )
@@ -127,7 +128,7 @@ def test_on_a_terminal_there_is_a_bar_and_notes_stand_above_it(rows: int, column
     assert process.wait(30) == 0
     screen = shown.decode().replace("\r\n", "\n")
     bars = [line.rstrip() for line in screen.split("\r") if "/40" in line]
-    assert "38/40, loss 2.500, dev 0.41, " in screen
+    assert "38/40, loss 2.500, " in screen
     assert bars[-1].startswith("100%|")
     assert "tokens/s" in bars[-1]
     assert "left" not in bars[-1]

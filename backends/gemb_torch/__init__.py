@@ -49,9 +49,13 @@ class TorchBackend(Backend):
 
     def train(self, recipe: Recipe, training: Training) -> Verdict | None:
         """Train a model; see `gemb_torch.launch` and `gemb_torch.train`."""
-        from gemb_torch.launch import run
+        from gemb.run_folder import RunFolder
+        from gemb_torch.stop_request import EarlyStop
 
-        return run(recipe, training)
+        with EarlyStop(None if training.dry_run else RunFolder(training.run)) as early:
+            with early.leaving():
+                from gemb_torch.launch import run
+            return run(recipe, training, early)
 
     def checks(self) -> list[Check]:
         """Return whether torch and tokenizers are here, and the devices."""

@@ -86,6 +86,16 @@ class AdamW:
             fused=True,
         )
 
+    def leaf(self, ids: NDArray[np.int64]) -> Tensor | None:
+        """Return a copy of these tokens' rows that collects their gradient, fp32 [R, D].
+
+        None where the table is a parameter like others.
+        """
+        if self.rows is None:
+            return None
+        table = self.rows.table
+        return table[torch.from_numpy(ids).to(table.device)].requires_grad_()
+
     def gradients(self, row_gradient: Tensor | None) -> Iterator[Tensor]:
         """Yield every gradient, the token rows' last; a parameter without one gets zeros."""
         for parameter in self.parameters.values():

@@ -206,3 +206,19 @@ def micro_batches(lengths: Sequence[int], tokens: int) -> list[NDArray[np.int64]
         micros[-1].append(text)
         filled += int(sizes[text])
     return [np.array(micro, np.int64) for micro in reversed(micros)]
+
+
+def passes(lengths: Sequence[int], tokens: int, *, recomputes: bool) -> float:
+    """Return how many forward passes a batch costs.
+
+    A backward pass counts as two (arXiv 2001.08361, section 2.1). The gradient cache adds one, of
+    all but the last micro-batch; layers that are computed again for the backward pass, one.
+
+    Args:
+        lengths: tokens of each text.
+        tokens: of a micro-batch at most.
+        recomputes: whether the layers are computed again.
+    """
+    micros = micro_batches(lengths, tokens)
+    last: int = sum(lengths[text] for text in micros[-1].tolist())
+    return 3 + recomputes + 1 - last / sum(lengths)

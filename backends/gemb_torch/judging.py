@@ -12,6 +12,7 @@ from gemb.evaluation import evaluate
 from gemb.scores import Scores
 from gemb.similarities import similarities
 from gemb_torch.encode import TorchEncoder, live_encoder
+from gemb_torch.ranks import Ranks
 from gemb_torch.session import Session
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class Judge:
     def dims(self) -> tuple[int, ...]:
         """The widths that are evaluated, widest first."""
         recipe = self.session.recipe
-        dims = recipe.eval.dims or {recipe.loss.matryoshka[0], recipe.loss.matryoshka[-1]}
+        ends = recipe.loss.matryoshka[0], recipe.loss.matryoshka[-1]
+        # Of a loss without widths they are the default's, and the model may be narrower.
+        dims = recipe.eval.dims or {min(width, self.session.start.dim) for width in ends}
         return tuple(sorted(dims, reverse=True))
 
     def scores(self) -> Scores | None:
@@ -51,7 +54,8 @@ class Judge:
             return similarities(encoder.encode(queries), encoder.encode(positives))
 
     def _pairs(self) -> tuple[list[TokenIds], list[TokenIds]]:
-        maker = replace(self.session.maker, teacher=None)
+        # Of whole batches, however many processes share them.
+        maker = replace(self.session.maker, teacher=None, ranks=Ranks(alone=True))
         batches = -(-LOOKED_AT // self.session.recipe.batch.pairs)
         queries: list[TokenIds] = []
         positives: list[TokenIds] = []

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gemb.recipe import Recipe
     from gemb.verdict import Verdict
     from gemb_torch.agent import Ended
+    from gemb_torch.stop_request import EarlyStop
 
 # The others wait while the first process evaluates, or a teacher embeds the whole data.
 _PATIENCE = timedelta(days=2)
@@ -34,7 +35,7 @@ _ERRORS = {error.exit_code: error for error in (NegativeAnswer, UsageError, Miss
 _STARTER = "GEMB_STARTER"  # environment variable: the process that started this one
 
 
-def run(recipe: Recipe, training: Training) -> Verdict | None:
+def run(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
     """Train, in as many processes as asked for; see `gemb.backend.Backend.train`.
 
     A process that torchrun started, by gemb or by the user, knows it by torchrun's variables RANK
@@ -46,14 +47,14 @@ def run(recipe: Recipe, training: Training) -> Verdict | None:
         GembError: a process failed: the line names it.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return train(recipe, _joined(recipe, training))
+        return train(recipe, _joined(recipe, training), early)
     count = 1 if training.launch == "none" else _count(training)
     if training.launch != "torchrun" and count * training.nodes == 1:
-        return train(recipe, training)
+        return train(recipe, training, early)
     if training.nodes > 1 and not training.meeting:
         raise UsageError("--nnodes needs --rdzv HOST:PORT, a free port of one of the machines")
     _check_pairs(recipe, count * training.nodes)
-    _start(training, count)
+    _start(training, count, early)
     return None
 
 
@@ -103,14 +104,15 @@ def _end_with(starter: int) -> None:
     os._exit(1)
 
 
-def _start(training: Training, count: int) -> None:
+def _start(training: Training, count: int, early: EarlyStop) -> None:
     """Start the processes, wait for their end, and end as they did."""
     # The agent's own words; read where the libraries are loaded, so before the import.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from torch.distributed.elastic.rendezvous import RendezvousError
+    with early.leaving():
+        from torch.distributed.elastic.rendezvous import RendezvousError
 
-    from gemb_torch.agent import Processes, run_processes
+        from gemb_torch.agent import Processes, run_processes
 
     threads = max(1, (training.runtime.threads or cores()) // count)
     with tempfile.TemporaryDirectory(prefix="gemb-processes-") as folder:
@@ -149,9 +151,9 @@ def end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
         for _, outcome in sorted(told.items()):
             raise _ERRORS[outcome.code](outcome.line)
         return
+    by_signal = (128 + ended.asked, -ended.asked, Stopped.exit_code)
     if ended.asked and all(
-        code in (128 + ended.asked, -ended.asked) or _is_echo(told.get(rank))
-        for rank, code in ended.failed.items()
+        code in by_signal or _is_echo(told.get(rank)) for rank, code in ended.failed.items()
     ):
         _end_by(ended.asked)
     rank = min(ended.failed, key=lambda rank: _guilt(rank, ended.failed[rank], told.get(rank)))

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from gemb.backend import Runtime
     from gemb_torch.cut_texts import Texts
 
-    # Pairs (task of gemb.prompts, text) -> unit vectors, float32 [pairs, width].
-    Teacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32]]
+    # Pairs (task of gemb.prompts, text) -> unit vectors, float32 [pairs, width]; None: it has none.
+    Teacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32] | None]
 
 TEXTS = 200  # over all sources
 _FIRST = 2000  # of a source, among which the texts are chosen
@@ -125,7 +125,7 @@ class LayerRemoval:
         if self.teacher is None:
             return None
         vectors = self.teacher(pairs)
-        if vectors.shape[1] == self.checkpoint.dim:
+        if vectors is None or vectors.shape[1] == self.checkpoint.dim:
             return vectors
         note(
             f"the teacher's vectors are {vectors.shape[1]} wide, the model's "

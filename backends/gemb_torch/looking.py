@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemb.durations import duration
 from gemb.preflight import preflight
-from gemb.training_progress import duration
-from gemb_torch.gradients import TokenBatch
+from gemb_torch.gradients import TokenBatch, passes
 from gemb_torch.objective import StepVectors
 from gemb_torch.session import Session
 from gemb_torch.sharding import local
@@ -66,25 +66,32 @@ def _each(processes: int) -> str:
 def speed(session: Session) -> tuple[float, int]:
     """Return tokens a second, and the bytes that this process will need at its peak.
 
-    Measured by the gradients of a part of the first batch, which are then forgotten. All processes
-    call this together.
+    Measured by the gradients of a part of the first batch, which are then forgotten; that a whole
+    batch may need more passes is counted in. All processes call this together.
     """
-    maker = replace(session.maker, teacher=None)
-    batch = _beginning(maker.make(next(session.order())), session.recipe.batch.micro_tokens)
+    recipe = session.recipe
+    whole = replace(session.maker, teacher=None).make(next(session.order()))
+    batch = _beginning(whole, recipe.batch.micro_tokens)
     gradients = replace(session.gradients, objective=_sum_of_first)
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
         ids = session.ranks.union(row_ids([batch]))
-        rows = session.optimizer.rows
-        leaf = None if rows is None else rows.table[torch.from_numpy(ids)].requires_grad_()
-        gradients.add(batch, leaf, ids)
+        gradients.add(batch, session.optimizer.leaf(ids), ids)
         seconds = time.perf_counter() - started
     moments = sum(local(p).numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
     peak = _peak_bytes(session.device) + moments
     session.gradients.model.zero_grad(set_to_none=True)
-    tokens, _ = session.ranks.total(batch.tokens, 0)
-    return tokens / seconds, peak
+    needed, measured = (
+        passes(
+            [len(ids) for ids in each.texts],
+            recipe.batch.micro_tokens,
+            recomputes=recipe.run.activation_checkpointing,
+        )
+        for each in (whole, batch)
+    )
+    (tokens,) = session.ranks.total(batch.tokens)
+    return tokens / seconds * measured / needed, peak
 
 
 def _beginning(batch: TokenBatch, tokens: int) -> TokenBatch:

@@ -33,6 +33,11 @@ class Part(NamedTuple):
     value: Tensor  # scalar, without the weight
 
 
+def trains_widths(loss: Loss) -> bool:
+    """Return whether a term of the loss is there for each width of `matryoshka`."""
+    return loss.contrastive is not None or loss.spread_out is not None
+
+
 def objective(loss: Loss, texts: StepVectors) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the scalar to minimise, and by name its parts without their weights, detached.
 
@@ -49,7 +54,7 @@ def parts(loss: Loss, texts: StepVectors) -> Iterator[Part]:
     """Yield the terms one by one, so that only one term's arrays need be in memory."""
     B, D = texts.queries.shape
     assert texts.positives.shape == (B, D), "every query has one positive"
-    for d in loss.matryoshka:
+    for d in loss.matryoshka if trains_widths(loss) else ():
         queries, positives = (prefixes(x, (d,))[0] for x in (texts.queries, texts.positives))
         if loss.contrastive is not None:
             negatives = None if texts.negatives is None else prefixes(texts.negatives, (d,))[0]

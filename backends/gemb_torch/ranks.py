@@ -11,7 +11,8 @@ All methods but `part` are called by all processes together.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -47,9 +48,13 @@ def _together() -> Iterator[None]:
 class Ranks:
     """All processes of the run; one alone needs no process group."""
 
-    def __init__(self) -> None:
-        """Take rank and count from the process group, if there is one."""
-        grouped = dist.is_available() and dist.is_initialized()
+    def __init__(self, *, alone: bool = False) -> None:
+        """Take rank and count from the process group, if there is one.
+
+        Args:
+            alone: of one process, whatever others there are.
+        """
+        grouped = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if grouped else 0
         self.count = dist.get_world_size() if grouped else 1
 
@@ -114,6 +119,12 @@ class Ranks:
     def most(self, number: int) -> int:
         """Return the greatest of the processes' numbers."""
         return max(int(each) for each in torch.cat(self.gather(torch.tensor([number]))))
+
+    def words(self, mine: Sequence[str]) -> list[str]:
+        """Return the words of every process, in the order of ranks."""
+        told = np.frombuffer(json.dumps(list(mine)).encode(), np.uint8).copy()
+        parts = self.gather(torch.from_numpy(told))
+        return [word for part in parts for word in json.loads(part.numpy().tobytes())]
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""

@@ -11,16 +11,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gemb.backend import Runtime, Training, cores
 from gemb.batch_order import BatchOrder
+from gemb.caches import rows_cache, teachers_cache
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
+from gemb.notes import note
+from gemb.prompts import for_task
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
-from gemb.teachers import Teacher, default_cache, open_teacher
+from gemb.teacher_files import FileTeacher
+from gemb.teachers import Teacher, Wanted, open_teacher
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import Rows, open_source
 from gemb_torch.adamw import AdamW
@@ -29,7 +35,7 @@ from gemb_torch.encode import device_of
 from gemb_torch.gradients import Gradients
 from gemb_torch.losses import check_widths
 from gemb_torch.model import EmbeddingGemma
-from gemb_torch.objective import objective
+from gemb_torch.objective import objective, trains_widths
 from gemb_torch.ranks import Ranks
 from gemb_torch.sharding import Sharding, shard
 from gemb_torch.starting_model import starting_folder
@@ -99,7 +105,7 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
     suite = open_suite(recipe.eval.data) if recipe.eval.data else None
     sources = ranks.first_then_all(partial(_sources, recipe, training))
     teacher = _teacher(recipe, training.runtime)
-    begin = partial(_starting_checkpoint, recipe, training, run, sources)
+    begin = partial(_starting_checkpoint, recipe, training, run, sources, teacher)
     start = ranks.first_then_all(begin)
     _check_dims(recipe, start, teacher)
     model = _model(recipe, start, device)
@@ -172,7 +178,7 @@ def _steps(recipe: Recipe, sources: Sequence[Rows]) -> int:
 
 
 def _sources(recipe: Recipe, training: Training) -> list[Rows]:
-    cache = default_cache().with_name("rows")
+    cache = rows_cache()
     return [open_source(source, cache, strict=training.strict) for source in recipe.data]
 
 
@@ -182,17 +188,26 @@ def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
         return None
     return open_teacher(
         distill.teacher,
-        default_cache(),
+        teachers_cache(),
         replace(runtime, precision=recipe.run.precision),
         max_tokens=recipe.batch.max_tokens,  # what the student does not see it cannot learn
     )
 
 
 def _starting_checkpoint(
-    recipe: Recipe, training: Training, run: RunFolder, sources: Sequence[Rows]
+    recipe: Recipe,
+    training: Training,
+    run: RunFolder,
+    sources: Sequence[Rows],
+    teacher: Teacher | None,
 ) -> Checkpoint:
-    texts = [Texts(rows.name, partial(_texts, rows)) for rows in sources]
-    begin = partial(starting_folder, texts=texts, runtime=training.runtime, seed=recipe.seed)
+    begin = partial(
+        starting_folder,
+        texts=[Texts(rows.name, partial(_texts, rows)) for rows in sources],
+        runtime=training.runtime,
+        seed=recipe.seed,
+        teacher=None if teacher is None else partial(_taught, teacher, training.quiet),
+    )
     if not training.dry_run:
         return open_checkpoint(begin(recipe.init, run.start))
     # A look needs the tokenizer and the sizes; what takes long to find out can wait.
@@ -200,6 +215,21 @@ def _starting_checkpoint(
     folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
     _TEMPORARY.append(folder)
     return open_checkpoint(begin(whole, Path(folder.name)))
+
+
+def _taught(
+    teacher: Teacher, quiet: bool, pairs: Sequence[tuple[str, str]]
+) -> NDArray[np.float32] | None:
+    """Return the teacher's vectors of (task, text); None where its files lack some of them."""
+    wanted = [Wanted(for_task(task, teacher.prompts).render(text)) for task, text in pairs]
+    if isinstance(teacher, FileTeacher) and teacher.missing(wanted):
+        note(
+            f"{teacher.reference} has not both prompts' vectors of the texts that layers are "
+            "measured with: they are measured against the whole model"
+        )
+        return None
+    teacher.fill(wanted, quiet=quiet)
+    return teacher.vectors(wanted)
 
 
 _TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
@@ -215,7 +245,7 @@ def _texts(rows: Rows) -> Iterator[str]:
 
 def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> None:
     for width in recipe.loss.matryoshka:
-        if width > start.dim:
+        if width > start.dim and trains_widths(recipe.loss):
             raise UsageError(
                 f"loss.matryoshka: {width} is wider than the model's vectors, {start.dim}"
             )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
 _COUNTED = 50_000_000  # characters of a source whose tokens are counted
-_HASHED = 1000  # texts of a source that tell it from another
 
 
 def starting_folder(
@@ -86,19 +84,21 @@ def _cut(checkpoint: Checkpoint, target: Path, cut: Cut, texts: Sequence[Texts])
     }
     if not _is_made(target, made_from):
         target.parent.mkdir(parents=True, exist_ok=True)
-        cut_folder(checkpoint.folder, target, cut, [_beginning(source) for source in texts])
+        counted = [_beginning(source, tells=True) for source in texts]
+        cut_folder(checkpoint.folder, target, cut, counted)
         write_json(target / _MADE_FROM, made_from)  # last: without it the folder is made again
     return target
 
 
-def _beginning(texts: Texts) -> Texts:
+def _beginning(texts: Texts, *, tells: bool = False) -> Texts:
     """Return so much of the texts as tells how often they use a token."""
 
     def read() -> Iterator[str]:
         left = _COUNTED
         for text in texts.read():
             if left <= 0:
-                note(f"{texts.name}: tokens are counted in its first {_COUNTED:,} characters")
+                if tells:
+                    note(f"{texts.name}: tokens are counted in its first {_COUNTED:,} characters")
                 return
             left -= len(text)
             yield text
@@ -107,12 +107,15 @@ def _beginning(texts: Texts) -> Texts:
 
 
 def _hash(texts: Sequence[Texts]) -> str:
-    """Return 16 hex digits of the sources' names and beginnings."""
-    digest = hashlib.blake2b(digest_size=8)
+    """Return 16 hex digits of the sources' names, and of their texts that are counted."""
+    whole = hashlib.blake2b(digest_size=8)
     for source in texts:
-        first = list(islice(source.read(), _HASHED))
-        digest.update(json.dumps([source.name, first]).encode())
-    return digest.hexdigest()
+        digest = hashlib.blake2b(digest_size=8)
+        for text in _beginning(source).read():
+            raw = text.encode("utf-8", "surrogatepass")
+            digest.update(len(raw).to_bytes(8, "little") + raw)
+        whole.update(json.dumps([source.name, digest.hexdigest()]).encode())
+    return whole.hexdigest()
 
 
 def _unpacked(source: Path, work: Path) -> Path:

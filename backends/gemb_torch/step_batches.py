@@ -76,14 +76,14 @@ class BatchMaker:
             negative_rows=np.array(owners, np.int64),
             query_ids=rows.query_ids[mine].view(np.int64),
             positive_ids=rows.positive_ids[mine].view(np.int64),
-            teacher=self._taught(batch.source, texts, len(examples)),
+            teacher=self._taught(batch.source, examples, texts, owners),
             cut=len(longer),
         )
 
     def wanted(self, batch: Batch) -> list[Wanted]:
         """Return what the teacher must know for a batch, of all processes."""
         examples = [self.sources[batch.source][int(row)] for row in batch.rows]
-        return self._wanted(batch.source, self._texts(examples)[0], len(examples))
+        return self._wanted(batch.source, examples, *self._texts(examples))
 
     def _texts(self, examples: Sequence[Example]) -> tuple[list[Text], list[int]]:
         """Return queries, positives and negatives, and whose the negatives are."""
@@ -97,20 +97,33 @@ class BatchMaker:
             owners += [owner] * len(own)
         return queries + positives + negatives, owners
 
-    def _wanted(self, source: int, texts: Sequence[Text], queries: int) -> list[Wanted]:
+    def _wanted(
+        self,
+        source: int,
+        examples: Sequence[Example],
+        texts: Sequence[Text],
+        owners: Sequence[int],
+    ) -> list[Wanted]:
+        """Return what the teacher must know of texts and owners as `_texts` returns them."""
         query, positive = self.teacher_prompts[source]
+        count = len(examples)
+        whose = [*range(count), *range(count), *owners]
         return [
-            Wanted((query if place < queries else positive).render(*text))
-            for place, text in enumerate(texts)
+            Wanted((query if number < count else positive).render(*text), examples[owner].place)
+            for number, (text, owner) in enumerate(zip(texts, whose, strict=True))
         ]
 
     def _taught(
-        self, source: int, texts: Sequence[Text], queries: int
+        self,
+        source: int,
+        examples: Sequence[Example],
+        texts: Sequence[Text],
+        owners: Sequence[int],
     ) -> NDArray[np.float32] | None:
         if self.teacher is None:
             return None
         with self.teacher_lock:
-            return self.teacher.vectors(self._wanted(source, texts, queries))
+            return self.teacher.vectors(self._wanted(source, examples, texts, owners))
 
 
 @dataclass(frozen=True, kw_only=True)

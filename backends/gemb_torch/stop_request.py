@@ -1,43 +1,119 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: while steps run, not now, but at the end of the step."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: while steps run, at the end of the step; before and after, now."""
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from gemb.errors import Stopped
 from gemb.notes import note
+from gemb.outcome import StoppedAlone, hand_over
+from gemb.run_folder import RunFolder
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-@contextmanager
-def usr1_stops() -> Iterator[None]:
-    """Let SIGUSR1 end the run at once, as one that a later run goes on with.
+class EarlyStop:
+    """A context around a whole run, for what comes before the first step and after the last.
 
-    Around a whole run, for what comes before the first step and after the last: a cluster signals
-    so before the time is up, and to do nothing about it would kill the process. What these parts
-    have on the disk is kept, as the teacher's vectors.
-
-    Raises:
-        Stopped: the signal came.
+    A signal ends it at once. What these parts have on the disk is kept, as the teacher's vectors.
+    Where a later run finds a checkpoint it is `Stopped`; else it ends as any program that the
+    signal meets. SIGUSR1 is always `Stopped`: a cluster sends it before the time is up, to see the
+    run in the queue again.
     """
-    before = signal.signal(signal.SIGUSR1, _stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+
+    def __init__(self, run: RunFolder | None) -> None:
+        """Begin without a signal.
+
+        Args:
+            run: where checkpoints may be; None: nothing is to go on, as after a look at the data.
+        """
+        self._run = run
+        self._number = 0  # of the signal that came first
+        self._leaves = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> EarlyStop:
+        """Take over the signals that are not ignored."""
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._come)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Give them back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Leave the process without unwinding: around imports, which may swallow an exception.
+
+        Nothing may be half-written meanwhile.
+        """
+        self._leaves = True
+        try:
+            yield
+        finally:
+            self._leaves = False
+
+    def check(self) -> None:
+        """End, if a signal came: some library may have swallowed its exception.
+
+        Raises:
+            Stopped: and what the signal raised before this context.
+        """
+        if self._number:
+            self._end(self._number, None)
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        self._number = self._number or number
+        if self._leaves:
+            self._leave(number)
+        self._end(number, frame)
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self._is_stop(number):
+            raise _stopped(number)
+        before = self._before[number]
+        if callable(before):
+            before(number, frame)
+        else:
+            signal.signal(number, before)
+            signal.raise_signal(number)
+
+    def _leave(self, number: int) -> NoReturn:
+        code, line = 128 + number, ""
+        if self._is_stop(number):
+            error = _stopped(number)
+            code, line = hand_over(error.exit_code, str(error), error)
+        if line and sys.stderr is not None:
+            os.write(sys.stderr.fileno(), f"gemb: {line}\n".encode())
+        os._exit(code)
+
+    def _is_stop(self, number: int) -> bool:
+        if self._run is None:
+            return False
+        return number == signal.SIGUSR1 or self._run.has_checkpoint
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped("stopped by SIGUSR1; the same command with --resume auto goes on")
+def _stopped(number: int) -> Stopped:
+    name = signal.Signals(number).name
+    return StoppedAlone(f"stopped by {name}; the same command with --resume auto goes on")
 
 
 class StopRequest:
     """A context in which the three signals are remembered; a second Ctrl-C ends at once."""
-
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self) -> None:
         """Begin without a request."""
@@ -46,7 +122,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         """Take the signals over."""
-        for number in self.SIGNALS:
+        for number in SIGNALS:
             self._before[number] = signal.signal(number, self._come)
         return self
 

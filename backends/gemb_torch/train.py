@@ -11,7 +11,7 @@ from pathlib import Path
 from gemb.atomic import new_folder
 from gemb.backend import Training
 from gemb.checkpoint import open_checkpoint
-from gemb.errors import Stopped, UsageError
+from gemb.errors import GembError, Stopped
 from gemb.metrics_log import MetricsLog
 from gemb.notes import note
 from gemb.recipe import Recipe
@@ -22,15 +22,16 @@ from gemb.training_progress import TrainingProgress
 from gemb.verdict import Verdict, verdict
 from gemb_torch.judging import Judge, logged
 from gemb_torch.looking import look
+from gemb_torch.objective import trains_widths
 from gemb_torch.ranks import Ranks
+from gemb_torch.resuming import check_resume, ended, resumed
 from gemb_torch.save import write_checkpoint
 from gemb_torch.session import Session, open_session
 from gemb_torch.step_batches import Lesson, prepared
-from gemb_torch.stop_request import StopRequest, usr1_stops
+from gemb_torch.stop_request import EarlyStop, StopRequest
 from gemb_torch.training_state import (
     Progress,
     checkpoint_path,
-    checkpoints,
     read_progress,
     remove_others,
     remove_parts,
@@ -41,32 +42,39 @@ from gemb_torch.training_steps import StepDone, training_steps
 from gemb_torch.weights import restore
 
 
-@usr1_stops()
-def train(recipe: Recipe, training: Training) -> Verdict | None:
+def train(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
     """Train; see `gemb.backend.Backend.train`."""
     ranks, run = Ranks(), RunFolder(training.run)
-    resumed = None if training.dry_run else _resumed(run, training)
-    if ranks.is_first and not training.dry_run:
-        run.begin(recipe, resumes=training.resume != "never")
-        remove_parts(run.path)
-    if run.model.is_dir() and training.resume != "never" and not training.dry_run:
-        if ranks.is_first:
-            note(f"{run.path} has ended; its model is {run.model}")
-        return None
-    session = open_session(recipe, training, ranks)
-    look(session)
     if training.dry_run:
+        look(open_session(recipe, training, ranks))
         return None
+    check_resume(run, training.resume)
+    if not ranks.is_first:
+        return _train(recipe, training, ranks, early)
+    with run.begun(recipe, resumes=training.resume != "never"):
+        remove_parts(run.path)
+        return _train(recipe, training, ranks, early)
+
+
+def _train(recipe: Recipe, training: Training, ranks: Ranks, early: EarlyStop) -> Verdict | None:
+    run = RunFolder(training.run)
+    if run.model.is_dir() and training.resume != "never":
+        return ended(run) if ranks.is_first else None
+    begin = resumed(run, training.resume)
+    session = open_session(recipe, training, ranks)
+    early.check()
+    look(session)
+    early.check()
     session.ranks.first_then_all(partial(_teach, session))
     progress = Progress(step=0, order=session.order().state())
-    if resumed:
-        progress = read_progress(resumed)
-        restore(session.model, open_checkpoint(resumed / "model"))
+    if begin:
+        progress = read_progress(begin)
+        restore(session.model, open_checkpoint(begin / "model"))
         session.spread()
-        restore_optimizer(resumed, session.optimizer, progress.step)
+        restore_optimizer(begin, session.optimizer, progress.step)
         if ranks.is_first:
-            note(f"resumed at step {progress.step} of {session.steps}, from {resumed}")
-    return _Run(session, progress).go()
+            note(f"resumed at step {progress.step} of {session.steps}, from {begin}")
+    return _Run(session, progress, early).go()
 
 
 def _teach(session: Session) -> None:
@@ -77,29 +85,12 @@ def _teach(session: Session) -> None:
         session.teacher.fill(lesson, quiet=session.training.quiet)
 
 
-def _resumed(run: RunFolder, training: Training) -> Path | None:
-    """Return the checkpoint to go on from."""
-    if training.resume == "never":
-        return None
-    if training.resume != "auto":
-        named = Path(training.resume)
-        read_progress(named)  # or refuse
-        own = run.path / "checkpoints"
-        if named.resolve().parent != own.resolve():
-            raise UsageError(
-                f"--resume {named} is no checkpoint of {run.path}: name a folder in {own}; "
-                f"to start from those weights, init.from={named / 'model'}"
-            )
-        return named
-    found = checkpoints(run.path)
-    return found[-1] if found else None
-
-
 class _Run:
     """The time between the first step and the verdict."""
 
-    def __init__(self, session: Session, progress: Progress) -> None:
+    def __init__(self, session: Session, progress: Progress, early: EarlyStop) -> None:
         self.session = session
+        self.early = early
         self.progress = progress
         self.judge = Judge(session)
         self.is_first = session.ranks.is_first
@@ -117,6 +108,13 @@ class _Run:
         Raises:
             Stopped: a signal came, and the run is saved.
         """
+        try:
+            self._steps()
+            return self._end()
+        finally:
+            self._close()
+
+    def _steps(self) -> None:
         session = self.session
         if self.is_first and self.progress.step == 0:
             self._first_look()
@@ -132,6 +130,7 @@ class _Run:
             begin=self.progress.step,
             steps=session.steps,
         )
+        self.early.check()
         with StopRequest() as request:
             for done in steps:
                 self._count(done)
@@ -141,7 +140,6 @@ class _Run:
                     self._save()
                 if is_stopped and done.step < session.steps:
                     self._stop(request.name)
-        return self._end()
 
     def _first_look(self) -> None:
         """Measure the model that training starts from."""
@@ -234,7 +232,7 @@ class _Run:
         self.bar.skip_pause()
 
     def _write_model(self, target: Path) -> None:
-        session, progress = self.session, self.progress
+        session, progress, loss = self.session, self.progress, self.session.recipe.loss
         sources = ", ".join(rows.name for rows in session.sources)
         write_checkpoint(
             session.start,
@@ -243,14 +241,21 @@ class _Run:
             pooling=session.recipe.pooling,
             note=f"{session.recipe.stage}, {progress.step} steps, {progress.pairs} pairs "
             f"of {sources}",
-            matryoshka_dims=session.recipe.loss.matryoshka if _trains_widths(session) else None,
+            matryoshka_dims=loss.matryoshka if trains_widths(loss) else None,
         )
 
-    def _stop(self, signal: str) -> None:
+    def _close(self) -> None:
         self.bar.close()
-        run = self.session.run.path
+        if self.log is not None:
+            self.log.close()
+
+    def _stop(self, signal: str) -> None:
+        self._close()
         if self.is_first:
-            write_report(run)
+            try:
+                write_report(self.session.run.path)
+            except (GembError, OSError) as error:  # the run is saved, and that is what counts
+                note(f"no report: {error}")
         raise Stopped(
             f"stopped by {signal or 'a signal'} after step {self.progress.step} of "
             f"{self.session.steps}; saved; the same command with --resume auto goes on"
@@ -261,7 +266,7 @@ class _Run:
         session, run = self.session, self.session.run
         session.collect()
         judged = self._judged() if self.is_first else None
-        self.bar.close()
+        self._close()
         if self.is_first:
             report = write_report(run.path)
             if not session.training.quiet:
@@ -278,17 +283,15 @@ class _Run:
             run.write_json(run.similarities, {**told, "after": self.judge.similarities()})
         judged = None
         if scores is not None:
+            # The last step's checkpoint holds the model that is written below.
+            saved = checkpoint_path(run.path, self.progress.step) / "model"
+            scores = replace(scores, model=open_checkpoint(saved).fingerprint())
             scores.save(run.scores("final"))
             if run.scores("baseline").is_file():
                 judged = verdict(Scores.load(run.scores("baseline")), scores)
                 run.write_json(run.verdict, judged.to_json())
         self._write_model(run.model)
         return judged
-
-
-def _trains_widths(session: Session) -> bool:
-    loss = session.recipe.loss
-    return loss.contrastive is not None or loss.spread_out is not None
 
 
 def _words(scores: Scores) -> str:

@@ -14,7 +14,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,6 @@ class Progress:
     seconds: float = 0.0  # spent in steps
     best: float | None = None  # mean of the evaluation, the best so far
     best_step: int = 0
-    versions: Mapping[str, str] = field(default_factory=dict)
-    ranks: int = 1
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -81,7 +79,10 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     path = checkpoint / "state" / "progress.json"
     try:
-        return Progress(**json.loads(path.read_bytes()))
+        stored = json.loads(path.read_bytes())
+        # A checkpoint of an earlier version may say more.
+        known = [one.name for one in fields(Progress)]
+        return Progress(**{name: stored[name] for name in known if name in stored})
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
             f"{path}: no training state ({error}); --resume takes a folder that gemb train wrote "

@@ -10,12 +10,12 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gemb.errors import GembError
 from gemb.recipe import Recipe
 from gemb_torch.adamw import AdamW, clip, rate
 from gemb_torch.gradients import Computed, Gradients, TokenBatch
+from gemb_torch.ranks import Ranks
 from gemb_torch.sharding import local
 from gemb_torch.step_batches import Prepared, row_ids
 
@@ -62,20 +62,18 @@ def training_steps(
     Raises:
         GembError: a loss or a gradient is not finite; no parameter was changed by it.
     """
-    ranks, rows = gradients.ranks, optimizer.rows
+    ranks = gradients.ranks
     for step in range(begin, steps):
         started = time.perf_counter()
         taken = list(islice(batches, recipe.batch.accumulate))
         data_s = time.perf_counter() - started
         each = [prepared.batch for prepared in taken]
         ids = ranks.union(row_ids(each))
-        leaf: Tensor | None = None
-        if rows is not None:
-            leaf = rows.table[torch.from_numpy(ids).to(rows.table.device)].requires_grad_()
+        leaf = optimizer.leaf(ids)
         computed = []
         for batch in each:
             made = gradients.add(batch, leaf, ids)
-            _check_vectors(step + 1, batch, made)
+            _check_vectors(step + 1, batch, made, ranks)
             computed.append(made)
         row_gradient = None if leaf is None else leaf.grad
         found = list(optimizer.gradients(row_gradient))
@@ -89,7 +87,7 @@ def training_steps(
         shares = ranks if gradients.is_sharded else None
         norm = clip(found, recipe.optimizer.max_grad_norm, shares)
         if not math.isfinite(norm):
-            _refuse(step + 1, "the gradient", each)
+            _refuse(step + 1, "the gradient", each, ranks)
         factor = rate(recipe.optimizer, step, steps)
         optimizer.step(factor, ids, row_gradient)
         loss, parts = _mean(computed)
@@ -120,7 +118,8 @@ def _mean(computed: Sequence[Computed]) -> tuple[float, dict[str, float]]:
     return sum(float(made.loss) for made in computed) / len(computed), means
 
 
-def _check_vectors(step: int, batch: TokenBatch, made: Computed) -> None:
+def _check_vectors(step: int, batch: TokenBatch, made: Computed, ranks: Ranks) -> None:
+    """Refuse a loss that is not finite: it is the same in all processes."""
     if math.isfinite(float(made.loss)):
         return
     broken = (~made.vectors.isfinite().all(1)).nonzero().flatten().tolist()
@@ -129,14 +128,14 @@ def _check_vectors(step: int, batch: TokenBatch, made: Computed) -> None:
         text % pairs if text < 2 * pairs else int(batch.negative_rows[text - 2 * pairs])
         for text in broken
     ]
-    places = [batch.places[owner] for owner in dict.fromkeys(owners)]
+    places = ranks.words([batch.places[owner] for owner in dict.fromkeys(owners)])
     if places:
         _stop(step, "a vector", places)
-    _refuse(step, "the loss", [batch])
+    _refuse(step, "the loss", [batch], ranks)
 
 
-def _refuse(step: int, what: str, batches: Sequence[TokenBatch]) -> None:
-    _stop(step, what, [place for batch in batches for place in batch.places])
+def _refuse(step: int, what: str, batches: Sequence[TokenBatch], ranks: Ranks) -> None:
+    _stop(step, what, ranks.words([place for batch in batches for place in batch.places]))
 
 
 def _stop(step: int, what: str, places: Sequence[str]) -> None:
