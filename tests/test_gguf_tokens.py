@@ -13,13 +13,13 @@ import pytest
 from tokenizers import Tokenizer
 
 from gemb_llamacpp.export import export
+from gemb_llamacpp.native import llama
 from token_lines import token_lines
 
 
 @contextmanager
 def _vocabulary(gguf: Path) -> Iterator[ctypes.c_void_p]:
-    quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
+    llama()  # silences the library, for as long as the process lives
     parameters = llama_cpp.llama_model_default_params()
     parameters.vocab_only = True
     model = llama_cpp.llama_model_load_from_file(str(gguf).encode(), parameters)
