@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gemb_torch.gradients import micro_batches
+from gemb_torch.gradients import micro_batches, passes
 from gemb_torch.objective import objective
 from gemb_torch.ranks import Ranks
 from gradient_cases import (
@@ -82,6 +82,24 @@ def test_the_loss_and_the_vectors_are_those_of_the_plain_pass(micro_tokens, tiny
     assert computed.loss == pytest.approx(float(once.loss), rel=1e-6)
     torch.testing.assert_close(computed.vectors, once.vectors, rtol=0, atol=1e-6)
     assert computed.parts.keys() == once.parts.keys()
+
+
+@pytest.mark.parametrize("micro_tokens", [40, 150, 10_000])
+@pytest.mark.parametrize("name", ["matryoshka", "activation checkpointing"])
+def test_the_passes_of_a_batch_are_those_that_are_made(name, micro_tokens, tiny_model):
+    case = CASES[name]
+    batch = batch_of(PAIRS, case)
+    model = model_of(tiny_model, case)
+    through = {True: 0, False: 0}  # tokens through a layer, by whether there is a graph
+
+    def count(layer: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        through[torch.is_grad_enabled()] += given[0].shape[0]
+
+    next(iter(model.blocks())).register_forward_pre_hook(count)
+    gradients_by(model, case, Ranks(), micro_tokens).add(batch, None, np.empty(0, np.int64))
+    forward, backward = through[True] + through[False], 2 * batch.tokens
+    found = passes([len(ids) for ids in batch.texts], micro_tokens, recomputes=case.recomputes)
+    assert found == pytest.approx((forward + backward) / batch.tokens)
 
 
 def test_the_table_as_a_parameter_has_the_rows_gradients(tiny_model):

@@ -158,6 +158,13 @@ def test_two_processes_train_the_weights_of_one(alone, of_two):
     assert farthest(alone, of_two) < 1e-5
 
 
+def test_the_same_pairs_are_looked_at_however_many_processes_there_are(alone, of_two):
+    one, two = (json.loads((run / "similarities.json").read_bytes()) for run in (alone, of_two))
+    for when in ("before", "after"):
+        assert two[when]["pairs"] == one[when]["pairs"] > 256
+        assert two[when]["alignment"] == pytest.approx(one[when]["alignment"], rel=1e-3)
+
+
 def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -277,6 +284,37 @@ def test_a_signal_saves_and_leaves_with_75(name, recipe, tmp_path):
     assert said[0].startswith(f"gemb: stopped by {name} after step "), err
     assert out == ""
     assert list((run / "checkpoints").glob("step-*/state/progress.json"))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_all_at_any_moment_before_the_first_step(name, recipe, tmp_path):
+    codes = []
+    for half_seconds in range(2, 15, 2):
+        run = tmp_path / f"run{half_seconds}"
+        process = endless(recipe, run)
+        time.sleep(half_seconds / 2)
+        process.send_signal(signal.Signals[name])
+        _, err = process.communicate(timeout=SOON_S)
+        codes.append(process.returncode)
+        said = [line for line in err.splitlines() if "note: " not in line]
+        assert len(said) == 1, err
+        assert said[0].startswith(("gemb: stopped by SIG", "gemb: terminated")), err
+    assert set(codes) <= ({75} if name == "SIGUSR1" else {75, 143}), codes
+
+
+def test_two_runs_of_two_do_not_train_in_one_folder(recipe, tmp_path):
+    run = tmp_path / "run"
+    process = endless(recipe, run)
+    wait_for_steps(run, process)
+    first = ranks_of(process.pid)[0]
+    second = endless(recipe, run, "--resume", "auto")
+    _, err = second.communicate(timeout=SOON_S)
+    assert second.returncode == 2
+    assert err.startswith(f"gemb: {run} is being trained by process {first} on "), err
+    assert err.count("\n") == 1
+    process.terminate()
+    process.communicate(timeout=SOON_S)
+    assert process.returncode == 75
 
 
 @pytest.mark.parametrize(("rank", "name"), [(0, "SIGKILL"), (1, "SIGKILL"), (1, "SIGSEGV")])

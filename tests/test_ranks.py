@@ -14,10 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gemb.errors import GembError
 from gemb_torch.adamw import clip
+from gemb_torch.gradients import Computed
 from gemb_torch.objective import objective
 from gemb_torch.ranks import OtherProcessFailed, Ranks
 from gemb_torch.sharding import full, shard
+from gemb_torch.training_steps import _check_vectors
 from gradient_cases import (
     CASES,
     batch_of,
@@ -130,6 +133,7 @@ def tell_each_other(ranks: Ranks, folder: Path) -> None:
     assert tensors[2].tolist() == [count * i for i in range(5)]
     assert ranks.total(rank, 1) == [total, count]
     assert ranks.most(10 - rank) == 10
+    assert ranks.words(["ä"] * rank) == ["ä"] * total
     assert ranks.any(rank == 1) is True
     assert ranks.any(False) is False
     ranks.wait()
@@ -171,7 +175,28 @@ def lose_one(ranks: Ranks, folder: Path) -> None:
         ranks.sum([torch.ones(3)])
 
 
-@pytest.mark.parametrize("work", [tell_each_other, make_in_turn, clip_shares, lose_one])
+def blame_a_row(ranks: Ranks, folder: Path) -> None:
+    whole = batch_of(PAIRS, CASES["hard negatives"])
+    mine = part_of(whole, ranks.part(PAIRS))
+    vectors = torch.ones(len(mine.texts), 4)
+    if ranks.rank == 1:
+        vectors[2 * mine.pairs] = float("nan")  # its first hard negative
+    part = ranks.part(PAIRS)
+    at_fault = whole.negative_rows[whole.negative_rows >= PAIRS // 3][0]
+    assert (part.start <= at_fault < part.stop) == (ranks.rank == 1)
+    made = Computed(loss=torch.tensor(float("nan")), parts={}, vectors=vectors)
+    with pytest.raises(GembError) as caught:  # in all processes the same
+        _check_vectors(3, mine, made, ranks)
+    assert str(caught.value).startswith(f"step 3: a vector is not finite; rows a:{at_fault};")
+    finite = replace(made, vectors=torch.ones(1, 4))
+    with pytest.raises(GembError) as caught:
+        _check_vectors(3, mine, finite, ranks)
+    assert "the loss is not finite; rows a:0, a:1, a:2 and 11 more;" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "work", [tell_each_other, make_in_turn, clip_shares, lose_one, blame_a_row]
+)
 def test_processes_tell_each_other(work, tmp_path):
     in_processes(3, tmp_path, work)
 

@@ -121,6 +121,14 @@ def test_what_was_made_is_used_again_until_something_changes(tiny_model: Path, t
     assert open_checkpoint(folder).config.vocab_size == 369
 
 
+def test_a_change_in_the_last_text_makes_another_start(tiny_model: Path, tmp_path: Path):
+    before = _lines("long", *["the planet"] * 1500)
+    after = _lines("long", *["the planet"] * 1499, "日本 日本 日本")
+    made = _made(_start(tiny_model, tmp_path, texts=(before,), vocab=325))
+    assert _made(_start(tiny_model, tmp_path, texts=(before,), vocab=325)) == made
+    assert _made(_start(tiny_model, tmp_path, texts=(after,), vocab=325)) != made
+
+
 def test_a_folder_without_the_note_of_what_it_is_made_from_is_made_anew(
     tiny_model: Path, tmp_path: Path
 ):
@@ -165,7 +173,7 @@ def test_tokens_are_counted_in_the_beginning_of_a_long_source(
             yield TEXT[:90]
 
     _start(tiny_model, tmp_path, texts=(Texts("endless", lines),), vocab=325)
-    assert len(read) < 3000  # the thousand that tell sources apart, and three to count
+    assert len(read) == 6  # three with more than 100 characters, to tell sources apart and to count
     assert "endless: tokens are counted in its first 100 characters" in capsys.readouterr().err
 
 

@@ -17,8 +17,15 @@ from pathlib import Path
 import pytest
 
 from gemb.checkpoint import open_checkpoint
+from gemb.errors import UsageError
 from gemb.metrics_log import read_metrics
-from gemb_torch.training_state import checkpoint_path, checkpoints, remove_others
+from gemb_torch.training_state import (
+    Progress,
+    checkpoint_path,
+    checkpoints,
+    read_progress,
+    remove_others,
+)
 from tiny_model import TEXT, TinyShape, write_tiny_model
 
 STEPS = 8
@@ -437,6 +444,16 @@ def test_a_run_that_has_ended_is_not_trained_again(train, tmp_path):
     other = train("run.steps=3", "-o", "run", "--resume", "auto")
     assert other.returncode == 2
     assert "has run.steps=2, not 3" in other.stderr
+
+
+def test_a_checkpoint_of_an_earlier_version_may_say_more(tmp_path):
+    (tmp_path / "state").mkdir()
+    told = {"step": 3, "order": {"seen": 1}, "tokens": 7, "versions": {}, "best_step": 2}
+    (tmp_path / "state" / "progress.json").write_text(json.dumps(told))
+    assert read_progress(tmp_path) == Progress(step=3, order={"seen": 1}, tokens=7)
+    (tmp_path / "state" / "progress.json").write_text('{"step": 3}')
+    with pytest.raises(UsageError, match="no training state"):
+        read_progress(tmp_path)
 
 
 def test_a_checkpoint_outlives_those_of_an_end_that_was_given_up(tmp_path):

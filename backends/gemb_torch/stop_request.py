@@ -93,10 +93,13 @@ class EarlyStop:
             signal.raise_signal(number)
 
     def _leave(self, number: int) -> NoReturn:
-        code, line = 128 + number, ""
+        # As `gemb.cli.main` ends, which the signal would reach by an exception.
+        error: BaseException = KeyboardInterrupt()
+        code, line = 128 + number, "interrupted" if number == signal.SIGINT else "terminated"
         if self._is_stop(number):
-            error = _stopped(number)
-            code, line = hand_over(error.exit_code, str(error), error)
+            error = stopped = _stopped(number)
+            code, line = stopped.exit_code, str(stopped)
+        code, line = hand_over(code, line, error)
         if line and sys.stderr is not None:
             os.write(sys.stderr.fileno(), f"gemb: {line}\n".encode())
         os._exit(code)

@@ -204,7 +204,7 @@ class _Run:
         self.bar.note(f"step {step}: {_words(scores)}")
         value = scores.mean(*scores.sizes[0])
         if self.progress.best is None or value > self.progress.best:
-            self.progress = replace(self.progress, best=value, best_step=step)
+            self.progress = replace(self.progress, best=value)
             self._write_model(self.session.run.best)
         return scores
 

@@ -38,7 +38,6 @@ class Progress:
     pairs: int = 0
     seconds: float = 0.0  # spent in steps
     best: float | None = None  # mean of the evaluation, the best so far
-    best_step: int = 0
 
 
 def checkpoints(run: Path) -> list[Path]:
