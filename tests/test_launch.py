@@ -289,7 +289,7 @@ def test_a_signal_saves_and_leaves_with_75(name, recipe, tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_all_at_any_moment_before_the_first_step(name, recipe, tmp_path):
     codes = []
-    for half_seconds in range(2, 15, 2):
+    for half_seconds in range(2, 15, 4):
         run = tmp_path / f"run{half_seconds}"
         process = endless(recipe, run)
         time.sleep(half_seconds / 2)
