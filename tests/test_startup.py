@@ -77,13 +77,13 @@ def test_nothing_heavy_is_imported(words, settings, code):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "settings", "code"), QUICK, ids=lambda value: str(value)[:40])
-def test_it_takes_less_than_a_tenth_of_a_second(words, settings, code):
-    # Processor time: start-up waits for nothing, and unlike wall time it does not grow with what
-    # else the machine does.
-    def once() -> float:
+def test_it_takes_little_more_than_python_and_click(words, settings, code):
+    # Processor time, by turns: start-up waits for nothing, and other work on the machine makes both
+    # slower. With a quiet machine's 0.04 s for click, the bar is a tenth of a second.
+    def once(*arguments: str) -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(
-            [sys.executable, "-m", "gemb", *words],
+            [sys.executable, *arguments],
             env={**os.environ, **settings},
             capture_output=True,
             check=False,
@@ -91,5 +91,6 @@ def test_it_takes_less_than_a_tenth_of_a_second(words, settings, code):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    once()  # the first run writes byte code
-    assert statistics.median(once() for _ in range(5)) < 0.1
+    once("-m", "gemb", *words)  # the first run writes byte code
+    ratios = [once("-m", "gemb", *words) / once("-c", "import click") for _ in range(5)]
+    assert statistics.median(ratios) < 2.5
