@@ -16,6 +16,11 @@ def rows_cache() -> Path:
     return _cache() / "rows"
 
 
+def scores_cache() -> Path:
+    """Return the folder of the scores of soups and ingredients: $XDG_CACHE_HOME/gemb/scores."""
+    return _cache() / "scores"
+
+
 def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expanduser(cache)) / "gemb"  # noqa: PTH111 - unknown user

@@ -54,19 +54,37 @@ class StoredTensor:
 
     def float32(self, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
         """Return its values, or its rows begin:end, float32; exact for each of the three dtypes."""
-        import numpy as np
-
         rows = range(self.shape[0])[begin:end]
         row_bytes = self.size_bytes // max(1, self.shape[0])
         raw = self.raw()[rows.start * row_bytes : rows.stop * row_bytes]
-        match self.dtype:
-            case "F32":
-                values = raw.view("<f4")
-            case "F16":
-                values = raw.view("<f2").astype(np.float32)
-            case _:  # bf16 is the upper half of a float32
-                values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
-        return values.reshape(len(rows), *self.shape[1:])
+        return decoded(raw, self.dtype).reshape(len(rows), *self.shape[1:])
+
+
+def decoded(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Return stored numbers as float32 [N], exactly; raw uint8 [N * bytes of F32, BF16 or F16]."""
+    import numpy as np
+
+    match dtype:
+        case "F32":
+            return raw.view("<f4")
+        case "F16":
+            return raw.view("<f2").astype(np.float32)
+    return (raw.view("<u2").astype("<u4") << 16).view("<f4")  # bf16 is its upper half
+
+
+def encoded(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint8]:
+    """Return finite numbers [N] as they are stored, each rounded to the nearest, ties to even.
+
+    BF16 is rounded from the nearest float32, as every library does.
+    """
+    match dtype:
+        case "F32":
+            return values.astype("<f4").view("u1")
+        case "F16":
+            return values.astype("<f2").view("u1")
+    bits: NDArray[np.uint32] = values.astype("<f4").view("<u4")
+    halves: NDArray[np.uint16] = ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype("<u2")
+    return halves.view("u1")
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -130,6 +148,23 @@ def write_file(path: Path, tensors: Mapping[str, NewTensor]) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    start = _start(tensors)
+    with path.open("wb") as file:
+        file.write(start)
+        for part in (part for tensor in tensors.values() for part in tensor.parts):
+            file.write(part.data)
+        assert file.tell() == file_size(tensors), "the parts are not as long as their shapes"
+
+
+def file_size(tensors: Mapping[str, NewTensor] | Mapping[str, StoredTensor]) -> int:
+    """Return the size in bytes of the file that `write_file` writes."""
+    return len(_start(tensors)) + sum(
+        prod(tensor.shape) * _BYTES[tensor.dtype] for tensor in tensors.values()
+    )
+
+
+def _start(tensors: Mapping[str, NewTensor] | Mapping[str, StoredTensor]) -> bytes:
+    """Return what stands before the tensors' bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
     for name, tensor in tensors.items():
@@ -138,8 +173,4 @@ def write_file(path: Path, tensors: Mapping[str, NewTensor]) -> None:
         header[name] = {"dtype": tensor.dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for part in (part for tensor in tensors.values() for part in tensor.parts):
-            file.write(part.data)
-        assert file.tell() == 8 + len(text) + end, "the parts are not as long as their shapes"
+    return len(text).to_bytes(8, "little") + text

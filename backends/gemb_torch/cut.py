@@ -15,18 +15,18 @@ import numpy as np
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.model_json import read_json, write_json
-from gemb.notes import note, warn
-from gemb.safetensors import NewTensor, StoredTensor, write_file
-from gemb_torch.cut_texts import Texts, of_file
-from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
-from gemb_torch.model_folder import (
+from gemb.model_folder import (
     HEAD_FILES,
     SETTINGS,
     TOKENIZER_FILES,
     copy_files,
     write_readme,
 )
+from gemb.model_json import read_json, write_json
+from gemb.notes import note, warn
+from gemb.safetensors import NewTensor, StoredTensor, write_file
+from gemb_torch.cut_texts import Texts, of_file
+from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

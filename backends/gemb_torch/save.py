@@ -11,15 +11,15 @@ from torch import Tensor
 
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
-from gemb.model_json import read_json, read_optional_json, write_json
-from gemb.poolings import pooling_settings
-from gemb.safetensors import NewTensor, write_file
-from gemb_torch.model_folder import (
+from gemb.model_folder import (
     SETTINGS,
     TOKENIZER_FILES,
     copy_files,
     write_readme,
 )
+from gemb.model_json import read_json, read_optional_json, write_json
+from gemb.poolings import pooling_settings
+from gemb.safetensors import NewTensor, write_file
 from gemb_torch.weights import HEAD
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from gemb.commands.export_gguf import export
 from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.recipes import recipes
+from gemb.commands.soup import soup
 from gemb.commands.train import train
 from gemb.commands.verify import verify
 
@@ -24,6 +25,7 @@ COMMANDS: tuple[click.Command, ...] = (
     mine,
     export,
     cut,
+    soup,
     doctor,
     completion,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gemb.checkpoint import Checkpoint
@@ -35,13 +35,18 @@ HEAD_FILES = (
 )
 
 
+def copied_files(source: Path, *patterns: Iterable[str]) -> Iterator[Path]:
+    """Yield the files of the folder `source` that match, where they are there."""
+    for pattern in (pattern for some in patterns for pattern in some):
+        yield from source.glob(pattern)
+
+
 def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
     """Copy the files of the folder `source` that match, where they are there."""
-    for pattern in (pattern for some in patterns for pattern in some):
-        for file in source.glob(pattern):
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, copy)
+    for file in copied_files(source, *patterns):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
 
 
 def write_readme(source: Checkpoint, target: Path, by: str) -> None:

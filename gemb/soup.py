@@ -1,0 +1,285 @@
+"""A soup: one model folder whose numbers are averages of those of several.
+
+The mean (Wortsman et al. 2022, arXiv 2203.05482; the last step of EmbeddingGemma's training,
+arXiv 2509.20354) is weighted by each ingredient's share. SLERP (Shoemake 1985) goes from one model
+to another on an arc, tensor by tensor, so that the length of a tensor stays between theirs.
+
+Sums are in float64, a span of a tensor at a time, in the order of the ingredients' fingerprints,
+and are rounded once: the same bits in whatever order the models were named, and a soup of equal
+models is that model. Sums in float32 would give neither.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb import __version__
+from gemb.atomic import new_folder
+from gemb.checkpoint import Checkpoint, open_checkpoint
+from gemb.errors import GembError, UsageError
+from gemb.model_card import write_card
+from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
+from gemb.model_json import write_json
+from gemb.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
+from gemb.soup_ingredients import Ingredient, in_order
+
+Method = Literal["mean", "slerp"]
+
+MANIFEST = "gemb_soup.json"
+SPAN = 1 << 20  # numbers of a tensor in memory at a time
+# Bytes at the peak, whatever the models: Python and numpy, and spans as bytes, float32 and float64.
+# Measured with two models of 308 M numbers: 74 MB for the mean, 79 MB for slerp (Linux, numpy 2).
+MEMORY = 80_000_000
+
+_FILES = (("config.json",), TOKENIZER_FILES, SETTINGS)
+_HEADS = ("1_Pooling", "2_Dense", "3_Dense")  # they have weights in files of their own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What writing a soup will take."""
+
+    size_bytes: int  # on the disk
+    memory_bytes: int  # of the process at its peak, about
+    tensors: int
+    parameters: int
+
+
+def shares(ingredients: Sequence[Ingredient]) -> list[float]:
+    """Return the weights of the ingredients, brought to a sum of 1."""
+    total = math.fsum(one.weight for one in ingredients)
+    return [one.weight / total for one in ingredients]
+
+
+def plan(ingredients: Sequence[Ingredient]) -> Plan:
+    """Return what `write_soup` will take; it reads headers alone."""
+    one = ingredients[0].checkpoint
+    small = sum(file.stat().st_size for file in copied_files(one.folder, *_FILES))
+    return Plan(
+        size_bytes=small
+        + sum(
+            file_size({_stored_name(file, name): tensor for name, tensor in tensors.items()})
+            for file, tensors in _by_file(one).items()
+        ),
+        memory_bytes=MEMORY,
+        tensors=len(one.tensors),
+        parameters=sum(tensor.count for tensor in one.tensors.values()),
+    )
+
+
+def write_soup(
+    ingredients: Sequence[Ingredient],
+    target: Path,
+    method: Method = "mean",
+    evaluation: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """Write the folder `target`, which is replaced if it exists, and return it.
+
+    Args:
+        ingredients: models that differ in their numbers alone; for slerp, two.
+        target: where it goes; it appears whole or not at all.
+        method: mean or slerp.
+        evaluation: what the manifest shall say of how the ingredients were chosen.
+
+    Raises:
+        UsageError: a tensor holds what is no finite number; slerp has no path.
+        GembError: an ingredient changed while it was read.
+        OSError: an ingredient cannot be read, or the folder not be written.
+    """
+    ingredients = in_order(ingredients)
+    assert method == "mean" or len(ingredients) == 2, "slerp is between two models"
+    first = ingredients[0].checkpoint
+    weights = [one.weight for one in ingredients]
+    with ExitStack() as stack:
+        models = [stack.enter_context(_OpenModel(one.checkpoint)) for one in ingredients]
+        part = stack.enter_context(new_folder(target))
+        copy_files(first.folder, part, *_FILES)
+        for file, tensors in _by_file(first).items():
+            new = {}
+            for name, tensor in tensors.items():
+                parts = _averaged([model.tensor(name) for model in models], weights, method)
+                new[_stored_name(file, name)] = NewTensor(tensor.dtype, tensor.shape, parts)
+            write_file(part / file, new)
+        for model in models:
+            model.check_unchanged()
+        _say(ingredients, part, method, evaluation)
+        open_checkpoint(part)
+    return open_checkpoint(target)
+
+
+def _by_file(checkpoint: Checkpoint) -> dict[Path, dict[str, StoredTensor]]:
+    """Return the files of the new folder, each with its tensors by their names in a checkpoint."""
+    found: dict[Path, dict[str, StoredTensor]] = {}
+    for name, tensor in checkpoint.tensors.items():
+        head = name.partition(".")[0]
+        folder = Path(head) if head in _HEADS else Path()
+        found.setdefault(folder / "model.safetensors", {})[name] = tensor
+    return found
+
+
+def _stored_name(file: Path, name: str) -> str:
+    """Return the name that a checkpoint's tensor has in its file."""
+    return name.removeprefix(f"{file.parent}.")
+
+
+class _OpenTensor(NamedTuple):
+    """A tensor to read in spans, from a file that is held open."""
+
+    name: str
+    stored: StoredTensor
+    file: FileIO
+
+    def span(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Return its numbers begin:end, float32 [end - begin], all finite."""
+        stored, path = self.stored, self.stored.path
+        width = stored.size_bytes // max(1, stored.count)
+        # Not a map into memory: what is cut short meanwhile would end the process by a signal.
+        raw = np.empty((end - begin) * width, np.uint8)
+        self.file.seek(stored.offset + begin * width)
+        try:
+            length = self.file.readinto(raw.data)
+        except OSError as error:
+            error.filename = str(path)
+            raise
+        if length != len(raw):
+            raise GembError(f"{path}: it became shorter while it was read; try again")
+        values = decoded(raw, stored.dtype)
+        finite = np.isfinite(values)
+        if not finite.all():
+            place = int(np.argmin(finite))
+            where = ", ".join(map(str, np.unravel_index(begin + place, stored.shape)))
+            raise UsageError(
+                f"{path}: tensor {self.name} has {values[place]} at [{where}]; leave this model out"
+            )
+        return values
+
+
+class _OpenModel:
+    """The weights of a model, held open: to remove or replace a file meanwhile does no harm."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._files: dict[Path, FileIO] = {}
+        self._before: dict[Path, tuple[int, int]] = {}
+
+    def __enter__(self) -> _OpenModel:
+        for path in dict.fromkeys(tensor.path for tensor in self._checkpoint.tensors.values()):
+            self._files[path] = path.open("rb", buffering=0)
+        self._before = self._state()
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def tensor(self, name: str) -> _OpenTensor:
+        """Return a tensor to read."""
+        stored = self._checkpoint.tensors[name]
+        return _OpenTensor(name, stored, self._files[stored.path])
+
+    def check_unchanged(self) -> None:
+        """Refuse files that were written to since they were opened.
+
+        Raises:
+            GembError: there is one.
+        """
+        for path, state in self._state().items():
+            if state != self._before[path]:
+                raise GembError(f"{path}: it was written to while it was read; try again")
+
+    def _state(self) -> dict[Path, tuple[int, int]]:
+        states = {path: os.fstat(file.fileno()) for path, file in self._files.items()}
+        return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
+
+
+def _averaged(
+    tensors: Sequence[_OpenTensor], weights: Sequence[float], method: Method
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of an average, span by span. Nothing is read before the first is asked for.
+
+    Args:
+        tensors: one of each model, of one shape and type.
+        weights: of each, above 0.
+        method: mean or slerp.
+    """
+    factors, divisor = list(weights), math.fsum(weights)
+    if method == "slerp":
+        factors, divisor = _slerp_factors(tensors, weights[1] / divisor), 1.0
+    for begin, end in _spans(tensors[0].stored.count):
+        # Begun with a product, not with 0, that -0 stays what it is.
+        total = np.multiply(tensors[0].span(begin, end), factors[0], dtype=np.float64)
+        for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+            total += np.multiply(tensor.span(begin, end), factor, dtype=np.float64)
+        total /= divisor
+        yield encoded(total, tensors[0].stored.dtype)
+
+
+def _slerp_factors(tensors: Sequence[_OpenTensor], share: float) -> list[float]:
+    """Return what both tensors are multiplied by, at a share of the way from the first.
+
+    The angle is that between the whole tensors. Where one is zero, or both point the same way,
+    there is no arc but a straight line.
+
+    Raises:
+        UsageError: they point opposite ways: every arc is as good.
+    """
+    a_a = b_b = a_b = 0.0
+    for begin, end in _spans(tensors[0].stored.count):
+        a, b = (tensor.span(begin, end).astype(np.float64) for tensor in tensors)
+        a_a, b_b, a_b = a_a + float(a @ a), b_b + float(b @ b), a_b + float(a @ b)
+    straight = [1 - share, share]
+    if not a_a or not b_b:
+        return straight
+    angle = math.acos(max(-1.0, min(1.0, a_b / math.sqrt(a_a) / math.sqrt(b_b))))
+    if math.pi - angle < 1e-6:
+        raise UsageError(
+            f"tensor {tensors[0].name} points opposite ways in the two models: slerp has no path "
+            "between them; take the mean"
+        )
+    if angle < 1e-7:  # where float64's own cosine ends
+        return straight
+    return [math.sin(part * angle) / math.sin(angle) for part in straight]
+
+
+def _spans(count: int) -> Iterator[tuple[int, int]]:
+    for begin in range(0, count, SPAN):
+        yield begin, min(begin + SPAN, count)
+
+
+def _say(
+    ingredients: Sequence[Ingredient],
+    part: Path,
+    method: Method,
+    evaluation: Mapping[str, Any] | None,
+) -> None:
+    """Write the manifest and README.md."""
+    parts = [(one, share) for one, share in zip(ingredients, shares(ingredients), strict=True)]
+    manifest: dict[str, Any] = {
+        "gemb": __version__,
+        "method": method,
+        "ingredients": [
+            {"model": one.name, "fingerprint": one.fingerprint, "weight": share}
+            for one, share in parts
+        ],
+    }
+    write_json(part / MANIFEST, manifest | ({"evaluation": evaluation} if evaluation else {}))
+    listed = ", ".join(f"{_short(one.name)} ({one.fingerprint}, {x:.4g})" for one, x in parts)
+    said = "Average" if method == "mean" else "SLERP"
+    licences = sorted({one.checkpoint.licence() for one in ingredients} - {""})
+    licence = "gemma" if "gemma" in licences else licences[0] if len(licences) == 1 else ""
+    write_card(part, licence, f"{said} of models, by `gemb soup`: {listed}.")
+
+
+def _short(name: str) -> str:
+    """Return what tells a model from others: `step-000500/model`, not where it was."""
+    return "/".join(Path(name).parts[-2:])
