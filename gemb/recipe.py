@@ -217,6 +217,23 @@ class Saving:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mixtures:
+    """A search of the weights of `data`, by short runs; the best run in full and are averaged."""
+
+    trials: Annotated[
+        int, "mixtures in all; after those drawn by Bayesian optimisation", ONE_OR_MORE
+    ] = 30
+    seeds: Annotated[
+        int, "drawn from a Dirichlet distribution, after data's own (paper: 10)", NOT_NEGATIVE
+    ] = 10
+    concentration: Annotated[
+        float, "of that distribution; 1: every mixture alike, less: few sources each", POSITIVE
+    ] = 1.0
+    steps: Annotated[int, "of a trial", ONE_OR_MORE] = 200
+    best: Annotated[int, "how many run in full (paper's Table 4: 3)", ONE_OR_MORE] = 3
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One stage of training."""
 
@@ -233,3 +250,4 @@ class Recipe:
     run: Annotated[Run, "how long, and how"] = Run()
     eval: Annotated[Evaluation, "baseline, curve and verdict"] = Evaluation()
     checkpoint: Annotated[Saving, "to resume from"] = Saving()
+    mixtures: Annotated[Mixtures | None, "search of the weights; null: none"] = None

@@ -97,6 +97,18 @@ def _start(recipe: Recipe) -> Iterator[Problem]:
         yield "loss.distill.teacher", "is empty; name a model or a file of vectors"
 
 
+def _mixtures(recipe: Recipe) -> Iterator[Problem]:
+    search = recipe.mixtures
+    if search is None:
+        return
+    if len(recipe.data) < 2:
+        yield "mixtures", "needs two sources or more in data"
+    if not recipe.eval.data:
+        yield "mixtures", "needs eval.data: by it the best mixture is chosen"
+    if search.best > search.trials:
+        yield "mixtures.best", f"is {search.best}, of {search.trials} trials"
+
+
 def _memory(recipe: Recipe) -> Iterator[Problem]:
     batch = recipe.batch
     if batch.micro_tokens < batch.max_tokens:
@@ -110,5 +122,6 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _losses,
     _widths,
     _start,
+    _mixtures,
     _memory,
 )

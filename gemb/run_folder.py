@@ -24,6 +24,8 @@ _FREE = {
     "run.workers",
     "run.activation_checkpointing",
     "run.shard",
+    "mixtures.trials",
+    "mixtures.best",
 }
 
 
@@ -74,6 +76,11 @@ class RunFolder:
         return any(self.path.glob("checkpoints/step-*"))
 
     @property
+    def mixtures(self) -> Path:
+        """What a search of mixtures has tried."""
+        return self.path / "mixtures.json"
+
+    @property
     def similarities(self) -> Path:
         """Cosines of pairs, before and after."""
         return self.path / "similarities.json"
@@ -108,11 +115,13 @@ class RunFolder:
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         with run_lock.locked(self.path):
-            if self.metrics.exists() and not resumes:
+            is_begun = self.metrics.exists() or self.mixtures.exists()
+            if is_begun and not resumes:
                 raise UsageError(
                     f"{self.path} holds a run; --resume auto goes on with it, or name another"
                 )
-            if self.recipe.is_file() and (self.model.is_dir() or self.has_checkpoint):
+            has_work = self.model.is_dir() or self.has_checkpoint or self.mixtures.exists()
+            if self.recipe.is_file() and has_work:
                 self._check_same(recipe)
             with new_file(self.recipe) as part:
                 part.write_text(dump(recipe), encoding="utf-8")
@@ -129,8 +138,9 @@ class RunFolder:
 
     def _check_same(self, recipe: Recipe) -> None:
         before, now = _flat(to_plain(load(self.recipe))), _flat(to_plain(recipe))
+        free = _FREE - {"eval"} if self.mixtures.exists() else _FREE  # by it trials are compared
         for key in sorted(before.keys() | now.keys()):
-            if key in _FREE or key.partition(".")[0] in _FREE:
+            if key in free or key.partition(".")[0] in free:
                 continue
             if before.get(key) != now.get(key):
                 raise UsageError(

@@ -146,24 +146,27 @@ def train(
         click.echo(_slurm(click.get_current_context().params), nl=False)
         return
     trainer = able("train") if backend == "auto" else named(backend)
-    verdict = trainer.train(
-        wanted,
-        Training(
-            run=run or Path("run"),
-            resume=resume,
-            dry_run=dry_run,
-            strict=strict,
-            baseline=not no_baseline,
-            runtime=Runtime(device=device, threads=threads),
-            quiet=quiet,
-            # As this process was started, so that it is the same Python with the same packages.
-            command=(sys.executable, *sys.orig_argv[1:]),
-            launch=launch,
-            processes=processes,
-            nodes=nodes,
-            meeting=meeting,
-        ),
+    how = Training(
+        run=run or Path("run"),
+        resume=resume,
+        dry_run=dry_run,
+        strict=strict,
+        baseline=not no_baseline,
+        runtime=Runtime(device=device, threads=threads),
+        quiet=quiet,
+        # As this process was started, so that it is the same Python with the same packages.
+        command=(sys.executable, *sys.orig_argv[1:]),
+        launch=launch,
+        processes=processes,
+        nodes=nodes,
+        meeting=meeting,
     )
+    if wanted.mixtures:
+        from gemb.mixture_search import search
+
+        verdict = search(wanted, how, trainer)
+    else:
+        verdict = trainer.train(wanted, how)
     if verdict is None:
         return
     if as_json:
