@@ -51,6 +51,8 @@ def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | No
         raise UsageError(
             "a search of mixtures starts a run after the other: gemb train --nproc N, not torchrun"
         )
+    if training.nodes > 1:
+        raise UsageError("a search of mixtures works on one machine: --nnodes 1")
     if training.resume not in ("never", "auto"):
         raise UsageError(f"--resume {training.resume}: a search of mixtures goes on with auto")
     check_search(recipe.mixtures)

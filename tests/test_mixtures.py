@@ -247,6 +247,7 @@ def test_a_look_says_what_will_be_and_writes_nothing(work):
 def test_what_a_search_cannot_do_is_one_line(work):
     for words, more, message in (
         (["--resume", "x"], {}, "--resume x: a search of mixtures goes on with auto"),
+        (["--nnodes", "2"], {}, "a search of mixtures works on one machine: --nnodes 1"),
         ([], {"RANK": "0", "WORLD_SIZE": "1"}, "gemb train --nproc N, not torchrun"),
     ):
         answer = train(work, "-o", "other", *words, env=more)

@@ -120,6 +120,9 @@ def train(
     Before the first step it shows what it found in the data, stops if the evaluation set is in it,
     and predicts time and memory. SIGTERM, SIGUSR1 or Ctrl-C stop it, saved, after the next step.
 
+    A recipe with `mixtures:` searches the weights of its sources by short runs, trains in full with
+    the best, and averages these models: RUN/model.
+
     With --nproc it starts so many processes by torchrun, which share each batch: the gradients are
     those of one process. Under a torchrun of yours (`torchrun -m gemb train ...`) it trains the
     same, and each process tells its own failure.
