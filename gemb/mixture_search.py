@@ -24,7 +24,7 @@ from gemb.atomic import new_file
 from gemb.backend import Backend, Training
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
-from gemb.mixtures import Mixture, Trial, check_search, next_mixture
+from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
 from gemb.notes import note
 from gemb.recipe import Recipe
 from gemb.recipe_file import dump
@@ -62,8 +62,8 @@ def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | No
     run = RunFolder(training.run)
     with run.begun(recipe, resumes=training.resume != "never"):
         found = _tried(recipe, training, backend, run)
-        best = sorted(found, key=lambda trial: -trial.score)[: recipe.mixtures.best]
-        folders = [_finetuned(recipe, training, backend, trial.mixture) for trial in best]
+        best = best_mixtures(found, recipe.mixtures.best)
+        folders = [_finetuned(recipe, training, backend, mixture) for mixture in best]
         return _cooked(recipe, training, folders)
 
 

@@ -23,6 +23,10 @@ from gemb.recipe import Mixtures, Recipe
 LEAST = 0.001  # of the batches, for every source: a recipe knows no weight of 0
 DIGITS = 4  # of a share
 
+APART = (
+    0.05  # shares of mixtures that count as two (gemb: less, and their runs see the same batches)
+)
+
 Origin = Literal["own", "drawn", "searched"]
 
 
@@ -60,6 +64,24 @@ def next_mixture(recipe: Recipe, trials: Sequence[Trial]) -> Mixture:
         return Mixture(number=number, origin="drawn", weights=_shares(drawn))
     searched = _searched(trials, count, recipe.seed)
     return Mixture(number=number, origin="searched", weights=_shares(searched))
+
+
+def best_mixtures(trials: Sequence[Trial], count: int) -> list[Mixture]:
+    """Return the mixtures with the highest scores, best first; of those nearly alike, the best.
+
+    A search comes back to what did well, and a soup of runs that are alike gains nothing. Where too
+    few are apart, there are fewer.
+    """
+    chosen: list[Mixture] = []
+    for trial in sorted(trials, key=lambda trial: -trial.score):
+        one = trial.mixture
+        is_new = all(
+            max(abs(a - b) for a, b in zip(one.weights, other.weights, strict=True)) >= APART
+            for other in chosen
+        )
+        if is_new and len(chosen) < count:
+            chosen.append(one)
+    return chosen
 
 
 def check_search(mixtures: Mixtures) -> None:

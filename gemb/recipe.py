@@ -229,7 +229,9 @@ class Mixtures:
     concentration: Annotated[
         float, "of that distribution; 1: every mixture alike, less: few sources each", POSITIVE
     ] = 1.0
-    steps: Annotated[int, "of a trial", ONE_OR_MORE] = 200
+    steps: Annotated[
+        int, "of a trial; a batch is of one source, so few steps tell no shares apart", ONE_OR_MORE
+    ] = 200
     best: Annotated[int, "how many run in full (paper's Table 4: 3)", ONE_OR_MORE] = 3
 
 

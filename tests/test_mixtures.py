@@ -18,7 +18,7 @@ import pytest
 from gemb import mixtures as search
 from gemb.errors import Missing, UsageError
 from gemb.mixture_search import read_trials
-from gemb.mixtures import Mixture, Trial, check_search, next_mixture
+from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
 from gemb.recipe import Mixtures
 from gemb.recipe_file import load
 from test_soup import contents, numbers
@@ -145,6 +145,16 @@ def test_a_mixture_depends_on_the_trials_before_it_alone(recipe):
     assert len({trial.mixture.weights for trial in trials}) == 9
 
 
+def test_of_mixtures_that_are_nearly_alike_the_best_is_taken():
+    tried = [((0.5, 0.5), 0.3), ((0.52, 0.48), 0.4), ((0.9, 0.1), 0.2), ((0.1, 0.9), 0.1)]
+    trials = [
+        Trial(mixture=Mixture(number=i, origin="drawn", weights=weights), score=score)
+        for i, (weights, score) in enumerate(tried)
+    ]
+    assert [one.number for one in best_mixtures(trials, 2)] == [1, 2]
+    assert [one.number for one in best_mixtures(trials, 9)] == [1, 2, 3]
+
+
 def test_without_optuna_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(search, "find_spec", lambda name: None)
     with pytest.raises(Missing, match=r"pip install 'gemb\[mixtures\]'; with mixtures.trials=11"):
@@ -186,8 +196,8 @@ def test_a_search_leaves_its_trials_its_runs_and_their_soup(work, ended):
         weights = tuple(source.weight for source in load(folder / "recipe.yaml").data)
         assert weights == trial.mixture.weights
         assert not any((folder / name).exists() for name in ("model", "checkpoints", "best"))
-    best = sorted(trials, key=lambda trial: -trial.score)[:2]
-    folders = [run / "finetuned" / f"{trial.mixture.number:02}" for trial in best]
+    folders = [run / "finetuned" / f"{one.number:02}" for one in best_mixtures(trials, 2)]
+    assert len(folders) == 2
     assert sorted(path.name for path in (run / "finetuned").iterdir()) == sorted(
         folder.name for folder in folders
     )
