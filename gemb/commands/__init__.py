@@ -10,6 +10,7 @@ from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
 from gemb.commands.mine import mine
 from gemb.commands.models import models
+from gemb.commands.quantize import quantize
 from gemb.commands.recipes import recipes
 from gemb.commands.train import train
 from gemb.commands.verify import verify
@@ -23,6 +24,7 @@ COMMANDS: tuple[click.Command, ...] = (
     recipes,
     mine,
     export,
+    quantize,
     cut,
     doctor,
     completion,
