@@ -106,7 +106,7 @@ def _speed(model: Encoder, ids: Sequence[NDArray[np.int32]]) -> float:
     if not tokens:
         return 0.0
     done, began = 0, time.monotonic()
-    while time.monotonic() - began < _SECONDS:
+    while not done or time.monotonic() - began < _SECONDS:
         encoded(model, ids)
         done += tokens
     return done / (time.monotonic() - began)

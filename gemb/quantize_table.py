@@ -167,10 +167,14 @@ def misfits(plan: Plan) -> list[str]:
         if tensor.wanted != tensor.type:
             rows.setdefault((tensor.wanted, tensor.type), []).append(tensor.shape[0])
     return [
-        f"{len(some)} tensors are {type_}: {wanted} packs {TENSORS[wanted][1]} values, and their "
-        f"rows have {' or '.join(map(str, sorted(set(some))))}"
+        f"{type_} instead of {wanted} in {len(some)} of {len(plan)} tensors: {wanted} packs "
+        f"{TENSORS[wanted][1]} values of a row, which has {_or(some)}"
         for (wanted, type_), some in rows.items()
     ]
+
+
+def _or(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, sorted(set(numbers))))
 
 
 class _Table:

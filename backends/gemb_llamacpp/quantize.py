@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemb.backend import cores
 from gemb.errors import GembError, UsageError
-from gemb.gguf_header import GgufHeader, read_header
+from gemb.gguf_header import ALIGNMENT, GgufHeader, read_header
 from gemb.gguf_model import open_gguf
 from gemb.quantization import (
     FILE_TYPES,
@@ -158,9 +158,16 @@ def _write(
     number[0].value.val_i64 = FILE_TYPES[wanted.type].number
     parameters.kv_overrides = number
     keep = _with_importance(parameters, wanted.importance)
-    _run(header.path, target, parameters)
+    try:
+        _run(header.path, target, parameters)
+    except GembError:
+        _check_disk(target, plan)
+        raise
     del keep
-    _check_written(header, target, plan)
+    _check_disk(target, plan)
+    written = read_header(target).tensors
+    wrong = [one.name for one in plan if written[one.name].type.lower() != one.type]
+    assert not wrong, f"llama.cpp gave {wrong[0]} another type than it was told"
     if wanted.is_exact:
         make_exact(header, target, plan)
 
@@ -197,15 +204,14 @@ def _run(source: Path, target: Path, parameters: Any) -> None:  # noqa: ANN401
         raise GembError(f"{source}: llama.cpp does not quantize it: {said or 'no reason given'}")
 
 
-def _check_written(header: GgufHeader, target: Path, plan: tuple[TensorPlan, ...]) -> None:
-    """Raise what the disk did: llama.cpp goes on after a write that failed, and says nothing."""
-    align = 32
-    least = sum(-(-tensor.size_bytes // align) * align for tensor in plan)
+def _check_disk(target: Path, plan: tuple[TensorPlan, ...]) -> None:
+    """Raise what the disk did to a file that is too short; llama.cpp does not say it, if anything.
+
+    Raises:
+        OSError: it takes no more.
+    """
+    least = sum(-(-tensor.size_bytes // ALIGNMENT) * ALIGNMENT for tensor in plan)
     size = target.stat().st_size if target.exists() else 0
     if size < least:
         with target.open("ab") as file:  # the same write once more: now the error is seen
             file.write(bytes(least - size))
-        raise GembError(f"{target}: {least} bytes were to be written, and {size} are there")
-    written = read_header(target).tensors
-    wrong = [one.name for one in plan if written[one.name].type.lower() != one.type]
-    assert not wrong, f"llama.cpp gave {wrong[0]} another type than it was told"
