@@ -54,6 +54,7 @@ class Job:
     dims: tuple[int, ...] = ()
     runtime: Runtime = field(default_factory=Runtime)
     overwrite: bool = False
+    quiet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,9 @@ class Workshop:
     def yardstick(self) -> Yardstick:
         """The source, measured at the first use."""
         job = self.job
-        return Yardstick(self.source.gguf, job.texts, job.suite, job.dims, job.runtime)
+        return Yardstick(
+            self.source.gguf, job.texts, job.suite, job.dims, job.runtime, quiet=job.quiet
+        )
 
     @cached_property
     def importance(self) -> Importance | None:
@@ -124,7 +127,7 @@ class Workshop:
             plan = able("quantize").quantize(
                 self.source.gguf, place, wanted, threads=self.job.runtime.threads
             )
-            measures = self.yardstick.measure(place)
+            measures = self.yardstick.measure(place, wanted.label)
             bar = _bar(plan, self.job.limits)
             refused = _refusal(measures, bar, self.job.limits)
             if target is not None and not refused:

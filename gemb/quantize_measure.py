@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime, for_model
 from gemb.compare import compare_vectors, encoded, prompted_ids
-from gemb.evaluation import evaluate
+from gemb.count_progress import CountProgress
+from gemb.evaluation import check_dims, evaluate
 from gemb.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.evaluation_sets import Suite
     from gemb.scores import Scores
+    from gemb.text_vectors import Done
 
 _LONGEST = 256  # tokens of a text whose time is taken
 _SECONDS = 1.0  # for which it is taken, at least
@@ -56,6 +58,8 @@ class Yardstick:
         suite: Suite | None,
         dims: Sequence[int],
         runtime: Runtime,
+        *,
+        quiet: bool,
     ) -> None:
         """Run the source.
 
@@ -65,6 +69,7 @@ class Yardstick:
             suite: what is evaluated; None: nothing.
             dims: widths to evaluate; none: all that the model was trained for.
             runtime: how models are run.
+            quiet: show no progress.
 
         Raises:
             UsageError: the model was not trained for a width.
@@ -73,20 +78,22 @@ class Yardstick:
         self._suite = suite
         self._dims = dims
         self._runtime = runtime
+        self._quiet = quiet
         self._vectors: NDArray[np.float32] | None = None
         self._scores: Scores | None = None
-        self.source = self.measure(source)
+        self.source = self.measure(source, "source")
         self._scores = self.source.scores
 
-    def measure(self, file: Path) -> Measures:
-        """Return what is found of a file."""
+    def measure(self, file: Path, name: str) -> Measures:
+        """Return what is found of a file; `name` is what its progress is called."""
         model = for_model(file).open(file, self._runtime)
+        check_dims(self._dims, model.profile.matryoshka_dims)
         ids = prompted_ids(model, self._texts, "none", model.profile.max_tokens)
         vectors = encoded(model, ids)
         if self._vectors is None:
             self._vectors = vectors
         agreement = compare_vectors(self._vectors, vectors, self._texts)
-        scores = evaluate(self._suite, model, dims=self._dims) if self._suite else None
+        scores = self._scored(model, name)
         return Measures(
             size_bytes=file.stat().st_size,
             min_cosine=agreement.min_cosine,
@@ -98,6 +105,25 @@ class Yardstick:
             scores=scores,
             change=verdict(self._scores, scores) if self._scores and scores else None,
         )
+
+    def _scored(self, model: Encoder, name: str) -> Scores | None:
+        if self._suite is None:
+            return None
+        bar: CountProgress | None = None
+
+        def progress(done: Done) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = CountProgress(
+                    done.all_texts, name, "texts", quiet=self._quiet, work=done.all_characters
+                )
+            bar.add(done.texts, done.tokens, done.characters)
+
+        try:
+            return evaluate(self._suite, model, dims=self._dims, progress=progress)
+        finally:
+            if bar is not None:
+                bar.close()
 
 
 def _speed(model: Encoder, ids: Sequence[NDArray[np.int32]]) -> float:

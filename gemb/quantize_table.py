@@ -18,7 +18,7 @@ from gemb.quantize_measure import Measures
 from gemb.quantize_search import Share, fitting_mix, sensitivity
 
 
-def print_ladder(shop: Workshop, *, as_json: bool, quiet: bool) -> None:
+def print_ladder(shop: Workshop, *, as_json: bool) -> None:
     """Make every file that is asked for, and print what each is like.
 
     Raises:
@@ -33,7 +33,7 @@ def print_ladder(shop: Workshop, *, as_json: bool, quiet: bool) -> None:
         table.head(shop.yardstick.source, shop.source.type)
     made: list[Candidate] = []
     for one in wanted:
-        if not quiet:
+        if not job.quiet:
             for line in misfits(shop.planned(one)):
                 note(f"{one.name}: {line}")
         found = shop.made(one)
@@ -47,18 +47,18 @@ def print_ladder(shop: Workshop, *, as_json: bool, quiet: bool) -> None:
     _judge(job, made)
 
 
-def print_fit(shop: Workshop, size_bytes: int, *, as_json: bool, quiet: bool) -> None:
+def print_fit(shop: Workshop, size_bytes: int, *, as_json: bool) -> None:
     """Find the best mix that fits, make it, and print what it is like.
 
     Raises:
         NegativeAnswer: nothing fits, or what does was not good enough.
     """
     mix = fitting_mix(shop, size_bytes, f"{size_bytes / 1e6:g}M")
-    if not quiet:
+    if not shop.job.quiet:
         rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
         note(f"the mix for {mix.name}: -t {mix.type} {rules}")
     shop.job = replace(shop.job, wanted=(mix,))
-    print_ladder(shop, as_json=as_json, quiet=True)
+    print_ladder(shop, as_json=as_json)
 
 
 def _judge(job: Job, made: Sequence[Candidate]) -> None:

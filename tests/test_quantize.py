@@ -20,6 +20,7 @@ from gemb import quantize_measure, quantize_search
 from gemb.backend import Runtime
 from gemb.cli import gemb as command
 from gemb.errors import GembError, NegativeAnswer, UsageError
+from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
 from gemb.quantization import FILE_TYPES, TENSORS, WANTS_IMPORTANCE, Rule, quantization, rule
 from gemb_llamacpp import export as export_module
@@ -570,6 +571,17 @@ def test_weights_that_are_too_large_for_a_scale_are_refused(tiny_model: Path, tm
     with pytest.raises(GembError, match="does not quantize it: quantized data validation failed"):
         _gemb(copy, "-t", "q4_0", "-o", tmp_path / "a.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_type_that_cannot_be_unpacked_is_refused_where_training_would_start(
+    tiny_gguf: Path, tmp_path: Path
+):
+    shape = TinyShape(hidden_size=128, head_dim=64, num_attention_heads=2, dense_middle=128)
+    export(write_tiny_model(tmp_path / "model", shape), tmp_path / "f32.gguf", "f32")
+    for name in ("q1_0", "q2_0"):
+        _made(tmp_path / "f32.gguf", tmp_path / "a.gguf", name)
+        with pytest.raises(UsageError, match=rf"is {name}, which gemb cannot unpack"):
+            unpack(open_gguf(tmp_path / "a.gguf"), tmp_path)
 
 
 def test_rules_and_types_are_read_in_any_case():

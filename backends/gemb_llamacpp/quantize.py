@@ -98,13 +98,10 @@ def _chosen(header: GgufHeader, wanted: Quantization) -> tuple[dict[str, str], d
     matrices = [name for name, tensor in header.tensors.items() if is_matrix(tensor.shape)]
     if wanted.type in PURE:
         return dict.fromkeys(matrices, kind.base), {}
-    parameters = llama().llama_model_quantize_default_params()
-    parameters.ftype = kind.number
-    parameters.dry_run = True
-    keep = _with_importance(parameters, wanted.importance)
+    matters = _matters(wanted.importance)
+    parameters = _parameters(ftype=kind.number, dry_run=True, imatrix=matters)
     with hearing() as heard:
-        _run(header.path, header.path, parameters)  # a dry run opens no target
-    del keep
+        _run(header.path, Path(os.devnull), parameters)  # a dry run opens no target
     said = "".join(heard)
     found = {name: (type_ or header.tensors[name].type) for name, type_ in _TENSOR.findall(said)}
     if found.keys() != header.tensors.keys():
@@ -142,28 +139,28 @@ def _write(
     threads: int,
 ) -> None:
     library = llama()
-    parameters = library.llama_model_quantize_default_params()
-    parameters.nthread = threads
-    parameters.allow_requantize = True  # whether the source may be quantized is asked before
-    parameters.ftype = _CARRIER
     overrides = [(tensor.name, tensor.type) for tensor in plan if is_matrix(tensor.shape)]
-    rules = (library.llama_model_tensor_override * (len(overrides) + 1))()
+    rules = (library.llama_model_tensor_override * (len(overrides) + 1))()  # ended by no pattern
     for place, (name, type_) in enumerate(overrides):
         rules[place].pattern = f"^{re.escape(name)}$".encode()
         rules[place].type = TENSORS[type_][0]
-    parameters.tt_overrides = rules
     number = (library.llama_model_kv_override * 2)()  # ended by an empty key
     number[0].tag = _INT
     number[0].key = b"general.file_type"
     number[0].value.val_i64 = FILE_TYPES[wanted.type].number
-    parameters.kv_overrides = number
-    keep = _with_importance(parameters, wanted.importance)
+    parameters = _parameters(
+        nthread=threads,
+        allow_requantize=True,  # whether the source may be quantized is asked before
+        ftype=_CARRIER,
+        tt_overrides=rules,
+        kv_overrides=number,
+        imatrix=_matters(wanted.importance),
+    )
     try:
         _run(header.path, target, parameters)
     except GembError:
         _check_disk(target, plan)
         raise
-    del keep
     _check_disk(target, plan)
     written = read_header(target).tensors
     wrong = [one.name for one in plan if written[one.name].type.lower() != one.type]
@@ -172,18 +169,25 @@ def _write(
         make_exact(header, target, plan)
 
 
-def _with_importance(parameters: Any, importance: Importance | None) -> object:  # noqa: ANN401
-    """Set the importance matrix; what is returned must live as long as the parameters."""
+def _parameters(**wanted: Any) -> Any:  # noqa: ANN401
+    parameters = llama().llama_model_quantize_default_params()
+    for name, value in wanted.items():
+        assert hasattr(parameters, name), f"this llama-cpp-python has no {name}"
+        if value is not None:
+            setattr(parameters, name, value)
+    return parameters
+
+
+def _matters(importance: Importance | None) -> object:
+    """Return llama.cpp's form of an importance, which must outlive it; None: there is none."""
     if not importance:
         return None
-    library = llama()
-    entries = (library.llama_model_imatrix_data * (len(importance) + 1))()  # ended by no name
+    entries = (llama().llama_model_imatrix_data * (len(importance) + 1))()  # ended by no name
     for entry, (name, values) in zip(entries, importance.items(), strict=False):
         entry.name = name.encode()
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = len(values)
-    parameters.imatrix = entries
-    return importance, entries
+    return entries
 
 
 def _run(source: Path, target: Path, parameters: Any) -> None:  # noqa: ANN401

@@ -21,7 +21,7 @@ GROUPS = {
     "What is written": ("types", "output", "rules", "corpus"),
     "What is looked for": ("ladder", "by_class", "target_size", "max_drop"),
     "What is measured": ("texts", "sets", "dims", "min_cosine"),
-    "Output": ("force", "dry_run", "as_json"),
+    "Output": ("force", "dry_run", "as_json", "quiet"),
     "Source": ("requantize", "ignore_qat"),
 }
 
@@ -102,7 +102,11 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     metavar="PATH|builtin:tiny",
     help="Evaluation sets, as gemb eval --data takes them; repeatable.",
 )
-@click.option("--dims", metavar="A,B", help="Widths to evaluate.  [default: the widest]")
+@click.option(
+    "--dims",
+    metavar="A,B",
+    help="Widths to evaluate.  [default: all that the model was trained for]",
+)
 @click.option(
     "--target-size",
     type=FileSize(),
@@ -136,7 +140,7 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     help="Print the types and leave.",
 )
 @click.option("-j", "--threads", type=click.IntRange(min=0), default=0, help="0: one a core.")
-@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
 def quantize(**values: Any) -> None:  # noqa: ANN401
     """Write a model in fewer bits, and show what that costs.
 
@@ -214,9 +218,9 @@ def _run(asked: Asked) -> None:
         elif asked.by_class:
             print_shares(shop, as_json=asked.as_json)
         elif asked.target_size is not None:
-            print_fit(shop, asked.target_size, as_json=asked.as_json, quiet=asked.quiet)
+            print_fit(shop, asked.target_size, as_json=asked.as_json)
         else:
-            print_ladder(shop, as_json=asked.as_json, quiet=asked.quiet)
+            print_ladder(shop, as_json=asked.as_json)
 
 
 def _job(asked: Asked) -> Job:
@@ -257,6 +261,7 @@ def _job(asked: Asked) -> Job:
         dims=_widths(asked.dims),
         runtime=Runtime(threads=asked.threads),
         overwrite=asked.force,
+        quiet=asked.quiet,
     )
 
 
