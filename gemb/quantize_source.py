@@ -12,7 +12,8 @@ from pathlib import Path
 from gemb.backend import able
 from gemb.errors import UsageError
 from gemb.gguf_header import GgufHeader
-from gemb.gguf_model import GgufModel, open_gguf
+from gemb.gguf_model import GgufModel, class_of, open_gguf
+from gemb.notes import warn
 from gemb.quantization import FILE_TYPES, PLAIN, QAT_CLASSES, TENSORS, is_matrix
 
 
@@ -80,6 +81,14 @@ def _trained(header: GgufHeader) -> dict[str, str]:
             raise ValueError(f"it must give {', '.join(QAT_CLASSES)} a type each")
     except (ValueError, AttributeError, TypeError) as error:
         raise UsageError(f"{header.path}: gemb.qat is {said!r}: {error}") from error
+    for tensor in header.tensors.values():
+        type_ = found.get(class_of(tensor.name), tensor.type)
+        if tensor.type not in (type_, "f32"):
+            warn(
+                f"{header.path} was trained for its types, but its numbers are {tensor.type} by "
+                "now; quantize the model folder or an f32 file of it"
+            )
+            return {}
     return dict(found)
 
 

@@ -413,7 +413,13 @@ def test_the_mix_is_the_best_of_all(monkeypatch: pytest.MonkeyPatch):
         assert sum(errors[one] for one in found.items()) == pytest.approx(right)
 
 
-def _trained(monkeypatch: pytest.MonkeyPatch, model: Path, target: Path, types: object) -> Path:
+def _trained(
+    monkeypatch: pytest.MonkeyPatch,
+    model: Path,
+    target: Path,
+    types: object,
+    outtype: str = "f32",
+) -> Path:
     """Export with the mark of a model that was trained for types."""
     add = export_module._add_metadata
 
@@ -422,7 +428,7 @@ def _trained(monkeypatch: pytest.MonkeyPatch, model: Path, target: Path, types: 
         writer.add_string("gemb.qat", types if isinstance(types, str) else json.dumps(types))
 
     monkeypatch.setattr(export_module, "_add_metadata", marked)
-    export(model, target, "f32")
+    export(model, target, outtype)
     monkeypatch.setattr(export_module, "_add_metadata", add)
     return target
 
@@ -474,6 +480,14 @@ def test_other_types_than_those_trained_for_are_refused(
         bad = _trained(monkeypatch, tiny_model, tmp_path / "bad.gguf", wrong)
         with pytest.raises(UsageError, match=r"bad.gguf: gemb.qat is "):
             _gemb(bad, "-o", target, "-f")
+
+
+def test_numbers_that_bf16_has_changed_are_not_those_trained(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+):
+    source = _trained(monkeypatch, tiny_model, tmp_path / "a.gguf", QAT, "bf16")
+    _, err = _gemb(source, "-t", "q4_0", "-o", tmp_path / "b.gguf")
+    assert "a.gguf was trained for its types, but its numbers are bf16 by now" in err
 
 
 def test_blocks_that_another_compiler_rounds_otherwise_are_mended(tiny_gguf: Path, tmp_path: Path):
