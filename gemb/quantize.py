@@ -158,7 +158,10 @@ def workshop(job: Job) -> Iterator[Workshop]:
             raise UsageError(
                 "-t TYPE is missing: this model was trained for no types; gemb quantize --types"
             )
-        yield Workshop(job, source)
+        shop = Workshop(job, source)
+        for wanted in job.wanted:
+            shop.planned(wanted)  # what does not fit is refused before anything is measured
+        yield shop
 
 
 def _heeding(job: Job, source: Source) -> Job:

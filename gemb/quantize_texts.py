@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.inputs import Reading, read
@@ -39,7 +40,18 @@ def calibration_texts(path: str, prompts: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(role.render(one.text, one.title) for one in some for role in roles)
 
 
+def check_texts(path: str) -> None:
+    """Refuse what is no file of texts.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if path != "-" and not Path(path).is_file():
+        raise UsageError(f"{path}: no such file of texts")
+
+
 def _records(path: str) -> list[Record]:
+    check_texts(path)
     reading = Reading(fields=Fields(title="title", title_may_lack=True), quiet=True)
     good: list[Record] = []
     bad: list[Record] = []

@@ -535,6 +535,17 @@ def test_a_dry_run_writes_nothing_and_knows_the_size(tiny_model: Path, wide: Pat
     assert found["about_bytes"] == pytest.approx((tmp_path / "a.gguf").stat().st_size, rel=0.01)
 
 
+def test_texts_that_are_not_there_are_refused(tiny_gguf: Path, tmp_path: Path):
+    for option in ("--texts", "--imatrix"):
+        with pytest.raises(UsageError, match=r"none\.txt: no such file of texts"):
+            _gemb(tiny_gguf, "-t", "q4_0", "-o", tmp_path / "a.gguf", option, tmp_path / "none.txt")
+
+
+def test_the_users_own_texts_are_compared(tiny_gguf: Path, tmp_path: Path, corpus: Path):
+    out, _ = _gemb(tiny_gguf, "-t", "q4_0", "-o", tmp_path / "a.gguf", "--texts", corpus, "--json")
+    assert json.loads(out)["files"][0]["worst_text"] in TEXTS
+
+
 def test_types_are_listed():
     out, _ = _gemb("--types")
     listed = {line.split()[0]: line for line in out.splitlines()}

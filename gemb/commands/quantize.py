@@ -165,6 +165,8 @@ def quantize(**values: Any) -> None:  # noqa: ANN401
     most tensors: an embedder only looks rows up in it. Rows that a type's blocks do not fit (1,152
     values of ffn_down, and K types pack 256) get a type near it, and a note says so.
 
+    A model that was trained for its types (QAT) gets these, to the last bit, without -t.
+
     With --imatrix each text is run with the prompt of a document and with that of a query, and
     rounding spares the columns that these texts use most.
     """
@@ -228,11 +230,13 @@ def _job(asked: Asked) -> Job:
     from gemb.backend import Runtime
     from gemb.quantization import quantization, rule
     from gemb.quantize import Job, Limits
-    from gemb.quantize_texts import read_texts
+    from gemb.quantize_texts import check_texts, read_texts
     from gemb.verification_texts import VERIFICATION_TEXTS
 
     if asked.max_drop is not None and not asked.sets:
         raise UsageError("--max-drop needs something to measure: --eval SET")
+    if asked.corpus is not None:
+        check_texts(asked.corpus)
     if asked.target_size is not None and (asked.types or asked.rules or asked.ladder):
         raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
     rules = [rule(text) for text in asked.rules]
