@@ -16,6 +16,7 @@ from gemb.backend import Runtime, able
 from gemb.compare import bar_for
 from gemb.errors import UsageError
 from gemb.gguf_model import class_of
+from gemb.notes import note
 from gemb.output_paths import check_folder_of
 from gemb.quantization import Quantization, TensorPlan, is_matrix, trained
 from gemb.quantize_measure import Measures, Yardstick
@@ -95,6 +96,8 @@ class Workshop:
         if self.job.corpus is None:
             return None
         texts = calibration_texts(self.job.corpus, self.source.prompts)
+        if not self.job.quiet:
+            note(f"looking which columns matter to {len(texts)} texts with their prompts")
         return able("importance").importance(self.source.gguf, texts, self.job.runtime)
 
     def planned(self, wanted: Quantization) -> Plan:
