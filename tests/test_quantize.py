@@ -251,6 +251,28 @@ def test_rules_come_before_the_type_and_the_first_counts(tiny_gguf: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("name", "types"),
+    [  # of token_embd, attn_q, attn_v, attn_output, ffn_up, ffn_down, dense_3
+        ("small", "q4_0 q4_0 q8_0 q4_0 q4_0 q4_0 q8_0"),
+        ("medium", "q4_0 q4_0 q8_0 q8_0 q4_0 q8_0 q8_0"),
+        ("large", "q4_0 q8_0 q8_0 q8_0 q8_0 q8_0 q8_0"),
+        ("e4_a8_f4_p4", "q4_0 q8_0 q8_0 q8_0 q4_0 q4_0 q4_0"),
+    ],
+)
+def test_a_preset_is_what_its_rules_say_and_yields_to_the_users(
+    tiny_gguf: Path, tmp_path: Path, name: str, types: str
+):
+    places = ("token_embd", "attn_q", "attn_v", "attn_output", "ffn_up", "ffn_down", "dense_3")
+    plan = quantize(tiny_gguf, tmp_path / "a.gguf", quantization(name), 2)
+    for place, type_ in zip(places, types.split(), strict=True):
+        assert {one.type for one in plan if f"{place}." in one.name} == {type_}, place
+    own = quantization(name, [Rule("^dense", "bf16")])
+    plan = quantize(tiny_gguf, None, own, 2)
+    assert {one.type for one in plan if one.name.startswith("dense")} == {"bf16"}
+    assert own.label == f"{name} ^dense=bf16"
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("q4_km", "no type 'q4_km'; did you mean 'q4_k_m'"),

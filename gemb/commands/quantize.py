@@ -16,7 +16,7 @@ from gemb.errors import UsageError
 if TYPE_CHECKING:
     from gemb.quantize import Job
 
-LADDER = "bf16,q8_0,q6_k,q5_k_m,q5_0,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
+LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
 GROUPS = {
     "What is written": ("types", "output", "rules", "corpus"),
     "What is looked for": ("ladder", "by_class", "target_size", "max_drop"),
@@ -50,10 +50,10 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     from gemb.quantization import FILE_TYPES, PRESETS, bits
 
     for name, kind in FILE_TYPES.items():
-        click.echo(f"{name:9} {bits(kind.base):6.4g} bits in most tensors")
+        click.echo(f"{name:11} {bits(kind.base):6.4g} bits in most tensors")
     for name, preset in PRESETS.items():
         rules = ", ".join(f"{pattern}={type_}" for pattern, type_ in preset.rules)
-        click.echo(f"{name:9} {preset.type}, {rules}: {preset.said}")
+        click.echo(f"{name:11} {preset.type}, {rules}: {preset.said}")
     ctx.exit()
 
 
@@ -87,7 +87,7 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     metavar="FILE",
     help="Texts of yours: columns that matter to them are kept more exactly.",
 )
-@click.option("--ladder", is_flag=True, help=f"Try {LADDER}.")
+@click.option("--ladder", is_flag=True, help=f"Try {LADDER.replace(',', ' ')}.")
 @click.option(
     "--sensitivity",
     "by_class",
@@ -148,7 +148,7 @@ def quantize(**values: Any) -> None:  # noqa: ANN401
     it gets its name; one that is too far away is not written, and the exit code is 1.
 
     \b
-    gemb quantize runs/a/model -t q4_0 -o small.gguf
+    gemb quantize runs/a/model -t small -o small.gguf
     gemb quantize model.gguf -t q8_0,q4_k_m -o files/ --eval dev/ --dims 768,128
     gemb quantize model.gguf --ladder --eval dev/
     gemb quantize model.gguf --sensitivity -t q4_0
