@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gemb.quantization import Importance, Quantization, TensorPlan
     from gemb.recipe import Recipe
     from gemb.verdict import Verdict
 
@@ -148,6 +149,27 @@ class Backend:
             UsageError: the folder holds what a GGUF file cannot.
         """
         raise self._refusal("export_gguf")
+
+    def quantize(
+        self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0
+    ) -> tuple[TensorPlan, ...]:
+        """Write the GGUF file `source` as another one, `target`, in other types.
+
+        Returns what became of each tensor, in the file's order. Without a target nothing is
+        written: what would be refused before writing is refused.
+
+        Raises:
+            UsageError: a rule or a type does not fit the file.
+        """
+        raise self._refusal("quantize")
+
+    def importance(self, model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
+        """Return how much each column of each matrix of a GGUF file matters to these texts.
+
+        That is the mean square of what the column is multiplied with, float32 [row], by the name
+        of the tensor. The texts have their prompts already.
+        """
+        raise self._refusal("importance")
 
     def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder `target`, made from the folder `source`.

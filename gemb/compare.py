@@ -82,8 +82,8 @@ def compare(a: Encoder, b: Encoder, texts: Sequence[str], *, task: str = "none")
     if a.profile.dim != b.profile.dim:
         raise NegativeAnswer(f"the models differ: vectors of {a.profile.dim} and {b.profile.dim}")
     limit = min(a.profile.max_tokens, b.profile.max_tokens)
-    ids_a, ids_b = (_token_ids(model, texts, task, limit) for model in (a, b))
-    cosines, agreement = _agreement(_encode(a, ids_a), _encode(b, ids_b), texts)
+    ids_a, ids_b = (prompted_ids(model, texts, task, limit) for model in (a, b))
+    cosines, agreement = _agreement(encoded(a, ids_a), encoded(b, ids_b), texts)
     groups = {
         "length": _groups(cosines, [_length_band(len(ids)) for ids in ids_a]),
         "script": _groups(cosines, [script_of(text) for text in texts]),
@@ -111,7 +111,7 @@ def bar_for(dtype_a: str, dtype_b: str) -> float:
 
 
 def _bar(dtype: str) -> float:
-    few_bits = dtype.startswith(("q2", "q3", "q4", "q5", "iq", "tq"))
+    few_bits = dtype.startswith(("q1", "q2", "q3", "q4", "q5", "iq", "tq", "mxfp4", "nvfp4"))
     return BARS["q4_0"] if few_bits else BARS.get(dtype, DEFAULT_BAR)
 
 
@@ -127,7 +127,8 @@ def script_of(text: str) -> str:
     return counts.most_common(1)[0][0] if counts else "no letters"
 
 
-def _token_ids(model: Encoder, texts: Sequence[str], task: str, limit: int) -> list[TokenIds]:
+def prompted_ids(model: Encoder, texts: Sequence[str], task: str, limit: int) -> list[TokenIds]:
+    """Return each text's ids with its prompt, cut to `limit` tokens, its closing ones kept."""
     prompt = for_task(task, model.profile.prompts)
     closing = model.profile.closing_tokens
     cut = []
@@ -138,7 +139,7 @@ def _token_ids(model: Encoder, texts: Sequence[str], task: str, limit: int) -> l
     return cut
 
 
-def _encode(model: Encoder, ids: Sequence[TokenIds]) -> NDArray[np.float32]:
+def encoded(model: Encoder, ids: Sequence[TokenIds]) -> NDArray[np.float32]:
     """Return unit vectors, float32 [N, dim], encoded shortest first and put back in order."""
     vectors = np.empty((len(ids), model.profile.dim), np.float32)
     batch: list[int] = []

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemb.errors import UsageError
 from gemb.gguf_checks import ARCHITECTURE, number, wrong
 from gemb.gguf_header import TensorInfo
 from gemb.gguf_model import GgufModel
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROWS = 4096  # of a tensor in memory at a time
+_PACKED_FOR_GOOD = ("q1_0", "q2_0")  # types that gguf cannot unpack
 _MODULES = (
     ("Transformer", ""),
     ("Pooling", "1_Pooling"),
@@ -40,12 +42,19 @@ def unpack(model: GgufModel, target: Path) -> None:
     """Fill the empty folder `target` with what the file holds.
 
     Raises:
-        UsageError: the file's tokens are broken, or its window is one that no folder has.
+        UsageError: the file's tokens are broken, its window is one that no folder has, or its
+            weights are of a type that cannot be unpacked.
         OSError: the folder cannot be written.
     """
     window = number(model.header, "attention.sliding_window")
     if window % 2:
         raise wrong(model.header, f"the sliding window is {window}, an odd number")
+    for tensor in model.header.tensors.values():
+        if tensor.type in _PACKED_FOR_GOOD:
+            raise UsageError(
+                f"{model.header.path}: tensor {tensor.name} is {tensor.type}, which gemb cannot "
+                "unpack; start from the model folder, or another file of it"
+            )
     for name in ("1_Pooling", "2_Dense", "3_Dense"):
         (target / name).mkdir()
     for name, value in tokenizer_files(model.header, model.max_tokens).items():

@@ -90,7 +90,7 @@ class GgufModel:
         """Return the types in each class of tensors: token_embd, attention, ffn, norm, dense."""
         found: dict[str, set[str]] = {}
         for name, tensor in self.header.tensors.items():
-            found.setdefault(_class_of(name), set()).add(tensor.type)
+            found.setdefault(class_of(name), set()).add(tensor.type)
         return {kind: "+".join(sorted(types)) for kind, types in found.items()}
 
     def fingerprint(self) -> str:
@@ -194,7 +194,8 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
-def _class_of(name: str) -> str:
+def class_of(name: str) -> str:
+    """Return the class of a tensor: token_embd, attention, ffn, norm or dense."""
     if name.startswith(("token_embd", "dense")):
         return name.partition(".")[0].partition("_2")[0].partition("_3")[0]
     if "norm" in name:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
 from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemb.quantization import Importance, Quantization, TensorPlan
 
 
 class LlamaCppBackend(Backend):
@@ -16,7 +19,7 @@ class LlamaCppBackend(Backend):
 
     name = "llamacpp"
     requires: ClassVar[Mapping[str, str]] = {"llama_cpp": "gemb"}
-    can = frozenset({"open", "describe", "export_gguf"})
+    can = frozenset({"open", "describe", "export_gguf", "quantize", "importance"})
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a file that begins as GGUF does, or is named so."""
@@ -62,6 +65,20 @@ class LlamaCppBackend(Backend):
         from gemb_llamacpp.export import export
 
         export(source, target, outtype)
+
+    def quantize(
+        self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0
+    ) -> tuple[TensorPlan, ...]:
+        """Write the file in other types; see `gemb_llamacpp.quantize`."""
+        from gemb_llamacpp.quantize import quantize
+
+        return quantize(source, target, wanted, threads)
+
+    def importance(self, model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
+        """Return how much each column matters; see `gemb_llamacpp.importance`."""
+        from gemb_llamacpp.importance import importance
+
+        return importance(model, texts, runtime)
 
     def checks(self) -> list[Check]:
         """Return what `gemb doctor` prints: the library, its features, what it leaves unused."""

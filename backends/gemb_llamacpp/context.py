@@ -29,7 +29,14 @@ class Context:
     """
 
     def __init__(
-        self, model: int, *, capacity: int, dim: int, vocabulary: int, flash: bool
+        self,
+        model: int,
+        *,
+        capacity: int,
+        dim: int,
+        vocabulary: int,
+        flash: bool,
+        watch: object = None,  # a `ggml_backend_sched_eval_callback`, called for each operation
     ) -> None:
         assert capacity.bit_count() == 1, "llama.cpp's reserve wants tokens divisible by sequences"
         library = llama()
@@ -37,7 +44,8 @@ class Context:
         self.most_sequences = min(capacity, MOST_SEQUENCES)
         self._dim = dim
         self._vocabulary = vocabulary
-        self._pointer = _new_context(model, capacity, self.most_sequences, flash)
+        self._pointer = _new_context(model, capacity, self.most_sequences, flash, watch)
+        self._watch = watch  # the library keeps a bare pointer to it
         # Not at the end of the process: another thread may be computing then.
         weakref.finalize(self, library.llama_free, self._pointer).atexit = False
         self._tokens = np.empty(capacity, np.int32)
@@ -116,7 +124,7 @@ class Context:
             )
 
 
-def _new_context(model: int, capacity: int, sequences: int, flash: bool) -> int:
+def _new_context(model: int, capacity: int, sequences: int, flash: bool, watch: object) -> int:
     library = llama()
     parameters = library.llama_context_default_params()
     wanted = {
@@ -134,6 +142,8 @@ def _new_context(model: int, capacity: int, sequences: int, flash: bool) -> int:
     for name, value in wanted.items():
         assert hasattr(parameters, name), f"this llama-cpp-python has no {name}"
         setattr(parameters, name, value)
+    if watch is not None:
+        parameters.cb_eval = watch
     last_errors()
     pointer = library.llama_init_from_model(model, parameters)
     if not pointer:

@@ -42,7 +42,7 @@ class LlamaCppEncoder:
         library = llama()
         self.profile = model.profile()
         self._model = model
-        self._pointer = pointer
+        self.pointer = pointer
         self._vocabulary = library.llama_model_get_vocab(pointer)
         # Who has fp32 weights wants their exactness more than a tenth of the time.
         self._flash = self.profile.dtype != "f32"
@@ -141,7 +141,7 @@ class LlamaCppEncoder:
                     context = self._contexts[place] = None  # freed before the next one is made
                     capacity = max(_SMALLEST, 1 << (total - 1).bit_length())
                     context = self._contexts[place] = Context(
-                        self._pointer,
+                        self.pointer,
                         capacity=capacity,
                         dim=self.profile.dim,
                         vocabulary=self._model.vocabulary,

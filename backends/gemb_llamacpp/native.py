@@ -33,6 +33,7 @@ _KEEPS_STORES = (b"-fno-dse", b"-fno-tree-dse")  # with which an older one is ri
 
 _errors: deque[str] = deque(maxlen=3)
 _is_verbose = False
+_heard: list[str] | None = None  # all that the library says, while `hearing`
 _kept: list[object] = []
 
 
@@ -60,6 +61,18 @@ def set_verbose(verbose: bool) -> None:
     """Let the library's own words through to stderr, or not."""
     global _is_verbose
     _is_verbose = verbose
+
+
+@contextmanager
+def hearing() -> Iterator[list[str]]:
+    """Yield a list that gets all that the library says from now on, in pieces of lines."""
+    global _heard
+    heard: list[str] = []
+    _heard = heard
+    try:
+        yield heard
+    finally:
+        _heard = None
 
 
 def last_errors() -> str:
@@ -174,6 +187,8 @@ def _ctypes_module() -> ModuleType:
 
 def _log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode(errors="replace")
+    if _heard is not None:
+        _heard.append(line)
     if _is_verbose and sys.stderr is not None:
         sys.stderr.write(line)
     if level == _ERROR and line.strip():
@@ -183,12 +198,12 @@ def _log(level: int, text: bytes | None, _data: object) -> None:
 def _leave_out_amx(library: ctypes.CDLL) -> None:
     """Take AMX out of the CPU's list of buffer types, so that no weight is packed for it."""
     pointer = ctypes.c_void_p
-    device_of = _function(library, "ggml_backend_dev_by_type", pointer, ctypes.c_int)
-    registry_of = _function(library, "ggml_backend_dev_backend_reg", pointer, pointer)
-    address_of = _function(
+    device_of = function(library, "ggml_backend_dev_by_type", pointer, ctypes.c_int)
+    registry_of = function(library, "ggml_backend_dev_backend_reg", pointer, pointer)
+    address_of = function(
         library, "ggml_backend_reg_get_proc_address", pointer, pointer, ctypes.c_char_p
     )
-    name_of = _function(library, "ggml_backend_buft_name", ctypes.c_char_p, pointer)
+    name_of = function(library, "ggml_backend_buft_name", ctypes.c_char_p, pointer)
     device = device_of(_CPU_DEVICE)
     address = address_of(registry_of(device), b"ggml_backend_dev_get_extra_bufts")
     if not address:
@@ -202,9 +217,8 @@ def _leave_out_amx(library: ctypes.CDLL) -> None:
         types[place] = kept[place] if place < len(kept) else None
 
 
-def _function(
-    library: ctypes.CDLL, name: str, result: type, *arguments: type
-) -> Callable[..., Any]:
+def function(library: ctypes.CDLL, name: str, result: type, *arguments: type) -> Callable[..., Any]:
+    """Return a function of the library, with the types of its result and arguments."""
     function = library[name]  # a new one each time: others' types stay as they are
     function.restype = result
     function.argtypes = arguments

@@ -10,6 +10,7 @@ from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
 from gemb.commands.mine import mine
 from gemb.commands.models import models
+from gemb.commands.quantize import quantize
 from gemb.commands.recipes import recipes
 from gemb.commands.soup import soup
 from gemb.commands.train import train
@@ -24,6 +25,7 @@ COMMANDS: tuple[click.Command, ...] = (
     recipes,
     mine,
     export,
+    quantize,
     cut,
     soup,
     doctor,

@@ -1,0 +1,164 @@
+"""How much each column of each matrix matters to texts: the importance matrix of llama.cpp.
+
+llama.cpp calls back for each operation of a computation; of a product of a matrix with what comes
+in, the mean square of each column's input is kept, as its `llama-imatrix` does. ggml's struct of a
+tensor is read for that, which is checked against the library first.
+Source: llama.cpp `tools/imatrix/imatrix.cpp`, `ggml/include/ggml.h` (`struct ggml_tensor`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemb.backend import Runtime, cores
+from gemb.errors import GembError
+from gemb.gguf_model import open_gguf
+from gemb_llamacpp.context import Context
+from gemb_llamacpp.native import function, llama
+from gemb_llamacpp.opening import open_encoder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gemb.backend import TokenIds
+    from gemb.quantization import Importance
+
+_F32 = 0  # GGML_TYPE_F32
+_TOKENS = 512  # computed at once
+
+
+class _Tensor(ctypes.Structure):
+    """`struct ggml_tensor`."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),  # how many values in each dimension
+        ("nb", ctypes.c_size_t * 4),  # bytes from one to the next
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    )
+
+
+def importance(model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
+    """Return the mean square of each column's input, float32 [row], by the name of the matrix.
+
+    Args:
+        model: a GGUF file of EmbeddingGemma.
+        texts: with their prompts; one longer than the model takes is cut.
+        runtime: how it is run; on the CPU.
+
+    Raises:
+        UsageError: the file is broken.
+        GembError: llama.cpp's tensors have another shape than the one known here.
+    """
+    checked = open_gguf(model)
+    encoder = open_encoder(checked, Runtime(device="cpu", verbose=runtime.verbose))
+    squares = _Squares(frozenset(checked.header.tensors))
+    watch = llama().ggml_backend_sched_eval_callback(squares)
+    limit = min(checked.max_tokens, _TOKENS)
+    context = Context(
+        encoder.pointer,
+        capacity=_TOKENS,
+        dim=checked.dim,
+        vocabulary=checked.vocabulary,
+        flash=False,
+        watch=watch,
+    )
+    context.set_threads(runtime.threads or cores())
+    batch: list[TokenIds] = []
+    tokens = 0
+    for ids in encoder.tokenize(texts):
+        kept = ids if len(ids) <= limit else np.concatenate([ids[: limit - 1], ids[-1:]])
+        if batch and (tokens + len(kept) > _TOKENS or len(batch) == context.most_sequences):
+            _run(context, batch, squares)
+            batch, tokens = [], 0
+        batch.append(kept)
+        tokens += len(kept)
+    if batch:
+        _run(context, batch, squares)
+    return squares.means()
+
+
+def _run(context: Context, batch: list[TokenIds], squares: _Squares) -> None:
+    context.run(batch)
+    if squares.error is not None:
+        raise squares.error
+
+
+class _Squares:
+    """Called by llama.cpp before each operation (may I have it?) and after those wanted."""
+
+    def __init__(self, known: frozenset[str]) -> None:
+        self._known = known  # names of the file's tensors
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts: dict[str, int] = {}
+        self._is_checked = False
+        self._kind = function(llama()._lib, "ggml_op_desc", ctypes.c_char_p, ctypes.c_void_p)
+        self.error: Exception | None = None  # one raised into C would be lost
+
+    def __call__(self, pointer: int, asks: bool, _data: object) -> bool:
+        try:
+            return self._seen(pointer, asks=asks)
+        except Exception as error:
+            self.error = error
+            return not asks  # False after an operation would end the computation
+
+    def _seen(self, pointer: int, *, asks: bool) -> bool:
+        if not self._is_checked:
+            _check_layout(pointer)
+            self._is_checked = True
+        product = _Tensor.from_address(pointer)
+        if not product.src[0] or not product.src[1]:
+            return False
+        name = _Tensor.from_address(product.src[0]).name.decode(errors="replace")
+        if name not in self._known or self._kind(pointer) != b"MUL_MAT":
+            return False
+        if not asks:
+            self._add(name, _Tensor.from_address(product.src[1]))
+        return True
+
+    def _add(self, name: str, given: _Tensor) -> None:
+        if given.type != _F32 or given.nb[0] != 4:
+            raise GembError(f"what {name} is multiplied with is not in 32 bits")
+        columns, rows, *more = given.ne
+        if more != [1, 1]:
+            raise GembError(f"what {name} is multiplied with has {list(given.ne)} values")
+        step = given.nb[1] // 4
+        flat = np.ctypeslib.as_array(
+            ctypes.cast(given.data, ctypes.POINTER(ctypes.c_float)), ((rows - 1) * step + columns,)
+        )
+        values = np.lib.stride_tricks.as_strided(flat, (rows, columns), (4 * step, 4))
+        wide = values.astype(np.float64)
+        self._sums[name] = self._sums.get(name, np.zeros(columns)) + np.square(wide).sum(axis=0)
+        self._counts[name] = self._counts.get(name, 0) + int(rows)
+
+    def means(self) -> dict[str, NDArray[np.float32]]:
+        """Return the mean square of each column's input, by matrix."""
+        return {
+            name: (total / self._counts[name]).astype(np.float32)
+            for name, total in self._sums.items()
+        }
+
+
+def _check_layout(pointer: int) -> None:
+    """Refuse a library whose tensors have their name in another place."""
+    name_of = function(llama()._lib, "ggml_get_name", ctypes.c_void_p, ctypes.c_void_p)
+    if name_of(pointer) != pointer + _Tensor.name.offset:
+        raise GembError(
+            "the installed llama.cpp keeps its tensors otherwise than gemb knows, so --imatrix "
+            "cannot read what they are multiplied with; leave it out"
+        )

@@ -1,0 +1,276 @@
+"""`gemb quantize`: a model in fewer bits, and what that costs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemb.commands.options import GroupedCommand
+from gemb.commands.params import ModelReference, NewPath
+from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemb.quantize import Job
+
+LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
+GROUPS = {
+    "What is written": ("types", "output", "rules", "corpus"),
+    "What is looked for": ("ladder", "by_class", "target_size", "max_drop"),
+    "What is measured": ("texts", "sets", "dims", "min_cosine"),
+    "Output": ("force", "dry_run", "as_json", "quiet"),
+    "Source": ("requantize", "ignore_qat"),
+}
+
+
+class FileSize(click.ParamType[int]):
+    """A size in bytes, or with K, M or G for thousands, millions, billions."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", str(value).strip().lower())
+        if not found or not float(found[1]):
+            self.fail(f"{value!r} is no size, as 200M or 0.2G", param, ctx)
+        return int(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]])
+
+
+def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    """Print the types and leave."""
+    if not value or ctx.resilient_parsing:
+        return
+    from gemb.quantization import FILE_TYPES, PRESETS, bits
+
+    for name, kind in FILE_TYPES.items():
+        click.echo(f"{name:11} {bits(kind.base):6.4g} bits in most tensors")
+    for name, preset in PRESETS.items():
+        rules = ", ".join(f"{pattern}={type_}" for pattern, type_ in preset.rules)
+        click.echo(f"{name:11} {preset.type}, {rules}: {preset.said}")
+    ctx.exit()
+
+
+@click.command(cls=GroupedCommand, groups=GROUPS)
+@click.argument("model", type=ModelReference())
+@click.option(
+    "-t",
+    "--type",
+    "types",
+    metavar="TYPE,...",
+    help="Types or presets, see --types.  [default: those that the model was trained for]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=NewPath(),
+    metavar="FILE|FOLDER",
+    help="The file to write; of several types, the folder.",
+)
+@click.option(
+    "--tensor",
+    "rules",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    help="The type of the tensors whose name the pattern finds; the first that finds it counts; "
+    "repeatable.",
+)
+@click.option(
+    "--imatrix",
+    "corpus",
+    metavar="FILE",
+    help="Texts of yours: columns that matter to them are kept more exactly.",
+)
+@click.option("--ladder", is_flag=True, help=f"Try {LADDER.replace(',', ' ')}.")
+@click.option(
+    "--sensitivity",
+    "by_class",
+    is_flag=True,
+    help="Raise one class of tensors at a time to 8 bits.",
+)
+@click.option("--texts", metavar="FILE", help="Texts to compare vectors on.  [default: 64 of gemb]")
+@click.option(
+    "--eval",
+    "sets",
+    multiple=True,
+    metavar="PATH|builtin:tiny",
+    help="Evaluation sets, as gemb eval --data takes them; repeatable.",
+)
+@click.option(
+    "--dims",
+    metavar="A,B",
+    help="Widths to evaluate.  [default: all that the model was trained for]",
+)
+@click.option(
+    "--target-size",
+    type=FileSize(),
+    metavar="SIZE",
+    help="Find the best mix of types for a file of at most this size: 200M, 0.2G.",
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    metavar="POINTS",
+    help="Keep only the smallest file whose mean score is lower by at most this.",
+)
+@click.option(
+    "--min-cosine",
+    type=click.FloatRange(-1, 1),
+    metavar="X",
+    help="The least cosine that a text may have.  [default: by type]",
+)
+@click.option("--requantize", is_flag=True, help="Take a file that is quantized already.")
+@click.option("--ignore-qat", is_flag=True, help="Take other types than the model was trained for.")
+@click.option("-f", "--force", is_flag=True, help="Overwrite files.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only check, and say what would be written.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option(
+    "--types",
+    "list_types",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_types,
+    help="Print the types and leave.",
+)
+@click.option("-j", "--threads", type=click.IntRange(min=0), default=0, help="0: one a core.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+def quantize(**values: Any) -> None:  # noqa: ANN401
+    """Write a model in fewer bits, and show what that costs.
+
+    MODEL is a model folder or an unquantized .gguf file. Every file is measured against it before
+    it gets its name; one that is too far away is not written, and the exit code is 1.
+
+    \b
+    gemb quantize runs/a/model -t small -o small.gguf
+    gemb quantize model.gguf -t q8_0,q4_k_m -o files/ --eval dev/ --dims 768,128
+    gemb quantize model.gguf --ladder --eval dev/
+    gemb quantize model.gguf --sensitivity -t q4_0
+    gemb quantize model.gguf --target-size 200M -o fits.gguf
+
+    \b
+    Columns of the table:
+      MB           of the file, millions of bytes
+      least, mean  cosine of a text's vector to the source's
+      kept@10      of each text's ten nearest texts, those that stay so
+      tokens/s     on this machine, now, texts of up to 256 tokens
+
+    A type names a mix as llama.cpp's llama-quantize makes it, but the token table has the type of
+    most tensors: an embedder only looks rows up in it. Rows that a type's blocks do not fit (1,152
+    values of ffn_down, and K types pack 256) get a type near it, and a note says so.
+
+    A model that was trained for its types (QAT) gets these, to the last bit, without -t.
+
+    With --imatrix each text is run with the prompt of a document and with that of a query, and
+    rounding spares the columns that these texts use most.
+    """
+    asked = Asked(**values)
+    if asked.output is None and not (asked.measures_only or asked.dry_run):
+        raise click.UsageError("-o FILE is missing: where to write")
+    _run(asked)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options."""
+
+    model: str
+    types: str | None
+    output: Path | None
+    rules: tuple[str, ...]
+    corpus: str | None
+    ladder: bool
+    by_class: bool
+    target_size: int | None
+    texts: str | None
+    sets: tuple[str, ...]
+    dims: str | None
+    max_drop: float | None
+    min_cosine: float | None
+    requantize: bool
+    ignore_qat: bool
+    force: bool
+    dry_run: bool
+    as_json: bool
+    threads: int
+    quiet: bool
+
+    @property
+    def measures_only(self) -> bool:
+        """Whether it makes sense without a file to write."""
+        return self.ladder or self.by_class
+
+
+def _run(asked: Asked) -> None:
+    from gemb.quantize import check_targets, workshop
+    from gemb.quantize_table import print_fit, print_ladder, print_plans, print_shares
+
+    job = _job(asked)
+    if not asked.dry_run and not asked.by_class:
+        check_targets(job)
+    with workshop(job) as shop:
+        if asked.dry_run:
+            print_plans(shop, as_json=asked.as_json)
+        elif asked.by_class:
+            print_shares(shop, as_json=asked.as_json)
+        elif asked.target_size is not None:
+            print_fit(shop, asked.target_size, as_json=asked.as_json)
+        else:
+            print_ladder(shop, as_json=asked.as_json)
+
+
+def _job(asked: Asked) -> Job:
+    from gemb import models
+    from gemb.backend import Runtime
+    from gemb.quantization import quantization, rule
+    from gemb.quantize import Job, Limits
+    from gemb.quantize_texts import check_texts, read_texts
+    from gemb.verification_texts import VERIFICATION_TEXTS
+
+    if asked.max_drop is not None and not asked.sets:
+        raise UsageError("--max-drop needs something to measure: --eval SET")
+    if asked.corpus is not None:
+        check_texts(asked.corpus)
+    if asked.target_size is not None and (asked.types or asked.rules or asked.ladder):
+        raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
+    rules = [rule(text) for text in asked.rules]
+    named = asked.types or ("" if not asked.ladder else LADDER)
+    if (asked.by_class or asked.target_size is not None) and not named:
+        named = "q4_0"  # of which the classes are raised
+    wanted = tuple(quantization(name, rules) for name in named.split(",") if name.strip())
+    output = asked.output
+    suite = None
+    if asked.sets:
+        from gemb.evaluation_sets import open_suite
+
+        suite = open_suite(*asked.sets)
+    return Job(
+        model=models.resolve(asked.model),
+        wanted=wanted,
+        output=output,
+        is_folder=output is not None
+        and (output.is_dir() or (len(wanted) > 1 and asked.max_drop is None)),
+        limits=Limits(min_cosine=asked.min_cosine, max_drop=asked.max_drop),
+        requantize=asked.requantize,
+        ignore_qat=asked.ignore_qat,
+        corpus=asked.corpus,
+        texts=read_texts(asked.texts) if asked.texts else VERIFICATION_TEXTS,
+        suite=suite,
+        dims=_widths(asked.dims),
+        runtime=Runtime(threads=asked.threads),
+        overwrite=asked.force,
+        quiet=asked.quiet,
+    )
+
+
+def _widths(dims: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(dim) for dim in dims.split(",")) if dims else ()
+    except ValueError:
+        raise click.UsageError(f"--dims {dims}: widths with commas between, as 768,256") from None

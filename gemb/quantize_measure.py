@@ -1,0 +1,138 @@
+"""How good a quantized file is: its vectors beside the source's, its scores, its speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gemb.backend import Runtime, for_model
+from gemb.compare import compare_vectors, encoded, prompted_ids
+from gemb.count_progress import CountProgress
+from gemb.evaluation import check_dims, evaluate
+from gemb.verdict import Verdict, verdict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gemb.backend import Encoder
+    from gemb.evaluation_sets import Suite
+    from gemb.scores import Scores
+    from gemb.text_vectors import Done
+
+_LONGEST = 256  # tokens of a text whose time is taken
+_SECONDS = 1.0  # for which it is taken, at least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """What was found of one file."""
+
+    size_bytes: int
+    min_cosine: float  # over the texts, to the source's vectors
+    mean_cosine: float
+    kept: float  # 0 to 1: share of each text's ten nearest that are so in the source, too
+    failed: int  # texts with a vector on one side alone
+    worst_text: str
+    tokens_per_s: float
+    scores: Scores | None  # None: there is nothing to evaluate on
+    change: Verdict | None  # of the scores, from the source's
+
+    @property
+    def drop(self) -> float:
+        """By how many points, hundredths, the mean score at the widest size is lower."""
+        assert self.change is not None, "nothing was evaluated"
+        return -100 * self.change.main.difference
+
+
+class Yardstick:
+    """The source's vectors and scores, which those of files are held against."""
+
+    def __init__(
+        self,
+        source: Path,
+        texts: Sequence[str],
+        suite: Suite | None,
+        dims: Sequence[int],
+        runtime: Runtime,
+        *,
+        quiet: bool,
+    ) -> None:
+        """Run the source.
+
+        Args:
+            source: a GGUF file.
+            texts: that are compared, without a prompt.
+            suite: what is evaluated; None: nothing.
+            dims: widths to evaluate; none: all that the model was trained for.
+            runtime: how models are run.
+            quiet: show no progress.
+
+        Raises:
+            UsageError: the model was not trained for a width.
+        """
+        self._texts = texts
+        self._suite = suite
+        self._dims = dims
+        self._runtime = runtime
+        self._quiet = quiet
+        self._vectors: NDArray[np.float32] | None = None
+        self._scores: Scores | None = None
+        self.source = self.measure(source, "source")
+        self._scores = self.source.scores
+
+    def measure(self, file: Path, name: str) -> Measures:
+        """Return what is found of a file; `name` is what its progress is called."""
+        model = for_model(file).open(file, self._runtime)
+        check_dims(self._dims, model.profile.matryoshka_dims)
+        ids = prompted_ids(model, self._texts, "none", model.profile.max_tokens)
+        vectors = encoded(model, ids)
+        if self._vectors is None:
+            self._vectors = vectors
+        agreement = compare_vectors(self._vectors, vectors, self._texts)
+        scores = self._scored(model, name)
+        return Measures(
+            size_bytes=file.stat().st_size,
+            min_cosine=agreement.min_cosine,
+            mean_cosine=agreement.mean_cosine,
+            kept=agreement.rank_agreement,
+            failed=agreement.one_failed,
+            worst_text=agreement.worst_text,
+            tokens_per_s=_speed(model, [one for one in ids if len(one) <= _LONGEST]),
+            scores=scores,
+            change=verdict(self._scores, scores) if self._scores and scores else None,
+        )
+
+    def _scored(self, model: Encoder, name: str) -> Scores | None:
+        if self._suite is None:
+            return None
+        bar: CountProgress | None = None
+
+        def progress(done: Done) -> None:
+            nonlocal bar
+            if bar is None:
+                bar = CountProgress(
+                    done.all_texts, name, "texts", quiet=self._quiet, work=done.all_characters
+                )
+            bar.add(done.texts, done.tokens, done.characters)
+
+        try:
+            return evaluate(self._suite, model, dims=self._dims, progress=progress)
+        finally:
+            if bar is not None:
+                bar.close()
+
+
+def _speed(model: Encoder, ids: Sequence[NDArray[np.int32]]) -> float:
+    """Return the tokens a second of texts that are not long; 0 where there is none."""
+    tokens = sum(map(len, ids))
+    if not tokens:
+        return 0.0
+    done, began = 0, time.monotonic()
+    while not done or time.monotonic() - began < _SECONDS:
+        encoded(model, ids)
+        done += tokens
+    return done / (time.monotonic() - began)

@@ -1,0 +1,153 @@
+"""Which type for which tensors: one class at a time, and the best mix that fits a size.
+
+A file's error is 1 minus the mean cosine of its vectors to the source's. The errors of the classes
+of tensors nearly add up: each class's share is what its raising to 8 bits takes away from a file
+of few bits. A type's error relative to another's is that of its rounding, so one run for each class
+predicts every mix, and the best one that fits is found exactly (a knapsack).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from gemb.errors import NegativeAnswer
+from gemb.quantization import Quantization, Rule, is_matrix, quantization
+from gemb.quantize import Candidate, Plan, Workshop
+
+# Name of a class -> the pattern of its tensors' names.
+CLASSES = {
+    "token_embd": "^token_embd",
+    "attn_q": r"attn_q\.",
+    "attn_k": r"attn_k\.",
+    "attn_v": r"attn_v\.",
+    "attn_output": r"attn_output\.",
+    "ffn_gate": r"ffn_gate\.",
+    "ffn_up": r"ffn_up\.",
+    "ffn_down": r"ffn_down\.",
+    "dense_2": r"^dense_2\.",
+    "dense_3": r"^dense_3\.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """What raising one class of tensors brings."""
+
+    name: str
+    raised: Candidate
+    bytes_more: int
+    error_less: float  # of 1 - mean cosine
+    share: float  # of the whole error, 0 to 1
+
+
+def sensitivity(shop: Workshop, base: Quantization, raised_to: str) -> Iterator[Candidate | Share]:
+    """Yield the file that is all of the base type, then what each class brings in a better one.
+
+    Args:
+        shop: where files are made.
+        base: the type of all other tensors.
+        raised_to: the type of the class's.
+    """
+    whole = shop.made(base, keep=False)
+    yield whole
+    for name, pattern in CLASSES.items():
+        rule = Rule(pattern, raised_to)
+        raised = shop.made(replace(base, rules=(rule, *base.rules)), keep=False)
+        less = raised.measures.mean_cosine - whole.measures.mean_cosine
+        error = max(1e-12, 1 - whole.measures.mean_cosine)
+        yield Share(
+            name=name,
+            raised=raised,
+            bytes_more=raised.measures.size_bytes - whole.measures.size_bytes,
+            error_less=less,
+            share=less / error,
+        )
+
+
+# Rounding error of a type: root mean square over that of the weights, of matrices of the real
+# EmbeddingGemma-300M rounded by llama.cpp. The classes differ from each other by a tenth at most.
+ROUNDING = {
+    "bf16": 0.0017,
+    "q8_0": 0.0055,
+    "q6_k": 0.0185,
+    "q5_k": 0.0370,
+    "q5_1": 0.0387,
+    "q5_0": 0.0443,
+    "q4_k": 0.0730,
+    "q4_0": 0.0888,
+    "q3_k": 0.1540,
+    "q2_k": 0.3020,
+}
+MIXED = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")  # types that a mix is made of
+_BASE, _RAISED = "q4_0", "q8_0"
+_UNITS = 1 << 12  # in which the knapsack counts the room
+
+
+def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
+    """Return the mix with the least error that fits into a file of this size.
+
+    Args:
+        shop: where the files are made that are measured: one for each class, and one more.
+        size_bytes: of the whole file.
+        name: what the mix is called.
+
+    Raises:
+        NegativeAnswer: none fits.
+    """
+    plans = {type_: shop.planned(quantization("q8_0", [Rule("weight$", type_)])) for type_ in MIXED}
+    room = size_bytes - shop.source.other_bytes
+    room -= sum(one.size_bytes for one in plans["q8_0"] if not is_matrix(one.shape))
+    sizes = {
+        (kind, type_): _bytes_of(plans[type_], CLASSES[kind]) for kind in CLASSES for type_ in MIXED
+    }
+    least = sum(min(sizes[kind, type_] for type_ in MIXED) for kind in CLASSES)
+    if least > room:
+        raise NegativeAnswer(
+            f"nothing fits into {size_bytes / 1e6:g} MB: with 2 bits everywhere it is "
+            f"{(size_bytes - room + least) / 1e6:.1f} MB; fewer tokens make it smaller: gemb cut "
+            "--vocab N"
+        )
+    errors: dict[tuple[str, str], float] = {}
+    whole = 0.0
+    for one in sensitivity(shop, quantization(_BASE), _RAISED):
+        if isinstance(one, Candidate):
+            whole = 1 - one.measures.mean_cosine
+            continue
+        known = ROUNDING[_BASE] ** 2 - ROUNDING[_RAISED] ** 2
+        # Noise may make a class with little to gain look harmful; it still has some error.
+        per_square = max(one.error_less, whole / 1000) / known
+        for type_ in MIXED:
+            fitted = next(t.type for t in plans[type_] if re.search(CLASSES[one.name], t.name))
+            errors[one.name, type_] = per_square * ROUNDING[fitted] ** 2
+    chosen = _best(sizes, errors, room)
+    patterns: dict[str, list[str]] = {}
+    for kind, type_ in chosen.items():
+        patterns.setdefault(type_, []).append(CLASSES[kind])
+    rules = tuple(Rule("|".join(some), type_) for type_, some in patterns.items())
+    return Quantization(name=name, type="q8_0", rules=rules, label=name)
+
+
+def _best(
+    sizes: dict[tuple[str, str], int], errors: dict[tuple[str, str], float], room: int
+) -> dict[str, str]:
+    """Return the type of each class: the least sum of errors whose sizes fit (a knapsack)."""
+    unit = max(1, room // _UNITS)
+    best: dict[int, tuple[float, dict[str, str]]] = {0: (0.0, {})}  # units -> error, types
+    for kind in CLASSES:
+        found: dict[int, tuple[float, dict[str, str]]] = {}
+        for units, (error, types) in best.items():
+            for type_ in MIXED:
+                total = units + -(-sizes[kind, type_] // unit)
+                sum_ = error + errors[kind, type_]
+                if total * unit <= room and (total not in found or sum_ < found[total][0]):
+                    found[total] = sum_, {**types, kind: type_}
+        best = found
+    if not best:  # by less than a unit for each class
+        return {kind: min(MIXED, key=lambda type_: sizes[kind, type_]) for kind in CLASSES}
+    return min(best.values(), key=lambda one: one[0])[1]
+
+
+def _bytes_of(plan: Plan, pattern: str) -> int:
+    return sum(tensor.size_bytes for tensor in plan if re.search(pattern, tensor.name))
