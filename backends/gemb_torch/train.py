@@ -36,7 +36,9 @@ from gemb_torch.training_state import (
     remove_others,
     remove_parts,
     restore_optimizer,
+    restore_unrounded,
     write_state,
+    write_unrounded,
 )
 from gemb_torch.training_steps import StepDone, training_steps
 from gemb_torch.weights import restore
@@ -70,6 +72,7 @@ def _train(recipe: Recipe, training: Training, ranks: Ranks, early: EarlyStop) -
     if begin:
         progress = read_progress(begin)
         restore(session.model, open_checkpoint(begin / "model"))
+        restore_unrounded(begin, session.model)
         session.spread()
         restore_optimizer(begin, session.optimizer, progress.step)
         if ranks.is_first:
@@ -127,6 +130,7 @@ class _Run:
             session.gradients,
             session.optimizer,
             batches,
+            session.rounding,
             begin=self.progress.step,
             steps=session.steps,
         )
@@ -225,6 +229,8 @@ class _Run:
             with new_folder(target) as part:
                 self._write_model(part / "model")
                 write_state(part / "state", session.optimizer, self.progress)
+                if session.rounding.types:
+                    write_unrounded(part / "state", session.model)
             remove_others(session.run.path, step, session.recipe.checkpoint.keep)
         session.optimizer.forget()
         session.ranks.wait()
@@ -242,6 +248,7 @@ class _Run:
             note=f"{session.recipe.stage}, {progress.step} steps, {progress.pairs} pairs "
             f"of {sources}",
             matryoshka_dims=loss.matryoshka if trains_widths(loss) else None,
+            types=session.rounding.types,
         )
 
     def _close(self) -> None:
