@@ -255,8 +255,6 @@ def _blocks(
             packed = gguf.quantize(np.ascontiguousarray(values), kind)
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
         packed = packed.view(np.uint8)
-        if change is not None and not is_norm:
-            change.count(values, packed, kind)
         if block > 1:
             scales = packed.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)
             if not np.isfinite(scales).all():
@@ -264,4 +262,6 @@ def _blocks(
                     f"{tensor.path}: tensor {name} has numbers too large for {outtype}'s fp16 "
                     "scales; export with --outtype bf16"
                 )
+        if change is not None and not is_norm:
+            change.count(values, packed, kind)
         yield np.ascontiguousarray(packed)
