@@ -107,7 +107,8 @@ def adversarial() -> dict[str, np.ndarray]:
     special[10] = 3e38 * np.linspace(-1, 1, 32)
     special[11, 31] = 5e-40
     special[12] = np.float32(65504 * 8) * np.linspace(-1, 1, 32)
-    special[13] = np.nextafter(np.float32(0.5), np.float32(0)) * np.linspace(-1, 1, 32)
+    special[13] = np.nextafter(np.arange(32, dtype=np.float32) + np.float32(0.5), np.float32(0))
+    special[13, 31] = 127  # codes of q8_0 just below a half
     special[14] = 7.5 / 127 * np.arange(32)
     special[15] = 1
     return {
@@ -396,26 +397,30 @@ def test_a_run_of_several_processes_and_its_continuation(place, more):
         assert (ours(values.copy(), type_) == values).all(), name
 
 
-def test_what_is_measured_in_the_run_is_the_model_of_the_folder(place, trained):
+def test_what_is_measured_in_the_run_is_the_rounded_model(place, trained, tiny_model, tmp_path):
     scores = json.loads((place / "run" / "scores-final.json").read_bytes())
     assert scores["model"] == open_checkpoint(trained).fingerprint()
-    recipe = load_recipe(place / "recipe.yaml", [f"init.from={trained}", "qat.dense=q8_0"])
-    training = Training(run=place / "look", quiet=True, runtime=Runtime(device="cpu"))
+    rounded = Path(shutil.copytree(tiny_model, tmp_path / "rounded"))
+    for file in sorted(rounded.rglob("*.safetensors")):
+        folder = "" if file.parent == rounded else f"{file.parent.name}."
+        classes = {name: tensor_class(f"{folder}{name}") for name in load_file(file)}
+        tensors = {
+            name: of_gguf(x, TYPES[classes[name]]) if classes[name] in TYPES else x
+            for name, x in load_file(file).items()
+        }
+        save_file(tensors, file)
+    recipe = load_recipe(place / "recipe.yaml")
+    training = Training(run=tmp_path / "look", quiet=True, runtime=Runtime(device="cpu"))
     session = open_session(recipe, training, Ranks(alone=True))
-    judge = Judge(session)
-    with judge._encoder() as encoder:
+    with Judge(session)._encoder() as encoder:
         ids = encoder.tokenize(["the red planet", "quick brown fox"])
         found = encoder.encode(ids)
-    # The same by a folder that gguf's quantizers rounded.
-    rounded = Path(shutil.copytree(trained, place / "rounded"))
-    for path in ("2_Dense", "3_Dense"):
-        file = rounded / path / "model.safetensors"
-        save_file({"linear.weight": of_gguf(load_file(file)["linear.weight"], "q8_0")}, file)
-    open_ = for_model(rounded).open
-    expected = open_(rounded, Runtime(device="cpu", precision="fp32")).encode(ids)
-    unlike = open_(trained, Runtime(device="cpu", precision="fp32")).encode(ids)
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert np.abs(found - unlike).max() > 1e-4, "the rounding does not show"
+    right, wrong = (
+        for_model(model).open(model, Runtime(device="cpu", precision="fp32")).encode(ids)
+        for model in (rounded, tiny_model)
+    )
+    np.testing.assert_allclose(found, right, atol=1e-6)
+    assert np.abs(found - wrong).max() > 1e-3, "the rounding does not show"
 
 
 @pytest.mark.parametrize(("outtype", "share"), [("bf16", 0.5), ("q8_0", 0.3), ("q4_0", 0.1)])

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from gemb.qat import BLOCK
 
-_NUMBERS = 1 << 17  # that a CPU rounds at a time, so that they stay in its cache
+_CPU_NUMBERS = 1 << 17  # that are rounded at a time: they stay in a CPU's cache
+_CUDA_NUMBERS = 1 << 24
 _BELOW_HALF = 0.5 - 2**-25  # trunc(|x| + this) rounds half away from zero below 2**22
 
 
@@ -37,8 +38,9 @@ def round_to(x: Tensor, type_: str) -> None:
     assert x.is_contiguous(), "a copy would be rounded instead"
     if type_ == "f32" or not x.numel():
         return
+    numbers = _CPU_NUMBERS if x.device.type == "cpu" else _CUDA_NUMBERS
     with torch.no_grad():
-        for part in torch.split(x.view(-1), _NUMBERS if x.device.type == "cpu" else x.numel()):
+        for part in torch.split(x.view(-1), numbers):
             if type_ == "bf16":
                 part.copy_(part.bfloat16())
             else:
@@ -65,7 +67,7 @@ _ROUND = {"q4_0": _round_q4_0, "q8_0": _round_q8_0}
 
 def _number(value: float, like: Tensor) -> Tensor:
     """Return a divisor: CUDA multiplies by the inverse of a plain number, which rounds twice."""
-    return torch.tensor(value, device=like.device)
+    return torch.full((), value, device=like.device)
 
 
 def _inverse(scale: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.errors import GembError, Stopped
 from gemb.metrics_log import MetricsLog
 from gemb.notes import note
+from gemb.qat import in_words
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
 from gemb.run_report import write_report
@@ -153,7 +154,9 @@ class _Run:
             if scores is not None:
                 scores.save(session.run.scores("baseline"))
                 self._log(0, eval=logged(scores))
-                self.bar.note(f"baseline: {_words(scores)}")
+                types = session.rounding.types
+                rounded = f", rounded to {in_words(types)}" if types else ""
+                self.bar.note(f"baseline{rounded}: {_words(scores)}")
         session.run.write_json(session.run.similarities, {"before": self.judge.similarities()})
         self.bar.skip_pause()
 
