@@ -141,8 +141,9 @@ class Backend:
         raise self._refusal("describe")
 
     def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
-        """Write the model folder `source` as one GGUF file `target`; outtype f32, bf16, q8_0, q4_0.
+        """Write the model folder `source` as one GGUF file `target`.
 
+        Outtype f32, bf16, q8_0 or q4_0; auto: the types that it was trained for, or bf16.
         Without a target nothing is written: what would be refused before writing is refused.
 
         Raises:

@@ -15,8 +15,9 @@ from gemb.errors import Missing, NegativeAnswer
 
 if TYPE_CHECKING:
     from gemb.compare import Agreement
+    from gemb.qat import Types
 
-OUTTYPES = ("f32", "bf16", "q8_0", "q4_0")
+OUTTYPES = ("auto", "f32", "bf16", "q8_0", "q4_0")
 # llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
 # in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
 F16_REASON = (
@@ -31,6 +32,7 @@ class Exported:
 
     target: Path
     size_bytes: int
+    types: Types  # of the tensors' classes
     bar: float | None  # the least cosine that was asked for; None: not verified
     agreement: Agreement | None  # of the source and the file
 
@@ -56,7 +58,7 @@ def export_gguf(
     Args:
         source: a model folder.
         target: the file.
-        outtype: one of `OUTTYPES`.
+        outtype: one of `OUTTYPES`; auto: the types that the model was trained for, or bf16.
         verify: run `gemb.verification_texts` through both, and compare.
         min_cosine: the least cosine that a text's two vectors may have; None: what is right for
             the type (`gemb.compare.BARS`).
@@ -66,13 +68,15 @@ def export_gguf(
         Missing: the backend that runs `source` is not installed, so nothing can be verified.
         UsageError: the folder is no model, or one that a GGUF file cannot hold.
     """
+    from gemb.qat import file_types, folder_types
+
     backend = able("export_gguf")
     runner = _runner(source) if verify else None
     with new_file(target) as part:
         backend.export_gguf(source, part, outtype=outtype)
-        size = part.stat().st_size
+        size, types = part.stat().st_size, file_types(outtype, folder_types(source))
         if runner is None:
-            return Exported(target=target, size_bytes=size, bar=None, agreement=None)
+            return Exported(target=target, size_bytes=size, types=types, bar=None, agreement=None)
 
         from gemb.compare import bar_for, compare
         from gemb.verification_texts import VERIFICATION_TEXTS
@@ -80,7 +84,7 @@ def export_gguf(
         exact = runner.open(source, Runtime(precision="fp32"))
         written = for_model(part).open(part, Runtime())
         agreement = compare(exact, written, VERIFICATION_TEXTS)
-        bar = bar_for("f32", outtype) if min_cosine is None else min_cosine
+        bar = bar_for("f32", "+".join(types.values())) if min_cosine is None else min_cosine
         if agreement.min_cosine < bar or agreement.one_failed:
             raise NegativeAnswer(
                 f"{target}: not written: its vectors are not the model's: least cosine "
@@ -88,7 +92,7 @@ def export_gguf(
                 f"{agreement.one_failed} failed; {bar} is asked for (--min-cosine), worst is "
                 f"{agreement.worst_text[:40]!r}"
             )
-    return Exported(target=target, size_bytes=size, bar=bar, agreement=agreement)
+    return Exported(target=target, size_bytes=size, types=types, bar=bar, agreement=agreement)
 
 
 def _runner(source: Path) -> Backend:

@@ -21,6 +21,7 @@ from gemb.gguf_tokenizer import roles, tokenizer_files
 from gemb.model_card import write_card
 from gemb.model_json import write_json
 from gemb.poolings import pooling_settings
+from gemb.qat import CONFIG_KEY, gguf_types
 from gemb.safetensors import NewTensor, write_file
 
 if TYPE_CHECKING:
@@ -100,7 +101,9 @@ def _config(model: GgufModel) -> dict[str, Any]:
         assert isinstance(value, float), "the file has not been checked"
         return float(str(np.float32(value)))
 
+    trained = gguf_types(model)
     return {
+        **({CONFIG_KEY: trained} if trained else {}),
         "architectures": ["Gemma3TextModel"],
         "model_type": "gemma3_text",
         "attention_bias": False,

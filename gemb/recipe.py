@@ -26,6 +26,8 @@ Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification"
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
 
+QatType = Literal["q4_0", "q8_0", "bf16", "f32"]  # that `gemb export-gguf` can write
+
 # Sources of the figure: vLLM #24318, transformers #37226.
 NO_FP16 = Refused(
     "fp16", "EmbeddingGemma's activations reach 800,000, and fp16 ends at 65,504; take bf16"
@@ -145,6 +147,28 @@ class Loss:
     distill: Annotated[Distill | None, "null: none"] = None
 
 
+_K_QUANT = "its scales are searched for, which training cannot follow; q4_0 and q8_0 it can"
+_REFUSED_TYPES = (
+    *(Refused(name, _K_QUANT) for name in ("q4_k", "q4_k_m", "q5_k", "q5_k_m", "q6_k", "q8_k")),
+    Refused("int4", "a GGUF file's int4 is q4_0"),
+    Refused("int8", "a GGUF file's int8 is q8_0"),
+    Refused("f16", NO_FP16.reason),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Qat:
+    """Quantization-aware training: weights are rounded as in the file, gradients are not (paper).
+
+    Norms stay f32.
+    """
+
+    token_embd: Annotated[QatType, "of the token table", *_REFUSED_TYPES] = "q4_0"
+    attention: Annotated[QatType, "of q, k, v and o", *_REFUSED_TYPES] = "q4_0"
+    ffn: Annotated[QatType, "of gate, up and down", *_REFUSED_TYPES] = "q4_0"
+    dense: Annotated[QatType, "of the two dense layers", *_REFUSED_TYPES] = "q4_0"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
     """AdamW and its schedule."""
@@ -248,6 +272,7 @@ class Recipe:
     data: Annotated[tuple[Source, ...], "the mixture"]
     batch: Annotated[Batch, "how much text a step sees"] = Batch()
     loss: Annotated[Loss, "what is minimised"] = Loss()
+    qat: Annotated[Qat | None, "types to train for, as in the GGUF file; null: none"] = None
     optimizer: Annotated[Optimizer, "AdamW and its schedule"] = Optimizer()
     run: Annotated[Run, "how long, and how"] = Run()
     eval: Annotated[Evaluation, "baseline, curve and verdict"] = Evaluation()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from gemb.errors import UsageError
 from gemb.layer_choice import layer_choice
+from gemb.poolings import GGUF_POOLINGS
 from gemb.recipe import Loss, Recipe
 from gemb.sample_data import resolve_data
 
@@ -116,6 +118,15 @@ def _memory(recipe: Recipe) -> Iterator[Problem]:
         yield "batch", f"has {sizes}: the longest text must fit"
 
 
+def _quantized(recipe: Recipe) -> Iterator[Problem]:
+    if not recipe.qat:
+        return
+    if recipe.pooling not in GGUF_POOLINGS:
+        yield "qat", f"trains for a GGUF file, which has no {recipe.pooling} pooling"
+    if set(dataclasses.astuple(recipe.qat)) == {"f32"}:
+        yield "qat", "rounds nothing: every type is f32; null switches it off"
+
+
 _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _sources,
     _evaluation,
@@ -124,4 +135,5 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _start,
     _mixtures,
     _memory,
+    _quantized,
 )

@@ -4,11 +4,16 @@ Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`convers
 always with the two dense layers, which that converter leaves out unless told. Norm weights get the
 + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type; quantized
 blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
+
+A model that was trained for types (`gemb.qat`) has them in the file unless another is asked for.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +22,9 @@ from gemb.errors import UsageError
 from gemb.export import F16_REASON
 from gemb.gemma_config import PATTERN
 from gemb.gguf_names import gguf_name
+from gemb.notes import note
 from gemb.poolings import GGUF_POOLINGS
+from gemb.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps, tensor_class
 from gemb.safetensors import StoredTensor
 from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
 
@@ -36,13 +43,46 @@ _FILE_TYPES = {
 _ROWS = 4096  # of a tensor in memory at a time
 
 
+@dataclass
+class _Change:
+    """How far the numbers in the file are from the folder's."""
+
+    numbers: int = 0
+    changed: int = 0
+    squares: float = 0.0  # of the numbers
+    error_squares: float = 0.0  # of the differences
+
+    def count(
+        self,
+        values: NDArray[np.float32],
+        packed: NDArray[np.uint8],
+        kind: gguf.GGMLQuantizationType,
+    ) -> None:
+        """Count some rows and what stands for them in the file."""
+        import gguf
+        import numpy as np
+
+        difference = gguf.dequantize(packed, kind).reshape(values.shape) - values
+        self.numbers += values.size
+        self.changed += int(np.count_nonzero(difference))
+        self.squares += float(np.vdot(values, values))
+        self.error_squares += float(np.vdot(difference, difference))
+
+    def __str__(self) -> str:
+        """Return `34.0% of the weights change, by 1.23% of their size (root mean square)`."""
+        size = math.sqrt(self.error_squares / (self.squares or 1))
+        share = self.changed / max(1, self.numbers)
+        return f"{share:.1%} of the weights change, by {size:.2g} of their root mean square"
+
+
 def export(source: Path, target: Path | None, outtype: str) -> None:
     """Write the model folder `source` as the GGUF file `target`, which is overwritten.
 
     Args:
         source: a sentence-transformers folder of EmbeddingGemma.
         target: the file. It is whole only when this returns. None: only check.
-        outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32.
+        outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32; auto: the
+            types that the model was trained for, bf16 where it was trained for none.
 
     Raises:
         UsageError: another outtype, or a folder that such a file cannot hold.
@@ -52,17 +92,20 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
 
     if outtype == "f16":
         raise UsageError(F16_REASON)
-    if outtype not in _FILE_TYPES:
-        raise UsageError(f"no outtype '{outtype}'; outtypes: {', '.join(_FILE_TYPES)}")
+    if outtype not in ("auto", *_FILE_TYPES):
+        raise UsageError(f"no outtype '{outtype}'; outtypes: auto, {', '.join(_FILE_TYPES)}")
     checkpoint = open_checkpoint(source)
+    trained = folder_types(source)
+    types = file_types(outtype, trained)
     _check(checkpoint)
     vocabulary = read_vocabulary(source, checkpoint.config.vocab_size)
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
-    _add_metadata(writer, checkpoint, outtype)
+    _add_metadata(writer, checkpoint, types)
+    if keeps(types, trained):
+        writer.add_string(GGUF_KEY, json.dumps(trained))
     _add_vocabulary(writer, vocabulary)
-    tensors = {gguf_name(name): tensor for name, tensor in checkpoint.tensors.items()}
-    for name, tensor in tensors.items():
-        _add_tensor(writer, name, tensor, outtype)
+    for name, tensor in checkpoint.tensors.items():
+        _add_tensor(writer, gguf_name(name), tensor, _type_of(name, types))
     if target is None:
         return
     try:
@@ -71,13 +114,30 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
         writer.write_ti_data_to_file()
         assert writer.fout is not None, "the header has just been written"
         (file,) = writer.fout
-        for name, tensor in tensors.items():
+        change = _Change() if trained else None
+        for name, tensor in checkpoint.tensors.items():
             # Not by the writer's `write_tensor_data`: numpy's `tofile` hides why a write failed.
             file.write(bytes(-file.tell() % writer.data_alignment))
-            for block in _blocks(name, tensor, outtype):
+            for block in _blocks(gguf_name(name), tensor, _type_of(name, types), change):
                 file.write(block.data)
     finally:
         writer.close()
+    if change is not None and change.changed:
+        _tell(source, outtype, types, trained, change)
+
+
+def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Change) -> None:
+    """Say what is lost of the numbers that were trained."""
+    if outtype == "auto":
+        note(
+            f"{source} says that it was trained as {in_words(trained)}, but its weights are others "
+            f"now and were rounded again: {change}"
+        )
+    else:
+        note(
+            f"{source} was trained as {in_words(trained)}; as {in_words(types)} {change}; without "
+            "--outtype they are kept"
+        )
 
 
 def _check(checkpoint: Checkpoint) -> None:
@@ -106,7 +166,7 @@ def _check(checkpoint: Checkpoint) -> None:
         )
 
 
-def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, outtype: str) -> None:
+def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types) -> None:
     import gguf
 
     config = checkpoint.config
@@ -114,7 +174,7 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, outtype: str)
     writer.add_name(checkpoint.folder.resolve().name)
     if licence := checkpoint.licence():
         writer.add_license(licence)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[outtype]])
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(checkpoint.max_tokens)
     writer.add_embedding_length(config.hidden_size)
@@ -155,17 +215,16 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_add_space_prefix(False)
 
 
-def _type_of(tensor: StoredTensor, outtype: str) -> gguf.GGMLQuantizationType:
-    import gguf
-
-    return gguf.GGMLQuantizationType["F32" if len(tensor.shape) == 1 else outtype.upper()]
+def _type_of(name: str, types: Types) -> str:
+    """Return the type of a tensor of the folder: a norm has no class of `types`."""
+    return types.get(tensor_class(name), "f32")
 
 
 def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: StoredTensor, outtype: str) -> None:
     import gguf
     import numpy as np
 
-    kind = _type_of(tensor, outtype)
+    kind = gguf.GGMLQuantizationType[outtype.upper()]
     block, _ = gguf.GGML_QUANT_SIZES[kind]
     if tensor.shape[-1] % block:
         raise UsageError(
@@ -177,12 +236,14 @@ def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: StoredTensor, outtyp
     writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
 
 
-def _blocks(name: str, tensor: StoredTensor, outtype: str) -> Iterator[NDArray[np.uint8]]:
-    """Yield a tensor's bytes in the file, some rows at a time."""
+def _blocks(
+    name: str, tensor: StoredTensor, outtype: str, change: _Change | None
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes in the file, some rows at a time, and count what they change."""
     import gguf
     import numpy as np
 
-    kind = _type_of(tensor, outtype)
+    kind = gguf.GGMLQuantizationType[outtype.upper()]
     is_norm = len(tensor.shape) == 1
     for begin in range(0, tensor.shape[0], _ROWS):
         values = tensor.float32(begin, begin + _ROWS)
@@ -201,4 +262,6 @@ def _blocks(name: str, tensor: StoredTensor, outtype: str) -> Iterator[NDArray[n
                     f"{tensor.path}: tensor {name} has numbers too large for {outtype}'s fp16 "
                     "scales; export with --outtype bf16"
                 )
+        if change is not None and not is_norm:
+            change.count(values, packed, kind)
         yield np.ascontiguousarray(packed)

@@ -13,6 +13,7 @@ from gemb.scores import Scores
 from gemb.similarities import similarities
 from gemb_torch.encode import TorchEncoder, live_encoder
 from gemb_torch.ranks import Ranks
+from gemb_torch.rounding import Rounding
 from gemb_torch.session import Session
 
 if TYPE_CHECKING:
@@ -23,7 +24,10 @@ LOOKED_AT = 512  # pairs whose cosines are told before and after
 
 @dataclass(frozen=True)
 class Judge:
-    """Evaluates the model of a session as it is at that moment. For the first process alone."""
+    """Evaluates the model of a session as it is at that moment. For the first process alone.
+
+    What is trained to be rounded is rounded.
+    """
 
     session: Session
 
@@ -68,14 +72,16 @@ class Judge:
     def _encoder(self) -> Iterator[TorchEncoder]:
         session = self.session
         model = session.model.eval()
-        encoder = live_encoder(model, session.start, session.device, session.dtype)
-        # A width that is trained now is measured before, too.
-        encoder.profile = replace(encoder.profile, matryoshka_dims=self.dims)
-        try:
-            yield encoder
-        finally:
-            encoder.close()
-            model.train()
+        # A new one, for the session's keeps its memory, and this one's is as big as the table.
+        with Rounding(model, session.rounding.types, table=True).applied():
+            encoder = live_encoder(model, session.start, session.device, session.dtype)
+            # A width that is trained now is measured before, too.
+            encoder.profile = replace(encoder.profile, matryoshka_dims=self.dims)
+            try:
+                yield encoder
+            finally:
+                encoder.close()
+                model.train()
 
 
 def _distinct(

@@ -77,7 +77,10 @@ def speed(session: Session) -> tuple[float, int]:
     for _ in range(2):  # the first one warms up
         started = time.perf_counter()
         ids = session.ranks.union(row_ids([batch]))
-        gradients.add(batch, session.optimizer.leaf(ids), ids)
+        leaf = session.optimizer.leaf(ids)
+        session.rounding.rows(leaf)
+        with session.rounding.applied():
+            gradients.add(batch, leaf, ids)
         seconds = time.perf_counter() - started
     moments = sum(local(p).numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
     peak = _peak_bytes(session.device) + moments

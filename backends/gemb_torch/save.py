@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,9 @@ from gemb.model_folder import (
 )
 from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.poolings import pooling_settings
+from gemb.qat import CONFIG_KEY, Types, in_words, tensor_class
 from gemb.safetensors import NewTensor, write_file
+from gemb_torch.blocks import round_to
 from gemb_torch.weights import HEAD
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def write_checkpoint(
     pooling: str,
     note: str,
     matryoshka_dims: tuple[int, ...] | None = None,
+    types: Types | None = None,
 ) -> None:
     """Write the folder `target`, which is replaced if it exists: fp32 weights, bit for bit.
 
@@ -47,15 +50,20 @@ def write_checkpoint(
         note: what was done, for README.md, between "by `gemb train`: " and a full stop.
         matryoshka_dims: the widths that were trained; the full width is always counted among them.
             None: as the source says.
+        types: that were trained for, of the classes of tensors: the weights are rounded to them.
 
     Raises:
         OSError: the folder cannot be written.
     """
     files = {parameter: stored for stored, parameter in HEAD.items()}
-    tensors = {files.get(name, name): tensor for name, tensor in state.items()}
+    types = types or {}
+    tensors = {
+        files.get(name, name): _Weight(tensor, types.get(tensor_class(name), "f32"))
+        for name, tensor in state.items()
+    }
     with new_folder(target) as part:
         copy_files(source.folder, part, TOKENIZER_FILES, SETTINGS)
-        _write_config(source.folder, part)
+        _write_config(source.folder, part, types)
         if pooling != source.pooling:
             settings = pooling_settings(pooling, source.config.hidden_size)
             write_json(part / "1_Pooling" / "config.json", settings)
@@ -67,13 +75,22 @@ def write_checkpoint(
                 head = {name.removeprefix(f"{folder}."): tensors.pop(name) for name in sorted(own)}
                 _write_tensors(part / folder / "model.safetensors", head)
         _write_tensors(part / "model.safetensors", tensors)
-        write_readme(source, part, f"`gemb train`: {note}.")
+        rounded = f" Its weights are rounded to {in_words(types)}." if types else ""
+        write_readme(source, part, f"`gemb train`: {note}.{rounded}")
         written = open_checkpoint(part)
         assert written.pooling == pooling, "the pooling was written as it is read"
 
 
-def _write_config(source: Path, part: Path) -> None:
+class _Weight(NamedTuple):
+    values: Tensor
+    type: str  # to which the values are rounded
+
+
+def _write_config(source: Path, part: Path, types: Types) -> None:
     raw = read_json(source / "config.json")
+    raw.pop(CONFIG_KEY, None)
+    if types:
+        raw[CONFIG_KEY] = dict(types)
     for key in ("dtype", "torch_dtype"):  # transformers 5 and 4
         if key in raw:
             raw[key] = "float32"
@@ -87,17 +104,19 @@ def _write_dims(part: Path, dims: set[int]) -> None:
     write_json(path, raw)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write_tensors(path: Path, weights: Mapping[str, _Weight]) -> None:
     write_file(
         path,
         {
-            name: NewTensor("F32", tuple(tensor.shape), _bytes(tensor))
-            for name, tensor in tensors.items()
+            name: NewTensor("F32", tuple(weight.values.shape), _bytes(weight))
+            for name, weight in weights.items()
         },
     )
 
 
-def _bytes(tensor: Tensor) -> Iterator[NDArray[np.uint8]]:
+def _bytes(weight: _Weight) -> Iterator[NDArray[np.uint8]]:
     """Yield a tensor's fp32 bytes, when the file is written: one tensor's copy in memory."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    is_rounded = weight.type != "f32"
+    values = weight.values.detach().to("cpu", torch.float32, copy=is_rounded).contiguous()
+    round_to(values, weight.type)
     yield values.flatten().view(torch.uint8).numpy()

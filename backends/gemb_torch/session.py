@@ -23,6 +23,7 @@ from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
 from gemb.notes import note
 from gemb.prompts import for_task
+from gemb.qat import check_model, wanted_types
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
 from gemb.teacher_files import FileTeacher
@@ -37,6 +38,7 @@ from gemb_torch.losses import check_widths
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.objective import objective, trains_widths
 from gemb_torch.ranks import Ranks
+from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import Sharding, shard
 from gemb_torch.starting_model import starting_folder
 from gemb_torch.step_batches import BatchMaker
@@ -62,6 +64,7 @@ class Session:
     model: EmbeddingGemma
     maker: BatchMaker
     gradients: Gradients
+    rounding: Rounding  # of the model in training
     optimizer: AdamW
     steps: int  # of the whole run
     sharding: Sharding | None  # where `model` is not the one in training, but the one to look at
@@ -100,6 +103,9 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         Missing: a model, a file or a library is not here.
     """
     run = RunFolder(training.run)
+    types = wanted_types(recipe)
+    if types:
+        ranks.first_then_all(partial(check_model, types, recipe.init.model))
     device = device_of(training.runtime.device)
     torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
     suite = open_suite(recipe.eval.data) if recipe.eval.data else None
@@ -151,6 +157,7 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         model=model,
         maker=maker,
         gradients=gradients,
+        rounding=Rounding(trained, types, table=sharding is not None),
         optimizer=AdamW(trained, recipe.optimizer, whole_table=sharding is not None),
         sharding=sharding,
         steps=_steps(recipe, sources),

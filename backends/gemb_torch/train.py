@@ -14,6 +14,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.errors import GembError, Stopped
 from gemb.metrics_log import MetricsLog
 from gemb.notes import note
+from gemb.qat import in_words
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
 from gemb.run_report import write_report
@@ -36,7 +37,9 @@ from gemb_torch.training_state import (
     remove_others,
     remove_parts,
     restore_optimizer,
+    restore_unrounded,
     write_state,
+    write_unrounded,
 )
 from gemb_torch.training_steps import StepDone, training_steps
 from gemb_torch.weights import restore
@@ -70,6 +73,7 @@ def _train(recipe: Recipe, training: Training, ranks: Ranks, early: EarlyStop) -
     if begin:
         progress = read_progress(begin)
         restore(session.model, open_checkpoint(begin / "model"))
+        restore_unrounded(begin, session.model)
         session.spread()
         restore_optimizer(begin, session.optimizer, progress.step)
         if ranks.is_first:
@@ -127,6 +131,7 @@ class _Run:
             session.gradients,
             session.optimizer,
             batches,
+            session.rounding,
             begin=self.progress.step,
             steps=session.steps,
         )
@@ -149,7 +154,9 @@ class _Run:
             if scores is not None:
                 scores.save(session.run.scores("baseline"))
                 self._log(0, eval=logged(scores))
-                self.bar.note(f"baseline: {_words(scores)}")
+                types = session.rounding.types
+                rounded = f", rounded to {in_words(types)}" if types else ""
+                self.bar.note(f"baseline{rounded}: {_words(scores)}")
         session.run.write_json(session.run.similarities, {"before": self.judge.similarities()})
         self.bar.skip_pause()
 
@@ -225,6 +232,8 @@ class _Run:
             with new_folder(target) as part:
                 self._write_model(part / "model")
                 write_state(part / "state", session.optimizer, self.progress)
+                if session.rounding.types:
+                    write_unrounded(part / "state", session.model)
             remove_others(session.run.path, step, session.recipe.checkpoint.keep)
         session.optimizer.forget()
         session.ranks.wait()
@@ -242,6 +251,7 @@ class _Run:
             note=f"{session.recipe.stage}, {progress.step} steps, {progress.pairs} pairs "
             f"of {sources}",
             matryoshka_dims=loss.matryoshka if trains_widths(loss) else None,
+            types=session.rounding.types,
         )
 
     def _close(self) -> None:

@@ -3,6 +3,7 @@
     checkpoints/step-000500/model/                  the plain model folder
     checkpoints/step-000500/state/optimizer.safetensors   the moments, fp32
     checkpoints/step-000500/state/rows.npy                the token rows that have moments, int64
+    checkpoints/step-000500/state/unrounded.safetensors   the weights, where the model's are rounded
     checkpoints/step-000500/state/progress.json
 
 The folder gets its name when all of it is on the disk, so a killed run leaves no half of one.
@@ -20,12 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from gemb.errors import UsageError
 from gemb.safetensors import NewTensor, read_header, write_file
 from gemb_torch.adamw import AdamW
 
 _NAME = re.compile(r"step-(\d{6,})")
+_UNROUNDED = "unrounded.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +63,7 @@ def write_state(folder: Path, optimizer: AdamW, progress: Progress) -> None:
         OSError: they cannot be written.
     """
     folder.mkdir()
-    tensors = {}
-    for name, tensor in optimizer.moments().items():
-        values = tensor.detach().cpu().contiguous()
-        raw = values.numpy().reshape(-1).view(np.uint8)
-        tensors[name] = NewTensor("F32", tuple(values.shape), [raw])
+    tensors = {name: _new_tensor(tensor) for name, tensor in optimizer.moments().items()}
     write_file(folder / "optimizer.safetensors", tensors)
     np.save(folder / "rows.npy", optimizer.row_ids, allow_pickle=False)
     (folder / "progress.json").write_text(json.dumps(asdict(progress), indent=1) + "\n")
@@ -89,6 +88,12 @@ def read_progress(checkpoint: Path) -> Progress:
         ) from error
 
 
+def _new_tensor(tensor: Tensor) -> NewTensor:
+    values = tensor.detach().cpu().contiguous()
+    raw = values.numpy().reshape(-1).view(np.uint8)
+    return NewTensor("F32", tuple(values.shape), [raw])
+
+
 def restore_optimizer(checkpoint: Path, optimizer: AdamW, steps: int) -> None:
     """Give the optimizer its moments after so many steps.
 
@@ -105,6 +110,36 @@ def restore_optimizer(checkpoint: Path, optimizer: AdamW, steps: int) -> None:
         for name, stored in read_header(folder / "optimizer.safetensors").items()
     }
     optimizer.restore(moments, ids, steps)
+
+
+def write_unrounded(folder: Path, model: nn.Module) -> None:
+    """Add the weights as they are, fp32, to the files of `state/`.
+
+    Raises:
+        OSError: they cannot be written.
+    """
+    tensors = {name: _new_tensor(parameter) for name, parameter in model.named_parameters()}
+    write_file(folder / _UNROUNDED, tensors)
+
+
+def restore_unrounded(checkpoint: Path, model: nn.Module) -> None:
+    """Give a model the weights of `write_unrounded`, where the checkpoint has them.
+
+    Raises:
+        UsageError: the file is broken, or of another model.
+    """
+    path = checkpoint / "state" / _UNROUNDED
+    if not path.exists():
+        return
+    parameters = dict(model.named_parameters())
+    stored = read_header(path)
+    if {name: tuple(p.shape) for name, p in parameters.items()} != {
+        name: tensor.shape for name, tensor in stored.items()
+    }:
+        raise UsageError(f"{path} is of another model; resume from another checkpoint")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(torch.from_numpy(stored[name].float32().copy()))
 
 
 def remove_others(run: Path, step: int, keep: int) -> None:

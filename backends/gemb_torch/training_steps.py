@@ -16,6 +16,7 @@ from gemb.recipe import Recipe
 from gemb_torch.adamw import AdamW, clip, rate
 from gemb_torch.gradients import Computed, Gradients, TokenBatch
 from gemb_torch.ranks import Ranks
+from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import local
 from gemb_torch.step_batches import Prepared, row_ids
 
@@ -45,6 +46,7 @@ def training_steps(
     gradients: Gradients,
     optimizer: AdamW,
     batches: Iterator[Prepared],
+    rounding: Rounding,
     *,
     begin: int,
     steps: int,
@@ -56,6 +58,7 @@ def training_steps(
         gradients: of the model in training.
         optimizer: of the same model.
         batches: as many as wanted, beginning with those of step `begin`.
+        rounding: of the same model; gradients are those of the rounded weights.
         begin: steps that were done before.
         steps: of the whole run.
 
@@ -70,11 +73,13 @@ def training_steps(
         each = [prepared.batch for prepared in taken]
         ids = ranks.union(row_ids(each))
         leaf = optimizer.leaf(ids)
+        rounding.rows(leaf)
         computed = []
-        for batch in each:
-            made = gradients.add(batch, leaf, ids)
-            _check_vectors(step + 1, batch, made, ranks)
-            computed.append(made)
+        with rounding.applied():
+            for batch in each:
+                made = gradients.add(batch, leaf, ids)
+                _check_vectors(step + 1, batch, made, ranks)
+                computed.append(made)
         row_gradient = None if leaf is None else leaf.grad
         found = list(optimizer.gradients(row_gradient))
         if gradients.is_sharded:  # each has the mean over the processes, of its share

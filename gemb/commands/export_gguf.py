@@ -36,9 +36,9 @@ class OutType(click.Choice[str]):
 @click.option(
     "--outtype",
     type=OutType(OUTTYPES),
-    default="bf16",
+    default="auto",
     show_default=True,
-    help="Of every tensor but the norms.",
+    help="Of every tensor but the norms; auto: as it was trained for (qat), or bf16.",
 )
 @click.option(
     "--verify/--no-verify",
@@ -71,6 +71,9 @@ def export(
     load it. It is compared with the model on texts in many scripts; if their vectors differ, there
     is no file, and the exit code is 1.
 
+    A model of quantization-aware training is written in the types that it was trained for, weight
+    by weight the numbers that training measured.
+
     \b
     gemb export-gguf embeddinggemma-300m -o model.gguf
     gemb export-gguf runs/a/model -o small.gguf --outtype q4_0
@@ -84,17 +87,23 @@ def export(
         click.echo(_plan(source, output, outtype, verify, as_json))
         return
     done = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
-    click.echo(_json(done, outtype) if as_json else _line(done, outtype))
+    click.echo(_json(done) if as_json else _line(done))
 
 
 def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool) -> str:
     import json
 
     from gemb.checkpoint import open_checkpoint
+    from gemb.qat import file_types, folder_types, in_words, tensor_class
 
     checkpoint = open_checkpoint(source)
-    bits = {"f32": 32.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5}[outtype]
-    size = sum(tensor.count for tensor in checkpoint.tensors.values()) * bits / 8
+    types = file_types(outtype, folder_types(source))
+    bits = {"f32": 32.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
+    size = sum(
+        tensor.count * bits[types.get(tensor_class(name), "f32")] / 8
+        for name, tensor in checkpoint.tensors.items()
+    )
+    outtype = in_words(types)
     if as_json:
         plan = {"file": str(output), "outtype": outtype, "about_bytes": int(size)}
         return json.dumps({"dry_run": True, **plan, "verify": verify})
@@ -102,8 +111,10 @@ def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool)
     return f"would write {output} from {source} as {outtype}, about {size / 1e6:.0f} MB, {how}"
 
 
-def _line(done: Exported, outtype: str) -> str:
-    line = f"{done.target}: {done.size_bytes / 1e6:.1f} MB, {outtype}"
+def _line(done: Exported) -> str:
+    from gemb.qat import in_words
+
+    line = f"{done.target}: {done.size_bytes / 1e6:.1f} MB, {in_words(done.types)}"
     if done.agreement is None:
         return f"{line}, not verified"
     return (
@@ -112,14 +123,17 @@ def _line(done: Exported, outtype: str) -> str:
     )
 
 
-def _json(done: Exported, outtype: str) -> str:
+def _json(done: Exported) -> str:
     import json
+
+    from gemb.qat import in_words
 
     found = done.agreement
     return json.dumps(
         {
             "file": str(done.target),
-            "outtype": outtype,
+            "outtype": in_words(done.types),
+            "types": done.types,
             "size_bytes": done.size_bytes,
             "verified": found is not None,
             "bar": done.bar,

@@ -89,7 +89,13 @@ class Ours:
         self.peak = 0  # bytes, up to the end of the last passes
         self.done: list[StepDone] = []
         self.steps = training_steps(
-            session.recipe, self, session.optimizer, prepared(session), begin=0, steps=steps
+            session.recipe,
+            self,
+            session.optimizer,
+            prepared(session),
+            session.rounding,
+            begin=0,
+            steps=steps,
         )
 
     def __getattr__(self, name: str) -> Any:

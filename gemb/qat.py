@@ -1,0 +1,160 @@
+"""Quantization-aware training: which type each tensor is trained for, and where that is kept.
+
+The weights of a model that was trained so are numbers that its types give back unchanged. Its
+folder says which types in config.json, its GGUF file in its metadata, as JSON:
+
+    "gemb_qat": {"token_embd": "q4_0", "attention": "q8_0", "ffn": "q4_0", "dense": "q8_0"}
+    gemb.qat = '{"token_embd": "q4_0", ...}'
+
+Norms are f32 always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from gemb.errors import UsageError
+from gemb.model_json import read_json
+from gemb.recipe import QatType
+
+if TYPE_CHECKING:
+    from gemb.gguf_model import GgufModel
+    from gemb.recipe import Recipe
+
+CONFIG_KEY = "gemb_qat"
+GGUF_KEY = "gemb.qat"
+CLASSES = ("token_embd", "attention", "ffn", "dense")
+BLOCK = 32  # numbers of a row that q4_0 and q8_0 pack together
+_PACKED = ("q4_0", "q8_0")
+
+Types = Mapping[str, str]  # of CLASSES -> q4_0, q8_0, bf16 or f32; empty: not trained so
+
+
+def tensor_class(name: str) -> str:
+    """Return which of `CLASSES` a tensor of a folder is of, by its name; norm, or pooling."""
+    if name.endswith("norm.weight"):
+        return "norm"
+    if name.startswith("embed_tokens."):
+        return "token_embd"
+    if name in ("1_Pooling.queries", "pool_queries"):
+        return "pooling"
+    if ".self_attn." in name:
+        return "attention"
+    return "ffn" if ".mlp." in name else "dense"
+
+
+def wanted_types(recipe: Recipe) -> dict[str, str]:
+    """Return the types of a recipe's `qat`; empty where it has none."""
+    return asdict(recipe.qat) if recipe.qat else {}
+
+
+def trained_types(raw: Mapping[str, Any], where: object) -> dict[str, str]:
+    """Return the types that a folder's config.json names; empty where it names none.
+
+    Raises:
+        UsageError: it names other ones than gemb has.
+    """
+    found = raw.get(CONFIG_KEY)
+    if found is None:
+        return {}
+    known = get_args(QatType)
+    if not isinstance(found, dict) or set(found) != set(CLASSES) or set(found.values()) - {*known}:
+        raise UsageError(
+            f"{where}: {CONFIG_KEY} is {json.dumps(found)}; it must give {', '.join(CLASSES)} one "
+            f"of {', '.join(known)} each"
+        )
+    return found
+
+
+def folder_types(folder: Path) -> dict[str, str]:
+    """Return the types that a model folder was trained for; empty where it was not.
+
+    Raises:
+        UsageError: there is no config.json, or it names other types than gemb has.
+    """
+    path = folder / "config.json"
+    return trained_types(read_json(path), path)
+
+
+def gguf_types(model: GgufModel) -> dict[str, str]:
+    """Return the types that a file was trained for; empty where it was not, or not as it is now.
+
+    Raises:
+        UsageError: its `gemb.qat` is not what gemb writes.
+    """
+    said = model.header.metadata.get(GGUF_KEY)
+    if said is None:
+        return {}
+    try:
+        trained = trained_types({CONFIG_KEY: json.loads(str(said))}, model.header.path)
+    except ValueError as error:
+        raise UsageError(f"{model.header.path}: {GGUF_KEY} is no JSON: {error}") from error
+    # Who quantized it again may have left the key as it was.
+    return trained if keeps(model.types(), trained) else {}
+
+
+def file_types(outtype: str, trained: Types) -> dict[str, str]:
+    """Return the types of an exported file; auto: those that were trained for, or bf16."""
+    if outtype == "auto" and trained:
+        return dict(trained)
+    return dict.fromkeys(CLASSES, "bf16" if outtype == "auto" else outtype)
+
+
+def keeps(types: Types, trained: Types) -> bool:
+    """Return whether a file of these types holds the numbers that were trained."""
+    return bool(trained) and all(types[name] in (trained[name], "f32") for name in CLASSES)
+
+
+def in_words(types: Types) -> str:
+    """Return `q4_0 (token_embd, ffn), q8_0 (attention, dense)`, or one type alone."""
+    if len(set(types.values())) == 1:
+        return next(iter(types.values()))
+    each = {type_: [name for name in types if types[name] == type_] for type_ in types.values()}
+    return ", ".join(f"{type_} ({', '.join(names)})" for type_, names in each.items())
+
+
+def check_model(types: Types, reference: str) -> None:
+    """Refuse types that the rows of a model do not fill; nothing but headers is read.
+
+    Raises:
+        UsageError: a row is no multiple of the type's block, or the model is none.
+        Missing: it is not here.
+    """
+    from gemb import models
+    from gemb.checkpoint import open_checkpoint
+    from gemb.gguf_model import open_gguf
+    from gemb.gguf_names import folder_name
+
+    source = models.resolve(reference)
+    if source.is_dir():
+        stored = open_checkpoint(source).tensors
+        shapes = {name: tensor.shape for name, tensor in stored.items()}
+    else:
+        inside = open_gguf(source).header.tensors.values()
+        shapes = {folder_name(tensor.name): tensor.shape[::-1] for tensor in inside}
+    check_rows(types, shapes, reference)
+
+
+def check_rows(types: Types, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
+    """Refuse types that rows do not fill.
+
+    Args:
+        types: of the classes.
+        shapes: of the model's tensors, as in its folder: a row is the last number.
+        model: for the message.
+
+    Raises:
+        UsageError: a row is no multiple of the type's block.
+    """
+    for name, shape in shapes.items():
+        kind = tensor_class(name)
+        type_ = types.get(kind)
+        if type_ in _PACKED and shape[-1] % BLOCK:
+            raise UsageError(
+                f"qat.{kind}: {type_} packs {BLOCK} numbers of a row together, and {name} of "
+                f"{model} has rows of {shape[-1]}; qat.{kind}=bf16 packs none"
+            )
