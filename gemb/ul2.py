@@ -100,12 +100,12 @@ def taken_apart(
         marks: ids of the marks, at least one for each span.
         is_marked: whether a mark stands for each span.
     """
-    inputs, targets = [], []
+    inputs: list[Ids] = []
+    targets: list[Ids] = []
     before = 0
-    for (start, end), mark in zip(noise.tolist(), marks, strict=False):
-        own = [mark] if is_marked else []
+    for (start, end), mark in zip(noise.tolist(), marks[: len(noise), None], strict=True):
+        own = mark if is_marked else mark[:0]
         inputs += [ids[before:start], own]
         targets += [own, ids[start:end]]
         before = end
-    inputs.append(ids[before:])
-    return tuple(np.concatenate(each).astype(np.int64) for each in (inputs, targets))  # type: ignore[return-value]
+    return np.concatenate([*inputs, ids[before:]]), np.concatenate(targets)

@@ -169,4 +169,5 @@ def _parts(store: TokenStore, longest: int) -> NDArray[np.int64]:
     sizes, pieces = sizes[text], counts[text]
     begin = begins[text] + sizes * number // pieces
     end = begins[text] + sizes * (number + 1) // pieces
-    return np.stack([begin, end, text], 1)[end - begin >= SHORTEST]
+    found: NDArray[np.int64] = np.stack([begin, end, text], 1)[end - begin >= SHORTEST]
+    return found

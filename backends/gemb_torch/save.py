@@ -65,8 +65,8 @@ def write_checkpoint(
             own = {name for name in tensors if name.startswith(f"{folder}.")}
             if own:
                 head = {name.removeprefix(f"{folder}."): tensors.pop(name) for name in sorted(own)}
-                _write_tensors(part / folder / "model.safetensors", head)
-        _write_tensors(part / "model.safetensors", tensors)
+                write_tensors(part / folder / "model.safetensors", head)
+        write_tensors(part / "model.safetensors", tensors)
         write_readme(source, part, f"`gemb train`: {note}.")
         written = open_checkpoint(part)
         assert written.pooling == pooling, "the pooling was written as it is read"
@@ -87,7 +87,12 @@ def _write_dims(part: Path, dims: set[int]) -> None:
     write_json(path, raw)
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of any device and type as fp32.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
     write_file(
         path,
         {

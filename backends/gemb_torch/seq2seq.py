@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gemb_torch.decoder import Decoder, DecoderBlock, Memory
 from gemb_torch.fused import product_dtype
-from gemb_torch.model import EmbeddingGemma
+from gemb_torch.model import Block, EmbeddingGemma
 from gemb_torch.packing import Packing, pack
 from gemb_torch.token_loss import token_losses
 
@@ -50,6 +50,7 @@ class Seq2Seq(nn.Module):
         self.decoder = Decoder(config)
         for mine, theirs in zip(self.decoder.layers, encoder.layers, strict=True):
             assert isinstance(mine, DecoderBlock)
+            assert isinstance(theirs, Block)
             mine.own = copy.deepcopy(theirs)
             mine.copy_self_attention()
         self.decoder.norm = copy.deepcopy(encoder.norm)
@@ -69,7 +70,8 @@ class Seq2Seq(nn.Module):
         """Return the sum of the losses of the targets' tokens, fp32 [], and each, fp32 [T]."""
         table = self.embed_tokens.weight
         # The rows in use once, so that one gradient is as big as the table and not two.
-        ids, places = torch.cat([batch.inputs, batch.shifted]).unique(return_inverse=True)
+        read = torch.cat([batch.inputs, batch.shifted])
+        ids, places = torch.unique(read, return_inverse=True)
         rows = F.embedding(ids, table)
         inputs, shifted = places.split([len(batch.inputs), len(batch.shifted)])
         states = self.encoder.hidden(inputs, batch.encoder, rows)

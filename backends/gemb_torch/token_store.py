@@ -11,6 +11,7 @@ import os
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,9 +96,9 @@ def _stamp(texts: PlainTexts, digest: str) -> str:
     return json.dumps([_VERSION, texts.source.rows, digest, of_files])
 
 
-def _about(folder: Path, stamp: str) -> dict[str, object] | None:
+def _about(folder: Path, stamp: str) -> dict[str, Any] | None:
     try:
-        about: dict[str, object] = json.loads((folder / "about.json").read_bytes())
+        about: dict[str, Any] = json.loads((folder / "about.json").read_bytes())
     except (OSError, ValueError):
         return None
     return about if about.get("stamp") == stamp else None
