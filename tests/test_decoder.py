@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
+import torch
+import transformers
 
 from gemb.checkpoint import open_checkpoint
 from gemb.gemma_decoder import write_encoder
@@ -77,9 +76,15 @@ def test_the_real_270m_is_transformers_gemma_3(tmp_path):
     if not path:
         pytest.skip("GEMB_TEST_DECODER does not name the GGUF file of gemma-3-270m")
     # transformers reads the file itself: its own names, its own norms.
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        Path(path).parent, gguf_file=Path(path).name, dtype=torch.float32
-    ).eval()
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    config = transformers.Gemma3TextConfig(**load_gguf_checkpoint(path)["config"])
+    config.sliding_window, config.query_pre_attn_scalar = 512, 256
+    theirs = transformers.Gemma3ForCausalLM(config).eval()
+    stored = load_gguf_checkpoint(path, return_tensors=True, model_to_load=theirs)["tensors"]
+    missing, unknown = theirs.load_state_dict(stored, strict=False)
+    assert (missing, unknown) == (["lm_head.weight"], [])
+    theirs.tie_weights()
     ours = seq2seq(Path(path), tmp_path / "m")
     text = random_texts([700], vocabulary=200_000)[0]  # longer than the window of 512
     with torch.no_grad():
@@ -102,6 +107,20 @@ class HeadNorm(torch.nn.Module):
         made = self.projection(x)
         heads = made.view(*made.shape[:-1], -1, len(self.norm.weight))
         return self.norm(heads).view(made.shape)
+
+
+HEAD_NORMS = ("q_norm.weight", "k_norm.weight")
+
+
+def renamed(name: str) -> str:
+    """A parameter's name in transformers' T5Gemma and T5Gemma 2."""
+    for old, new in (
+        ("input_layernorm", "pre_self_attn_layernorm"),
+        ("post_attention_layernorm", "post_self_attn_layernorm"),
+        ("own.", ""),
+    ):
+        name = name.replace(old, new)
+    return name
 
 
 def t5gemma(model: Seq2Seq):
@@ -132,23 +151,12 @@ def t5gemma(model: Seq2Seq):
             encoder=part, decoder=part, tie_word_embeddings=True, attn_implementation="eager"
         )
     ).eval()
-    names = {
-        "input_layernorm": "pre_self_attn_layernorm",
-        "post_attention_layernorm": "post_self_attn_layernorm",
-        "own.": "",
-    }
-    state = {}
-    for name, value in model.state_dict().items():
-        if name == "embed_tokens.weight":
-            for place in ("model.encoder.", "model.decoder."):
-                state[f"{place}{name}"] = value
-            state["lm_head.out_proj.weight"] = value
-            continue
-        for old, new in names.items():
-            name = name.replace(old, new)
-        if "q_norm" not in name and "k_norm" not in name:
-            state[f"model.{name}"] = value
-    state["model.encoder.norm.weight"] = model.encoder.norm.weight
+    table = model.embed_tokens.weight
+    state = {"lm_head.out_proj.weight": table}
+    for stack in ("encoder", "decoder"):
+        own = getattr(model, stack).state_dict() | {"embed_tokens.weight": table}
+        state |= {f"model.{stack}.{renamed(name)}": own[name] for name in own}
+    state = {name: value for name, value in state.items() if not name.endswith(HEAD_NORMS)}
     missing, unknown = theirs.load_state_dict(state, strict=False)
     assert [name for name in missing if "rotary" not in name] == unknown == []
     for ours, stack in ((model.encoder, "encoder"), (model.decoder, "decoder")):
@@ -203,7 +211,7 @@ def test_with_an_input_it_is_t5gemma_in_losses_and_gradients(one_base, tmp_path,
 
 
 def test_the_encoder_is_t5gemma_2s_within_the_window(decoder, tmp_path):
-    """Up to 8 tokens: beyond, T5Gemma 2 sees a window of 7 left and 8 right, EmbeddingGemma 8, 8."""
+    """Up to 8 tokens: T5Gemma 2 sees 7 to the left and 8 to the right, EmbeddingGemma 8 and 8."""
     from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextEncoder
 
     model = seq2seq(decoder, tmp_path / "m")
@@ -226,15 +234,7 @@ def test_the_encoder_is_t5gemma_2s_within_the_window(decoder, tmp_path):
             attn_implementation="eager",
         )
     ).eval()
-    names = {
-        "input_layernorm": "pre_self_attn_layernorm",
-        "post_attention_layernorm": "post_self_attn_layernorm",
-    }
-    state = {}
-    for name, value in model.encoder.state_dict().items():
-        for old, new in names.items():
-            name = name.replace(old, new)
-        state[name] = value
+    state = {renamed(name): value for name, value in model.encoder.state_dict().items()}
     missing, unknown = theirs.load_state_dict(state, strict=False)
     assert unknown == []
     assert set(missing) <= {"embed_tokens.eoi_embedding"}
