@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from gemb.backend import Training, cores
 from gemb.caches import tokens_cache
 from gemb.checkpoint import Checkpoint
+from gemb.errors import UsageError
 from gemb.plain_texts import PlainTexts
 from gemb.recipe import Adapt, Recipe
 from gemb.run_folder import RunFolder
@@ -87,7 +88,7 @@ class Adaptation:
     def optimizer(self, step: int) -> AdamW:
         """Return a fresh optimizer of what learns after so many steps; the rest is frozen."""
         learns: nn.Module = self.model
-        if step < self.warmup:
+        if step < self.warmup:  # T5Gemma: where cross-attention begins random
             learns = self.model.decoder.cross_attentions()
         self.model.requires_grad_(False)
         learns.requires_grad_(True)
@@ -139,7 +140,7 @@ def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptat
     if recipe.run.compile:
         for block in (*model.encoder.layers, *model.decoder.layers):
             block.compile()
-    return Adaptation(
+    adaptation = Adaptation(
         recipe=recipe,
         training=training,
         run=run,
@@ -152,6 +153,12 @@ def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptat
         ids=ids_of(tokenizer, start.folder, tasks, longest),
         stores=stores,
     )
+    if adaptation.warmup and adaptation.warmup == adaptation.steps:
+        raise UsageError(
+            f"adapt.cross_warmup_steps {adaptation.adapt.cross_warmup_steps} leaves none of "
+            f"{adaptation.steps} steps to the rest of the model"
+        )
+    return adaptation
 
 
 _TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends

@@ -1,9 +1,14 @@
 """Gemma 3's decoder, and the same with cross-attention, as T5Gemma has it.
 
 Between a layer's two halves a third looks at the encoder's states, with norms before and after it
-like the others (T5Gemma, arXiv 2504.06225; transformers `models/t5gemma/modeling_t5gemma.py`).
-Queries and keys of cross-attention are normed as Gemma 3 norms its own, and not rotated: positions
-in two texts are not comparable. Without an encoder's states this is Gemma 3.
+like the others. Queries and keys of cross-attention are normed as Gemma 3 norms its own, and not
+rotated: positions in two texts are not comparable. Without an encoder's states this is Gemma 3.
+
+T5Gemma (arXiv 2504.06225; transformers `models/t5gemma`) has the same layers of Gemma 2: no norms
+of queries and keys, capped logits, one rotation for all layers, a table for each side. T5Gemma 2
+(arXiv 2512.14856; `models/t5gemma2`) is of Gemma 3 and shares the table, as here, but merges
+cross-attention into self-attention. EmbeddingGemma's paper names the first, and is older than the
+second.
 
     T tokens of all targets    S tokens of all inputs    D width of a token
     H query heads    K key/value heads    E width of a head
