@@ -202,8 +202,8 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
         (
             "stage: finetune\n",
             "",
-            "my.yaml:1: the recipe lacks 'stage': pretrain (pairs), finetune (triplets) or distill "
-            "(a teacher); it is one of pretrain, finetune, distill",
+            "my.yaml:1: the recipe lacks 'stage': adapt (a decoder), pretrain (pairs), finetune "
+            "(triplets) or distill (a teacher); it is one of adapt, pretrain, finetune, distill",
         ),
         ("init: {from: mini}", "init: {}", "my.yaml:2: init lacks 'from': model reference"),
         ("init: {from: mini}", "init: mini", "init wants a block with the keys from, keep_layers"),
