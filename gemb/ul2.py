@@ -29,7 +29,7 @@ Ids = NDArray[np.int64]
 class Task:
     """One way to take a text apart."""
 
-    name: str  # in the log
+    name: str  # in the log: its spans, and how many percent of the text
     weight: float  # how often, relative
     noise: float  # share of the text that is to be written
     mean_span: float = 0.0  # tokens; 0: one span at the end
@@ -37,11 +37,11 @@ class Task:
 
 
 UL2 = (
-    Task(name="span3@0.15", weight=1, mean_span=3, noise=0.15),
-    Task(name="span12@0.5", weight=1, mean_span=12, noise=0.5),
-    Task(name="span32@0.15", weight=1, mean_span=32, noise=0.15),
-    Task(name="span32@0.5", weight=1, mean_span=32, noise=0.5),
-    Task(name="suffix@0.75", weight=4, noise=0.75),
+    Task(name="span3-15", weight=1, mean_span=3, noise=0.15),
+    Task(name="span12-50", weight=1, mean_span=12, noise=0.5),
+    Task(name="span32-15", weight=1, mean_span=32, noise=0.15),
+    Task(name="span32-50", weight=1, mean_span=32, noise=0.5),
+    Task(name="suffix-75", weight=4, noise=0.75),
 )
 # T5Gemma's other objective: halves, and no mark between them.
 PREFIX_LM = (Task(name="prefix_lm", weight=1, noise=0.5, is_marked=False),)

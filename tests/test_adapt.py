@@ -121,7 +121,7 @@ def test_a_run_leaves_an_encoder_that_every_command_takes(train, tmp_path, decod
     assert len(losses) == 40
     assert np.mean(losses[-5:]) < np.mean(losses[:3]) - 0.5
     assert {name for line in logged(tmp_path / "run") for name in line["parts"]} == {
-        "span3@0.15", "span12@0.5", "span32@0.15", "span32@0.5", "suffix@0.75"
+        "span3-15", "span12-50", "span32-15", "span32-50", "suffix-75"
     }  # fmt: skip
     model = open_checkpoint(tmp_path / "run" / "model")
     begin = open_checkpoint(tmp_path / "run" / "start" / "encoder")

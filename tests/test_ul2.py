@@ -71,7 +71,7 @@ def test_noise_is_exactly_its_share_in_spans_of_exactly_the_mean(task):
 
 
 def test_the_suffix_task_takes_three_quarters_at_the_end():
-    (found,) = spans(TASKS["suffix@0.75"], 400, np.random.default_rng(0))
+    (found,) = spans(TASKS["suffix-75"], 400, np.random.default_rng(0))
     assert found.tolist() == [100, 400]
 
 
