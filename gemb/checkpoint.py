@@ -184,7 +184,8 @@ def _check_modules(folder: Path) -> None:
         paths = [str(module["path"]) for module in modules]
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path}: missing: a bare language model, or no sentence-transformers folder"
+            f"{path}: missing: a bare language model (gemb train adapt makes an encoder of a "
+            "Gemma 3), or no sentence-transformers folder"
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path}: not a list of modules: {error}") from error

@@ -30,7 +30,8 @@ _REFUSED = {
         "EmbeddingGemma 2, which the installed llama.cpp cannot load: it needs a build from "
         "October 2026 on"
     ),
-    "gemma3": f"Ollama's layout of this model, or Gemma 3 itself; {_EXPORT}",
+    "gemma3": "Gemma 3 itself, of which gemb train adapt makes an encoder; or Ollama's layout of "
+    f"this model: {_EXPORT}",
 }
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gemb.backend import Runtime
 
 _MADE_FROM = "decoder.json"  # in a folder of ours: what it was made from
-_MARKS = 1000  # that a smaller vocabulary keeps, where there are so many
+_MARKS = 400  # that a smaller vocabulary keeps, where there are so many
 
 
 def start_of(
