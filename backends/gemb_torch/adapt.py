@@ -234,5 +234,6 @@ class _Run:
             self._write_model(run.model)
             report = write_report(run.path)
             if not self.adaptation.training.quiet:
-                note(f"encoder {run.model}, report {report}")
+                goes_on = f"gemb train pretrain init.from={run.model}"
+                note(f"encoder {run.model}, report {report}; to train it to embed: {goes_on}")
         self.adaptation.ranks.wait()
