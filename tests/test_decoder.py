@@ -90,7 +90,8 @@ def test_the_real_270m_is_transformers_gemma_3(tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor([text])).logits[0]
     got = logits(ours, [text])
-    assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
+    # Logits reach 42, and either side is 2e-4 from its own arithmetic in 64 bits: 5e-6 of them.
+    assert (got - expected).abs().max() < 2e-5 * expected.abs().max()
 
 
 class HeadNorm(torch.nn.Module):
