@@ -21,6 +21,11 @@ def scores_cache() -> Path:
     return _cache() / "scores"
 
 
+def tokens_cache() -> Path:
+    """Return the folder of all texts of adaptation as tokens: $XDG_CACHE_HOME/gemb/tokens."""
+    return _cache() / "tokens"
+
+
 def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expanduser(cache)) / "gemb"  # noqa: PTH111 - unknown user

@@ -24,6 +24,7 @@ from typing import Any
 from gemb.errors import UsageError
 from gemb.fingerprint import fingerprint
 from gemb.gemma_config import GemmaConfig, read_config
+from gemb.model_card import licence_of
 from gemb.model_json import read_json, read_optional_json, whole_number
 from gemb.poolings import ATTENTION_HEADS, check_heads, read_pooling
 from gemb.safetensors import StoredTensor, read_header
@@ -51,17 +52,7 @@ class Checkpoint:
 
     def licence(self) -> str:
         """Return the licence that the folder's README.md names, or an empty string."""
-        card = self.folder / "README.md"
-        if not card.is_file():
-            return ""
-        lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
-        for line in lines[1:] if lines[:1] == ["---"] else ():  # the front matter, as on the hub
-            if line == "---":
-                break
-            key, _, value = line.partition(":")
-            if key == "license":
-                return value.partition(" #")[0].strip().strip("\"'")
-        return ""
+        return licence_of(self.folder)
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.fingerprint`."""
@@ -93,7 +84,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(folder / "config.json")
     _check_modules(folder)
     pooling = read_pooling(folder / "1_Pooling" / "config.json")
-    tensors = _backbone_tensors(folder)
+    tensors = backbone_tensors(folder)
     dense = [dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
     own_files = ["1_Pooling"] if pooling == "attention" else []
     for path in [*own_files, "2_Dense", "3_Dense"]:
@@ -107,7 +98,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: the dense layers {dense} do not follow {config.hidden_size}")
     if pooling == "attention":
         check_heads(config.hidden_size, str(folder))
-    _check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
+    check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
     settings = read_optional_json(folder / "config_sentence_transformers.json")
     transformer = read_optional_json(folder / "sentence_bert_config.json")
     if transformer.get("do_lower_case"):
@@ -193,7 +184,8 @@ def _check_modules(folder: Path) -> None:
         paths = [str(module["path"]) for module in modules]
     except FileNotFoundError as error:
         raise UsageError(
-            f"{path}: missing: a bare language model, or no sentence-transformers folder"
+            f"{path}: missing: a bare language model (gemb train adapt makes an encoder of a "
+            "Gemma 3), or no sentence-transformers folder"
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path}: not a list of modules: {error}") from error
@@ -223,7 +215,12 @@ def dense_size(path: Path) -> tuple[int, int]:
     return whole_number(path, raw, "in_features"), whole_number(path, raw, "out_features")
 
 
-def _backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
+def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return the tensors of a folder's model.safetensors, or of its shards, without `model.`.
+
+    Raises:
+        UsageError: a file is missing or broken.
+    """
     index = folder / "model.safetensors.index.json"
     if index.exists():
         places = read_json(index).get("weight_map")
@@ -241,9 +238,14 @@ def _backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _check_shapes(
+def check_shapes(
     folder: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
+    """Refuse other tensors than these.
+
+    Raises:
+        UsageError: one is missing, unknown, or of another shape.
+    """
     missing = sorted(shapes.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - shapes.keys())
     if missing or unknown:

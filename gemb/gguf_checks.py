@@ -30,12 +30,17 @@ _REFUSED = {
         "EmbeddingGemma 2, which the installed llama.cpp cannot load: it needs a build from "
         "October 2026 on"
     ),
-    "gemma3": f"Ollama's layout of this model, or Gemma 3 itself; {_EXPORT}",
+    "gemma3": "Gemma 3 itself, of which gemb train adapt makes an encoder; or Ollama's layout of "
+    f"this model: {_EXPORT}",
 }
 
 
 def wrong(header: GgufHeader, what: str) -> UsageError:
     """Return the refusal of a file that llama.cpp would fail on, or compute wrongly."""
+    kind = str(header.metadata.get("general.architecture"))
+    if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`gemma_decoder.py`)
+        what = what.replace(ARCHITECTURE, kind)
+        return UsageError(f"{header.path}: {what}, which no right {kind} file has; fetch it again")
     return UsageError(f"{header.path}: {what}, which no right {ARCHITECTURE} file has; {_EXPORT}")
 
 
@@ -204,12 +209,17 @@ def check_tensors(
     equal(header, "dense_2_feat_in", hidden)
     equal(header, "dense_3_feat_in", middle)
     equal(header, "dense_3_feat_out", hidden)
+    check_shapes(header, shapes)
+
+
+def check_shapes(header: GgufHeader, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse other tensors than these, and other types than llama.cpp takes."""
     for name, shape in shapes.items():
-        if name not in tensors:
+        if name not in header.tensors:
             raise wrong(header, f"tensor {name} is missing")
-        _check_tensor(header, tensors[name], shape)
-    if unknown := tensors.keys() - shapes.keys():
-        raise wrong(header, f"tensor {min(unknown)} is not EmbeddingGemma's")
+        _check_tensor(header, header.tensors[name], shape)
+    if unknown := header.tensors.keys() - shapes.keys():
+        raise wrong(header, f"tensor {min(unknown)} is not this model's")
 
 
 def _check_tensor(header: GgufHeader, tensor: TensorInfo, shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from gemb.gguf_names import folder_name
 from gemb.gguf_tokenizer import roles, tokenizer_files
 from gemb.model_card import write_card
 from gemb.model_json import write_json
-from gemb.poolings import pooling_settings
+from gemb.model_modules import write_modules
 from gemb.qat import CONFIG_KEY, gguf_types
 from gemb.safetensors import NewTensor, write_file
 
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 _ROWS = 4096  # of a tensor in memory at a time
 _PACKED_FOR_GOOD = ("q1_0", "q2_0")  # types that gguf cannot unpack
-_MODULES = (
-    ("Transformer", ""),
-    ("Pooling", "1_Pooling"),
-    ("Dense", "2_Dense"),
-    ("Dense", "3_Dense"),
-    ("Normalize", "4_Normalize"),
-)
 
 
 def unpack(model: GgufModel, target: Path) -> None:
@@ -56,35 +49,19 @@ def unpack(model: GgufModel, target: Path) -> None:
                 f"{model.header.path}: tensor {tensor.name} is {tensor.type}, which gemb cannot "
                 "unpack; start from the model folder, or another file of it"
             )
-    for name in ("1_Pooling", "2_Dense", "3_Dense"):
-        (target / name).mkdir()
     for name, value in tokenizer_files(model.header, model.max_tokens).items():
         indent = None if name == "tokenizer.json" else 2
         write_json(target / name, value, indent)
     write_json(target / "config.json", _config(model))
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(_MODULES)
-    ]
-    write_json(target / "modules.json", modules)
-    write_json(target / "1_Pooling" / "config.json", pooling_settings(model.pooling, model.hidden))
-    settings = {
-        "prompts": dict(model.prompts),
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
-        "matryoshka_dims": list(model.matryoshka_dims),
-    }
-    write_json(target / "config_sentence_transformers.json", settings)
-    length = {"max_seq_length": model.max_tokens, "do_lower_case": False}
-    write_json(target / "sentence_bert_config.json", length)
-    for path, (size_in, size_out) in zip(("2_Dense", "3_Dense"), model.dense, strict=True):
-        dense = {
-            "in_features": size_in,
-            "out_features": size_out,
-            "bias": False,
-            "activation_function": "torch.nn.modules.linear.Identity",
-        }
-        write_json(target / path / "config.json", dense)
+    write_modules(
+        target,
+        hidden=model.hidden,
+        pooling=model.pooling,
+        dense=model.dense,
+        prompts=model.prompts,
+        matryoshka_dims=model.matryoshka_dims,
+        max_tokens=model.max_tokens,
+    )
     _write_weights(model, target)
     _write_card(model, target)
 

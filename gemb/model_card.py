@@ -1,8 +1,23 @@
-"""README.md of a model folder that gemb made of another model."""
+"""README.md of a model folder: its licence, and where a model that gemb made is from."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def licence_of(folder: Path) -> str:
+    """Return the licence that the folder's README.md names, or an empty string."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return ""
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines[1:] if lines[:1] == ["---"] else ():  # the front matter, as on the hub
+        if line == "---":
+            break
+        key, _, value = line.partition(":")
+        if key == "license":
+            return value.partition(" #")[0].strip().strip("\"'")
+    return ""
 
 
 def write_card(folder: Path, licence: str, said: str) -> None:

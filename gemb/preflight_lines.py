@@ -16,13 +16,13 @@ HEAD = ("source", "rows", "share", "passes", "query", "positive", "cut", "format
 def lines(check: Preflight) -> list[str]:
     """Return the lines, without their ends."""
     return [
-        *_table([HEAD, *map(_cells, check.sources)]),
+        *table([HEAD, *map(_cells, check.sources)]),
         f"query, positive: tokens, median/95 %/longest; cut: texts over {check.max_tokens} tokens",
         *_bad(check.sources),
         *_duplicates(check.sources),
         "",
         *_examples(check),
-        *_table([("data", f"{check.rows:,} rows{_bad_count(check.bad)}"), *_plan(check)]),
+        *table([("data", f"{check.rows:,} rows{_bad_count(check.bad)}"), *_plan(check)]),
     ]
 
 
@@ -43,7 +43,7 @@ def _lengths(lengths: Lengths) -> str:
     return f"{lengths.median:.0f}/{lengths.p95:.0f}/{lengths.max:,}"
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the rows with their columns under each other; the first and last to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     last = len(widths) - 1

@@ -21,7 +21,7 @@ from gemb.recipe_limits import (
     Refused,
 )
 
-Stage = Literal["pretrain", "finetune", "distill"]
+Stage = Literal["adapt", "pretrain", "finetune", "distill"]
 Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
@@ -86,6 +86,25 @@ class Batch:
     micro_tokens: Annotated[
         int, "tokens in memory at a time; more are computed twice (gradient cache)", ONE_OR_MORE
     ] = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapt:
+    """A decoder becomes an encoder-decoder, whose encoder is kept (T5Gemma, arXiv 2504.06225)."""
+
+    objective: Annotated[
+        Literal["ul2", "prefix_lm"],
+        "ul2: T5Gemma 2's five tasks (arXiv 2512.14856); prefix_lm: the second half of a text",
+    ] = "ul2"
+    tokens: Annotated[int, "tokens a step, input and target, over all processes", ONE_OR_MORE] = (
+        65536
+    )
+    cross_attention: Annotated[
+        Literal["copy", "random"], "copy: begins as the decoder's self-attention"
+    ] = "copy"
+    cross_warmup_steps: Annotated[
+        int, "first steps, in which a random cross-attention alone learns (T5Gemma)", NOT_NEGATIVE
+    ] = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +282,9 @@ class Mixtures:
 class Recipe:
     """One stage of training."""
 
-    stage: Annotated[Stage, "pretrain (pairs), finetune (triplets) or distill (a teacher)"]
+    stage: Annotated[
+        Stage, "adapt (a decoder), pretrain (pairs), finetune (triplets) or distill (a teacher)"
+    ]
     seed: Annotated[int, "of the order of the data and of fresh weights", NOT_NEGATIVE] = 0
     init: Annotated[Init, "where to start"]
     pooling: Annotated[
@@ -271,6 +292,7 @@ class Recipe:
     ] = "mean"
     data: Annotated[tuple[Source, ...], "the mixture"]
     batch: Annotated[Batch, "how much text a step sees"] = Batch()
+    adapt: Annotated[Adapt | None, "of the stage adapt alone; null: its defaults there"] = None
     loss: Annotated[Loss, "what is minimised"] = Loss()
     qat: Annotated[Qat | None, "types to train for, as in the GGUF file; null: none"] = None
     optimizer: Annotated[Optimizer, "AdamW and its schedule"] = Optimizer()

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from gemb.errors import UsageError
 from gemb.layer_choice import layer_choice
 from gemb.poolings import GGUF_POOLINGS
-from gemb.recipe import Loss, Recipe
+from gemb.recipe import Adapt, Loss, Recipe
 from gemb.sample_data import resolve_data
 
+SPARE = 8  # tokens around a text that adaptation adds at least: BOS, EOS, marks
 _GIVE = "give loss.contrastive, loss.distill or both"
 Problem = tuple[str, str]  # the path of the key to blame, and what is the matter with it
 
@@ -22,7 +23,35 @@ def problems(recipe: Recipe) -> Iterator[Problem]:
         yield from check(recipe)
 
 
+def _adaptation(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stage != "adapt":
+        if recipe.adapt is not None:
+            yield "adapt", f"is of the stage adapt, not of {recipe.stage}; null leaves it out"
+        return
+    adapt, run = recipe.adapt or Adapt(), recipe.run
+    for part in ("contrastive", "spread_out", "distill"):
+        if getattr(recipe.loss, part) is not None:
+            yield f"loss.{part}", "is of vectors, and adaptation learns to write texts; take null"
+    if recipe.eval.data:
+        yield "eval.data", "is of vectors, which adaptation does not train; evaluate a later stage"
+    if run.shard != "none":
+        yield "run.shard", f"is {run.shard}, which adaptation does not have; take none"
+    if adapt.tokens < recipe.batch.max_tokens + SPARE:
+        yield (
+            "adapt",
+            f"has tokens {adapt.tokens}: a text of {recipe.batch.max_tokens} tokens "
+            "(batch.max_tokens) must fit, with what stands around it",
+        )
+    if adapt.cross_attention == "random" and 0 < run.steps <= adapt.cross_warmup_steps:
+        yield (
+            "adapt.cross_warmup_steps",
+            f"leaves none of {run.steps} steps (run.steps) to the rest of the model",
+        )
+
+
 def _losses(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stage == "adapt":
+        return
     loss = recipe.loss
     if recipe.stage == "distill" and loss.distill is None:
         yield "stage", "is distill, which needs loss.distill, with its teacher"
@@ -130,6 +159,7 @@ def _quantized(recipe: Recipe) -> Iterator[Problem]:
 _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _sources,
     _evaluation,
+    _adaptation,
     _losses,
     _widths,
     _start,

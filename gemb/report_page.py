@@ -55,7 +55,7 @@ def _facts(run: RunRecord) -> dict[str, str]:
     columns, step = run.metrics.columns, run.metrics.step
     batch = run.recipe.get("batch") or {}
     facts = {"Steps": f"{step[-1]:,.0f}" if len(step) else NOTHING}
-    if "pairs" in batch:
+    if "pairs" in batch and run.recipe.get("stage") != "adapt":
         facts["Pairs a step"] = f"{batch['pairs'] * batch.get('accumulate', 1):,}"
     if "tokens" in columns:
         facts["Tokens"] = f"{np.nanmax(columns['tokens']):,.0f}"

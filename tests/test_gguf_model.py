@@ -130,7 +130,10 @@ def test_tokens_that_llama_cpp_would_abort_on_are_refused(
     ("arch", "message"),
     [
         ("gemma-embedding2", "EmbeddingGemma 2, which the installed llama.cpp cannot load"),
-        ("gemma3", "Ollama's layout .* gemb export-gguf FOLDER"),
+        (
+            "gemma3",
+            "Gemma 3 itself, of which gemb train adapt .* Ollama's layout .* export-gguf FOLDER",
+        ),
         ("llama", "gemb runs gemma-embedding files"),
     ],
 )

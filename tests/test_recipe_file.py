@@ -202,8 +202,8 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
         (
             "stage: finetune\n",
             "",
-            "my.yaml:1: the recipe lacks 'stage': pretrain (pairs), finetune (triplets) or distill "
-            "(a teacher); it is one of pretrain, finetune, distill",
+            "my.yaml:1: the recipe lacks 'stage': adapt (a decoder), pretrain (pairs), finetune "
+            "(triplets) or distill (a teacher); it is one of adapt, pretrain, finetune, distill",
         ),
         ("init: {from: mini}", "init: {}", "my.yaml:2: init lacks 'from': model reference"),
         ("init: {from: mini}", "init: mini", "init wants a block with the keys from, keep_layers"),
@@ -427,7 +427,7 @@ def test_a_name_or_a_path_finds_the_recipe(tmp_path, monkeypatch):
     for word, message in (
         ("smok", "no recipe 'smok', neither a file nor a name; did you mean 'smoke'?"),
         ("recipes/smok.yaml", "did you mean 'smoke'?"),
-        ("zzz", "gemb's own are distill, domain, finetune, pretrain, qat, smoke"),
+        ("zzz", "gemb's own are adapt, distill, domain, finetune, pretrain, qat, smoke"),
         ("./smoke", "./smoke is a folder; name the file in it"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
@@ -500,7 +500,7 @@ def test_dumped_yaml_means_the_same_to_other_readers(recipe):
     }
 
 
-@pytest.mark.parametrize("name", ["distill", "domain", "finetune", "pretrain", "qat", "smoke"])
+@pytest.mark.parametrize("name", ["adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke"])
 class TestShippedRecipes:
     def test_it_loads_and_again_from_its_dump(self, name, tmp_path):
         loaded = load(find(name))
@@ -538,7 +538,7 @@ class TestShippedRecipes:
 
 
 def test_those_are_the_shipped_recipes():
-    assert recipe_names() == ["distill", "domain", "finetune", "pretrain", "qat", "smoke"]
+    assert recipe_names() == ["adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke"]
 
 
 def test_the_smoke_recipe_needs_nothing_but_the_package():

@@ -183,13 +183,14 @@ class AdamW:
             UsageError: they are of another model.
         """
         shapes = {name: parameter.shape for name, parameter in self.parameters.items()}
-        table = self.parameters[_TABLE] if self.rows is None else self.rows.table
-        shapes[_TABLE] = torch.Size([len(row_ids), table.shape[1]])
+        table = self.parameters.get(_TABLE) if self.rows is None else self.rows.table
+        if table is not None:  # a part of a model may have none
+            shapes[_TABLE] = torch.Size([len(row_ids), table.shape[1]])
         for name, shape in shapes.items():
             stored = [moments.get(f"{name}.{moment}") for moment in _MOMENTS]
             if any(tensor is None or tensor.shape != shape for tensor in stored):
                 raise UsageError(f"the optimizer's state does not fit {name} {list(shape)}")
-        if self.rows is None:
+        if self.rows is None and table is not None:
             moments = {**moments}
             for name in (f"{_TABLE}.{moment}" for moment in _MOMENTS):
                 whole = torch.zeros(table.shape)

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from gemb.backend import Training, cores
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
 from gemb.outcome import FOLDER, Outcome, outcomes
+from gemb_torch.adapt import adapt
 from gemb_torch.encode import device_of
 from gemb_torch.ranks import OtherProcessFailed
 from gemb_torch.train import train
@@ -47,14 +48,21 @@ def run(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
         GembError: a process failed: the line names it.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return train(recipe, _joined(recipe, training), early)
+        return _train(recipe, _joined(recipe, training), early)
     count = 1 if training.launch == "none" else _count(training)
     if training.launch != "torchrun" and count * training.nodes == 1:
-        return train(recipe, training, early)
+        return _train(recipe, training, early)
     if training.nodes > 1 and not training.meeting:
         raise UsageError("--nnodes needs --rdzv HOST:PORT, a free port of one of the machines")
     _check_pairs(recipe, count * training.nodes)
     _start(training, count, early)
+    return None
+
+
+def _train(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
+    if recipe.stage != "adapt":
+        return train(recipe, training, early)
+    adapt(recipe, training, early)
     return None
 
 

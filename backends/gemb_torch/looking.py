@@ -83,7 +83,7 @@ def speed(session: Session) -> tuple[float, int]:
             gradients.add(batch, leaf, ids)
         seconds = time.perf_counter() - started
     moments = sum(local(p).numel() * 4 * MOMENTS for p in session.optimizer.parameters.values())
-    peak = _peak_bytes(session.device) + moments
+    peak = peak_bytes(session.device) + moments
     session.gradients.model.zero_grad(set_to_none=True)
     needed, measured = (
         passes(
@@ -120,7 +120,8 @@ def _sum_of_first(vectors: StepVectors) -> tuple[Tensor, dict[str, Tensor]]:
     return vectors.queries.sum() + vectors.positives.sum(), {}
 
 
-def _peak_bytes(device: torch.device) -> int:
+def peak_bytes(device: torch.device) -> int:
+    """Return the most memory that was in use so far: the device's, or this process's on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -125,10 +125,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
         """Return the residual stream after this layer, [T, D]."""
-        dtype = product_dtype(x)
-        attended = self.self_attn(self.input_layernorm(x, dtype), rotation, packing)
-        x = self.post_attention_layernorm.added(x, attended)
-        inner = self.mlp(self.pre_feedforward_layernorm(x, dtype))
+        return self.fed(self.attended(x, rotation, packing))
+
+    def attended(self, x: Tensor, rotation: Rotation, packing: Packing) -> Tensor:
+        """Return the residual stream after the first half, attention, [T, D]."""
+        attended = self.self_attn(self.input_layernorm(x, product_dtype(x)), rotation, packing)
+        return self.post_attention_layernorm.added(x, attended)
+
+    def fed(self, x: Tensor) -> Tensor:
+        """Return the residual stream after the second half, the feed-forward, [T, D]."""
+        inner = self.mlp(self.pre_feedforward_layernorm(x, product_dtype(x)))
         return self.post_feedforward_layernorm.added(x, inner)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -96,19 +97,25 @@ def pack(
     window: int,
     device: torch.device | str = "cpu",
     max_padding: float = 0.0,
+    is_causal: bool = False,
+    counts: Sequence[int] | None = None,
 ) -> Packing:
     """Return how sequences of these lengths stand one after the other.
 
     Args:
         lengths: tokens of each sequence, each at least 1, in the order of the packed row.
-        window: a sliding layer's token i sees j where |i - j| <= window // 2.
+        window: a sliding layer's token i sees j where |i - j| <= window // 2; if causal, where
+            0 <= i - j < window.
         device: of the tensors.
         max_padding: how much of a group may be padding, 0 to 1; 0 groups equal lengths only.
+        is_causal: no token sees a later one.
+        counts: sequences of each group, where something else says so than the padding.
     """
     assert all(lengths), "an empty sequence has no vector"
     groups, start = [], 0
-    for sizes in _runs(lengths, max_padding):
-        groups.append(_group(start, sizes, window // 2, torch.device(device)))
+    runs = _runs(lengths, max_padding) if counts is None else _split(lengths, counts)
+    for sizes in runs:
+        groups.append(_group(start, sizes, window, torch.device(device), is_causal=is_causal))
         start += sum(sizes)
     positions = torch.cat([torch.arange(length) for length in lengths]).to(device)
     return Packing(positions=positions, groups=tuple(groups))
@@ -128,17 +135,30 @@ def _runs(lengths: Sequence[int], max_padding: float) -> list[list[int]]:
     return runs
 
 
-def _group(start: int, sizes: list[int], reach: int, device: torch.device) -> Group:
+def _split(lengths: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+    assert sum(counts) == len(lengths), "each sequence is of one group"
+    left = iter(lengths)
+    return [list(islice(left, count)) for count in counts]
+
+
+def _group(
+    start: int, sizes: list[int], window: int, device: torch.device, *, is_causal: bool
+) -> Group:
     count, longest, end = len(sizes), max(sizes), start + sum(sizes)
+    reach = window - 1 if is_causal else window // 2
     lengths = torch.tensor(sizes)
     mask = sliding_mask = is_token = source = places = None
     if longest > reach + 1:
         place = torch.arange(longest)
         sliding_mask = (place[:, None] - place).abs() <= reach  # [L, L]
+    if is_causal and longest > 1:
+        mask = torch.ones(longest, longest, dtype=torch.bool).tril()
+        sliding_mask = mask if sliding_mask is None else mask & sliding_mask
     if min(sizes) < longest:
         is_token = torch.arange(longest) < lengths[:, None]
-        mask = is_token[:, None, None]  # [n, 1, 1, L]
-        sliding_mask = mask if sliding_mask is None else sliding_mask & mask
+        seen = is_token[:, None, None]  # [n, 1, 1, L]
+        mask = seen if mask is None else mask & seen
+        sliding_mask = seen if sliding_mask is None else sliding_mask & seen
         # Padding repeats its own sequence's last token: a number that is not finite stays at home.
         ends = lengths.cumsum(0)[:, None]
         source = torch.minimum(

@@ -104,6 +104,15 @@ def _write_dims(part: Path, dims: set[int]) -> None:
     write_json(path, raw)
 
 
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of any device and type as fp32.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    _write_tensors(path, {name: _Weight(tensor, "f32") for name, tensor in tensors.items()})
+
+
 def _write_tensors(path: Path, weights: Mapping[str, _Weight]) -> None:
     write_file(
         path,

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -135,15 +135,16 @@ def _check_vectors(step: int, batch: TokenBatch, made: Computed, ranks: Ranks) -
     ]
     places = ranks.words([batch.places[owner] for owner in dict.fromkeys(owners)])
     if places:
-        _stop(step, "a vector", places)
+        not_finite(step, "a vector", places)
     _refuse(step, "the loss", [batch], ranks)
 
 
 def _refuse(step: int, what: str, batches: Sequence[TokenBatch], ranks: Ranks) -> None:
-    _stop(step, what, ranks.words([place for batch in batches for place in batch.places]))
+    not_finite(step, what, ranks.words([place for batch in batches for place in batch.places]))
 
 
-def _stop(step: int, what: str, places: Sequence[str]) -> None:
+def not_finite(step: int, what: str, places: Sequence[str]) -> NoReturn:
+    """Raise GembError: what is not finite in a step, and in which of its rows."""
     more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
     raise GembError(
         f"step {step}: {what} is not finite; rows {', '.join(places[:_NAMED])}{more}; nothing was "

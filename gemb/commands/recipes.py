@@ -207,8 +207,16 @@ def _type(kind: Kind) -> str:
 
 def _summary(recipe: Recipe) -> str:
     """Return what the recipe does, in a line."""
+    from gemb.recipe import Adapt
+
     sources = f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
     length = f"{recipe.run.steps} steps" if recipe.run.steps else f"epochs: {recipe.run.epochs:g}"
+    if recipe.stage == "adapt":
+        adapt = recipe.adapt or Adapt()
+        return (
+            f"fine; adapt from {recipe.init.model}, {sources}, {adapt.tokens} tokens a step, "
+            f"{length}, {adapt.objective}"
+        )
     losses = {
         "contrastive": recipe.loss.contrastive,
         "spread-out": recipe.loss.spread_out,

@@ -116,6 +116,7 @@ def train(
     gemb train domain data.0.path=pairs.jsonl eval.data=dev/ -o runs/legal
     gemb train finetune.yaml optimizer.lr=1e-5 -o runs/a -n
     gemb train finetune.yaml -o runs/a --resume auto
+    gemb train adapt data.0.path=texts.txt -o runs/adapt   (an encoder of a Gemma 3 decoder)
 
     Before the first step it shows what it found in the data, stops if the evaluation set is in it,
     and predicts time and memory. SIGTERM, SIGUSR1 or Ctrl-C stop it, saved, after the next step.

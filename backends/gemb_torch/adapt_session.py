@@ -1,0 +1,164 @@
+"""What a run of adaptation works with: texts, model, optimizer, opened from the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from gemb.backend import Training, cores
+from gemb.caches import tokens_cache
+from gemb.checkpoint import Checkpoint
+from gemb.errors import UsageError
+from gemb.plain_texts import PlainTexts
+from gemb.recipe import Adapt, Recipe
+from gemb.run_folder import RunFolder
+from gemb.ul2 import OBJECTIVES, Task
+from gemb_torch.adamw import AdamW, rate
+from gemb_torch.adapt_order import Ids, TextOrder
+from gemb_torch.adapt_start import ids_of, start_of
+from gemb_torch.encode import device_of
+from gemb_torch.ranks import Ranks
+from gemb_torch.seq2seq import Seq2Seq
+from gemb_torch.token_store import TokenStore, tokenized
+from gemb_torch.tokenizer import load_tokenizer
+from gemb_torch.weights import load
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation:
+    """The parts of a run."""
+
+    recipe: Recipe
+    training: Training
+    run: RunFolder
+    ranks: Ranks
+    device: torch.device
+    start: Checkpoint  # the decoder, as an encoder's folder
+    head: Mapping[str, Tensor]  # of the vectors: it is written, and not trained
+    model: Seq2Seq
+    tokenizer: Tokenizer
+    ids: Ids
+    stores: list[TokenStore]
+
+    @property
+    def adapt(self) -> Adapt:
+        """The recipe's block, or its defaults."""
+        return self.recipe.adapt or Adapt()
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is done to the texts."""
+        return OBJECTIVES[self.adapt.objective]
+
+    @cached_property
+    def steps(self) -> int:
+        """Of the whole run."""
+        if self.recipe.run.steps:
+            return self.recipe.run.steps
+        tokens = self.recipe.run.epochs * self.order().tokens_of_all
+        return max(1, math.ceil(tokens / self.adapt.tokens))
+
+    @property
+    def warmup(self) -> int:
+        """The first steps, in which cross-attention alone learns."""
+        if self.adapt.cross_attention == "copy":
+            return 0
+        return min(self.adapt.cross_warmup_steps, self.steps)
+
+    def order(self) -> TextOrder:
+        """Return the order of the examples, at its beginning."""
+        return TextOrder(
+            self.stores,
+            self.tasks,
+            self.ids,
+            longest=min(self.recipe.batch.max_tokens, self.start.max_tokens),
+            tokens=self.adapt.tokens,
+            seed=self.recipe.seed,
+        )
+
+    def optimizer(self, step: int) -> AdamW:
+        """Return a fresh optimizer of what learns after so many steps; the rest is frozen."""
+        learns: nn.Module = self.model
+        if step < self.warmup:  # T5Gemma: where cross-attention begins random
+            learns = self.model.decoder.cross_attentions()
+        self.model.requires_grad_(False)
+        learns.requires_grad_(True)
+        return AdamW(learns, self.recipe.optimizer, whole_table=True)
+
+    def factor(self, step: int) -> float:
+        """Return the factor of the learning rate after so many steps; it rises twice."""
+        if step < self.warmup:
+            return rate(self.recipe.optimizer, step, self.warmup)
+        return rate(self.recipe.optimizer, step - self.warmup, self.steps - self.warmup)
+
+
+def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptation:
+    """Open everything; texts are tokenized where they have not been.
+
+    Raises:
+        UsageError: something does not fit together.
+        Missing: a model or a file is not here.
+    """
+    run = RunFolder(training.run)
+    device = device_of(training.runtime.device)
+    torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
+    texts = [PlainTexts(source, strict=training.strict) for source in recipe.data]
+    work = run.start
+    if training.dry_run:
+        folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
+        _TEMPORARY.append(folder)
+        work = Path(folder.name)
+    start = ranks.first_then_all(lambda: start_of(recipe, work, texts, training.runtime))
+    path = start.folder / "tokenizer.json"
+    tokenizer = load_tokenizer(path, start.config.vocab_size)
+    digest = blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    stores = ranks.first_then_all(
+        lambda: [tokenized(one, tokenizer, digest, tokens_cache()) for one in texts]
+    )
+    tasks = OBJECTIVES[(recipe.adapt or Adapt()).objective]
+    longest = min(recipe.batch.max_tokens, start.max_tokens)
+    encoder = load(start, device=device, pooling=recipe.pooling).train()
+    head = {
+        name: tensor
+        for name, tensor in encoder.state_dict().items()
+        if name.startswith(("dense.", "pool_queries"))
+    }
+    encoder.dense, encoder.pool_queries = nn.ModuleList(), None
+    model = Seq2Seq(encoder).train()
+    if recipe.adapt is not None and recipe.adapt.cross_attention == "random":
+        model.randomise_cross_attention(recipe.seed)
+    model.encoder.recomputes = model.decoder.recomputes = recipe.run.activation_checkpointing
+    if recipe.run.compile:
+        for block in (*model.encoder.layers, *model.decoder.layers):
+            block.compile()
+    adaptation = Adaptation(
+        recipe=recipe,
+        training=training,
+        run=run,
+        ranks=ranks,
+        device=device,
+        start=start,
+        head=head,
+        model=model,
+        tokenizer=tokenizer,
+        ids=ids_of(tokenizer, start.folder, tasks, longest),
+        stores=stores,
+    )
+    if adaptation.warmup and adaptation.warmup == adaptation.steps:
+        raise UsageError(
+            f"adapt.cross_warmup_steps {adaptation.adapt.cross_warmup_steps} leaves none of "
+            f"{adaptation.steps} steps to the rest of the model"
+        )
+    return adaptation
+
+
+_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
