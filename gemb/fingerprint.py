@@ -14,6 +14,9 @@ from pathlib import Path
 
 SPAN = 512  # bytes read at each place
 PLACES = 3  # beginning, middle and end of each tensor
+_MANY = 2048  # places in a large file
+_WHOLE = 64 << 20  # bytes of a file that is read whole
+_WEIGHTS = (".safetensors", ".gguf")  # training changes every span of these
 
 
 def fingerprint(parts: Iterable[bytes], tensors: Iterable[tuple[Path, int, int]]) -> str:
@@ -40,4 +43,31 @@ def fingerprint(parts: Iterable[bytes], tensors: Iterable[tuple[Path, int, int]]
     finally:
         for file in files.values():
             file.close()
+    return digest.hexdigest()
+
+
+def path_fingerprint(path: Path) -> str:
+    """Return 16 hex digits of a file, or of all files in a folder, with their names.
+
+    Up to 64 MiB are read whole. Of a larger file spans are, with its size; and its time, where it
+    holds no weights: of a table one line may change.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    is_folder = path.is_dir()
+    for file in sorted(each for each in path.rglob("*") if each.is_file()) if is_folder else [path]:
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path) if is_folder else ''}\0{size}\0".encode())
+        with file.open("rb", buffering=0) as opened:
+            if size <= _WHOLE:
+                while part := opened.read(1 << 20):
+                    digest.update(part)
+                continue
+            if file.suffix not in _WEIGHTS:
+                digest.update(str(file.stat().st_mtime_ns).encode())
+            for place in range(_MANY):
+                opened.seek(place * (size - SPAN) // (_MANY - 1))
+                digest.update(opened.read(SPAN))
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from gemb.recipe_check import problems
 from gemb.recipe_names import builtin_recipes, recipe_names
 from gemb.recipe_reading import RecipeReader, override
 from gemb.recipe_schema import keys
-from gemb.recipe_yaml import Place, file_text, read_text, write_text
+from gemb.recipe_yaml import Place, Value, file_text, read_text, write_text
 
 
 def find(name_or_path: str) -> Path:
@@ -46,11 +46,29 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the file cannot be read, or something in it or in an override is not right.
     """
+    return read_recipe(read_tree(path), overrides)
+
+
+def read_tree(path: Path) -> Value:
+    """Return what a recipe's file says, not yet checked.
+
+    Raises:
+        UsageError: the file cannot be read, or holds no keys with values.
+    """
     tree = read_text(file_text(path), Place(str(path)))
     if tree.data is None:
         raise UsageError(f"{path} is empty; gemb recipes cp finetune FILE writes a full one")
     if not isinstance(tree.data, dict):
         raise UsageError(f"{tree.place}: a recipe is keys with values, not {tree}")
+    return tree
+
+
+def read_recipe(tree: Value, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe of such a tree, with `KEY=VALUE` overrides in it.
+
+    Raises:
+        UsageError: something in it or in an override is not right.
+    """
     for words in overrides:
         tree = override(tree, words)
     reader = RecipeReader()

@@ -16,7 +16,7 @@ from gemb.recipe import Recipe
 from gemb.recipe_file import dump, load, to_plain
 
 # What may differ between a run and its continuation, for it changes no number of the model.
-_FREE = {
+FREE = {
     "eval",
     "checkpoint",
     "batch.micro_tokens",
@@ -137,8 +137,8 @@ class RunFolder:
         return any(path.name != run_lock.NAME for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
-        before, now = _flat(to_plain(load(self.recipe))), _flat(to_plain(recipe))
-        free = _FREE - {"eval"} if self.mixtures.exists() else _FREE  # by it trials are compared
+        before, now = flat(to_plain(load(self.recipe))), flat(to_plain(recipe))
+        free = FREE - {"eval"} if self.mixtures.exists() else FREE  # by it trials are compared
         for key in sorted(before.keys() | now.keys()):
             if key in free or key.partition(".")[0] in free:
                 continue
@@ -149,7 +149,7 @@ class RunFolder:
                 )
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
     """Return the leaves of nested dicts and lists by dotted key."""
     if isinstance(tree, dict):
         items = list(tree.items())
@@ -159,5 +159,5 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
         return {prefix: tree}
     found: dict[str, Any] = {}
     for key, value in items:
-        found |= _flat(value, f"{prefix}.{key}" if prefix else str(key))
+        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
     return found

@@ -17,6 +17,7 @@ from gemb.errors import UsageError
 from gemb.recipe_names import builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
+    from gemb.chain import Stage
     from gemb.recipe import Recipe
     from gemb.recipe_schema import Key, Kind
 
@@ -66,6 +67,7 @@ def recipes() -> None:
     gemb recipes ls
     gemb recipes cp finetune my.yaml
     gemb recipes check my.yaml optimizer.lr=1e-5
+    gemb recipes plan embeddinggemma
 
     RECIPE is a name that `ls` prints, or a YAML file. ./NAME is always a file.
     """
@@ -127,17 +129,92 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
     gemb recipes check finetune data.0.path=pairs.jsonl loss.spread_out=null
     gemb recipes check smoke --resolved
     """
-    from gemb.recipe_file import dump, find, load, to_plain
+    from gemb.chain import dump_chain, is_chain
+    from gemb.recipe_file import dump, find, read_recipe, read_tree, to_plain
 
     if resolved and as_json:
         raise UsageError("--resolved prints YAML; give it or --json")
-    checked = load(find(recipe), overrides)
+    tree = read_tree(find(recipe))
+    if is_chain(tree):
+        from gemb.commands.chains import checked_chain
+
+        chain = checked_chain(tree, overrides)
+        if as_json:
+            print_json({stage.name: _plain(stage) for stage in chain.stages})
+        elif resolved:
+            click.echo(dump_chain(chain), nl=False)
+        else:
+            names = ", ".join(stage.name for stage in chain.stages)
+            click.echo(f"{recipe}: fine; a chain of {len(chain.stages)} stages: {names}")
+        return
+    checked = read_recipe(tree, overrides)
     if as_json:
         print_json(to_plain(checked))
     elif resolved:
         click.echo(dump(checked), nl=False)
     else:
         click.echo(f"{recipe}: {_summary(checked)}")
+
+
+@recipes.command()
+@RECIPE
+@OVERRIDES
+@click.option(
+    "--gpu",
+    type=click.Choice(["h100", "h200", "b200", "a100", "l4", "tpu-v5e"]),
+    default="h100",
+    show_default=True,
+    help="Whose peak counts, of bf16 products.",
+)
+@click.option(
+    "--share",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.4,
+    show_default=True,
+    help="Share of the peak that is reached.",
+)
+@click.option(
+    "--fill",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How long texts are on average, as a share of max_tokens.",
+)
+@JSON
+def plan(
+    recipe: str, overrides: tuple[str, ...], gpu: str, share: float, fill: float, as_json: bool
+) -> None:
+    """Print what a recipe or a chain will cost: stages, tokens, memory, GPU-hours.
+
+    It is arithmetic, and nothing is run: 6 operations for each number of the model and token, at a
+    share of a GPU's peak. A model that is not here is taken to be as big as EmbeddingGemma-300M.
+
+    \b
+    gemb recipes plan embeddinggemma
+    gemb recipes plan embeddinggemma --gpu tpu-v5e --share 0.5 --fill 0.3
+    gemb train embeddinggemma -o RUN -n      (the same, and which stages of RUN are done)
+    """
+    import dataclasses
+
+    from gemb.chain import Chain, Stage, is_chain
+    from gemb.chain_plan import Gpu
+    from gemb.chain_plan import plan as planned
+    from gemb.commands.chains import checked_chain, plan_rows, plan_words
+    from gemb.recipe_file import find, read_recipe, read_tree
+
+    path = find(recipe)
+    tree = read_tree(path)
+    if is_chain(tree):
+        chain = checked_chain(tree, overrides)
+    else:
+        chain = Chain((Stage(name=path.stem, recipe=read_recipe(tree, overrides)),))
+    found = planned(chain, Gpu(name=gpu, share=share, fill=fill))
+    if as_json:
+        print_json({**dataclasses.asdict(found), "gpu_hours": found.gpu_hours})
+        return
+    print_table(plan_rows(found))
+    for line in plan_words(found):
+        click.echo(line)
 
 
 @recipes.command()
@@ -203,6 +280,12 @@ def _type(kind: Kind) -> str:
     else:
         words = str(replace(kind, optional=False)).removeprefix("a ")
     return words + ("|null" if kind.optional else "")
+
+
+def _plain(stage: Stage) -> object:
+    from gemb.recipe_file import to_plain
+
+    return to_plain(stage.recipe) if stage.recipe else {"run": list(stage.command)}
 
 
 def _summary(recipe: Recipe) -> str:

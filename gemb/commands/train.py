@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.slurm import batch_file
+
+if TYPE_CHECKING:
+    from gemb.recipe_yaml import Value
 
 
 @click.command()
@@ -133,6 +136,14 @@ def train(
     gemb train finetune -o runs/a --nproc 8 --nnodes 4 --rdzv host1:29500   (on each of four)
     gemb train finetune -o runs/a --nproc 8 --nnodes 4 --launch slurm -n | sbatch
 
+    A chain (gemb recipes show embeddinggemma) is run stage by stage, each in RUN/STAGE. The same
+    command goes on where it was stopped, and leaves out what is done and has not changed; KEY is
+    STAGE.KEY. gemb recipes plan tells what it costs.
+
+    \b
+    gemb train embeddinggemma-mini -o runs/mini
+    gemb train chain.yaml pretrain.optimizer.lr=1e-4 -o runs/whole -n
+
     \b
     Exit codes: 0 done, 1 the model became worse on the evaluation set, 2 wrong usage or data,
     4 something is absent, 5 the run failed, 75 stopped and saved: the same command with
@@ -143,9 +154,14 @@ def train(
     # On a machine that does other work, too, threads that spin while they wait for each other cost
     # ten times what they save. Read when a tensor library is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from gemb.recipe_file import find, load
+    from gemb.chain import is_chain
+    from gemb.recipe_file import find, read_recipe, read_tree
 
-    wanted = load(find(recipe), overrides)
+    tree = read_tree(find(recipe))
+    if is_chain(tree):
+        _train_chain(tree, click.get_current_context().params)
+        return
+    wanted = read_recipe(tree, overrides)
     if launch == "slurm":
         click.echo(_slurm(click.get_current_context().params), nl=False)
         return
@@ -181,6 +197,64 @@ def train(
         click.echo(verdict.line)
     if verdict.word == "REGRESSION":
         raise NegativeAnswer(verdict.line)
+
+
+# Options of `gemb train` that a chain hands on to its stages of training, with their defaults.
+_HANDED_ON = {"backend": "auto", "device": "auto", "threads": 0, "processes": 0, "launch": "auto"}
+_NAMES = {"processes": "nproc"}
+
+
+def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
+    """Run the stages of a chain, or only show them."""
+    from gemb.commands.chains import checked_chain, command_options, plan_rows, plan_words
+    from gemb.commands.printing import print_table
+
+    if given["resume"] not in ("never", "auto"):
+        raise UsageError("a chain goes on by itself: --resume FOLDER is of one recipe")
+    if given["as_json"] or given["nodes"] > 1 or given["meeting"] or given["launch"] == "slurm":
+        raise UsageError(
+            f"{given['recipe']} is a chain, which has no --json, --nnodes, --rdzv and "
+            "--launch slurm; its recipes have: gemb train RUN/stages/NAME.yaml"
+        )
+    chain, run = checked_chain(tree, given["overrides"]), given["run"]
+    if given["dry_run"]:
+        from gemb.chain_plan import Gpu, plan
+        from gemb.chain_run import ChainRun
+
+        found = plan(chain, Gpu())
+        print_table(plan_rows(found, ChainRun(chain, run).statuses() if run else None))
+        for line in plan_words(found):
+            click.echo(line)
+        return
+    from gemb.chain import OUTPUTS
+    from gemb.chain_run import Options, run_chain
+
+    options: list[str] = []
+    for name, default in _HANDED_ON.items():
+        if given[name] != default:
+            options += [f"--{_NAMES.get(name, name)}", str(given[name])]
+    flags = {"--strict": "strict", "--no-baseline": "no_baseline", "-q": "quiet"}
+    options += [flag for flag, name in flags.items() if given[name]]
+    shared = {"threads": ["-j", str(given["threads"])], "quiet": ["-q"]}
+    commands = {
+        name: tuple(
+            word
+            for option, words in shared.items()
+            if given[option] and option in command_options(name)
+            for word in words
+        )
+        for name in OUTPUTS
+    }
+    # As this process was started, so that it is the same Python with the same packages.
+    own = len(sys.orig_argv) - len(sys.argv) + 1
+    program = (sys.executable, *sys.orig_argv[1:own])
+    print_table(
+        run_chain(
+            chain,
+            run,
+            Options(program=program, train=tuple(options), commands=commands, quiet=given["quiet"]),
+        )
+    )
 
 
 def _slurm(given: Mapping[str, Any]) -> str:

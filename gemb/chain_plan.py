@@ -1,0 +1,244 @@
+"""What a chain will cost, by arithmetic: tokens, memory and GPU-hours, before anything is run.
+
+    operations   6 N a token: 2 N forwards, 4 N backwards; 2 N more where a batch is computed twice
+                 (gradient cache) or activations are; 2 N of the teacher for each token it embeds
+    N            the numbers that a token is multiplied with: layers and dense layers. The token
+                 table is a look-up; in adaptation it is the output layer, too, and is counted
+    hours        operations / (peak of the GPU * the share of it that is reached)
+    memory       of one process: weights, gradients and both moments in fp32, 16 bytes a number,
+                 and what a pass keeps for its way back
+
+Attention's own products are left out: in the 300M model they add 5 % at 128 tokens, 19 % at 512.
+Tokens are the most that the recipe can read, all texts as long as `max_tokens`, times `fill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gemb import models
+from gemb.chain import Chain, Stage, references
+from gemb.errors import GembError
+from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
+from gemb.layer_choice import layer_choice, layers_in
+from gemb.model_json import read_json, whole_number
+from gemb.recipe import Adapt, Recipe
+
+# Peak of dense bf16 products, operations a second, by NVIDIA's and Google's data sheets.
+PEAKS = {
+    "h100": 989e12,
+    "h200": 989e12,
+    "b200": 2250e12,
+    "a100": 312e12,
+    "l4": 121e12,
+    "tpu-v5e": 197e12,  # what EmbeddingGemma was trained on (its model card)
+}
+_STATE = 16  # bytes of a number that learns: weight, gradient, two moments
+_KEPT = 3  # bytes, on average, of a number kept for the way back: bf16 of products, fp32 of norms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """The sizes of a model that count."""
+
+    layers: int
+    hidden: int
+    feed_forward: int
+    queries: int  # width of all heads
+    keys: int  # width of all key heads
+    vocabulary: int
+
+    @property
+    def layer(self) -> int:
+        """Numbers in the matrices of a layer."""
+        attention = self.hidden * (2 * self.queries + 2 * self.keys)
+        return attention + 3 * self.hidden * self.feed_forward
+
+    @property
+    def table(self) -> int:
+        """Numbers in the token table."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def dense(self) -> int:
+        """Numbers in the two dense layers, four times as wide between them."""
+        return 8 * self.hidden * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All numbers but the norms'."""
+        return self.layers * self.layer + self.table + self.dense
+
+    @property
+    def kept(self) -> int:
+        """Bytes that a pass keeps of a token for its way back."""
+        widths = 8 * self.hidden + 5 * self.feed_forward + 2 * (self.queries + self.keys)
+        return self.layers * widths * _KEPT
+
+
+# EmbeddingGemma-300M (its config.json).
+EMBEDDING_GEMMA = Shape(
+    layers=24, hidden=768, feed_forward=1152, queries=768, keys=256, vocabulary=262144
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """What it runs on, and how much of it is reached."""
+
+    name: str = "h100"
+    share: float = 0.4  # of the peak
+    fill: float = 1.0  # mean length of a text, of max_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a stage will cost; None: it has no such cost, or the data decides."""
+
+    stage: str
+    kind: str
+    does: str
+    steps: int | None = None
+    tokens: float | None = None
+    parameters: int | None = None
+    memory_bytes: float | None = None
+    operations: float | None = None
+    gpu_hours: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The costs, and what they rest upon."""
+
+    costs: tuple[Cost, ...]
+    gpu: Gpu
+    assumed: tuple[str, ...]  # models that are not here: their size is taken to be the 300M's
+
+    @property
+    def gpu_hours(self) -> float:
+        """Of all stages whose cost is known."""
+        return sum(cost.gpu_hours or 0.0 for cost in self.costs)
+
+
+def plan(chain: Chain, gpu: Gpu) -> Plan:
+    """Return what the stages will cost. Reads headers of models that are here, and no data."""
+    shapes: dict[str, Shape] = {}  # of what each stage makes
+    assumed: list[str] = []
+    costs = []
+    for stage in chain.stages:
+        models_read = [text for text in stage.inputs() if text in stage.models()]
+        begins = {text: _shape(text, shapes, assumed) for text in models_read}
+        shape = next(iter(begins.values()), EMBEDDING_GEMMA)
+        if stage.recipe:
+            shape = _cut(shape, stage.recipe)
+            distill = stage.recipe.loss.distill
+            teacher = begins.get(distill.teacher) if distill else None
+            costs.append(_cost(stage, stage.recipe, shape, teacher, gpu))
+        else:
+            words = " ".join(stage.command)
+            if "--keep-layers" in stage.command:
+                kept = stage.command[stage.command.index("--keep-layers") + 1]
+                shape = replace(shape, layers=len(layers_in(kept)))
+            costs.append(Cost(stage=stage.name, kind=stage.kind, does=words))
+        shapes[stage.name] = shape
+    return Plan(tuple(costs), gpu, tuple(dict.fromkeys(assumed)))
+
+
+def _cost(stage: Stage, recipe: Recipe, shape: Shape, teacher: Shape | None, gpu: Gpu) -> Cost:
+    adapt = (recipe.adapt or Adapt()) if recipe.stage == "adapt" else None
+    matrices = shape.layers * shape.layer
+    parameters = shape.parameters
+    worked = matrices + shape.dense
+    if adapt:
+        # A decoder of the same size beside the encoder; a cross-attention as big as attention.
+        cross = shape.layers * shape.hidden * (2 * shape.queries + 2 * shape.keys)
+        parameters = 2 * matrices + cross + shape.table
+        worked = matrices + cross + shape.table
+    a_step = _tokens_a_step(recipe, adapt, gpu.fill)
+    tokens = recipe.run.steps * a_step if recipe.run.steps else None
+    recomputes = recipe.run.activation_checkpointing
+    if not adapt:
+        recomputes = recomputes or a_step / recipe.batch.accumulate > recipe.batch.micro_tokens
+    operations = None
+    if tokens is not None:
+        operations = (8 if recomputes else 6) * worked * tokens
+        if teacher:
+            operations += 2 * teacher.layers * teacher.layer * tokens
+    state = parameters * (_STATE + (4 if getattr(recipe, "qat", None) else 0))
+    kept = 0 if recipe.run.activation_checkpointing else shape.kept
+    return Cost(
+        stage=stage.name,
+        kind=stage.kind,
+        does=f"from {recipe.init.model}, {_sources(recipe)}",
+        steps=recipe.run.steps or None,
+        tokens=tokens,
+        parameters=parameters,
+        memory_bytes=state + recipe.batch.micro_tokens * kept,
+        operations=operations,
+        gpu_hours=operations / (PEAKS[gpu.name] * gpu.share) / 3600 if operations else None,
+    )
+
+
+def _tokens_a_step(recipe: Recipe, adapt: Adapt | None, fill: float) -> float:
+    if adapt:  # packed: a step is full
+        return adapt.tokens
+    batch = recipe.batch
+    return batch.accumulate * batch.pairs * (2 + batch.negatives) * batch.max_tokens * fill
+
+
+def _sources(recipe: Recipe) -> str:
+    return f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
+
+
+def _cut(shape: Shape, recipe: Recipe) -> Shape:
+    choice = layer_choice(recipe.init.keep_layers)
+    layers = len(choice.layers) if choice.layers else choice.greedy or shape.layers
+    vocabulary = min(recipe.init.vocab or shape.vocabulary, shape.vocabulary)
+    return replace(shape, layers=min(layers, shape.layers), vocabulary=vocabulary)
+
+
+def _shape(text: str, shapes: Mapping[str, Shape], assumed: list[str]) -> Shape:
+    """Return the shape of a model: an earlier stage's, one that is here, or the assumed one."""
+    for name, _ in references(text):
+        return shapes[name]
+    try:
+        path = models.resolve(text, download=False)
+        return _of_gguf(read_header(path)) if looks_like_gguf(path) else _of_folder(path)
+    except (GembError, OSError, KeyError):  # not here, or no model: its stage will say so
+        assumed.append(text)
+        return EMBEDDING_GEMMA
+
+
+def _of_folder(path: Path) -> Shape:
+    """Return the shape of an encoder's folder, or of a decoder's."""
+    file = path / "config.json"
+    raw = read_json(file)
+    width = whole_number(file, raw, "head_dim")
+    return Shape(
+        layers=whole_number(file, raw, "num_hidden_layers"),
+        hidden=whole_number(file, raw, "hidden_size"),
+        feed_forward=whole_number(file, raw, "intermediate_size"),
+        queries=whole_number(file, raw, "num_attention_heads") * width,
+        keys=whole_number(file, raw, "num_key_value_heads") * width,
+        vocabulary=whole_number(file, raw, "vocab_size"),
+    )
+
+
+def _of_gguf(header: GgufHeader) -> Shape:
+    architecture = header.metadata["general.architecture"]
+
+    def number(name: str) -> int:
+        value = header.metadata[f"{architecture}.{name}"]
+        return value if isinstance(value, int) else 0
+
+    width = number("attention.key_length")
+    return Shape(
+        layers=number("block_count"),
+        hidden=number("embedding_length"),
+        feed_forward=number("feed_forward_length"),
+        queries=number("attention.head_count") * width,
+        keys=number("attention.head_count_kv") * width,
+        vocabulary=header.tensors["token_embd.weight"].shape[1],
+    )

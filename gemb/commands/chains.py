@@ -1,0 +1,161 @@
+"""What `gemb train` and `gemb recipes` say of chains, and what a stage's command means."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gemb.commands.eval import PREFIXES
+from gemb.commands.params import ModelReference
+from gemb.errors import UsageError
+
+if TYPE_CHECKING:
+    from gemb.chain import Chain, Words
+    from gemb.chain_plan import Plan
+    from gemb.chain_run import Status
+    from gemb.recipe_yaml import Value
+
+
+# Parameters of commands that name files: `gemb eval --data`, `gemb quantize --eval`, ...
+_FILES = ("data", "sets", "texts", "corpus", "pairs")
+
+
+def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
+    """Return the chain of a file, its commands checked by their own options."""
+    from gemb.chain import read_chain
+
+    group = click.get_current_context().find_root()
+    return read_chain(tree, overrides, lambda words: _parsed(group, words))
+
+
+def command_options(name: str) -> frozenset[str]:
+    """Return the names of a command's options."""
+    command = _command(click.get_current_context().find_root(), name)
+    return frozenset(parameter.name or "" for parameter in command.params)
+
+
+def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tuple[str, ...]]:
+    """Return the plan as a table, its head first; with what is to be done, where that is known."""
+    rows = []
+    for cost in plan.costs:
+        cells = (
+            cost.stage,
+            cost.kind,
+            _count(cost.steps),
+            _short(cost.tokens),
+            _short(cost.parameters),
+            f"{cost.memory_bytes / 1e9:.1f} GB" if cost.memory_bytes else "",
+            _hours(cost.gpu_hours),
+        )
+        state = (statuses[cost.stage].word,) if statuses else ()
+        rows.append((*cells, *state, cost.does))
+    head = ("STAGE", "KIND", "STEPS", "TOKENS", "NUMBERS", "MEMORY", "GPU-HOURS")
+    return [(*head, *(("STATE",) if statuses else ()), "WHAT"), *rows]
+
+
+def plan_words(plan: Plan) -> list[str]:
+    """Return what the plan rests upon, and its sum."""
+    from gemb.chain_plan import PEAKS
+
+    gpu = plan.gpu
+    lines = [
+        f"together {_hours(plan.gpu_hours) or 'no'} GPU-hours of {gpu.name}: 6 N operations a "
+        f"token (8 N where it is computed twice), at {gpu.share:.0%} of "
+        f"{PEAKS[gpu.name] / 1e12:.0f} TFLOP/s (--share, --gpu); texts {gpu.fill:.0%} as long as "
+        "max_tokens (--fill); memory of one process"
+    ]
+    if plan.assumed:
+        lines.append(
+            f"not here, and taken to be as big as EmbeddingGemma-300M: {', '.join(plan.assumed)}"
+        )
+    unknown = [cost.stage for cost in plan.costs if cost.parameters and cost.tokens is None]
+    if unknown:
+        lines.append(f"the data decides how long: {', '.join(unknown)} (run.epochs)")
+    return lines
+
+
+def _command(root: click.Context, name: str) -> click.Command:
+    assert isinstance(root.command, click.Group), root.command
+    command = root.command.get_command(root, name)
+    assert command, name
+    return command
+
+
+def _parsed(root: click.Context, words: Sequence[str]) -> Words:
+    """Return what a command's options make of its words.
+
+    Raises:
+        UsageError: they refuse them.
+    """
+    from gemb.chain import OUTPUTS, Words
+
+    name, ours = words[0], "chain-output"
+    command = _command(root, name)
+    output = ["-o", ours] if OUTPUTS[name] else []
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # of --help
+            context = command.make_context(name, [*output, *words[1:]], parent=root)
+    except click.exceptions.Exit as error:
+        raise UsageError(f"gemb {name} would only print something, and end") from error
+    except click.UsageError as error:
+        message = " ".join(error.format_message().split()).rstrip(".")
+        raise UsageError(f"{message} (see gemb {name} --help)") from error
+    given = context.params
+    if output and str(given["output"]) != ours:
+        raise UsageError("-o is the chain's to say: leave it out")
+    if given.get("dry_run"):
+        raise UsageError("-n makes nothing that a later stage could take: leave it out")
+    references: list[str] = []
+    files: list[str] = []
+    others: list[str] = []
+    for parameter in command.params:
+        named = [each for each in _texts(given.get(parameter.name or "")) if each != ours]
+        if isinstance(parameter.type, ModelReference):
+            references += named
+        elif parameter.name in _FILES:
+            files += [each for each in named if not each.startswith(PREFIXES)]
+        else:
+            others += named
+    if name == "soup":
+        references = [each.partition("=")[0] for each in references]
+    # `gemb eval --baseline` takes a file of scores, too.
+    files += [each for each in references if Path(each).suffix == ".json"]
+    references = [each for each in references if each not in files]
+    types = str(given.get("types") or "")
+    return Words(
+        tuple(references),
+        tuple(files),
+        tuple(others),
+        is_folder=name == "quantize" and "," in types and given.get("max_drop") is None,
+    )
+
+
+def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401
+    if isinstance(value, tuple):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, str | Path):
+        yield str(value)
+
+
+def _short(number: float | None) -> str:
+    """Return 1.8T, 314B, 20M, 512."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number is not None and number >= size:
+            return f"{number / size:.3g}{letter}"
+    return "" if number is None else f"{number:.0f}"
+
+
+def _count(number: int | None) -> str:
+    return "" if number is None else f"{number:,}"
+
+
+def _hours(hours: float | None) -> str:
+    if not hours:
+        return ""
+    return f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
