@@ -173,9 +173,11 @@ class ChainRun:
                 path = self.source(stage, text)
                 if path is None or path.exists():
                     continue
-                hint = f"remove {self.path / 'stages' / makers[0]}.json, and {makers[0]} is run "
-                again = f"put it back, or {hint}again" if makers else "put it there, or name it"
-                raise Missing(f"{path}: stage {stage.name} needs it, and it is not there; {again}")
+                do = "put it there, or name it"
+                if makers:
+                    record = self.path / "stages" / f"{makers[0]}.json"
+                    do = f"put it back, or remove {record}, and {makers[0]} is run again"
+                raise Missing(f"{path}: stage {stage.name} needs it, and it is not there; {do}")
 
 
 def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...]]:

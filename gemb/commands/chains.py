@@ -104,6 +104,7 @@ def _parsed(root: click.Context, words: Sequence[str]) -> Words:
         raise UsageError(f"gemb {name} would only print something, and end") from error
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
+        message = message[:1].lower() + message[1:]
         raise UsageError(f"{message} (see gemb {name} --help)") from error
     given = context.params
     if output and str(given["output"]) != ours:
