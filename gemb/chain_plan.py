@@ -157,7 +157,10 @@ def _cost(stage: Stage, recipe: Recipe, shape: Shape, teacher: Shape | None, gpu
         parameters = 2 * matrices + cross + shape.table
         worked = matrices + cross + shape.table
     a_step = _tokens_a_step(recipe, adapt, gpu.fill)
-    tokens = recipe.run.steps * a_step if recipe.run.steps else None
+    steps = recipe.run.steps
+    if steps and recipe.mixtures:  # trials, then the best in full
+        steps = recipe.mixtures.trials * recipe.mixtures.steps + recipe.mixtures.best * steps
+    tokens = steps * a_step if steps else None
     recomputes = recipe.run.activation_checkpointing
     if not adapt:
         recomputes = recomputes or a_step / recipe.batch.accumulate > recipe.batch.micro_tokens
@@ -166,13 +169,13 @@ def _cost(stage: Stage, recipe: Recipe, shape: Shape, teacher: Shape | None, gpu
         operations = (8 if recomputes else 6) * worked * tokens
         if teacher:
             operations += 2 * teacher.layers * teacher.layer * tokens
-    state = parameters * (_STATE + (4 if getattr(recipe, "qat", None) else 0))
+    state = parameters * (_STATE + (4 if recipe.qat else 0))  # and its rounded copy
     kept = 0 if recipe.run.activation_checkpointing else shape.kept
     return Cost(
         stage=stage.name,
         kind=stage.kind,
         does=f"from {recipe.init.model}, {_sources(recipe)}",
-        steps=recipe.run.steps or None,
+        steps=steps or None,
         tokens=tokens,
         parameters=parameters,
         memory_bytes=state + recipe.batch.micro_tokens * kept,

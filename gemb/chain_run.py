@@ -223,10 +223,12 @@ def _check_folder(path: Path) -> None:
 
 def _settings(stage: Stage) -> dict[str, Any]:
     """Return what makes the stage another one."""
+    # A search of mixtures compares its trials by the evaluation.
+    free = FREE - {"eval"} if stage.recipe and stage.recipe.mixtures else FREE
     return {
         key: value
         for key, value in stage.settings().items()
-        if key not in FREE and key.partition(".")[0] not in FREE
+        if key not in free and key.partition(".")[0] not in free
     }
 
 
