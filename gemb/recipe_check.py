@@ -34,6 +34,10 @@ def _adaptation(recipe: Recipe) -> Iterator[Problem]:
             yield f"loss.{part}", "is of vectors, and adaptation learns to write texts; take null"
     if recipe.eval.data:
         yield "eval.data", "is of vectors, which adaptation does not train; evaluate a later stage"
+    if recipe.qat:
+        yield "qat", "rounds the weights of an embedding model; in adaptation take null"
+    if recipe.mixtures:
+        yield "mixtures", "compares vectors, which adaptation does not train; take null"
     if run.shard != "none":
         yield "run.shard", f"is {run.shard}, which adaptation does not have; take none"
     if adapt.tokens < recipe.batch.max_tokens + SPARE:

@@ -244,8 +244,9 @@ def start(work: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
 
     yield begin
     for process in started:
-        process.kill()
-        process.communicate()
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
 
 
 def steps(work: Path) -> int:

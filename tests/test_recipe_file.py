@@ -34,6 +34,8 @@ loss:
   contrastive: {}
 """
 
+RECIPES = ("adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke")
+
 
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
@@ -427,7 +429,10 @@ def test_a_name_or_a_path_finds_the_recipe(tmp_path, monkeypatch):
     for word, message in (
         ("smok", "no recipe 'smok', neither a file nor a name; did you mean 'smoke'?"),
         ("recipes/smok.yaml", "did you mean 'smoke'?"),
-        ("zzz", "gemb's own are adapt, distill, domain, finetune, pretrain, qat, smoke"),
+        (
+            "zzz",
+            "gemb's own are adapt, distill, domain, embeddinggemma, embeddinggemma-mini, ",
+        ),
         ("./smoke", "./smoke is a folder; name the file in it"),
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
@@ -500,7 +505,7 @@ def test_dumped_yaml_means_the_same_to_other_readers(recipe):
     }
 
 
-@pytest.mark.parametrize("name", ["adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke"])
+@pytest.mark.parametrize("name", RECIPES)
 class TestShippedRecipes:
     def test_it_loads_and_again_from_its_dump(self, name, tmp_path):
         loaded = load(find(name))
@@ -537,8 +542,15 @@ class TestShippedRecipes:
         assert missing == []
 
 
+@pytest.mark.parametrize("key", ["qat", "mixtures"])
+def test_adaptation_refuses_what_it_would_not_do(key):
+    with pytest.raises(UsageError, match=f"^{key}={{}}: {key} .* take null$"):
+        load(find("adapt"), [f"{key}={{}}"])
+
+
 def test_those_are_the_shipped_recipes():
-    assert recipe_names() == ["adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke"]
+    chains = ["embeddinggemma", "embeddinggemma-mini"]
+    assert recipe_names() == sorted([*RECIPES, *chains])
 
 
 def test_the_smoke_recipe_needs_nothing_but_the_package():
