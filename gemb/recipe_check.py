@@ -34,10 +34,6 @@ def _adaptation(recipe: Recipe) -> Iterator[Problem]:
             yield f"loss.{part}", "is of vectors, and adaptation learns to write texts; take null"
     if recipe.eval.data:
         yield "eval.data", "is of vectors, which adaptation does not train; evaluate a later stage"
-    if recipe.qat:
-        yield "qat", "rounds the weights of an embedding model; in adaptation take null"
-    if recipe.mixtures:
-        yield "mixtures", "compares vectors, which adaptation does not train; take null"
     if run.shard != "none":
         yield "run.shard", f"is {run.shard}, which adaptation does not have; take none"
     if adapt.tokens < recipe.batch.max_tokens + SPARE:
@@ -51,6 +47,15 @@ def _adaptation(recipe: Recipe) -> Iterator[Problem]:
             "adapt.cross_warmup_steps",
             f"leaves none of {run.steps} steps (run.steps) to the rest of the model",
         )
+
+
+def _after_adaptation(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stage != "adapt":
+        return
+    if recipe.qat:
+        yield "qat", "rounds the weights of an embedding model; in adaptation take null"
+    if recipe.mixtures:
+        yield "mixtures", "compares vectors, which adaptation does not train; take null"
 
 
 def _losses(recipe: Recipe) -> Iterator[Problem]:
@@ -164,6 +169,7 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _sources,
     _evaluation,
     _adaptation,
+    _after_adaptation,
     _losses,
     _widths,
     _start,

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from gemb.chain import Chain, Words, dump_chain, is_chain, read_chain, resolved
-from gemb.chain_plan import EMBEDDING_GEMMA, Gpu, plan
+from gemb.chain_plan import EMBEDDING_GEMMA, PEAKS, Gpu, plan
 from gemb.checkpoint import expected_shapes, open_checkpoint
 from gemb.cli import gemb as root
+from gemb.commands.recipes import plan as plan_command
 from gemb.errors import GembError, UsageError
 from gemb.recipe_file import find, load, read_tree
 from gemb.recipe_yaml import Place, read_text
@@ -254,6 +255,11 @@ def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
     assert "not here, and taken to be as big as EmbeddingGemma-300M: ./not-here" in printed
     assert "the data decides how long: a (run.epochs)" in printed
     assert run("recipes", "plan", "pretrain").splitlines()[1].startswith("pretrain  pretrain")
+
+
+def test_every_gpu_can_be_named():
+    (option,) = (each for each in plan_command.params if each.name == "gpu")
+    assert tuple(option.type.choices) == tuple(PEAKS)
 
 
 def test_a_chain_is_no_recipe(run, tmp_path):

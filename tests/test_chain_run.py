@@ -273,6 +273,17 @@ def test_a_signal_stops_the_stage_saved_and_the_same_command_goes_on(work, pairs
         assert ("resumed at step" in said) == (reached > 0)
         reached = steps(work)
         assert not (work / "run/long/model").exists()
+    process = start()
+    while steps(work) < reached + 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    os.kill(int((work / "run/long/lock").read_text().split()[0]), signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 5, said
+    assert said.splitlines()[-1] == (
+        "gemb: stage long was killed by SIGKILL, as a system without memory does; the same "
+        "command goes on there"
+    )
     # Other settings are another run; what was trained is kept.
     short = TRAINED.replace("100000", "2")
     answer = go(short, "-o", "run")
