@@ -1,46 +1,29 @@
-"""Run a chain: stage by stage, each in a process of its own, and none that is done already.
-
-    RUN/chain.yaml            the chain, every key of its recipes
-    RUN/stages/NAME.yaml      the recipe that a stage was given
-    RUN/stages/NAME.json      what a stage was made from, and what came of it
-    RUN/stages/NAME.txt       what it printed
-    RUN/NAME/                 what it made; of a recipe, the folder of `gemb train`
-
-A stage is done when it ended well, with these settings and these inputs. What changes no number of
-a model (`run_folder.FREE`) changes no stage. Who wants a stage again removes its NAME.json.
-"""
+"""Run a chain: stage by stage, each in a process of its own, and none that is done already."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Literal
 
-from gemb import models, run_lock
+from gemb import run_lock
 from gemb.atomic import new_file
-from gemb.chain import Chain, Stage, by_setting, dump_chain, references, resolved, resolved_recipe
+from gemb.chain import Chain, Stage, resolved, resolved_recipe
+from gemb.chain_file import dump_chain
+from gemb.chain_process import Signals, run_process
+from gemb.chain_state import ChainRun, Status, settings
 from gemb.durations import duration
 from gemb.errors import GembError, Missing, NegativeAnswer, SomeRowsFailed, Stopped, UsageError
-from gemb.fingerprint import path_fingerprint
 from gemb.notes import note
 from gemb.recipe_file import dump
-from gemb.run_folder import FREE
-from gemb.sample_data import resolve_data
 
 _ERRORS: dict[int, type[GembError]] = {
     error.exit_code: error
     for error in (NegativeAnswer, UsageError, SomeRowsFailed, Missing, Stopped)
 }
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,133 +34,6 @@ class Options:
     train: tuple[str, ...] = ()  # options of every `gemb train`
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the other commands
     quiet: bool = False
-
-
-@dataclass(frozen=True)
-class Status:
-    """What is to be done for a stage."""
-
-    word: Literal["done", "new", "unfinished", "again", "waits"]
-    why: str = ""
-
-
-@dataclass(frozen=True)
-class ChainRun:
-    """A chain and its folder."""
-
-    chain: Chain
-    path: Path
-
-    def place(self, name: str, rest: str) -> str:
-        """Return the path that a reference means."""
-        stage = self.chain.stage(name)
-        return str(self.path / name / (rest[1:] or stage.output))
-
-    def output(self, stage: Stage) -> Path:
-        """Return where the stage's output is, or its folder."""
-        return self.path / stage.name / stage.output
-
-    def record(self, stage: Stage) -> dict[str, Any]:
-        """Return what is known of the stage's last run; empty: nothing."""
-        path = self.path / "stages" / f"{stage.name}.json"
-        if not path.is_file():
-            return {}
-        try:
-            found = json.loads(path.read_bytes())
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise UsageError(f"{path} is no JSON of gemb's; remove it, and its stage is run again")
-        return found
-
-    def write_record(self, stage: Stage, record: Mapping[str, Any]) -> None:
-        """Write it, whole or not at all."""
-        with new_file(self.path / "stages" / f"{stage.name}.json") as part:
-            part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", "utf-8")
-
-    def source(self, stage: Stage, text: str) -> Path | None:
-        """Return the path of an input; None where it is no file's name, or is on the hub alone."""
-        if references(text):
-            return Path(resolved(text, self.place))
-        if text in stage.models():
-            try:
-                return models.resolve(text, download=False)
-            except Missing:
-                found = models.locate(text)
-                return found if isinstance(found, Path) else None
-        try:
-            path = resolve_data(text)
-        except UsageError:
-            return None
-        is_file = stage.recipe is not None or text in stage.words.files
-        is_wanted = is_file and not text.startswith("builtin:")
-        return path if is_wanted or path.exists() else None
-
-    def inputs(self, stage: Stage) -> dict[str, str]:
-        """Return the fingerprints of the stage's inputs, of those that are there."""
-        found = {}
-        for text in stage.inputs():
-            path = self.source(stage, text)
-            if path is not None and path.exists():
-                found[text] = path_fingerprint(path)
-        return found
-
-    def status(self, stage: Stage, waiting: Sequence[str] = ()) -> Status:
-        """Return what is to be done for the stage, if those of `waiting` are run before it."""
-        record = self.record(stage)
-        if not record:
-            return Status("new")
-        changes = by_setting(record["settings"], _settings(stage))
-        if changes:
-            return Status("again", "; ".join(changes[:3]))
-        sources = {name for text in stage.inputs() for name, _ in references(text)}
-        if found := [name for name in waiting if name in sources]:
-            return Status("waits", f"for {', '.join(found)}")
-        before, now = record["inputs"], self.inputs(stage)
-        for text, known in before.items():
-            if now.get(text, known) != known:  # what is gone is taken to be as it was
-                return Status("again", f"{text} is another one now")
-        if not record.get("ended"):
-            return Status("unfinished")
-        is_last = stage.output and not any(
-            name == stage.name
-            for other in self.chain.stages
-            for text in other.inputs()
-            for name, _ in references(text)
-        )
-        if is_last and not self.output(stage).exists():
-            return Status("again", f"{self.output(stage)} is gone")
-        return Status("done")
-
-    def statuses(self) -> dict[str, Status]:
-        """Return what is to be done for each stage, as far as it can be known before."""
-        found: dict[str, Status] = {}
-        for stage in self.chain.stages:
-            waiting = [name for name, status in found.items() if status.word != "done"]
-            found[stage.name] = self.status(stage, waiting)
-        return found
-
-    def check_inputs(self, statuses: Mapping[str, Status]) -> None:
-        """Refuse to begin what would end for want of an input that is not here.
-
-        Raises:
-            Missing: an input is gone, or was never there.
-        """
-        for stage in self.chain.stages:
-            if statuses[stage.name].word == "done":
-                continue
-            for text in stage.inputs():
-                makers = [name for name, _ in references(text)]
-                if any(statuses[name].word != "done" for name in makers):
-                    continue
-                path = self.source(stage, text)
-                if path is None or path.exists():
-                    continue
-                do = "put it there, or name it"
-                if makers:
-                    record = self.path / "stages" / f"{makers[0]}.json"
-                    do = f"put it back, or remove {record}, and {makers[0]} is run again"
-                raise Missing(f"{path}: stage {stage.name} needs it, and it is not there; {do}")
 
 
 def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...]]:
@@ -194,11 +50,11 @@ def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...
     run.check_inputs(run.statuses())
     (path / "stages").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = [("STAGE", "KIND", "WAS", "TIME", "MADE")]
-    with run_lock.locked(path), _Signals() as signals:
+    with run_lock.locked(path), Signals() as signals:
         with new_file(path / "chain.yaml") as part:
             part.write_text(dump_chain(chain), encoding="utf-8")
         for number, stage in enumerate(chain.stages, 1):
-            signals.check(stage)
+            signals.check(stage.name)
             status = run.status(stage)
             if not options.quiet:
                 why = f" ({status.why})" if status.why else ""
@@ -221,37 +77,27 @@ def _check_folder(path: Path) -> None:
         raise UsageError(f"{path} is no run of a chain and not empty; name another folder")
 
 
-def _settings(stage: Stage) -> dict[str, Any]:
-    """Return what makes the stage another one."""
-    # A search of mixtures compares its trials by the evaluation.
-    free = FREE - {"eval"} if stage.recipe and stage.recipe.mixtures else FREE
-    return {
-        key: value
-        for key, value in stage.settings().items()
-        if key not in free and key.partition(".")[0] not in free
-    }
-
-
 def _run_stage(
-    run: ChainRun, stage: Stage, status: Status, options: Options, signals: _Signals
+    run: ChainRun, stage: Stage, status: Status, options: Options, signals: Signals
 ) -> None:
     """Run a stage to its end, and write that down."""
     folder = run.path / stage.name
     if folder.exists() and not (stage.recipe and status.word == "unfinished"):
         _put_away(folder, stage)
     before = run.record(stage) if status.word == "unfinished" else {}
-    record = {"settings": _settings(stage), "inputs": run.inputs(stage), "ended": False}
+    record = {"settings": settings(stage), "inputs": run.inputs(stage), "ended": False}
     seconds = before.get("seconds", 0.0)
     run.write_record(stage, record | {"seconds": seconds})
     began = time.monotonic()
-    code = _process(run, stage, options, signals)
+    words = [*options.program, *_words(run, stage, options)]
+    code = run_process(words, run.path / "stages" / f"{stage.name}.txt", signals)
     seconds += time.monotonic() - began
     if code == 1 and stage.goes_on_if_worse and (not stage.output or run.output(stage).exists()):
         note(f"stage {stage.name} ended with exit code 1, and if_worse is go_on")
         code = 0
     run.write_record(stage, record | {"seconds": seconds, "ended": code == 0})
     if code:
-        signals.check(stage)
+        signals.check(stage.name)
         raise _failure(stage, code, run)
 
 
@@ -265,32 +111,6 @@ def _put_away(folder: Path, stage: Stage) -> None:
         number += 1
     folder.rename(kept)
     note(f"{folder}: the run that was there is kept as {kept}; remove it when nothing wants it")
-
-
-def _process(run: ChainRun, stage: Stage, options: Options, signals: _Signals) -> int:
-    """Return the exit code of the stage's process; negative: the signal that killed it."""
-    words = _words(run, stage, options)
-    with (run.path / "stages" / f"{stage.name}.txt").open("wb") as printed:
-        # A group of its own: Ctrl-C comes to it once, from here.
-        process = subprocess.Popen(
-            [*options.program, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            process_group=0,
-        )
-        try:
-            signals.follow(process)
-            assert process.stdout, "it is a pipe"
-            while part := process.stdout.read1():  # type: ignore[attr-defined]
-                printed.write(part)
-                sys.stdout.buffer.write(part)
-                sys.stdout.buffer.flush()
-            return process.wait()
-        finally:
-            signals.child = None
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
 
 
 def _words(run: ChainRun, stage: Stage, options: Options) -> list[str]:
@@ -323,48 +143,3 @@ def _failure(stage: Stage, code: int, run: ChainRun) -> GembError:
         f"stage {stage.name} ended with exit code {code}, for what stands above; the same command "
         "goes on there"
     )
-
-
-class _Signals:
-    """A context that hands signals on to the stage's process, and remembers the first."""
-
-    def __init__(self) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
-        self._name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._come)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def follow(self, child: subprocess.Popen[bytes]) -> None:
-        """Hand on to this process what comes, and what has come while it was started."""
-        self.child = child
-        if self._name:
-            self._hand_on(signal.Signals[self._name])
-
-    def check(self, stage: Stage) -> None:
-        """Raise Stopped if a signal came."""
-        if self._name:
-            raise Stopped(
-                f"stopped by {self._name} at stage {stage.name}; the same command goes on there"
-            )
-
-    def _come(self, number: int, frame: FrameType | None) -> None:
-        self._name = self._name or signal.Signals(number).name
-        self._hand_on(number)
-
-    def _hand_on(self, number: int) -> None:
-        if self.child is not None and self.child.poll() is None:
-            os.kill(self.child.pid, number)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gemb.chain import Chain, Words, dump_chain, is_chain, read_chain, resolved
+from gemb.chain import Chain, Words, resolved
+from gemb.chain_file import dump_chain, is_chain, read_chain
 from gemb.chain_plan import EMBEDDING_GEMMA, PEAKS, Gpu, plan
 from gemb.checkpoint import expected_shapes, open_checkpoint
 from gemb.cli import gemb as root
@@ -197,7 +198,7 @@ def test_the_mini_chain_needs_nothing_but_the_package_and_has_every_kind_of_stag
     planned = json.loads(run("recipes", "plan", "embeddinggemma-mini", "--json"))
     assert planned["assumed"] == []
     assert {cost["kind"] for cost in planned["costs"]} >= {
-        *("adapt", "pretrain", "finetune", "soup", "distill"),
+        *("adapt", "pretrain", "finetune", "soup", "qat"),
         *("export-gguf", "quantize", "verify", "eval"),
     }
 

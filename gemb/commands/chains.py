@@ -12,12 +12,13 @@ import click
 
 from gemb.commands.eval import PREFIXES
 from gemb.commands.params import ModelReference
+from gemb.commands.printing import print_json, print_table
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
     from gemb.chain import Chain, Words
     from gemb.chain_plan import Plan
-    from gemb.chain_run import Status
+    from gemb.chain_state import Status
     from gemb.recipe_yaml import Value
 
 
@@ -27,7 +28,7 @@ _FILES = ("data", "sets", "texts", "corpus", "pairs")
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
     """Return the chain of a file, its commands checked by their own options."""
-    from gemb.chain import read_chain
+    from gemb.chain_file import read_chain
 
     group = click.get_current_context().find_root()
     return read_chain(tree, overrides, lambda words: _parsed(group, words))
@@ -37,6 +38,31 @@ def command_options(name: str) -> frozenset[str]:
     """Return the names of a command's options."""
     command = _command(click.get_current_context().find_root(), name)
     return frozenset(parameter.name or "" for parameter in command.params)
+
+
+def print_plan(
+    path: Path, overrides: Sequence[str], gpu: str, share: float, fill: float, *, as_json: bool
+) -> None:
+    """Print what a chain will cost, or a recipe, which is a chain of one."""
+    import dataclasses
+
+    from gemb.chain import Chain, Stage
+    from gemb.chain_file import is_chain
+    from gemb.chain_plan import Gpu, plan
+    from gemb.recipe_file import read_recipe, read_tree
+
+    tree = read_tree(path)
+    if is_chain(tree):
+        chain = checked_chain(tree, overrides)
+    else:
+        chain = Chain((Stage(name=path.stem, recipe=read_recipe(tree, overrides)),))
+    found = plan(chain, Gpu(name=gpu, share=share, fill=fill))
+    if as_json:
+        print_json({**dataclasses.asdict(found), "gpu_hours": found.gpu_hours})
+        return
+    print_table(plan_rows(found))
+    for line in plan_words(found):
+        click.echo(line)
 
 
 def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tuple[str, ...]]:

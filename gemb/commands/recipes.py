@@ -17,7 +17,6 @@ from gemb.errors import UsageError
 from gemb.recipe_names import builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
-    from gemb.chain import Stage
     from gemb.recipe import Recipe
     from gemb.recipe_schema import Key, Kind
 
@@ -129,7 +128,7 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
     gemb recipes check finetune data.0.path=pairs.jsonl loss.spread_out=null
     gemb recipes check smoke --resolved
     """
-    from gemb.chain import dump_chain, is_chain
+    from gemb.chain_file import dump_chain, is_chain
     from gemb.recipe_file import dump, find, read_recipe, read_tree, to_plain
 
     if resolved and as_json:
@@ -140,7 +139,7 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
 
         chain = checked_chain(tree, overrides)
         if as_json:
-            print_json({stage.name: _plain(stage) for stage in chain.stages})
+            print_json({stage.name: stage.plain() for stage in chain.stages})
         elif resolved:
             click.echo(dump_chain(chain), nl=False)
         else:
@@ -194,27 +193,10 @@ def plan(
     gemb recipes plan embeddinggemma --gpu tpu-v5e --share 0.5 --fill 0.3
     gemb train embeddinggemma -o RUN -n      (the same, and which stages of RUN are done)
     """
-    import dataclasses
+    from gemb.commands.chains import print_plan
+    from gemb.recipe_file import find
 
-    from gemb.chain import Chain, Stage, is_chain
-    from gemb.chain_plan import Gpu
-    from gemb.chain_plan import plan as planned
-    from gemb.commands.chains import checked_chain, plan_rows, plan_words
-    from gemb.recipe_file import find, read_recipe, read_tree
-
-    path = find(recipe)
-    tree = read_tree(path)
-    if is_chain(tree):
-        chain = checked_chain(tree, overrides)
-    else:
-        chain = Chain((Stage(name=path.stem, recipe=read_recipe(tree, overrides)),))
-    found = planned(chain, Gpu(name=gpu, share=share, fill=fill))
-    if as_json:
-        print_json({**dataclasses.asdict(found), "gpu_hours": found.gpu_hours})
-        return
-    print_table(plan_rows(found))
-    for line in plan_words(found):
-        click.echo(line)
+    print_plan(find(recipe), overrides, gpu, share, fill, as_json=as_json)
 
 
 @recipes.command()
@@ -280,12 +262,6 @@ def _type(kind: Kind) -> str:
     else:
         words = str(replace(kind, optional=False)).removeprefix("a ")
     return words + ("|null" if kind.optional else "")
-
-
-def _plain(stage: Stage) -> object:
-    from gemb.recipe_file import to_plain
-
-    return to_plain(stage.recipe) if stage.recipe else {"run": list(stage.command)}
 
 
 def _summary(recipe: Recipe) -> str:

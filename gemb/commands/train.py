@@ -154,7 +154,7 @@ def train(
     # On a machine that does other work, too, threads that spin while they wait for each other cost
     # ten times what they save. Read when a tensor library is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from gemb.chain import is_chain
+    from gemb.chain_file import is_chain
     from gemb.recipe_file import find, read_recipe, read_tree
 
     tree = read_tree(find(recipe))
@@ -219,7 +219,7 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
     chain, run = checked_chain(tree, given["overrides"]), given["run"]
     if given["dry_run"]:
         from gemb.chain_plan import Gpu, plan
-        from gemb.chain_run import ChainRun
+        from gemb.chain_state import ChainRun
 
         found = plan(chain, Gpu())
         print_table(plan_rows(found, ChainRun(chain, run).statuses() if run else None))
