@@ -93,7 +93,7 @@ def plan_words(plan: Plan) -> list[str]:
         f"together {_hours(plan.gpu_hours) or 'no'} GPU-hours of {gpu.name}: 6 N operations a "
         f"token (8 N where it is computed twice), at {gpu.share:.0%} of "
         f"{PEAKS[gpu.name] / 1e12:.0f} TFLOP/s (--share, --gpu); texts {gpu.fill:.0%} as long as "
-        "max_tokens (--fill); memory of one process"
+        "max_tokens (--fill); memory of one process, libraries apart"
     ]
     if plan.assumed:
         lines.append(
