@@ -226,7 +226,8 @@ def test_no_module_of_commands_is_left_out():
     assert folder.exists()
     modules = {p.stem for p in (Path(__file__).parents[1] / "gemb" / "commands").glob("*.py")}
     kinds = {command.callback.__module__.rpartition(".")[2] for command in COMMANDS}
-    assert modules - kinds == {"__init__", "group", "options", "params", "printing"}
+    shared = {"__init__", "chains", "group", "options", "params", "printing"}
+    assert modules - kinds == shared
 
 
 def test_a_closed_stdout_is_no_traceback():
