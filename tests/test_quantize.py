@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from gemb import quantize_measure, quantize_search
 from gemb.backend import Runtime
 from gemb.cli import gemb as command
+from gemb.compare import bar_for
 from gemb.errors import GembError, NegativeAnswer, UsageError
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
@@ -322,6 +323,14 @@ def test_a_file_that_is_too_far_away_gets_no_name(tiny_gguf: Path, tmp_path: Pat
         _gemb(tiny_gguf, "-t", "q8_0,q4_0", "-o", tmp_path / "out", "--min-cosine", 0.999)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["tiny-q8_0.gguf"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_bar_is_that_of_the_coarsest_type():
+    assert bar_for("f32", "bf16+q8_0") == 0.995
+    assert bar_for("f32", "q6_K+q8_0") == 0.96
+    for type_ in TENSORS:
+        if 8 * TENSORS[type_][2] / TENSORS[type_][1] < 6:
+            assert bar_for("f32", f"f32+q8_0+{type_}") == 0.8, type_
 
 
 def test_the_table_is_of_the_vectors_that_the_files_give(tiny_gguf: Path, tmp_path: Path):
