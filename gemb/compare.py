@@ -6,6 +6,7 @@ says whether a search would notice. Rows that failed (NaN) are counted, and take
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -113,7 +114,7 @@ def compare_vectors(
 
 def bar_for(dtype_a: str, dtype_b: str) -> float:
     """Return the least cosine to expect of right models of these two types: see `BARS`."""
-    both = f"{dtype_a}+{dtype_b}".lower().replace("fp", "f")
+    both = re.sub(r"\bfp", "f", f"{dtype_a}+{dtype_b}".lower())
     return min(_bar(dtype) for dtype in both.split("+"))
 
 
