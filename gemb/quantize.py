@@ -198,16 +198,22 @@ def check_targets(job: Job) -> None:
     if job.output is None:
         return
     if job.is_folder and not job.output.is_dir():
-        if job.output.exists():
+        if job.output.exists() or job.output.suffix == ".gguf":
             raise UsageError(f"{job.output} is a file; several types want a folder")
         check_folder_of(job.output)
         return
     for wanted in job.wanted:
         target = target_of(job, wanted)
         assert target is not None, "there is an output"
-        check_file(target, overwrite=job.overwrite)
+        _check_file(target, job)
     if not job.wanted:
-        check_file(job.output, overwrite=job.overwrite)
+        _check_file(job.output, job)
+
+
+def _check_file(target: Path, job: Job) -> None:
+    if target.exists() and target.samefile(job.model):
+        raise UsageError(f"{target} is the model itself; write elsewhere")
+    check_file(target, overwrite=job.overwrite)
 
 
 def _scratch(job: Job) -> Path | None:

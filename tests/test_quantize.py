@@ -549,6 +549,12 @@ def test_what_exists_is_kept_without_force(tiny_gguf: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="several types want a folder"):
         _gemb(tiny_gguf, "-t", "q4_0,q8_0", "-o", tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_text() == "mine"
+    with pytest.raises(UsageError, match="several types want a folder"):
+        _gemb(tiny_gguf, "-t", "q4_0,q8_0", "-o", tmp_path / "new.gguf")
+    with pytest.raises(UsageError, match="is the model itself; write elsewhere"):
+        _gemb(tiny_gguf, "-t", "q4_0", "-o", tiny_gguf, "-f")
+    with pytest.raises(UsageError, match=r"a.gguf exists; -f overwrites it"):
+        _gemb(tiny_gguf, "-n", "-t", "q4_0", "-o", tmp_path / "a.gguf")
     (tmp_path / "tiny-q8_0.gguf").write_text("mine, too")
     with pytest.raises(UsageError, match=r"tiny-q8_0.gguf exists; -f overwrites it"):
         _gemb(tiny_gguf, "-t", "q4_0,q8_0", "-o", tmp_path)

@@ -212,7 +212,7 @@ def _run(asked: Asked) -> None:
     from gemb.quantize_table import print_fit, print_ladder, print_plans, print_shares
 
     job = _job(asked)
-    if not asked.dry_run and not asked.by_class:
+    if not asked.by_class:
         check_targets(job)
     with workshop(job) as shop:
         if asked.dry_run:
@@ -243,7 +243,8 @@ def _job(asked: Asked) -> Job:
     named = asked.types or ("" if not asked.ladder else LADDER)
     if (asked.by_class or asked.target_size is not None) and not named:
         named = "q4_0"  # of which the classes are raised
-    wanted = tuple(quantization(name, rules) for name in named.split(",") if name.strip())
+    each = [quantization(name, rules) for name in named.split(",") if name.strip()]
+    wanted = tuple({one.name: one for one in each}.values())
     output = asked.output
     suite = None
     if asked.sets:
