@@ -29,7 +29,8 @@ def test_ls_names_the_recipes_and_what_they_are_for(gemb):
     table = lines(gemb("recipes", "ls"))
     assert [line.split()[0] for line in table] == ["NAME", *recipe_names()]
     assert table[-1] == (
-        "smoke     A whole training run in under a minute on a CPU, with what comes with gemb."
+        "smoke                A whole training run in under a minute on a CPU, with what comes "
+        "with gemb."
     )
     rows = json.loads(gemb("recipes", "ls", "--json").stdout)
     assert [(row["name"], row["path"]) for row in rows] == [
