@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,9 +11,10 @@ from pathlib import Path
 from gemb.backend import able
 from gemb.errors import UsageError
 from gemb.gguf_header import GgufHeader
-from gemb.gguf_model import GgufModel, class_of, open_gguf
+from gemb.gguf_model import GgufModel, open_gguf
 from gemb.notes import warn
-from gemb.quantization import FILE_TYPES, PLAIN, QAT_CLASSES, TENSORS, is_matrix
+from gemb.qat import GGUF_KEY, gguf_types
+from gemb.quantization import FILE_TYPES, PLAIN, is_matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,28 +68,19 @@ def _source(model: GgufModel) -> Source:
         type="+".join(sorted(types)),
         other_bytes=header.data_start,
         prompts=model.prompts,
-        qat=_trained(header),
+        qat=_trained(model),
     )
 
 
-def _trained(header: GgufHeader) -> dict[str, str]:
-    """Return the types of `gemb.qat`: JSON, class of tensors -> type."""
-    said = header.metadata.get("gemb.qat")
-    try:
-        found = json.loads(str(said)) if said is not None else {}
-        if (found and {*found} != {*QAT_CLASSES}) or not {*found.values()} <= {*TENSORS}:
-            raise ValueError(f"it must give {', '.join(QAT_CLASSES)} a type each")
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UsageError(f"{header.path}: gemb.qat is {said!r}: {error}") from error
-    for tensor in header.tensors.values():
-        type_ = found.get(class_of(tensor.name), tensor.type)
-        if tensor.type not in (type_, "f32"):
-            warn(
-                f"{header.path} was trained for its types, but its numbers are {tensor.type} by "
-                "now; quantize the model folder or an f32 file of it"
-            )
-            return {}
-    return dict(found)
+def _trained(model: GgufModel) -> dict[str, str]:
+    """Return the types that the model was trained for; none where its numbers are others by now."""
+    types = gguf_types(model)
+    if not types and GGUF_KEY in model.header.metadata:
+        warn(
+            f"{model.header.path} was trained for its types, but its numbers are "
+            f"{model.types()['ffn']} by now; quantize the model folder or an f32 file of it"
+        )
+    return types
 
 
 def _refuse_quantized(header: GgufHeader, *, requantize: bool) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -495,6 +496,18 @@ def test_a_model_trained_for_types_gets_them_exactly(
         )
 
 
+def test_a_folder_trained_for_types_gives_what_its_export_gives(tiny_model: Path, tmp_path: Path):
+    model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"gemb_qat": QAT}))
+    export(model, tmp_path / "right.gguf", "auto")
+    _gemb(model, "-o", tmp_path / "a.gguf")
+    right, found = (_tensors(tmp_path / name) for name in ("right.gguf", "a.gguf"))
+    assert found.keys() == right.keys()
+    for name, tensor in right.items():
+        assert tensor.data.tobytes() == found[name].data.tobytes(), name
+
+
 def test_other_types_than_those_trained_for_are_refused(
     monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path, corpus: Path
 ):
@@ -622,8 +635,6 @@ def test_a_full_disk_leaves_nothing_behind(tiny_gguf: Path, tmp_path: Path, limi
 
 
 def test_weights_that_are_too_large_for_a_scale_are_refused(tiny_model: Path, tmp_path: Path):
-    import shutil
-
     from safetensors.numpy import load_file, save_file
 
     copy = Path(shutil.copytree(tiny_model, tmp_path / "model"))
