@@ -126,7 +126,9 @@ class Preset(NamedTuple):
 # cosine to bf16, 61 texts of many scripts) for each megabyte: dense_3 11 %, attn_v 7.5 %, dense_2
 # 4.4 %, attn_output and ffn_down 1.6 %, ffn_gate 0.8 %, attn_k 0.7 %, ffn_up 0.5 %, the token table
 # 0.09 %, attn_q 0.06 %. Q6_K for the table, which llama-quantize gives a Q4_0 file, costs 52 MB and
-# takes 9 %; dense and attn_v cost 5 MB and take a third.
+# takes 9 %; dense and attn_v cost 5 MB and take a third. Mean score of SICK-R's trial pairs and of
+# 240 descriptions of Debian packages, at 768, against bf16 (89.69): q4_0 180 MB -0.53, small 185 MB
+# -0.31, e4_a8_f4_p4 199 MB -0.30, medium 202 MB -0.18, large 233 MB -0.18, q8_0 334 MB -0.02.
 PRESETS: dict[str, Preset] = {
     "small": Preset(
         "q4_0", (("^dense", "q8_0"), ("attn_v", "q8_0")), "4 bits, but 8 where they count most"
