@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.errors import UsageError
+from gemb.errors import GembError, UsageError
 from gemb.inputs import Reading
 from gemb.records import Fields
 from gemb.search.corpus import passage_key
@@ -374,3 +374,22 @@ def test_a_killed_search_leaves_a_cache_that_works(tree: Path, cache: Path, answ
     assert again.returncode == 0, errors
     assert output.splitlines()[-1] == calm
     assert isinstance(gather(Sources(paths=("docs",)), cache=cache), Corpus)
+
+
+def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone(
+    tree: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tree, {"docs/bad.txt": "this is poison", "docs/worse.txt": "more poison"})
+    encoder = WordEncoder()
+    for failed in (2, 1):
+        corpus = gather(Sources(paths=("docs",)), cache=cache)
+        answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+        assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
+        assert answer.done == answer.total - 2
+        assert corpus.skipped.failed == failed
+    assert capsys.readouterr().err.splitlines()[2:] == [
+        "gemb: warning: 2 passages: the backend fails on every text: RuntimeError: poisoned"
+    ]
+    corpus = gather(Sources(paths=("docs/bad.txt", "docs/worse.txt")), cache=cache)
+    with pytest.raises(GembError, match="the backend fails on every text"):
+        list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))

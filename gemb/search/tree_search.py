@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.errors import GembError
 from gemb.pipeline import Embedder, Plan, Window, computing, embed
 from gemb.prompts import Prompt
 from gemb.records import Record
@@ -225,9 +226,16 @@ class _Search:
             on_long="truncate",
         )
         embedder = Embedder(self._encoder, plan, computing(self._encoder, self._spec.dim))
-        for window in embed(self._records(promise), embedder, plan, live=False):
-            self._take(window)
-            yield
+        try:
+            for window in embed(self._records(promise), embedder, plan, live=False):
+                self._take(window)
+                yield
+        except GembError as error:
+            # Where a search before this one was fine, only what failed then is left to embed.
+            if not self.done:
+                raise
+            left = len(self._keys) - self.done
+            self._skipped.failure(f"{left:,} passages", str(error))
 
     def _records(self, promise: Promise) -> Iterator[Record]:
         for number in self._ordered([places[0] for places in self._missing.values()], promise):
