@@ -129,6 +129,11 @@ class VectorStore:
         vectors /= lengths[:, None]
         return vectors
 
+    @property
+    def stored(self) -> NDArray[np.float16]:
+        """The vectors as they are on the disk, [n, dim], for a scan of many; not checked."""
+        return np.asarray(self._array)
+
     def append(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Write vectors and their keys, none of which is here, to the disk. Needs `locked`.
 
