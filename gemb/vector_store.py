@@ -168,6 +168,11 @@ class VectorStore:
         self._count = count
         self._map()
 
+    def is_shorter(self) -> bool:
+        """Return whether the files hold less than was read: somebody removed them meanwhile."""
+        size = self._keys.stat().st_size if self._keys.is_file() else 0
+        return size < self._count * KEY_BYTES
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Make the folder and be the only one who appends; wait, with a note, for another one.

@@ -121,6 +121,8 @@ class VectorCache:
 
     def _append(self, store: VectorStore, keys: Sequence[bytes], vectors: Vectors) -> None:
         with store.locked():
+            if store.is_shorter():  # what was read may be another's by now
+                raise FileNotFoundError(2, "it was removed meanwhile", str(store.folder))
             if not store.describes():
                 store.describe(spec=self._spec.to_json())
             new = np.flatnonzero(store.find(keys) < 0)  # another search may have been here
