@@ -113,7 +113,8 @@ class Corpus(Passages):
 
         What is in the cache is compared first; the others are embedded, most promising first,
         and cached every few seconds. An interrupt (any exception, or closing the iterator) keeps
-        what was computed. A hit is checked against its file: where that has changed since, its
+        what was computed; another thread may still be at work with the encoder then, for one
+        window, so nobody else may use it any more. A hit is checked against its file: where that has changed since, its
         lines are those of now, and it is left out if it is gone.
 
         Args:
@@ -129,6 +130,7 @@ class Corpus(Passages):
             GembError: the model fails on every passage, or the cache is damaged.
         """
         assert spec.dtype == "f16", "vectors are cached in float16"
+        assert np.isfinite(queries).all(), "a query without a vector"
         found = _Search(self, queries, encoder, spec, k, floor)
         try:
             found.compare_known()
