@@ -65,6 +65,7 @@ class ModelDescription:
     size_bytes: int  # of the files that a run needs
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
+    trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
 
 
 def cores() -> int:

@@ -89,6 +89,8 @@ REFUSED = [
         2,
         "greedy chooses by itself: MODEL=WEIGHT is for --method mean and slerp",
     ),
+    ("a=30% b=1", 2, "a=30%: '30%' is no weight: a number, as a=0.3"),
+    ("a b --keep win", 2, "--keep win is of --method greedy; mean keeps all"),
     ("a b --eval nosuch.tsv", 2, "no such file or folder: nosuch.tsv"),
     ("run --last 4", 2, "run has 3 checkpoints, not 4; checkpoint.keep of its recipe says how"),
     ("a --last 2", 2, "a is no run: --last takes the folders that gemb train -o wrote"),
@@ -168,6 +170,7 @@ def test_the_same_model_twice_is_said(folder):
 
 
 def test_the_last_checkpoints_of_a_run_are_its_last_steps(folder):
+    (folder / "run" / "checkpoints" / "step-11.kept-aside" / "model").mkdir(parents=True)
     assert [path.parent.name for path in last_checkpoints(folder / "run", 2)] == [
         "step-9",
         "step-10",
@@ -179,6 +182,26 @@ def test_the_last_checkpoints_of_a_run_are_its_last_steps(folder):
         == (contents(folder / "named")["model.safetensors"])
     )
     for name in ("last", "named"):
+        shutil.rmtree(folder / name)
+
+
+def test_a_soup_of_models_that_were_trained_for_few_bits_is_told_that_it_is_not(folder):
+    types = dict.fromkeys(("token_embd", "attention", "ffn", "dense"), "q4_0")
+    for name in "ab":
+        config = shutil.copytree(folder / name, folder / f"qat-{name}") / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_bytes()), "gemb_qat": types}))
+    one = run(folder, "qat-a", "-o", "one")
+    assert one.stderr == ""
+    assert json.loads((folder / "one" / "config.json").read_bytes())["gemb_qat"] == types
+    # Whichever of them gives the soup its config.json.
+    for words in (("qat-a", "qat-b"), ("qat-a", "b"), ("a", "qat-b")):
+        answer = run(folder, *words, "-o", "both", "-f")
+        assert answer.stderr.startswith("gemb: note: these models were trained for few bits (QAT),")
+        assert len(answer.stderr.splitlines()) == 1
+        mixed = json.loads((folder / "both" / "config.json").read_bytes())
+        assert mixed == json.loads((folder / "a" / "config.json").read_bytes()), words
+        assert run(folder, *words, "-o", "both", "-f", "-q").stderr == ""
+    for name in ("qat-a", "qat-b", "one", "both"):
         shutil.rmtree(folder / name)
 
 
