@@ -141,11 +141,14 @@ class Backend:
         """
         raise self._refusal("describe")
 
-    def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
+    def export_gguf(
+        self, source: Path, target: Path | None, *, outtype: str, weights: bool = True
+    ) -> None:
         """Write the model folder `source` as one GGUF file `target`.
 
         Outtype f32, bf16, q8_0 or q4_0; auto: the types that it was trained for, or bf16.
         Without a target nothing is written: what would be refused before writing is refused.
+        Without weights the file has its header and its length, and a hole: enough to plan with.
 
         Raises:
             UsageError: the folder holds what a GGUF file cannot.

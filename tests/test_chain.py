@@ -253,9 +253,27 @@ def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
     file.write_text("stages:\n  a: {train: finetune, with: {init: {from: ./not-here}}}\n")
     printed = run("recipes", "plan", str(file), "--gpu", "tpu-v5e", "--share", "0.25")
     assert "at 25% of 197 TFLOP/s" in printed
+    assert "without attention's own products (of the 300M 5% more at 128 tokens" in printed
     assert "not here, and taken to be as big as EmbeddingGemma-300M: ./not-here" in printed
     assert "the data decides how long: a (run.epochs)" in printed
     assert run("recipes", "plan", "pretrain").splitlines()[1].startswith("pretrain  pretrain")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("soup mini=0.5 mini", "mini has no weight, and others have; give all or none one"),
+        ("soup mini --method greedy", "greedy chooses by scores: name sets with --eval"),
+        ("quantize mini -t q9_0", "no type 'q9_0'"),
+        ("quantize mini -t q4_0 --tensor x", "--tensor 'x' is not REGEX=TYPE"),
+        ("quantize mini -t q4_0 --max-drop 1", "--max-drop needs something to measure"),
+    ],
+)
+def test_what_a_command_would_refuse_after_hours_is_refused_before(run, tmp_path, command, line):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"stages:\n  a: {{run: {command}}}\n")
+    with pytest.raises(UsageError, match=rf"my\.yaml:2: a\.run: {re.escape(line)}"):
+        run("recipes", "check", str(file))
 
 
 def test_every_gpu_can_be_named():
