@@ -240,12 +240,43 @@ def test_hours_are_operations_by_the_share_of_the_peak(tiny_model):
     (whole,) = plan(read(text % 384), Gpu(name="a100", share=0.5)).costs
     assert whole.tokens == 10 * 4 * 3 * 32
     layers = 3 * (96 * (2 * 96 + 2 * 32) + 3 * 96 * 128)  # q, o, k, v; gate, up, down
-    assert whole.operations == 6 * (layers + 8 * 96 * 96) * whole.tokens
+    # Not the dense layers: they are multiplied with the mean of a text.
+    assert whole.operations == 6 * layers * whole.tokens
     assert whole.gpu_hours == pytest.approx(whole.operations / (312e12 * 0.5) / 3600)
     (twice,) = plan(read(text % 383), Gpu()).costs  # the gradient cache computes forwards again
     assert twice.operations == whole.operations * 8 / 6
+    remade = (text % 383).replace("{steps: 10}", "{steps: 10, activation_checkpointing: true}")
+    (thrice,) = plan(read(remade), Gpu()).costs
+    assert thrice.operations == whole.operations * 10 / 6
     (half,) = plan(read(text % 384), Gpu(fill=0.5)).costs
     assert half.tokens == whole.tokens / 2
+
+
+def test_a_token_of_adaptation_costs_what_it_meets(tiny_model):
+    text = (
+        f"stages:\n  a: {{train: adapt, with: {{init: {{from: {tiny_model}}}, run: {{steps: 10}}, "
+        "data: [{path: x.txt}], adapt: {tokens: 4000, objective: %s}}}"
+    )
+    layers = 3 * (96 * (2 * 96 + 2 * 32) + 3 * 96 * 128)
+    keys, queries = 3 * 96 * 2 * 32, 3 * 96 * 2 * 96
+    table = plan(read(text % "ul2"), Gpu()).costs[0].parameters - 2 * layers - keys - queries
+    assert table == 96 * open_checkpoint(tiny_model).config.vocab_size
+    # Of UL2's tasks, 0.15 and 0.5 of a text twice each, and 0.75 four times.
+    for objective, share in (("ul2", (0.15 + 0.5 + 0.15 + 0.5 + 4 * 0.75) / 8), ("prefix_lm", 0.5)):
+        (cost,) = plan(read(text % objective), Gpu()).costs
+        met = layers + (1 - share) * keys + share * (queries + table)
+        assert cost.operations == pytest.approx(6 * met * 10 * 4000)
+
+
+@pytest.mark.parametrize("sign", [" ", "="])
+def test_what_is_cut_is_smaller_in_the_stages_after_it(tiny_model, sign):
+    text = (
+        f"stages:\n  c: {{run: cut {tiny_model} --vocab{sign}100 --vocab-from x.txt "
+        f"--keep-layers{sign}0-1}}\n  a: {{train: smoke, with: {{init: {{from: stage:c}}}}}}"
+    )
+    cost = plan(read(text), Gpu()).costs[1]
+    layer = 96 * (2 * 96 + 2 * 32) + 3 * 96 * 128
+    assert cost.parameters == 2 * layer + 100 * 96 + 8 * 96 * 96
 
 
 def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
