@@ -252,13 +252,13 @@ def _refusal(found: Measures, bar: float, limits: Limits) -> str:
 
 
 def _check_qat(model: Path, qat: Mapping[str, str], wanted: Quantization, plan: Plan) -> None:
-    trained = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
+    said = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
     for tensor in plan:
         if not is_matrix(tensor.shape):
             continue
         kind = class_of(tensor.name)
         if tensor.wanted != qat.get(kind, tensor.source):
             raise UsageError(
-                f"{model} was trained to be {trained}; {tensor.name} as {tensor.wanted} "
+                f"{model} was trained to be {said}; {tensor.name} as {tensor.wanted} "
                 f"({wanted.name}) loses what that gained: name no types, or say --ignore-qat"
             )

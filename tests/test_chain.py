@@ -184,6 +184,26 @@ def test_a_command_is_checked_by_its_own_options(run, tmp_path, command, message
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("command", "is_folder"),
+    [
+        ("quantize mini -t q4_0", False),
+        ("quantize mini -t q4_0,q8_0", True),
+        ("quantize mini --ladder", True),
+        ("quantize mini --ladder --eval builtin:tiny --max-drop 1", False),
+        ("soup mini", False),
+    ],
+)
+def test_of_several_files_one_must_be_named(run, tmp_path, command, is_folder):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"stages:\n  it: {{run: '{command}'}}\n  next: {{run: eval stage:it}}\n")
+    if not is_folder:
+        run("recipes", "check", str(file))
+        return
+    with pytest.raises(UsageError, match="it makes several files: name one, as stage:NAME/FILE"):
+        run("recipes", "check", str(file))
+
+
 @pytest.mark.parametrize("name", ["embeddinggemma", "embeddinggemma-mini"])
 def test_the_shipped_chains_are_fine_and_say_what_they_are_for(run, tmp_path, name):
     assert is_chain(read_tree(find(name)))
