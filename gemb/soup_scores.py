@@ -24,7 +24,7 @@ from gemb.evaluation_sets import Suite
 from gemb.scores import Scores
 from gemb.soup import Method, shares, write_soup
 from gemb.soup_ingredients import Ingredient, in_order
-from gemb.text_vectors import Progress
+from gemb.text_progress import text_progress
 from gemb.verdict import Difference, Verdict, verdict
 
 Keep = Literal["better", "win"]
@@ -51,7 +51,7 @@ class Scorer:
     near: Path  # soups to try are written into this folder, and removed
     backend: str = "auto"
     runtime: Runtime = field(default_factory=Runtime)
-    progress: Callable[[str], Progress] | None = None  # what to call, for a model's name
+    quiet: bool = True  # show no progress
 
     def scores(
         self,
@@ -87,9 +87,9 @@ class Scorer:
     def _of(self, model: Path, ingredients: Sequence[Ingredient]) -> Scores:
         encoder = for_model(model, self.backend).open(model, self.runtime)
         name = " + ".join(one.name for one in ingredients)
-        progress = self.progress(name) if self.progress else None
         dim = ingredients[0].checkpoint.dim
-        return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
+        with text_progress(f"eval {name}", quiet=self.quiet) as progress:
+            return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
 
     def _key(self, ingredients: Sequence[Ingredient], method: Method) -> str:
         """Return 32 hex digits of all that the scores depend on."""
@@ -153,8 +153,8 @@ def greedy(
     singles.sort(key=lambda pair: -_mean(pair[1]))  # a stable sort: ties as `in_order` has them
     (first, best), *others = singles
     chosen = [first]
-    score = _mean(best)
-    tries = [Try(added=first.name, to=(), before=score, after=score, low=0.0, high=0.0, kept=True)]
+    alone = _mean(best)
+    tries = [Try(added=first.name, to=(), before=alone, after=alone, low=0.0, high=0.0, kept=True)]
     tell(tries[0])
     for one, _ in others:
         found = scorer.scores([*chosen, one])

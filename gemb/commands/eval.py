@@ -208,25 +208,11 @@ def _scores(
     options: ModelOptions,
     label: str,
 ) -> Scores:
-    from gemb.count_progress import CountProgress
     from gemb.evaluation import evaluate as measure
-    from gemb.text_vectors import Done
+    from gemb.text_progress import text_progress
 
-    bar: CountProgress | None = None
-
-    def progress(done: Done) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = CountProgress(
-                done.all_texts, label, "texts", quiet=options.quiet, work=done.all_characters
-            )
-        bar.add(done.texts, done.tokens, done.characters)
-
-    try:
+    with text_progress(label, quiet=options.quiet) as progress:
         return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)
-    finally:
-        if bar is not None:
-            bar.close()
 
 
 def _say(scores: Scores, encoder: Encoder, *, quiet: bool) -> None:

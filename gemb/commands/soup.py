@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gemb.soup import Method, Plan
     from gemb.soup_ingredients import Ingredient, Named
     from gemb.soup_scores import Keep, Scorer, Try
-    from gemb.text_vectors import Done, Progress
 
 GROUPS = {
     "What is averaged": ("method", "last", "data", "keep"),
@@ -251,26 +250,5 @@ def _scorer(suite: Suite, output: Path, options: ModelOptions) -> Scorer:
         near=output.absolute().parent,
         backend=options.backend,
         runtime=options.runtime,
-        progress=lambda name: _progress(name, quiet=options.quiet),
+        quiet=options.quiet,
     )
-
-
-def _progress(name: str, *, quiet: bool) -> Progress:
-    """Return what shows how far the evaluation of a model is."""
-    from gemb.count_progress import CountProgress
-
-    bar: CountProgress | None = None
-    left = 0
-
-    def add(done: Done) -> None:
-        nonlocal bar, left
-        if bar is None:
-            left = done.all_texts
-            work = done.all_characters
-            bar = CountProgress(left, f"eval {name}", "texts", quiet=quiet, work=work)
-        bar.add(done.texts, done.tokens, done.characters)
-        left -= done.texts
-        if not left:
-            bar.close()
-
-    return add
