@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.atomic import check_file, new_file
-from gemb.backend import Runtime, able
+from gemb.backend import Runtime
 from gemb.compare import bar_for
 from gemb.errors import UsageError
 from gemb.gguf_model import class_of
 from gemb.notes import note
 from gemb.output_paths import check_folder_of
+from gemb.plugins import able
 from gemb.quantization import Quantization, TensorPlan, is_matrix, trained
 from gemb.quantize_measure import Measures, Yardstick
 from gemb.quantize_source import Source, model_name, naming, opened_source

@@ -16,11 +16,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from gemb import __version__
-from gemb.backend import Runtime, for_model
+from gemb.backend import Runtime
 from gemb.caches import scores_cache
 from gemb.errors import UsageError
 from gemb.evaluation import evaluate
 from gemb.evaluation_sets import Suite
+from gemb.plugins import for_model
 from gemb.scores import Scores
 from gemb.soup import Method, shares, write_soup
 from gemb.soup_ingredients import Ingredient, in_order

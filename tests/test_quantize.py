@@ -160,7 +160,7 @@ def test_a_mix_is_llama_quantize_s_but_for_the_table(wide: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("name", FILE_TYPES)
 def test_every_type_makes_a_file_that_runs(wide: Path, tmp_path: Path, name: str):
-    from gemb.backend import for_model
+    from gemb.plugins import for_model
 
     matters = importance(wide, TEXTS, Runtime(threads=2))
     target = _made(wide, tmp_path / "a.gguf", name, importance=matters)
@@ -335,8 +335,8 @@ def test_the_bar_is_that_of_the_coarsest_type():
 
 
 def test_the_table_is_of_the_vectors_that_the_files_give(tiny_gguf: Path, tmp_path: Path):
-    from gemb.backend import for_model
     from gemb.compare import compare
+    from gemb.plugins import for_model
     from gemb.verification_texts import VERIFICATION_TEXTS
 
     out, _ = _gemb(tiny_gguf, "-t", "q8_0,q4_0", "-o", tmp_path, "--json")

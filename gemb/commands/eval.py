@@ -188,9 +188,9 @@ def _run(
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     """Refuse a width that the model was not trained for, by what its files say, if they can."""
-    from gemb.backend import for_model
     from gemb.evaluation import check_dims
     from gemb.models import resolve
+    from gemb.plugins import for_model
 
     if not widths:
         return

@@ -173,7 +173,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _describe(reference: str) -> ModelDescription:
-    from gemb.backend import describe
+    from gemb.plugins import describe
 
     return describe(references.resolve(reference, download=False))
 
