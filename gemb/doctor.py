@@ -181,7 +181,3 @@ def _fault(alone: NDArray[np.float32], together: NDArray[np.float32], dim: int) 
     if np.abs(alone[0] - alone[1]).max() <= BATCH_TOLERANCE:
         return "two different texts have one vector"
     return ""
-
-
-def _is_linux() -> bool:
-    return sys.platform == "linux"

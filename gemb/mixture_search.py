@@ -176,8 +176,7 @@ def _with(recipe: Recipe, mixture: Mixture) -> Recipe:
 
 
 def _score(run: RunFolder) -> float:
-    scores = Scores.load(run.scores("final"))
-    return scores.mean(*max(scores.sizes))
+    return Scores.load(run.scores("final")).value
 
 
 def _keep(run: RunFolder, trials: Sequence[Trial]) -> None:

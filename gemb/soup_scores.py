@@ -125,11 +125,11 @@ def compared(
     """Return what became of the scores, from the best ingredient to the soup of the chosen ones."""
     found = [scorer.scores([one]) for one in ingredients]
     soup = scorer.scores(chosen, method, written)
-    means = [_mean(scores) for scores in found]
+    means = [scores.value for scores in found]
     best = means.index(max(means))
     return Comparison(
         scores=tuple(means),
-        soup=_mean(soup),
+        soup=soup.value,
         best=ingredients[best].name,
         verdict=verdict(found[best], soup),
     )
@@ -151,10 +151,10 @@ def greedy(
         tell: called after each try.
     """
     singles = [(one, scorer.scores([one])) for one in in_order(ingredients)]
-    singles.sort(key=lambda pair: -_mean(pair[1]))  # a stable sort: ties as `in_order` has them
+    singles.sort(key=lambda pair: -pair[1].value)  # a stable sort: ties as `in_order` has them
     (first, best), *others = singles
     chosen = [first]
-    alone = _mean(best)
+    alone = best.value
     tries = [Try(added=first.name, to=(), before=alone, after=alone, low=0.0, high=0.0, kept=True)]
     tell(tries[0])
     for one, _ in others:
@@ -179,10 +179,6 @@ def _try(one: Ingredient, chosen: Sequence[Ingredient], change: Difference, *, k
         high=change.high,
         kept=kept,
     )
-
-
-def _mean(scores: Scores) -> float:
-    return scores.mean(*max(scores.sizes))
 
 
 def to_json(tries: Sequence[Try], suite: Suite, keep: Keep) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class _Run:
         keeper, step = self.keeper, self.keeper.progress.step
         keeper.log(step, eval=logged(scores))
         keeper.bar.note(f"step {step}: {_words(scores)}")
-        value = scores.mean(*scores.sizes[0])
+        value = scores.value
         if keeper.progress.best is None or value > keeper.progress.best:
             keeper.progress = replace(keeper.progress, best=value)
             self._write_model(self.session.run.best)
