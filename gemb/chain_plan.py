@@ -24,7 +24,7 @@ from pathlib import Path
 
 from gemb import models
 from gemb.chain import Chain, Stage, references
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.layer_choice import layer_choice, layers_in
 from gemb.model_json import read_json, whole_number
@@ -128,7 +128,11 @@ class Plan:
 
 
 def plan(chain: Chain, gpu: Gpu) -> Plan:
-    """Return what the stages will cost. Reads headers of models that are here, and no data."""
+    """Return what the stages will cost. Reads headers of models that are here, and no data.
+
+    Raises:
+        UsageError: a stage keeps layers that are no list of layers.
+    """
     shapes: dict[str, Shape] = {}  # of what each stage makes
     assumed: list[str] = []
     costs = []
@@ -213,12 +217,16 @@ def _cut(shape: Shape, recipe: Recipe) -> Shape:
 
 def _cut_by(shape: Shape, command: Sequence[str]) -> Shape:
     """Return what a command leaves of a model: `gemb cut` fewer layers and tokens, others all."""
-    given = dict(pairwise(command))
-    given |= {name: value for name, sign, value in (w.partition("=") for w in command) if sign}
     if command[0] != "cut":
         return shape
+    given = dict(pairwise(command))
+    given |= {name: value for name, sign, value in (w.partition("=") for w in command) if sign}
     if "--keep-layers" in given:
-        shape = replace(shape, layers=len(layers_in(given["--keep-layers"])))
+        try:
+            layers = len(layers_in(given["--keep-layers"]))
+        except ValueError as error:
+            raise UsageError(f"{' '.join(command)}: --keep-layers: {error}") from error
+        shape = replace(shape, layers=min(layers, shape.layers))
     if "--vocab" in given:
         shape = replace(shape, vocabulary=min(int(given["--vocab"]), shape.vocabulary))
     return shape

@@ -297,6 +297,10 @@ def test_what_is_cut_is_smaller_in_the_stages_after_it(tiny_model, sign):
     cost = plan(read(text), Gpu()).costs[1]
     layer = 96 * (2 * 96 + 2 * 32) + 3 * 96 * 128
     assert cost.parameters == 2 * layer + 100 * 96 + 8 * 96 * 96
+    with pytest.raises(
+        UsageError, match=r"^cut \S+ .* --keep-layers: numbers from 0, as in 0-5,11$"
+    ):
+        plan(read(text.replace("0-1", "x")), Gpu())
 
 
 def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
