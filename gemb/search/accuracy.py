@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.search.ranking import Found
-    from gemb.search.sign_codes import Codes, Coder
+    from gemb.search.sign_codes import Coder, Codes
 
 ACCURACIES = ("auto", "exact", "balanced", "fast")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from gemb.search.accuracy import Plan
-    from gemb.search.sign_codes import Codes, Coder
+    from gemb.search.sign_codes import Coder, Codes
 
 
 @dataclass(frozen=True)

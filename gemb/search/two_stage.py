@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.search.ranking import Found, exact
-from gemb.search.sign_codes import Codes, Coder
+from gemb.search.sign_codes import Coder, Codes
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
