@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
+from itertools import takewhile
 from typing import NamedTuple
+
+from gemb.search.code_blocks import code_units, scope
+from gemb.search.headings import Section, heading_units
+from gemb.search.packing import MOST, Span, Unit, pack
 
 VERSION = 1  # of the rules: another one makes other passages of the same text
 KINDS = ("auto", "lines", "code", "markdown", "prose")
+
+_HEADED = {".md": "#", ".markdown": "#", ".mkd": "#", ".mdx": "#", ".rmd": "#", ".qmd": "#"}
+_HEADED |= {".adoc": "=", ".asciidoc": "=", ".org": "*", ".rst": "", ".rest": "", ".txt": ""}
+_LOOKED_AT = 20_000  # characters, to tell code from prose
+_CODE_LINE = re.compile(r"[ \t]+\S|.*[{};,()\[\]>:\\=]$|[#@<\[{(]|\w+[ \t]*[=({:]")
+MERGE_CODE = MOST
+MERGE_SECTIONS = 400  # characters: shorter sections share a passage
 
 
 class Passage(NamedTuple):
@@ -26,4 +40,84 @@ def split(text: str, name: str, kind: str = "auto") -> list[Passage]:
         name: the file's path or name; its end says the kind, and it stands in the titles.
         kind: one of KINDS; auto: by the name, then by the looks of the text.
     """
-    raise NotImplementedError
+    name = os.path.basename(name)  # noqa: PTH119
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
+    if kind == "auto":
+        kind = "markdown" if suffix in _HEADED else "code" if _is_code(text) else "prose"
+    match kind:
+        case "lines":
+            return _lines(text)
+        case "code":
+            return _code(text, name)
+        case "markdown":
+            return _headed(text, name, _HEADED.get(suffix, "#"))
+        case "prose":
+            return _headed(text, name, "")
+    raise AssertionError(kind)
+
+
+def _is_code(text: str) -> bool:
+    """Return whether most lines look like code: indented, or with its marks at their ends."""
+    lines = [line for line in text[:_LOOKED_AT].split("\n") if line.strip()]
+    if text.startswith("#!"):
+        return True
+    return 2 * sum(_CODE_LINE.match(line) is not None for line in lines) > len(lines)
+
+
+def _lines(text: str) -> list[Passage]:
+    found: list[Passage] = []
+    start = 0
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.strip()
+        if words:
+            first = start + line.index(words[0])
+            found.append(Passage(first, first + len(words), number, number, None))
+        start += len(line) + 1
+    return found
+
+
+def _code(text: str, name: str) -> list[Passage]:
+    units, around = code_units(text)
+    spans = pack(units, 0, len(units), MERGE_CODE)
+    return [
+        _passage(units, span, " › ".join([name, *scope(text, units, around, span.first)]))
+        for span in spans
+    ]
+
+
+def _headed(text: str, name: str, marks: str) -> list[Passage]:
+    units, sections = heading_units(text, marks)
+    found: list[Passage] = []
+    for span, path in _sections(units, sections):
+        title = " › ".join([name, *path])
+        found += [_passage(units, part, title) for part in pack(units, span.first, span.end)]
+    return found
+
+
+def _sections(units: list[Unit], sections: list[Section]) -> list[tuple[Span, tuple[str, ...]]]:
+    """Return the sections; neighbours that are short are joined, under what they share."""
+    found: list[tuple[Span, tuple[str, ...]]] = []
+    ends = [section.first for section in sections[1:]] + [len(units)]
+    for section, end in zip(sections, ends, strict=True):
+        if section.first == end:
+            continue
+        if found:
+            (first, _), path = found[-1]
+            size = units[end - 1].end - units[first].start
+            shared = _shared(path, section.path)
+            if size <= MERGE_SECTIONS and shared:
+                found[-1] = Span(first, end), shared
+                continue
+        found.append((Span(section.first, end), section.path))
+    return found
+
+
+def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    """Return what two paths of headings begin with."""
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return tuple(heading for heading, _ in same)
+
+
+def _passage(units: list[Unit], span: Span, title: str) -> Passage:
+    first, last = units[span.first], units[span.end - 1]
+    return Passage(first.start, last.end, first.line, last.line, title)

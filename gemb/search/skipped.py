@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from gemb.notes import note, warn
 from gemb.visible import visible
 
@@ -14,8 +16,10 @@ class Skipped:
     def __init__(self, *, quiet: bool = False) -> None:
         self.failed = 0  # could not be read: no permission, no such file, an I/O error
         self.binary = 0  # a NUL in their first 8 KiB
-        self.undecodable = 0  # read all the same, with U+FFFD for what is no UTF-8
+        self.undecodable: list[str] = []  # read all the same, with U+FFFD for what is no UTF-8
         self.too_big: list[tuple[int, str]] = []  # size and path
+        self.cut = 0  # passages that are longer than the model takes: their beginning counts
+        self.changed = 0  # passages that are no longer where they were found
         self._quiet = quiet
 
     def failure(self, path: str, message: str) -> None:
@@ -24,6 +28,54 @@ class Skipped:
         if self.failed <= FEW:
             warn(f"{visible(path)}: {message}")
 
+    def big(self, path: str, real: str, size: int, *, is_named: bool) -> None:
+        """Count a file that is over the bound, or as binary where it is no text."""
+        from gemb.search.reading import LOOKED_AT, is_binary
+
+        try:
+            with Path(real).open("rb") as file:
+                if is_binary(file.read(LOOKED_AT)):
+                    self.binary += 1
+                    return
+        except OSError:
+            pass  # it would have been left out anyhow
+        if is_named:
+            larger = shown_size(size, up=True)
+            self.failure(
+                path, f"{shown_size(size)} is much for a text; --max-size {larger} takes it"
+            )
+        else:
+            self.too_big.append((size, path))
+
     def say(self) -> None:
-        """Say at the end, in a line for each kind, what was left out."""
-        raise NotImplementedError
+        """Say at the end, in a line for each kind, what was left out. Failures are always said."""
+        if self.failed > FEW:
+            warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
+        if self._quiet:
+            return
+        if self.too_big:
+            size, path = max(self.too_big)
+            count = len(self.too_big)
+            note(
+                f"{count:,} {'file was' if count == 1 else 'files were'} left out for "
+                f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
+                f"{shown_size(size)}); --max-size {shown_size(size, up=True)} takes them"
+            )
+        if self.undecodable:
+            count = len(self.undecodable)
+            note(
+                f"{count:,} {'file is' if count == 1 else 'files are'} not all UTF-8 (first: "
+                f"{visible(self.undecodable[0])}); what is none was read as U+FFFD"
+            )
+        if self.cut:
+            note(f"{self.cut:,} passages are longer than the model takes; their beginning counts")
+        if self.changed:
+            note(f"{self.changed:,} passages have changed during the search and are left out")
+
+
+def shown_size(size: int, *, up: bool = False) -> str:
+    """Return bytes as 2.1G or 75M; with `up`, a whole number that is no less."""
+    for letter, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if size >= unit:
+            return f"{-(-size // unit)}{letter}" if up else f"{size / unit:.1f}{letter}"
+    return str(size)

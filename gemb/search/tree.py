@@ -6,13 +6,16 @@ that is named itself never is.
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from gemb.search.ignored import Rules, Scope, around
 from gemb.search.skipped import Skipped
 
-MOST_BYTES = 10_000_000  # a longer file is a log or a dump
+MOST_BYTES = 10_000_000  # a longer file is a log or a dump, and would take an hour
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +40,166 @@ class Entry(NamedTuple):
     is_named: bool  # by the user, not found in a folder
 
 
+def is_stream(path: str) -> bool:
+    """Return whether a path is `-` or a pipe, as `<(command)` is: read once, not walked."""
+    if path == "-":
+        return True
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except (OSError, ValueError):
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
 def walk(roots: Sequence[str], how: Walk, skipped: Skipped) -> Iterator[Entry]:
     """Yield the regular files, each once: folder by folder, names in byte order.
 
     What is named and is neither a folder nor a regular file (a pipe, a terminal) is left to the
     caller: see `is_stream`. Nothing is raised: what cannot be read is counted in `skipped`.
     """
-    raise NotImplementedError
+    walker = _Walker(how, skipped)
+    for root in roots:
+        if not is_stream(root):
+            yield from walker.root(root)
 
 
-def is_stream(path: str) -> bool:
-    """Return whether a path is `-` or a pipe, as `<(command)` is: read once, not walked."""
-    raise NotImplementedError
+class _Level(NamedTuple):
+    """A folder on the way down."""
+
+    scope: Scope
+    prefix: str  # of the paths in it, as the user would type them
+    folder: str  # absolute, with its slash
+    entries: list[os.DirEntry[str]]  # still to come, the next one last
+    is_wanted: bool  # a glob names it or a folder around it, or no glob is needed
+
+
+class _Walker:
+    """What is the same for all roots."""
+
+    def __init__(self, how: Walk, skipped: Skipped) -> None:
+        self._how = how
+        self._skipped = skipped
+        self._seen: set[str] = set()  # absolute paths of files
+        self._globs = Rules(_as_rules(how.globs))
+        self._above: set[tuple[int, int]] = set()  # folders that were gone through
+        self._start = 0  # of a path relative to the root in an absolute one
+        self._needs_glob = any(not glob.startswith("!") for glob in how.globs)
+
+    def root(self, root: str) -> Iterator[Entry]:
+        try:
+            found = os.stat(root)  # noqa: PTH116
+        except (OSError, ValueError) as error:
+            self._skipped.failure(root, reason(error))
+            return
+        real = os.path.abspath(root)  # noqa: PTH100 - resolves no links
+        if stat.S_ISREG(found.st_mode):
+            yield from self._file(root, real, found, is_named=True)
+            return
+        scope = around(real) if self._how.ignore else Scope()
+        prefix = "" if root == "." else root if root.endswith("/") else root + "/"
+        yield from self._folders(prefix, real, scope)
+
+    def _folders(self, prefix: str, real: str, scope: Scope) -> Iterator[Entry]:
+        """Yield what is under a folder; without recursion, for there are very deep trees."""
+        self._above = {_identity(real)} if self._how.follow else set()
+        self._start = len(real.rstrip("/")) + 1
+        levels = [self._level(prefix, real, scope, is_wanted=not self._needs_glob)]
+        while levels:
+            level = levels[-1]
+            if not level.entries:
+                levels.pop()
+                continue
+            entry = level.entries.pop()
+            path, real = level.prefix + entry.name, level.folder + entry.name
+            is_folder = self._is_folder(entry, real)
+            if is_folder is None:
+                continue
+            is_out, is_wanted = self._judged(entry.name, path, real, level, is_folder)
+            if is_out:
+                continue
+            if is_folder:
+                levels.append(self._level(path + "/", real, level.scope, is_wanted=is_wanted))
+            elif is_wanted:
+                yield from self._found(entry, path, real)
+
+    def _level(self, prefix: str, real: str, scope: Scope, *, is_wanted: bool) -> _Level:
+        try:
+            with os.scandir(real) as entries:
+                found = sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                self._skipped.failure(prefix or ".", reason(error))
+            found = []
+        if self._how.ignore:
+            scope = scope.inside(real, {entry.name for entry in found})
+        return _Level(scope, prefix, real.rstrip("/") + "/", found, is_wanted)
+
+    def _is_folder(self, entry: os.DirEntry[str], real: str) -> bool | None:
+        """Return whether it is a folder, None where it is nothing to read."""
+        follow = self._how.follow
+        try:
+            if not entry.is_dir(follow_symlinks=follow):
+                return False if entry.is_file(follow_symlinks=follow) else None
+            if follow:  # a link may lead back, or to what was there already
+                identity = _identity(real)
+                if identity in self._above:
+                    return None
+                self._above.add(identity)
+        except OSError:  # a link to itself
+            return None
+        return True
+
+    def _judged(
+        self, name: str, path: str, real: str, level: _Level, is_folder: bool
+    ) -> tuple[bool, bool]:
+        """Return whether it is left out, and whether a glob wants it (or none need to)."""
+        is_bare = self._how.hidden and not self._how.ignore
+        if name == ".git" and not is_bare:
+            return True, False
+        if self._globs:
+            found = self._globs.decide(path.removeprefix("./"), name, is_folder=is_folder)
+            if found is None:
+                found = self._globs.decide(real[self._start :], name, is_folder=is_folder)
+            if found is not None:  # a glob weighs more than all else
+                return found, not found
+        if name.startswith(".") and not self._how.hidden:
+            return True, False
+        return level.scope.leaves_out(real, name, is_folder=is_folder), level.is_wanted
+
+    def _found(self, entry: os.DirEntry[str], path: str, real: str) -> Iterator[Entry]:
+        try:
+            found = entry.stat(follow_symlinks=self._how.follow)
+        except OSError:  # it has vanished
+            return
+        yield from self._file(path, real, found, is_named=False)
+
+    def _file(
+        self, path: str, real: str, found: os.stat_result, *, is_named: bool
+    ) -> Iterator[Entry]:
+        if real in self._seen:
+            return
+        self._seen.add(real)
+        most = self._how.most_bytes
+        if 0 < most < found.st_size:
+            self._skipped.big(path, real, found.st_size, is_named=is_named)
+            return
+        if path.startswith("-"):  # as an option it would be taken
+            path = "./" + path
+        yield Entry(path, real, found.st_size, found.st_mtime_ns, found.st_ino, is_named)
+
+
+def reason(error: OSError | ValueError) -> str:
+    """Return the few words of an error of the system."""
+    words = getattr(error, "strerror", None) or str(error)
+    return words[:1].lower() + words[1:]
+
+
+def _as_rules(globs: Sequence[str]) -> Iterator[str]:
+    """Yield globs as rules, in which what is wanted is written `!` and what is not is not."""
+    for glob in globs:
+        yield glob[1:] if glob.startswith("!") else "!" + glob
+
+
+def _identity(real: str) -> tuple[int, int]:
+    found = os.stat(real)  # noqa: PTH116
+    return found.st_dev, found.st_ino

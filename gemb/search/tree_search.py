@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,10 @@ class Sources:
     """What is searched."""
 
     paths: tuple[str, ...]  # files, folders, -, pipes
-    walk: Walk = Walk()
+    walk: Walk = field(default_factory=Walk)
     kind: str = "auto"  # how files become passages: one of `gemb.search.passages.KINDS`
     # How streams (-, pipes) are read: one line is a passage, or JSON lines, by their first line.
-    stream: Reading = Reading()
+    stream: Reading = field(default_factory=Reading)
     # Not None: files named by the user are read so, too: a row of JSONL, CSV, Parquet is a passage.
     rows: Reading | None = None
 
