@@ -146,7 +146,10 @@ class Gemb:
         self.model = write_model(folder / "model.fake")
         self.environment = {
             **os.environ,
-            "PYTHONPATH": str(plugins),
+            # What the tests themselves run from, where that is no installed package, too.
+            "PYTHONPATH": os.pathsep.join(
+                [str(plugins), *os.environ.get("PYTHONPATH", "").split()]
+            ),
             "GEMB_MODEL": "model.fake",
             "PYTHONUNBUFFERED": "",
         }
