@@ -38,11 +38,12 @@ CREATE TABLE blocks(
     crc_vectors INTEGER NOT NULL,
     crc_codes INTEGER           -- NULL: its codes are not there yet
 );
-CREATE TABLE files(             -- that passages came from, as they were when they were read
-    path TEXT PRIMARY KEY,
+CREATE TABLE files(             -- that were read for passages, as they were then
+    path TEXT PRIMARY KEY,      -- as in `rows`
     size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    inode INTEGER NOT NULL
+    mtime_ns INTEGER NOT NULL,  -- -1: it is to be read again
+    inode INTEGER NOT NULL,
+    passages INTEGER NOT NULL   -- 0: a binary or an empty file
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5(
     title, text, content='rows', content_rowid='slot',
@@ -54,17 +55,18 @@ END;
 CREATE TRIGGER rows_out AFTER DELETE ON rows BEGIN
     INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.slot, old.title, old.text);
 END;
-CREATE TRIGGER rows_other AFTER UPDATE OF title, text ON rows BEGIN
+CREATE TRIGGER rows_other AFTER UPDATE OF title, text ON rows
+WHEN old.title IS NOT new.title OR old.text IS NOT new.text BEGIN
     INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.slot, old.title, old.text);
     INSERT INTO words(rowid, title, text) VALUES (new.slot, new.title, new.text);
 END;
 """
 # Made when the first rows are all there: so they cost a sort, not a search for each row.
-LOOKUPS = """
-CREATE INDEX IF NOT EXISTS rows_id ON rows(id) WHERE id IS NOT NULL;
-CREATE INDEX IF NOT EXISTS rows_path ON rows(path) WHERE path IS NOT NULL;
-CREATE INDEX IF NOT EXISTS rows_digest ON rows(digest);
-"""
+LOOKUPS = {
+    "id": "CREATE INDEX IF NOT EXISTS rows_id ON rows(id) WHERE id IS NOT NULL",
+    "path": "CREATE INDEX IF NOT EXISTS rows_path ON rows(path) WHERE path IS NOT NULL",
+    "digest": "CREATE INDEX IF NOT EXISTS rows_digest ON rows(digest)",
+}
 CACHE_KIB = 128 << 10  # of pages, for a writer: random keys of millions of rows
 BUSY_S = 60.0  # a checkpoint of another process is over by then
 

@@ -31,11 +31,6 @@ _UPDATE = (
     "UPDATE rows SET id = ?, path = ?, line = ?, last_line = ?, title = ?, text = ?, kept = ?, "
     "digest = ?, crc = ? WHERE slot = ?"
 )
-# `rows_other` renews the words of a row: only where they are others.
-_MOVE = (
-    "UPDATE rows SET id = ?, path = ?, line = ?, last_line = ?, kept = ?, digest = ?, crc = ? "
-    "WHERE slot = ?"
-)
 
 
 class Writer:
@@ -72,6 +67,18 @@ class Writer:
             self._open_codes(self._coder)
 
     @property
+    def committed(self) -> int:
+        """How many slots are on the disk for good."""
+        return self._committed
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, this transaction's too."""
+        with readable(self._rows_path):
+            removed = self.connection.execute("SELECT count(*) FROM removed").fetchone()
+        return self.slots - int(removed[0])
+
+    @property
     def coder(self) -> Coder | None:
         """What the codes are made with; None: there are none yet."""
         return self._coder
@@ -92,15 +99,8 @@ class Writer:
         """Return the vector of a committed slot as it is stored, [1, dim]."""
         return self._vectors.read(slot, 1)
 
-    def move(self, slot: int, row: IndexRow) -> None:
-        """Give a slot the other fields of a row that has its title and text."""
-        self._begin()
-        columns = row.columns()
-        with readable(self._rows_path):
-            self.connection.execute(_MOVE, (*columns[:4], *columns[6:], slot))
-
-    def rename(self, slot: int, row: IndexRow) -> None:
-        """Give a slot the fields of a row, title and text too."""
+    def update(self, slot: int, row: IndexRow) -> None:
+        """Give a slot other fields; its vector stays."""
         self._begin()
         with readable(self._rows_path):
             self.connection.execute(_UPDATE, (*row.columns(), slot))
@@ -144,12 +144,12 @@ class Writer:
         self._committed = self.slots
         self._pending, self._pending_bytes, self._began = [], 0, 0.0
 
-    def make_lookups(self) -> None:
-        """Make what finds rows by id, path and digest, where it is not there."""
+    def make_lookups(self, *names: str) -> None:
+        """Make what finds rows by these columns, where it is not there; no name: all of them."""
         self.commit()
         with readable(self._rows_path):
-            for statement in filter(str.strip, LOOKUPS.split(";")):
-                self.connection.execute(statement)
+            for name in names or LOOKUPS:
+                self.connection.execute(LOOKUPS[name])
 
     def make_codes(self) -> None:
         """Make the codes that are not there yet, with a coder fitted to all the vectors."""
