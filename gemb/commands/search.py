@@ -152,7 +152,7 @@ class Size(click.ParamType[int]):
     "--input-format",
     type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
     default="auto",
-    help="FILEs are tables: each row is a passage. auto (the default): standard input may be JSONL.",
+    help="FILEs are tables, whose rows are passages; auto (the default): only what is named so.",
 )
 @click.option(
     "--text-field",

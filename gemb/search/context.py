@@ -52,7 +52,12 @@ class Context:
                 lines = (*file[:start], *lines, *file[start + len(lines) :])
         shown = range(max(0, first + start), min(len(lines), last + start + 1))
         return [
-            Line(excerpt.number(at - start), lines[at], at - start in excerpt.good) for at in shown
+            Line(
+                excerpt.number(at - start),
+                lines[at],
+                at - start in excerpt.good or at - start == excerpt.best,
+            )
+            for at in shown
         ]
 
     def _file(self, excerpt: Excerpt) -> list[str]:

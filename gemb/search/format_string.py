@@ -59,7 +59,7 @@ def parsed(template: str) -> list[str | Field]:
                     f"--format: no escape {whole!r}; there are \\t \\n \\r \\0 \\e \\\\"
                 )
             parts.append(_ESCAPES[match[1]])
-        elif whole in "{}":
+        elif whole in ("{", "}"):
             raise UsageError(f"--format: a {whole!r} alone; write {whole * 2!r} for the character")
         else:
             parts.append(_field(match[2].strip(), match[3] or ""))
@@ -115,7 +115,7 @@ class FormatLines:
             self._write(encoded("".join(parts) + end))
 
     def _check_names(self, found: Sequence[Excerpt]) -> None:
-        known = {*FIELDS, *(name for excerpt in found for name in excerpt.hit.kept)}
+        known = list(dict.fromkeys((*FIELDS, *(name for one in found for name in one.hit.kept))))
         for part in self._parts:
             if found and isinstance(part, Field) and part.name not in known:
                 near = difflib.get_close_matches(part.name, known, 1)

@@ -1,4 +1,4 @@
-"""Whether a query can be put to an index: the same model, prompts that belong together, one size."""
+"""Whether a query can be put to an index: same model, prompts that belong together, one size."""
 
 from __future__ import annotations
 

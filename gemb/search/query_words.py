@@ -10,16 +10,17 @@ from typing import NamedTuple
 
 # cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
 _WORD = re.compile(
-    r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
-    r"|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}|[^\W\d_a-zA-Z][^\W\d_]*"
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}"
+    r"|[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
+    r"|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
 )
 STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
 _EVERYWHERE = frozenset(
     re.findall(
         r"\w+",
-        """a about an and are as at be been by can could did do does for from had has have how i if in
-    into is it its me my no not of on or our should so that the their them then there these they
-    this to us was we were what when where which who why will with would you your""",
+        """a about an and are as at be been by can could did do does for from had has have how i
+        if in into is it its me my no not of on or our should so that the their them then there
+        these they this to us was we were what when where which who why will with would you your""",
     )
 )
 
