@@ -8,6 +8,7 @@ from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
 from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
+from gemb.commands.index import index
 from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.quantize import quantize
@@ -21,6 +22,7 @@ COMMANDS: tuple[click.Command, ...] = (
     train,
     embed,
     search,
+    index,
     evaluate,
     verify,
     models,

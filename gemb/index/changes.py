@@ -16,13 +16,17 @@ class Changes:
     same: int = 0
     embedded: int = 0  # rows that got a new vector; in a dry run, would get one
     copied: int = 0  # new rows whose text was there already, with its vector
+    taken: int = 0  # new rows that came with their vector
     failed: int = 0  # rows of the source that have no vector
+    unreadable: int = 0  # files or folders; what the index had of them stays
     rows: int = 0  # of the index, afterwards
 
     def line(self) -> str:
         """Return the counts in short: +12 ~3 -1 files (...)."""
         what = "passages" if self.unit == "files" else "rows"
-        more = [f"{self.embedded:,} {what} embedded"]
+        more = [f"{self.embedded:,} {what} embedded"] if self.embedded or not self.taken else []
+        if self.taken:
+            more.append(f"{self.taken:,} vectors taken over")
         if self.copied:
             more.append(f"{self.copied:,} had their vector already")
         return (

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from gemb.errors import UsageError
 from gemb.index import places
 from gemb.index.manifest import is_index
-from gemb.index.source import STDIN, Source, SourceRow
+from gemb.index.source import Source, SourceRow
 from gemb.records import Record, unfit
 from gemb.search.passages import split
 from gemb.search.skipped import Skipped
@@ -19,18 +18,11 @@ from gemb.visible import visible
 
 
 def entries(source: Source, skipped: Skipped) -> list[Entry]:
-    """Return the files, in order; their paths are as the index keeps them.
-
-    Raises:
-        UsageError: a file or folder that was named is not there.
-    """
-    roots = [places.real(path, source.base) for path in source.paths if path != STDIN]
-    for path, root in zip(source.paths, roots, strict=True):
-        if not Path(root).exists():
-            raise UsageError(f"{visible(path)} is not there ({visible(root)}); nothing was changed")
+    """Return the files, in order; their paths are as the index keeps them."""
+    roots = [places.real(path, source.base) for path in source.paths]
     kept = {root: not os.path.isabs(path) for path, root in zip(source.paths, roots, strict=True)}  # noqa: PTH117
     found = []
-    for entry in walk(roots, source.walk, skipped):
+    for entry in walk(source.real(), source.walk, skipped):
         if not _in_index(os.path.dirname(entry.real)):  # noqa: PTH120
             is_relative = any(
                 one and (entry.real == root or entry.real.startswith(root.rstrip("/") + "/"))

@@ -48,7 +48,7 @@ def row_changes(state: State, rows: Iterator[SourceRow], may_remove: MayRemove) 
             state.changes.added += 1
             if state.matcher.count and not ids:
                 places.add((row.path, row.id))
-        if state.needs_vector(New(row, old.slot if old else None)):
+        if state.needs_vector(New(row, old.slot if old else None, source_row.stored)):
             if ids:
                 ids.take(row)
             yield record

@@ -28,7 +28,7 @@ CREATE TABLE rows(
     title TEXT,
     text TEXT NOT NULL,         -- without the prompt; empty where vectors came without their texts
     kept TEXT NOT NULL,         -- a JSON object: the row's further fields
-    digest BLOB NOT NULL,       -- 16 bytes of what the model saw; of a row without text, of its id
+    digest BLOB NOT NULL,       -- 16 bytes of what the model saw; of the vector a row came with
     crc INTEGER NOT NULL        -- of all the columns above but the slot (`gemb.index.rows`)
 );
 CREATE TABLE removed(slot INTEGER PRIMARY KEY);

@@ -6,14 +6,18 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gemb import inputs
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.index import places
 from gemb.inputs import Reading
 from gemb.records import Fields, Id, Record
 from gemb.search.tree import MOST_BYTES, Walk
+from gemb.visible import visible
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 STDIN = "-"
 ROWS, PASSAGES, VECTORS = "rows", "passages", "vectors"
@@ -106,6 +110,7 @@ class SourceRow(NamedTuple):
     path: str | None = None  # as the index keeps it
     line: int | None = None
     last_line: int | None = None
+    stored: NDArray[Any] | None = None  # its vector as the index stores it, [1, dim], if it has one
 
 
 def source_rows(source: Source, *, quiet: bool) -> Iterator[SourceRow]:
@@ -145,3 +150,38 @@ def described(paths: Sequence[str]) -> str:
     shown = ["standard input" if path == STDIN else path for path in paths[:3]]
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
     return ", ".join(shown) + more
+
+
+def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
+    """Return the source with its kind, and check what can be checked before a model is loaded.
+
+    Args:
+        source: as the options describe it.
+        wants_passages: also of files that could be rows.
+
+    Raises:
+        UsageError: a path cannot be read, or options do not go together.
+    """
+    is_folder = [path != STDIN and os.path.isdir(path) for path in source.paths]  # noqa: PTH112
+    named = source.fields.named() or source.null or source.format != "auto"
+    if any(is_folder) or wants_passages:
+        if source.is_stdin:
+            raise UsageError("standard input has rows, not files; name files or folders")
+        if named:
+            raise UsageError(
+                "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
+            )
+        for path in source.paths:
+            if not os.path.exists(path):  # noqa: PTH110
+                raise UsageError(f"no such file or folder: {visible(path)}")
+        return dataclasses.replace(source, kind=PASSAGES)
+    inputs.check(source.paths)
+    from gemb.index.vector_source import is_vectors  # which knows sources
+
+    vectors = [path != STDIN and is_vectors(path) for path in source.paths]
+    if any(vectors) and source.format == "auto":
+        if not all(vectors):
+            plain = source.paths[vectors.index(False)]
+            raise UsageError(f"{visible(plain)} has texts, other files have vectors: not together")
+        return dataclasses.replace(source, kind=VECTORS)
+    return dataclasses.replace(source, kind=ROWS)

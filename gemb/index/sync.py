@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,10 @@ from gemb.errors import UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish
 from gemb.index.lock import locked
-from gemb.index.manifest import Manifest, read_manifest
+from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path
 from gemb.index.reader import Index, check_there
-from gemb.index.manifest import rows_path, vectors_path
 from gemb.index.row_changes import MayRemove
-from gemb.index.source import STDIN, VECTORS, Source, described
+from gemb.index.source import STDIN, Source
 from gemb.index.update import OpenEncoder, update
 from gemb.index.update_state import State
 from gemb.index.writer import Writer
@@ -85,17 +85,15 @@ def sync(job: Sync, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
         state = State(manifest, writer.connection, writer.slots, writer, quiet=job.quiet)
-        try:
-            return update(
-                state,
-                manifest.spec,
-                open_encoder=model,
-                may_remove=may_remove,
-                quiet=job.quiet,
-            )
-        finally:
-            # Also after a stop: what is there has its codes, and is found.
-            finish(job.folder, manifest, writer, model.encoder)
+        changes = update(
+            state,
+            manifest.spec,
+            open_encoder=model,
+            may_remove=may_remove,
+            quiet=job.quiet,
+        )
+        finish(job.folder, manifest, writer, model.encoder)
+        return changes
 
 
 def look(job: Sync) -> Changes:
@@ -106,7 +104,9 @@ def look(job: Sync) -> Changes:
         GembError: as `sync`.
     """
     with Index.open(job.folder) as index:
-        manifest = dataclasses.replace(index.manifest, source=_source(job, index.manifest).to_json())
+        manifest = dataclasses.replace(
+            index.manifest, source=_source(job, index.manifest).to_json()
+        )
         state = State(manifest, index.connection, len(index.stored), None, quiet=job.quiet)
         return update(
             state,
@@ -145,13 +145,19 @@ def _source(job: Sync, manifest: Manifest) -> Source:
         UsageError: it was standard input, and is not given again.
     """
     source = Source.from_json(manifest.source)
+    shown = visible(str(job.folder))
     if job.paths:
-        return dataclasses.replace(source, paths=job.paths, base=job.base)
-    if source.is_stdin:
-        shown = visible(str(job.folder))
+        source = dataclasses.replace(source, paths=job.paths, base=job.base)
+    elif source.is_stdin:
         raise UsageError(
             f"{shown} was built from standard input; give it again: ... | gemb index sync {shown} -"
         )
+    for path in source.real():
+        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
+            raise UsageError(
+                f"{visible(path)} is not there: nothing was changed; for other files: gemb index "
+                f"sync {shown} FILE|DIR"
+            )
     return source
 
 

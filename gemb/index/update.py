@@ -7,16 +7,19 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from gemb.backend import Encoder
+from gemb.count_progress import CountProgress
 from gemb.errors import GembError
 from gemb.index.changes import Changes
 from gemb.index.file_changes import file_changes
 from gemb.index.row_changes import MayRemove, row_changes
-from gemb.index.source import PASSAGES, source_rows, total_size
+from gemb.index.source import PASSAGES, VECTORS, SourceRow, source_rows, total_size
 from gemb.index.update_state import State
 from gemb.pipeline import Embedder, Plan, Window, computing, embed
 from gemb.progress import Progress
 from gemb.records import Record
 from gemb.vectors import VectorSpec
+
+BAR_EVERY = 1024  # rows
 
 OpenEncoder = Callable[[], Encoder]
 
@@ -48,6 +51,8 @@ def update(
     writer = state.writer
     if state.source.kind == PASSAGES:
         records = file_changes(state, may_remove)
+    elif state.source.kind == VECTORS:
+        records = row_changes(state, _taken(state, spec, quiet=quiet), may_remove)
     else:
         state.total = total_size(state.source)
         records = row_changes(state, source_rows(state.source, quiet=quiet), may_remove)
@@ -62,9 +67,27 @@ def update(
             if writer:
                 writer.commit()
         raise
+    if writer:
+        state.tally.say()
     state.changes.failed = state.tally.failed
+    state.changes.unreadable = state.skipped.failed
     state.changes.rows = writer.rows if writer else state.matcher.count
     return state.changes
+
+
+def _taken(state: State, spec: VectorSpec, *, quiet: bool) -> Iterator[SourceRow]:
+    """Yield the rows of files of vectors, with a bar."""
+    from gemb.index.vector_source import count, vector_rows
+
+    total = count(state.source.real())
+    progress = CountProgress(total, "indexing", "rows", quiet=quiet or not state.writer)
+    try:
+        for number, row in enumerate(vector_rows(state.source, spec), 1):
+            yield row
+            if number % BAR_EVERY == 0:
+                progress.add(BAR_EVERY)
+    finally:
+        progress.close()
 
 
 def _embed(

@@ -5,6 +5,10 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from numpy.typing import NDArray
 
 from gemb.index.changes import Changes
 from gemb.index.manifest import Manifest
@@ -18,7 +22,7 @@ from gemb.records import Record, RowError
 from gemb.search.skipped import Skipped
 from gemb.search.tree import Entry
 from gemb.tally import Tally
-from gemb.vector_store import key_of
+from gemb.vector_store import KEY_BYTES, key_of
 
 
 @dataclass
@@ -38,6 +42,7 @@ class New:
 
     row: IndexRow
     replaces: int | None = None  # slot
+    stored: NDArray[Any] | None = None  # its vector, where the source has it
     file: File | None = None
 
 
@@ -67,7 +72,7 @@ class State:
 
     def row(self, source_row: SourceRow) -> IndexRow:
         """Return a row as the index keeps it."""
-        record, row_id, path, line, last_line = source_row
+        record, row_id, path, line, last_line, stored = source_row
         return IndexRow(
             id=row_id,
             path=path,
@@ -76,7 +81,9 @@ class State:
             title=record.title,
             text=record.text,
             kept=kept_json(record.kept),
-            digest=key_of(self.prompt.render(record.text, record.title)),
+            digest=key_of(self.prompt.render(record.text, record.title))
+            if stored is None
+            else blake2b(stored.tobytes(), digest_size=KEY_BYTES).digest(),
         )
 
     def of_path(self, path: str) -> list[Known]:
@@ -99,19 +106,26 @@ class State:
 
     def needs_vector(self, new: New) -> bool:
         """Write a new row with the vector of one that has the same text, or let it wait."""
+        if new.stored is not None:
+            self.changes.taken += 1
+            self._write(new, new.stored)
+            return False
         twin = self.matcher.twin(new.row.digest) if self.matcher.slots else None
         if twin is not None and (self.writer is None or self.writer.has_stored(twin)):
             self.changes.copied += 1
-            self.tally.rows += 1
-            if self.writer:
-                self.writer.add_stored(new.row, self.writer.stored(twin))
-                self.replace(new)
-                self.writer.tick()
+            self._write(new, self.writer.stored(twin) if self.writer else None)
             return False
         self.changes.embedded += 1
         if self.writer:
             self.waiting.append(new)
         return self.writer is not None
+
+    def _write(self, new: New, stored: NDArray[Any] | None) -> None:
+        self.tally.rows += 1
+        if self.writer and stored is not None:
+            self.writer.add_stored(new.row, stored)
+            self.replace(new)
+            self.writer.tick()
 
     def replace(self, new: New) -> None:
         """Remove the row in whose place a new one stands."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, committed
-from gemb.index.rows import COLUMNS, IndexRow
+from gemb.index.rows import COLUMNS, Column, IndexRow
 from gemb.index.schema import LOOKUPS, open_to_write, readable
 from gemb.search.sign_codes import Coder
 from gemb.vectors import packed, unpacked
@@ -85,11 +85,20 @@ class Writer:
 
     def add(self, row: IndexRow, vector: Vectors) -> None:
         """Append a row and its unit vector, float32 [dim]."""
-        self._append(row, packed(vector[None], self.spec))
+        self.add_columns(row.columns(), packed(vector[None], self.spec))
 
     def add_stored(self, row: IndexRow, stored: NDArray[Any]) -> None:
         """Append a row with the vector as it is stored, [1, dim]."""
-        self._append(row, stored)
+        self.add_columns(row.columns(), stored)
+
+    def add_columns(self, columns: tuple[Column, ...], stored: NDArray[Any]) -> None:
+        """Append a row by its columns, with the vector as it is stored, [1, dim]."""
+        self._begin()
+        with readable(self._rows_path):
+            self.connection.execute(_INSERT, (self.slots, *columns))
+        self.slots += 1
+        self._pending.append(stored)
+        self._pending_bytes += stored.nbytes
 
     def has_stored(self, slot: int) -> bool:
         """Return whether `stored` has this slot: it was committed."""
@@ -186,14 +195,6 @@ class Writer:
         self._vectors.close()
         if self._codes:
             self._codes.close()
-
-    def _append(self, row: IndexRow, stored: NDArray[Any]) -> None:
-        self._begin()
-        with readable(self._rows_path):
-            self.connection.execute(_INSERT, (self.slots, *row.columns()))
-        self.slots += 1
-        self._pending.append(stored)
-        self._pending_bytes += stored.nbytes
 
     def _begin(self) -> None:
         if not self.connection.in_transaction:

@@ -53,7 +53,8 @@ def search_files(
     # All that reach a floor which the vectors tell: first every passage gets its vector.
     first_k = 1 if k is None and is_auto else k
     last: Answer | None = None
-    for last in corpus.search(vectors, encoder, spec, k=first_k, floor=least):
+    words = [query.text for query in queries]
+    for last in corpus.search(vectors, encoder, spec, words=words, k=first_k, floor=least):
         seen(last)
     floors = [least if wanted.min_score is None else wanted.min_score] * len(queries)
     if is_auto and len(corpus):

@@ -28,8 +28,13 @@ def encoded(text: str) -> bytes:
     return text.encode(errors="surrogateescape")
 
 
+def is_bare(hit: Hit) -> bool:
+    """Return whether a hit is a line that has no name: of standard input."""
+    return hit.path is None and (hit.id is None or hit.id == hit.line)
+
+
 def shown_name(hit: Hit) -> str:
     """Return where a hit is from, with nothing in it that a terminal obeys or that ends a line."""
     if hit.path is not None:
         return visible(hit.path)
-    return STDIN if hit.id is None else visible(str(hit.id))
+    return STDIN if is_bare(hit) else visible(str(hit.id))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gemb.search.colours import Paint
 from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
-from gemb.search.form import Write, encoded, shown_name
+from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.queries import Query
 from gemb.search.query_words import wanted_stems, words_of
 from gemb.visible import visible
@@ -67,7 +67,7 @@ class GrepLines:
         if is_best:
             text = marked(text, stems, paint)
         start = b""
-        if hit.path is not None or hit.id is not None or self._with_names:
+        if self._with_names or not is_bare(hit):
             name = shown_name(hit)
             if self._is_null and hit.path is not None:
                 start = encoded(paint.path(hit.path)) + b"\0"

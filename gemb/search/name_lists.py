@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gemb.records import Id
 from gemb.search.colours import Paint
 from gemb.search.excerpts import Excerpt
-from gemb.search.form import Write, encoded, shown_name
+from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.queries import Query
 
 
@@ -40,7 +40,7 @@ class NameList:
         first: dict[tuple[str | None, Id | None], Excerpt] = {}
         for excerpt in found:
             hit = excerpt.hit
-            key = (hit.path, None if hit.path is not None else hit.id)
+            key = (hit.path, None if hit.path is not None or is_bare(hit) else hit.id)
             counts[key] = counts.get(key, 0) + 1
             first.setdefault(key, excerpt)
         for key in list(first)[: self._most]:

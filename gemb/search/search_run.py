@@ -58,10 +58,9 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
     from gemb.search.tree_search import gather
     from gemb.vectors import VectorSpec
 
-    words = [query.text for query in job.queries]
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")
     try:
-        gathering = pool.submit(gather, sources, words=words, cache=search_cache(), quiet=job.quiet)
+        gathering = pool.submit(gather, sources, cache=search_cache(), quiet=job.quiet)
         encoder = open_model(job.model)
         dim = width(encoder, job.dim)
         profile = encoder.profile

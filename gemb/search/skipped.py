@@ -13,20 +13,42 @@ FEW = 5  # failures that are named one by one; the others are counted
 class Skipped:
     """What was left out. As with grep, `failed` > 0 means exit code 2, whatever was found."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
+        """Begin with nothing.
+
+        Args:
+            quiet: no notes.
+            silent: failures are not named, either, only kept for `adopt`.
+        """
         self.failed = 0  # could not be read: no permission, no such file, an I/O error
         self.binary = 0  # a NUL in their first 8 KiB
         self.undecodable: list[str] = []  # read all the same, with U+FFFD for what is no UTF-8
         self.too_big: list[tuple[int, str]] = []  # size and path
         self.cut = 0  # passages that are longer than the model takes: their beginning counts
         self.changed = 0  # passages that are no longer where they were found
+        self.named_binary = 0  # of the binary ones, those that the user named
         self._quiet = quiet
+        self._silent = silent
+        self._failures: list[tuple[str, str]] = []
 
     def failure(self, path: str, message: str) -> None:
         """Count what should have been read and could not, and name it (the first few)."""
         self.failed += 1
-        if self.failed <= FEW:
+        if self.failed > FEW:
+            return
+        self._failures.append((path, message))
+        if not self._silent:
             warn(f"{visible(path)}: {message}")
+
+    def adopt(self, other: Skipped) -> None:
+        """Count the failures of another one, a silent one's."""
+        for path, message in other._failures:
+            self.failure(path, message)
+
+    def binary_file(self, path: str, *, is_named: bool) -> None:
+        """Count a binary file."""
+        self.binary += 1
+        self.named_binary += is_named
 
     def big(self, path: str, real: str, size: int, *, is_named: bool) -> None:
         """Count a file that is over the bound, or as binary where it is no text."""
@@ -61,6 +83,9 @@ class Skipped:
                 f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
                 f"{shown_size(size)}); --max-size {shown_size(size, up=True)} takes them"
             )
+        if self.named_binary:
+            count = self.named_binary
+            note(f"{count:,} binary {'file was' if count == 1 else 'files were'} left out")
         if self.undecodable:
             count = len(self.undecodable)
             note(

@@ -9,7 +9,7 @@ from gemb.search.cells import ELLIPSIS, cut, width_of, wrapped
 from gemb.search.colours import Paint
 from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
-from gemb.search.form import STDIN, Write, encoded, shown_name
+from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
 from gemb.search.query_words import wanted_stems, words_of
@@ -78,8 +78,7 @@ class TerminalHits:
         paint = self._paint
         shown = self._context.around(excerpt)
         widest = max(len(str(line.number or "")) for line in shown)
-        is_bare = excerpt.hit.path is None and excerpt.hit.id is None
-        if is_bare and len(shown) == 1 and not excerpt.hit.title:
+        if is_bare(excerpt.hit) and len(shown) == 1 and not excerpt.hit.title:
             # A line of standard input: on one row with its score.
             start = f"{excerpt.hit.score:.2f}  "
             return self._line(shown[0], stems, widest, (paint.score(start), len(start)))
@@ -157,7 +156,7 @@ def _title(hit: Hit) -> str:
         name = os.path.basename(hit.path)  # noqa: PTH119
         title = "" if title == name else title.removeprefix(name + BETWEEN)
     words = [visible(title)] if title else []
-    if hit.id is not None:
+    if hit.id is not None and hit.id != hit.line:
         words.insert(0, visible(str(hit.id)))
     elif hit.path is None and not words:
         words = [STDIN]

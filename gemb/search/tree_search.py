@@ -1,46 +1,50 @@
 """Search of files, folders and standard input without an index.
 
-    corpus = gather(Sources(paths=("docs/",)), words=["how do I cancel an order"])   # no model
-    for answer in corpus.search(query_vectors, encoder, spec, k=10):                 # best so far
+    corpus = gather(Sources(paths=("docs/",)), cache=search_cache())     # needs no model
+    for answer in corpus.search(queries, encoder, spec, words=[query]):  # the best so far
         ...
-    corpus.skipped.say(); exit code 2 if corpus.skipped.failed
+    corpus.skipped.say()  # and exit code 2 if corpus.skipped.failed
 
-`gather` needs no model: call it in a thread while the model is opened.
+`gather` needs no model: call it in a thread while the model is opened. The search then compares
+what is in the cache, and embeds the rest, most promising first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.inputs import Reading
+from gemb.pipeline import Embedder, Plan, Window, computing, embed
+from gemb.prompts import Prompt
+from gemb.records import Record
+from gemb.search.best import Best
+from gemb.search.corpus import Passages
+from gemb.search.gathering import Sources, gather_into
 from gemb.search.hits import Hit
+from gemb.search.passage_table import PassageTable
+from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
-from gemb.search.tree import Walk
+from gemb.search.vector_cache import VectorCache
 from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
 
+__all__ = ["Answer", "Corpus", "Sources", "gather"]
+
 Vectors = NDArray[np.float32]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sources:
-    """What is searched."""
-
-    paths: tuple[str, ...]  # files, folders, -, pipes
-    walk: Walk = field(default_factory=Walk)
-    kind: str = "auto"  # how files become passages: one of `gemb.search.passages.KINDS`
-    # How streams (-, pipes) are read: one line is a passage, or JSON lines, by their first line.
-    stream: Reading = field(default_factory=Reading)
-    # Not None: files named by the user are read so, too: a row of JSONL, CSV, Parquet is a passage.
-    rows: Reading | None = None
+BLOCK = 4096  # passages that are compared at once
+KEEP_S = 2.0  # seconds of embedding that a kill may cost
+KEEP_ROWS = 4096
+JUDGED = 64  # so many passages or fewer are embedded as they come
+FIRST_BEST = 1024  # passages that are embedded strictly by promise; then file by file
 
 
 @dataclass(frozen=True)
@@ -54,18 +58,43 @@ class Answer:
     is_last: bool
 
 
-class Corpus:
-    """The passages of all sources, in order."""
+class Corpus(Passages):
+    """The passages of all sources, in order, and the search in them."""
 
-    skipped: Skipped
+    def __init__(self, kind: str, cache: Path | None, *, quiet: bool = False) -> None:
+        known = PassageTable(cache, kind) if cache else None
+        super().__init__(kind, Skipped(quiet=quiet), known)
+        self._cache = cache
+        self._vectors: tuple[VectorSpec, VectorCache] | None = None
 
-    def __len__(self) -> int:
-        """Return the number of passages."""
-        raise NotImplementedError
+    def vectors(self, spec: VectorSpec) -> VectorCache:
+        """Return the cache of these vectors."""
+        if not self._vectors or self._vectors[0] != spec:
+            self._vectors = spec, VectorCache(self._cache, spec)
+        return self._vectors[1]
 
     def missing(self, spec: VectorSpec) -> int:
         """Return how many passages have no vector in the cache yet."""
-        raise NotImplementedError
+        return int((self.vectors(spec).find(self.keys()) < 0).sum())
+
+    def sample(self, count: int, spec: VectorSpec) -> Vectors:
+        """Return the vectors of so many passages that have one, spread evenly, float32 [n, dim]."""
+        rows = self.vectors(spec).find(self.keys())
+        rows = rows[rows >= 0]
+        chosen = np.unique(np.linspace(0, max(0, len(rows) - 1), min(count, len(rows)), dtype=int))
+        if not len(chosen):
+            return np.zeros((0, spec.dim), np.float32)
+        return self.vectors(spec).gather(rows[chosen])
+
+    def at(self, path: str, line: int) -> Hit:
+        """Return the passage that holds a line of a file (score 1), for --like FILE:LINE.
+
+        Raises:
+            UsageError: no such file among the sources, or no passage has this line.
+        """
+        hit = self.hit(self.number_at(path, line), 1.0)
+        assert hit, "a file that was read a moment ago"
+        return hit
 
     def search(
         self,
@@ -73,6 +102,7 @@ class Corpus:
         encoder: Encoder,
         spec: VectorSpec,
         *,
+        words: Sequence[str] = (),
         k: int | None = 10,
         floor: float = -1.0,
         every_s: float = 0.5,
@@ -81,51 +111,207 @@ class Corpus:
 
         What is in the cache is compared first; the others are embedded, most promising first,
         and cached every few seconds. An interrupt (any exception, or closing the iterator) keeps
-        what was computed. Hits of the last answer are checked against their files: a file that
-        changed since gives what it holds now, or none.
+        what was computed. A hit is checked against its file: where that has changed since, its
+        lines are those of now, and it is left out if it is gone.
 
         Args:
             queries: unit vectors [Q, spec.dim].
             encoder: embeds the passages, under `spec.prompt`.
             spec: of the passages' vectors; its dtype is f16, as they are stored.
+            words: the queries as texts; passages that share words with them are embedded first.
             k: hits of a query; None: all that reach the floor.
             floor: the least score.
-            every_s: seconds between two answers. With k=None only the last has hits.
+            every_s: seconds between two answers. With k=None only the last one has hits.
 
         Raises:
-            GembError: the model fails on every passage.
+            GembError: the model fails on every passage, or the cache is damaged.
         """
-        raise NotImplementedError
-
-    def sample(self, count: int, spec: VectorSpec) -> Vectors:
-        """Return the vectors of so many passages that have one, spread evenly, float32 [n, dim]."""
-        raise NotImplementedError
-
-    def at(self, path: str, line: int) -> Hit:
-        """Return the passage that holds a line of a file (score 1), for --like FILE:LINE.
-
-        Raises:
-            UsageError: no such file among the sources, or no passage has this line.
-        """
-        raise NotImplementedError
+        assert spec.dtype == "f16", "vectors are cached in float16"
+        found = _Search(self, queries, encoder, spec, k, floor)
+        try:
+            found.compare_known()
+            if not found.is_done:
+                if found.done:
+                    yield found.answer(is_last=False)
+                shown = time.monotonic()
+                for _ in found.embed_missing(Promise.of(words)):
+                    if time.monotonic() - shown >= every_s:
+                        yield found.answer(is_last=False)
+                        shown = time.monotonic()
+        finally:
+            found.keep()
+        yield found.answer(is_last=True)
 
 
 def gather(
     sources: Sources,
     *,
-    words: Sequence[str] = (),
     cache: Path | None = None,
     quiet: bool = False,
+    looked: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Walk, read what has changed since the last search, and return the passages.
 
     Args:
         sources: what is searched.
-        words: the queries as texts: passages that share words with them are embedded first.
         cache: its folder, `gemb.caches.search_cache()`; None: nothing is kept.
-        quiet: no notes and no progress.
+        quiet: no notes.
+        looked: called now and then with the number of files so far.
 
     Raises:
         UsageError: a table or stream cannot be read as `sources` says.
     """
-    raise NotImplementedError
+    corpus = Corpus(sources.kind, cache, quiet=quiet)
+    gather_into(corpus, sources, corpus._known, looked)
+    return corpus
+
+
+class _Search:
+    """One search: what was compared, and what is still to be embedded."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        queries: Vectors,
+        encoder: Encoder,
+        spec: VectorSpec,
+        k: int | None,
+        floor: float,
+    ) -> None:
+        self._corpus = corpus
+        self._queries = np.ascontiguousarray(queries, np.float32)
+        self._encoder = encoder
+        self._spec = spec
+        self._k = k
+        self._best = Best(len(queries), k, floor)
+        self._cache = corpus.vectors(spec)
+        self._keys = corpus.keys()
+        self._unsaved: list[tuple[list[bytes], Vectors]] = []
+        self._saved_at = time.monotonic()
+        self._skipped = corpus.skipped
+        self.done = 0
+        self._tokens = 0
+        self._missing: dict[bytes, list[int]] = {}  # the passages of each key without a vector
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every passage was compared."""
+        return not self._missing
+
+    def compare_known(self) -> None:
+        """Compare what has a vector, and note what has none."""
+        rows = self._cache.find(self._keys)
+        known = np.flatnonzero(rows >= 0)
+        for start in range(0, len(known), BLOCK):
+            numbers = known[start : start + BLOCK]
+            self._compare(self._cache.gather(rows[numbers]), numbers)
+        for number in np.flatnonzero(rows < 0).tolist():
+            self._missing.setdefault(self._keys[number], []).append(number)
+
+    def _compare(self, vectors: Vectors, numbers: NDArray[np.int64]) -> None:
+        self._best.add(vectors @ self._queries.T, numbers)
+        self.done += len(numbers)
+
+    def embed_missing(self, promise: Promise) -> Iterator[None]:
+        """Embed and compare window by window."""
+        profile = self._encoder.profile
+        plan = Plan(
+            prompt=Prompt(self._spec.prompt),
+            dim=self._spec.dim,
+            max_tokens=self._spec.max_tokens,
+            closing_tokens=profile.closing_tokens,
+            on_long="truncate",
+        )
+        embedder = Embedder(self._encoder, plan, computing(self._encoder, self._spec.dim))
+        for window in embed(self._records(promise), embedder, plan, live=False):
+            self._take(window)
+            yield
+
+    def _records(self, promise: Promise) -> Iterator[Record]:
+        for number in self._ordered([places[0] for places in self._missing.values()], promise):
+            record = self._corpus.record(number)
+            if record is None:
+                self._skipped.changed += 1
+            else:
+                yield record
+
+    def _ordered(self, numbers: list[int], promise: Promise) -> list[int]:
+        """Return the passages, the most promising first."""
+        if len(numbers) <= JUDGED or not promise.terms:
+            return numbers
+        scores = promise.scores(self._terms(numbers, promise))
+        first = [numbers[place] for place in np.argsort(-scores, kind="stable")[:FIRST_BEST]]
+        taken = set(first)
+        return first + [number for number in numbers if number not in taken]
+
+    def _terms(self, numbers: list[int], promise: Promise) -> NDArray[np.bool_]:
+        """Return which terms stand in which passages, bool [n, terms]."""
+        corpus = self._corpus
+        found: list[NDArray[np.bool_]] = []
+        at = 0
+        while at < len(numbers):
+            file = corpus.file_of(numbers[at])
+            if file == len(corpus.entries):
+                for number in numbers[at:]:
+                    record = corpus.record(number)
+                    text = record.text if record else ""
+                    found.append(promise.found(text, [(0, len(text))]))
+                break
+            end = at
+            while end < len(numbers) and numbers[end] in corpus.of_file(file):
+                end += 1
+            rows = corpus.table[numbers[at:end]]
+            spans = list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True))
+            found.append(promise.found(corpus.text_of(file) or "", spans))
+            at = end
+        return np.concatenate(found)
+
+    def _take(self, window: Window) -> None:
+        """Compare the passages of a window, and keep their vectors."""
+        good: list[int] = []
+        for place, row in enumerate(window.rows):
+            self._tokens += row.tokens
+            self._skipped.cut += row.is_cut
+            if row.error:
+                self._skipped.failure(row.record.place, row.error.message)
+            else:
+                good.append(place)
+        numbers = [int(window.rows[place].record.id) for place in good]
+        keys = [self._keys[number] for number in numbers]
+        vectors = window.vectors[good]
+        if not good:
+            return
+        self._unsaved.append((keys, vectors))
+        # One text may stand in many places.
+        places = [self._missing.get(key, []) for key in keys]
+        repeats = np.repeat(np.arange(len(keys)), [len(numbers) for numbers in places])
+        flat = np.array([number for numbers in places for number in numbers], np.int64)
+        self._compare(vectors[repeats], flat)
+        is_late = time.monotonic() - self._saved_at > KEEP_S
+        if is_late or sum(len(keys) for keys, _ in self._unsaved) > KEEP_ROWS:
+            self.keep()
+
+    def keep(self) -> None:
+        """Cache what was computed since the last time."""
+        unsaved, self._unsaved = self._unsaved, []
+        if unsaved:
+            keys = [key for keys, _ in unsaved for key in keys]
+            self._cache.add(keys, np.concatenate([vectors for _, vectors in unsaved]))
+        self._saved_at = time.monotonic()
+
+    def answer(self, *, is_last: bool) -> Answer:
+        """Return what was found so far."""
+        hits: list[list[Hit]] = []
+        for query in range(len(self._queries)):
+            hits.append([])
+            if self._k is None and not is_last:
+                continue
+            for number, score in self._best.ranked(query):
+                if self._k is not None and len(hits[-1]) == self._k:
+                    break
+                hit = self._corpus.hit(number, score)
+                if hit:
+                    hits[-1].append(hit)
+                elif is_last:
+                    self._skipped.changed += 1
+        return Answer(hits, self.done, len(self._corpus), self._tokens, is_last)
