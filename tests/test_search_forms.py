@@ -23,7 +23,7 @@ from gemb.search.hits import Hit
 from gemb.search.json_hits import JsonHits
 from gemb.search.name_lists import NameList
 from gemb.search.queries import Query
-from gemb.search.query_words import wanted_stems, words_of
+from gemb.search.shared_words import wanted_stems, words_of
 from gemb.search.terminal_hits import TerminalHits, part_with
 from gemb.search.trec_run import TrecRun
 

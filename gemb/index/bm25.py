@@ -2,17 +2,23 @@
 
 The table `words` has the columns title and text, takes them from the table `rows` (external
 content), and is kept in step by whoever writes `rows`.
+
+Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English questions,
+300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2, debian-desc 85.7 87.8,
+narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of weight 2: boolq 89.1.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from itertools import accumulate
 
-from gemb.index.where import Where
+import numpy as np
 
-if TYPE_CHECKING:
-    from gemb.search.fusion import Ranked
+from gemb.index.where import Where, reading_rows
+from gemb.search.fusion import Ranked
+from gemb.search.query_words import query_words
 
 CREATE_WORDS = """
 CREATE VIRTUAL TABLE words USING fts5(
@@ -20,14 +26,10 @@ CREATE VIRTUAL TABLE words USING fts5(
     tokenize="porter unicode61 remove_diacritics 2"
 )
 """
+TITLE = 2.0  # weight of a word in the title; in the text it is 1
 
-
-def match_expression(text: str) -> str | None:
-    """Return an FTS5 query for rows with any word of a text, None where it has no word.
-
-    Every word is quoted: nothing in the text works as an operator of FTS5.
-    """
-    raise NotImplementedError
+# FTS5 scores every row that it finds, at one to two microseconds a row: so many bear a query.
+MOST_FOUND = 200_000
 
 
 def by_words(
@@ -36,6 +38,8 @@ def by_words(
     """Return the k rows that share most with the words of a text, best first.
 
     Scores are BM25 (k1 1.2, b 0.75), higher is better; of equal ones the lower slot comes first.
+    Rows are found by the query's rarest words, as many as `MOST_FOUND` allows: the commonest add
+    next to nothing to a score. Where even the rarest is too common, rows must have all the words.
 
     Args:
         connection: with the tables `rows` and `words`.
@@ -46,4 +50,36 @@ def by_words(
     Raises:
         GembError: the table of words cannot be read.
     """
-    raise NotImplementedError
+    with reading_rows():
+        match = _match(connection, query_words(text))
+        if not match:
+            return Ranked(np.empty(0, np.int64), np.empty(0, np.float64))
+        # CROSS JOIN: the words come first, then the filter looks at the rows that they found.
+        condition = f"AND {where.sql}" if where else ""
+        join = "CROSS JOIN rows ON rows.slot = words.rowid" if where else ""
+        found = connection.execute(
+            f"SELECT words.rowid, -bm25(words, ?, 1.0) AS score FROM words {join} "
+            f"WHERE words MATCH ? {condition} ORDER BY score DESC, words.rowid LIMIT ?",
+            (TITLE, match, *(where.parameters if where else ()), k),
+        ).fetchall()
+    return Ranked(
+        np.array([slot for slot, _ in found], np.int64),
+        np.array([score for _, score in found], np.float64),
+    )
+
+
+def _match(connection: sqlite3.Connection, words: Sequence[str]) -> str:
+    """Return the query in FTS5's language, empty where no row has any of the words."""
+    quoted = [f'"{word}"' for word in words]  # nothing inside quotes is an operator
+    counts = {
+        word: count
+        for word in quoted
+        if (count := connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
+            (word, MOST_FOUND + 1),
+        ).fetchone()[0])
+    }  # fmt: skip
+    rarest = sorted(counts, key=lambda word: counts[word])
+    sums = accumulate(counts[word] for word in rarest)
+    chosen = [word for word, found in zip(rarest, sums, strict=True) if found <= MOST_FOUND]
+    return " OR ".join(chosen) or " AND ".join(rarest)

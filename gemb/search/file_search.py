@@ -47,7 +47,7 @@ def search_files(
     Raises:
         GembError: the model fails on every passage.
     """
-    is_auto = wanted.min_score is None and like is None
+    is_auto = wanted.min_score is None and like is None and not wanted.is_weak
     least = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
     k = wanted.k if like is None or wanted.k is None else wanted.k + 1
     # All that reach a floor which the vectors tell: first every passage gets its vector.
@@ -56,12 +56,11 @@ def search_files(
     words = [query.text for query in queries]
     for last in corpus.search(vectors, encoder, spec, words=words, k=first_k, floor=least):
         seen(last)
-    floors = [least if wanted.min_score is None else wanted.min_score] * len(queries)
+    floors = [least] * len(queries)
     if is_auto and len(corpus):
         floors = _floors(corpus, vectors, spec, encoder)
         if k is None:
-            least = NO_FLOOR if wanted.is_weak else min(floors)
-            for last in corpus.search(vectors, encoder, spec, k=None, floor=least):
+            for last in corpus.search(vectors, encoder, spec, k=None, floor=min(floors)):
                 seen(last)
     hits = last.hits if last else [[] for _ in queries]
     if like is not None:

@@ -9,7 +9,7 @@ from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.queries import Query
-from gemb.search.query_words import wanted_stems, words_of
+from gemb.search.shared_words import wanted_stems, words_of
 from gemb.visible import visible
 
 

@@ -14,7 +14,7 @@ from gemb.search.accuracy import plan, ranked
 from gemb.search.fusion import fused
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
-from gemb.search.query_words import wanted_stems, words_of
+from gemb.search.shared_words import wanted_stems, words_of
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
 
 if TYPE_CHECKING:

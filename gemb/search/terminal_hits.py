@@ -12,7 +12,7 @@ from gemb.search.excerpts import Excerpt
 from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
-from gemb.search.query_words import wanted_stems, words_of
+from gemb.search.shared_words import wanted_stems, words_of
 from gemb.visible import visible
 
 ROWS = 3  # of the terminal that one line of a text may take
