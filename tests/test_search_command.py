@@ -198,7 +198,7 @@ def test_rows_of_a_table_are_passages_with_what_was_kept(shop: Gemb):
 
 
 def test_many_queries_come_as_json_lines_or_as_a_run(shop: Gemb):
-    queries = '{"_id": "q1", "text": "cancel an order"}\n{"_id": "q2", "text": "it rains"}\n'
+    queries = '{"_id": "q1", "text": "cancel an order"}\n{"_id": "q2", "text": "rains in the north"}\n'
     (shop.folder / "queries.jsonl").write_text(queries)
     found = shop("search", "-f", "queries.jsonl", "tree", "--weak", "-k2")
     assert [json.loads(line)["query"] for line in lines(found)] == ["q1", "q1", "q2", "q2"]

@@ -48,15 +48,17 @@ def search_files(
         GembError: the model fails on every passage.
     """
     is_auto = wanted.min_score is None and like is None and not wanted.is_weak
-    least = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
+    given = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
+    floors = [given] * len(queries)
     k = wanted.k if like is None or wanted.k is None else wanted.k + 1
-    # All that reach a floor which the vectors tell: first every passage gets its vector.
-    first_k = 1 if k is None and is_auto else k
-    last: Answer | None = None
     words = [query.text for query in queries]
+    # Where all that reach a floor are wanted, which the vectors tell, each passage gets its vector
+    # first. Else what is under the floor is found as well: a user may ask how far it was.
+    first_k = 1 if k is None and is_auto else k
+    least = given if k is None else NO_FLOOR
+    last: Answer | None = None
     for last in corpus.search(vectors, encoder, spec, words=words, k=first_k, floor=least):
         seen(last)
-    floors = [least] * len(queries)
     if is_auto and len(corpus):
         floors = _floors(corpus, vectors, spec, encoder)
         if k is None:
