@@ -13,6 +13,7 @@ from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.quantize import quantize
 from gemb.commands.recipes import recipes
+from gemb.commands.search import search
 from gemb.commands.soup import soup
 from gemb.commands.train import train
 from gemb.commands.verify import verify
@@ -20,6 +21,7 @@ from gemb.commands.verify import verify
 COMMANDS: tuple[click.Command, ...] = (
     train,
     embed,
+    search,
     index,
     evaluate,
     verify,

@@ -41,6 +41,7 @@ def split(text: str, name: str, kind: str = "auto") -> list[Passage]:
         kind: one of KINDS; auto: by the name, then by the looks of the text.
     """
     name = os.path.basename(name)  # noqa: PTH119
+    name = name.encode(errors="surrogateescape").decode(errors="replace")  # the model takes UTF-8
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
     if kind == "auto":
         kind = "markdown" if suffix in _HEADED else "code" if _is_code(text) else "prose"
