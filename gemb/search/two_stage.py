@@ -1,4 +1,9 @@
-"""Two-stage ranking: a scan over sign codes finds candidates, their vectors decide."""
+"""Two-stage ranking: a scan over sign codes finds candidates, their vectors decide.
+
+Between the two the candidates' own codes are read once more, now against the query's numbers
+instead of its bits. That halves the vectors to be read, which lie scattered over a file of many
+gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.search.code_scan import nearest_codes
 from gemb.search.ranking import Found, exact
 from gemb.search.sign_codes import Coder, Codes
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
+
+RERANKED = 3  # one in so many candidates is ranked by its vector
 
 
 def two_stage(
@@ -34,8 +42,24 @@ def two_stage(
         coder: that made the codes.
         dtype: of `stored`.
         k: at least 1.
-        candidates: how many rows a query are ranked by their vectors; at least k are.
+        candidates: how many rows the scan finds for each query; at least 3 k do.
         rows: the only ones to look at (of a filter, or not removed), ascending, each once; None:
             all. k of them are found wherever there are k.
     """
-    return exact(queries, stored, dtype=dtype, k=k, rows=rows)
+    candidates = max(candidates, RERANKED * k)
+    kept_count = candidates // RERANKED
+    if len(stored if rows is None else rows) <= kept_count or not len(queries):
+        return exact(queries, stored, dtype=dtype, k=k, rows=rows)
+    codes = np.asarray(codes)
+    places = nearest_codes(coder.codes(queries), codes, count=candidates, rows=rows)
+    weights = coder.weights(queries)
+    found = []
+    for number, near in enumerate(places):
+        near = near if rows is None else rows[near]
+        estimates = np.unpackbits(codes[near], axis=1) @ weights[number]
+        kept = np.argpartition(-estimates, kept_count)[:kept_count]
+        best = np.sort(near[kept])
+        found.append(exact(queries[number : number + 1], stored, dtype=dtype, k=k, rows=best))
+    return Found(
+        np.concatenate([one.rows for one in found]), np.concatenate([one.scores for one in found])
+    )
