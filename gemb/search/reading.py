@@ -68,7 +68,8 @@ def _read(file: int, size: int) -> bytes:
 
 
 def _decoded(data: bytes, path: str, skipped: Skipped) -> str:
-    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8-sig"
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8"
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:

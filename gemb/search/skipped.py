@@ -64,7 +64,8 @@ class Skipped:
         if is_named:
             larger = shown_size(size, up=True)
             self.failure(
-                path, f"{shown_size(size)} is much for a text; --max-size {larger} takes it"
+                path,
+                f"{shown_size(size)} is long for a text; --max-size {larger} takes it",
             )
         else:
             self.too_big.append((size, path))

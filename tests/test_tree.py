@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gemb.search.reading import read_text
+from gemb.search.skipped import Skipped, shown_size
+from gemb.search.tree import Entry, Walk, is_stream, walk
+
+needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+
+def write(root: Path, *names: str, content: str = "some words\n") -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+
+
+def names(*roots: str | Path, skipped: Skipped | None = None, **how: object) -> list[str]:
+    found = walk([str(root) for root in roots], Walk(**how), skipped or Skipped(quiet=True))
+    return [entry.path for entry in found]
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    return tmp_path
+
+
+@contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Run as a user who is refused what its bits refuse; root never is."""
+    user = os.geteuid()
+    for parent in (folder, *folder.parents):
+        if parent.stat().st_uid == user and user == 0 and parent != Path("/"):
+            parent.chmod(parent.stat().st_mode | 0o755)
+    os.seteuid(65534 if user == 0 else user)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_files_come_in_byte_order_as_the_user_would_type_them(here: Path) -> None:
+    write(here, "docs/b.md", "docs/a/z.md", "docs/a.md", "docs/B.md")
+    assert names("docs") == ["docs/B.md", "docs/a/z.md", "docs/a.md", "docs/b.md"]
+    assert names("docs/") == names("docs")
+    assert names(".") == names("docs")
+    assert names(here / "docs")[0] == str(here / "docs/B.md")
+    assert names("docs/../docs/a") == ["docs/../docs/a/z.md"]
+
+
+def test_a_file_that_is_named_twice_comes_once(here: Path) -> None:
+    write(here, "docs/a.md", "docs/b.md")
+    assert names("docs/b.md", "docs", here / "docs/a.md") == ["docs/b.md", "docs/a.md"]
+
+
+def test_a_name_that_looks_like_an_option_does_not(here: Path) -> None:
+    write(here, "-rf")
+    assert names(".") == ["./-rf"]
+
+
+def test_hidden_files_come_when_asked_for_and_when_named(here: Path) -> None:
+    write(here, ".env", ".config/x", "a/.b", ".git/config", "c")
+    assert names(".") == ["c"]
+    assert names(".", hidden=True) == [".config/x", ".env", "a/.b", "c"]
+    assert ".git/config" in names(".", hidden=True, ignore=False)
+    assert names(".env") == [".env"]
+    assert names(".config") == [".config/x"]
+
+
+def test_globs_choose_leave_out_and_weigh_more_than_rules(here: Path) -> None:
+    write(here, "a.py", "a.md", "src/b.py", "src/c.c", "src/test/d.py", "build/e.py")
+    (here / ".gitignore").write_text("build/\n*.md\n")
+    assert names(".", globs=("*.py",)) == ["a.py", "src/b.py", "src/test/d.py"]
+    assert names(".", globs=("*.py", "!test/")) == ["a.py", "src/b.py"]
+    assert names(".", globs=("!*.py",)) == ["src/c.c"]
+    assert names(".", globs=("*.md",)) == ["a.md"]
+    assert names(".", globs=("src/*.py",)) == ["src/b.py"]
+    assert names("src", globs=("src/*.py",)) == ["src/b.py"]
+    assert names("src", globs=("/*.py",)) == ["src/b.py"]
+    assert names(".", globs=("src",)) == ["src/b.py", "src/c.c", "src/test/d.py"]
+    assert names(".", globs=("*.{a,b}",)) == []
+    assert names("a.md", globs=("*.py",)) == ["a.md"]  # it is named
+
+
+def test_rules_of_the_folders_around_hold_inside_a_repository_alone(here: Path) -> None:
+    write(here, "repo/sub/x.log", "repo/sub/x.txt")
+    (here / "repo/.gitignore").write_text("*.log\n")
+    assert names("repo/sub") == ["repo/sub/x.log", "repo/sub/x.txt"]
+    (here / "repo/.git").mkdir()
+    assert names("repo/sub") == ["repo/sub/x.txt"]
+    assert names("repo/sub", ignore=False) == ["repo/sub/x.log", "repo/sub/x.txt"]
+
+
+def test_an_ignore_file_weighs_more_than_gitignore(here: Path) -> None:
+    write(here, "a.log", "b.txt")
+    (here / ".gitignore").write_text("*.log\n")
+    (here / ".ignore").write_text("!a.log\nb.txt\n")
+    assert names(".") == ["a.log"]
+
+
+def test_a_repository_inside_has_its_own_rules(here: Path) -> None:
+    write(here, "x.log", "inner/x.log", "inner/y.tmp")
+    (here / ".git").mkdir()
+    (here / ".gitignore").write_text("*.log\n")
+    (here / "inner/.git/info").mkdir(parents=True)
+    (here / "inner/.git/info/exclude").write_text("*.tmp\n")
+    assert names(".") == ["inner/x.log"]
+
+
+RULES = [
+    *(
+        "*.log",
+        "!keep.log",
+        "/top",
+        "build/",
+        "a/b",
+        "a/**/z",
+        "**/deep",
+        "deep/**",
+        "x?",
+        "[a-c]d",
+    ),
+    *(
+        "!a",
+        "\\!bang",
+        "\\#hash",
+        "# comment",
+        "",
+        "  ",
+        "trail ",
+        "kept\\ ",
+        "*",
+        "!*/",
+        "*.tar.gz",
+    ),
+    *(
+        "/*",
+        "!/a",
+        "foo/*",
+        "!foo/bar",
+        "[!a]x",
+        "[z-a]",
+        "a[",
+        "**",
+        "a/",
+        "/a/b/",
+        "é*",
+        "*.",
+        "!",
+    ),
+]
+PARTS = [
+    *("a", "b", "z", "deep", "x1", "ad", "cd", "top", "build", "foo", "bar", "!bang", "#hash"),
+    *("trail", "kept ", "keep.log", "m.log", "q.tar.gz", "éa", "ax", "zx", "no.dot."),
+]
+
+
+@needs_git
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_left_out_is_what_git_leaves_out(here: Path, seed: int) -> None:
+    dice = random.Random(seed)
+    for _ in range(60):
+        path = here / "/".join(dice.choices(PARTS, k=dice.randint(1, 4)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError:
+            continue  # a file stands where a folder should
+    folders = [here, *(path for path in here.rglob("*") if path.is_dir())]
+    for folder in dice.sample(folders, min(3, len(folders))):
+        (folder / ".gitignore").write_text("\n".join(dice.choices(RULES, k=dice.randint(1, 6))))
+    git = ["git", "-c", "core.excludesFile=/dev/null", "-c", "core.quotePath=false"]
+    subprocess.run(["git", "init", "-q"], check=True)
+    (here / ".git/info/exclude").write_text(dice.choice(RULES) + "\n")
+    listed = subprocess.run(
+        [*git, "ls-files", "-z", "--others", "--exclude-standard"], check=True, capture_output=True
+    )
+    wanted = {name for name in os.fsdecode(listed.stdout).split("\0") if name}
+    found = set(names(".", hidden=True))
+    assert found == wanted
+
+
+def test_links_are_left_alone_or_followed_once(here: Path) -> None:
+    write(here, "a/x.md", "elsewhere/y.md")
+    (here / "a/loop").symlink_to("..")
+    (here / "a/self").symlink_to("self")
+    (here / "a/gone").symlink_to("nothing")
+    (here / "a/file").symlink_to("../elsewhere/y.md")
+    skipped = Skipped(quiet=True)
+    assert names("a", skipped=skipped) == ["a/x.md"]
+    followed = names("a", skipped=skipped, follow=True)
+    assert followed == ["a/file", "a/loop/elsewhere/y.md", "a/x.md"]
+    assert skipped.failed == 0
+    assert names("a/file") == ["a/file"]  # what is named is followed
+
+
+def test_pipes_and_sockets_are_left_out_of_a_folder(here: Path) -> None:
+    os.mkfifo(here / "pipe")
+    write(here, "x")
+    assert names(".") == ["x"]
+    assert is_stream("pipe")
+    assert is_stream("-")
+    assert not is_stream("x")
+    assert not is_stream("absent")
+    assert names("pipe") == []
+
+
+def test_a_very_deep_tree_and_odd_names_are_walked(here: Path) -> None:
+    deep = "/".join(["d"] * 1200)
+    folder = here
+    for _ in range(12):
+        folder /= "/".join(["d"] * 100)
+        folder.mkdir(parents=True)
+    write(here, f"{deep}/x")
+    odd = [b"new\nline", b"\x1b[31mred", b"\xff\xfe latin", b"quo\"te's"]
+    for name in odd:
+        (Path(os.fsdecode(os.fsencode(here) + b"/" + name))).write_text("x")
+    found = names(".")
+    assert f"{deep}/x" in found
+    assert {os.fsencode(name) for name in found} > set(odd)
+
+
+def test_what_may_not_be_read_is_named_and_counted(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write(root, "open.txt", "shut/x.txt", "\x1b[31mshut.txt")
+        (root / "\x1b[31mshut.txt").chmod(0)
+        (root / "shut").chmod(0)
+        skipped = Skipped()
+        with as_nobody(root):
+            entries = list(walk([name, str(root / "absent")], Walk(), skipped))
+            texts = [read_text(entry, skipped) for entry in entries]
+        (root / "shut").chmod(0o755)
+    assert texts == [None, "some words\n"]
+    assert skipped.failed == 3
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"gemb: warning: {root}/shut/: permission denied",
+        f"gemb: warning: {root}/absent: no such file or directory",
+        f"gemb: warning: {root}/\\x1b[31mshut.txt: permission denied",
+    ]
+
+
+def test_a_long_file_is_left_out_with_a_note_that_says_how_to_take_it(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(here, "a.txt")
+    for name, start in (("big.log", b"text\n"), ("big.bin", b"\0")):
+        with (here / name).open("wb") as file:
+            file.write(start + b"x" * 10_000)
+            file.truncate(2_100_000_000)
+    skipped = Skipped()
+    assert names(".", skipped=skipped) == ["a.txt"]
+    skipped.say()
+    said = capsys.readouterr().err
+    assert said == (
+        "gemb: note: 1 file was left out for its size (the largest: big.log, 2.1G); "
+        "--max-size 3G takes them\n"
+    )
+    assert skipped.failed == 0
+    assert skipped.binary == 1
+    named = Skipped()
+    assert names("big.log", skipped=named) == []
+    assert named.failed == 1
+    said = capsys.readouterr().err
+    assert said == ("gemb: warning: big.log: 2.1G is long for a text; --max-size 3G takes it\n")
+    assert names("big.log", most_bytes=0) == ["big.log"]
+    assert [shown_size(size) for size in (7, 1500, 20_000_000)] == ["7", "1.5K", "20.0M"]
+
+
+def entry_of(path: Path, *, is_named: bool = False) -> Entry:
+    found = path.stat()
+    return Entry(path.name, str(path), found.st_size, found.st_mtime_ns, found.st_ino, is_named)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"plain\r\nwindows\r\n", "plain\nwindows\n"),
+        ("\ufeffmark é".encode(), "mark é"),
+        ("sixteen é\n".encode("utf-16"), "sixteen é\n"),
+        (b"", ""),
+        (b"x" * 9000 + b"\0late", "x" * 9000 + "\0late"),
+        (b"early\0", None),
+        (b"%PDF-1.7 \n", None),
+        (b"\x1f\x8b\x08plain", None),
+    ],
+)
+def test_a_file_is_read_as_what_it_is(tmp_path: Path, content: bytes, text: str | None) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    skipped = Skipped(quiet=True)
+    assert read_text(entry_of(path), skipped) == text
+    assert skipped.binary == (text is None)
+    assert not skipped.undecodable
+
+
+def test_what_is_no_utf8_is_read_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "latin"
+    path.write_bytes("café au lait\n".encode("latin-1"))
+    skipped = Skipped()
+    assert read_text(entry_of(path), skipped) == "caf\ufffd au lait\n"
+    skipped.say()
+    assert capsys.readouterr().err == (
+        "gemb: note: 1 file is not all UTF-8 (first: latin); what is none was read as U+FFFD\n"
+    )
+
+
+def test_a_file_that_vanishes_grows_or_becomes_a_pipe_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("first line\n")
+    entry = entry_of(path)
+    with path.open("a") as file:
+        file.write("second line\n")
+    skipped = Skipped(quiet=True)
+    assert read_text(entry, skipped) == "first line\n"
+    path.unlink()
+    assert read_text(entry, skipped) is None
+    assert skipped.failed == 0
+    assert read_text(entry._replace(is_named=True), Skipped(silent=True)) is None
+    os.mkfifo(path)
+    assert read_text(entry, skipped) is None
