@@ -196,7 +196,8 @@ def rm(
     if as_json:
         print_json(changes.to_json())
     else:
-        click.echo(f"-{changes.removed:,} rows ({changes.rows:,} rows in all)")
+        left = "" if changes.rows is None else f" ({changes.rows:,} in all)"
+        click.echo(f"-{changes.removed:,} rows{left}")
 
 
 @index.command()
@@ -302,9 +303,9 @@ def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:
     else:
         click.echo(changes.line())
     if changes.failed:
-        raise SomeRowsFailed(f"{changes.failed} rows have no vector; they are not in {folder}")
+        raise SomeRowsFailed(f"without a vector, and not in {folder}: {changes.failed:,} rows")
     if changes.unreadable:
         raise SomeRowsFailed(
-            f"{changes.unreadable} files or folders could not be read; what {folder} had of them "
-            "stays"
+            f"could not be read: {changes.unreadable:,} files or folders; what {folder} had of "
+            "them stays"
         )

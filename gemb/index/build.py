@@ -128,7 +128,7 @@ def _filled(job: Building, part: Path, fill: Fill, encoder: Encoder | None) -> C
             shutil.rmtree(part)
         raise
     except BaseException:
-        if writer.slots:
+        if writer.committed:
             note(
                 f"{visible(str(part))} keeps what was done ({writer.committed:,} rows): the same "
                 "gemb index build goes on from there"

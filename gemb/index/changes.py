@@ -19,21 +19,26 @@ class Changes:
     taken: int = 0  # new rows that came with their vector
     failed: int = 0  # rows of the source that have no vector
     unreadable: int = 0  # files or folders; what the index had of them stays
-    rows: int = 0  # of the index, afterwards
+    rows: int | None = None  # of the index, afterwards; None: nothing was done
 
     def line(self) -> str:
-        """Return the counts in short: +12 ~3 -1 files (...)."""
-        what = "passages" if self.unit == "files" else "rows"
-        more = [f"{self.embedded:,} {what} embedded"] if self.embedded or not self.taken else []
+        """Return the counts in short: +12 ~3 -1 files (41 passages embedded; 512 in all)."""
+        what = "passage" if self.unit == "files" else "row"
+        more = [f"{counted(self.embedded, what)} {'to embed' if self.rows is None else 'embedded'}"]
         if self.taken:
-            more.append(f"{self.taken:,} vectors taken over")
+            more = [f"{counted(self.taken, 'vector')} taken over"]
         if self.copied:
             more.append(f"{self.copied:,} had their vector already")
-        return (
-            f"+{self.added:,} ~{self.changed:,} -{self.removed:,} {self.unit} "
-            f"({', '.join(more)}; {self.rows:,} {what} in all)"
-        )
+        if self.rows is not None:
+            more.append(f"{self.rows:,} in all")
+        counts = f"+{self.added:,} ~{self.changed:,} -{self.removed:,}"
+        return f"{counts} {self.unit} ({'; '.join(more)})"
 
     def to_json(self) -> dict[str, object]:
         """Return the counts by name."""
         return asdict(self)
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: 1 row, 2 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

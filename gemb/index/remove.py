@@ -40,20 +40,24 @@ def remove(
     if may_remove is None:
         with Index.open(folder) as index:
             slots = _slots(index.connection, index.manifest, references, where)
-            return _changes(len(slots), index.count)
+            return Changes(unit="rows", removed=len(slots))
     with writing(folder) as (manifest, writer):
         slots = _slots(writer.connection, manifest, references, where)
         count = writer.rows
         may_remove(len(slots), count)
-        # A file that lost a passage is read again by the next sync, as is one that lost all.
+        # A file that lost a passage is read again by the next sync; one that lost all is new.
         writer.run("CREATE TEMP TABLE out_of(path)")
         for slot in slots:
             writer.run("INSERT INTO out_of SELECT path FROM rows WHERE slot = ?", (slot,))
         writer.run("UPDATE files SET mtime_ns = -1 WHERE path IN (SELECT path FROM out_of)")
         writer.remove(slots)
+        writer.run(
+            "DELETE FROM files WHERE path IN (SELECT path FROM out_of) "
+            "AND path NOT IN (SELECT path FROM rows WHERE path IS NOT NULL)"
+        )
         writer.commit()
         finish(folder, manifest, writer, None)
-        return _changes(len(slots), count)
+        return Changes(unit="rows", removed=len(slots), rows=count - len(slots))
 
 
 def _slots(
@@ -88,7 +92,3 @@ def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -
             query = "SELECT slot FROM rows WHERE path >= ? AND path < ?"
             found += connection.execute(query, (column + "/", column + "0")).fetchall()
     return {slot for (slot,) in found}
-
-
-def _changes(removed: int, count: int) -> Changes:
-    return Changes(unit="rows", removed=removed, rows=count - removed)

@@ -72,28 +72,29 @@ BUSY_S = 60.0  # a checkpoint of another process is over by then
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:
-    """Return a connection that cannot write; its first statement takes a snapshot.
+    """Return a connection that writes no row, with a snapshot: what is committed later is not seen.
 
-    Rows that are committed later are not seen. On a read-only disk, too.
+    On a read-only disk, too.
 
     Raises:
         GembError: it is no database, or one that only a writer can bring in order.
     """
     with readable(path):
-        connection = _connected(path, "mode=ro")
+        # The last one who closes a write-ahead log removes it, if he may write.
+        connection = _connected(path, "mode=rw")
         try:
             _begin(connection)
         except sqlite3.OperationalError:
-            # Write-ahead logging needs a file for its readers, which cannot be made here. Where
-            # there is no log the database is all there is.
+            # A log needs a file for its readers, which cannot be made here. Where there is no log
+            # the database is all there is.
             connection.close()
             log = path.with_name(path.name + "-wal")
-            if os.access(path.parent, os.W_OK) or not path.is_file():
+            if os.access(path.parent, os.W_OK):
                 raise
             if log.is_file() and log.stat().st_size:
                 raise GembError(
-                    f"{path.parent} was left by a run that was killed, and cannot be written to; "
-                    "gemb index info, where it can, brings it in order"
+                    f"{visible(str(path.parent))} was left by a run that was killed, and cannot be "
+                    "written to; gemb index info, where it can, brings it in order"
                 ) from None
             connection = _connected(path, "mode=ro&immutable=1")
             _begin(connection)
@@ -169,6 +170,7 @@ def _connected(path: Path, how: str) -> sqlite3.Connection:
 
 
 def _begin(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA query_only=ON")
     connection.execute("BEGIN")
     connection.execute("SELECT count(*) FROM blocks").fetchone()
 

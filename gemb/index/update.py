@@ -71,7 +71,7 @@ def update(
         state.tally.say()
     state.changes.failed = state.tally.failed
     state.changes.unreadable = state.skipped.failed
-    state.changes.rows = writer.rows if writer else state.matcher.count
+    state.changes.rows = writer.rows if writer else None
     return state.changes
 
 

@@ -53,6 +53,7 @@ class Writer:
         with readable(self._rows_path):
             self.slots = committed(self.connection)  # those to come in this transaction, too
         self._committed = self.slots
+        self._is_closed = False
         self._began = 0.0  # of the transaction
         self._pending: list[NDArray[Any]] = []  # rows that are not on the disk
         self._pending_bytes = 0
@@ -187,7 +188,10 @@ class Writer:
                 self.connection.execute("COMMIT")
 
     def close(self) -> None:
-        """Let go of the files; what was not committed is undone."""
+        """Let go of the files; what was not committed is undone. A second time does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         with readable(self._rows_path):
             if self.connection.in_transaction:
                 self.connection.execute("ROLLBACK")
