@@ -27,15 +27,21 @@ def check_asked(index: Index, folder: Path, *, task: str | None, dim: int | None
     if dim is not None and dim != index.spec.dim:
         raise UsageError(
             f"--dim {dim}: the vectors of {shown} have {index.spec.dim}; leave --dim out, or "
-            f"build another index: gemb index build OTHER --dim {dim}"
+            f"build another index: gemb index build OTHER SOURCE... --dim {dim}"
         )
-    own = index.manifest.query_task
+    own = own_task(index)
     if task is None or task == own or (task in ASYMMETRIC and own in ASYMMETRIC):
         return
     raise UsageError(
         f"--task {task}: {shown} was built with --task {index.manifest.task}, which goes with "
         f"--task {own}; leave it out, or build another index"
     )
+
+
+def own_task(index: Index) -> str:
+    """Return the task of queries that goes with the task of an index's vectors."""
+    manifest = index.manifest
+    return manifest.query_task if manifest.task in ("document", "custom") else manifest.task
 
 
 def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, force: bool) -> None:
@@ -53,7 +59,7 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, for
     """
     profile, spec = encoder.profile, index.spec
     shown = visible(str(folder))
-    rebuild = f"gemb index build -f {shlex.quote(shown)}"
+    rebuild = f"gemb index build -f {shlex.quote(shown)} SOURCE..."
     if profile.fingerprint == spec.model:
         return
     if force and spec.dim in profile.matryoshka_dims:

@@ -36,7 +36,7 @@ def run_recall(
     from gemb import prompts
     from gemb.index.reader import Index
     from gemb.search.accuracy import plan
-    from gemb.search.index_match import check_asked, check_model
+    from gemb.search.index_match import check_asked, check_model, own_task
     from gemb.search.index_search import rows_of
     from gemb.search.query_vectors import embedded
     from gemb.search.recall import check_recall, rows_as_queries
@@ -57,7 +57,7 @@ def run_recall(
         if job.queries:
             encoder = open_model(job.model or index.model)
             check_model(index, folder, encoder, given=job.model, force=job.force)
-            words = prompts.for_task(job.task or index.manifest.query_task, encoder.profile.prompts)
+            words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
             queries = job.queries[:count]
             vectors = embedded(queries, encoder, words, index.spec.dim, quiet=job.quiet)
         else:

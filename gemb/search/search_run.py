@@ -120,7 +120,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
     """
     from gemb import prompts
     from gemb.index.reader import Index
-    from gemb.search.index_match import check_asked, check_model
+    from gemb.search.index_match import check_asked, check_model, own_task
     from gemb.search.index_search import rows_of, search_index
     from gemb.search.query_vectors import embedded
 
@@ -139,7 +139,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
             like = None
             encoder = open_model(job.model or index.model)
             check_model(index, folder, encoder, given=job.model, force=job.force)
-            words = prompts.for_task(job.task or index.manifest.query_task, encoder.profile.prompts)
+            words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
             queries = list(job.queries)
             vectors = embedded(queries, encoder, words, index.spec.dim, quiet=job.quiet)
             show = _Shown(form, encoder, prompts.Prompt(index.spec.prompt), queries)
