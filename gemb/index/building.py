@@ -72,7 +72,7 @@ def build_index(
             )
         spec, model = _spec(found, source.paths[0], model, model_is_named, words)
         spec = dataclasses.replace(spec, dtype=dtype or _stored_dtype(found.dtype))
-        task = found.task
+        task = found.task or _task(spec.prompt, model)
     else:
         encoder = open_encoder()
         profile = encoder.profile
@@ -115,6 +115,13 @@ def build_index(
         )
 
     return build(job, fill, encoder)
+
+
+def _task(template: str, model: str) -> str:
+    """Return the name of a prompt of a model; custom where it has none of these words."""
+    known = backends.describe(models.resolve(model, download=False)).prompts if model else {}
+    names = [task for task in prompts.TASKS if prompts.for_task(task, known).template == template]
+    return names[0] if names else "custom"
 
 
 def _stored_dtype(dtype: str) -> str:

@@ -7,6 +7,8 @@ are needed; of an .npz, whose members cannot be mapped, the vectors are held in 
 from __future__ import annotations
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,7 @@ class Described:
 
     spec: VectorSpec | None  # None: JSON lines, which carry but its fingerprint
     fingerprint: str  # of the spec
-    task: str
+    task: str  # name of the prompt; empty where the file does not say
     dtype: str
     dim: int
 
@@ -75,9 +77,9 @@ def describe(path: str) -> Described:
             )
         text = _description(file)
         spec = VectorSpec.from_json(text)
-        task = str(json.loads(text).get("task", "custom"))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UsageError(f"{visible(path)}: no vectors of gemb embed: {error}") from None
+        task = str(json.loads(text).get("task", ""))
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from None
     return Described(
         spec=spec, fingerprint=spec.fingerprint, task=task, dtype=spec.dtype, dim=spec.dim
     )
@@ -106,9 +108,8 @@ def vector_rows(source: Source, spec: VectorSpec) -> Iterator[SourceRow]:
             )
         try:
             yield from _file_rows(Path(real), path if several else "", source, spec, found)
-        except (ValueError, KeyError, TypeError) as error:
-            reason = str(error).split("\n", 1)[0]
-            raise UsageError(f"{visible(real)}: no vectors can be read from it: {reason}") from None
+        except _UNREADABLE as error:
+            raise _unreadable(real, error) from None
 
 
 def count(paths: Sequence[str]) -> int | None:
@@ -161,6 +162,14 @@ def _record(
     if not names.keep_all:
         kept = {name: fields.get(name) for name in names.keep}
     return Record(row_id, place, "\n".join(texts), str(title) if title else None, kept)
+
+
+_UNREADABLE = (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+def _unreadable(path: str, error: Exception) -> UsageError:
+    reason = str(error).split("\n", 1)[0]
+    return UsageError(f"{visible(path)}: no vectors of gemb embed can be read from it: {reason}")
 
 
 Batches = Iterator[tuple[Sequence[Mapping[str, object]], NDArray[Any]]]
