@@ -108,6 +108,10 @@ class Passages:
                 self._held.popitem(last=False)
         return text
 
+    def drop_texts(self) -> None:
+        """Hold no texts any more: files are read again."""
+        self._held.clear()
+
     def hit(self, number: int, score: float) -> Hit | None:
         """Return a passage as what was found, None where it is there no longer."""
         if number >= len(self.table):

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 MOST = 1200  # characters of a passage; a longer word alone has more
 LEAST = 160  # a shorter passage joins its neighbour
+LEAST_APART = 60  # one that stands apart, at a cut of level APART or more, may be shorter
+APART = 9
 
 _SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*\s+|[。！？]")
 # Where there is no space: after a mark, or after a character of a script that writes none.
@@ -130,7 +132,8 @@ def _without_crumbs(units: Sequence[Unit], spans: list[Span]) -> list[Span]:
     for span in spans:
         if found:
             joined = Span(found[-1].first, span.end)
-            is_crumb = min(_size(units, found[-1]), _size(units, span)) < LEAST
+            least = LEAST_APART if units[span.first].level >= APART else LEAST
+            is_crumb = min(_size(units, found[-1]), _size(units, span)) < least
             if is_crumb and _size(units, joined) <= MOST:
                 found[-1] = joined
                 continue

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,6 +68,7 @@ class PassageTable:
         self._rules = f"{VERSION} {kind}"
         self._database: sqlite3.Connection | None = None
         self._may_write = True
+        self.has_failed = False  # and a note has said so
         try:
             self._open(folder)
         except (OSError, sqlite3.Error) as error:
@@ -75,7 +77,9 @@ class PassageTable:
     def _open(self, folder: Path) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._may_write = os.access(folder, os.W_OK)
+            writable = [path for path in (folder, self._path) if path.exists()]
+            may = {"effective_ids": os.access in os.supports_effective_ids}
+            self._may_write = all(os.access(path, os.W_OK, **may) for path in writable)
         except OSError:
             self._may_write = False
         if not self._may_write:
@@ -121,7 +125,7 @@ class PassageTable:
             run("DROP TABLE IF EXISTS files")
             run(
                 "CREATE TABLE files(rules TEXT, real BLOB, size INTEGER, mtime_ns INTEGER,"
-                " inode INTEGER, flags INTEGER, passages BLOB, titles TEXT,"
+                " inode INTEGER, flags INTEGER, passages BLOB, titles TEXT, crc INTEGER,"
                 " PRIMARY KEY (rules, real)) WITHOUT ROWID"
             )
             run(f"PRAGMA user_version = {SCHEMA}")
@@ -130,7 +134,8 @@ class PassageTable:
     def _give_up(self, error: Exception) -> None:
         """Go on without the table."""
         words = getattr(error, "strerror", None) or str(error)
-        note(f"the cache {self._path} cannot be used ({words}); this search does without it")
+        note(f"the cache {self._path} cannot be used ({words.lower()}); this search does without")
+        self.has_failed = True
         self.close()
 
     def close(self) -> None:
@@ -154,11 +159,11 @@ class PassageTable:
         inside = path.rstrip(b"/") + b"/"
         with self._failing():
             found = self._database.execute(
-                "SELECT real, size, mtime_ns, inode, flags, passages FROM files"
+                "SELECT real, size, mtime_ns, inode, flags, passages, crc FROM files"
                 " WHERE rules = ?1 AND (real = ?2 OR (real > ?3 AND real < ?4))",
                 (self._rules, path, inside, inside[:-1] + b"0"),  # 0 follows the slash
             )
-            return {row[0]: Row(*row) for row in found}
+            return {row[0]: Row(*row[:-1]) for row in found if zlib.crc32(row[5]) == row[6]}
         return {}
 
     def titles(self, real: str) -> list[str]:
@@ -177,8 +182,8 @@ class PassageTable:
         now = time.time_ns()
         kept = [row for row in rows if row.mtime_ns < now - RACY_NS]
         self._change(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            [(self._rules, *row) for row in kept],
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            [(self._rules, *row, zlib.crc32(row.passages)) for row in kept],
         )
 
     def forget(self, paths: Iterable[bytes]) -> None:
@@ -191,7 +196,7 @@ class PassageTable:
     def _change(self, command: str, values: list[tuple[Any, ...]]) -> None:
         if not self._database or not self._may_write or not values:
             return
-        with self._failing():
+        try:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 self._database.executemany(command, values)
@@ -200,6 +205,10 @@ class PassageTable:
                 if self._database.in_transaction:
                     self._database.execute("ROLLBACK")
                 raise
+        except sqlite3.Error as error:  # full, locked for long: it can still be read
+            self._may_write = False
+            self.has_failed = True
+            note(f"the cache {self._path} takes no more ({error}); the next search looks again")
 
 
 def unpacked(passages: bytes) -> NDArray[Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from gemb.search.code_blocks import code_units, scope
 from gemb.search.headings import Section, heading_units
-from gemb.search.packing import MOST, Span, Unit, pack
+from gemb.search.packing import LEAST, MOST, Span, Unit, pack
 
 VERSION = 1  # of the rules: another one makes other passages of the same text
 KINDS = ("auto", "lines", "code", "markdown", "prose")
@@ -103,7 +103,11 @@ def _sections(units: list[Unit], sections: list[Section]) -> list[tuple[Span, tu
         if section.first == end:
             continue
         if found:
-            (first, _), path = found[-1]
+            (first, last), path = found[-1]
+            is_head = path == section.path[: len(path)]  # this section is inside the one before
+            if is_head and units[last - 1].end - units[first].start < LEAST:
+                found[-1] = Span(first, end), section.path
+                continue
             size = units[end - 1].end - units[first].start
             shared = _shared(path, section.path)
             if size <= MERGE_SECTIONS and shared:

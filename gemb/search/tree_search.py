@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.errors import GembError
 from gemb.pipeline import Embedder, Plan, Window, computing, embed
 from gemb.prompts import Prompt
 from gemb.records import Record
@@ -30,7 +31,7 @@ from gemb.search.hits import Hit
 from gemb.search.passage_table import PassageTable
 from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
-from gemb.search.vector_cache import VectorCache
+from gemb.search.vector_cache import VectorCache, as_stored
 from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Corpus(Passages):
     def vectors(self, spec: VectorSpec) -> VectorCache:
         """Return the cache of these vectors."""
         if not self._vectors or self._vectors[0] != spec:
-            self._vectors = spec, VectorCache(self._cache, spec)
+            is_said = self._known is not None and self._known.has_failed
+            self._vectors = spec, VectorCache(self._cache, spec, quiet=is_said)
         return self._vectors[1]
 
     def missing(self, spec: VectorSpec) -> int:
@@ -209,7 +211,8 @@ class _Search:
             self._missing.setdefault(self._keys[number], []).append(number)
 
     def _compare(self, vectors: Vectors, numbers: NDArray[np.int64]) -> None:
-        self._best.add(vectors @ self._queries.T, numbers)
+        # The last bits of a sum depend on how many rows are summed at once.
+        self._best.add(np.round(vectors @ self._queries.T, 6), numbers)
         self.done += len(numbers)
 
     def embed_missing(self, promise: Promise) -> Iterator[None]:
@@ -223,9 +226,16 @@ class _Search:
             on_long="truncate",
         )
         embedder = Embedder(self._encoder, plan, computing(self._encoder, self._spec.dim))
-        for window in embed(self._records(promise), embedder, plan, live=False):
-            self._take(window)
-            yield
+        try:
+            for window in embed(self._records(promise), embedder, plan, live=False):
+                self._take(window)
+                yield
+        except GembError as error:
+            # Where a search before this one was fine, only what failed then is left to embed.
+            if not self.done:
+                raise
+            left = len(self._keys) - self.done
+            self._skipped.failure(f"{left:,} passages", str(error))
 
     def _records(self, promise: Promise) -> Iterator[Record]:
         for number in self._ordered([places[0] for places in self._missing.values()], promise):
@@ -286,7 +296,7 @@ class _Search:
         places = [self._missing.get(key, []) for key in keys]
         repeats = np.repeat(np.arange(len(keys)), [len(numbers) for numbers in places])
         flat = np.array([number for numbers in places for number in numbers], np.int64)
-        self._compare(vectors[repeats], flat)
+        self._compare(as_stored(vectors)[repeats], flat)
         is_late = time.monotonic() - self._saved_at > KEEP_S
         if is_late or sum(len(keys) for keys, _ in self._unsaved) > KEEP_ROWS:
             self.keep()
@@ -302,6 +312,8 @@ class _Search:
     def answer(self, *, is_last: bool) -> Answer:
         """Return what was found so far."""
         hits: list[list[Hit]] = []
+        if is_last:  # what the files hold now
+            self._corpus.drop_texts()
         for query in range(len(self._queries)):
             hits.append([])
             if self._k is None and not is_last:

@@ -17,20 +17,29 @@ IN_MEMORY = 1 << 48  # rows from here on are in memory
 Vectors = NDArray[np.float32]
 
 
+def as_stored(vectors: NDArray[np.floating]) -> Vectors:
+    """Return unit vectors as they come back from the cache: a second search scores the same."""
+    stored: Vectors = vectors.astype(np.float16).astype(np.float32)
+    stored /= np.sqrt(np.einsum("nd,nd->n", stored, stored))[:, None]
+    return stored
+
+
 class VectorCache:
     """Vectors of one `VectorSpec` by key; one thread at a time."""
 
-    def __init__(self, folder: Path | None, spec: VectorSpec) -> None:
+    def __init__(self, folder: Path | None, spec: VectorSpec, *, quiet: bool = False) -> None:
         """Open what the folder holds.
 
         Args:
             folder: of all specs' vectors; None: nothing is kept.
             spec: whose vectors are meant; its fingerprint is the name of their folder.
+            quiet: no note where they cannot be kept.
 
         Raises:
             UsageError: the folder holds something else.
         """
         self._spec = spec
+        self._quiet = quiet
         self._store = (
             VectorStore(folder / spec.fingerprint, spec.dim) if folder else None
         )  # its length may be 0
@@ -63,7 +72,7 @@ class VectorCache:
             self._blocks = []
         vectors = np.empty((len(rows), self._spec.dim), np.float32)
         here = rows >= IN_MEMORY
-        vectors[here] = self._memory[rows[here] - IN_MEMORY]
+        vectors[here] = as_stored(self._memory[rows[here] - IN_MEMORY])
         if self._store is not None and not here.all():
             vectors[~here] = self._store.gather(rows[~here])
         return vectors
@@ -76,11 +85,12 @@ class VectorCache:
                 return
             except OSError as error:
                 self._may_write = False
-                note(
-                    f"vectors cannot be kept in {self._store.folder} "
-                    f"({(error.strerror or str(error)).lower()}); the next search computes them "
-                    "again"
-                )
+                if not self._quiet:
+                    words = (error.strerror or str(error)).lower()
+                    note(
+                        f"vectors cannot be kept in {self._store.folder} ({words}); "
+                        "the next search computes them again"
+                    )
         first = len(self._rows)
         new = np.flatnonzero(self.find(keys) < 0)
         self._rows.update(

@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemb.errors import GembError, UsageError
+from gemb.inputs import Reading
+from gemb.records import Fields
+from gemb.search.corpus import passage_key
+from gemb.search.passages import split
+from gemb.search.tree_search import Answer, Corpus, Sources, gather
+from word_encoder import WordEncoder
+
+OLD = 1_600_000_000  # seconds: files this old are not taken for ones that may still change
+
+
+def write(root: Path, files: dict[str, str], mtime: int = OLD) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        os.utime(path, (mtime, mtime))
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of forty files, of which three speak of cats."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    dice = random.Random(0)
+    nouns = [f"noun{number}" for number in range(300)]
+    write(
+        folder,
+        {
+            f"docs/{number:02}.txt": "\n\n".join(
+                " ".join(dice.choices(nouns, k=100)) + "." for _ in range(6)
+            )
+            for number in range(40)
+        },
+    )
+    write(folder, {"docs/cat.md": "# Pets\n\nThe cat sleeps on the mat all day.\n"})
+    write(folder, {"docs/dog.md": "# Pets\n\nThe dog and the cat eat together, and play.\n"})
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def found(
+    encoder: WordEncoder,
+    *paths: str,
+    query: str = "the cat sleeps on the mat",
+    cache: Path | None = None,
+    k: int | None = 5,
+    **more: object,
+) -> Answer:
+    corpus = gather(Sources(paths=paths, **more), cache=cache)
+    queries = encoder.queries(query)
+    answers = list(corpus.search(queries, encoder, encoder.spec, words=[query], k=k))
+    assert [answer.is_last for answer in answers] == [False] * (len(answers) - 1) + [True]
+    assert answers[-1].done == answers[-1].total == len(corpus)
+    return answers[-1]
+
+
+def places(answer: Answer) -> list[tuple[str | None, int | None]]:
+    return [(hit.path, hit.line) for hit in answer.hits[0]]
+
+
+def test_the_ranking_is_that_of_all_passages_compared_one_by_one(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder()
+    queries = ["the cat sleeps", "noun7 noun8 noun9"]
+    vectors = encoder.queries(*queries)
+    wanted: list[list[tuple[float, str, int]]] = [[], []]
+    for path in sorted(Path("docs").iterdir()):
+        text = path.read_text()
+        for one in split(text, path.name):
+            prompted = f"title: {one.title} | text: {text[one.start : one.end]}"
+            scores = encoder.queries(prompted)[0] @ vectors.T
+            for place, score in enumerate(scores.tolist()):
+                wanted[place].append((-score, str(path), one.line))
+    for folder in (None, cache, cache):
+        corpus = gather(Sources(paths=("docs",)), cache=folder)
+        answer = list(corpus.search(vectors, encoder, encoder.spec, words=queries, k=7))[-1]
+        for hits, all_ in zip(answer.hits, wanted, strict=True):
+            best = sorted(all_)[:7]
+            assert [(hit.path, hit.line) for hit in hits] == [row[1:] for row in best]
+            scores = [hit.score for hit in hits]
+            np.testing.assert_allclose(scores, [-row[0] for row in best], atol=2e-3)  # float16
+
+
+def test_a_second_search_embeds_nothing_and_opens_no_file_but_those_of_hits(
+    tree: Path, cache: Path
+) -> None:
+    encoder = WordEncoder()
+    first = found(encoder, "docs", cache=cache)
+    opened: list[str] = []
+    is_watching = [True]
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if is_watching[0] and event == "open" and str(arguments[0]).startswith(str(tree)):
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)
+    before = encoder.texts
+    second = found(encoder, "docs", cache=cache)
+    is_watching[0] = False
+    assert encoder.texts == before + 1  # the query
+    assert second.hits == first.hits
+    assert second.tokens == 0
+    assert {Path(path).name for path in opened} == {
+        Path(hit.path or "").name for hit in second.hits[0]
+    }
+
+
+def test_only_what_has_changed_is_embedded_again(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder()
+    found(encoder, "docs", cache=cache)
+    write(tree, {"docs/new.txt": "A kitten is a young cat."}, OLD + 1)
+    text = (tree / "docs/00.txt").read_text()
+    write(tree, {"docs/00.txt": "A first paragraph that is new.\n\n" + text}, OLD + 2)
+    (tree / "docs/cat.md").unlink()
+    before = encoder.texts
+    answer = found(encoder, "docs", cache=cache, query="a kitten is a young cat")
+    changed = {one.title for one in split("x", "x")}  # keeps the import honest
+    assert changed == {"x"}
+    assert 2 < encoder.texts - before < 8
+    assert places(answer)[0] == ("docs/new.txt", 1)
+    assert ("docs/cat.md", 1) not in places(answer)
+    again = encoder.texts
+    found(encoder, "docs", cache=cache)
+    assert encoder.texts == again + 1
+
+
+def test_a_file_of_the_same_size_and_time_that_was_just_written_is_read_again(
+    tree: Path, cache: Path
+) -> None:
+    encoder = WordEncoder()
+    (tree / "now.txt").write_text("the cat is here")
+    when = (tree / "now.txt").stat().st_mtime_ns
+    found(encoder, "now.txt", cache=cache)
+    with (tree / "now.txt").open("r+") as file:
+        file.write("the dog is here")
+    os.utime(tree / "now.txt", ns=(when, when))
+    answer = found(encoder, "now.txt", cache=cache)
+    assert answer.hits[0][0].text == "the dog is here"
+
+
+def test_what_shares_words_with_the_query_comes_first(tree: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.002)
+    corpus = gather(Sources(paths=("docs",)))
+    queries = encoder.queries("the cat sleeps on the mat")
+    answers = list(
+        corpus.search(queries, encoder, encoder.spec, words=["cat sleeps mat"], every_s=0, k=3)
+    )
+    assert len(answers) > 3
+    first = answers[0]
+    assert first.done < first.total / 4
+    assert first.hits[0][0].path == "docs/cat.md"
+    assert [answer.done for answer in answers] == sorted(answer.done for answer in answers)
+
+
+def test_an_interrupted_search_keeps_what_it_embedded(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.001)
+    corpus = gather(Sources(paths=("docs",)), cache=cache)
+    queries = encoder.queries("cat")
+    search = corpus.search(queries, encoder, encoder.spec, words=["cat"], every_s=0)
+    done = [answer.done for answer in itertools.islice(search, 4)][-1]
+    search.close()
+    assert 0 < done < len(corpus)
+    later = gather(Sources(paths=("docs",)), cache=cache)
+    assert later.missing(encoder.spec) == len(corpus) - done
+    search = later.search(queries, encoder, encoder.spec, words=["cat"], every_s=0)
+    next(search)
+    with pytest.raises(KeyboardInterrupt):
+        search.throw(KeyboardInterrupt)
+    assert later.missing(encoder.spec) < len(corpus)
+    list(later.search(queries, encoder, encoder.spec, words=["cat"]))
+    assert gather(Sources(paths=("docs",)), cache=cache).missing(encoder.spec) == 0
+
+
+def test_equal_passages_are_embedded_once_and_all_found(tree: Path, cache: Path) -> None:
+    write(tree, {f"same/{name}/x.txt": "One text in many places." for name in "abcd"})
+    encoder = WordEncoder()
+    answer = found(encoder, "same", cache=cache, query="many places")
+    assert encoder.texts == 2
+    assert places(answer) == [(f"same/{name}/x.txt", 1) for name in "abcd"]
+    assert len({hit.score for hit in answer.hits[0]}) == 1
+
+
+def test_a_floor_and_no_k_give_all_that_reach_it(tree: Path) -> None:
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=("docs",)))
+    queries = encoder.queries("noun1 noun2 noun3")
+    everything = list(corpus.search(queries, encoder, encoder.spec, k=None))[-1].hits[0]
+    assert len(everything) == len(corpus)
+    floor = everything[20].score
+    some = list(corpus.search(queries, encoder, encoder.spec, k=None, floor=floor))[-1].hits[0]
+    assert some == [hit for hit in everything if hit.score >= floor]
+    none = list(corpus.search(queries, encoder, encoder.spec, floor=1.1))[-1].hits
+    assert none == [[]]
+
+
+def test_lines_of_standard_input_are_passages_and_are_cached(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = WordEncoder()
+    data = b"a dog\n\nthe cat sleeps\n\xff\xfe\na bird\n"
+    for texts in (4, 1):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        before = encoder.texts
+        corpus = gather(Sources(paths=("-",)), cache=cache)
+        queries = encoder.queries("cat")
+        hits = list(corpus.search(queries, encoder, encoder.spec))[-1].hits[0]
+        assert encoder.texts - before == texts
+        assert (hits[0].text, hits[0].path, hits[0].line) == ("the cat sleeps", None, 3)
+        assert hits[0].id == 3
+        assert len(hits) == 3
+        assert corpus.skipped.failed == 1
+
+
+def test_rows_of_tables_keep_their_fields(tree: Path, cache: Path) -> None:
+    write(
+        tree,
+        {"pets.jsonl": '{"text": "a dog", "n": 1}\n{"text": "the cat", "title": "Tom", "n": 2}\n'},
+    )
+    encoder = WordEncoder()
+    fields = Fields(text=("text",), title="title", title_may_lack=True, keep_all=True)
+    rows = Reading(fields=fields)
+    corpus = gather(Sources(paths=("pets.jsonl", "docs"), rows=rows), cache=cache)
+    assert len(corpus.records) == 2
+    queries = encoder.queries("title Tom text the cat")
+    hit = list(corpus.search(queries, encoder, encoder.spec))[-1].hits[0][0]
+    assert (hit.path, hit.line, hit.title, hit.kept) == ("pets.jsonl", 2, "Tom", {"n": 2})
+    with pytest.raises(UsageError, match="plain lines have no field 'text'"):
+        gather(Sources(paths=("docs/cat.md",), rows=rows))
+
+
+def test_a_pipe_is_read_as_standard_input_is(tree: Path) -> None:
+    encoder = WordEncoder()
+    reading, writing = os.pipe()
+    os.write(writing, b"the cat\nthe dog\n")
+    os.close(writing)
+    path = f"/dev/fd/{reading}"
+    hits = found(encoder, path, query="dog").hits[0]
+    os.close(reading)
+    assert (hits[0].path, hits[0].line, hits[0].text) == (path, 2, "the dog")
+
+
+def test_one_bad_passage_fails_alone_and_is_named(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tree, {"docs/bad.txt": "this is poison"})
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=("docs",)))
+    queries = encoder.queries("cat")
+    answer = list(corpus.search(queries, encoder, encoder.spec))[-1]
+    assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
+    assert corpus.skipped.failed == 1
+    assert capsys.readouterr().err == ("gemb: warning: docs/bad.txt:1: RuntimeError: poisoned\n")
+
+
+def test_hits_are_checked_against_their_files(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder()
+    query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
+    corpus = gather(Sources(paths=("docs",)), cache=cache)
+    list(corpus.search(query, encoder, encoder.spec))
+    text = (tree / "docs/cat.md").read_text()
+    write(tree, {"docs/cat.md": "Some words before, which are many.\n" * 6 + "\n" + text})
+    moved = list(corpus.search(query, encoder, encoder.spec, k=1))[-1].hits[0][0]
+    assert (moved.path, moved.line, moved.last_line) == ("docs/cat.md", 8, 10)
+    (tree / "docs/cat.md").unlink()
+    gone = list(corpus.search(query, encoder, encoder.spec, k=1))[-1].hits[0][0]
+    assert gone.path != "docs/cat.md"
+    assert corpus.skipped.changed == 1
+
+
+def test_a_passage_is_found_by_file_and_line(tree: Path) -> None:
+    corpus = gather(Sources(paths=("docs",)))
+    text = (tree / "docs/03.txt").read_text()
+    second = split(text, "03.txt")[1]
+    hit = corpus.at(str(tree / "docs/03.txt"), second.line)
+    assert hit.text == text[second.start : second.end]
+    assert hit.path == "docs/03.txt"
+    with pytest.raises(UsageError, match=r"^docs/03.txt: no passage has line 99; name a line"):
+        corpus.at("docs/03.txt", 99)
+    with pytest.raises(UsageError, match=r"^elsewhere is not among the files"):
+        corpus.at("elsewhere", 1)
+
+
+def test_a_sample_is_of_what_has_a_vector(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=("docs",)), cache=cache)
+    assert corpus.sample(10, encoder.spec).shape == (0, 64)
+    list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))
+    sample = corpus.sample(10, encoder.spec)
+    assert sample.shape == (10, 64)
+    assert corpus.sample(10_000, encoder.spec).shape == (len(corpus), 64)
+    np.testing.assert_allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-6)
+
+
+def test_nothing_to_search_is_an_empty_answer(tree: Path, cache: Path) -> None:
+    (tree / "empty").mkdir()
+    encoder = WordEncoder()
+    assert found(encoder, "empty", cache=cache).hits == [[]]
+    assert found(encoder, cache=cache).hits == [[]]
+
+
+def test_two_titles_make_two_passages_of_one_text() -> None:
+    assert passage_key("a", "b") != passage_key("", "b") == passage_key(None, "b")
+
+
+SEARCHER = """
+import sys
+from pathlib import Path
+from gemb.search.tree_search import Sources, gather
+from word_encoder import WordEncoder
+
+encoder = WordEncoder(sleep_s=float(sys.argv[2]))
+corpus = gather(Sources(paths=("docs",)), cache=Path(sys.argv[1]))
+queries = encoder.queries("cat mat")
+for answer in corpus.search(queries, encoder, encoder.spec, words=["cat"], every_s=0):
+    print(answer.done, flush=True)
+print(*(f"{hit.path}:{hit.line}:{hit.score:.3f}" for hit in answer.hits[0]))
+"""
+
+
+def searching(cache: Path, sleep_s: float) -> subprocess.Popen[str]:
+    tests = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
+    environment["OMP_NUM_THREADS"] = "1"
+    return subprocess.Popen(
+        [sys.executable, "-c", SEARCHER, str(cache), str(sleep_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def test_two_searches_at_once_share_the_cache(tree: Path, cache: Path) -> None:
+    both = [searching(cache, 0.001) for _ in range(2)]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=("docs",)), cache=cache)
+    assert corpus.missing(encoder.spec) == 0
+    keys = (cache / encoder.spec.fingerprint / "keys.bin").read_bytes()
+    assert len(keys) == 16 * len({keys[at : at + 16] for at in range(0, len(keys), 16)})
+
+
+@pytest.mark.parametrize("answers", [1, 3, 6])
+def test_a_killed_search_leaves_a_cache_that_works(tree: Path, cache: Path, answers: int) -> None:
+    calm = searching(cache.parent / "calm", 0).communicate(timeout=120)[0].splitlines()[-1]
+    process = searching(cache, 0.003)
+    assert process.stdout
+    for _ in range(answers):
+        process.stdout.readline()
+    process.kill()
+    process.communicate()
+    again = searching(cache, 0)
+    output, errors = again.communicate(timeout=120)
+    assert again.returncode == 0, errors
+    assert output.splitlines()[-1] == calm
+    assert isinstance(gather(Sources(paths=("docs",)), cache=cache), Corpus)
+
+
+def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone(
+    tree: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tree, {"docs/bad.txt": "this is poison", "docs/worse.txt": "more poison"})
+    encoder = WordEncoder()
+    for failed in (2, 1):
+        corpus = gather(Sources(paths=("docs",)), cache=cache)
+        answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+        assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
+        assert answer.done == answer.total - 2
+        assert corpus.skipped.failed == failed
+    assert capsys.readouterr().err.splitlines()[2:] == [
+        "gemb: warning: 2 passages: the backend fails on every text: RuntimeError: poisoned"
+    ]
+    corpus = gather(Sources(paths=("docs/bad.txt", "docs/worse.txt")), cache=cache)
+    with pytest.raises(GembError, match="the backend fails on every text"):
+        list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))
