@@ -26,6 +26,11 @@ def tokens_cache() -> Path:
     return _cache() / "tokens"
 
 
+def search_cache() -> Path:
+    """Return the folder of all passages that were searched: $XDG_CACHE_HOME/gemb/search."""
+    return _cache() / "search"
+
+
 def _cache() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.path.expanduser(cache)) / "gemb"  # noqa: PTH111 - unknown user
