@@ -103,7 +103,7 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
     with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
         kept = np.lib.format.read_array(file, allow_pickle=False)
         if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
-            return kept  # type: ignore[no-any-return]
+            return kept
     records = [Record(number, f"probe {number}", text) for number, text in enumerate(texts)]
     vectors, _ = text_vectors(records, encoder)
     with contextlib.suppress(OSError):
