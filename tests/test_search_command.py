@@ -186,6 +186,19 @@ def test_globs_hidden_files_and_lines(shop: Gemb):
     assert (best["line"], best["last_line"], best["score"]) == (8, 8, pytest.approx(1, abs=2e-3))
 
 
+def test_words_count_too_where_they_are_asked_for(shop: Gemb):
+    (shop.folder / "tree" / "code.txt").write_text("error E1234 is raised by the frobnicator now\n")
+    by_meaning = shop("search", "E1234", "tree", "--min-score", "0.9")
+    assert by_meaning.returncode == 1
+    both = shop("search", "E1234", "tree", "--min-score", "0.9", "--hybrid", "--json")
+    (hit,) = [json.loads(line) for line in lines(both)]
+    assert hit["path"] == "tree/code.txt"
+    assert 0 < hit["score"] < 0.9
+    weak = shop("search", "cancel E1234", "tree", "--weak", "--hybrid", "-l")
+    assert lines(weak)[0] == "tree/code.txt"
+    assert set(lines(weak)) > {"tree/orders.md", "tree/shop.py"}
+
+
 def test_rows_of_a_table_are_passages_with_what_was_kept(shop: Gemb):
     rows = [{"n": 7, "body": "it rains"}, {"n": 9, "body": "cancel an order"}]
     (shop.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -198,7 +211,9 @@ def test_rows_of_a_table_are_passages_with_what_was_kept(shop: Gemb):
 
 
 def test_many_queries_come_as_json_lines_or_as_a_run(shop: Gemb):
-    queries = '{"_id": "q1", "text": "cancel an order"}\n{"_id": "q2", "text": "rains in the north"}\n'
+    queries = (
+        '{"_id": "q1", "text": "cancel an order"}\n{"_id": "q2", "text": "rains in the north"}\n'
+    )
     (shop.folder / "queries.jsonl").write_text(queries)
     found = shop("search", "-f", "queries.jsonl", "tree", "--weak", "-k2")
     assert [json.loads(line)["query"] for line in lines(found)] == ["q1", "q1", "q2", "q2"]
@@ -231,9 +246,10 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("x", "tree", "--full", "-C3"), "--full shows whole passages; -A, -B, -C"),
         (("x", "tree", "--format", "{"), "--format: a '{' alone; write '{{' for the character"),
         (("x", "tree", "--where", "a=1"), "--where is for an index: gemb index build NAME PATH"),
-        (("x", "tree", "--hybrid"), "--hybrid is for an index: gemb index build NAME PATH makes"),
+        (("--like", "a:1", "--hybrid"), "--hybrid ranks by the words of a query; --like has none"),
+        (("x", "tree", "--lines", "--passages", "code"), "--lines and --passages code are given"),
         (("x", "tree", "--min-score", "2"), "'2' is neither auto nor a cosine from -1 to 1"),
-        (("x", "tree", "--max-size", "big"), "'big' is no size such as 500K, 20M, 2G, or 0"),
+        (("x", "tree", "--max-size", "big"), "--max-size big: write 500k, 10M or 2G; 0: no bound"),
         (("x", "tree", "--dim", "77"), "--dim 77: the model was trained for 768, 512, 256, 128"),
         (("--check-recall", "5", "tree"), "--check-recall measures an INDEX; name one"),
         (("x", "tree", "-m", "absent.fake"), "unknown model"),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.search.hits import Hit
+from gemb.search.hybrid import chosen, depth, with_words
 from gemb.search.queries import Query
 from gemb.search.tree_search import Answer, Corpus
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
@@ -50,7 +51,7 @@ def search_files(
     is_auto = wanted.min_score is None and like is None and not wanted.is_weak
     given = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
     floors = [given] * len(queries)
-    k = wanted.k if like is None or wanted.k is None else wanted.k + 1
+    k = None if wanted.k is None else depth(wanted, 0) + (like is not None)
     words = [query.text for query in queries]
     # Where all that reach a floor are wanted, which the vectors tell, each passage gets its vector
     # first. Else what is under the floor is found as well: a user may ask how far it was.
@@ -67,10 +68,14 @@ def search_files(
     hits = last.hits if last else [[] for _ in queries]
     if like is not None:
         hits = [[hit for hit in one if not _is_same(hit, like)][: wanted.k] for one in hits]
-    return [
-        above(query, vectors[place], hits[place], floors[place], wanted)
-        for place, query in enumerate(queries)
-    ]
+    found: list[QueryHits] = []
+    for query, vector, some, floor in zip(queries, vectors, hits, floors, strict=True):
+        if wanted.is_hybrid:
+            fused = with_words(corpus, query, vector, some, spec)
+            found.append(chosen(query, vector, fused, floor, wanted))
+        else:
+            found.append(above(query, vector, some, floor, wanted))
+    return found
 
 
 def _floors(

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from gemb.index.reader import Index
 from gemb.search.accuracy import plan, ranked
 from gemb.search.fusion import fused
-from gemb.search.hits import Hit
+from gemb.search.hybrid import DEPTH, chosen, depth
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems, words_of
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 ALL = 10_000  # rows of a query at most, where all that reach the floor are wanted
-DEPTH = 100  # ranks of each ranking that are fused
 BATCH = 256  # queries
 
 
@@ -81,12 +79,12 @@ def search_index(
     background = None if like is not None else _background(index)
     for first in range(0, len(queries), BATCH):
         some = vectors[first : first + BATCH]
-        depth = _depth(rows.count, wanted) + (like is not None)
-        if not depth or not rows.count:
+        k = min(depth(wanted, ALL), rows.count) + (like is not None)
+        if not rows.count:
             found_rows = np.full((len(some), 0), -1, np.int64)
             found_scores = np.zeros((len(some), 0), np.float32)
         else:
-            how = plan(wanted.accuracy, rows.count, depth)
+            how = plan(wanted.accuracy, rows.count, k)
             found = ranked(
                 some,
                 index.stored,
@@ -94,7 +92,7 @@ def search_index(
                 index.coder,
                 how,
                 dtype=index.spec.dtype,
-                k=depth,
+                k=k,
                 rows=rows.numbers,
             )
             found_rows, found_scores = found.rows, found.scores
@@ -110,11 +108,6 @@ def search_index(
                 continue
             hits = index.hits(one[: wanted.k], scores[: wanted.k])
             yield above(query, vector, hits, floor, wanted)
-
-
-def _depth(count: int, wanted: Wanted) -> int:
-    k = min(count, ALL) if wanted.k is None else wanted.k
-    return max(k, DEPTH) if wanted.is_hybrid else k
 
 
 def _background(index: Index) -> Background | None:
@@ -141,29 +134,12 @@ def _hybrid(
     floor: float,
     wanted: Wanted,
 ) -> QueryHits:
-    """Return what is near in meaning or shares words; scores are cosines all the same.
-
-    A row with all the words of the query answers it, whatever its cosine.
-    """
+    """Return what is near in meaning or shares words."""
     from gemb.index.bm25 import by_words
 
-    depth = _depth(rows.count, wanted)
-    words = by_words(index.connection, query.text, depth, rows.where).rows
+    words = by_words(index.connection, query.text, depth(wanted, ALL), rows.where).rows
     order = fused([dense, words]).rows
-    order = order[: max(4 * (wanted.k or 0), DEPTH)] if wanted.k is not None else order
+    if wanted.k is not None:
+        order = order[: max(4 * wanted.k, DEPTH)]
     scores = np.array([float(index.vector(row) @ vector) for row in order.tolist()], np.float32)
-    hits = index.hits(order, scores)
-    stems = wanted_stems(query.text)
-    kept = [hit for hit in hits if wanted.is_weak or hit.score >= floor or _has_all(hit, stems)]
-    below = [hit.score for hit in hits if hit.score < floor] if len(kept) < len(hits) else []
-    return QueryHits(
-        query=query,
-        vector=vector,
-        hits=kept[: wanted.k],
-        floor=floor,
-        best_below=max(below, default=None),
-    )
-
-
-def _has_all(hit: Hit, stems: frozenset[str]) -> bool:
-    return stems <= {word.stem for word in words_of(f"{hit.title or ''} {hit.text}")}
+    return chosen(query, vector, index.hits(order, scores), floor, wanted)
