@@ -96,7 +96,7 @@ def test_markdown_is_cut_at_headings_which_make_the_title() -> None:
         ---
         # Guide
 
-        Words about the guide, and why anybody should read it at all, which is long enough; it has {long}
+        Words about the guide, and why anybody should read it; it has {long}
 
         ## Install
 

@@ -15,6 +15,7 @@ from gemb.errors import GembError, UsageError
 from gemb.inputs import Reading
 from gemb.records import Fields
 from gemb.search.corpus import passage_key
+from gemb.search.passage_table import PassageTable
 from gemb.search.passages import split
 from gemb.search.tree_search import Answer, Corpus, Sources, gather
 from word_encoder import WordEncoder
@@ -404,3 +405,14 @@ def test_a_name_that_is_no_utf8_does_no_harm(tree: Path, cache: Path) -> None:
         assert hit.path == f"odd/{name}"
         assert hit.title == "caf\ufffd \x1b[1m\n.txt"
     assert gather(Sources(paths=("odd",)), cache=cache).at(f"odd/{name}", 1).text == hit.text
+
+
+def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> None:
+    def stop(files: int) -> None:
+        if files == 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        gather(Sources(paths=("docs",)), cache=cache, looked=stop)
+    table = PassageTable(cache, "auto")
+    assert len(table.under(str(tree / "docs"))) == 20

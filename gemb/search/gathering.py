@@ -53,7 +53,8 @@ def gather_into(
         passages: empty so far.
         sources: what is searched.
         known: the table of what earlier searches saw; what is new is put into it.
-        looked: called now and then with the number of files so far.
+        looked: called after each file with the number of files so far; what it raises ends the
+            walk, and what was split by then is kept.
 
     Raises:
         UsageError: a stream or table cannot be read as `sources` says.
@@ -68,7 +69,7 @@ def gather_into(
     try:
         for count, entry in enumerate(walk(trees, sources.walk, passages.skipped), 1):
             files.look(entry, trees)
-            if looked and count % 256 == 0:
+            if looked:
                 looked(count)
     finally:
         files.keep()

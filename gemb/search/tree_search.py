@@ -158,7 +158,8 @@ def gather(
         sources: what is searched.
         cache: its folder, `gemb.caches.search_cache()`; None: nothing is kept.
         quiet: no notes.
-        looked: called now and then with the number of files so far.
+        looked: called after each file with the number of files so far; what it raises ends the
+            walk, and what was split by then is kept.
 
     Raises:
         UsageError: a table or stream cannot be read as `sources` says.
