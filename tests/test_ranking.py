@@ -1,4 +1,5 @@
 import itertools
+import subprocess
 import sys
 
 import numpy as np
@@ -6,8 +7,10 @@ import pytest
 
 from gemb.errors import UsageError
 from gemb.search import code_scan, ranking
+from gemb.search.accuracy import Plan, plan, ranked
 from gemb.search.code_scan import by_faiss, by_numpy, nearest_codes
 from gemb.search.ranking import exact
+from gemb.search.recall import check_recall, rows_as_queries
 from gemb.search.sign_codes import Coder
 from gemb.search.two_stage import two_stage
 from gemb.vectors import VectorSpec, packed, unpacked
@@ -184,8 +187,6 @@ def test_the_scan_finds_the_codes_at_the_least_distance(width, filtered, monkeyp
 
 
 def test_one_query_does_without_faiss(tmp_path):
-    import subprocess
-
     script = """
 import sys, numpy as np
 from gemb.search.code_scan import nearest_codes
@@ -257,3 +258,85 @@ def test_two_stages_read_memory_maps(tmp_path):
     codes = np.memmap(tmp_path / "codes.bin", np.uint8, "r", shape=(3000, coder.bytes))
     found = two_stage(vectors[40:41], stored, codes, coder, dtype="f16", k=5, candidates=300)
     assert found.rows[0, 0] == 40
+
+
+def test_the_accuracy_decides_how_many_candidates():
+    assert plan("exact", 10**7, 10) == Plan(None)
+    assert plan("auto", 1000, 10) == Plan(None)
+    assert plan("auto", 10**6, 10) == plan("balanced", 10**6, 10) == Plan(800)
+    assert plan("balanced", 1000, 10) == Plan(800)
+    assert plan("fast", 10**6, 10) == Plan(200)
+    assert plan("fast", 10**6, 100).candidates > 1000
+    assert str(Plan(None)) == "exact"
+    assert str(Plan(800)) == "two-stage, 800 candidates"
+
+
+def test_a_plan_decides_how_it_is_ranked():
+    vectors = unit(3000, 64)
+    coder = Coder.of(64)
+    codes = coder.codes(vectors)
+    arguments = {"dtype": "f32", "k": 10}
+    whole = exact(vectors[:20], vectors, **arguments)
+    for how, of in ((Plan(None), coder), (Plan(30), None)):
+        found = ranked(vectors[:20], vectors, codes, of, how, **arguments)
+        assert (found.rows == whole.rows).all()
+    two = ranked(vectors[:20], vectors, codes, coder, Plan(30), **arguments)
+    assert (two.rows != whole.rows).any()
+    expected = two_stage(vectors[:20], vectors, codes, coder, candidates=30, **arguments)
+    assert (two.rows == expected.rows).all()
+
+
+@pytest.mark.parametrize("filtered", [False, True])
+def test_recall_is_the_share_of_the_exact_answer(filtered):
+    vectors = unit(2000, 64, clusters=30)
+    coder = Coder.fit(vectors)
+    codes = coder.codes(vectors)
+    queries = unit(15, 64, seed=5)
+    rows = np.arange(0, 2000, 3) if filtered else None
+    arguments = {"dtype": "f32", "k": 10, "rows": rows}
+    how = Plan(40)
+    measured = check_recall(queries, vectors, codes, coder, how, **arguments)
+    whole = exact(queries, vectors, **arguments).rows
+    found = two_stage(queries, vectors, codes, coder, candidates=40, **arguments).rows
+    shares = [
+        len(set(a) & set(b)) / 10 for a, b in zip(whole.tolist(), found.tolist(), strict=True)
+    ]
+    assert measured.recall == pytest.approx(np.mean(shares))
+    assert 0 < measured.worst == min(shares) < 1
+    assert (measured.queries, measured.k) == (15, 10)
+    assert measured.exact_ms > 0
+    assert measured.plan_ms > 0
+    sure = check_recall(queries, vectors, codes, coder, Plan(None), **arguments)
+    assert (sure.recall, sure.worst) == (1, 1)
+
+
+def test_a_row_as_a_query_does_not_find_itself():
+    """Vectors so far apart that the codes find nothing but the row itself for certain."""
+    vectors = unit(1000, 64)
+    vectors[5] = np.nan
+    coder = Coder.of(64)
+    codes = np.random.default_rng(0).permutation(coder.codes(vectors))  # of other rows
+    drawn = rows_as_queries(vectors, dtype="f32", count=1000)
+    assert len(drawn.queries) == 999
+    assert 5 not in drawn.rows
+    np.testing.assert_allclose(drawn.queries, vectors[drawn.rows], atol=1e-7)  # of length 1 again
+    arguments = {"dtype": "f32", "k": 1}
+    own = check_recall(drawn.queries, vectors, codes, coder, Plan(6), own=drawn.rows, **arguments)
+    assert own.recall < 0.1
+    honest = check_recall(drawn.queries, vectors, coder.codes(vectors), coder, Plan(6), **arguments)
+    assert honest.recall == 1  # each finds itself
+    within = rows_as_queries(vectors, dtype="f32", count=20, rows=np.arange(300, 400))
+    assert len(within.rows) == 20
+    assert within.rows.min() >= 300
+    assert within.rows.max() < 400
+    again = rows_as_queries(vectors, dtype="f32", count=20, rows=np.arange(300, 400))
+    assert (again.rows == within.rows).all()
+
+
+def test_any_of_several_equal_rows_counts_as_found():
+    vectors = np.repeat(unit(50, 64), 40, axis=0)
+    coder = Coder.of(64)
+    measured = check_recall(
+        vectors[::40], vectors, coder.codes(vectors), coder, Plan(30), dtype="f32", k=10
+    )
+    assert measured.recall == 1
