@@ -129,6 +129,11 @@ class VectorStore:
         vectors /= lengths[:, None]
         return vectors
 
+    @property
+    def stored(self) -> NDArray[np.float16]:
+        """The vectors as they are on the disk, [n, dim], for a scan of many; not checked."""
+        return np.asarray(self._array)
+
     def append(self, keys: Sequence[bytes], vectors: NDArray[np.float32]) -> None:
         """Write vectors and their keys, none of which is here, to the disk. Needs `locked`.
 
@@ -162,6 +167,11 @@ class VectorStore:
             self._sort_in(file.read((count - first) * KEY_BYTES))
         self._count = count
         self._map()
+
+    def is_shorter(self) -> bool:
+        """Return whether the files hold less than was read: somebody removed them meanwhile."""
+        size = self._keys.stat().st_size if self._keys.is_file() else 0
+        return size < self._count * KEY_BYTES
 
     @contextmanager
     def locked(self) -> Iterator[None]:

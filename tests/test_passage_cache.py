@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -197,6 +198,24 @@ def test_vectors_come_back_from_disk_and_memory_alike(tmp_path: Path) -> None:
         assert len(set(rows.tolist())) == 11
         np.testing.assert_allclose(cache.gather(rows[:-1][::-1]), vectors[::-1], atol=2e-4)
     np.testing.assert_array_equal(VectorCache(tmp_path, SPEC).find(keys) >= 0, np.ones(10, bool))
+
+
+def test_a_cache_that_is_removed_during_a_search_does_no_harm(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    first = search(str(pets), cache)
+    write(pets, {"fish.txt": "the fish sleeps"})
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=(str(pets),)), cache=cache)
+    assert corpus.missing(SPEC) == 1
+    shutil.rmtree(cache / SPEC.fingerprint)
+    answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+    assert answer.hits[0][0].text == first[0][0]
+    assert answer.done == 4
+    assert "it was removed meanwhile" in capsys.readouterr().err
+    assert search(str(pets), cache)[1] == 4
+    assert search(str(pets), cache)[1] == 0
 
 
 def test_a_damaged_file_of_vectors_is_named(pets: Path, tmp_path: Path) -> None:

@@ -393,3 +393,14 @@ def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone
     corpus = gather(Sources(paths=("docs/bad.txt", "docs/worse.txt")), cache=cache)
     with pytest.raises(GembError, match="the backend fails on every text"):
         list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))
+
+
+def test_a_name_that_is_no_utf8_does_no_harm(tree: Path, cache: Path) -> None:
+    name = os.fsdecode(b"caf\xe9 \x1b[1m\n.txt")
+    write(tree, {f"odd/{name}": "the cat in the cafe"})
+    encoder = WordEncoder()
+    for _ in range(2):
+        hit = found(encoder, "odd", cache=cache).hits[0][0]
+        assert hit.path == f"odd/{name}"
+        assert hit.title == "caf\ufffd \x1b[1m\n.txt"
+    assert gather(Sources(paths=("odd",)), cache=cache).at(f"odd/{name}", 1).text == hit.text

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gemb.errors import UsageError
 from gemb.records import Record
 from gemb.search.hits import Hit
-from gemb.search.passage_table import FIELDS, PassageTable
+from gemb.search.passage_table import FIELDS, PassageTable, unpacked
 from gemb.search.passages import Passage, split
 from gemb.search.reading import read_text
 from gemb.search.skipped import Skipped
@@ -47,21 +47,21 @@ class Passages:
 
     def fill(
         self,
-        files: Sequence[tuple[Entry, NDArray[Any]]],
+        files: Sequence[tuple[Entry, bytes]],
         titles: dict[int, Sequence[str]],
         records: list[tuple[str | None, Record]],
     ) -> None:
         """Take the passages.
 
         Args:
-            files: each with its passages, of FIELDS.
+            files: each with its passages, of FIELDS, as bytes.
             titles: of some files' passages, by the file's number; the others' are in the table.
             records: of streams and tables, with their paths.
         """
         self.entries = [entry for entry, _ in files]
-        counts = [len(part) for _, part in files]
+        counts = [len(part) // FIELDS.itemsize for _, part in files]
         self._firsts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.table = np.concatenate([np.zeros(0, FIELDS), *(part for _, part in files)])
+        self.table = unpacked(b"".join(part for _, part in files))
         self._titles = titles
         self.records = records
 

@@ -7,16 +7,15 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemb import inputs
 from gemb.inputs import Reading
 from gemb.records import Record
 from gemb.search.corpus import Passages, passage_key
-from gemb.search.passage_table import BINARY, FIELDS, UNDECODABLE, PassageTable, Row, unpacked
+from gemb.search.passage_table import BINARY, FIELDS, UNDECODABLE, PassageTable, Row
 from gemb.search.passages import split
 from gemb.search.reading import read_text
 from gemb.search.skipped import Skipped
@@ -100,7 +99,7 @@ class _Files:
     """The files' passages so far."""
 
     def __init__(self, skipped: Skipped, kind: str, known: PassageTable | None) -> None:
-        self.found: list[tuple[Entry, NDArray[Any]]] = []
+        self.found: list[tuple[Entry, bytes]] = []
         self.titles: dict[int, Sequence[str]] = {}
         self._skipped = skipped
         self._kind = kind
@@ -124,7 +123,7 @@ class _Files:
         elif row.flags & UNDECODABLE:
             self._skipped.undecodable.append(entry.path)
         if row.passages:
-            self.found.append((entry, unpacked(row.passages)))
+            self.found.append((entry, row.passages))
 
     def _ask(self, roots: Sequence[str]) -> None:
         if self._known and not self._asked:

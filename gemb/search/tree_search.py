@@ -31,7 +31,7 @@ from gemb.search.hits import Hit
 from gemb.search.passage_table import PassageTable
 from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
-from gemb.search.vector_cache import VectorCache, as_stored
+from gemb.search.vector_cache import VectorCache, scores_of
 from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ __all__ = ["Answer", "Corpus", "Sources", "gather"]
 
 Vectors = NDArray[np.float32]
 
-BLOCK = 4096  # passages that are compared at once
+SCORES = 1 << 22  # that are held at once
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 JUDGED = 64  # so many passages or fewer are embedded as they come
@@ -204,15 +204,15 @@ class _Search:
         """Compare what has a vector, and note what has none."""
         rows = self._cache.find(self._keys)
         known = np.flatnonzero(rows >= 0)
-        for start in range(0, len(known), BLOCK):
-            numbers = known[start : start + BLOCK]
-            self._compare(self._cache.gather(rows[numbers]), numbers)
+        step = max(1, SCORES // max(1, len(self._queries)))
+        for start in range(0, len(known), step):
+            numbers = known[start : start + step]
+            self._compare(self._cache.scores(rows[numbers], self._queries), numbers)
         for number in np.flatnonzero(rows < 0).tolist():
             self._missing.setdefault(self._keys[number], []).append(number)
 
-    def _compare(self, vectors: Vectors, numbers: NDArray[np.int64]) -> None:
-        # The last bits of a sum depend on how many rows are summed at once.
-        self._best.add(np.round(vectors @ self._queries.T, 6), numbers)
+    def _compare(self, scores: Vectors, numbers: NDArray[np.int64]) -> None:
+        self._best.add(scores, numbers)
         self.done += len(numbers)
 
     def embed_missing(self, promise: Promise) -> Iterator[None]:
@@ -296,7 +296,8 @@ class _Search:
         places = [self._missing.get(key, []) for key in keys]
         repeats = np.repeat(np.arange(len(keys)), [len(numbers) for numbers in places])
         flat = np.array([number for numbers in places for number in numbers], np.int64)
-        self._compare(as_stored(vectors)[repeats], flat)
+        scores = scores_of(vectors.astype(np.float16), self._queries)
+        self._compare(scores[repeats], flat)
         is_late = time.monotonic() - self._saved_at > KEEP_S
         if is_late or sum(len(keys) for keys, _ in self._unsaved) > KEEP_ROWS:
             self.keep()
