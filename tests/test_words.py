@@ -71,21 +71,24 @@ def test_rows_are_ranked_by_the_formula():
     rows = random_rows(200, titles=True)
     query = ["wor01", "wor07", "wor30", "absent"]
     expected = formula(query, rows)
-    found = by_words(connect(rows), " ".join(query), 200)
+    found = by_words(connect(rows), " ".join(query), 200, share=0)
     assert len(found.rows) == sum(score > 0 for score in expected)
     np.testing.assert_allclose(found.scores, [expected[row] for row in found.rows], rtol=1e-9)
     assert (np.diff(found.scores) <= 0).all()
     equal = np.diff(found.scores) == 0
     assert (np.diff(found.rows)[equal] > 0).all()
-    assert by_words(connect(rows), " ".join(query), 3).rows.tolist() == found.rows[:3].tolist()
+    assert (
+        by_words(connect(rows), " ".join(query), 3, share=0).rows.tolist()
+        == found.rows[:3].tolist()
+    )
 
 
 def test_without_an_index_scores_are_the_same():
     rows = random_rows(300, titles=False)
     query = "wor02 wor09 wor35"
-    found = by_words(connect(rows), query, 300)
+    found = by_words(connect(rows), query, 300, share=0)
     # With a space behind each word a length in characters is one in words.
-    scores = word_scores(query, (text + " " for _, text in rows))
+    scores = word_scores(query, (text + " " for _, text in rows), share=0)
     assert np.flatnonzero(scores).tolist() == sorted(found.rows.tolist())
     np.testing.assert_allclose(scores[found.rows], found.scores, rtol=1e-6)
 
@@ -105,8 +108,8 @@ def test_without_an_index_scores_are_the_same():
 )
 def test_a_word_is_found_in_another_form(query, text):
     rows = [(None, text), (None, "something else"), (None, "of no account")]
-    assert by_words(connect(rows), query, 5).rows.tolist() == [0]
-    scores = word_scores(query, (text for _, text in rows))
+    assert by_words(connect(rows), query, 5, share=0).rows.tolist() == [0]
+    scores = word_scores(query, (text for _, text in rows), share=0)
     assert scores[0] > 0
     assert scores[1:].tolist() == [0, 0]
 
@@ -120,10 +123,28 @@ def test_a_query_without_words_that_are_there_finds_nothing(query):
     assert word_scores(query, []).shape == (0,)
 
 
+def test_rows_with_few_of_the_words_are_none():
+    rows = [
+        (None, "red green blue"),
+        (None, "red green"),
+        (None, "red"),
+        *[(None, "one three five")] * 20,
+    ]
+    connection = connect(rows)
+    assert by_words(connection, "red green blue", 9).rows.tolist() == [0]
+    assert by_words(connection, "red green blue", 9, share=0.5).rows.tolist() == [0, 1]
+    assert by_words(connection, "red green blue", 9, share=0).rows.tolist() == [0, 1, 2]
+    assert by_words(connection, "red violet", 9).rows.tolist() == []  # violet is nowhere
+    texts = [text for _, text in rows]
+    assert np.flatnonzero(word_scores("red green blue", texts)).tolist() == [0]
+    assert np.flatnonzero(word_scores("red green blue", texts, share=0.5)).tolist() == [0, 1]
+    assert not word_scores("red violet", texts).any()
+
+
 def test_a_filter_comes_before_the_k_best():
     rows = [(None, "order " * (10 - number)) for number in range(8)]
     where = condition("odd = 1", ["odd"])
-    assert by_words(connect(rows), "order", 3, where).rows.tolist() == [1, 3, 5]
+    assert by_words(connect(rows), "order", 3, where, share=0).rows.tolist() == [1, 3, 5]
 
 
 def test_common_words_find_no_rows_of_their_own(monkeypatch):
@@ -136,12 +157,12 @@ def test_common_words_find_no_rows_of_their_own(monkeypatch):
         *[(None, "the x")] * 3,
     ]
     connection = connect(rows)
-    assert by_words(connection, "the dog", 9).rows.tolist() == [2, 1]
+    assert by_words(connection, "the dog", 9, share=0).rows.tolist() == [2, 1]
     # Both are too common: only a row with both of them can be among the best.
-    assert by_words(connection, "x the", 9).rows.tolist() == [4, 5, 6]
+    assert by_words(connection, "x the", 9, share=0).rows.tolist() == [4, 5, 6]
     monkeypatch.setattr(bm25, "MOST_FOUND", 2)
-    assert by_words(connection, "x the", 9).rows.tolist() == [4, 5, 6]
-    assert by_words(connection, "the cat x", 9).rows.tolist() == [0]
+    assert by_words(connection, "x the", 9, share=0).rows.tolist() == [4, 5, 6]
+    assert by_words(connection, "the cat x", 9, share=0).rows.tolist() == [0]
 
 
 def test_a_damaged_table_of_words_is_one_line():
@@ -166,7 +187,7 @@ def test_nothing_in_a_query_is_an_operator(text):
         ("title", "of text"),
         (None, text.encode(errors="replace").decode()),
     ]
-    found = by_words(connect(rows), text, 9)
+    found = by_words(connect(rows), text, 9, share=0)
     assert set(found.rows.tolist()) <= {0, 1, 2}
     assert np.isfinite(word_scores(text, [row[1] for row in rows])).all()
 
