@@ -104,6 +104,22 @@ def test_a_socket_is_read_like_a_pipe(shop: Gemb):
         assert found.communicate(timeout=60)[0] == b"rain\nsnow\n"
 
 
+def test_a_pipe_that_gives_nothing_is_told_of(shop: Gemb):
+    found = shop.start("search", "rain", "--weak")
+    note = found.stderr.readline().decode()
+    assert note == (
+        "gemb: note: reading standard input; to search this folder instead: gemb search QUERY .\n"
+    )
+    assert found.communicate(b"rain\n", timeout=60)[0] == b"rain\n"
+
+
+def test_a_path_in_the_place_of_the_question_is_told_of(shop: Gemb):
+    found = shop.start("search", "tree", "--weak", stdin=subprocess.DEVNULL)
+    _, err = found.communicate(timeout=60)
+    assert err.decode().startswith("gemb: note: tree is taken for the question; to search in it: ")
+    assert found.returncode == 0
+
+
 def test_json_lines_have_one_hit_each(shop: Gemb):
     found = shop("search", "cancel an order", "tree", "--json", "-k", "2", "--weak")
     hits = [json.loads(line) for line in lines(found)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import stat
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.search_checks import check, check_files, check_index
 from gemb.commands.search_forms import form_of
 from gemb.commands.search_options import GROUPS, Chosen, search_options
+from gemb.visible import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -29,6 +31,7 @@ Nothing to look for. Ask:
   git log --format=%s | gemb search "memory leak" -k 5
   gemb search "refund rules" wiki.gemb
 More: gemb search --help"""
+WAIT_S = 2.0  # for the first line of standard input, before a word is said
 PASSAGES_A_FILE = 20  # are looked at for each name that is wanted: a long file has many
 
 
@@ -60,6 +63,8 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
     check(chosen)
     is_silent = options.quiet
     options = dataclasses.replace(options, quiet=options.quiet or chosen.no_messages)
+    if not options.quiet:
+        _say_if_unlike(words, paths)
     index = _index_of(paths)
     if index is None:
         check_files(chosen)
@@ -116,6 +121,30 @@ def _asked(words: tuple[str, ...], chosen: Chosen) -> tuple[list[Query], tuple[s
     if paths.count("-") + (chosen.queries_from == "-") > 1:
         raise click.UsageError("standard input (-) is given twice; it can be read once")
     return queries, paths or (_default_path(stdin_taken=chosen.queries_from == "-"),)
+
+
+def _say_if_unlike(words: tuple[str, ...], paths: tuple[str, ...]) -> None:
+    """Say what is done where the user may have meant something else."""
+    import threading
+
+    from gemb.notes import note
+
+    if len(words) == 1 and paths == (".",) and Path(words[0]).exists():
+        shown = shlex.quote(visible(words[0]))
+        note(f"{shown} is taken for the question; to search in it: gemb search QUERY {shown}")
+
+    def say() -> None:
+        import select
+
+        if not select.select([sys.stdin], [], [], 0)[0]:
+            note("reading standard input; to search this folder instead: gemb search QUERY .")
+
+    if "-" in words or paths != ("-",):
+        return
+    # A pipe that gives nothing may be one that a program left open.
+    timer = threading.Timer(WAIT_S, say)
+    timer.daemon = True
+    timer.start()
 
 
 def _default_path(*, stdin_taken: bool) -> str:

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 BESIDE = 0.25  # share of a line's weight that its neighbours get: words stand together
 GOOD = 0.75  # a line with this share of the best line's weight stands out as well
-# Lines that the model compares, where no line shares a word with the query: some 0.2 s on 2 cores.
-MOST_LINES = 32
-MOST_CHARACTERS = 1600
+# Lines that the model compares, where no line shares a word with the query: some 300 tokens.
+MOST_LINES = 16
+MOST_CHARACTERS = 800
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,14 @@ def compared(
     result = [one if one.good else replace(one, good=frozenset({one.best})) for one in found]
     if not todo:
         return result
+    import numpy as np
+
+    from gemb.pipeline import shortened
+
     most = encoder.profile.max_tokens
     ids = encoder.tokenize([prompt.render(found[number].lines[place]) for number, place in todo])
-    vectors = encoder.encode([one[:most] for one in ids])[:, : len(query)]
-    scores = (vectors @ query).tolist()
+    vectors = shortened(encoder.encode([one[:most] for one in ids]), len(query))
+    scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
     best: dict[int, tuple[float, int]] = {}
     for (number, place), score in zip(todo, scores, strict=True):
         best[number] = max(best.get(number, (-2.0, 0)), (score, place))
