@@ -25,17 +25,13 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
     writer.make_lookups()
     writer.make_codes()
     assert writer.coder, "it was made with the codes"
-    background = manifest.background
-    measured = manifest.background_rows
-    if encoder is not None and (background is None or writer.slots >= GROWN * measured):
+    background, measured = manifest.background, manifest.background_rows
+    if background is None or (encoder is not None and writer.slots >= GROWN * measured):
         spec = manifest.spec
         path = vectors_path(folder, manifest.generation, spec.dtype)
         stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
-        try:
-            background = measure(stored, spec.dtype, spec, encoder).to_json()
-            measured = writer.slots
-        except NotImplementedError:
-            pass
+        background = measure(stored, spec.dtype, spec, encoder).to_json()
+        measured = writer.slots if encoder else 0
     manifest = dataclasses.replace(
         manifest,
         coder=manifest.coder or writer.coder.to_json(),

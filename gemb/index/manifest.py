@@ -35,7 +35,7 @@ class Manifest:
     source: Mapping[str, object]  # what `gemb index sync` reads again: `gemb.index.source`
     coder: Mapping[str, object] | None = None  # `Coder.to_json()`; None: there are no codes yet
     background: Mapping[str, object] | None = None  # scores of what is irrelevant; None: unknown
-    background_rows: int = 0  # slots that there were when it was measured
+    background_rows: int = 0  # slots that there were when it was measured; 0: it was not
     generation: int = 1
     made_by: str  # version of gemb
     built: str  # date and time, ISO 8601
