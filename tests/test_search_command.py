@@ -202,6 +202,13 @@ def test_globs_hidden_files_and_lines(shop: Gemb):
     assert (best["line"], best["last_line"], best["score"]) == (8, 8, pytest.approx(1, abs=2e-3))
 
 
+def test_a_folder_that_is_ignored_is_searched_where_it_is_named(shop: Gemb):
+    (shop.folder / ".git").mkdir()
+    (shop.folder / ".gitignore").write_text("/tree\n")
+    assert lines(shop("search", "cancel an order", "tree/", "--weak", "-l"))
+    assert lines(shop("search", "cancel an order", ".", "--weak", "-l", "-g", "*.md")) == []
+
+
 def test_words_count_too_where_they_are_asked_for(shop: Gemb):
     (shop.folder / "tree" / "code.txt").write_text("error E1234 is raised by the frobnicator now\n")
     by_meaning = shop("search", "E1234", "tree", "--min-score", "0.9")

@@ -38,7 +38,8 @@ class LiveHits:
         """Draw how far it is."""
         self._first = self._first or answer
         now = time.monotonic()
-        if self._quiet or answer.is_last or now - self._began < DELAY_S:
+        is_over = answer.is_last or answer.done >= answer.total
+        if self._quiet or is_over or now - self._began < DELAY_S:
             return
         words = self._words(answer, now)
         if not self._is_terminal:
