@@ -416,3 +416,24 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
         gather(Sources(paths=("docs",)), cache=cache, looked=stop)
     table = PassageTable(cache, "auto")
     assert len(table.under(str(tree / "docs"))) == 20
+
+
+def test_after_the_most_promising_passages_files_come_whole(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.tree_search.FIRST_BEST", 5)
+    (tree / "docs/17.txt").rename(tree / "docs/quux.txt")
+    encoder = WordEncoder()
+    corpus = gather(Sources(paths=("docs",)))
+    order: list[int] = []
+    record = corpus.record
+    monkeypatch.setattr(corpus, "record", lambda number: order.append(number) or record(number))
+    words = ["a cat, or a dog in a file named quux"]
+    list(corpus.search(encoder.queries("cat"), encoder, encoder.spec, words=words))
+    assert sorted(order) == list(range(len(corpus)))  # each once
+    files = [corpus.entries[corpus.file_of(number)].path for number in order]
+    assert set(files[:2]) == {"docs/cat.md", "docs/dog.md"}
+    assert files[2:5] == ["docs/quux.txt"] * 3
+    runs = [name for name, _ in itertools.groupby(files[5:])]
+    assert len(runs) == len(set(runs))
+    assert runs[0] == "docs/quux.txt"

@@ -79,6 +79,11 @@ class Passages:
             return len(self.entries)
         return int(np.searchsorted(self._firsts, number, "right")) - 1
 
+    def files_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return `file_of` each, int64 [n]."""
+        files: NDArray[np.int64] = np.searchsorted(self._firsts, numbers, "right") - 1
+        return np.minimum(files, len(self.entries))
+
     def of_file(self, file: int) -> range:
         """Return the numbers of a file's passages."""
         return range(int(self._firsts[file]), int(self._firsts[file + 1]))

@@ -45,7 +45,7 @@ SCORES = 1 << 22  # that are held at once
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 JUDGED = 64  # so many passages or fewer are embedded as they come
-FIRST_BEST = 1024  # passages that are embedded strictly by promise; then file by file
+FIRST_BEST = 8192  # passages that are embedded strictly by promise; then file by file
 
 
 @dataclass(frozen=True)
@@ -251,9 +251,14 @@ class _Search:
         if len(numbers) <= JUDGED or not promise.terms:
             return numbers
         scores = promise.scores(self._terms(numbers, promise))
-        first = [numbers[place] for place in np.argsort(-scores, kind="stable")[:FIRST_BEST]]
-        taken = set(first)
-        return first + [number for number in numbers if number not in taken]
+        order = np.argsort(-scores, kind="stable")
+        best, rest = order[:FIRST_BEST], order[FIRST_BEST:]
+        # Of the rest file by file, so that none is read again and again: its best passage counts.
+        files = self._corpus.files_of(np.array(numbers)[rest])
+        hopes = np.zeros(len(self._corpus.entries) + 1, np.float32)
+        np.maximum.at(hopes, files, scores[rest])
+        rest = rest[np.lexsort((rest, files, -hopes[files]))]
+        return [numbers[place] for place in (*best.tolist(), *rest.tolist())]
 
     def _terms(self, numbers: list[int], promise: Promise) -> NDArray[np.bool_]:
         """Return which terms stand in which passages, bool [n, terms]."""
@@ -273,7 +278,9 @@ class _Search:
                 end += 1
             rows = corpus.table[numbers[at:end]]
             spans = list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True))
-            found.append(promise.found(corpus.text_of(file) or "", spans))
+            of_text = promise.found(corpus.text_of(file) or "", spans)
+            path = corpus.entries[file].path
+            found.append(of_text | promise.found(path, [(0, len(path))]))
             at = end
         return np.concatenate(found)
 
