@@ -29,7 +29,7 @@ def read_ahead(mapped: NDArray[Any], rows: NDArray[np.int64] | None = None) -> N
         file.madvise(mmap.MADV_WILLNEED, page, begin + first + length - page)
 
 
-def _map_of(array: Any) -> mmap.mmap | None:
+def _map_of(array: object) -> mmap.mmap | None:
     while array is not None and not isinstance(array, mmap.mmap):
         array = getattr(array, "base", None)
     return array
