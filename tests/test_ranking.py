@@ -53,8 +53,10 @@ def agrees(found, answer, k):
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 @pytest.mark.parametrize("rows", [None, "few", "a run", "none"])
-def test_exact_ranking_is_what_sorting_all_scores_gives(dtype, rows, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 100 * 48)  # 100 rows: many blocks
+@pytest.mark.parametrize("queries", [1, 3, 20])
+def test_exact_ranking_is_what_sorting_all_scores_gives(dtype, rows, queries, monkeypatch):
+    monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 100 * 48)
+    monkeypatch.setattr(ranking, "MANY_COMPONENTS", 100 * 48)  # 100 rows: many blocks
     stored = stored_as(unit(1234, 48), dtype)
     wanted = {
         None: None,
@@ -62,7 +64,7 @@ def test_exact_ranking_is_what_sorting_all_scores_gives(dtype, rows, monkeypatch
         "a run": np.arange(95, 420),
         "none": np.array([], np.int64),
     }[rows]
-    queries = unit(5, 48, seed=1)
+    queries = unit(queries, 48, seed=1)
     found = exact(queries, stored, dtype=dtype, k=9, rows=wanted)
     assert found.rows.dtype == np.int64
     assert found.scores.dtype == np.float32

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.nearest import Nearest, merged
+from gemb.search.prefetch import read_ahead
 from gemb.vectors import unpacked
 
 Floats = NDArray[np.float32]
@@ -19,7 +20,13 @@ Ints = NDArray[np.int64]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-BLOCK_COMPONENTS = 1 << 20  # of vectors that are widened to f32 at a time: 4 MB
+# Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and a product of so
+# many by one query is too small for OpenBLAS to share out. Its threads and ours would fight: twice
+# the components take six times as long on busy cores.
+BLOCK_COMPONENTS = 1 << 18
+FEW = 8  # queries that are taken one by one
+MANY_COMPONENTS = 1 << 22  # at a time for more queries, whose product OpenBLAS shares out itself
+SCATTERED = 4096  # rows whose pages are asked for before they are needed
 SCORES = 1 << 22  # of a block, held at a time: queries by rows
 
 
@@ -45,21 +52,26 @@ def exact(
 
     Memory: some 50 MB, and 30 Q k bytes.
     """
+    if rows is not None and len(rows) <= SCATTERED:
+        read_ahead(stored, rows)
     stored = np.asarray(stored)  # slices of a memmap cost five times those of an array
     count = len(stored) if rows is None else len(rows)
     best = Nearest(
         np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
     )
-    dim = queries.shape[1]
-    step = max(1, min(BLOCK_COMPONENTS // dim, SCORES // max(1, len(queries))))
+    dim, few = queries.shape[1], len(queries) < FEW
+    step = (BLOCK_COMPONENTS if few else MANY_COMPONENTS) // dim
+    step = max(1, min(step, SCORES // max(1, len(queries))))
 
     def block(first: int) -> Floats:
-        last = min(count, first + step)
-        return unpacked(_some(stored, first, last, rows), dtype, dim)
+        """Return the scores [Q, n] of a block, or its vectors [n, D]."""
+        some = _some(stored, first, min(count, first + step), rows)
+        vectors = unpacked(some, dtype, dim)
+        return np.stack([vectors @ query for query in queries]) if few else vectors
 
-    starts = range(0, count, step)
-    for first, vectors in zip(starts, ahead(block, starts), strict=True):
-        scores: Floats = queries @ vectors.T
+    starts = range(0, count if len(queries) else 0, step)
+    for first, made in zip(starts, ahead(block, starts), strict=True):
+        scores = made if few else queries @ made.T
         scores[np.isnan(scores)] = -np.inf
         best = merged(best, scores, first)
     numbers = best.numbers

@@ -19,6 +19,7 @@ from gemb.search.sign_codes import Coder, Codes
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
+CODES_AT_A_TIME = 256  # see `ranking.BLOCK_COMPONENTS`
 RERANKED = 3  # one in so many candidates is ranked by its vector
 
 
@@ -56,10 +57,16 @@ def two_stage(
     found = []
     for number, near in enumerate(places):
         near = near if rows is None else rows[near]
-        estimates = np.unpackbits(codes[near], axis=1) @ weights[number]
+        estimates = _estimates(codes, near, weights[number])
         kept = np.argpartition(-estimates, kept_count)[:kept_count]
         best = np.sort(near[kept])
         found.append(exact(queries[number : number + 1], stored, dtype=dtype, k=k, rows=best))
     return Found(
         np.concatenate([one.rows for one in found]), np.concatenate([one.scores for one in found])
     )
+
+
+def _estimates(codes: Codes, rows: Ints, weights: Floats) -> Floats:
+    """Return for each row an estimate of its dot product [n], a constant left out."""
+    blocks = (rows[n : n + CODES_AT_A_TIME] for n in range(0, len(rows), CODES_AT_A_TIME))
+    return np.concatenate([np.unpackbits(codes[some], axis=1) @ weights for some in blocks])

@@ -3,11 +3,14 @@
     python tests/bench/bench_search.py make VECTORS FOLDER [rows] [dtype]
     python tests/bench/bench_search.py recall FOLDER [queries]
     python tests/bench/bench_search.py speed FOLDER
+    python tests/bench/bench_search.py fresh FOLDER
 
 VECTORS is an .npy file, or a vectors.f16 of 768 components, of real texts, unit rows, some 50,000.
 `make` holds 500 of them back as queries, and enlarges the rest: each copy of all of them is turned
 by a rotation of its own, so that within a copy the vectors lie as real ones do. `speed` prints
-`two_stage` beside faiss's IndexBinaryFlat alone in turns, then what a fresh process takes.
+`two_stage` beside faiss's IndexBinaryFlat alone, in turns; `fresh` what a process of its own takes
+for one query, the files in memory and on the disk: for the ranking alone (once), and with the
+bundled model, opened for it (whole).
 
 The bars: at a million rows twice IndexBinaryFlat at recall@10 of 0.99, memory the codes and 200 MB;
 at ten million 40 ms a query.
@@ -25,6 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
+import gemb.models
+from gemb.search.prefetch import read_ahead
 from gemb.search.ranking import exact
 from gemb.search.sign_codes import Coder
 from gemb.search.two_stage import two_stage
@@ -113,18 +118,19 @@ def recall(corpus: Corpus, count: int) -> None:
         print(f"{candidates:5} candidates: recall@10 {np.mean(shared):.4f}", flush=True)
 
 
-def in_turns(*calls: object, rounds: int = 31) -> list[list[float]]:
-    """Return milliseconds of wall time of each call."""
-    times: list[list[float]] = [[] for _ in calls]
+def in_turns(*calls: object, rounds: int = 31) -> list[list[tuple[float, float]]]:
+    """Return milliseconds of each call, by the clock and of all cores."""
+    times: list[list[tuple[float, float]]] = [[] for _ in calls]
     for number in range(rounds):
         for call, own in zip(calls, times, strict=True):
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             call(number)
-            own.append((time.perf_counter() - began) * 1000)
+            wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
+            own.append((wall * 1000, cpu * 1000))
     return times
 
 
-def speed(corpus: Corpus, folder: Path) -> None:
+def speed(corpus: Corpus) -> None:
     import faiss
 
     index = faiss.IndexBinaryFlat(8 * corpus.coder.bytes)
@@ -136,34 +142,62 @@ def speed(corpus: Corpus, folder: Path) -> None:
     for name, own in zip(
         ["IndexBinaryFlat", *(f"two_stage {size}" for size in sizes)], in_turns(*calls), strict=True
     ):
-        print(f"{name:16} median {statistics.median(own):6.1f} ms, least {min(own):6.1f} ms")
-    fresh(folder)
+        wall, cpu = zip(*own, strict=True)
+        print(
+            f"{name:16} median {statistics.median(wall):6.1f} ms, least {min(wall):6.1f} ms; "
+            f"of CPU median {statistics.median(cpu):6.1f} ms"
+        )
 
 
 def fresh(folder: Path) -> None:
     """Print what one query takes in a process of its own, the files in memory and not."""
     script = Path(__file__).resolve()
-    for name, drop in (("files in memory", False), ("files on the disk", True)):
-        if drop:
-            for path in (folder / "vectors", folder / "codes.bin"):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        command = [sys.executable, script, "once", folder]
-        shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        print(f"{name}: {shown}", end="")
+    mapped = [folder / "vectors", folder / "codes.bin", gemb.models.resolve("mini")]
+    for what in ("once", "whole"):
+        for where in ("in memory", "on the disk"):
+            times = []
+            for _ in range(5):
+                if where == "on the disk":
+                    for path in mapped:
+                        with path.open("rb") as file:
+                            os.fsync(file.fileno())
+                            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                before, began = os.times(), time.perf_counter()
+                command = [sys.executable, script, what, folder]
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                after = os.times()
+                cpu = sum(after[2:4]) - sum(before[2:4])
+                times.append((time.perf_counter() - began, cpu, said.strip()))
+            wall, cpu, said = min(times)
+            print(f"{what}, files {where}: {wall:.2f} s, of CPU {cpu:.2f} s; {said}", flush=True)
 
 
-def once(folder: Path) -> None:
-    import resource
-
+def once(folder: Path, queries: np.ndarray | None = None) -> None:
+    """Print what one query takes here, and the most memory that this process held."""
     corpus = Corpus(folder)
     began = time.perf_counter()
-    corpus.search(corpus.queries[:1], 1600)
+    corpus.search(corpus.queries[:1] if queries is None else queries, 800)
     took = (time.perf_counter() - began) * 1000
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not ru_maxrss, in which a child begins with its parent's.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
     codes = corpus.codes.nbytes / 2**20
-    print(f"first query {took:.0f} ms, peak memory {peak:.0f} MB, of which codes {codes:.0f} MB")
+    print(f"ranking {took:.0f} ms, peak memory {peak:.0f} MB, of which codes {codes:.0f} MB")
+
+
+def whole(folder: Path) -> None:
+    """As `gemb search`: open the rows, then the model, embed a query, rank."""
+    from gemb.backend import Runtime, for_model
+    from gemb.prompts import for_task
+
+    corpus = Corpus(folder)
+    read_ahead(corpus.codes)
+    path = gemb.models.resolve("mini")
+    runtime = Runtime(device="auto", threads=0, precision="auto", verbose=False)
+    encoder = for_model(path, "auto").open(path, runtime)
+    prompt = for_task("query", encoder.profile.prompts)
+    text = prompt.render("how do I cancel an order", None)
+    once(folder, np.asarray(encoder.encode(encoder.tokenize([text]))))
 
 
 if __name__ == "__main__":
@@ -178,8 +212,12 @@ if __name__ == "__main__":
         case ["recall", folder, *more]:
             recall(Corpus(Path(folder)), int(more[0]) if more else QUERIES)
         case ["speed", folder]:
-            speed(Corpus(Path(folder)), Path(folder))
+            speed(Corpus(Path(folder)))
+        case ["fresh", folder]:
+            fresh(Path(folder))
         case ["once", folder]:
             once(Path(folder))
+        case ["whole", folder]:
+            whole(Path(folder))
         case _:
             sys.exit(__doc__)
