@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from gemb.notes import note
 from gemb.search.passages import VERSION
 
-SCHEMA = 1
+SCHEMA = 2
 BUSY_S = 10.0  # another search writes for milliseconds
 # A file that is written twice within one tick of the disk's clock looks the same (FAT: 2 s).
 RACY_NS = 2_000_000_000

@@ -112,9 +112,11 @@ class Corpus(Passages):
         """Yield what was found, better and better; the last answer is that of all passages.
 
         What is in the cache is compared first; the others are embedded, most promising first,
-        and cached every few seconds. An interrupt (any exception, or closing the iterator) keeps
-        what was computed. A hit is checked against its file: where that has changed since, its
-        lines are those of now, and it is left out if it is gone.
+        and cached every few seconds. A hit is checked against its file: where that has changed
+        since, its lines are those of now, and it is left out if it is gone.
+
+        An interrupt (any exception, or closing the iterator) keeps what was computed. Another
+        thread may be at work with the encoder for one more window then: nobody else may use it.
 
         Args:
             queries: unit vectors [Q, spec.dim].
@@ -129,6 +131,7 @@ class Corpus(Passages):
             GembError: the model fails on every passage, or the cache is damaged.
         """
         assert spec.dtype == "f16", "vectors are cached in float16"
+        assert np.isfinite(queries).all(), "a query without a vector"
         found = _Search(self, queries, encoder, spec, k, floor)
         try:
             found.compare_known()
