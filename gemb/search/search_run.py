@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,11 +21,21 @@ from gemb.search.wanted import QueryHits, Wanted
 from gemb.visible import visible
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gemb.backend import Encoder
     from gemb.prompts import Prompt
-    from gemb.search.tree_search import Answer, Sources
+    from gemb.search.live_hits import LiveHits
+    from gemb.search.tree_search import Answer, Corpus, Sources
+    from gemb.vectors import VectorSpec
 
+STOP_S = 1.0  # that a walk may take to end
 OPEN = Callable[[str], "Encoder"]  # a model reference, or empty: the user's -> the open model
+
+
+class StopWalk(Exception):
+    """Ends a walk in another thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +61,77 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
         UsageError: an input cannot be read as `sources` says, or --like names no passage.
         GembError: the model fails.
     """
+    from gemb.search.file_search import search_files
+    from gemb.search.live_hits import LiveHits
+    from gemb.search.query_vectors import passage_vector
+
+    live = LiveHits(quiet=job.quiet)
+    ready = _ready(job, sources, open_model, live)
+    corpus, encoder, passages, vectors = ready.corpus, ready.encoder, ready.passages, ready.vectors
+    queries, like = list(job.queries), None
+    if job.like is not None:
+        path, line = file_and_line(job.like)
+        like = corpus.at(path, line)
+        queries = [Query(job.like, like.text, job.like)]
+        vectors = passage_vector(like.text, like.title, encoder, passages, ready.spec.dim)
+    last: list[Answer] = []
+
+    def seen(answer: Answer) -> None:
+        last[:] = [answer]
+        live.show(answer)
+
+    show = _Shown(form, encoder, passages, queries)
+    try:
+        found = search_files(
+            corpus, queries, vectors, encoder, ready.spec, job.wanted, seen=seen, like=like
+        )
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
+        live.close()
+        # Another thread may still be at work with the encoder.
+        _tell_stopped(job, last, vectors, _Shown(form, None, None, queries))
+        raise
+    finally:
+        live.close()
+    for one in found:
+        show.write(one)
+    corpus.skipped.say()
+    if not len(corpus) and not job.quiet:
+        note("nothing to search: no text in what was named (-g, hidden and ignored files count)")
+    code = _code(job, found, len(corpus))
+    return code if not corpus.skipped.failed or (is_silent and not code) else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ready:
+    """What a search of files begins with."""
+
+    corpus: Corpus
+    encoder: Encoder
+    passages: Prompt  # of the corpus
+    spec: VectorSpec  # of its vectors
+    vectors: NDArray[np.float32]  # of the queries
+
+
+def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Ready:
+    """Open the model, and walk in another thread meanwhile."""
     from gemb import prompts
     from gemb.caches import search_cache
     from gemb.embed_run import width
-    from gemb.search.file_search import search_files
-    from gemb.search.live_hits import LiveHits
-    from gemb.search.query_vectors import embedded, passage_vector
+    from gemb.search.query_vectors import embedded
     from gemb.search.tree_search import gather
     from gemb.vectors import VectorSpec
 
+    is_stopped = threading.Event()
+
+    def looked(files: int) -> None:
+        if is_stopped.is_set():
+            raise StopWalk
+        live.looked(files)
+
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")
+    gathering = pool.submit(gather, sources, cache=search_cache(), quiet=job.quiet, looked=looked)
     try:
-        gathering = pool.submit(gather, sources, cache=search_cache(), quiet=job.quiet)
         encoder = open_model(job.model)
         dim = width(encoder, job.dim)
         profile = encoder.profile
@@ -75,39 +146,14 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
         )
         vectors = embedded(job.queries, encoder, asked, dim, quiet=job.quiet)
         corpus = gathering.result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-    queries, like = list(job.queries), None
-    if job.like is not None:
-        path, line = file_and_line(job.like)
-        like = corpus.at(path, line)
-        queries = [Query(job.like, like.text, job.like)]
-        vectors = passage_vector(like.text, like.title, encoder, passages, dim)
-    live = LiveHits(quiet=job.quiet)
-    last: list[Answer] = []
-
-    def seen(answer: Answer) -> None:
-        last[:] = [answer]
-        live.show(answer)
-
-    show = _Shown(form, encoder, passages, queries)
-    try:
-        found = search_files(
-            corpus, queries, vectors, encoder, spec, job.wanted, seen=seen, like=like
-        )
-    except KeyboardInterrupt:
-        live.close()
-        _tell_stopped(job, last, vectors, show)
+    except BaseException:
+        is_stopped.set()
+        wait([gathering], STOP_S)  # what was split is kept
         raise
     finally:
         live.close()
-    for one in found:
-        show.write(one)
-    corpus.skipped.say()
-    if not len(corpus) and not job.quiet:
-        note("nothing to search: no text in what was named (-g, hidden and ignored files count)")
-    code = _code(job, found, len(corpus))
-    return code if not corpus.skipped.failed or (is_silent and not code) else 2
+        pool.shutdown(wait=False, cancel_futures=True)
+    return _Ready(corpus=corpus, encoder=encoder, passages=passages, spec=spec, vectors=vectors)
 
 
 def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
