@@ -23,7 +23,7 @@ class Known(NamedTuple):
 class Matcher:
     """Finds stored rows, each claimed once. What is left at the end is no longer in the source.
 
-    Rows that are appended meanwhile are found, too: they are claimed from the beginning. One bit,
+    Rows that are appended meanwhile are found, too: they are claimed from the beginning. A byte,
     and for a text that stands in several rows a number, of memory for each stored row.
     """
 
@@ -45,6 +45,8 @@ class Matcher:
 
     def with_digest(self, digest: bytes) -> Known | None:
         """Return the first row of this digest that nobody has claimed."""
+        if not self.slots:
+            return None  # nor is there anything to look it up with
         query = "SELECT slot, digest, crc FROM rows WHERE digest = ? AND slot > ? ORDER BY slot"
         after = self._last.get(digest, -1)
         while found := self._one(query, digest, after):
@@ -55,6 +57,8 @@ class Matcher:
 
     def twin(self, digest: bytes) -> int | None:
         """Return the first row of this digest, claimed or not: its vector is the same."""
+        if not self.slots:
+            return None
         query = "SELECT slot, digest, crc FROM rows WHERE digest = ? ORDER BY slot LIMIT 1"
         found = self._one(query, digest)
         return found.slot if found else None

@@ -110,7 +110,7 @@ class State:
             self.changes.taken += 1
             self._write(new, new.stored)
             return False
-        twin = self.matcher.twin(new.row.digest) if self.matcher.slots else None
+        twin = self.matcher.twin(new.row.digest)
         if twin is not None and (self.writer is None or self.writer.has_stored(twin)):
             self.changes.copied += 1
             self._write(new, self.writer.stored(twin) if self.writer else None)
