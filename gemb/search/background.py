@@ -8,8 +8,8 @@ Then
     floor = 0.265 + quartile / 2
 
 which is halfway between one floor for all corpora and one that follows the corpus alone. It was
-chosen by experiment among a dozen rules: fifteen sets of questions and texts, 30 to 3,500 texts,
-three models; each rule's constant was set so that 2 % of the questions lose the answer that they
+chosen by experiment among a dozen rules: fourteen sets of questions and texts, 30 to 3,500 texts,
+four models; each rule's constant was set so that 2 % of the questions lose the answer that they
 have. So many questions about another subject then have an answer, on the mean and in the worst set:
 
     0.35, for all corpora                          1.0 %   12 %
