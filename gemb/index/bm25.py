@@ -73,7 +73,7 @@ def by_words(
             f"WHERE words MATCH ? {condition} ORDER BY score DESC, words.rowid LIMIT ?",
             (TITLE, match, *(where.parameters if where else ()), k),
         ).fetchall()
-        last = connection.execute("SELECT max(slot) FROM rows").fetchone()[0]
+        last = connection.execute("SELECT max(slot) FROM rows").fetchone()[0] or 0
     least = share * idf(np.array(list(counts.values())), last + 1).sum()
     good = [(slot, score) for slot, score in found if score >= least]
     return Ranked(
