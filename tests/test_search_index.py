@@ -197,3 +197,38 @@ def test_an_index_of_a_folder_gives_lines_of_its_files(rows: Gemb):
     assert found.stdout == b"docs/guide.md:7:You can cancel an order until it is sent.\n"
     around = rows("search", "cancel an order", "docs.gemb", "--weak", "-k1", "-B2")
     assert around.stdout.splitlines()[0] == b"docs/guide.md-5-## Cancel"
+
+
+def test_recall_is_measured_on_the_rows_themselves(rows: Gemb):
+    found = rows("search", "--check-recall", "3", "rows.gemb", "-k2", "--json")
+    assert found.returncode == 0, found.stderr
+    report = json.loads(found.stdout)
+    assert (report["queries"], report["k"], report["kind"]) == (3, 2, "rows as queries")
+    assert 0 <= report["worst"] <= report["recall"] <= 1
+    assert report["accuracy"] == "balanced"
+    (rows.folder / "q").write_text("cancel an order\nparcel\n")
+    by_queries = rows(
+        "search", "--check-recall", "9", "rows.gemb", "-f", "q", "--accuracy", "exact"
+    )
+    line = by_queries.stdout.decode()
+    assert line.startswith("recall@10 1.0000 (worst 1.00) of 2 queries; exact, exact: ")
+
+
+def test_a_run_is_read_by_the_reference(rows: Gemb):
+    trec = pytest.importorskip("pytrec_eval")
+    (rows.folder / "q.jsonl").write_text('{"_id": "q1", "text": "cancel an order"}\n')
+    for more in ((), ("--hybrid",)):
+        found = rows("search", "-f", "q.jsonl", "rows.gemb", "--trec", "--weak", *more)
+        scores = trec.parse_run(found.stdout.decode().splitlines())["q1"]
+        as_json = ids(rows, "cancel an order", "rows.gemb", "--weak", *more)
+        assert sorted(scores, key=scores.__getitem__, reverse=True) == as_json
+
+
+def test_a_batch_finds_what_each_query_finds_alone(rows: Gemb):
+    queries = ["cancel an order", "parcel", "rains in the north", "land"]
+    (rows.folder / "q").write_text("\n".join(queries))
+    together = rows("search", "-f", "q", "rows.gemb", "--weak", "-k3")
+    hits = [json.loads(line) for line in together.stdout.splitlines()]
+    for number, query in enumerate(queries, 1):
+        alone = ids(rows, query, "rows.gemb", "--weak", "-k3")
+        assert [hit["id"] for hit in hits if hit["query"] == str(number)] == alone

@@ -54,6 +54,7 @@ def run_recall(
         accuracy = "balanced" if job.wanted.accuracy == "auto" else job.wanted.accuracy
         how = plan(accuracy, rows.count, k)
         dtype = index.spec.dtype
+        own = None  # the rows that the queries are
         if job.queries:
             encoder = open_model(job.model or index.model)
             check_model(index, folder, encoder, given=job.model, force=job.force)
@@ -61,7 +62,10 @@ def run_recall(
             queries = job.queries[:count]
             vectors = embedded(queries, encoder, words, index.spec.dim, quiet=job.quiet)
         else:
-            vectors = rows_as_queries(index.stored, dtype=dtype, count=count, rows=rows.numbers)
+            drawn = rows_as_queries(index.stored, dtype=dtype, count=count, rows=rows.numbers)
+            vectors, own = drawn.queries, drawn.rows
+            if not len(own):
+                raise UsageError(f"--check-recall: no row of {shown} has a vector")
         found = check_recall(
             vectors,
             index.stored,
@@ -71,6 +75,7 @@ def run_recall(
             dtype=dtype,
             k=k,
             rows=rows.numbers,
+            own=own,
         )
     whose = "queries" if job.queries else "rows as queries"
     if as_json:
