@@ -43,6 +43,7 @@ class Passages:
         self._known = known
         self._firsts: NDArray[np.int64] = np.zeros(1, np.int64)  # of each file's passages
         self._titles: dict[int, Sequence[str]] = {}
+        self._keys: list[bytes] = []
         self._held: OrderedDict[int, str] = OrderedDict()
 
     def fill(
@@ -70,8 +71,11 @@ class Passages:
 
     def keys(self) -> list[bytes]:
         """Return each passage's key."""
-        found: list[bytes] = self.table["key"].tolist()
-        return found + [passage_key(record.title, record.text) for _, record in self.records]
+        if len(self._keys) != len(self):
+            of_files: list[bytes] = self.table["key"].tolist()
+            of_records = [passage_key(record.title, record.text) for _, record in self.records]
+            self._keys = of_files + of_records
+        return self._keys
 
     def file_of(self, number: int) -> int:
         """Return the number of a passage's file; that of a stream's is beyond all files'."""
