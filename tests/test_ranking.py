@@ -180,8 +180,8 @@ def test_the_scan_finds_the_codes_at_the_least_distance(width, filtered, monkeyp
     distances = np.unpackbits(queries[:, None] ^ looked_at, axis=2).sum(axis=2)
     expected = np.sort(distances, axis=1)[:, :70]
     ways = [[by_numpy(query, codes, 70, rows) for query in queries]]
-    if rows is None:
-        ways.append(by_faiss(queries, codes, 70))
+    monkeypatch.setattr(code_scan, "GATHERED", 150)
+    ways.append(by_faiss(queries, codes, 70, rows))
     for found in ways:
         for places, own, best in zip(found, distances, expected, strict=True):
             assert (np.diff(places) > 0).all()
@@ -199,6 +199,18 @@ print(len(nearest_codes(codes[:1], codes, count=10)[0]), "faiss" in sys.modules)
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == ["10", "False"]
+
+
+def test_many_queries_are_scanned_by_faiss_with_the_same_answer(monkeypatch):
+    codes = np.random.default_rng(0).integers(0, 256, (500, 96), np.uint8)
+    one_by_one = [by_numpy(query, codes, 30, None) for query in codes]
+    monkeypatch.setattr(code_scan, "QUERIES_AT_A_TIME", 100)
+    monkeypatch.setattr(code_scan, "FAISS_PAYS", 1000)
+    for query, own, other in zip(
+        codes, one_by_one, nearest_codes(codes, codes, count=30), strict=True
+    ):
+        distances = np.unpackbits(query ^ codes, axis=1).sum(axis=1)
+        assert sorted(distances[own]) == sorted(distances[other])
 
 
 def test_a_scan_of_few_codes_finds_all():
@@ -268,7 +280,9 @@ def test_the_accuracy_decides_how_many_candidates():
     assert plan("auto", 10**6, 10) == plan("balanced", 10**6, 10) == Plan(800)
     assert plan("balanced", 1000, 10) == Plan(800)
     assert plan("fast", 10**6, 10) == Plan(200)
-    assert plan("fast", 10**6, 100).candidates > 1000
+    assert plan("fast", 10**6, 100) == Plan(1500)
+    assert plan("fast", 10**7, 10) == Plan(400)
+    assert plan("fast", 0, 10) == Plan(200)
     assert str(Plan(None)) == "exact"
     assert str(Plan(800)) == "two-stage, 800 candidates"
 

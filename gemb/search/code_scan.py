@@ -20,6 +20,7 @@ Distances = NDArray[np.uint16]
 
 FAISS_PAYS = 30_000_000  # distances that numpy finds in the time that importing faiss takes
 BLOCK_ROWS = 4096  # their words and counts stay in a core's cache
+GATHERED = 100_000  # codes of chosen rows that a core copies together for faiss at a time
 QUERIES_AT_A_TIME = 256  # for faiss: bounds the memory for what is found
 
 
@@ -41,12 +42,11 @@ def nearest_codes(
     number = len(codes) if rows is None else len(rows)
     if number <= count:
         return [np.arange(number)] * len(queries)
-    pays = "faiss" in sys.modules or len(queries) * number >= FAISS_PAYS
-    if pays and rows is None:
-        starts = range(0, len(queries), QUERIES_AT_A_TIME)
-        parts = (queries[first : first + QUERIES_AT_A_TIME] for first in starts)
-        return [places for part in parts for places in by_faiss(part, codes, count)]
-    return [by_numpy(query, codes, count, rows) for query in queries]
+    if "faiss" not in sys.modules and len(queries) * number < FAISS_PAYS:
+        return [by_numpy(query, codes, count, rows) for query in queries]
+    starts = range(0, len(queries), QUERIES_AT_A_TIME)
+    parts = (queries[first : first + QUERIES_AT_A_TIME] for first in starts)
+    return [places for part in parts for places in by_faiss(part, codes, count, rows)]
 
 
 class _Counted(NamedTuple):
@@ -97,20 +97,28 @@ def _row_sums(counts: NDArray[np.uint8]) -> NDArray[Any]:
     return whole
 
 
-def by_faiss(queries: Codes, codes: Codes, count: int) -> list[Ints]:
-    """Return `count` places for each query [Q, B]: each core scans its share of the rows."""
+def by_faiss(queries: Codes, codes: Codes, count: int, rows: Ints | None) -> list[Ints]:
+    """Return `count` places for each query [Q, B]: each core scans its share of the rows.
+
+    Memory: with `rows`, their codes, 100,000 at a time for each core; and for each share of the
+    rows 12 bytes for each place of each query.
+    """
     import faiss
 
     queries = np.ascontiguousarray(queries)
-    share = -(-len(codes) // threads())
+    number = len(codes) if rows is None else len(rows)
+    share = -(-number // threads())
+    if rows is not None:
+        share = min(share, GATHERED)
 
     def part(first: int) -> tuple[NDArray[np.int32], Ints]:
         faiss.omp_set_num_threads(1)  # of this thread
-        some = codes[first : first + share]
-        distances, places = faiss.knn_hamming(queries, some, min(count, len(some)))
+        some = slice(first, first + share)
+        looked_at = codes[some] if rows is None else codes[rows[some]]
+        distances, places = faiss.knn_hamming(queries, looked_at, min(count, len(looked_at)))
         return distances, places + first
 
-    found = list(ahead(part, range(0, len(codes), share)))
+    found = list(ahead(part, range(0, number, share)))
     distances = np.concatenate([one[0] for one in found], axis=1)
     places = np.concatenate([one[1] for one in found], axis=1)
     chosen = np.argpartition(distances, count - 1, axis=1)[:, :count]
