@@ -1,8 +1,8 @@
-"""The plugin interface: what a backend can do, and how gemb finds one.
+"""The plugin interface: what a backend can do.
 
-A backend is a class named by an entry point of the group `gemb.backends`. The built-in ones come
-through the same door. It overrides the methods that it supports; the others refuse, and name who
-could. Looking for a backend imports no tensor library: a backend imports its own in its methods.
+A backend is a class named by an entry point of the group `gemb.backends` (`gemb.plugins` finds it).
+The built-in ones come through the same door. It overrides the methods that it supports; the others
+refuse, and name who could. It imports its tensor library in its methods.
 """
 
 from __future__ import annotations
@@ -10,13 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
-from gemb.errors import Missing, UsageError
-from gemb.notes import warn
+from gemb.errors import UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +24,6 @@ if TYPE_CHECKING:
     from gemb.verdict import Verdict
 
     TokenIds = NDArray[np.int32]
-
-GROUP = "gemb.backends"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +60,7 @@ class ModelDescription:
     size_bytes: int  # of the files that a run needs
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
+    trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
 
 
 def cores() -> int:
@@ -140,11 +136,14 @@ class Backend:
         """
         raise self._refusal("describe")
 
-    def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
+    def export_gguf(
+        self, source: Path, target: Path | None, *, outtype: str, weights: bool = True
+    ) -> None:
         """Write the model folder `source` as one GGUF file `target`.
 
         Outtype f32, bf16, q8_0 or q4_0; auto: the types that it was trained for, or bf16.
         Without a target nothing is written: what would be refused before writing is refused.
+        Without weights the file has its header and its length, and a hole: enough to plan with.
 
         Raises:
             UsageError: the folder holds what a GGUF file cannot.
@@ -196,6 +195,8 @@ class Backend:
         return []
 
     def _refusal(self, method: str) -> UsageError:
+        from gemb.plugins import backends
+
         able = sorted(other.name for other in backends().values() if method in other.can)
         verb = method.replace("_", "-")
         who = f"; use --backend {' or '.join(able)}" if able else ""
@@ -227,94 +228,3 @@ class Training:
     processes: int = 0  # on this machine; 0: one for each GPU, or one
     nodes: int = 1  # machines
     meeting: str = ""  # HOST:PORT where machines meet
-
-
-@cache
-def backends() -> Mapping[str, Backend]:
-    """Return every installed backend by name. One that fails to import is named on stderr."""
-    from importlib.metadata import entry_points
-
-    found: dict[str, Backend] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-        try:
-            found[entry.name] = entry.load()()
-        except Exception as error:  # a stranger's plugin may raise anything
-            _failed[entry.name] = f"{type(error).__name__}: {error}"
-            dist = entry.dist.name if entry.dist else "unknown package"
-            warn(
-                f"backend '{entry.name}' of {dist} does not import ({_failed[entry.name]}); "
-                "it is left out"
-            )
-    return found
-
-
-_failed: dict[str, str] = {}
-
-
-def named(name: str) -> Backend:
-    """Return the backend of this name, its libraries checked.
-
-    Raises:
-        UsageError: there is none of this name.
-        Missing: it does not import, or a library that it needs is not installed.
-    """
-    found = backends()
-    if name in _failed:
-        raise Missing(f"backend '{name}' does not import: {_failed[name]}")
-    if name not in found:
-        raise UsageError(f"no backend '{name}'; installed: {', '.join(found) or 'none'}")
-    return checked(found[name])
-
-
-def for_model(model: Path, name: str = "auto") -> Backend:
-    """Return the backend that opens this model, or the one asked for by name.
-
-    Raises:
-        UsageError: no backend knows this kind of file.
-        Missing: the one that does needs a library that is not installed.
-    """
-    if name != "auto":
-        return named(name)
-    return checked(_opener(model))
-
-
-def _opener(model: Path) -> Backend:
-    for backend in backends().values():
-        if backend.can_open(model):
-            return backend
-    raise UsageError(
-        f"{model}: no model that a backend knows; "
-        "a model is a .gguf file or a sentence-transformers folder with config.json"
-    )
-
-
-def describe(model: Path) -> ModelDescription:
-    """Return what the model's files say of it; the backend's own libraries need not be installed.
-
-    Raises:
-        UsageError: no backend knows this kind of file, or the files are broken.
-    """
-    return _opener(model).describe(model)
-
-
-def able(method: str) -> Backend:
-    """Return the backend that has this method of `Backend`, its libraries checked.
-
-    Raises:
-        UsageError: none has it.
-        Missing: a library that it needs is not installed.
-    """
-    for backend in backends().values():
-        if method in backend.can:
-            return checked(backend)
-    raise UsageError(f"no installed backend can {method.replace('_', '-')}")
-
-
-def checked(backend: Backend) -> Backend:
-    """Return the backend, or raise Missing with the install command of what it lacks."""
-    for module, package in backend.requires.items():
-        if find_spec(module) is None:
-            raise Missing(
-                f"backend '{backend.name}' needs the module '{module}': pip install '{package}'"
-            )
-    return backend

@@ -1,9 +1,12 @@
 """What a chain will cost, by arithmetic: tokens, memory and GPU-hours, before anything is run.
 
     operations   6 N a token: 2 N forwards, 4 N backwards; 2 N more where a batch is computed twice
-                 (gradient cache) or activations are; 2 N of the teacher for each token it embeds
-    N            the numbers that a token is multiplied with: layers and dense layers. The token
-                 table is a look-up; in adaptation it is the output layer, too, and is counted
+                 (gradient cache), and where activations are; 2 N of the teacher for each token it
+                 embeds
+    N            the numbers that a token is multiplied with: the layers'. The token table is a
+                 look-up, and the dense layers have a text's mean alone. In adaptation a token of an
+                 input meets the encoder's layers and the keys and values of cross-attention; one of
+                 a target the decoder's layers, cross-attention's other half, and the table
     hours        operations / (peak of the GPU * the share of it that is reached)
     memory       of one process: weights, gradients and both moments in fp32, 16 bytes a number,
                  and what a pass keeps for its way back
@@ -14,17 +17,19 @@ Tokens are the most that the recipe can read, all texts as long as `max_tokens`,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from gemb import models
 from gemb.chain import Chain, Stage, references
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.layer_choice import layer_choice, layers_in
 from gemb.model_json import read_json, whole_number
 from gemb.recipe import Adapt, Recipe
+from gemb.ul2 import OBJECTIVES
 
 # Peak of dense bf16 products, operations a second, by NVIDIA's and Google's data sheets.
 PEAKS = {
@@ -123,7 +128,11 @@ class Plan:
 
 
 def plan(chain: Chain, gpu: Gpu) -> Plan:
-    """Return what the stages will cost. Reads headers of models that are here, and no data."""
+    """Return what the stages will cost. Reads headers of models that are here, and no data.
+
+    Raises:
+        UsageError: a stage keeps layers that are no list of layers.
+    """
     shapes: dict[str, Shape] = {}  # of what each stage makes
     assumed: list[str] = []
     costs = []
@@ -137,36 +146,34 @@ def plan(chain: Chain, gpu: Gpu) -> Plan:
             teacher = begins.get(distill.teacher) if distill else None
             costs.append(_cost(stage, stage.recipe, shape, teacher, gpu))
         else:
-            words = " ".join(stage.command)
-            if "--keep-layers" in stage.command:
-                kept = stage.command[stage.command.index("--keep-layers") + 1]
-                shape = replace(shape, layers=len(layers_in(kept)))
-            costs.append(Cost(stage=stage.name, kind=stage.kind, does=words))
+            shape = _cut_by(shape, stage.command)
+            costs.append(Cost(stage=stage.name, kind=stage.kind, does=" ".join(stage.command)))
         shapes[stage.name] = shape
     return Plan(tuple(costs), gpu, tuple(dict.fromkeys(assumed)))
 
 
 def _cost(stage: Stage, recipe: Recipe, shape: Shape, teacher: Shape | None, gpu: Gpu) -> Cost:
     adapt = (recipe.adapt or Adapt()) if recipe.stage == "adapt" else None
-    matrices = shape.layers * shape.layer
     parameters = shape.parameters
-    worked = matrices + shape.dense
+    worked: float = shape.layers * shape.layer
     if adapt:
         # A decoder of the same size beside the encoder; a cross-attention as big as attention.
-        cross = shape.layers * shape.hidden * (2 * shape.queries + 2 * shape.keys)
-        parameters = 2 * matrices + cross + shape.table
-        worked = matrices + cross + shape.table
+        from_inputs = shape.layers * 2 * shape.hidden * shape.keys
+        from_targets = shape.layers * 2 * shape.hidden * shape.queries
+        parameters = 2 * shape.layers * shape.layer + from_inputs + from_targets + shape.table
+        written = _written(adapt)
+        worked += (1 - written) * from_inputs + written * (from_targets + shape.table)
     a_step = _tokens_a_step(recipe, adapt, gpu.fill)
     steps = recipe.run.steps
     if steps and recipe.mixtures:  # trials, then the best in full
         steps = recipe.mixtures.trials * recipe.mixtures.steps + recipe.mixtures.best * steps
     tokens = steps * a_step if steps else None
-    recomputes = recipe.run.activation_checkpointing
-    if not adapt:
-        recomputes = recomputes or a_step / recipe.batch.accumulate > recipe.batch.micro_tokens
+    passes = 3 + recipe.run.activation_checkpointing  # the way back is two
+    if not adapt and a_step / recipe.batch.accumulate > recipe.batch.micro_tokens:
+        passes += 1
     operations = None
     if tokens is not None:
-        operations = (8 if recomputes else 6) * worked * tokens
+        operations = 2 * passes * worked * tokens
         if teacher:
             operations += 2 * teacher.layers * teacher.layer * tokens
     state = parameters * (_STATE + (4 if recipe.qat else 0))  # and its rounded copy
@@ -191,6 +198,12 @@ def _tokens_a_step(recipe: Recipe, adapt: Adapt | None, fill: float) -> float:
     return batch.accumulate * batch.pairs * (2 + batch.negatives) * batch.max_tokens * fill
 
 
+def _written(adapt: Adapt) -> float:
+    """Return the share of a text's tokens that the decoder writes, 0 to 1; marks are left out."""
+    tasks = OBJECTIVES[adapt.objective]
+    return sum(task.weight * task.noise for task in tasks) / sum(task.weight for task in tasks)
+
+
 def _sources(recipe: Recipe) -> str:
     return f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
 
@@ -200,6 +213,23 @@ def _cut(shape: Shape, recipe: Recipe) -> Shape:
     layers = len(choice.layers) if choice.layers else choice.greedy or shape.layers
     vocabulary = min(recipe.init.vocab or shape.vocabulary, shape.vocabulary)
     return replace(shape, layers=min(layers, shape.layers), vocabulary=vocabulary)
+
+
+def _cut_by(shape: Shape, command: Sequence[str]) -> Shape:
+    """Return what a command leaves of a model: `gemb cut` fewer layers and tokens, others all."""
+    if command[0] != "cut":
+        return shape
+    given = dict(pairwise(command))
+    given |= {name: value for name, sign, value in (w.partition("=") for w in command) if sign}
+    if "--keep-layers" in given:
+        try:
+            layers = len(layers_in(given["--keep-layers"]))
+        except ValueError as error:
+            raise UsageError(f"{' '.join(command)}: --keep-layers: {error}") from error
+        shape = replace(shape, layers=min(layers, shape.layers))
+    if "--vocab" in given:
+        shape = replace(shape, vocabulary=min(int(given["--vocab"]), shape.vocabulary))
+    return shape
 
 
 def _shape(text: str, shapes: Mapping[str, Shape], assumed: list[str]) -> Shape:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gemb.backend import ModelDescription
 from gemb.checkpoint import open_checkpoint
+from gemb.qat import folder_types
 
 # Files beside the weights that a run reads.
 SMALL_FILES = (
@@ -49,6 +50,7 @@ def describe_folder(folder: Path) -> ModelDescription:
         size_bytes=sum(path.stat().st_size for path in files),
         fingerprint=checkpoint.fingerprint(),
         licence=checkpoint.licence(),
+        trained_types=folder_types(folder),
     )
 
 

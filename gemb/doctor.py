@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.backend import Check, Runtime, backends, cores, for_model
+from gemb.backend import Check, Runtime, cores
 from gemb.errors import GembError
 from gemb.hub_cache import cache_folder, is_offline
 from gemb.models import DEFAULT, bundled, local_references, resolve
+from gemb.plugins import backends, for_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -180,7 +181,3 @@ def _fault(alone: NDArray[np.float32], together: NDArray[np.float32], dim: int) 
     if np.abs(alone[0] - alone[1]).max() <= BATCH_TOLERANCE:
         return "two different texts have one vector"
     return ""
-
-
-def _is_linux() -> bool:
-    return sys.platform == "linux"

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.atomic import new_file
-from gemb.backend import Backend, Runtime, able, for_model
+from gemb.backend import Backend, Runtime
 from gemb.errors import Missing, NegativeAnswer
+from gemb.plugins import able, for_model
 
 if TYPE_CHECKING:
     from gemb.compare import Agreement

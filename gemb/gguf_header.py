@@ -20,61 +20,12 @@ from math import prod
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.gguf_types import ARRAY, STRING, TENSOR_TYPES, VALUE_TYPES
 
 Scalar = int | float | bool | str
 
 ALIGNMENT = 32  # where general.alignment is absent
 LONG = 1024  # arrays up to this length are read, longer ones only placed
-
-# GGUF's value types: number -> name, struct code (none for strings and arrays).
-_STRING, _ARRAY = 8, 9
-VALUE_TYPES: dict[int, tuple[str, str]] = {
-    0: ("uint8", "B"),
-    1: ("int8", "b"),
-    2: ("uint16", "H"),
-    3: ("int16", "h"),
-    4: ("uint32", "I"),
-    5: ("int32", "i"),
-    6: ("float32", "f"),
-    7: ("bool", "?"),
-    _STRING: ("string", ""),
-    _ARRAY: ("array", ""),
-    10: ("uint64", "Q"),
-    11: ("int64", "q"),
-    12: ("float64", "d"),
-}
-
-# ggml's tensor types: number -> name, values in a block, bytes in a block (ggml.c `type_traits`).
-TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
-    0: ("f32", 1, 4),
-    1: ("f16", 1, 2),
-    2: ("q4_0", 32, 18),
-    3: ("q4_1", 32, 20),
-    6: ("q5_0", 32, 22),
-    7: ("q5_1", 32, 24),
-    8: ("q8_0", 32, 34),
-    10: ("q2_K", 256, 84),
-    11: ("q3_K", 256, 110),
-    12: ("q4_K", 256, 144),
-    13: ("q5_K", 256, 176),
-    14: ("q6_K", 256, 210),
-    16: ("iq2_xxs", 256, 66),
-    17: ("iq2_xs", 256, 74),
-    18: ("iq3_xxs", 256, 98),
-    19: ("iq1_s", 256, 50),
-    20: ("iq4_nl", 32, 18),
-    21: ("iq3_s", 256, 110),
-    22: ("iq2_s", 256, 82),
-    23: ("iq4_xs", 256, 136),
-    29: ("iq1_m", 256, 56),
-    30: ("bf16", 1, 2),
-    34: ("tq1_0", 256, 54),
-    35: ("tq2_0", 256, 66),
-    39: ("mxfp4", 32, 17),
-    40: ("nvfp4", 64, 36),
-    41: ("q1_0", 128, 18),
-    42: ("q2_0", 64, 18),
-}
 
 _MOST_ENTRIES = 10_000
 _MOST_TENSORS = 100_000
@@ -212,12 +163,12 @@ class _Reader:
             if not key or key in metadata:
                 raise _broken(self.path, f"the key {key!r} is empty or there twice")
             kind = self.number("I")
-            metadata[key] = self.array(key) if kind == _ARRAY else self.scalar(key, kind)
+            metadata[key] = self.array(key) if kind == ARRAY else self.scalar(key, kind)
             types[key] = VALUE_TYPES[kind][0]
         return metadata, types
 
     def scalar(self, key: str, kind: int) -> Scalar:
-        if kind == _STRING:
+        if kind == STRING:
             return self.text()
         if kind not in VALUE_TYPES:
             raise _broken(self.path, f"{key!r} has the unknown type {kind}")
@@ -226,11 +177,11 @@ class _Reader:
     def array(self, key: str) -> Array:
         kind, length = self.number("I"), self.number("Q")
         begin = self.at
-        if kind not in VALUE_TYPES or kind == _ARRAY:
+        if kind not in VALUE_TYPES or kind == ARRAY:
             raise _broken(self.path, f"{key!r} is an array of the unknown type {kind}")
         name, code = VALUE_TYPES[kind]
         values: tuple[Scalar, ...] | None = None
-        if kind == _STRING:
+        if kind == STRING:
             if length > min(_MOST_STRINGS, (self.size - self.at) // 8):
                 raise _broken(self.path, f"{key!r} has {length} strings")
             if length <= LONG:

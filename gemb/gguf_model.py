@@ -66,6 +66,8 @@ class GgufModel:
 
     def description(self) -> ModelDescription:
         """Return what `gemb models show` prints."""
+        from gemb.qat import gguf_types
+
         return ModelDescription(
             path=self.header.path,
             format="gguf",
@@ -84,6 +86,7 @@ class GgufModel:
             size_bytes=self.header.size_bytes,
             fingerprint=self.fingerprint(),
             licence=str(self.header.metadata.get("general.license", "")),
+            trained_types=gguf_types(self),
         )
 
     def types(self) -> dict[str, str]:

@@ -14,8 +14,6 @@ A tail that a kill tore off does not match its checksum, and is dropped.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -23,12 +21,14 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gemb.errors import GembError, UsageError
+from gemb.file_lock import lock_file
 from gemb.output_paths import check_journal
 from gemb.pipeline import Compute, Computed
 
@@ -74,7 +74,7 @@ class Journal:
         self._compute = compute
         self._dim = header.dim
         self._digest = hashlib.blake2b(digest_size=16)
-        self._fd = _locked(path)
+        self._fd = lock_file(path, partial(_refusal, path), "start no second gemb embed of it")
         self._reader = open(self._fd, "rb", closefd=False)  # noqa: SIM115
         self._end = 0  # of what is whole; the next window is written here
         size = os.fstat(self._fd).st_size
@@ -184,17 +184,6 @@ class Journal:
             raise
 
 
-def _locked(path: Path) -> int:
-    """Return a file descriptor to read and write, with an exclusive lock."""
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            output = path.name.removesuffix(".journal")
-            raise GembError(f"another gemb embed is writing {output}; wait for it") from None
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(path.stat(), os.fstat(fd)):
-                return fd
-        os.close(fd)  # its run ended, and removed it, between our opening and our lock
+def _refusal(path: Path, _file: int) -> GembError:
+    output = path.name.removesuffix(".journal")
+    return GembError(f"another gemb embed is writing {output}; wait for it")

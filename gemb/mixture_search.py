@@ -30,7 +30,7 @@ from gemb.recipe import Recipe
 from gemb.recipe_file import dump
 from gemb.run_folder import RunFolder
 from gemb.scores import Scores
-from gemb.soup import write_soup
+from gemb.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.soup_ingredients import Named, open_ingredients
 from gemb.soup_scores import Scorer, compared
 from gemb.verdict import Verdict
@@ -121,6 +121,8 @@ def _cooked(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Verd
     run = RunFolder(training.run)
     ingredients = open_ingredients([Named(str(folder), None) for folder in folders])
     write_soup(ingredients, run.model)
+    if loses_types(ingredients) and not training.quiet:
+        note(LOSES_TYPES)
     scorer = Scorer(suite=open_suite(recipe.eval.data), near=run.path, runtime=training.runtime)
     found = compared(ingredients, ingredients, scorer, "mean", run.model)
     if not training.quiet:
@@ -174,8 +176,7 @@ def _with(recipe: Recipe, mixture: Mixture) -> Recipe:
 
 
 def _score(run: RunFolder) -> float:
-    scores = Scores.load(run.scores("final"))
-    return scores.mean(*max(scores.sizes))
+    return Scores.load(run.scores("final")).value
 
 
 def _keep(run: RunFolder, trials: Sequence[Trial]) -> None:

@@ -22,10 +22,9 @@ from gemb.recipe import Mixtures, Recipe
 
 LEAST = 0.001  # of the batches, for every source: a recipe knows no weight of 0
 DIGITS = 4  # of a share
-
-APART = (
-    0.05  # shares of mixtures that count as two (gemb: less, and their runs see the same batches)
-)
+# By how much a share of two mixtures must differ that they count as two. Ours: with less, their
+# runs see nearly the same batches.
+APART = 0.05
 
 Origin = Literal["own", "drawn", "searched"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import sys
 from collections.abc import Iterator, Sequence
@@ -88,7 +89,9 @@ def check_folder_of(path: Path) -> None:
         raise UsageError(f"{path}: a link that leads back to itself")
     folder = followed(path).parent
     if not folder.is_dir():
-        raise UsageError(f"no such folder: {folder}; make it first: mkdir -p {folder}")
+        raise UsageError(
+            f"no such folder: {folder}; make it first: mkdir -p {shlex.quote(str(folder))}"
+        )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=_EFFECTIVE):
         raise UsageError(f"{folder}: nothing can be written to this folder; check its permissions")
 

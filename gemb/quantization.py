@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.errors import UsageError
 from gemb.export import F16_REASON
-from gemb.gguf_header import TENSOR_TYPES
+from gemb.gguf_types import TENSOR_TYPES
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.atomic import check_file, new_file
-from gemb.backend import Runtime, able
+from gemb.backend import Runtime
 from gemb.compare import bar_for
 from gemb.errors import UsageError
 from gemb.gguf_model import class_of
 from gemb.notes import note
 from gemb.output_paths import check_folder_of
+from gemb.plugins import able
 from gemb.quantization import Quantization, TensorPlan, is_matrix, trained
 from gemb.quantize_measure import Measures, Yardstick
-from gemb.quantize_source import Source, model_name, opened_source
+from gemb.quantize_source import Source, model_name, naming, opened_source
 from gemb.quantize_texts import calibration_texts
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Limits:
 
     min_cosine: float | None = None  # the least of any text; None: what is right for its types
     max_drop: float | None = None  # points (hundredths) of the mean score; None: any
+    max_bytes: int | None = None  # of the file; None: any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Job:
     dims: tuple[int, ...] = ()
     runtime: Runtime = field(default_factory=Runtime)
     overwrite: bool = False
+    is_plan: bool = False  # no file is made
     quiet: bool = False
 
 
@@ -127,9 +130,10 @@ class Workshop:
             prefix=".gemb-quantize-", dir=_scratch(self.job)
         ) as folder:
             place = Path(folder) / "measured.gguf"
-            plan = able("quantize").quantize(
-                self.source.gguf, place, wanted, threads=self.job.runtime.threads
-            )
+            with naming(Path(folder).parent):
+                plan = able("quantize").quantize(
+                    self.source.gguf, place, wanted, threads=self.job.runtime.threads
+                )
             measures = self.yardstick.measure(place, wanted.label)
             bar = _bar(plan, self.job.limits)
             refused = _refusal(measures, bar, self.job.limits)
@@ -154,7 +158,10 @@ def workshop(job: Job) -> Iterator[Workshop]:
     Raises:
         UsageError: the source or what is asked of it is not right.
     """
-    with opened_source(job.model, _scratch(job), requantize=job.requantize) as source:
+    weights = not job.is_plan or job.corpus is not None  # which matter is told by running them
+    with opened_source(
+        job.model, _scratch(job), requantize=job.requantize, weights=weights
+    ) as source:
         if source.qat and not job.ignore_qat:
             job = _heeding(job, source)
         if not job.wanted:
@@ -235,6 +242,9 @@ def _refusal(found: Measures, bar: float, limits: Limits) -> str:
     """Return why a file is not put in place, in a few words; empty: it may be."""
     if found.failed:
         return f"{found.failed} texts failed"
+    if limits.max_bytes is not None and found.size_bytes > limits.max_bytes:
+        more = found.size_bytes - limits.max_bytes
+        return f"{more:,} bytes larger than {limits.max_bytes:,} (--target-size)"
     if found.min_cosine < bar:
         return f"least cosine {found.min_cosine:.3f}, below {bar:g} (--min-cosine)"
     if limits.max_drop is not None and found.drop > limits.max_drop:
@@ -243,13 +253,13 @@ def _refusal(found: Measures, bar: float, limits: Limits) -> str:
 
 
 def _check_qat(model: Path, qat: Mapping[str, str], wanted: Quantization, plan: Plan) -> None:
-    trained = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
+    said = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
     for tensor in plan:
         if not is_matrix(tensor.shape):
             continue
         kind = class_of(tensor.name)
         if tensor.wanted != qat.get(kind, tensor.source):
             raise UsageError(
-                f"{model} was trained to be {trained}; {tensor.name} as {tensor.wanted} "
-                f"({wanted.name}) loses what that gained: leave out -t, or say --ignore-qat"
+                f"{model} was trained to be {said}; {tensor.name} as {tensor.wanted} "
+                f"({wanted.name}) loses what that gained: name no types, or say --ignore-qat"
             )

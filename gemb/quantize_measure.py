@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.backend import Runtime, for_model
+from gemb.backend import Runtime
 from gemb.compare import compare_vectors, encoded, prompted_ids
-from gemb.count_progress import CountProgress
 from gemb.evaluation import check_dims, evaluate
+from gemb.plugins import for_model
+from gemb.text_progress import text_progress
 from gemb.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.evaluation_sets import Suite
     from gemb.scores import Scores
-    from gemb.text_vectors import Done
 
 _LONGEST = 256  # tokens of a text whose time is taken
 _SECONDS = 1.0  # for which it is taken, at least
@@ -109,21 +109,8 @@ class Yardstick:
     def _scored(self, model: Encoder, name: str) -> Scores | None:
         if self._suite is None:
             return None
-        bar: CountProgress | None = None
-
-        def progress(done: Done) -> None:
-            nonlocal bar
-            if bar is None:
-                bar = CountProgress(
-                    done.all_texts, name, "texts", quiet=self._quiet, work=done.all_characters
-                )
-            bar.add(done.texts, done.tokens, done.characters)
-
-        try:
+        with text_progress(name, quiet=self._quiet) as progress:
             return evaluate(self._suite, model, dims=self._dims, progress=progress)
-        finally:
-            if bar is not None:
-                bar.close()
 
 
 def _speed(model: Encoder, ids: Sequence[NDArray[np.int32]]) -> float:

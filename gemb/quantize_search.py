@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gemb.errors import NegativeAnswer
+from gemb.gguf_header import ALIGNMENT
 from gemb.quantization import Quantization, Rule, is_matrix, quantization
 from gemb.quantize import Candidate, Plan, Workshop
 
@@ -82,7 +83,7 @@ ROUNDING = {
 }
 MIXED = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")  # types that a mix is made of
 _BASE, _RAISED = "q4_0", "q8_0"
-_UNITS = 1 << 12  # in which the knapsack counts the room
+_MORE = 128  # bytes at most that a file's header has more than its source's: two keys, alignment
 
 
 def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
@@ -97,8 +98,12 @@ def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
         NegativeAnswer: none fits.
     """
     plans = {type_: shop.planned(quantization("q8_0", [Rule("weight$", type_)])) for type_ in MIXED}
-    room = size_bytes - shop.source.other_bytes
-    room -= sum(one.size_bytes for one in plans["q8_0"] if not is_matrix(one.shape))
+    room = size_bytes - shop.source.other_bytes - _MORE
+    room -= sum(
+        -(-one.size_bytes // ALIGNMENT) * ALIGNMENT
+        for one in plans["q8_0"]
+        if not is_matrix(one.shape)
+    )
     sizes = {
         (kind, type_): _bytes_of(plans[type_], CLASSES[kind]) for kind in CLASSES for type_ in MIXED
     }
@@ -132,22 +137,27 @@ def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
 def _best(
     sizes: dict[tuple[str, str], int], errors: dict[tuple[str, str], float], room: int
 ) -> dict[str, str]:
-    """Return the type of each class: the least sum of errors whose sizes fit (a knapsack)."""
-    unit = max(1, room // _UNITS)
-    best: dict[int, tuple[float, dict[str, str]]] = {0: (0.0, {})}  # units -> error, types
+    """Return the type of each class: the least sum of errors whose sizes fit (a knapsack).
+
+    Of the mixes of the classes so far those are kept to which no smaller one is as good. The
+    smallest of all fits.
+    """
+    front: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
     for kind in CLASSES:
-        found: dict[int, tuple[float, dict[str, str]]] = {}
-        for units, (error, types) in best.items():
-            for type_ in MIXED:
-                total = units + -(-sizes[kind, type_] // unit)
-                sum_ = error + errors[kind, type_]
-                if total * unit <= room and (total not in found or sum_ < found[total][0]):
-                    found[total] = sum_, {**types, kind: type_}
-        best = found
-    if not best:  # by less than a unit for each class
-        return {kind: min(MIXED, key=lambda type_: sizes[kind, type_]) for kind in CLASSES}
-    return min(best.values(), key=lambda one: one[0])[1]
+        found = [
+            (size + sizes[kind, type_], error + errors[kind, type_], {**types, kind: type_})
+            for size, error, types in front
+            for type_ in MIXED
+            if size + sizes[kind, type_] <= room
+        ]
+        front = []
+        for one in sorted(found, key=lambda one: one[:2]):
+            if not front or one[1] < front[-1][1]:  # else a smaller one is as good
+                front.append(one)
+    return front[-1][2]
 
 
 def _bytes_of(plan: Plan, pattern: str) -> int:
-    return sum(tensor.size_bytes for tensor in plan if re.search(pattern, tensor.name))
+    """Return the bytes of a class of tensors in the file, where each begins at an aligned place."""
+    sizes = [tensor.size_bytes for tensor in plan if re.search(pattern, tensor.name)]
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemb.backend import able
 from gemb.errors import UsageError
 from gemb.gguf_header import GgufHeader
 from gemb.gguf_model import GgufModel, open_gguf
 from gemb.notes import warn
+from gemb.plugins import able
 from gemb.qat import GGUF_KEY, gguf_types
 from gemb.quantization import FILE_TYPES, PLAIN, is_matrix
 
@@ -29,13 +30,16 @@ class Source:
 
 
 @contextmanager
-def opened_source(model: Path, scratch: Path | None, *, requantize: bool) -> Iterator[Source]:
+def opened_source(
+    model: Path, scratch: Path | None, *, requantize: bool, weights: bool = True
+) -> Iterator[Source]:
     """Yield the source; what a folder was exported to is gone afterwards.
 
     Args:
         model: a model folder or a GGUF file.
         scratch: the folder for the export, as large as the model in 32 bits; None: the system's.
         requantize: take a file whose matrices are quantized already.
+        weights: False: a header is enough, and of a folder no more is written.
 
     Raises:
         UsageError: it is quantized already, or no model.
@@ -48,8 +52,20 @@ def opened_source(model: Path, scratch: Path | None, *, requantize: bool) -> Ite
         return
     with tempfile.TemporaryDirectory(prefix=".gemb-quantize-", dir=scratch) as folder:
         exported = Path(folder) / "source.gguf"
-        able("export_gguf").export_gguf(model, exported, outtype="f32")
+        with naming(Path(folder).parent):
+            able("export_gguf").export_gguf(model, exported, outtype="f32", weights=weights)
         yield _source(open_gguf(exported))
+
+
+@contextmanager
+def naming(folder: Path) -> Iterator[None]:
+    """Let an error of a file that is gone afterwards name the folder, which may be full."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or folder in Path(os.fsdecode(error.filename)).parents:
+            error.filename = str(folder)
+        raise
 
 
 def model_name(model: Path) -> str:

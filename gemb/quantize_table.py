@@ -57,7 +57,8 @@ def print_fit(shop: Workshop, size_bytes: int, *, as_json: bool) -> None:
     if not shop.job.quiet:
         rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
         note(f"the mix for {mix.name}: -t {mix.type} {rules}")
-    shop.job = replace(shop.job, wanted=(mix,))
+    limits = replace(shop.job.limits, max_bytes=size_bytes)
+    shop.job = replace(shop.job, wanted=(mix,), limits=limits)
     print_ladder(shop, as_json=as_json)
 
 
@@ -74,7 +75,7 @@ def _judge(job: Job, made: Sequence[Candidate]) -> None:
 def print_shares(shop: Workshop, *, as_json: bool) -> None:
     """Print what each class of tensors brings that is raised to more bits."""
     (base, *_) = shop.job.wanted
-    raised = "q8_0" if base.type not in ("q8_0", "bf16") else "bf16"
+    raised = "q8_0" if base.type != "q8_0" else "bf16"
     found: list[Share] = []
     whole: Candidate | None = None
     for one in sensitivity(shop, base, raised):
@@ -124,10 +125,9 @@ def _share_line(one: Share, job: Job) -> str:
     megabytes = one.bytes_more / 1e6
     least = one.raised.measures.min_cosine
     more = "".join(f"  {cell:>15}" for cell in _changes(one.raised.measures)) if job.suite else ""
-    return (
-        f"{one.name:12} {megabytes:8.1f} {one.share:10.1%} {one.share / megabytes:8.2%} "
-        f"{least:8.5f}{more}"
-    )
+    # A preset may have the class in that type already.
+    rate = f"{one.share / megabytes:.2%}" if megabytes else "-"
+    return f"{one.name:12} {megabytes:8.1f} {one.share:10.1%} {rate:>8} {least:8.5f}{more}"
 
 
 def print_plans(shop: Workshop, *, as_json: bool) -> None:

@@ -48,7 +48,7 @@ def check_texts(path: str) -> None:
     Raises:
         UsageError: there is none.
     """
-    if path != "-" and not Path(path).is_file():
+    if path != "-" and (not Path(path).exists() or Path(path).is_dir()):  # a pipe is welcome
         raise UsageError(f"{path}: no such file of texts")
 
 
@@ -61,7 +61,7 @@ def _records(path: str) -> list[Record]:
         if record is not None:
             (bad if record.error else good).append(record)
     if not good:
-        raise UsageError(f"{path}: no text in it")
+        raise UsageError(f"{'standard input' if path == '-' else path}: no text in it")
     if bad and bad[0].error:
         warn(f"{len(bad)} texts of {path} are left out, the first: {bad[0].error.message}")
     return good

@@ -75,6 +75,17 @@ class Scores:
         metrics = {one.metric for one in self.sets}
         return metrics.pop() if len(metrics) == 1 else "mean"
 
+    @property
+    def widest(self) -> Size:
+        """The widest size, in the first type that was evaluated."""
+        dtype = self.sizes[0].dtype
+        return max(size for size in self.sizes if size.dtype == dtype)
+
+    @property
+    def value(self) -> float:
+        """What a model is judged by: the mean of the sets' main metrics at the widest size."""
+        return self.mean(*self.widest)
+
     def mean(self, dim: int, dtype: str = "f32") -> float:
         """Return the mean of the sets' main metrics."""
         return float(np.mean([self.main(one.name, dim, dtype).value for one in self.sets]))

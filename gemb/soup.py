@@ -29,7 +29,8 @@ from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import GembError, UsageError
 from gemb.model_card import write_card
 from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
-from gemb.model_json import write_json
+from gemb.model_json import read_json, write_json
+from gemb.qat import CONFIG_KEY, folder_types
 from gemb.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
 from gemb.soup_ingredients import Ingredient, in_order
 
@@ -41,6 +42,10 @@ SPAN = 1 << 20  # numbers of a tensor in memory at a time
 # Measured on Linux: the mean of two models of 308 M numbers 74 MB, SLERP of two of 81 M 79 MB.
 MEMORY = 80_000_000
 
+LOSES_TYPES = (
+    "these models were trained for few bits (QAT), and their mean is not: its numbers lie between "
+    "those that their types can hold, so its config.json names no types"
+)
 _FILES = (("config.json",), TOKENIZER_FILES, SETTINGS)
 _HEADS = ("1_Pooling", "2_Dense", "3_Dense")  # they have weights in files of their own
 
@@ -57,8 +62,23 @@ class Plan:
 
 def shares(ingredients: Sequence[Ingredient]) -> list[float]:
     """Return the weights of the ingredients, brought to a sum of 1."""
-    total = math.fsum(one.weight for one in ingredients)
-    return [one.weight / total for one in ingredients]
+    weights = _scaled(ingredients)
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]
+
+
+def _scaled(ingredients: Sequence[Ingredient]) -> list[float]:
+    """Return the weights over a power of 2, which changes no bit: products cannot overflow."""
+    _, exponent = math.frexp(max(one.weight for one in ingredients))
+    return [math.ldexp(one.weight, -exponent) for one in ingredients]
+
+
+def loses_types(ingredients: Sequence[Ingredient]) -> bool:
+    """Return whether a model was trained for its types (QAT), and its soup is not.
+
+    The numbers of such a model are those that its types can hold; means of them are others.
+    """
+    return len(ingredients) > 1 and any(folder_types(one.checkpoint.folder) for one in ingredients)
 
 
 def plan(ingredients: Sequence[Ingredient]) -> Plan:
@@ -99,11 +119,15 @@ def write_soup(
     ingredients = in_order(ingredients)
     assert method == "mean" or len(ingredients) == 2, "slerp is between two models"
     first = ingredients[0].checkpoint
-    weights = [one.weight for one in ingredients]
+    weights = _scaled(ingredients)
+    is_unmarked = loses_types(ingredients)
     with ExitStack() as stack:
         models = [stack.enter_context(_OpenModel(one.checkpoint)) for one in ingredients]
         part = stack.enter_context(new_folder(target))
         copy_files(first.folder, part, *_FILES)
+        if is_unmarked:
+            config = read_json(part / "config.json")
+            write_json(part / "config.json", {k: config[k] for k in config if k != CONFIG_KEY})
         for file, tensors in _by_file(first).items():
             new = {}
             for name, tensor in tensors.items():

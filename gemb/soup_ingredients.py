@@ -52,7 +52,7 @@ def named(word: str) -> Named:
     """Return the reference and the weight of `MODEL=0.3`; a path that exists has no weight.
 
     Raises:
-        UsageError: the weight is no number above 0.
+        UsageError: the weight is no number, or none above 0.
     """
     reference, sign, tail = word.rpartition("=")
     if not sign or Path(os.path.expanduser(word)).exists():  # noqa: PTH111 - of an unknown user
@@ -60,6 +60,10 @@ def named(word: str) -> Named:
     try:
         weight = float(tail)
     except ValueError:
+        if reference and Path(os.path.expanduser(reference)).exists():  # noqa: PTH111
+            raise UsageError(
+                f"{word}: {tail!r} is no weight: a number, as {reference}=0.3"
+            ) from None
         return Named(word, None)
     if not reference:
         raise UsageError(f"{word}: a weight without a model; write MODEL={tail}")
@@ -76,7 +80,8 @@ def last_checkpoints(run: Path, count: int) -> list[Path]:
     """
     if not RunFolder(run).recipe.is_file():
         raise UsageError(f"{run} is no run: --last takes the folders that gemb train -o wrote")
-    steps = sorted(run.glob("checkpoints/step-*"), key=lambda path: int(path.name[5:]))
+    steps = [path for path in run.glob("checkpoints/step-*") if path.name[5:].isdecimal()]
+    steps.sort(key=lambda path: int(path.name[5:]))
     models = [step / "model" for step in steps if (step / "model").is_dir()]
     if len(models) < count:
         raise UsageError(
@@ -93,13 +98,22 @@ def open_ingredients(words: Sequence[Named]) -> tuple[Ingredient, ...]:
         UsageError: some have a weight and others have none; one is no model folder.
         Missing: a model is not here.
     """
+    check_weights(words)
+    return tuple(_opened(word) for word in words)
+
+
+def check_weights(words: Sequence[Named]) -> None:
+    """Refuse models of which some have a weight and others have none.
+
+    Raises:
+        UsageError: it is so.
+    """
     given = [word.weight is not None for word in words]
     if any(given) and not all(given):
         raise UsageError(
             f"{words[given.index(False)].reference} has no weight, and others have; "
             "give all or none one"
         )
-    return tuple(_opened(word) for word in words)
 
 
 def _opened(word: Named) -> Ingredient:

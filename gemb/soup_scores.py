@@ -16,15 +16,16 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from gemb import __version__
-from gemb.backend import Runtime, for_model
+from gemb.backend import Runtime
 from gemb.caches import scores_cache
 from gemb.errors import UsageError
 from gemb.evaluation import evaluate
 from gemb.evaluation_sets import Suite
+from gemb.plugins import for_model
 from gemb.scores import Scores
 from gemb.soup import Method, shares, write_soup
 from gemb.soup_ingredients import Ingredient, in_order
-from gemb.text_vectors import Progress
+from gemb.text_progress import text_progress
 from gemb.verdict import Difference, Verdict, verdict
 
 Keep = Literal["better", "win"]
@@ -51,7 +52,7 @@ class Scorer:
     near: Path  # soups to try are written into this folder, and removed
     backend: str = "auto"
     runtime: Runtime = field(default_factory=Runtime)
-    progress: Callable[[str], Progress] | None = None  # what to call, for a model's name
+    quiet: bool = True  # show no progress
 
     def scores(
         self,
@@ -87,9 +88,9 @@ class Scorer:
     def _of(self, model: Path, ingredients: Sequence[Ingredient]) -> Scores:
         encoder = for_model(model, self.backend).open(model, self.runtime)
         name = " + ".join(one.name for one in ingredients)
-        progress = self.progress(name) if self.progress else None
         dim = ingredients[0].checkpoint.dim
-        return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
+        with text_progress(f"eval {name}", quiet=self.quiet) as progress:
+            return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
 
     def _key(self, ingredients: Sequence[Ingredient], method: Method) -> str:
         """Return 32 hex digits of all that the scores depend on."""
@@ -124,11 +125,11 @@ def compared(
     """Return what became of the scores, from the best ingredient to the soup of the chosen ones."""
     found = [scorer.scores([one]) for one in ingredients]
     soup = scorer.scores(chosen, method, written)
-    means = [_mean(scores) for scores in found]
+    means = [scores.value for scores in found]
     best = means.index(max(means))
     return Comparison(
         scores=tuple(means),
-        soup=_mean(soup),
+        soup=soup.value,
         best=ingredients[best].name,
         verdict=verdict(found[best], soup),
     )
@@ -150,11 +151,11 @@ def greedy(
         tell: called after each try.
     """
     singles = [(one, scorer.scores([one])) for one in in_order(ingredients)]
-    singles.sort(key=lambda pair: -_mean(pair[1]))  # a stable sort: ties as `in_order` has them
+    singles.sort(key=lambda pair: -pair[1].value)  # a stable sort: ties as `in_order` has them
     (first, best), *others = singles
     chosen = [first]
-    score = _mean(best)
-    tries = [Try(added=first.name, to=(), before=score, after=score, low=0.0, high=0.0, kept=True)]
+    alone = best.value
+    tries = [Try(added=first.name, to=(), before=alone, after=alone, low=0.0, high=0.0, kept=True)]
     tell(tries[0])
     for one, _ in others:
         found = scorer.scores([*chosen, one])
@@ -178,10 +179,6 @@ def _try(one: Ingredient, chosen: Sequence[Ingredient], change: Difference, *, k
         high=change.high,
         kept=kept,
     )
-
-
-def _mean(scores: Scores) -> float:
-    return scores.mean(*max(scores.sizes))
 
 
 def to_json(tries: Sequence[Try], suite: Suite, keep: Keep) -> dict[str, Any]:

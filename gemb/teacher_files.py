@@ -20,6 +20,7 @@ from gemb.fingerprint import fingerprint
 from gemb.notes import note, warn
 from gemb.prompts import CARD, TASKS, Prompt, for_task
 from gemb.teachers import Filling, Teacher, Wanted
+from gemb.vector_rows import read_rows
 from gemb.vector_store import VectorStore, key_of
 from gemb.vectors import META, VectorSpec, unpacked
 
@@ -174,31 +175,21 @@ def _read_jsonl(path: Path) -> Iterator[Chunk]:
     numbers: list[NDArray[Any]] = []
     failed = 0
     dtype = "f32"
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                row = orjson.loads(line)
-                embedding = row.get("embedding")
-                vector = None if embedding is None else np.array(embedding, np.float32)
-            except (ValueError, AttributeError, TypeError):
-                raise UsageError(f"{place}: no row of vectors") from None
-            if vector is None:
-                failed += 1
-                continue
-            if vector.ndim != 1 or (numbers and vector.shape != numbers[0].shape):
-                before = f"; the rows before: {list(numbers[0].shape)}" if numbers else ""
-                raise UsageError(f"{place}: a vector of shape {list(vector.shape)}{before}")
-            if numbers and row.get("dtype", "f32") != dtype:
-                raise UsageError(f"{place}: {row.get('dtype', 'f32')} after rows of {dtype}")
-            dtype = row.get("dtype", "f32")
-            words.append(_words(place, row.get("task"), row.get("text"), row.get("title"), None))
-            numbers.append(vector)
-            if len(words) == CHUNK:
-                yield Chunk(words, _numbers(np.array(numbers), dtype, path), failed)
-                words, numbers, failed = [], [], 0
+    for _, place, fields, vector in read_rows(path):
+        if vector is None:
+            failed += 1
+            continue
+        found = fields.get("dtype", "f32")
+        if numbers and found != dtype:
+            raise UsageError(f"{place}: {found} after rows of {dtype}")
+        dtype = found
+        words.append(
+            _words(place, fields.get("task"), fields.get("text"), fields.get("title"), None)
+        )
+        numbers.append(vector)
+        if len(words) == CHUNK:
+            yield Chunk(words, _numbers(np.array(numbers), dtype, path), failed)
+            words, numbers, failed = [], [], 0
     if words or failed:
         rows = np.array(numbers) if numbers else np.zeros((0, 0), np.float32)
         yield Chunk(words, _numbers(rows, dtype, path), failed)

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import Backend, Encoder, Runtime, for_model
+from gemb.backend import Backend, Encoder, Runtime
 from gemb.count_progress import CountProgress
 from gemb.errors import GembError, UsageError
 from gemb.models import resolve
 from gemb.notes import warn
 from gemb.pipeline import Embedder, Plan, computing
+from gemb.plugins import for_model
 from gemb.prompts import Prompt
 from gemb.records import Record
 from gemb.teachers import Filling, Teacher, Wanted

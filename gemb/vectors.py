@@ -234,38 +234,25 @@ def _read_parquet(path: Path) -> VectorFile:
 
 def _read_jsonl(path: Path) -> VectorFile:
     import numpy as np
-    import orjson
+
+    from gemb.vector_rows import read_rows
 
     ids: list[Id] = []
     rows: list[NDArray[Any] | None] = []
     dtypes: set[str] = set()
-    width = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                row = orjson.loads(line)
-                embedding = row.get("embedding")
-                numbers = None if embedding is None else np.array(embedding, np.float32)
-            except (ValueError, AttributeError, TypeError):
-                raise UsageError(f"{path}, line {number}: no row of vectors") from None
-            ids.append(row.get("id", number))
-            rows.append(numbers)
-            if numbers is None:
-                continue
-            width = width or numbers.size
-            if numbers.shape != (width,):
-                shape = list(numbers.shape)
-                raise UsageError(f"{path}, line {number}: shape {shape}; rows before: [{width}]")
-            dtypes.add(row.get("dtype", "f32"))
+    for row in read_rows(path):
+        ids.append(row.fields.get("id", row.number))
+        rows.append(row.vector)
+        if row.vector is not None:
+            dtypes.add(row.fields.get("dtype", "f32"))
     if len(dtypes) > 1 or not dtypes <= set(DTYPES):
         raise UsageError(f"{path}: its rows are of the types {', '.join(sorted(map(str, dtypes)))}")
     dtype = dtypes.pop() if dtypes else "f32"
+    good = [place for place, row in enumerate(rows) if row is not None]
+    some = np.array([row for row in rows if row is not None])
+    width = some.shape[1] if good else 0
     dim = 8 * width if dtype == "ubinary" else width
     vectors = np.full((len(rows), dim), np.nan, np.float32)
-    good = [place for place, row in enumerate(rows) if row is not None]
     if good:
-        some = np.array([row for row in rows if row is not None])
         vectors[good] = unpacked(some, dtype, dim)
     return VectorFile(vectors, ids, dtype, None)

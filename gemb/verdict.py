@@ -84,7 +84,7 @@ def verdict(before: Scores, after: Scores) -> Verdict:
         UsageError: the two were not evaluated on the same sets, or not in the same type.
     """
     check_sets(before, {one.name: one.fingerprint for one in after.sets})
-    old, new = _widest(before), _widest(after)
+    old, new = before.widest, after.widest
     check_type(before, new.dtype)
     sets = tuple(_of_set(before, after, name, old, new) for name in _names(after))
     both = [size for size in after.sizes if size in before.sizes]
@@ -129,11 +129,6 @@ def check_type(before: Scores, dtype: str) -> None:
         raise UsageError(
             f"one side is of vectors in {known}, the other in {dtype}; evaluate both in one --dtype"
         )
-
-
-def _widest(scores: Scores) -> Size:
-    dtype = scores.sizes[0].dtype
-    return max(size for size in scores.sizes if size.dtype == dtype)
 
 
 def _of_mean(before: Scores, after: Scores, old: Size, new: Size) -> Difference:

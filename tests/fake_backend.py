@@ -161,8 +161,9 @@ class Gemb:
         self.model = write_model(folder / "model.fake")
         self.environment = {
             **os.environ,
+            # Before what is there: that may be the tree under test.
             "PYTHONPATH": os.pathsep.join(
-                filter(None, (str(plugins), os.environ.get("PYTHONPATH")))
+                filter(None, [str(plugins), os.environ.get("PYTHONPATH", "")])
             ),
             "GEMB_MODEL": "model.fake",
             "PYTHONUNBUFFERED": "",

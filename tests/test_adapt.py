@@ -49,10 +49,8 @@ def texts(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def recipe(tmp_path, decoder, texts):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(f"""
+def _recipe(decoder: Path, texts: Path) -> str:
+    return f"""
 stage: adapt
 init: {{from: {decoder}}}
 data: [{{path: {texts / "lines.txt"}}}, {{path: {texts / "rows.jsonl"}, weight: null}}]
@@ -61,7 +59,13 @@ adapt: {{tokens: 400}}
 optimizer: {{lr: 3e-3}}
 run: {{steps: {STEPS}, log_every: 1, precision: fp32}}
 checkpoint: {{every_steps: 2, keep: 9}}
-""")
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path, decoder, texts):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(_recipe(decoder, texts))
     return path
 
 
@@ -149,16 +153,7 @@ def undisturbed(tmp_path_factory, decoder, texts):
     """The files of a run that nobody stopped, with its decoder and moments."""
     folder = tmp_path_factory.mktemp("undisturbed")
     path = folder / "recipe.yaml"
-    path.write_text(f"""
-stage: adapt
-init: {{from: {decoder}}}
-data: [{{path: {texts / "lines.txt"}}}, {{path: {texts / "rows.jsonl"}, weight: null}}]
-batch: {{max_tokens: 32, micro_tokens: 150}}
-adapt: {{tokens: 400}}
-optimizer: {{lr: 3e-3}}
-run: {{steps: {STEPS}, log_every: 1, precision: fp32}}
-checkpoint: {{every_steps: 2, keep: 9}}
-""")
+    path.write_text(_recipe(decoder, texts))
     done = Train(path)("-o", "run", "-q")
     assert done.returncode == 0, done.stderr
     return weights(folder / "run" / "checkpoints" / f"step-{STEPS:06d}")

@@ -184,6 +184,26 @@ def test_a_command_is_checked_by_its_own_options(run, tmp_path, command, message
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("command", "is_folder"),
+    [
+        ("quantize mini -t q4_0", False),
+        ("quantize mini -t q4_0,q8_0", True),
+        ("quantize mini --ladder", True),
+        ("quantize mini --ladder --eval builtin:tiny --max-drop 1", False),
+        ("soup mini", False),
+    ],
+)
+def test_of_several_files_one_must_be_named(run, tmp_path, command, is_folder):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"stages:\n  it: {{run: '{command}'}}\n  next: {{run: eval stage:it}}\n")
+    if not is_folder:
+        run("recipes", "check", str(file))
+        return
+    with pytest.raises(UsageError, match="it makes several files: name one, as stage:NAME/FILE"):
+        run("recipes", "check", str(file))
+
+
 @pytest.mark.parametrize("name", ["embeddinggemma", "embeddinggemma-mini"])
 def test_the_shipped_chains_are_fine_and_say_what_they_are_for(run, tmp_path, name):
     assert is_chain(read_tree(find(name)))
@@ -240,12 +260,47 @@ def test_hours_are_operations_by_the_share_of_the_peak(tiny_model):
     (whole,) = plan(read(text % 384), Gpu(name="a100", share=0.5)).costs
     assert whole.tokens == 10 * 4 * 3 * 32
     layers = 3 * (96 * (2 * 96 + 2 * 32) + 3 * 96 * 128)  # q, o, k, v; gate, up, down
-    assert whole.operations == 6 * (layers + 8 * 96 * 96) * whole.tokens
+    # Not the dense layers: they are multiplied with the mean of a text.
+    assert whole.operations == 6 * layers * whole.tokens
     assert whole.gpu_hours == pytest.approx(whole.operations / (312e12 * 0.5) / 3600)
     (twice,) = plan(read(text % 383), Gpu()).costs  # the gradient cache computes forwards again
     assert twice.operations == whole.operations * 8 / 6
+    remade = (text % 383).replace("{steps: 10}", "{steps: 10, activation_checkpointing: true}")
+    (thrice,) = plan(read(remade), Gpu()).costs
+    assert thrice.operations == whole.operations * 10 / 6
     (half,) = plan(read(text % 384), Gpu(fill=0.5)).costs
     assert half.tokens == whole.tokens / 2
+
+
+def test_a_token_of_adaptation_costs_what_it_meets(tiny_model):
+    text = (
+        f"stages:\n  a: {{train: adapt, with: {{init: {{from: {tiny_model}}}, run: {{steps: 10}}, "
+        "data: [{path: x.txt}], adapt: {tokens: 4000, objective: %s}}}"
+    )
+    layers = 3 * (96 * (2 * 96 + 2 * 32) + 3 * 96 * 128)
+    keys, queries = 3 * 96 * 2 * 32, 3 * 96 * 2 * 96
+    table = plan(read(text % "ul2"), Gpu()).costs[0].parameters - 2 * layers - keys - queries
+    assert table == 96 * open_checkpoint(tiny_model).config.vocab_size
+    # Of UL2's tasks, 0.15 and 0.5 of a text twice each, and 0.75 four times.
+    for objective, share in (("ul2", (0.15 + 0.5 + 0.15 + 0.5 + 4 * 0.75) / 8), ("prefix_lm", 0.5)):
+        (cost,) = plan(read(text % objective), Gpu()).costs
+        met = layers + (1 - share) * keys + share * (queries + table)
+        assert cost.operations == pytest.approx(6 * met * 10 * 4000)
+
+
+@pytest.mark.parametrize("sign", [" ", "="])
+def test_what_is_cut_is_smaller_in_the_stages_after_it(tiny_model, sign):
+    text = (
+        f"stages:\n  c: {{run: cut {tiny_model} --vocab{sign}100 --vocab-from x.txt "
+        f"--keep-layers{sign}0-1}}\n  a: {{train: smoke, with: {{init: {{from: stage:c}}}}}}"
+    )
+    cost = plan(read(text), Gpu()).costs[1]
+    layer = 96 * (2 * 96 + 2 * 32) + 3 * 96 * 128
+    assert cost.parameters == 2 * layer + 100 * 96 + 8 * 96 * 96
+    with pytest.raises(
+        UsageError, match=r"^cut \S+ .* --keep-layers: numbers from 0, as in 0-5,11$"
+    ):
+        plan(read(text.replace("0-1", "x")), Gpu())
 
 
 def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
@@ -253,9 +308,27 @@ def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
     file.write_text("stages:\n  a: {train: finetune, with: {init: {from: ./not-here}}}\n")
     printed = run("recipes", "plan", str(file), "--gpu", "tpu-v5e", "--share", "0.25")
     assert "at 25% of 197 TFLOP/s" in printed
+    assert "without attention's own products (of the 300M 5% more at 128 tokens" in printed
     assert "not here, and taken to be as big as EmbeddingGemma-300M: ./not-here" in printed
     assert "the data decides how long: a (run.epochs)" in printed
     assert run("recipes", "plan", "pretrain").splitlines()[1].startswith("pretrain  pretrain")
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        ("soup mini=0.5 mini", "mini has no weight, and others have; give all or none one"),
+        ("soup mini --method greedy", "greedy chooses by scores: name sets with --eval"),
+        ("quantize mini -t q9_0", "no type 'q9_0'"),
+        ("quantize mini -t q4_0 --tensor x", "--tensor 'x' is not REGEX=TYPE"),
+        ("quantize mini -t q4_0 --max-drop 1", "--max-drop needs something to measure"),
+    ],
+)
+def test_what_a_command_would_refuse_after_hours_is_refused_before(run, tmp_path, command, line):
+    file = tmp_path / "my.yaml"
+    file.write_text(f"stages:\n  a: {{run: {command}}}\n")
+    with pytest.raises(UsageError, match=rf"my\.yaml:2: a\.run: {re.escape(line)}"):
+        run("recipes", "check", str(file))
 
 
 def test_every_gpu_can_be_named():

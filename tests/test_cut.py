@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from gemb.backend import Backend, Cut, Runtime, able
+from gemb.backend import Backend, Cut, Runtime
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
+from gemb.plugins import able
 from gemb.safetensors import read_header
 from gemb_llamacpp.export import export
 from test_gguf_tokens import differences

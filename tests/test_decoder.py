@@ -59,7 +59,7 @@ def random_texts(lengths, vocabulary=400, seed=0):
 
 @pytest.mark.parametrize("max_padding", [0.0, 0.4])
 def test_without_an_input_the_decoder_is_gemma_3(decoder, tmp_path, max_padding):
-    # 20 to 90 tokens: shorter and longer than the window of 16.
+    # 1 to 600 tokens: shorter and longer than the window of 16.
     texts = random_texts([20, 20, 33, 90, 2, 1, 600])
     ours = logits(seq2seq(decoder, tmp_path / "m"), texts, max_padding)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(decoder, attn_implementation="eager")

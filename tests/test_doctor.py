@@ -104,7 +104,8 @@ def test_one_vector_for_two_texts_is_a_fault():
 
 @pytest.mark.real
 def test_the_tolerance_of_the_self_test_holds_for_the_real_model(real_model):
-    from gemb.backend import Runtime, for_model
+    from gemb.backend import Runtime
+    from gemb.plugins import for_model
 
     encoder = for_model(real_model).open(real_model, Runtime())
     together = encoder.encode(encoder.tokenize(SELF_TEST_TEXTS))

@@ -461,7 +461,8 @@ def test_an_unknown_built_in_name_is_refused():
 @pytest.mark.real
 @pytest.mark.slow
 def test_the_real_model_has_its_score_on_the_built_in_set(real_model):
-    from gemb.backend import Runtime, for_model
+    from gemb.backend import Runtime
+    from gemb.plugins import for_model
 
     encoder = for_model(real_model).open(real_model, Runtime(precision="fp32"))
     scores = evaluate(open_suite("builtin:tiny"), encoder, dims=(768, 128))

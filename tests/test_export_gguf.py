@@ -291,6 +291,19 @@ def test_a_full_disk_leaves_nothing_behind(tiny_model: Path, tmp_path: Path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_slash_at_the_end_of_the_output_is_no_file(tiny_model: Path, tmp_path: Path):
+    done = _run("export-gguf", tiny_model, "-o", f"{tmp_path}/new/")
+    assert done.returncode == 2
+    assert f"{tmp_path}/new/ is a folder; name a file in it" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_to_be_made_is_named_as_a_shell_takes_it(tiny_model: Path, tmp_path: Path):
+    done = _run("export-gguf", tiny_model, "-o", tmp_path / "my models" / "a.gguf")
+    folder = tmp_path / "my models"
+    assert done.stderr == f"gemb: no such folder: {folder}; make it first: mkdir -p '{folder}'\n"
+
+
 def test_a_gguf_or_nothing_as_the_source_is_refused(tiny_gguf: Path, tmp_path: Path):
     done = _run("export-gguf", tiny_gguf, "-o", tmp_path / "a.gguf")
     assert (done.returncode, "takes a model folder" in done.stderr) == (2, True)

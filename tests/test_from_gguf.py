@@ -12,13 +12,14 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from gemb.backend import Cut, Runtime, able, for_model
+from gemb.backend import Cut, Runtime
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
 from gemb.gguf_tokenizer import tokenizer_files
 from gemb.models import bundled
+from gemb.plugins import able, for_model
 from gemb.verification_texts import VERIFICATION_TEXTS
 from gemb_llamacpp.export import export
 from test_gguf_model import ABSENT, KEY, _changed

@@ -21,6 +21,7 @@ LIGHT = {
     "gemb/hub_cache.py",
     "gemb/models.py",
     "gemb/notes.py",
+    "gemb/plugins.py",
     "gemb/prompts.py",
     "gemb/recipe_names.py",
 }

@@ -20,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemb.backend import Runtime, for_model, named
+from gemb.backend import Runtime
 from gemb.errors import Missing, UsageError
 from gemb.gguf_model import open_gguf
+from gemb.plugins import for_model, named
 from gemb_llamacpp import native
 from gemb_llamacpp.encode import LlamaCppEncoder, groups, unit
 from gemb_llamacpp.export import export
@@ -261,7 +262,8 @@ def test_python_waits_for_no_interpreter_lock_in_llama_cpp(encoder, tiny_gguf):
 
 def test_the_log_is_silent_unless_asked_for(tiny_gguf):
     code = (
-        "import sys; from pathlib import Path; from gemb.backend import Runtime, named; "
+        "import sys; from pathlib import Path; "
+        "from gemb.backend import Runtime; from gemb.plugins import named; "
         "e = named('llamacpp').open(Path(sys.argv[1]), Runtime(verbose=sys.argv[2] == 'v')); "
         "print(e.encode(e.tokenize(['a'])).shape)"
     )

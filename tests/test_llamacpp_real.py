@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.backend import Runtime, named
+from gemb.backend import Runtime
 from gemb.checkpoint import open_checkpoint
+from gemb.plugins import named
 from gemb_llamacpp.encode import LlamaCppEncoder
 from gemb_llamacpp.export import export
 from varied_texts import VARIED_TEXTS

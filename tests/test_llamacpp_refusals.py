@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from gemb.backend import Runtime, named
+from gemb.backend import Runtime
 from gemb.errors import GembError, UsageError
 from gemb.gguf_header import read_header
+from gemb.plugins import named
 from gemb_llamacpp import native
 
 FUZZ = Path(__file__).with_name("fuzz_gguf.py")

@@ -66,6 +66,19 @@ def test_show_says_what_a_model_is(gemb):
     assert found["size_bytes"] == 12345678
 
 
+def test_show_says_for_which_types_a_model_was_trained(gemb, tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "trained")
+    types = {"token_embd": "q4_0", "attention": "q8_0", "ffn": "q4_0", "dense": "q8_0"}
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps({**config, "gemb_qat": types}))
+    assert gemb("export-gguf", str(folder), "-o", "a.gguf", "--no-verify").returncode == 0
+    for model in (str(folder), "a.gguf"):
+        shown = gemb("models", "show", model).stdout.decode()
+        assert "trained for   q4_0 (token_embd, ffn), q8_0 (attention, dense)\n" in shown
+        assert json.loads(gemb("models", "show", "--json", model).stdout)["trained_types"] == types
+    assert b"trained for" not in gemb("models", "show", str(tiny_model)).stdout
+
+
 def test_show_of_a_real_folder_is_what_its_files_say(gemb, tiny_model):
     from safetensors import safe_open
 

@@ -242,6 +242,15 @@ def test_slerp_between_equal_models_or_to_zero_is_a_straight_line(three, tmp_pat
         np.testing.assert_allclose(made[name], 0.3 * values, rtol=2e-7)
 
 
+@pytest.mark.parametrize("scale", [2.0**-1074, 2.0**-990, 2.0**1023])
+def test_weights_are_relative_whatever_their_size(three, tmp_path, scale):
+    right = numbers(cook(three[:2], tmp_path / "right"))
+    made = numbers(cook(three[:2], tmp_path / "s", [scale, scale]))
+    assert all((made[name] == right[name]).all() for name in right)
+    manifest = json.loads((tmp_path / "s" / MANIFEST).read_bytes())
+    assert [one["weight"] for one in manifest["ingredients"]] == [0.5, 0.5]
+
+
 def test_slerp_between_opposite_tensors_has_no_path(three, tmp_path):
     other = rewritten(three[0], tmp_path / "other", lambda name, values: ("F32", -values))
     with pytest.raises(UsageError, match=r"^tensor \S+ points opposite ways .* take the mean$"):

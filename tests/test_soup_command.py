@@ -13,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemb.backend import Runtime
 from gemb.bootstrap import Statistic
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
+from gemb.plugins import for_model
+from gemb.prompts import for_task
 from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.soup_ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
 from gemb.soup_scores import Scorer, greedy
@@ -89,6 +92,8 @@ REFUSED = [
         2,
         "greedy chooses by itself: MODEL=WEIGHT is for --method mean and slerp",
     ),
+    ("a=30% b=1", 2, "a=30%: '30%' is no weight: a number, as a=0.3"),
+    ("a b --keep win", 2, "--keep win is of --method greedy; mean keeps all"),
     ("a b --eval nosuch.tsv", 2, "no such file or folder: nosuch.tsv"),
     ("run --last 4", 2, "run has 3 checkpoints, not 4; checkpoint.keep of its recipe says how"),
     ("a --last 2", 2, "a is no run: --last takes the folders that gemb train -o wrote"),
@@ -168,6 +173,7 @@ def test_the_same_model_twice_is_said(folder):
 
 
 def test_the_last_checkpoints_of_a_run_are_its_last_steps(folder):
+    (folder / "run" / "checkpoints" / "step-11.kept-aside" / "model").mkdir(parents=True)
     assert [path.parent.name for path in last_checkpoints(folder / "run", 2)] == [
         "step-9",
         "step-10",
@@ -179,6 +185,26 @@ def test_the_last_checkpoints_of_a_run_are_its_last_steps(folder):
         == (contents(folder / "named")["model.safetensors"])
     )
     for name in ("last", "named"):
+        shutil.rmtree(folder / name)
+
+
+def test_a_soup_of_models_that_were_trained_for_few_bits_is_told_that_it_is_not(folder):
+    types = dict.fromkeys(("token_embd", "attention", "ffn", "dense"), "q4_0")
+    for name in "ab":
+        config = shutil.copytree(folder / name, folder / f"qat-{name}") / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_bytes()), "gemb_qat": types}))
+    one = run(folder, "qat-a", "-o", "one")
+    assert one.stderr == ""
+    assert json.loads((folder / "one" / "config.json").read_bytes())["gemb_qat"] == types
+    # Whichever of them gives the soup its config.json.
+    for words in (("qat-a", "qat-b"), ("qat-a", "b"), ("a", "qat-b")):
+        answer = run(folder, *words, "-o", "both", "-f")
+        assert answer.stderr.startswith("gemb: note: these models were trained for few bits (QAT),")
+        assert len(answer.stderr.splitlines()) == 1
+        mixed = json.loads((folder / "both" / "config.json").read_bytes())
+        assert mixed == json.loads((folder / "a" / "config.json").read_bytes()), words
+        assert run(folder, *words, "-o", "both", "-f", "-q").stderr == ""
+    for name in ("qat-a", "qat-b", "one", "both"):
         shutil.rmtree(folder / name)
 
 
@@ -330,21 +356,31 @@ def test_greedy_by_real_scores_and_from_the_cache(folder):
 
 
 def test_a_soup_that_is_worse_than_an_ingredient_is_written_and_exit_1(folder, monkeypatch):
-    # b twice is the sentences' own order; the other model knows nothing of it.
-    suite = open_suite(folder / "sts.tsv")
-    scorer = Scorer(suite=suite, near=folder)
+    # The similarities that b itself sees are the truth, so that b is perfect and no soup is.
+    model = for_model(folder / "b").open(folder / "b", Runtime(threads=1))
+    pairs = [(f"word {i} fox", f"word {i * i % 17} dog {i % 3}") for i in range(60)]
+    prompt = for_task("similarity", model.profile.prompts)
+    first, second = (
+        model.encode(model.tokenize([prompt.render(pair[side]) for pair in pairs]))
+        for side in (0, 1)
+    )
+    truth = (first * second).sum(1).tolist()
+    rows = [f"{one}\t{two}\t{score:.9f}" for (one, two), score in zip(pairs, truth, strict=True)]
+    (folder / "of-b.tsv").write_text("\n".join(["sentence1\tsentence2\tscore", *rows]) + "\n")
+    suite = open_suite(folder / "of-b.tsv")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    scorer = Scorer(suite=suite, near=folder)
     singles = [scorer.scores([one]).mean(96) for one in _ingredients(folder)]
-    answer = run(folder, "a", "b", "c", "--eval", "sts.tsv", "-o", "scored", "-q")
+    assert singles[1] > 0.999
+    answer = run(folder, "a", "b", "c", "--eval", "of-b.tsv", "-o", "scored", "-q")
     lines = answer.stdout.splitlines()
     assert lines[0] == "scored: mean of 3 models, 0.3 M parameters"
     for line, name, score in zip(lines[1:], "abc", singles, strict=False):
         assert line.split() == [name, f"{score:.4f}"]
     assert lines[4].split()[0] == "soup"
-    best = "abc"[int(np.argmax(singles))]
-    assert lines[5].startswith("VERDICT ")
-    assert lines[5].endswith(f", from {best}")
-    assert answer.returncode == (1 if "REGRESSION" in lines[5] else 0)
+    assert lines[5].startswith("VERDICT REGRESSION")
+    assert lines[5].endswith(", from b")
+    assert answer.returncode == 1
     assert open_checkpoint(folder / "scored")
     shutil.rmtree(folder / "scored")
 

@@ -36,7 +36,7 @@ def wanted(texts, prompt="{text}"):
 
 def encoded(model, texts):
     """The vectors straight from the backend, cut as a teacher cuts."""
-    from gemb.backend import for_model
+    from gemb.plugins import for_model
 
     encoder = for_model(model).open(model, Runtime())
     most = encoder.profile.max_tokens

@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemb.backend import Runtime, named
+from gemb.backend import Runtime
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import Missing, UsageError
+from gemb.plugins import named
 from reference import Reference
 
 torch = pytest.importorskip("torch")

@@ -216,8 +216,8 @@ def test_json_lines_that_are_no_rows_of_one_width_are_refused_with_their_line(
     for second, message in (
         ("[1]", "line 2: no row of vectors"),
         ('{"embedding":["a"]}', "line 2: no row of vectors"),
-        ('{"embedding":[1]}', r"line 2: shape \[1\]; rows before: \[2\]"),
-        ('{"embedding":[[1,2]]}', r"line 2: shape \[1, 2\]"),
+        ('{"embedding":[1]}', r"line 2: a vector of shape \[1\]; the rows before: \[2\]"),
+        ('{"embedding":[[1,2]]}', r"line 2: a vector of shape \[1, 2\]"),
         ('{"embedding":[1,2],"dtype":"int8"}', "its rows are of the types f32, int8"),
     ):
         path.write_text(first + second)

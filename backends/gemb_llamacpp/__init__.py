@@ -60,11 +60,13 @@ class LlamaCppBackend(Backend):
 
         return open_gguf(model).description()
 
-    def export_gguf(self, source: Path, target: Path | None, *, outtype: str) -> None:
+    def export_gguf(
+        self, source: Path, target: Path | None, *, outtype: str, weights: bool = True
+    ) -> None:
         """Write the folder as one GGUF file; see `gemb_llamacpp.export`."""
         from gemb_llamacpp.export import export
 
-        export(source, target, outtype)
+        export(source, target, outtype, weights=weights)
 
     def quantize(
         self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0

@@ -75,7 +75,7 @@ class _Change:
         return f"{share:.1%} of the weights change, by {size:.2g} of their root mean square"
 
 
-def export(source: Path, target: Path | None, outtype: str) -> None:
+def export(source: Path, target: Path | None, outtype: str, *, weights: bool = True) -> None:
     """Write the model folder `source` as the GGUF file `target`, which is overwritten.
 
     Args:
@@ -83,6 +83,7 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
         target: the file. It is whole only when this returns. None: only check.
         outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32; auto: the
             types that the model was trained for, bf16 where it was trained for none.
+        weights: False: write the header alone, and make the file as long as it would be.
 
     Raises:
         UsageError: another outtype, or a folder that such a file cannot hold.
@@ -114,6 +115,9 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
         writer.write_ti_data_to_file()
         assert writer.fout is not None, "the header has just been written"
         (file,) = writer.fout
+        if not weights:
+            file.truncate(_end(writer, file.tell()))
+            return
         change = _Change() if trained else None
         for name, tensor in checkpoint.tensors.items():
             # Not by the writer's `write_tensor_data`: numpy's `tofile` hides why a write failed.
@@ -124,6 +128,14 @@ def export(source: Path, target: Path | None, outtype: str) -> None:
         writer.close()
     if change is not None and change.changed:
         _tell(source, outtype, types, trained, change)
+
+
+def _end(writer: gguf.GGUFWriter, position: int) -> int:
+    """Return the length of a file whose header ends at a position."""
+    (tensors,) = writer.tensors
+    for tensor in tensors.values():
+        position += -position % writer.data_alignment + tensor.nbytes
+    return position
 
 
 def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Change) -> None:

@@ -41,19 +41,21 @@ def look(adaptation: Adaptation) -> None:
 
 def _sources(adaptation: Adaptation) -> list[str]:
     order = adaptation.order()
-    longest = min(adaptation.recipe.batch.max_tokens, adaptation.start.max_tokens)
     rows: list[tuple[str, ...]] = [_HEAD]
     bad: list[str] = []
     for store, share in zip(adaptation.stores, order.shares, strict=True):
         sizes = np.diff(store.ends, prepend=0)
         length = "/".join(f"{size:.0f}" for size in np.quantile(sizes, (0.5, 0.95, 1)))
-        over = float((sizes > longest).mean())
+        over = float((sizes > adaptation.longest).mean())
         cells = f"{len(store):,}", f"{sizes.sum():,}", f"{share:.1%}", length, f"{over:.1%}"
         rows.append((store.name, *cells, store.format))
         if store.bad_count:
             bad.append(f"{store.name}: {store.bad_count:,} bad rows are left out:")
             bad += [f"  {place}: {reason}" for place, reason in store.bad[:BAD_SHOWN]]
-    words = f"length: tokens, median/95 %/longest; cut: texts over {longest} tokens, into parts"
+    words = (
+        "length: tokens, median/95 %/longest; cut: texts over "
+        f"{adaptation.longest} tokens, into parts"
+    )
     return [*table(rows), words, *bad]
 
 
@@ -80,7 +82,6 @@ def _place(adaptation: Adaptation, one: Example) -> str:
 def _to_json(adaptation: Adaptation, examples: list[Example]) -> dict[str, object]:
     """Return what the run's page shows of it (`gemb.run_record`)."""
     order = adaptation.order()
-    longest = min(adaptation.recipe.batch.max_tokens, adaptation.start.max_tokens)
     sources = []
     for store, share in zip(adaptation.stores, order.shares, strict=True):
         sizes = np.diff(store.ends, prepend=0)
@@ -96,7 +97,7 @@ def _to_json(adaptation: Adaptation, examples: list[Example]) -> dict[str, objec
                 * adaptation.adapt.tokens
                 * float(share)
                 / max(1, int(sizes.sum())),
-                "cut": float((sizes > longest).mean()),
+                "cut": float((sizes > adaptation.longest).mean()),
                 "tokens": {"median": median, "p95": p95, "max": most},
             }
         )

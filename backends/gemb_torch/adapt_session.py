@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from tokenizers import Tokenizer
@@ -28,6 +26,7 @@ from gemb_torch.adapt_start import ids_of, start_of
 from gemb_torch.encode import device_of
 from gemb_torch.ranks import Ranks
 from gemb_torch.seq2seq import Seq2Seq
+from gemb_torch.starting_model import forgotten_folder
 from gemb_torch.token_store import TokenStore, tokenized
 from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
@@ -48,6 +47,7 @@ class Adaptation:
     tokenizer: Tokenizer
     ids: Ids
     stores: list[TokenStore]
+    longest: int  # tokens of a text, or of a part of one
 
     @property
     def adapt(self) -> Adapt:
@@ -80,7 +80,7 @@ class Adaptation:
             self.stores,
             self.tasks,
             self.ids,
-            longest=min(self.recipe.batch.max_tokens, self.start.max_tokens),
+            longest=self.longest,
             tokens=self.adapt.tokens,
             seed=self.recipe.seed,
         )
@@ -112,11 +112,7 @@ def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptat
     device = device_of(training.runtime.device)
     torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
     texts = [PlainTexts(source, strict=training.strict) for source in recipe.data]
-    work = run.start
-    if training.dry_run:
-        folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
-        _TEMPORARY.append(folder)
-        work = Path(folder.name)
+    work = forgotten_folder() if training.dry_run else run.start
     start = ranks.first_then_all(lambda: start_of(recipe, work, texts, training.runtime))
     path = start.folder / "tokenizer.json"
     tokenizer = load_tokenizer(path, start.config.vocab_size)
@@ -152,6 +148,7 @@ def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptat
         tokenizer=tokenizer,
         ids=ids_of(tokenizer, start.folder, tasks, longest),
         stores=stores,
+        longest=longest,
     )
     if adaptation.warmup and adaptation.warmup == adaptation.steps:
         raise UsageError(
@@ -159,6 +156,3 @@ def open_adaptation(recipe: Recipe, training: Training, ranks: Ranks) -> Adaptat
             f"{adaptation.steps} steps to the rest of the model"
         )
     return adaptation
-
-
-_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import numpy as np
@@ -40,7 +38,7 @@ from gemb_torch.objective import objective, trains_widths
 from gemb_torch.ranks import Ranks
 from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import Sharding, shard
-from gemb_torch.starting_model import starting_folder
+from gemb_torch.starting_model import forgotten_folder, starting_folder
 from gemb_torch.step_batches import BatchMaker
 from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
@@ -219,9 +217,7 @@ def _starting_checkpoint(
         return open_checkpoint(begin(recipe.init, run.start))
     # A look needs the tokenizer and the sizes; what takes long to find out can wait.
     whole = replace(recipe.init, keep_layers="all", vocab=0)
-    folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
-    _TEMPORARY.append(folder)
-    return open_checkpoint(begin(whole, Path(folder.name)))
+    return open_checkpoint(begin(whole, forgotten_folder()))
 
 
 def _taught(
@@ -237,9 +233,6 @@ def _taught(
         return None
     teacher.fill(wanted, quiet=quiet)
     return teacher.vectors(wanted)
-
-
-_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
 
 
 def _texts(rows: Rows) -> Iterator[str]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from gemb import models
@@ -26,6 +27,16 @@ if TYPE_CHECKING:
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
 _COUNTED = 50_000_000  # characters of a source whose tokens are counted
+
+
+_TEMPORARY: list[TemporaryDirectory[str]] = []
+
+
+def forgotten_folder() -> Path:
+    """Return a new folder for what a look at the data makes: it goes when the process ends."""
+    folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
+    _TEMPORARY.append(folder)
+    return Path(folder.name)
 
 
 def starting_folder(

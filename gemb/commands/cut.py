@@ -9,10 +9,11 @@ import click
 
 from gemb import models
 from gemb.atomic import check_folder
-from gemb.backend import Cut, able
+from gemb.backend import Cut
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.layer_choice import layers_in
+from gemb.plugins import able
 
 if TYPE_CHECKING:
     from gemb.checkpoint import Checkpoint
@@ -111,8 +112,8 @@ def _write_decoder(
 ) -> None:
     import json
 
-    from gemb.backend import describe
     from gemb.decoder_folder import write_decoder
+    from gemb.plugins import describe
 
     check_folder(output, overwrite=force, source=source)
     before = describe(source)

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from gemb.backend import Encoder
     from gemb.evaluation_sets import Suite
-    from gemb.scores import Row, Scores
-    from gemb.verdict import Verdict
+    from gemb.scores import Scores
 
 DTYPES = ("f32", "f16", "int8", "ubinary")
 PREFIXES = ("builtin:", "mteb:")
@@ -153,6 +152,7 @@ def _run(
     from gemb.evaluation import check_dims
     from gemb.evaluation_sets import open_suite
     from gemb.scores import Scores, check_target
+    from gemb.scores_report import in_json, in_words, tell_notes
     from gemb.verdict import check_sets, check_type, verdict
 
     if output is not None:
@@ -173,11 +173,11 @@ def _run(
         before = _scores(suite, other, widths, types, options, f"eval {baseline}")
         del other
     after = _scores(suite, encoder, widths, types, options, "eval")
-    _say(after, encoder, quiet=options.quiet)
+    tell_notes(after, encoder.profile.max_tokens, quiet=options.quiet)
     found = verdict(before, after) if before else None
     try:  # neither a full disk nor a reader that went away takes the result from the other
         click.echo(
-            _json(after, found) if as_json else _table(after, found, every_metric=every_metric)
+            in_json(after, found) if as_json else in_words(after, found, every_metric=every_metric)
         )
     finally:
         if output is not None:
@@ -188,9 +188,9 @@ def _run(
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     """Refuse a width that the model was not trained for, by what its files say, if they can."""
-    from gemb.backend import for_model
     from gemb.evaluation import check_dims
     from gemb.models import resolve
+    from gemb.plugins import for_model
 
     if not widths:
         return
@@ -208,45 +208,11 @@ def _scores(
     options: ModelOptions,
     label: str,
 ) -> Scores:
-    from gemb.count_progress import CountProgress
     from gemb.evaluation import evaluate as measure
-    from gemb.text_vectors import Done
+    from gemb.text_progress import text_progress
 
-    bar: CountProgress | None = None
-
-    def progress(done: Done) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = CountProgress(
-                done.all_texts, label, "texts", quiet=options.quiet, work=done.all_characters
-            )
-        bar.add(done.texts, done.tokens, done.characters)
-
-    try:
+    with text_progress(label, quiet=options.quiet) as progress:
         return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-def _say(scores: Scores, encoder: Encoder, *, quiet: bool) -> None:
-    """Say on stderr what is not in the table: prompts, texts that were cut, what is left out."""
-    from gemb.notes import note, warn
-
-    if scores.cut:
-        most = encoder.profile.max_tokens
-        warn(f"{scores.cut} of {scores.texts} texts were cut at {most} tokens")
-    for one in scores.sets:
-        if one.left_out:
-            warn(f"{one.name}: {one.left_out}; they take no part")
-    if quiet:
-        return
-    users: dict[tuple[str, ...], list[str]] = {}
-    for one in scores.sets:
-        users.setdefault(tuple(dict.fromkeys(one.prompts)), []).append(one.name)
-    for prompts, names in users.items():
-        words = " and ".join(f"'{prompt}'" for prompt in prompts)
-        note(f"prompts of {', '.join(names)}: {words}")
 
 
 def _widths(dims: str | None) -> tuple[int, ...]:
@@ -262,42 +228,6 @@ def _types(dtypes: str) -> tuple[str, ...]:
         if dtype not in DTYPES:
             raise click.UsageError(f"--dtype {dtype}: one of {', '.join(DTYPES)}")
     return types
-
-
-def _table(scores: Scores, found: Verdict | None, *, every_metric: bool) -> str:
-    """Return a line for each set and type: the metric, its units, and a column for each width."""
-    dims = list(dict.fromkeys(size.dim for size in scores.sizes))
-    types = list(dict.fromkeys(size.dtype for size in scores.sizes))
-    units = {one.name: str(one.units) for one in scores.sets}
-    main = {(one.name, one.metric) for one in scores.sets}
-    shown = [row for row in scores.rows if every_metric or (row.set, row.metric) in main]
-    if len(scores.sets) > 1:
-        shown += scores.means()
-    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
-    for row in shown:
-        lines.setdefault((row.set, row.metric, row.dtype), {})[row.dim] = row
-    head = ["set", "metric", "n", *(["dtype"] if len(types) > 1 else []), *map(str, dims)]
-    table = [head]
-    for (name, metric, dtype), cells in lines.items():
-        kind = [dtype] if len(types) > 1 else []
-        table.append([name, metric, units.get(name, ""), *kind, *map(_cell, cells.values())])
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
-    return "\n".join(text + ([found.line] if found else []))
-
-
-def _cell(row: Row) -> str:
-    return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
-
-
-def _json(scores: Scores, found: Verdict | None) -> str:
-    import json
-
-    document = {**scores.to_json(), **({"verdict": found.to_json()} if found else {})}
-    return json.dumps(document, ensure_ascii=False, indent=2)
 
 
 def _run_mteb(

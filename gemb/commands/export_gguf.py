@@ -28,7 +28,7 @@ class OutType(click.Choice[str]):
 @click.option(
     "-o",
     "--output",
-    type=NewPath(),
+    type=NewPath(is_file=True),
     required=True,
     metavar="FILE",
     help="The file to write.",

@@ -173,7 +173,7 @@ def _candidates() -> Iterator[str]:
 
 
 def _describe(reference: str) -> ModelDescription:
-    from gemb.backend import describe
+    from gemb.plugins import describe
 
     return describe(references.resolve(reference, download=False))
 
@@ -201,6 +201,10 @@ def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
     classes = [kind for kind in CLASSES if kind in model.types]
     for i, (kind, type_) in enumerate((kind, model.types[kind]) for kind in classes):
         yield "" if i else "types", f"{kind} {type_}"
+    if model.trained_types:
+        from gemb.qat import in_words
+
+        yield "trained for", in_words(model.trained_types)
     for i, (name, words) in enumerate(model.prompts.items()):
         yield "" if i else "prompts", f"{name} '{words}'"
     yield "fingerprint", model.fingerprint

@@ -50,8 +50,8 @@ class ModelOptions:
             UsageError: there is no such backend, or the files are no model.
             Missing: the model or a library is not here.
         """
-        from gemb.backend import for_model
         from gemb.models import resolve
+        from gemb.plugins import for_model
 
         path = resolve(self.model)
         backend = for_model(path, self.backend)

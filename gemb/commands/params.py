@@ -47,8 +47,9 @@ class Processes(click.ParamType[int]):
 class NewPath(click.Path):
     """The path of a file or a folder to write; standard output cannot take it."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
+    def __init__(self, *, is_file: bool = False, path_type: type = Path) -> None:
+        super().__init__(path_type=path_type)
+        self._is_file = is_file
 
     def convert(
         self,
@@ -57,11 +58,15 @@ class NewPath(click.Path):
         ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
         """Return the path."""
-        if os.fspath(value) == "":
+        name = os.fspath(value)
+        if name == "":
             self.fail("the name is empty", param, ctx)
-        if os.fspath(value) == "-":
+        if name == "-":
             self.fail("it cannot go to standard output; give it a name", param, ctx)
-        return super().convert(value, param, ctx)
+        if self._is_file and name.endswith("/"):
+            self.fail(f"{name} is a folder; name a file in it", param, ctx)
+        # No shell does it in --output=~/FILE.
+        return super().convert(os.path.expanduser(name), param, ctx)  # noqa: PTH111
 
 
 class DataPath(click.Path):

@@ -14,6 +14,7 @@ from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
+    from gemb.quantization import Quantization
     from gemb.quantize import Job
 
 LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
@@ -69,9 +70,9 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @click.option(
     "-o",
     "--output",
-    type=NewPath(),
+    type=NewPath(path_type=str),  # a path forgets the / at its end
     metavar="FILE|FOLDER",
-    help="The file to write; of several types, the folder.",
+    help="The file to write; of several types, or with a / at its end, the folder.",
 )
 @click.option(
     "--tensor",
@@ -182,7 +183,7 @@ class Asked:
 
     model: str
     types: str | None
-    output: Path | None
+    output: str | None
     rules: tuple[str, ...]
     corpus: str | None
     ladder: bool
@@ -228,24 +229,14 @@ def _run(asked: Asked) -> None:
 def _job(asked: Asked) -> Job:
     from gemb import models
     from gemb.backend import Runtime
-    from gemb.quantization import quantization, rule
     from gemb.quantize import Job, Limits
     from gemb.quantize_texts import check_texts, read_texts
     from gemb.verification_texts import VERIFICATION_TEXTS
 
-    if asked.max_drop is not None and not asked.sets:
-        raise UsageError("--max-drop needs something to measure: --eval SET")
+    wanted = wanted_files(asked)
     if asked.corpus is not None:
         check_texts(asked.corpus)
-    if asked.target_size is not None and (asked.types or asked.rules or asked.ladder):
-        raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
-    rules = [rule(text) for text in asked.rules]
-    named = asked.types or ("" if not asked.ladder else LADDER)
-    if (asked.by_class or asked.target_size is not None) and not named:
-        named = "q4_0"  # of which the classes are raised
-    each = [quantization(name, rules) for name in named.split(",") if name.strip()]
-    wanted = tuple({one.name: one for one in each}.values())
-    output = asked.output
+    output = None if asked.output is None else Path(asked.output)
     suite = None
     if asked.sets:
         from gemb.evaluation_sets import open_suite
@@ -256,7 +247,11 @@ def _job(asked: Asked) -> Job:
         wanted=wanted,
         output=output,
         is_folder=output is not None
-        and (output.is_dir() or (len(wanted) > 1 and asked.max_drop is None)),
+        and (
+            output.is_dir()
+            or str(asked.output).endswith("/")
+            or (len(wanted) > 1 and asked.max_drop is None)
+        ),
         limits=Limits(min_cosine=asked.min_cosine, max_drop=asked.max_drop),
         requantize=asked.requantize,
         ignore_qat=asked.ignore_qat,
@@ -266,8 +261,62 @@ def _job(asked: Asked) -> Job:
         dims=_widths(asked.dims),
         runtime=Runtime(threads=asked.threads),
         overwrite=asked.force,
+        is_plan=asked.dry_run,
         quiet=asked.quiet,
     )
+
+
+def wanted_files(asked: Asked) -> tuple[Quantization, ...]:
+    """Return the types that are asked for, each once; no file is opened.
+
+    Raises:
+        UsageError: there is no such type, or options do not go together.
+    """
+    from gemb.quantization import quantization, rule
+
+    _check_options(asked)
+    rules = [rule(text) for text in asked.rules]
+    named = asked.types or ("" if not asked.ladder else LADDER)
+    if (asked.by_class or asked.target_size is not None) and not named:
+        named = "q4_0"  # of which the classes are raised
+    each = [quantization(name, rules) for name in named.split(",") if name.strip()]
+    return tuple({one.name: one for one in each}.values())
+
+
+def _check_options(asked: Asked) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: there are such.
+    """
+    for option, value in (("--max-drop", asked.max_drop), ("--dims", asked.dims)):
+        if value is not None and not asked.sets:
+            raise UsageError(f"{option} needs something to measure: --eval SET")
+    if asked.target_size is not None and (asked.types or asked.rules or asked.ladder):
+        raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
+    if asked.target_size is not None and asked.dry_run:
+        raise UsageError(
+            "--target-size finds the types by measuring, which -n does not; leave it out"
+        )
+    if not asked.by_class:
+        return
+    others = {
+        "-o": asked.output,
+        "-n": asked.dry_run,
+        "--ladder": asked.ladder,
+        "--target-size": asked.target_size,
+        "--max-drop": asked.max_drop,
+        "--min-cosine": asked.min_cosine,
+    }
+    if given := [option for option, value in others.items() if value not in (None, False)]:
+        raise UsageError(
+            f"--sensitivity measures, and writes nothing; leave out {', '.join(given)}"
+        )
+    named = [name.strip().lower() for name in (asked.types or "").split(",") if name.strip()]
+    if len(named) > 1 or named in (["f32"], ["bf16"]):
+        raise UsageError(
+            f"--sensitivity raises the classes of one type to more bits: not of {', '.join(named)}"
+        )
 
 
 def _widths(dims: str | None) -> tuple[int, ...]:

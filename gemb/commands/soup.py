@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from gemb.soup import Method, Plan
     from gemb.soup_ingredients import Ingredient, Named
     from gemb.soup_scores import Keep, Scorer, Try
-    from gemb.text_vectors import Done, Progress
 
 GROUPS = {
     "What is averaged": ("method", "last", "data", "keep"),
@@ -101,15 +100,13 @@ def soup(
     Exit codes: 0 done, 1 written, but worse than its best ingredient, 2 wrong usage, models that
     cannot be averaged or that hold NaN, 4 something is absent, 5 the run failed.
     """
-    from gemb.soup import plan, write_soup
+    from gemb.notes import note
+    from gemb.soup import LOSES_TYPES, loses_types, plan, write_soup
     from gemb.soup_report import Made, in_json, in_words
     from gemb.soup_scores import compared, greedy, to_json
 
-    if method == "greedy" and not data:
-        raise UsageError("greedy chooses by scores: name sets with --eval")
+    check_words(words, method=method, last=last, data=data, keep=keep)
     named = _named(words, last)
-    if method == "greedy" and any(one.weight is not None for one in named):
-        raise UsageError("greedy chooses by itself: MODEL=WEIGHT is for --method mean and slerp")
     if method == "slerp" and len(named) != 2:
         raise UsageError(f"slerp is between two models, not {len(named)}")
     ingredients = _opened(named, output, force=force)
@@ -129,11 +126,37 @@ def soup(
         evaluation = to_json(tries, scorer.suite, cast("Keep", keep))
     how: Method = "slerp" if method == "slerp" else "mean"
     written = write_soup(chosen, output, how, evaluation)
+    if loses_types(chosen) and not options.quiet:
+        note(LOSES_TYPES)
     found = compared(ingredients, chosen, scorer, how, output) if scorer else None
     made = Made(ingredients, chosen, written, method, tries, found)
     click.echo(in_json(made) if as_json else in_words(made))
     if found and found.verdict.word == "REGRESSION":
         raise NegativeAnswer(f"worse than {found.best}: {found.verdict.line}")
+
+
+def check_words(
+    words: Sequence[str], *, method: str, last: int | None, data: Sequence[str], keep: str
+) -> None:
+    """Refuse options that do not go together; no file is opened.
+
+    Raises:
+        UsageError: there are such.
+    """
+    from gemb.soup_ingredients import check_weights, named
+
+    if method == "greedy" and not data:
+        raise UsageError("greedy chooses by scores: name sets with --eval")
+    if keep != "better" and method != "greedy":
+        raise UsageError(f"--keep {keep} is of --method greedy; {method} keeps all")
+    found = [named(word) for word in words]
+    if last is not None and any(one.weight is not None for one in found):
+        raise UsageError(
+            "checkpoints of a run weigh alike: --last and MODEL=WEIGHT do not go together"
+        )
+    if method == "greedy" and any(one.weight is not None for one in found):
+        raise UsageError("greedy chooses by itself: MODEL=WEIGHT is for --method mean and slerp")
+    check_weights(found)
 
 
 def _tell(step: Try) -> None:
@@ -158,10 +181,6 @@ def _named(words: Sequence[str], last: int | None) -> list[Named]:
     found = [named(word) for word in words]
     if last is None:
         return found
-    if any(one.weight is not None for one in found):
-        raise UsageError(
-            "checkpoints of a run weigh alike: --last and MODEL=WEIGHT do not go together"
-        )
     return [
         Named(str(path), None)
         for one in found
@@ -231,26 +250,5 @@ def _scorer(suite: Suite, output: Path, options: ModelOptions) -> Scorer:
         near=output.absolute().parent,
         backend=options.backend,
         runtime=options.runtime,
-        progress=lambda name: _progress(name, quiet=options.quiet),
+        quiet=options.quiet,
     )
-
-
-def _progress(name: str, *, quiet: bool) -> Progress:
-    """Return what shows how far the evaluation of a model is."""
-    from gemb.count_progress import CountProgress
-
-    bar: CountProgress | None = None
-    left = 0
-
-    def add(done: Done) -> None:
-        nonlocal bar, left
-        if bar is None:
-            left = done.all_texts
-            work = done.all_characters
-            bar = CountProgress(left, f"eval {name}", "texts", quiet=quiet, work=work)
-        bar.add(done.texts, done.tokens, done.characters)
-        left -= done.texts
-        if not left:
-            bar.close()
-
-    return add

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemb.backend import Runtime, Training, able, named
+from gemb.backend import Runtime, Training
 from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
+from gemb.plugins import able, named
 from gemb.slurm import batch_file
 
 if TYPE_CHECKING:

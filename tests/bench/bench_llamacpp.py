@@ -51,7 +51,8 @@ def lines(path: Path) -> Iterator[str]:
 
 def choose(path: Path, gguf: Path, count: dict[str, int]) -> dict[str, list[str]]:
     """Return texts of each kind, drawn evenly from all that fit."""
-    from gemb.backend import Runtime, named
+    from gemb.backend import Runtime
+    from gemb.plugins import named
 
     encoder = named("llamacpp").open(gguf, Runtime(threads=1))
     generator = np.random.default_rng(0)
@@ -72,7 +73,8 @@ def choose(path: Path, gguf: Path, count: dict[str, int]) -> dict[str, list[str]
 
 
 def gemb_engine(gguf: str, texts: dict[str, list[str]]) -> dict[str, object]:
-    from gemb.backend import Runtime, named
+    from gemb.backend import Runtime
+    from gemb.plugins import named
 
     encoder = named("llamacpp").open(Path(gguf), Runtime())
     ids = {kind: encoder.tokenize(some) for kind, some in texts.items()}
@@ -81,7 +83,8 @@ def gemb_engine(gguf: str, texts: dict[str, list[str]]) -> dict[str, object]:
 
 def stock_engine(gguf: str, texts: dict[str, list[str]]) -> dict[str, object]:
     os.environ.setdefault("GOMP_SPINCOUNT", "300000")  # OpenMP's own default: gemb sets another
-    from gemb.backend import Runtime, named
+    from gemb.backend import Runtime
+    from gemb.plugins import named
     from gemb_llamacpp import native
 
     tokenizer = named("llamacpp").open(Path(gguf), Runtime(threads=1))
@@ -184,7 +187,8 @@ class Worker:
 
 def compare(models: list[tuple[str, Path]], texts: dict[str, list[str]], rounds: int) -> None:
     """Print one table: tokens a second of each engine, and gemb's ratio to it."""
-    from gemb.backend import Runtime, named
+    from gemb.backend import Runtime
+    from gemb.plugins import named
 
     encoder = named("llamacpp").open(models[0][1], Runtime(threads=1))
     tokens = {kind: sum(map(len, encoder.tokenize(some))) for kind, some in texts.items()}
