@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gemb import backend as backends
 from gemb import models, prompts
+from gemb import plugins as backends
 from gemb.backend import Encoder
 from gemb.embed_run import width
 from gemb.errors import GembError, UsageError
