@@ -24,11 +24,12 @@ from gemb.mine import Mine, Mined, Rule
 from gemb.notes import note, warn
 from gemb.output import Stream
 from gemb.output_paths import is_stream
-from gemb.recipe import Source, Task
+from gemb.recipe import Source
 from gemb.records import Fields
 from gemb.teachers import Teacher, open_teacher
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import open_source
+from gemb.training_tasks import Task
 
 DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means nothing
 

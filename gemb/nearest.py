@@ -56,11 +56,11 @@ def nearest(
         scores[scores > ceiling[:, None]] = -np.inf
         if unlike is not None:
             scores[unlike[0] @ block.T > unlike[1]] = -np.inf
-        best = _merged(best, scores, first)
+        best = merged(best, scores, first)
     return best
 
 
-def _merged(best: Nearest, scores: Floats, first: int) -> Nearest:
+def merged(best: Nearest, scores: Floats, first: int) -> Nearest:
     """Return the best of what was found and of a block of scores, [B, n], from number `first`."""
     count, depth = best.scores.shape
     bar = best.scores[:, -1:]

@@ -20,9 +20,9 @@ from gemb.recipe_limits import (
     Named,
     Refused,
 )
+from gemb.training_tasks import Task
 
 Stage = Literal["adapt", "pretrain", "finetune", "distill"]
-Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
 

@@ -35,6 +35,7 @@ class FakeModel:
     log: str = ""  # file to which encode appends the number of texts, a line a call
     name: str = "fake"
     is_leaky: bool = False  # a text's vector depends on the other texts of its batch
+    is_bag: bool = False  # a text's vector is the sum of its words', prompts and titles left out
 
 
 def word_id(word):
@@ -77,6 +78,8 @@ class FakeEncoder:
             for ids in batch
         ])
         vectors = self.tables[0][slots[:, 0]] + self.tables[1][slots[:, 1]]
+        if self.model.is_bag:
+            vectors = np.array([self.bag(ids) for ids in batch])
         if self.model.is_leaky:
             vectors = vectors + vectors.mean(axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -84,6 +87,18 @@ class FakeEncoder:
             if word_id("notfinite") in ids:
                 vectors[row] = np.nan
         return vectors
+
+
+    def bag(self, ids):
+        np = self.np
+        words = [one for one in ids.tolist() if one not in (BOS, EOS)]
+        for mark in ("text:", "query:"):
+            if word_id(mark) in words:
+                words = words[words.index(word_id(mark)) + 1:]
+        return sum(
+            (np.random.default_rng(one).standard_normal(self.model.dim) for one in words),
+            np.full(self.model.dim, 1e-3),
+        ).astype(np.float32)
 
 
 class FakeBackend(Backend):

@@ -8,10 +8,12 @@ from gemb.commands.doctor import doctor
 from gemb.commands.embed import embed
 from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
+from gemb.commands.index import index
 from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.quantize import quantize
 from gemb.commands.recipes import recipes
+from gemb.commands.search import search
 from gemb.commands.soup import soup
 from gemb.commands.train import train
 from gemb.commands.verify import verify
@@ -19,6 +21,8 @@ from gemb.commands.verify import verify
 COMMANDS: tuple[click.Command, ...] = (
     train,
     embed,
+    search,
+    index,
     evaluate,
     verify,
     models,

@@ -12,7 +12,7 @@ import click
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import DataPath
 from gemb.errors import UsageError
-from gemb.recipe import Task
+from gemb.training_tasks import Task
 
 GROUPS = {
     "Output": ("output", "without", "dry_run"),

@@ -117,7 +117,10 @@ class Scope:
 
 
 def around(folder: str) -> Scope:
-    """Return the scope that a folder is in: the rules of its parents, if a repository holds it."""
+    """Return the scope that a folder is in: the rules of its parents, if a repository holds it.
+
+    Rules that leave out the folder itself do not hold, for it was named.
+    """
     parents: list[Path] = []
     place = Path(folder)
     while not (place / ".git").exists():
@@ -129,7 +132,8 @@ def around(folder: str) -> Scope:
     for parent in reversed(parents):
         names = [name for name in (".git", ".gitignore", ".ignore") if (parent / name).exists()]
         scope = scope.inside(str(parent), names)
-    return scope
+    is_out = scope.leaves_out(folder, Path(folder).name, is_folder=True)
+    return Scope() if is_out else scope
 
 
 def _of_repository(git: Path) -> list[Rules]:

@@ -1,0 +1,311 @@
+"""`gemb index`: a folder of rows and vectors that is searched fast, and kept up to date."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.core import ParameterSource
+
+from gemb.commands.group import Group
+from gemb.commands.index_options import INDEX, JSON, YES, source_options
+from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.printing import print_json, print_table
+from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
+from gemb.prompts import TASKS
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder
+    from gemb.index.changes import Changes
+    from gemb.index.source import Source
+
+GROUPS = {
+    "Rows": ("input_format", "null", "text_field", "title_field", "id_field", "keep"),
+    "Files as passages": (
+        "passages",
+        "globs",
+        "hidden",
+        "no_ignore",
+        "follow",
+        "max_size",
+    ),
+    "Vectors": ("dim", "dtype", "task", "prompt", "on_long"),
+    "The index": ("force", "as_json"),
+    "Model": ("model", "backend", "device", "precision", "threads"),
+}
+
+
+@click.group(cls=Group)
+def index() -> None:
+    """Build an index, and keep it up to date; gemb search reads it.
+
+    \b
+    gemb index build docs.gemb docs/
+    gemb search "how do I cancel an order" docs.gemb
+    gemb index sync docs.gemb
+
+    An index is a folder: rows and metadata in SQLite, vectors, sign codes, a manifest. It never
+    shows a half-written state: a build or sync that is killed loses its last two seconds, and the
+    next one goes on from there.
+    """
+
+
+@index.command(cls=GroupedCommand, groups=GROUPS)
+@INDEX
+@click.argument("sources", nargs=-1, metavar="[FILE|DIR]...")
+@source_options
+@click.option("--dim", type=int, help="Width of the vectors: one that the model was trained for.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["f16", "int8", "f32"]),
+    help="Type of the stored numbers.  [default: f16; of vectors of gemb embed, theirs]",
+)
+@click.option(
+    "--task",
+    type=click.Choice(list(TASKS)),
+    default="document",
+    show_default=True,
+    help="Words that the model was trained to see around a text.",
+)
+@click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'passage: {text}'.")
+@click.option(
+    "-f",
+    "--force",
+    is_flag=True,
+    help="Replace the index that is there, when the new one is whole.",
+)
+@JSON
+@model_options
+@click.pass_context
+def build(
+    ctx: click.Context,
+    options: ModelOptions,
+    folder: Path,
+    source: Callable[[tuple[str, ...]], Source],
+    sources: tuple[str, ...],
+    dim: int | None,
+    dtype: str | None,
+    task: str,
+    prompt: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Build the index INDEX of files, folders or standard input.
+
+    A DIR becomes passages of its files. A FILE becomes rows as gemb embed takes them (lines, JSON
+    lines, CSV, TSV, Parquet), or passages with --passages; one that gemb embed wrote with its
+    vectors is not embedded again.
+
+    \b
+    gemb index build docs.gemb docs/ -g '*.md'
+    gemb index build reviews.gemb reviews.csv --text-field body --id-field id
+    gemb embed corpus.jsonl --keep all -o v.parquet && gemb index build c.gemb v.parquet
+    git log --format=%s | gemb index build log.gemb
+
+    \b
+    Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
+    absent, 5 the run failed, 130/141/143 stopped by a signal.
+    """
+    if not sources and sys.stdin is not None and sys.stdin.isatty():
+        raise click.UsageError(f"what is {folder} to be built of? Name a FILE or a DIR")
+    from gemb.index.build import check_target
+    from gemb.index.building import build_index
+
+    check_target(folder, overwrite=force)
+    is_named = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
+    changes = build_index(
+        folder,
+        source(sources),
+        open_encoder=lambda: options.open().encoder,
+        model=options.model,
+        model_is_named=is_named,
+        dim=dim,
+        dtype=dtype,
+        task=task,
+        prompt=prompt,
+        overwrite=force,
+        quiet=options.quiet,
+    )
+    _print(folder, changes, as_json=as_json)
+
+
+@index.command()
+@INDEX
+@click.argument("sources", nargs=-1, metavar="[FILE|DIR]...")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what would be done.")
+@YES
+@JSON
+@model_options
+def sync(
+    options: ModelOptions,
+    folder: Path,
+    sources: tuple[str, ...],
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Bring an index up to date with the files it was built of.
+
+    Only what is new or has changed is embedded: +12 ~3 -1 says how much of it was added, changed
+    and removed. Other FILEs are read in place of those; - is standard input. Removing more than
+    half asks on a terminal; off one it needs --yes.
+
+    \b
+    Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
+    absent, 5 the run failed, 130/141/143 stopped by a signal.
+    """
+    from gemb.index.sync import Sync, look
+    from gemb.index.sync import sync as run
+
+    job = Sync(folder=folder, paths=sources, base=os.getcwd(), quiet=options.quiet)  # noqa: PTH109
+    may_remove = _asking(yes)
+    changes = look(job) if dry_run else run(job, lambda: _encoder(folder, options), may_remove)
+    _print(folder, changes, as_json=as_json)
+
+
+@index.command()
+@INDEX
+@click.argument("references", nargs=-1, metavar="[ID|PATH]...")
+@click.option("--where", metavar="FILTER", help="Rows that pass: \"lang='en' and year<2000\".")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say how many.")
+@YES
+@JSON
+def rm(
+    folder: Path,
+    references: tuple[str, ...],
+    where: str | None,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Remove rows from an index, by id, by file or folder, or by a filter.
+
+    Their text is gone at once, their vectors with gemb index compact. What is still in the source
+    comes back with the next sync. Removing more than half asks on a terminal; off one it needs
+    --yes.
+    """
+    if not references and where is None:
+        raise click.UsageError("name an ID or a PATH, or --where FILTER")
+    from gemb.index.remove import remove
+
+    changes = remove(folder, references, where, None if dry_run else _asking(yes))
+    if as_json:
+        print_json(changes.to_json())
+    else:
+        left = "" if changes.rows is None else f" ({changes.rows:,} in all)"
+        click.echo(f"-{changes.removed:,} rows{left}")
+
+
+@index.command()
+@INDEX
+@JSON
+def info(folder: Path, as_json: bool) -> None:
+    """Say what an index is: its rows, model, prompt, source, and size on disk."""
+    from gemb.index.info import facts, info
+
+    found = info(folder)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(facts(found))
+
+
+@index.command()
+@INDEX
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="How many random rows to embed again; 0 needs no model.",
+)
+@click.option("--seed", type=int, default=0, help="Which rows.  [default: 0]")
+@JSON
+@model_options
+def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: bool) -> None:
+    """Check an index: every checksum, the counts, and ten random rows embedded again.
+
+    \b
+    Exit codes: 0 whole, 1 damaged, 2 wrong usage, 4 something is absent, 5 the index cannot
+    be opened.
+    """
+    from gemb.index.verify import verify
+
+    findings = []
+    for finding in verify(folder, lambda: _encoder(folder, options), rows=rows, seed=seed):
+        findings.append(finding)
+        if not as_json:
+            print_table([("ok" if finding.ok else "BAD", finding.name.ljust(7), finding.detail)])
+    if as_json:
+        print_json([{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
+    bad = [finding.name for finding in findings if not finding.ok]
+    if bad:
+        raise NegativeAnswer(f"{folder} is not whole: {', '.join(bad)}")
+
+
+@index.command()
+@INDEX
+def compact(folder: Path) -> None:
+    """Give the space of removed rows back.
+
+    The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
+    free space as the index that results.
+    """
+    from gemb.hub import show_size
+    from gemb.index.compact import compact
+
+    done = compact(folder)
+    saved = show_size(max(0, done.before - done.after))
+    click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
+
+
+def _encoder(folder: Path, options: ModelOptions) -> Encoder:
+    """Return the model of an index, opened as the options say."""
+    import dataclasses
+
+    from gemb.index.manifest import read_manifest
+
+    source = click.get_current_context().get_parameter_source("model")
+    if source is not ParameterSource.COMMANDLINE:
+        model = read_manifest(folder).model
+        if not model:
+            raise UsageError(f"{folder} does not say which model made its vectors; name it with -m")
+        options = dataclasses.replace(options, model=model)
+    return options.open().encoder
+
+
+def _asking(yes: bool) -> Callable[[int, int], None]:
+    """Return what is asked before so many of so many are removed."""
+
+    def may_remove(count: int, of: int) -> None:
+        if yes or 2 * count <= of:
+            return
+        what = f"{count:,} of {of:,} would be removed"
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"{what}, which is more than half; --yes allows it")
+        click.confirm(f"{what}. Go on?", abort=True, err=True)
+
+    return may_remove
+
+
+def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:
+    """Print what was done.
+
+    Raises:
+        SomeRowsFailed: some rows or files were not.
+    """
+    if as_json:
+        print_json(changes.to_json())
+    else:
+        click.echo(changes.line())
+    if changes.failed:
+        raise SomeRowsFailed(f"without a vector, and not in {folder}: {changes.failed:,} rows")
+    if changes.unreadable:
+        raise SomeRowsFailed(
+            f"could not be read: {changes.unreadable:,} files or folders; what {folder} had of "
+            "them stays"
+        )

@@ -1,0 +1,81 @@
+"""Options of `gemb search` that do not go together, or not with what is searched."""
+
+from __future__ import annotations
+
+import click
+
+from gemb.commands.search_options import Chosen
+
+
+def check(chosen: Chosen) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        UsageError: there are such.
+    """
+    forms = {
+        "-l": chosen.names,
+        "-c": chosen.count,
+        "--json": chosen.as_json,
+        "--format": chosen.template is not None,
+        "--trec": chosen.trec,
+    }
+    given = [name for name, is_given in forms.items() if is_given]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} are given; one form at a time")
+    if chosen.queries_from is not None and (chosen.names or chosen.count):
+        raise click.UsageError(f"{given[0]} is for one query; with -f: --json, --format or --trec")
+    if chosen.lines and chosen.passages not in (None, "lines"):
+        raise click.UsageError(f"--lines and --passages {chosen.passages} are given; one of them")
+    if chosen.hybrid and chosen.like is not None:
+        raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
+    if chosen.null and (chosen.as_json or chosen.trec):
+        raise click.UsageError(f"-0 is for names and lines, not for {given[0]}")
+    if chosen.full and (chosen.before, chosen.after, chosen.context) != (None,) * 3:
+        raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
+    if chosen.template is not None:
+        from gemb.search.format_string import parsed
+
+        parsed(chosen.template)
+
+
+def check_files(chosen: Chosen) -> None:
+    """Refuse what is for an index alone.
+
+    Raises:
+        click.UsageError: such an option is given.
+    """
+    names = {
+        "--where": chosen.where is not None,
+        "--accuracy": chosen.accuracy != "auto",
+        "--force": chosen.force,
+    }
+    for name, is_given in names.items():
+        if is_given:
+            raise click.UsageError(
+                f"{name} is for an index: gemb index build NAME PATH makes one, "
+                "gemb search QUERY NAME searches it"
+            )
+
+
+def check_index(chosen: Chosen) -> None:
+    """Refuse what is for files alone.
+
+    Raises:
+        click.UsageError: such an option is given.
+    """
+    names = {
+        "-g": bool(chosen.globs),
+        "--hidden": chosen.hidden,
+        "--no-ignore": chosen.no_ignore,
+        "-L": chosen.follow,
+        "--lines": chosen.lines,
+        "--passages": chosen.passages is not None,
+        "-I": chosen.is_table,
+    }
+    for name, is_given in names.items():
+        if is_given:
+            raise click.UsageError(
+                f"{name} is for files; what an index holds is chosen by gemb index build, "
+                "and --where filters its rows"
+            )

@@ -1,0 +1,300 @@
+"""Options of `gemb search`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from gemb.commands.index_options import size_of
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+GROUPS = {
+    "What is asked": ("queries_from", "like", "task"),
+    "What is searched": (
+        "globs",
+        "hidden",
+        "no_ignore",
+        "follow",
+        "max_size",
+        "lines",
+        "passages",
+        "input_format",
+        "text_field",
+        "title_field",
+        "id_field",
+        "keep",
+    ),
+    "What is found": (
+        "top_k",
+        "min_score",
+        "weak",
+        "where",
+        "hybrid",
+        "accuracy",
+        "check_recall",
+        "dim",
+        "force",
+    ),
+    "Output": (
+        "before",
+        "after",
+        "context",
+        "full",
+        "names",
+        "count",
+        "quiet",
+        "null",
+        "as_json",
+        "template",
+        "trec",
+        "heading",
+        "with_filename",
+        "color",
+        "no_messages",
+    ),
+    "Model": ("model", "backend", "device", "precision", "threads", "verbose"),
+}
+TASKS = ("query", "code", "qa", "fact", "similarity", "clustering", "classification", "none")
+COUNT = click.IntRange(min=0)
+
+
+class Score(click.ParamType[float | None]):
+    """A cosine, or auto, which is None."""
+
+    name = "auto|X"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        """Return the cosine."""
+        if value == "auto":
+            return None
+        try:
+            score = float(str(value))
+        except ValueError:
+            score = 2.0
+        if not -1 <= score <= 1:
+            self.fail(f"{value!r} is neither auto nor a cosine from -1 to 1", param, ctx)
+        return score
+
+
+class Size(click.ParamType[int]):
+    """A size in bytes: 500k, 10M, 2G; 0 is none."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the bytes."""
+        return value if isinstance(value, int) else size_of(str(value))
+
+
+OPTIONS = (
+    click.option(
+        "-f",
+        "--queries",
+        "queries_from",
+        metavar="FILE",
+        help="Many queries: JSON lines with text and perhaps _id, or lines; - is standard input.",
+    ),
+    click.option(
+        "--like", metavar="ID|FILE:LINE", help="Find what is like a row, or a passage of a file."
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(TASKS),
+        help="Words that the model was trained to see around a query.  [default: query]",
+    ),
+    click.option(
+        "-g",
+        "--glob",
+        "globs",
+        multiple=True,
+        metavar="GLOB",
+        help="Only files like '*.md'; '!*.min.js' leaves out; repeatable, the last one counts.",
+    ),
+    click.option("--hidden", is_flag=True, help="Also files and folders that begin with a dot."),
+    click.option("--no-ignore", is_flag=True, help="Also what .gitignore and .ignore leave out."),
+    click.option("-L", "--follow", is_flag=True, help="Follow links."),
+    click.option(
+        "--max-size",
+        type=Size(),
+        default="10M",
+        show_default=True,
+        help="Leave out longer files; 0: none.",
+    ),
+    click.option("--lines", is_flag=True, help="Each line is a passage: --passages lines."),
+    click.option(
+        "--passages",
+        type=click.Choice(["auto", "lines", "code", "markdown", "prose"]),
+        help="How files become passages.  [default: auto]",
+    ),
+    click.option(
+        "-I",
+        "--input-format",
+        type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
+        default="auto",
+        help="FILEs are tables, whose rows are passages; auto (the default): they are texts.",
+    ),
+    click.option(
+        "--text-field",
+        multiple=True,
+        metavar="NAME",
+        help="Field or column of a table's text; several are joined by a newline.",
+    ),
+    click.option(
+        "--title-field", metavar="NAME", help="Field of the title, for the document prompt."
+    ),
+    click.option("--id-field", metavar="NAME", help="Field of the id; else rows are numbered."),
+    click.option(
+        "--keep", metavar="A,B|all", help="Fields of a table to copy to --json and --format."
+    ),
+    click.option(
+        "-k",
+        "--top-k",
+        type=COUNT,
+        metavar="N",
+        help="How many hits at most; 0: all that are relevant.  [default: 10]",
+    ),
+    click.option(
+        "--min-score",
+        type=Score(),
+        default="auto",
+        show_default=True,
+        help="The least cosine; auto: what chance does not explain, which may be nothing.",
+    ),
+    click.option("--weak", is_flag=True, help="Show what is under --min-score, too."),
+    click.option(
+        "--where",
+        metavar="FILTER",
+        help="Only rows of an index like \"lang='en' and year>=2024\".",
+    ),
+    click.option("--hybrid", is_flag=True, help="Rank by words (BM25), too."),
+    click.option(
+        "--accuracy",
+        type=click.Choice(["auto", "exact", "balanced", "fast"]),
+        default="auto",
+        show_default=True,
+        help="How closely an index is looked at; auto: exact while that is quick.",
+    ),
+    click.option(
+        "--check-recall",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Measure what the quick ranking of an INDEX misses, with N queries of -f or rows.",
+    ),
+    click.option(
+        "--dim", type=int, help="Width of the vectors: one that the model was trained for."
+    ),
+    click.option(
+        "--force", is_flag=True, help="Search an index with another model than it was built with."
+    ),
+    click.option("-B", "--before-context", "before", type=COUNT, metavar="N", help="Lines before."),
+    click.option("-A", "--after-context", "after", type=COUNT, metavar="N", help="Lines after."),
+    click.option("-C", "--context", type=COUNT, metavar="N", help="Lines before and after."),
+    click.option("--full", is_flag=True, help="Whole passages, not their best lines."),
+    click.option("-l", "--files-with-matches", "names", is_flag=True, help="Only names of files."),
+    click.option("-c", "--count", is_flag=True, help="How many relevant passages each file has."),
+    click.option(
+        "-0", "--null", is_flag=True, help="Names end in NUL and are written as they are: xargs -0."
+    ),
+    click.option(
+        "--json", "as_json", is_flag=True, help="JSON lines: rank, score, id, path, line, ..."
+    ),
+    click.option(
+        "--format",
+        "template",
+        metavar="TEMPLATE",
+        help=r"'{score:.2f}\t{path}:{line}\t{text}'; also rank, title, passage, id, first_line, "
+        "last_line, query, query_id, kept fields.",
+    ),
+    click.option("--trec", is_flag=True, help="A run for trec_eval."),
+    click.option(
+        "--heading/--no-heading",
+        default=None,
+        help="In groups by file, or one line a hit.  [default: groups on a terminal]",
+    ),
+    click.option(
+        "-H", "--with-filename", is_flag=True, help="Name and line for standard input, too."
+    ),
+    click.option(
+        "--color",
+        "--colour",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        show_default=True,
+        help="auto: on a terminal, unless NO_COLOR is set.",
+    ),
+    click.option("-s", "--no-messages", is_flag=True, help="No progress and no notes."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The options as they were given."""
+
+    queries_from: str | None
+    like: str | None
+    task: str | None
+    globs: tuple[str, ...]
+    hidden: bool
+    no_ignore: bool
+    follow: bool
+    max_size: int
+    lines: bool
+    passages: str | None
+    input_format: str
+    text_field: tuple[str, ...]
+    title_field: str | None
+    id_field: str | None
+    keep: str | None
+    top_k: int | None
+    min_score: float | None
+    weak: bool
+    where: str | None
+    hybrid: bool
+    accuracy: str
+    check_recall: int | None
+    dim: int | None
+    force: bool
+    before: int | None
+    after: int | None
+    context: int | None
+    full: bool
+    names: bool
+    count: bool
+    null: bool
+    as_json: bool
+    template: str | None
+    trec: bool
+    heading: bool | None
+    with_filename: bool
+    color: str
+    no_messages: bool
+
+    @property
+    def is_table(self) -> bool:
+        """Whether FILEs are tables."""
+        fields = (*self.text_field, self.title_field, self.id_field, self.keep)
+        return self.input_format != "auto" or any(fields)
+
+
+def search_options(command: F) -> F:
+    """Give a command the options; it gets them as `chosen: Chosen`."""
+
+    @functools.wraps(command)
+    def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
+        names = Chosen.__dataclass_fields__
+        chosen = Chosen(**{name: values.pop(name) for name in names})
+        return command(*args, chosen=chosen, **values)
+
+    wrapped: Any = packed
+    for option in reversed(OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped  # type: ignore[no-any-return]

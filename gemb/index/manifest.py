@@ -1,0 +1,137 @@
+"""manifest.json: what an index is. It is replaced as a whole; rows and counts are the database's.
+
+The files of the index carry a generation in their names from the second on (rows.2.sqlite): a
+compacted index is written beside the old one, and the manifest that names it makes it the index.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gemb.atomic import new_file
+from gemb.errors import GembError, UsageError
+from gemb.vectors import VectorSpec
+from gemb.visible import visible
+
+FORMAT = 1
+MARK = "gemb index"
+NAME = "manifest.json"
+LIMIT = 16 << 20  # bytes; a coder's rotation is the largest entry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What does not change from row to row."""
+
+    spec: VectorSpec  # of the stored vectors; `spec.prompt` is the documents' template
+    model: str  # a reference, a path made absolute; empty: nobody named the model
+    task: str  # name of the documents' prompt; custom where it is the user's own
+    query_task: str = "query"  # name of the prompt of queries against it
+    source: Mapping[str, object]  # what `gemb index sync` reads again: `gemb.index.source`
+    coder: Mapping[str, object] | None = None  # `Coder.to_json()`; None: there are no codes yet
+    background: Mapping[str, object] | None = None  # scores of what is irrelevant; None: unknown
+    background_rows: int = 0  # slots that there were when it was measured; 0: it was not
+    generation: int = 1
+    made_by: str  # version of gemb
+    built: str  # date and time, ISO 8601
+    synced: str  # date and time of the last `sync`, `build` or `rm`
+
+
+def is_index(folder: Path) -> bool:
+    """Return whether a folder holds an index, whole or damaged. Cheap; imports nothing heavy."""
+    path = folder / NAME
+    try:
+        with path.open("rb") as file:
+            return file.read(64).startswith(f'{{"{MARK}":'.encode())
+    except OSError:
+        return False
+
+
+def rows_path(folder: Path, generation: int) -> Path:
+    """Return where the database is."""
+    return folder / _named("rows", generation, "sqlite")
+
+
+def vectors_path(folder: Path, generation: int, dtype: str) -> Path:
+    """Return where the vectors are: [slots, dim] as `vectors.packed` makes them, little-endian."""
+    return folder / _named("vectors", generation, dtype)
+
+
+def codes_path(folder: Path, generation: int) -> Path:
+    """Return where the sign codes are: uint8 [slots, bytes]."""
+    return folder / _named("codes", generation, "bin")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of an index.
+
+    Raises:
+        UsageError: the folder is no index, or one of a newer gemb.
+        GembError: the manifest is damaged.
+    """
+    path = folder / NAME
+    shown = visible(str(path))
+    try:
+        with path.open("rb") as file:
+            data = file.read(LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(_no_index(folder)) from None
+    try:
+        entries = json.loads(data)
+        found = entries[MARK]
+    except (ValueError, KeyError, TypeError):
+        raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
+    if isinstance(found, int) and found > FORMAT:
+        raise UsageError(
+            f"{visible(str(folder))} was made by a newer gemb "
+            f"({visible(str(entries.get('made_by', 'unknown')))}, format {found}; this one reads "
+            f"{FORMAT}): pip install -U gemb"
+        )
+    try:
+        spec = VectorSpec.from_json(json.dumps(entries["vectors"]))
+        known = {field.name for field in fields(Manifest)} - {"spec"}
+        if entries["checksum"] != _checksum(entries):
+            raise ValueError("checksum")
+        return Manifest(spec=spec, **{name: entries[name] for name in known})
+    except (ValueError, KeyError, TypeError, UsageError):
+        raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Replace the manifest of an index.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    entries = asdict(manifest)
+    del entries["spec"]
+    entries = {MARK: FORMAT, "vectors": json.loads(manifest.spec.to_json()), **entries}
+    entries["checksum"] = _checksum(entries)
+    with new_file(folder / NAME) as part:
+        part.write_text(json.dumps(entries, ensure_ascii=True) + "\n")
+
+
+def _checksum(entries: Mapping[str, Any]) -> int:
+    """Return the CRC-32 of all entries but the checksum."""
+    others = {name: value for name, value in entries.items() if name != "checksum"}
+    return zlib.crc32(json.dumps(others, sort_keys=True, ensure_ascii=True).encode())
+
+
+def _named(stem: str, generation: int, suffix: str) -> str:
+    return f"{stem}.{suffix}" if generation == 1 else f"{stem}.{generation}.{suffix}"
+
+
+def _no_index(folder: Path) -> str:
+    """Return the message for what is no index."""
+    shown = visible(str(folder))
+    part = folder.with_name(folder.name + ".part")
+    if is_index(part):
+        return f"{shown} is not whole: its build was stopped; the same build goes on with it"
+    if not folder.exists():
+        return f"no index {shown}; gemb index build {shown} FILE|DIR makes one"
+    return f"{shown} is no index: it has no {NAME}; gemb index build NAME FILE|DIR makes one"

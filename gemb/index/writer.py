@@ -1,0 +1,282 @@
+"""The one who writes an index, batch by batch: vectors and codes first, then their rows."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
+from gemb.index.reader import NUMBERS, check_there, committed
+from gemb.index.rows import COLUMNS, Column, IndexRow
+from gemb.index.schema import LOOKUPS, open_to_write, readable
+from gemb.search.sign_codes import Coder
+from gemb.vectors import packed, unpacked
+
+Vectors = NDArray[np.float32]
+
+COMMIT_S = 2.0  # a kill loses so much work, or so many bytes of vectors
+COMMIT_BYTES = 64 << 20
+SAMPLE = 20_000  # vectors that a coder is fitted to
+CODED_BYTES = 64 << 20  # of vectors whose codes are made at once
+
+_INSERT = f"INSERT INTO rows(slot, {COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_UPDATE = (
+    "UPDATE rows SET id = ?, path = ?, line = ?, last_line = ?, title = ?, text = ?, kept = ?, "
+    "digest = ?, crc = ? WHERE slot = ?"
+)
+
+
+class Writer:
+    """Appends, removes and renames rows. Needs the lock of `gemb.index.lock`.
+
+    What was not committed when the process ends was never there.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """Open the files; what a kill tore off is cut away.
+
+        Raises:
+            GembError: the database is damaged, or a file is missing or cut short.
+            OSError: a file cannot be opened or written.
+        """
+        self.spec = manifest.spec
+        self._rows_path = rows_path(folder, manifest.generation)
+        self._coder = Coder.from_json(manifest.coder) if manifest.coder else None
+        self.connection = open_to_write(self._rows_path)
+        with readable(self._rows_path):
+            self.slots = committed(self.connection)  # those to come in this transaction, too
+        self._committed = self.slots
+        self._is_closed = False
+        self._began = 0.0  # of the transaction
+        self._pending: list[NDArray[Any]] = []  # rows that are not on the disk
+        self._pending_bytes = 0
+        numbers = NUMBERS[self.spec.dtype]
+        path = vectors_path(folder, manifest.generation, self.spec.dtype)
+        if self.slots:
+            check_there(path)
+        self._vectors = _Appended(path, numbers, self.spec.dim, self.slots)
+        self._codes: _Appended | None = None
+        self._codes_path = codes_path(folder, manifest.generation)
+        if self._coder:
+            self._open_codes(self._coder)
+
+    @property
+    def committed(self) -> int:
+        """How many slots are on the disk for good."""
+        return self._committed
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, this transaction's too."""
+        with readable(self._rows_path):
+            removed = self.connection.execute("SELECT count(*) FROM removed").fetchone()
+        return self.slots - int(removed[0])
+
+    @property
+    def coder(self) -> Coder | None:
+        """What the codes are made with; None: there are none yet."""
+        return self._coder
+
+    def add(self, row: IndexRow, vector: Vectors) -> None:
+        """Append a row and its unit vector, float32 [dim]."""
+        self.add_columns(row.columns(), packed(vector[None], self.spec))
+
+    def add_stored(self, row: IndexRow, stored: NDArray[Any]) -> None:
+        """Append a row with the vector as it is stored, [1, dim]."""
+        self.add_columns(row.columns(), stored)
+
+    def add_columns(self, columns: tuple[Column, ...], stored: NDArray[Any]) -> None:
+        """Append a row by its columns, with the vector as it is stored, [1, dim]."""
+        self._begin()
+        with readable(self._rows_path):
+            self.connection.execute(_INSERT, (self.slots, *columns))
+        self.slots += 1
+        self._pending.append(stored)
+        self._pending_bytes += stored.nbytes
+
+    def has_stored(self, slot: int) -> bool:
+        """Return whether `stored` has this slot: it was committed."""
+        return slot < self._committed
+
+    def stored(self, slot: int) -> NDArray[Any]:
+        """Return the vector of a committed slot as it is stored, [1, dim]."""
+        return self._vectors.read(slot, 1)
+
+    def update(self, slot: int, row: IndexRow) -> None:
+        """Give a slot other fields; its vector stays."""
+        self._begin()
+        with readable(self._rows_path):
+            self.connection.execute(_UPDATE, (*row.columns(), slot))
+
+    def remove(self, slots: Iterable[int]) -> None:
+        """Remove rows."""
+        self._begin()
+        with readable(self._rows_path):
+            for slot in slots:
+                self.connection.execute("DELETE FROM rows WHERE slot = ?", (slot,))
+                self.connection.execute("INSERT INTO removed VALUES (?)", (slot,))
+
+    def run(self, statement: str, values: tuple[object, ...] = ()) -> None:
+        """Run a statement of our own in the transaction."""
+        self._begin()
+        with readable(self._rows_path):
+            self.connection.execute(statement, values)
+
+    def tick(self) -> None:
+        """Commit, if the batch is old or big enough."""
+        is_old = self._began and time.monotonic() - self._began > COMMIT_S
+        if is_old or self._pending_bytes > COMMIT_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        """Bring the batch to the disk: vectors, codes, then the rows that make them count."""
+        if not self.connection.in_transaction:
+            return
+        if self._pending:
+            stored = np.concatenate(self._pending)
+            crc_vectors = self._vectors.append(stored)
+            crc_codes = None
+            if self._coder and self._codes:
+                vectors = unpacked(stored, self.spec.dtype, self.spec.dim)
+                crc_codes = self._codes.append(self._coder.codes(vectors))
+            block = (self._committed, len(stored), crc_vectors, crc_codes)
+            with readable(self._rows_path):
+                self.connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", block)
+        with readable(self._rows_path):
+            self.connection.execute("COMMIT")
+        self._committed = self.slots
+        self._pending, self._pending_bytes, self._began = [], 0, 0.0
+
+    def make_lookups(self, *names: str) -> None:
+        """Make what finds rows by these columns, where it is not there; no name: all of them."""
+        self.commit()
+        with readable(self._rows_path):
+            for name in names or LOOKUPS:
+                self.connection.execute(LOOKUPS[name])
+
+    def make_codes(self) -> None:
+        """Make the codes that are not there yet, with a coder fitted to all the vectors."""
+        self.commit()
+        if self._coder is None:
+            # A run that was killed here may have left some, of a coder that nobody kept.
+            self.run("UPDATE blocks SET crc_codes = NULL")
+            self.commit()
+            self._coder = Coder.fit(self._sample())
+            self._open_codes(self._coder)
+        assert self._codes, "opened with the coder"
+        with readable(self._rows_path):
+            query = "SELECT first, count FROM blocks WHERE crc_codes IS NULL ORDER BY first"
+            blocks = self.connection.execute(query).fetchall()
+        for some in _chunks(blocks, CODED_BYTES // (self._vectors.width or 1)):
+            crcs = []
+            for first, count in some:
+                stored = self._vectors.read(first, count)
+                vectors = unpacked(stored, self.spec.dtype, self.spec.dim)
+                crcs.append((self._codes.append(self._coder.codes(vectors), sync=False), first))
+            self._codes.sync()
+            with readable(self._rows_path):
+                self.connection.execute("BEGIN IMMEDIATE")
+                update = "UPDATE blocks SET crc_codes = ? WHERE first = ?"
+                self.connection.executemany(update, crcs)
+                self.connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Let go of the files; what was not committed is undone. A second time does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        with readable(self._rows_path):
+            if self.connection.in_transaction:
+                self.connection.execute("ROLLBACK")
+            self.connection.close()
+        self._vectors.close()
+        if self._codes:
+            self._codes.close()
+
+    def _begin(self) -> None:
+        if not self.connection.in_transaction:
+            with readable(self._rows_path):
+                self.connection.execute("BEGIN IMMEDIATE")
+            self._began = time.monotonic()
+
+    def _open_codes(self, coder: Coder) -> None:
+        with readable(self._rows_path):
+            query = "SELECT coalesce(sum(count), 0) FROM blocks WHERE crc_codes IS NOT NULL"
+            coded = self.connection.execute(query).fetchone()[0]
+        self._codes = _Appended(self._codes_path, np.dtype("u1"), coder.bytes, coded)
+
+    def _sample(self) -> Vectors:
+        """Return vectors from everywhere in the index, float32 [n, dim]."""
+        if not self.slots:
+            return np.zeros((0, self.spec.dim), np.float32)
+        slots = np.unique(np.linspace(0, self.slots - 1, min(SAMPLE, self.slots)).astype(np.int64))
+        stored = np.concatenate([self._vectors.read(slot, 1) for slot in slots.tolist()])
+        return unpacked(stored, self.spec.dtype, self.spec.dim)
+
+
+class _Appended:
+    """A file of rows, [count, width], that only grows."""
+
+    def __init__(self, path: Path, numbers: np.dtype[Any], columns: int, count: int) -> None:
+        self._path = path
+        self._numbers = numbers
+        self._columns = columns
+        self.width = columns * numbers.itemsize  # bytes
+        self._end = count * self.width
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        size = os.fstat(self._file).st_size
+        if size < self._end:
+            os.close(self._file)
+            from gemb.index.reader import mapped
+
+            mapped(path, numbers, count, columns)  # says so
+        os.ftruncate(self._file, self._end)
+
+    def append(self, rows: NDArray[Any], *, sync: bool = True) -> int:
+        """Write rows behind the others, on the disk, and return their CRC-32."""
+        data = memoryview(np.ascontiguousarray(rows, self._numbers).data).cast("B")
+        crc = zlib.crc32(data)
+        try:
+            while data:
+                written = os.pwrite(self._file, data, self._end)
+                self._end += written
+                data = data[written:]
+            if sync:
+                os.fsync(self._file)
+        except OSError as error:
+            error.filename = str(self._path)
+            raise
+        return crc
+
+    def sync(self) -> None:
+        """Bring all of it to the disk."""
+        os.fsync(self._file)
+
+    def read(self, first: int, count: int) -> NDArray[Any]:
+        """Return rows, [count, columns]."""
+        data = os.pread(self._file, count * self.width, first * self.width)
+        return np.frombuffer(data, self._numbers).reshape(count, self._columns)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def _chunks(blocks: list[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
+    """Yield blocks together, until they have so many rows."""
+    some: list[tuple[int, int]] = []
+    rows = 0
+    for block in blocks:
+        some.append(block)
+        rows += block[1]
+        if rows >= most:
+            yield some
+            some, rows = [], 0
+    if some:
+        yield some

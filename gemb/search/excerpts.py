@@ -1,0 +1,120 @@
+"""Passages as they are shown: their lines, and which of them answer the query best."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from gemb.search.hits import Hit
+from gemb.search.shared_words import wanted_stems, weights, words_of
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gemb.backend import Encoder
+    from gemb.prompts import Prompt
+
+BESIDE = 0.25  # share of a line's weight that its neighbours get: words stand together
+GOOD = 0.75  # a line with this share of the best line's weight stands out as well
+# Lines that the model compares, where no line shares a word with the query: some 300 tokens.
+MOST_LINES = 16
+MOST_CHARACTERS = 800
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt:
+    """A passage, with the line that answers best."""
+
+    hit: Hit
+    lines: tuple[str, ...]  # of the passage; at least one
+    best: int  # place in `lines`
+    good: frozenset[int]  # places that stand out, `best` among them
+
+    @property
+    def is_numbered(self) -> bool:
+        """Whether each line has a number of its own: not those of a row of a table."""
+        hit = self.hit
+        last = hit.line if hit.last_line is None else hit.last_line
+        return hit.line is not None and last is not None and last - hit.line + 1 == len(self.lines)
+
+    def number(self, place: int) -> int | None:
+        """Return the number of a line in its file, None where it has none."""
+        if self.is_numbered and self.hit.line is not None:
+            return self.hit.line + place
+        return self.hit.line
+
+
+def excerpts(query: str, hits: Sequence[Hit]) -> list[Excerpt]:
+    """Return the passages with the lines that share most with the query, rare words first."""
+    stems = wanted_stems(query)
+    # A passage of a table's row may end in newlines, or be one.
+    all_lines = [tuple(hit.text.strip("\n").split("\n")) for hit in hits]
+    worth = weights(stems, [line for lines in all_lines for line in lines])
+    return [_excerpt(hit, lines, worth) for hit, lines in zip(hits, all_lines, strict=True)]
+
+
+def compared(
+    found: Sequence[Excerpt],
+    query: NDArray[np.float32],
+    encoder: Encoder,
+    prompt: Prompt,
+) -> list[Excerpt]:
+    """Return the excerpts; where no line shared a word with the query, the model finds the best.
+
+    Args:
+        found: as `excerpts` gives them, best first.
+        query: its unit vector, float32 [dim].
+        encoder: the open model.
+        prompt: of the passages.
+    """
+    todo: list[tuple[int, int]] = []  # excerpt, line
+    left = MOST_CHARACTERS
+    for number, one in enumerate(found):
+        if one.good or len(one.lines) == 1:
+            continue
+        places = [place for place, line in enumerate(one.lines) if len(line.split()) > 1]
+        left -= sum(len(one.lines[place]) for place in places)
+        if left < 0 or len(todo) + len(places) > MOST_LINES:
+            break
+        todo += [(number, place) for place in places]
+    result = [one if one.good else replace(one, good=frozenset({one.best})) for one in found]
+    if not todo:
+        return result
+    import numpy as np
+
+    from gemb.pipeline import shortened
+
+    most = encoder.profile.max_tokens
+    ids = encoder.tokenize([prompt.render(found[number].lines[place]) for number, place in todo])
+    vectors = shortened(encoder.encode([one[:most] for one in ids]), len(query))
+    scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
+    best: dict[int, tuple[float, int]] = {}
+    for (number, place), score in zip(todo, scores, strict=True):
+        best[number] = max(best.get(number, (-2.0, 0)), (score, place))
+    for number, (_, place) in best.items():
+        result[number] = replace(found[number], best=place, good=frozenset({place}))
+    return result
+
+
+def _excerpt(hit: Hit, lines: tuple[str, ...], worth: Mapping[str, float]) -> Excerpt:
+    """Return the excerpt; `good` is empty where no line shares a word with the query."""
+    own = [_weight(line, worth) for line in lines]
+    around = [sum(own[max(0, place - 1) : place + 2]) - own[place] for place in range(len(lines))]
+    scores = [
+        mine + BESIDE * beside if mine else 0.0 for mine, beside in zip(own, around, strict=True)
+    ]
+    top = max(scores)
+    if top <= 0:
+        first = next((place for place, line in enumerate(lines) if len(line.split()) > 1), 0)
+        return Excerpt(hit, lines, first, frozenset())
+    good = frozenset(place for place, score in enumerate(scores) if score >= GOOD * top)
+    return Excerpt(hit, lines, scores.index(top), good)
+
+
+def _weight(line: str, worth: Mapping[str, float]) -> float:
+    """Return the weight of the query's words that a line has, less where it is very long."""
+    stems = [word.stem for word in words_of(line)]
+    shared = sum(worth[stem] for stem in set(stems) & worth.keys())
+    return shared / (1 + len(stems) / 100)

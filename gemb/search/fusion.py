@@ -1,0 +1,43 @@
+"""Several rankings made one, by the ranks alone: the scores of two kinds cannot be compared.
+
+Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual
+Rank Learning Methods", SIGIR 2009: sum of 1 / (60 + rank).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+K = 60  # of the paper: the larger, the less the first ranks stand out
+
+
+class Ranked(NamedTuple):
+    """Rows, best first."""
+
+    rows: NDArray[np.int64]  # [n]; slots of an index, or places in a list of passages
+    scores: NDArray[np.float64]  # [n], higher is better
+
+
+def fused(rankings: Sequence[NDArray[np.int64]]) -> Ranked:
+    """Return the rows of several rankings as one; its scores are sums of 1 / (60 + rank).
+
+    Args:
+        rankings: each int64 [n], best first, no row twice; -1 is no row. Of two rows with equal
+            sums that one comes first which the first ranking has higher, then the lower row.
+    """
+    scores: dict[int, float] = {}
+    places: dict[int, tuple[float, ...]] = {}
+    for number, ranking in enumerate(rankings):
+        for rank, row in enumerate(ranking[ranking >= 0].tolist(), 1):
+            scores[row] = scores.get(row, 0.0) + 1 / (K + rank)
+            none = (float("inf"),) * len(rankings)
+            before = places.get(row, none)
+            places[row] = (*before[:number], rank, *before[number + 1 :])
+    ordered = sorted(scores, key=lambda row: (-scores[row], places[row], row))
+    return Ranked(
+        np.array(ordered, np.int64), np.array([scores[row] for row in ordered], np.float64)
+    )

@@ -1,0 +1,145 @@
+"""Search of an index: which rows answer queries, filtered first, ranked by meaning and by words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.index.reader import Index
+from gemb.search.accuracy import plan, ranked
+from gemb.search.fusion import fused
+from gemb.search.hybrid import DEPTH, chosen, depth
+from gemb.search.queries import Query
+from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
+
+if TYPE_CHECKING:
+    from gemb.index.where import Where
+    from gemb.search.background import Background
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+ALL = 10_000  # rows of a query at most, where all that reach the floor are wanted
+BATCH = 256  # queries
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of an index that are looked at."""
+
+    numbers: Ints | None  # ascending; None: all
+    count: int
+    where: Where | None
+
+
+def rows_of(index: Index, filter_: str | None) -> Rows:
+    """Return the rows that a filter leaves.
+
+    Raises:
+        UsageError: it is no filter, or a field is not there.
+    """
+    if filter_ is None:
+        return Rows(numbers=index.alive, count=index.count, where=None)
+    from gemb.index.where import condition_for, matching
+
+    where = condition_for(index.connection, filter_)
+    numbers = matching(index.connection, where)
+    if index.alive is not None:
+        numbers = np.intersect1d(numbers, index.alive, assume_unique=True)
+    return Rows(numbers=numbers, count=len(numbers), where=where)
+
+
+def search_index(
+    index: Index,
+    rows: Rows,
+    queries: Sequence[Query],
+    vectors: Floats,
+    wanted: Wanted,
+    *,
+    like: int | None = None,
+) -> Iterator[QueryHits]:
+    """Yield the answers to each query, in order.
+
+    Args:
+        index: an open index.
+        rows: of it, to look at.
+        queries: as texts.
+        vectors: of the queries, unit rows [Q, dim].
+        wanted: what is wanted of them.
+        like: the row that the only query is; it is no answer to itself, and there is no floor but
+            one that was asked for.
+
+    Raises:
+        GembError: a row is damaged.
+    """
+    background = None if like is not None else _background(index)
+    for first in range(0, len(queries), BATCH):
+        some = vectors[first : first + BATCH]
+        k = min(depth(wanted, ALL), rows.count) + (like is not None)
+        if not rows.count:
+            found_rows = np.full((len(some), 0), -1, np.int64)
+            found_scores = np.zeros((len(some), 0), np.float32)
+        else:
+            how = plan(wanted.accuracy, rows.count, k)
+            found = ranked(
+                some,
+                index.stored,
+                index.codes,
+                index.coder,
+                how,
+                dtype=index.spec.dtype,
+                k=k,
+                rows=rows.numbers,
+            )
+            found_rows, found_scores = found.rows, found.scores
+        for place, query in enumerate(queries[first : first + BATCH]):
+            vector = some[place]
+            floor = _floor(wanted, background, rows.count, vector)
+            one, scores = found_rows[place], found_scores[place]
+            if like is not None:
+                keep = one != like
+                one, scores = one[keep], scores[keep]
+            if wanted.is_hybrid:
+                yield _hybrid(index, rows, query, vector, one, floor, wanted)
+                continue
+            hits = index.hits(one[: wanted.k], scores[: wanted.k])
+            yield above(query, vector, hits, floor, wanted)
+
+
+def _background(index: Index) -> Background | None:
+    entries = index.manifest.background
+    if entries is None:
+        return None
+    from gemb.search.background import Background
+
+    return Background.from_json(entries)
+
+
+def _floor(wanted: Wanted, background: Background | None, count: int, vector: Floats) -> float:
+    if wanted.min_score is not None:
+        return wanted.min_score
+    return background.floor(count, vector) if background and count else NO_FLOOR
+
+
+def _hybrid(
+    index: Index,
+    rows: Rows,
+    query: Query,
+    vector: Floats,
+    dense: Ints,
+    floor: float,
+    wanted: Wanted,
+) -> QueryHits:
+    """Return what is near in meaning or shares words."""
+    from gemb.index.bm25 import by_words
+
+    words = by_words(index.connection, query.text, depth(wanted, ALL), rows.where).rows
+    order = fused([dense, words]).rows
+    if wanted.k is not None:
+        order = order[: max(4 * wanted.k, DEPTH)]
+    scores = np.array([float(index.vector(row) @ vector) for row in order.tolist()], np.float32)
+    return chosen(query, vector, index.hits(order, scores), floor, wanted)

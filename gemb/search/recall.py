@@ -1,0 +1,126 @@
+"""What two-stage ranking misses on one's own corpus: measured, not promised."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.search.accuracy import Plan, ranked
+from gemb.vectors import unpacked
+
+if TYPE_CHECKING:
+    from gemb.search.ranking import Found
+    from gemb.search.sign_codes import Coder, Codes
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+EQUAL = 2e-6  # two dot products of float32, summed in different orders, may differ so much
+TIMED = 20  # queries that are ranked one by one
+EXACT = Plan(candidates=None)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What was measured."""
+
+    queries: int
+    k: int
+    recall: float  # share of the exact best k that the plan found, over all queries
+    worst: float  # of the query with the lowest share
+    exact_ms: float  # median of a query by itself, the files in memory
+    plan_ms: float
+
+
+class Drawn(NamedTuple):
+    """Stored vectors that stand in for queries."""
+
+    queries: Floats  # [n, D], unit rows
+    rows: Ints  # [n]: where they are stored
+
+
+def check_recall(
+    queries: Floats,
+    stored: NDArray[Any],
+    codes: Codes,
+    coder: Coder,
+    how: Plan,
+    *,
+    dtype: str,
+    k: int,
+    rows: Ints | None = None,
+    own: Ints | None = None,
+) -> Recall:
+    """Rank as `how` says and exactly, and compare.
+
+    Args as of `two_stage`; queries: unit rows [Q, D], at least one, the user's own or those of
+    `rows_as_queries`, whose rows are then `own`: a query does not find itself. What has the score
+    of the exact k-th counts as found, whichever of several equal rows it is.
+    """
+    depth = k if own is None else k + 1
+
+    def rank(some: Floats, plan: Plan) -> Found:
+        return ranked(some, stored, codes, coder, plan, dtype=dtype, k=depth, rows=rows)
+
+    expected = _others(rank(queries, EXACT), own, k)
+    found = _others(rank(queries, how), own, k)
+    there = np.isfinite(expected)
+    last = np.where(there, expected, np.inf).min(axis=1, keepdims=True)
+    hits = (np.isfinite(found) & (found >= last - EQUAL)).sum(axis=1)
+    wanted = there.sum(axis=1)
+    hits = np.minimum(hits, wanted)
+    shares = np.where(wanted > 0, hits / np.maximum(wanted, 1), 1)
+    return Recall(
+        queries=len(queries),
+        k=k,
+        recall=float(hits.sum() / wanted.sum()) if wanted.any() else 1.0,
+        worst=float(shares.min()),
+        exact_ms=_one_by_one(lambda query: rank(query, EXACT), queries),
+        plan_ms=_one_by_one(lambda query: rank(query, how), queries),
+    )
+
+
+def rows_as_queries(
+    stored: NDArray[Any],
+    *,
+    dtype: str,
+    count: int,
+    rows: Ints | None = None,
+    seed: int = 0,
+) -> Drawn:
+    """Draw up to `count` stored vectors, all as likely; equal arguments, equal rows.
+
+    A row that failed, or is all zeros, is passed over, so there may be fewer.
+    """
+    among = len(stored) if rows is None else len(rows)
+    drawn = np.sort(np.random.default_rng(seed).choice(among, min(count, among), replace=False))
+    drawn = drawn if rows is None else rows[drawn]
+    queries = unpacked(np.asarray(stored)[drawn], dtype, stored.shape[1])
+    lengths = np.linalg.norm(queries, axis=1)
+    usable = lengths > 0  # no comparison with NaN holds
+    return Drawn(queries[usable] / lengths[usable, None], drawn[usable])
+
+
+def _others(found: Found, own: Ints | None, k: int) -> Floats:
+    """Return scores [Q, k] of what was found but for each query's own row."""
+    if own is None:
+        return found.scores
+    itself = found.rows == own[:, None]
+    order = np.argsort(itself, axis=1, kind="stable")  # the rest keeps its order
+    return np.take_along_axis(found.scores, order, 1)[:, :k]
+
+
+def _one_by_one(rank: Callable[[Floats], Found], queries: Floats) -> float:
+    rank(queries[:1])
+    times = []
+    for query in queries[:TIMED]:
+        began = time.perf_counter()
+        rank(query[None])
+        times.append(time.perf_counter() - began)
+    return 1000 * median(times)

@@ -1,0 +1,176 @@
+"""Hits for people: by file, each with its score, its title and the lines that answer best."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from gemb.search.cells import ELLIPSIS, cut, width_of, wrapped
+from gemb.search.colours import Paint
+from gemb.search.context import Context, Line
+from gemb.search.excerpts import Excerpt
+from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
+from gemb.search.hits import Hit
+from gemb.search.queries import Query
+from gemb.search.shared_words import wanted_stems, words_of
+from gemb.visible import visible
+
+ROWS = 3  # of the terminal that one line of a text may take
+BETWEEN = " › "  # in titles: between a file's name and the headings around a passage
+
+
+class TerminalHits:
+    """The hits in groups: files by their best hit, hits by their scores."""
+
+    needs_lines = True
+
+    def __init__(
+        self,
+        write: Write,
+        context: Context,
+        paint: Paint,
+        width: int,
+        *,
+        is_whole: bool = False,
+        with_query: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            write: takes bytes.
+            context: which lines are shown.
+            paint: colours.
+            width: of the terminal, in columns.
+            is_whole: long lines are shown to their end.
+            with_query: write the query above its hits, for there are several.
+        """
+        self._write = write
+        self._context = context
+        self._paint = paint
+        self._width = max(width, 30)
+        self._rows = 0 if is_whole else ROWS
+        self._with_query = with_query
+        self._is_first = True
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the answers to one query, best first."""
+        stems = wanted_stems(query.text)
+        lines: list[str] = []
+        if self._with_query:
+            shown = visible(f"{query.id}: {query.text}")
+            lines.append(self._paint.best(cut(shown, self._width)))
+            if not found:
+                lines.append(self._paint.faint("nothing relevant"))
+        groups: dict[str | None, list[Excerpt]] = {}
+        for excerpt in found:
+            groups.setdefault(_file(excerpt.hit), []).append(excerpt)
+        for name, group in groups.items():
+            if lines or not self._is_first:
+                lines.append("")
+            self._is_first = False
+            if name is not None:
+                lines.append(self._paint.heading(name))
+            for excerpt in group:
+                lines += self._hit(excerpt, stems)
+        self._write(encoded("".join(line + "\n" for line in lines)))
+
+    def _hit(self, excerpt: Excerpt, stems: frozenset[str]) -> list[str]:
+        paint = self._paint
+        shown = self._context.around(excerpt)
+        widest = max(len(str(line.number or "")) for line in shown)
+        if is_bare(excerpt.hit) and len(shown) == 1 and not excerpt.hit.title:
+            # A line of standard input: on one row with its score.
+            start = f"{excerpt.hit.score:.2f}  "
+            return self._line(shown[0], stems, widest, (paint.score(start), len(start)))
+        title = cut(_title(excerpt.hit), self._width - 6)
+        head = paint.score(f"{excerpt.hit.score:.2f}") + (
+            "  " + paint.faint(title) if title else ""
+        )
+        return [head, *(row for line in shown for row in self._line(line, stems, widest))]
+
+    def _line(
+        self, line: Line, stems: frozenset[str], widest: int, start: tuple[str, int] = ("", 0)
+    ) -> list[str]:
+        """Return the rows of a line; `start` is what stands before it, and its width."""
+        paint = self._paint
+        gutter = f"{line.number:>{widest}}" if line.number is not None else ""
+        mark = ":" if line.is_good else "-"
+        used = start[1] + len(gutter) + (2 if gutter else 0)
+        text = visible(line.text.rstrip().expandtabs(4))
+        room = self._width - used
+        rows = self._fitted(text, room, stems, is_good=line.is_good)
+        if line.is_good:
+            rows = [_strong(row, stems, paint) for row in rows]
+        before = start[0] + (paint.number(gutter) + paint.mark(mark) + " " if gutter else "")
+        return [(before if not place else " " * used) + row for place, row in enumerate(rows)]
+
+    def _fitted(self, text: str, room: int, stems: frozenset[str], *, is_good: bool) -> list[str]:
+        """Return the text in rows; of a long one the part that answers, or its beginning."""
+        if width_of(text) <= room:
+            return [text]
+        if not self._rows:
+            return wrapped(text, room)
+        if not is_good:
+            return [cut(text, room)]
+        # Wide characters need room for half as many; words leave a part of each row empty.
+        narrow = room * len(text) // max(1, width_of(text))
+        return wrapped(part_with(text, stems, narrow * self._rows * 9 // 10), room)[: self._rows]
+
+
+def part_with(text: str, stems: frozenset[str], most: int) -> str:
+    """Return at most so many characters of a text: those around most words of the query."""
+    if len(text) <= most:
+        return text
+    places = [word.start for word in words_of(text) if word.stem in stems]
+    best = 0, 0
+    for place in places:
+        start = max(0, min(place - most // 4, len(text) - most))
+        inside = sum(start <= other < start + most for other in places)
+        best = max(best, (inside, -start))
+    start = -best[1]
+    if start:
+        space = text.find(" ", start, start + 20)
+        start = space + 1 if space >= 0 else start
+    end = start + most
+    if end < len(text):
+        space = text.rfind(" ", end - 20, end)
+        end = space if space > 0 else end
+    head = ELLIPSIS if start else ""
+    return head + text[start:end].strip() + (ELLIPSIS if end < len(text) else "")
+
+
+def _file(hit: Hit) -> str | None:
+    """Return the heading of a hit's group, None for rows that come from no file."""
+    if hit.path is not None:
+        return shown_name(hit)
+    return None
+
+
+def _title(hit: Hit) -> str:
+    """Return what stands beside the score: the headings around a passage, or a row's id and title.
+
+    The file's name, which begins the title of a passage, stands above already.
+    """
+    title = hit.title or ""
+    if hit.path is not None:
+        name = os.path.basename(hit.path)  # noqa: PTH119
+        title = "" if title == name else title.removeprefix(name + BETWEEN)
+    words = [visible(title)] if title else []
+    if hit.id is not None and hit.id != hit.line:
+        words.insert(0, visible(str(hit.id)))
+    elif hit.path is None and not words:
+        words = [STDIN]
+    return "  ".join(words)
+
+
+def _strong(text: str, stems: frozenset[str], paint: Paint) -> str:
+    """Return a line that answers in bold, the words of the query in their colour."""
+    if not paint.is_on:
+        return text
+    parts: list[str] = []
+    done = 0
+    for word in words_of(text):
+        if word.stem in stems:
+            parts += [paint.best(text[done : word.start]), paint.word(text[word.start : word.end])]
+            done = word.end
+    return "".join(parts) + paint.best(text[done:])

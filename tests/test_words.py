@@ -1,0 +1,221 @@
+"""Search by words: FTS5's BM25, the same without an index, and the fusion of rankings."""
+
+from __future__ import annotations
+
+import math
+import random
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gemb.errors import GembError
+from gemb.index import bm25
+from gemb.index.bm25 import CREATE_WORDS, by_words
+from gemb.index.where import condition
+from gemb.search.fusion import fused
+from gemb.search.query_words import MOST, query_words
+from gemb.search.word_scores import word_scores
+
+
+def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
+    """An index's tables, with these titles and texts; the path of a row is its slot."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute(
+        "CREATE TABLE rows(slot INTEGER PRIMARY KEY, id, path TEXT, line INTEGER,"
+        " last_line INTEGER, title TEXT, text TEXT, kept TEXT, digest BLOB)"
+    )
+    connection.execute(CREATE_WORDS)
+    for slot, (title, text) in enumerate(rows):
+        values = (slot, slot, str(slot), title, text, f'{{"odd": {slot % 2}}}')
+        connection.execute(
+            "INSERT INTO rows(slot, id, path, title, text, kept) VALUES(?, ?, ?, ?, ?, ?)", values
+        )
+        connection.execute(
+            "INSERT INTO words(rowid, title, text) VALUES(?, ?, ?)", (slot, title, text)
+        )
+    return connection
+
+
+def formula(query: Sequence[str], rows: Sequence[tuple[str | None, str]]) -> list[float]:
+    """BM25 as https://www.sqlite.org/fts5.html#the_bm25_function says it, title weight 2."""
+    tokens = [((title or "").split(), text.split()) for title, text in rows]
+    lengths = [len(title) + len(text) for title, text in tokens]
+    mean = sum(lengths) / len(lengths)
+    scores = [0.0] * len(rows)
+    for word in query:
+        found_in = sum(word in title or word in text for title, text in tokens)
+        idf = max(math.log((len(rows) - found_in + 0.5) / (found_in + 0.5)), 1e-6)
+        for row, (title, text) in enumerate(tokens):
+            often = 2 * title.count(word) + text.count(word)
+            scores[row] += idf * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * lengths[row] / mean))
+    return scores
+
+
+def random_rows(count: int, *, titles: bool) -> list[tuple[str | None, str]]:
+    """Rows of words of five letters: the first are common, the last are rare."""
+    draw = random.Random(1)
+    vocabulary = [f"wor{number:02}" for number in range(40)]
+    weights = [1 / (1 + number) for number in range(40)]
+
+    def words(most: int) -> str:
+        return " ".join(draw.choices(vocabulary, weights, k=draw.randint(1, most)))
+
+    return [(words(4) if titles else None, words(30)) for _ in range(count)]
+
+
+def test_rows_are_ranked_by_the_formula():
+    rows = random_rows(200, titles=True)
+    query = ["wor01", "wor07", "wor30", "absent"]
+    expected = formula(query, rows)
+    found = by_words(connect(rows), " ".join(query), 200, share=0)
+    assert len(found.rows) == sum(score > 0 for score in expected)
+    np.testing.assert_allclose(found.scores, [expected[row] for row in found.rows], rtol=1e-9)
+    assert (np.diff(found.scores) <= 0).all()
+    equal = np.diff(found.scores) == 0
+    assert (np.diff(found.rows)[equal] > 0).all()
+    assert (
+        by_words(connect(rows), " ".join(query), 3, share=0).rows.tolist()
+        == found.rows[:3].tolist()
+    )
+
+
+def test_without_an_index_scores_are_the_same():
+    rows = random_rows(300, titles=False)
+    query = "wor02 wor09 wor35"
+    found = by_words(connect(rows), query, 300, share=0)
+    # With a space behind each word a length in characters is one in words.
+    scores = word_scores(query, (text + " " for _, text in rows), share=0)
+    assert np.flatnonzero(scores).tolist() == sorted(found.rows.tolist())
+    np.testing.assert_allclose(scores[found.rows], found.scores, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("query", "text"),
+    [
+        ("refunding", "Refunds are paid"),
+        ("café", "CAFÉS"),
+        ("cafe\u0301", "a café here"),
+        ("writing boolean", "def write_boolean(self)"),
+        ("c++ operator", "an operator"),
+        ('"order" AND NOT (', "an order"),
+        ("don't", "Don't"),
+        ("text: order*", "orders"),
+    ],
+)
+def test_a_word_is_found_in_another_form(query, text):
+    rows = [(None, text), (None, "something else"), (None, "of no account")]
+    assert by_words(connect(rows), query, 5, share=0).rows.tolist() == [0]
+    scores = word_scores(query, (text for _, text in rows), share=0)
+    assert scores[0] > 0
+    assert scores[1:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "query", ["", "...", "* - \" ' ()", "_ __", "\x00\ud800\U0001f600", "absent"]
+)
+def test_a_query_without_words_that_are_there_finds_nothing(query):
+    assert by_words(connect([(None, "an order")]), query, 5).rows.tolist() == []
+    assert word_scores(query, ["an order"]).tolist() == [0]
+    assert word_scores(query, []).shape == (0,)
+
+
+def test_rows_with_few_of_the_words_are_none():
+    rows = [
+        (None, "red green blue"),
+        (None, "red green"),
+        (None, "red"),
+        *[(None, "one three five")] * 20,
+    ]
+    connection = connect(rows)
+    assert by_words(connection, "red green blue", 9).rows.tolist() == [0]
+    assert by_words(connection, "red green blue", 9, share=0.5).rows.tolist() == [0, 1]
+    assert by_words(connection, "red green blue", 9, share=0).rows.tolist() == [0, 1, 2]
+    assert by_words(connection, "red violet", 9).rows.tolist() == []  # violet is nowhere
+    texts = [text for _, text in rows]
+    assert np.flatnonzero(word_scores("red green blue", texts)).tolist() == [0]
+    assert np.flatnonzero(word_scores("red green blue", texts, share=0.5)).tolist() == [0, 1]
+    assert not word_scores("red violet", texts).any()
+
+
+def test_a_filter_comes_before_the_k_best():
+    rows = [(None, "order " * (10 - number)) for number in range(8)]
+    where = condition("odd = 1", ["odd"])
+    assert by_words(connect(rows), "order", 3, where, share=0).rows.tolist() == [1, 3, 5]
+
+
+def test_common_words_find_no_rows_of_their_own(monkeypatch):
+    monkeypatch.setattr(bm25, "MOST_FOUND", 4)
+    rows = [
+        (None, "the cat"),
+        (None, "the dog the"),
+        (None, "dog"),
+        (None, "the"),
+        *[(None, "the x")] * 3,
+    ]
+    connection = connect(rows)
+    assert by_words(connection, "the dog", 9, share=0).rows.tolist() == [2, 1]
+    # Both are too common: only a row with both of them can be among the best.
+    assert by_words(connection, "x the", 9, share=0).rows.tolist() == [4, 5, 6]
+    monkeypatch.setattr(bm25, "MOST_FOUND", 2)
+    assert by_words(connection, "x the", 9, share=0).rows.tolist() == [4, 5, 6]
+    assert by_words(connection, "the cat x", 9, share=0).rows.tolist() == [0]
+
+
+def test_a_damaged_table_of_words_is_one_line():
+    connection = connect([(None, "an order")])
+    connection.execute("DELETE FROM words_data")
+    with pytest.raises(
+        GembError, match=r"^the rows of the index cannot be read: .*; gemb index ver"
+    ):
+        by_words(connection, "order", 5)
+
+
+def test_a_passage_as_a_query_is_cut_to_its_first_words():
+    assert query_words("A b a B, ab") == ["a", "b", "ab"]
+    assert len(query_words(" ".join(map(str, range(2 * MOST))))) == MOST
+
+
+@given(st.text(max_size=80))
+@settings(max_examples=300, deadline=None)
+def test_nothing_in_a_query_is_an_operator(text):
+    rows = [
+        (None, "an order"),
+        ("title", "of text"),
+        (None, text.encode(errors="replace").decode()),
+    ]
+    found = by_words(connect(rows), text, 9, share=0)
+    assert set(found.rows.tolist()) <= {0, 1, 2}
+    assert np.isfinite(word_scores(text, [row[1] for row in rows])).all()
+
+
+def test_fusion_adds_reciprocal_ranks():
+    found = fused([np.array([7, 3, 5]), np.array([5, 9, -1, -1])])
+    assert found.rows.tolist() == [5, 7, 3, 9]
+    expected = [1 / 63 + 1 / 61, 1 / 61, 1 / 62, 1 / 62]
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-15)
+
+
+def test_the_fusion_of_nothing_is_nothing():
+    found = fused([np.empty(0, np.int64), np.array([-1, -1])])
+    assert found.rows.shape == found.scores.shape == (0,)
+    assert found.rows.dtype == np.int64
+
+
+def test_fusion_of_one_ranking_is_that_ranking():
+    assert fused([np.array([4, 1, 8])]).rows.tolist() == [4, 1, 8]
+
+
+@given(st.lists(st.permutations(range(12)).map(lambda rows: rows[:8]), min_size=1, max_size=4))
+def test_fusion_is_the_sum_of_the_paper(rankings):
+    found = fused([np.array(ranking) for ranking in rankings])
+    rows = {row for ranking in rankings for row in ranking}
+    sums = {
+        row: sum(1 / (60 + one.index(row) + 1) for one in rankings if row in one) for row in rows
+    }
+    assert set(found.rows.tolist()) == rows
+    np.testing.assert_allclose(found.scores, [sums[row] for row in found.rows.tolist()])
+    assert (np.diff(found.scores) <= 1e-15).all()
