@@ -283,6 +283,9 @@ def test_a_long_file_is_left_out_with_a_note_that_says_how_to_take_it(
     assert named.failed == 1
     said = capsys.readouterr().err
     assert said == ("gemb: warning: big.log: 2.1G is long for a text; --max-size 3G takes it\n")
+    assert names("big.bin", skipped=named) == []
+    named.say()
+    assert capsys.readouterr().err == "gemb: note: 1 binary file was left out\n"
     assert names("big.log", most_bytes=0) == ["big.log"]
     assert [shown_size(size) for size in (7, 1500, 20_000_000)] == ["7", "1.5K", "20.0M"]
 
