@@ -14,28 +14,25 @@ from hypothesis import strategies as st
 
 from gemb.errors import GembError
 from gemb.index import bm25
-from gemb.index.bm25 import CREATE_WORDS, by_words
+from gemb.index.bm25 import by_words
+from gemb.index.schema import TABLES
 from gemb.index.where import condition
 from gemb.search.fusion import fused
+from gemb.search.hits import Hit
+from gemb.search.queries import from_words
 from gemb.search.query_words import MOST, query_words
+from gemb.search.wanted import Wanted, above
 from gemb.search.word_scores import word_scores
 
 
 def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
-    """An index's tables, with these titles and texts; the path of a row is its slot."""
+    """An index's tables, with these titles and texts; the field `odd` is that of the slot."""
     connection = sqlite3.connect(":memory:")
-    connection.execute(
-        "CREATE TABLE rows(slot INTEGER PRIMARY KEY, id, path TEXT, line INTEGER,"
-        " last_line INTEGER, title TEXT, text TEXT, kept TEXT, digest BLOB)"
-    )
-    connection.execute(CREATE_WORDS)
+    connection.executescript(TABLES)
     for slot, (title, text) in enumerate(rows):
-        values = (slot, slot, str(slot), title, text, f'{{"odd": {slot % 2}}}')
         connection.execute(
-            "INSERT INTO rows(slot, id, path, title, text, kept) VALUES(?, ?, ?, ?, ?, ?)", values
-        )
-        connection.execute(
-            "INSERT INTO words(rowid, title, text) VALUES(?, ?, ?)", (slot, title, text)
+            "INSERT INTO rows(slot, title, text, kept, digest, crc) VALUES(?, ?, ?, ?, x'', 0)",
+            (slot, title, text, f'{{"odd": {slot % 2}}}'),
         )
     return connection
 
@@ -165,6 +162,12 @@ def test_common_words_find_no_rows_of_their_own(monkeypatch):
     assert by_words(connection, "the cat x", 9, share=0).rows.tolist() == [0]
 
 
+def test_a_row_that_was_removed_is_not_found():
+    connection = connect([(None, "an order"), (None, "orders"), (None, "else"), (None, "other")])
+    connection.execute("DELETE FROM rows WHERE slot = 0")
+    assert by_words(connection, "order", 5, share=0).rows.tolist() == [1]
+
+
 def test_a_damaged_table_of_words_is_one_line():
     connection = connect([(None, "an order")])
     connection.execute("DELETE FROM words_data")
@@ -219,3 +222,23 @@ def test_fusion_is_the_sum_of_the_paper(rankings):
     assert set(found.rows.tolist()) == rows
     np.testing.assert_allclose(found.scores, [sums[row] for row in found.rows.tolist()])
     assert (np.diff(found.scores) <= 1e-15).all()
+
+
+def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
+    vector = np.zeros(2, np.float32)
+    hits = [
+        Hit(score=0.4, text="near in meaning"),
+        Hit(score=0.2, text="of gperf", title="The ACE"),
+        Hit(score=0.1, text="of gperf"),
+    ]
+
+    def kept(text: str, hits: list[Hit], **wanted: object) -> list[float]:
+        found = above(from_words(text), vector, hits, 0.35, Wanted(**wanted))
+        return [hit.score for hit in found.hits]
+
+    assert kept("ace gperf", hits) == [0.4, 0.2]
+    assert kept("how is ace gperf", hits[1:]) == [0.2]
+    assert kept("?!", hits) == [0.4]
+    assert kept("ace gperf", hits, min_score=0.35) == [0.4]  # a floor that was asked for is one
+    assert kept("ace gperf", hits, is_weak=True) == [0.4, 0.2, 0.1]
+    assert above(from_words("absent"), vector, hits[1:], 0.35, Wanted()).best_below == 0.2
