@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -366,3 +367,13 @@ def test_an_excerpt_of_an_empty_text_has_one_line():
     (found,) = excerpts("anything", [hit(text="\n", line=1, last_line=1)])
     assert isinstance(found, Excerpt)
     assert found.lines == ("",)
+
+
+def test_megabytes_in_one_line_take_no_time():
+    text = "order word " * 400_000 + "the refund"
+    one = hit(text=text, line=1, last_line=1)
+    began = time.process_time()
+    rows = terminal([one], width=60).splitlines()
+    assert len(rows) == 5
+    assert grep([one]) == f"shop.py:1:{text}\n"
+    assert time.process_time() - began < 5  # it was minutes

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BESIDE = 0.25  # share of a line's weight that its neighbours get: words stand together
 GOOD = 0.75  # a line with this share of the best line's weight stands out as well
+LOOKED_AT = 20_000  # characters of a line
 # Lines that the model compares, where no line shares a word with the query: some 300 tokens.
 MOST_LINES = 16
 MOST_CHARACTERS = 800
@@ -51,7 +52,7 @@ def excerpts(query: str, hits: Sequence[Hit]) -> list[Excerpt]:
     stems = wanted_stems(query)
     # A passage of a table's row may end in newlines, or be one.
     all_lines = [tuple(hit.text.strip("\n").split("\n")) for hit in hits]
-    worth = weights(stems, [line for lines in all_lines for line in lines])
+    worth = weights(stems, [line[:LOOKED_AT] for lines in all_lines for line in lines])
     return [_excerpt(hit, lines, worth) for hit, lines in zip(hits, all_lines, strict=True)]
 
 
@@ -115,6 +116,6 @@ def _excerpt(hit: Hit, lines: tuple[str, ...], worth: Mapping[str, float]) -> Ex
 
 def _weight(line: str, worth: Mapping[str, float]) -> float:
     """Return the weight of the query's words that a line has, less where it is very long."""
-    stems = [word.stem for word in words_of(line)]
+    stems = [word.stem for word in words_of(line[:LOOKED_AT])]
     shared = sum(worth[stem] for stem in set(stems) & worth.keys())
     return shared / (1 + len(stems) / 100)
