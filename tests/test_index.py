@@ -451,3 +451,44 @@ def test_force_replaces_an_index_when_the_new_one_is_whole(gemb: Gemb) -> None:
     out(gemb, "index", "build", "-f", "l.gemb", stdin="c\n")
     assert [hit.text for hit in all_hits(gemb, "l.gemb")] == ["c"]
     assert sorted(path.name for path in gemb.folder.iterdir()) == ["l.gemb", "model.fake"]
+
+
+def test_names_and_bytes_of_any_kind_are_indexed(gemb: Gemb) -> None:
+    docs = write_tree(gemb, a="red apples\n")
+    names = ["new\nline.txt", "esc\x1b[31m.txt", "qu'o\"te.txt", "ünïcode.txt"]
+    for name in names:
+        write_old(docs / name, f"text of {len(name)} letters\n")
+    raw = os.fsencode(docs) + b"/no\xffutf8.txt"
+    Path(os.fsdecode(raw)).write_bytes(b"caf\xe9 au lait\n")
+    (docs / "loop").symlink_to(docs)
+    (docs / "binary.bin").write_bytes(b"\0" * 100)
+    (docs / "empty.txt").write_bytes(b"")
+    done = gemb("index", "build", "d.gemb", "docs")
+    assert done.returncode == 0, done.stderr
+    assert b"\x1b" not in done.stderr + done.stdout
+    hits = {hit.path: hit.text for hit in all_hits(gemb, "d.gemb")}
+    assert set(hits) == {
+        "docs/a.txt",
+        *(f"docs/{name}" for name in names),
+        os.fsdecode(b"docs/no\xffutf8.txt"),
+    }
+    assert hits[os.fsdecode(b"docs/no\xffutf8.txt")] == "caf\ufffd au lait"
+    out(gemb, "index", "verify", "d.gemb")
+    assert out(gemb, "index", "rm", "d.gemb", "docs/new\nline.txt").startswith("-1 rows")
+    raw_name = os.fsdecode(b"docs/no\xffutf8.txt")
+    assert out(gemb, "index", "rm", "d.gemb", raw_name).startswith("-1 rows")
+    line = error(gemb, "index", "rm", "d.gemb", "docs/esc\x1b[31m.txt2")
+    assert "\x1b" not in line
+    assert out(gemb, "index", "sync", "d.gemb").startswith("+2 ~0 -0 files")
+
+
+def test_what_cannot_be_read_now_is_not_removed(gemb: Gemb) -> None:
+    docs = write_tree(gemb, a="red apples\n", b="green pears\n", c="blue plums\n")
+    out(gemb, "index", "build", "d.gemb", "docs")
+    # A link to itself fails as a disk does that went away: not as a file that is gone.
+    (docs / "b.txt").unlink()
+    (docs / "b.txt").symlink_to("b.txt")
+    done = gemb("index", "sync", "d.gemb", "--yes")
+    assert len(all_hits(gemb, "d.gemb")) == 3, done
+    (docs / "b.txt").unlink()
+    assert out(gemb, "index", "sync", "d.gemb").startswith("+0 ~0 -1 files")

@@ -25,7 +25,7 @@ from gemb.index.manifest import (
     rows_path,
     vectors_path,
 )
-from gemb.index.rows import COLUMNS, crc, kept_fields, path_column, path_of
+from gemb.index.rows import COLUMNS, Column, crc, kept_fields, path_column, path_of
 from gemb.index.schema import open_to_read, readable
 from gemb.search.hits import Hit
 from gemb.search.sign_codes import Coder
@@ -127,7 +127,7 @@ class Index:
         Raises:
             UsageError: there is none.
         """
-        ids: list[int | str] = [reference]
+        ids: list[Column] = [path_column(reference)]  # bytes, which no id is, where it is no UTF-8
         if reference.isascii() and reference.isdigit() and len(reference) < 19:
             ids.append(int(reference))
         name, _, line = reference.rpartition(":")

@@ -13,7 +13,7 @@ from gemb.index.finish import finish
 from gemb.index.manifest import Manifest
 from gemb.index.reader import Index
 from gemb.index.row_changes import MayRemove
-from gemb.index.rows import path_column
+from gemb.index.rows import Column, path_column
 from gemb.index.sync import writing
 from gemb.index.where import condition_for, matching
 from gemb.visible import visible
@@ -77,7 +77,7 @@ def _slots(
 
 def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -> set[int]:
     """Return the slots of an id, of a file, or of all files in a folder."""
-    ids: list[str | int] = [reference]
+    ids: list[Column] = [path_column(reference)]  # bytes, which no id is, where it is no UTF-8
     if reference.isascii() and reference.isdigit() and len(reference) < 19:
         ids.append(int(reference))
     found = connection.execute(
