@@ -20,12 +20,11 @@ Ints = NDArray[np.int64]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
-# Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and a product of so
-# many by one query is too small for OpenBLAS to share out. Its threads and ours would fight: twice
-# the components take six times as long on busy cores.
+# Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and its product with
+# one query is too small for OpenBLAS to share out. Its threads and ours would fight: on busy cores
+# twice the components take six times as long, and 32 queries in one product twice as long as one
+# by one.
 BLOCK_COMPONENTS = 1 << 18
-FEW = 8  # queries that are taken one by one
-MANY_COMPONENTS = 1 << 22  # at a time for more queries, whose product OpenBLAS shares out itself
 SCATTERED = 4096  # rows whose pages are asked for before they are needed
 SCORES = 1 << 22  # of a block, held at a time: queries by rows
 
@@ -59,21 +58,19 @@ def exact(
     best = Nearest(
         np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
     )
-    dim, few = queries.shape[1], len(queries) < FEW
-    step = (BLOCK_COMPONENTS if few else MANY_COMPONENTS) // dim
-    step = max(1, min(step, SCORES // max(1, len(queries))))
+    dim = queries.shape[1]
+    step = max(1, min(BLOCK_COMPONENTS // dim, SCORES // max(1, len(queries))))
 
-    def block(first: int) -> Floats:
-        """Return the scores [Q, n] of a block, or its vectors [n, D]."""
+    def scores(first: int) -> Floats:
         some = _some(stored, first, min(count, first + step), rows)
         vectors = unpacked(some, dtype, dim)
-        return np.stack([vectors @ query for query in queries]) if few else vectors
+        products = np.stack([vectors @ query for query in queries])
+        products[np.isnan(products)] = -np.inf
+        return products
 
     starts = range(0, count if len(queries) else 0, step)
-    for first, made in zip(starts, ahead(block, starts), strict=True):
-        scores = made if few else queries @ made.T
-        scores[np.isnan(scores)] = -np.inf
-        best = merged(best, scores, first)
+    for first, block in zip(starts, ahead(scores, starts), strict=True):
+        best = merged(best, block, first)
     numbers = best.numbers
     if rows is not None and count:
         numbers = np.where(numbers < 0, -1, rows[numbers])
