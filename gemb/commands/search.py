@@ -232,6 +232,8 @@ def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
 
 
 def _writer() -> Write:
+    if sys.stdout is None:
+        raise click.UsageError("standard output is closed; send it to a file or a pipe")
     from gemb.output import Stream
 
     return Stream(None).write

@@ -60,15 +60,19 @@ class TerminalHits:
         stems = wanted_stems(query.text)
         lines: list[str] = []
         if self._with_query:
-            shown = visible(f"{query.id}: {query.text}")
+            if not self._is_first:
+                lines.append("")
+            self._is_first = True  # the first file stands right below
+            shown = visible(f"[{query.id}] {query.text}")
             lines.append(self._paint.best(cut(shown, self._width)))
             if not found:
+                self._is_first = False
                 lines.append(self._paint.faint("nothing relevant"))
         groups: dict[str | None, list[Excerpt]] = {}
         for excerpt in found:
             groups.setdefault(_file(excerpt.hit), []).append(excerpt)
         for name, group in groups.items():
-            if lines or not self._is_first:
+            if not self._is_first:
                 lines.append("")
             self._is_first = False
             if name is not None:
