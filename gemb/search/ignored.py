@@ -1,7 +1,7 @@
 """Which paths the rules of .gitignore, .ignore and -g GLOB leave out.
 
-A rule that is a plain name or `*.suffix`, as most are, is looked up; pathspec makes a regular
-expression of any other one. Rules: gitignore(5).
+A rule that is a plain name, a plain path or `*.suffix`, as most are, is looked up; pathspec makes a
+regular expression of any other one. Rules: gitignore(5).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 
 _NAME = re.compile(r"[^*?\[\]\\!#\s/][^*?\[\]\\\s/]*")
 _SUFFIX = re.compile(r"\*\.[^*?\[\]\\\s/.]+")
+_PATH = re.compile(r"/?[^*?\[\]\\!#\s/][^*?\[\]\\\s/]*(?:/[^*?\[\]\\\s/]+)*")
 _LONGEST = 1 << 20  # bytes of a file of rules; a longer one is none
 
 
@@ -20,7 +21,7 @@ class Rules:
     """The rules of one file, in their order; the last one that matches decides."""
 
     def __init__(self, lines: Iterable[str]) -> None:
-        # name or suffix -> (number, whether it is left out, whether it is of folders alone)
+        # name, suffix or /path -> (number, whether it is left out, whether it is of folders alone)
         self._names: dict[str, list[tuple[int, bool, bool]]] = {}
         self._others: list[tuple[int, bool, re.Pattern[str]]] = []
         for number, line in enumerate(lines):
@@ -34,9 +35,12 @@ class Rules:
         is_out = not line.startswith("!")
         rule = line.removeprefix("!").rstrip(" ") if not line.endswith("\\ ") else line
         name = rule.removesuffix("/")
+        entry = (number, is_out, rule.endswith("/"))
         if _NAME.fullmatch(name) or _SUFFIX.fullmatch(name):
-            entry = (number, is_out, rule.endswith("/"))
             self._names.setdefault(name, []).append(entry)
+            return
+        if _PATH.fullmatch(name):  # from the folder of the rules on
+            self._names.setdefault("/" + name.removeprefix("/"), []).append(entry)
             return
         if not rule or rule.startswith("#"):
             return
@@ -61,7 +65,7 @@ class Rules:
         """
         last, found = -1, None
         dot = name.rfind(".")
-        keys = (name, "*" + name[dot:]) if dot >= 0 else (name,)
+        keys = (name, "/" + path, "*" + name[dot:]) if dot >= 0 else (name, "/" + path)
         for key in keys:
             for number, is_out, is_of_folders in self._names.get(key, ()):
                 if number > last and (is_folder or not is_of_folders):
