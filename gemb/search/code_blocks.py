@@ -84,5 +84,5 @@ def scope(text: str, units: Sequence[Unit], around: Sequence[int], place: int) -
     while (place := around[place]) >= 0 and len(lines) < 16:
         unit = units[place]
         line = text[unit.start : unit.end].strip()
-        lines.append(line[:TITLE_CHARS].rstrip(" {:("))
+        lines.append(line[:TITLE_CHARS].rstrip(" {:(,"))
     return lines[-TITLE_LINES:][::-1]

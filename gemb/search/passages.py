@@ -11,7 +11,7 @@ from gemb.search.code_blocks import code_units, scope
 from gemb.search.headings import Section, heading_units
 from gemb.search.packing import LEAST, MOST, Span, Unit, pack
 
-VERSION = 1  # of the rules: another one makes other passages of the same text
+VERSION = 2  # of the rules: another one makes other passages of the same text
 KINDS = ("auto", "lines", "code", "markdown", "prose")
 
 _HEADED = {".md": "#", ".markdown": "#", ".mkd": "#", ".mdx": "#", ".rmd": "#", ".qmd": "#"}

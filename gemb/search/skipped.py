@@ -57,7 +57,7 @@ class Skipped:
         try:
             with Path(real).open("rb") as file:
                 if is_binary(file.read(LOOKED_AT)):
-                    self.binary += 1
+                    self.binary_file(path, is_named=is_named)
                     return
         except OSError:
             pass  # it would have been left out anyhow
