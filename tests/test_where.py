@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.errors import GembError, UsageError
+from gemb.index.schema import TABLES
 from gemb.index.where import condition, condition_for, matching
 from gemb.visible import visible
 
@@ -31,16 +32,12 @@ ROWS: list[dict[str, Any]] = [
 
 def connect(rows: Sequence[Mapping[str, Any]]) -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
-    connection.execute(
-        "CREATE TABLE rows(slot INTEGER PRIMARY KEY, id, path TEXT, line INTEGER,"
-        " last_line INTEGER, title TEXT, text TEXT, kept TEXT, digest BLOB)"
-    )
+    connection.executescript(TABLES)
+    names = ("id", "path", "line", "line", "title", "text")
     for slot, row in enumerate(rows):
         kept = json.dumps(row["kept"], ensure_ascii=False)
-        values = (slot, row["id"], row["path"], row["line"], row["line"], row["title"], row["text"])
-        connection.execute(
-            "INSERT INTO rows VALUES(?, ?, ?, ?, ?, ?, ?, ?, x'00')", (*values, kept)
-        )
+        values = (slot, *(row[name] for name in names), kept, b"", 0)
+        connection.execute("INSERT INTO rows VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
     return connection
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from gemb.errors import GembError
 from gemb.index import bm25
-from gemb.index.bm25 import CREATE_WORDS, by_words
+from gemb.index.bm25 import by_words
+from gemb.index.schema import TABLES
 from gemb.index.where import condition
 from gemb.search.fusion import fused
 from gemb.search.query_words import MOST, query_words
@@ -22,20 +23,13 @@ from gemb.search.word_scores import word_scores
 
 
 def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
-    """An index's tables, with these titles and texts; the path of a row is its slot."""
+    """An index's tables, with these titles and texts; the field `odd` is that of the slot."""
     connection = sqlite3.connect(":memory:")
-    connection.execute(
-        "CREATE TABLE rows(slot INTEGER PRIMARY KEY, id, path TEXT, line INTEGER,"
-        " last_line INTEGER, title TEXT, text TEXT, kept TEXT, digest BLOB)"
-    )
-    connection.execute(CREATE_WORDS)
+    connection.executescript(TABLES)
     for slot, (title, text) in enumerate(rows):
-        values = (slot, slot, str(slot), title, text, f'{{"odd": {slot % 2}}}')
         connection.execute(
-            "INSERT INTO rows(slot, id, path, title, text, kept) VALUES(?, ?, ?, ?, ?, ?)", values
-        )
-        connection.execute(
-            "INSERT INTO words(rowid, title, text) VALUES(?, ?, ?)", (slot, title, text)
+            "INSERT INTO rows(slot, title, text, kept, digest, crc) VALUES(?, ?, ?, ?, x'', 0)",
+            (slot, title, text, f'{{"odd": {slot % 2}}}'),
         )
     return connection
 
@@ -163,6 +157,12 @@ def test_common_words_find_no_rows_of_their_own(monkeypatch):
     monkeypatch.setattr(bm25, "MOST_FOUND", 2)
     assert by_words(connection, "x the", 9, share=0).rows.tolist() == [4, 5, 6]
     assert by_words(connection, "the cat x", 9, share=0).rows.tolist() == [0]
+
+
+def test_a_row_that_was_removed_is_not_found():
+    connection = connect([(None, "an order"), (None, "orders"), (None, "else"), (None, "other")])
+    connection.execute("DELETE FROM rows WHERE slot = 0")
+    assert by_words(connection, "order", 5, share=0).rows.tolist() == [1]
 
 
 def test_a_damaged_table_of_words_is_one_line():

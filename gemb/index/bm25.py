@@ -1,8 +1,5 @@
 """The rows that share words with a query, by SQLite's FTS5 and its BM25.
 
-The table `words` has the columns title and text, takes them from the table `rows` (external
-content), and is kept in step by whoever writes `rows`.
-
 Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English questions,
 300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2, debian-desc 85.7 87.8,
 narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of weight 2: boolq 89.1.
@@ -21,12 +18,6 @@ from gemb.search.fusion import Ranked
 from gemb.search.query_words import query_words
 from gemb.search.word_scores import SHARE, idf
 
-CREATE_WORDS = """
-CREATE VIRTUAL TABLE words USING fts5(
-    title, text, content='rows', content_rowid='slot',
-    tokenize="porter unicode61 remove_diacritics 2"
-)
-"""
 TITLE = 2.0  # weight of a word in the title; in the text it is 1
 
 # FTS5 scores every row that it finds, at one to two microseconds a row, and counts the rows that

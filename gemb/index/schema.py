@@ -45,9 +45,9 @@ CREATE TABLE files(             -- that were read for passages, as they were the
     inode INTEGER NOT NULL,
     passages INTEGER NOT NULL   -- 0: a binary or an empty file
 ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5(
+CREATE VIRTUAL TABLE words USING fts5(  -- `gemb.index.bm25` says why Porter's stemmer
     title, text, content='rows', content_rowid='slot',
-    tokenize="unicode61 remove_diacritics 2"
+    tokenize="porter unicode61 remove_diacritics 2"
 );
 CREATE TRIGGER rows_in AFTER INSERT ON rows BEGIN
     INSERT INTO words(rowid, title, text) VALUES (new.slot, new.title, new.text);
