@@ -55,8 +55,7 @@ def agrees(found, answer, k):
 @pytest.mark.parametrize("rows", [None, "few", "a run", "none"])
 @pytest.mark.parametrize("queries", [1, 3, 20])
 def test_exact_ranking_is_what_sorting_all_scores_gives(dtype, rows, queries, monkeypatch):
-    monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 100 * 48)
-    monkeypatch.setattr(ranking, "MANY_COMPONENTS", 100 * 48)  # 100 rows: many blocks
+    monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 100 * 48)  # 100 rows: many blocks
     stored = stored_as(unit(1234, 48), dtype)
     wanted = {
         None: None,
