@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 ACCURACIES = ("auto", "exact", "balanced", "fast")
 
 EXACT_ROWS = 50_000  # two cores read so many vectors of 768 halves in 30 ms
-LEAST = {"balanced": 800, "fast": 200}  # candidates among up to a million rows
-FOR_EACH = {"balanced": 40, "fast": 15}  # candidates for each answer that is wanted
+LEAST = {"balanced": 1600, "fast": 400}  # candidates among up to a million rows
+FOR_EACH = {"balanced": 80, "fast": 20}  # candidates for each answer that is wanted
 MILLION = 1_000_000  # ten times as many rows: twice as many candidates
 
 

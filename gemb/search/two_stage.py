@@ -1,8 +1,8 @@
 """Two-stage ranking: a scan over sign codes finds candidates, their vectors decide.
 
 Between the two the candidates' own codes are read once more, now against the query's numbers
-instead of its bits. That halves the vectors to be read, which lie scattered over a file of many
-gigabytes.
+instead of its bits. A quarter of them is left: the fewer vectors are read, the better, for they lie
+scattered over a file of many gigabytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CODES_AT_A_TIME = 256  # see `ranking.BLOCK_COMPONENTS`
-RERANKED = 3  # one in so many candidates is ranked by its vector
+RERANKED = 4  # one in so many candidates is ranked by its vector
 
 
 def two_stage(
@@ -43,7 +43,7 @@ def two_stage(
         coder: that made the codes.
         dtype: of `stored`.
         k: at least 1.
-        candidates: how many rows the scan finds for each query; at least 3 k do.
+        candidates: how many rows the scan finds for each query; at least 4 k do.
         rows: the only ones to look at (of a filter, or not removed), ascending, each once; None:
             all. k of them are found wherever there are k.
     """
