@@ -113,7 +113,7 @@ def test_the_model_finds_the_best_line_where_words_do_not():
     assert plain[0].best != 1
     (found,) = compared(plain, query, encoder, prompt)  # type: ignore[arg-type]
     assert (found.best, found.good) == (1, frozenset({1}))
-    assert encoder.seen[0] == "title: none | text: def refund(order):"
+    assert "title: none | text: give the money back" in encoder.seen
     encoder = OneWord()
     (found,) = compared(excerpts("refund order", [one]), query, encoder, prompt)  # type: ignore[arg-type]
     assert (found.best, encoder.seen) == (0, []), "all words of the query are in the line"
