@@ -18,7 +18,10 @@ from gemb.index.bm25 import by_words
 from gemb.index.schema import TABLES
 from gemb.index.where import condition
 from gemb.search.fusion import fused
+from gemb.search.hits import Hit
+from gemb.search.queries import from_words
 from gemb.search.query_words import MOST, query_words
+from gemb.search.wanted import Wanted, above
 from gemb.search.word_scores import word_scores
 
 
@@ -219,3 +222,23 @@ def test_fusion_is_the_sum_of_the_paper(rankings):
     assert set(found.rows.tolist()) == rows
     np.testing.assert_allclose(found.scores, [sums[row] for row in found.rows.tolist()])
     assert (np.diff(found.scores) <= 1e-15).all()
+
+
+def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
+    vector = np.zeros(2, np.float32)
+    hits = [
+        Hit(score=0.4, text="near in meaning"),
+        Hit(score=0.2, text="of gperf", title="The ACE"),
+        Hit(score=0.1, text="of gperf"),
+    ]
+
+    def kept(text: str, hits: list[Hit], **wanted: object) -> list[float]:
+        found = above(from_words(text), vector, hits, 0.35, Wanted(**wanted))
+        return [hit.score for hit in found.hits]
+
+    assert kept("ace gperf", hits) == [0.4, 0.2]
+    assert kept("how is ace gperf", hits[1:]) == [0.2]
+    assert kept("?!", hits) == [0.4]
+    assert kept("ace gperf", hits, min_score=0.35) == [0.4]  # a floor that was asked for is one
+    assert kept("ace gperf", hits, is_weak=True) == [0.4, 0.2, 0.1]
+    assert above(from_words("absent"), vector, hits[1:], 0.35, Wanted()).best_below == 0.2

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from gemb.search.fusion import fused
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems, words_of
-from gemb.search.wanted import QueryHits, Wanted
+from gemb.search.shared_words import wanted_stems
+from gemb.search.wanted import QueryHits, Wanted, has_all
 
 if TYPE_CHECKING:
     from gemb.records import Id
@@ -36,7 +36,7 @@ def chosen(
     What has all the words of the query answers it, whatever its cosine.
     """
     stems = wanted_stems(query.text)
-    kept = [hit for hit in hits if wanted.is_weak or hit.score >= floor or _has_all(hit, stems)]
+    kept = [hit for hit in hits if wanted.is_weak or hit.score >= floor or has_all(hit, stems)]
     below = [] if kept else [hit.score for hit in hits]
     return QueryHits(
         query=query,
@@ -83,7 +83,3 @@ def with_words(
             numbers.append(places[key])
         rankings.append(np.array(numbers, np.int64))
     return [hits[place] for place in fused(rankings).rows.tolist()]
-
-
-def _has_all(hit: Hit, stems: frozenset[str]) -> bool:
-    return stems <= {word.stem for word in words_of(f"{hit.title or ''} {hit.text}")}

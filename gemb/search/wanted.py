@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
+from gemb.search.shared_words import wanted_stems, words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,13 +42,29 @@ class QueryHits:
 def above(
     query: Query, vector: NDArray[np.float32], hits: list[Hit], floor: float, wanted: Wanted
 ) -> QueryHits:
-    """Return the hits that reach the floor; with `wanted.is_weak` all of them."""
+    """Return the hits that reach the floor; with `wanted.is_weak` all of them.
+
+    What has all the words of the query is better than chance, whatever its cosine: models know
+    little of rare names. Of 180 searches for one or two rare words of a text 19 % found nothing
+    without this rule, 9 % with it (EmbeddingGemma-300M), and of 1,400 questions about another
+    subject one more has an answer.
+    """
     below = [] if wanted.is_weak else [hit for hit in hits if hit.score < floor]
-    kept = hits if not below else [hit for hit in hits if hit.score >= floor]
+    if below and wanted.min_score is None:
+        stems = wanted_stems(query.text)
+        below = [hit for hit in below if not has_all(hit, stems)]
+    left_out = set(map(id, below))
     return QueryHits(
         query=query,
         vector=vector,
-        hits=kept,
+        hits=[hit for hit in hits if id(hit) not in left_out],
         floor=floor,
         best_below=max((hit.score for hit in below), default=None),
     )
+
+
+def has_all(hit: Hit, stems: frozenset[str]) -> bool:
+    """Return whether a hit has every one of these words, and there is one."""
+    return bool(stems) and stems <= {
+        word.stem for word in words_of(f"{hit.title or ''} {hit.text}")
+    }
