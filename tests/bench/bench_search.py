@@ -191,7 +191,8 @@ def once(folder: Path, queries: np.ndarray | None = None) -> None:
 
 def whole(folder: Path) -> None:
     """As `gemb search`: open the rows, then the model, embed a query, rank."""
-    from gemb.backend import Runtime, for_model
+    from gemb.backend import Runtime
+    from gemb.plugins import for_model
     from gemb.prompts import for_task
 
     corpus = Corpus(folder)
