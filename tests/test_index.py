@@ -425,6 +425,9 @@ def test_info_says_what_an_index_is(gemb: Gemb) -> None:
         (["build", "x.gemb", "docs", "--id-field", "id"], "are for rows of FILEs"),
         (["build", "x.gemb", "l.txt", "--dim", "100"], "--dim 100: the model was trained for"),
         (["build", "x.gemb", "docs", "--max-size", "much"], "--max-size much: write 500k"),
+        (["build", ".", "l.txt"], "is a folder with other files; name the index first"),
+        (["info", "."], "is no index: it has no manifest.json"),
+        (["build", "/", "l.txt"], "/ is no name for an index"),
         (["sync", "x.gemb"], "no index x.gemb; gemb index build x.gemb FILE|DIR makes one"),
         (["sync", "docs"], "docs is no index: it has no manifest.json"),
         (["info", "l.txt"], "l.txt is no index"),
@@ -450,6 +453,10 @@ def test_force_replaces_an_index_when_the_new_one_is_whole(gemb: Gemb) -> None:
     assert [hit.text for hit in all_hits(gemb, "l.gemb")] == ["a", "b"]
     out(gemb, "index", "build", "-f", "l.gemb", stdin="c\n")
     assert [hit.text for hit in all_hits(gemb, "l.gemb")] == ["c"]
+    (gemb.folder / "link").symlink_to("l.gemb")
+    out(gemb, "index", "build", "-f", "link", stdin="d\n")
+    assert [hit.text for hit in all_hits(gemb, "l.gemb")] == ["d"]
+    (gemb.folder / "link").unlink()
     assert sorted(path.name for path in gemb.folder.iterdir()) == ["l.gemb", "model.fake"]
 
 

@@ -187,7 +187,10 @@ def test_an_empty_folder_and_an_empty_input_are_exit_code_1(shop: Gemb):
     found = shop("search", "anything", "empty")
     assert found.returncode == 1
     assert b"nothing to search" in found.stderr
-    assert shop("search", "anything", "-s", stdin=b"").returncode == 1
+    nothing = shop("search", "anything", stdin=b"")
+    assert nothing.returncode == 1
+    assert nothing.stderr == b"gemb: note: nothing to search: standard input has no text\n"
+    assert shop("search", "anything", "-s", stdin=b"").stderr == b""
 
 
 def test_globs_hidden_files_and_lines(shop: Gemb):
@@ -336,6 +339,19 @@ def test_a_full_disk_is_one_line(shop: Gemb):
     assert found.returncode == 5
     assert os.strerror(errno.ENOSPC).lower() in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_closed_output_is_one_line(shop: Gemb):
+    words = " ".join(shop.command("search", "cancel", "tree", "--weak"))
+    found = subprocess.run(
+        ["bash", "-c", f"{words} >&-"],
+        cwd=shop.folder,
+        env=shop.environment,
+        capture_output=True,
+        check=False,
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith(b"gemb: standard output is closed; send it to a file or a pipe")
 
 
 def test_ctrl_c_keeps_what_was_embedded(shop: Gemb):

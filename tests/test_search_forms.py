@@ -5,17 +5,21 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gemb.errors import UsageError
+from gemb.prompts import Prompt
 from gemb.search.cells import cut, width_of, wrapped
 from gemb.search.colours import Paint
 from gemb.search.context import Context
-from gemb.search.excerpts import Excerpt, excerpts
+from gemb.search.excerpts import Excerpt, compared, excerpts
 from gemb.search.form import Form
 from gemb.search.format_string import FIELDS, FormatLines, parsed
 from gemb.search.grep_lines import GrepLines
@@ -82,6 +86,50 @@ def test_words_that_are_rare_in_the_hits_weigh_more():
     others = [hit(text="an order\n" * 20, line=1, last_line=20)]
     found = excerpts("order a parcel", [hit(text=text, line=1, last_line=3), *others])[0]
     assert found.lines[found.best] == "the parcel was lost"
+
+
+class OneWord:
+    """An encoder for which texts with the word `money` are near to everything, and no others."""
+
+    profile = SimpleNamespace(max_tokens=512)
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
+        self.seen += texts
+        return [np.array([1, "money" in text], np.int32) for text in texts]
+
+    def encode(self, batch: Sequence[np.ndarray]) -> np.ndarray:
+        return np.array([[ids[1], 1 - ids[1]] for ids in batch], np.float32)
+
+
+def test_the_model_finds_the_best_line_where_words_do_not():
+    text = "def refund(order):\n    give the money back\n    return order\n"
+    one = hit(text=text, line=1, last_line=3)
+    query, encoder = np.array([1, 0], np.float32), OneWord()
+    prompt = Prompt("title: {title} | text: {text}")
+    plain = excerpts("how are people repaid after an order", [one])
+    assert plain[0].best != 1
+    (found,) = compared(plain, query, encoder, prompt)  # type: ignore[arg-type]
+    assert (found.best, found.good) == (1, frozenset({1}))
+    assert "title: none | text: give the money back" in encoder.seen
+    encoder = OneWord()
+    (found,) = compared(excerpts("refund order", [one]), query, encoder, prompt)  # type: ignore[arg-type]
+    assert (found.best, encoder.seen) == (0, []), "all words of the query are in the line"
+
+
+def test_the_model_is_asked_about_few_lines():
+    encoder = OneWord()
+    hits = [hit(text=f"order {number}\nsome money\n" * 40) for number in range(10)]
+    found = compared(
+        excerpts("people repaid after an order", hits),
+        np.array([1, 0], np.float32),
+        encoder,  # type: ignore[arg-type]
+        Prompt("{text}"),
+    )
+    assert 0 < len(encoder.seen) <= 8
+    assert len(found) == 10
 
 
 def test_identifiers_and_other_scripts_are_words():
@@ -366,3 +414,13 @@ def test_an_excerpt_of_an_empty_text_has_one_line():
     (found,) = excerpts("anything", [hit(text="\n", line=1, last_line=1)])
     assert isinstance(found, Excerpt)
     assert found.lines == ("",)
+
+
+def test_megabytes_in_one_line_take_no_time():
+    text = "order word " * 400_000 + "the refund"
+    one = hit(text=text, line=1, last_line=1)
+    began = time.process_time()
+    rows = terminal([one], width=60).splitlines()
+    assert len(rows) == 5
+    assert grep([one]) == f"shop.py:1:{text}\n"
+    assert time.process_time() - began < 5  # it was minutes

@@ -161,9 +161,12 @@ def test_context_may_be_asked_for(shop: Gemb):
 
 def test_many_queries_stand_above_their_hits(shop: Gemb):
     (shop.folder / "q").write_text("cancel an order\nrains in the north\n")
-    screen = on_terminal(shop, "search", "-f", "q", "tree", "--weak", "-k1")
-    assert screen.text.startswith("1: cancel an order\n")
-    assert "2: rains in the north\n" in screen.text
+    screen = on_terminal(shop, "search", "-f", "q", "tree", "--min-score", "0.3", "-k1")
+    assert screen.text.startswith("[1] cancel an order\ntree/guide.md\n")
+    assert "\n\n[2] rains in the north\ntree/other.txt\n" in screen.text
+    (shop.folder / "q").write_text("zebra\ncancel an order\n")
+    screen = on_terminal(shop, "search", "-f", "q", "tree", "--min-score", "0.3", "-k1")
+    assert screen.text.startswith("[1] zebra\nnothing relevant\n\n[2] cancel an order\ntree/gui")
 
 
 def slow_tree(shop: Gemb) -> Path:

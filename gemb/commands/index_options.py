@@ -178,6 +178,9 @@ def size_of(text: str) -> int:
 
 
 def _named(folder: Path) -> Path:
-    if str(folder) in ("", ".") and not folder.exists():
-        raise click.UsageError("an empty name for INDEX")
+    """Return the path of an index with a name of its own: that of a new one stands beside it."""
+    if folder.name in ("", ".."):  # . too
+        folder = Path(os.path.abspath(folder))  # noqa: PTH100
+    if not folder.name:
+        raise click.UsageError(f"{folder} is no name for an index")
     return folder

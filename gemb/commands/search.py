@@ -36,7 +36,7 @@ PASSAGES_A_FILE = 20  # are looked at for each name that is wanted: a long file 
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
-@click.argument("words", nargs=-1, metavar="QUERY [PATH]...")
+@click.argument("words", nargs=-1, type=click.Path(), metavar="QUERY [PATH]...")
 @search_options
 @model_options
 def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> None:
@@ -232,6 +232,8 @@ def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
 
 
 def _writer() -> Write:
+    if sys.stdout is None:
+        raise click.UsageError("standard output is closed; send it to a file or a pipe")
     from gemb.output import Stream
 
     return Stream(None).write

@@ -100,6 +100,7 @@ OPTIONS = (
         "-f",
         "--queries",
         "queries_from",
+        type=click.Path(),
         metavar="FILE",
         help="Many queries: JSON lines with text and perhaps _id, or lines; - is standard input.",
     ),

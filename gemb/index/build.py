@@ -86,14 +86,16 @@ def build(job: Building, fill: Fill, encoder: Encoder | None) -> Changes:
         UsageError: the target is taken, or the source has no row.
         GembError: the disk is full, or the model fails.
     """
-    part = part_of(job.target)
+    # A link stays a link.
+    target = Path(os.path.realpath(job.target)) if job.target.is_symlink() else job.target
+    part = part_of(target)
     while True:
-        check_target(job.target, overwrite=job.overwrite)
+        check_target(target, overwrite=job.overwrite)
         part.mkdir(exist_ok=True)
         try:
             with locked(part):
                 changes = _filled(job, part, fill, encoder)
-                _replace(part, job.target)
+                _replace(part, target)
                 return changes
         except FileNotFoundError:
             if part.exists():

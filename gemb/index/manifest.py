@@ -129,8 +129,7 @@ def _named(stem: str, generation: int, suffix: str) -> str:
 def _no_index(folder: Path) -> str:
     """Return the message for what is no index."""
     shown = visible(str(folder))
-    part = folder.with_name(folder.name + ".part")
-    if is_index(part):
+    if folder.name and is_index(folder.with_name(folder.name + ".part")):
         return f"{shown} is not whole: its build was stopped; the same build goes on with it"
     if not folder.exists():
         return f"no index {shown}; gemb index build {shown} FILE|DIR makes one"

@@ -21,6 +21,7 @@ from gemb.index.source import STDIN, Source
 from gemb.index.update import OpenEncoder, update
 from gemb.index.update_state import State
 from gemb.index.writer import Writer
+from gemb.notes import note
 from gemb.vectors import VectorSpec
 from gemb.visible import visible
 
@@ -85,13 +86,22 @@ def sync(job: Sync, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
         state = State(manifest, writer.connection, writer.slots, writer, quiet=job.quiet)
-        changes = update(
-            state,
-            manifest.spec,
-            open_encoder=model,
-            may_remove=may_remove,
-            quiet=job.quiet,
-        )
+        before = writer.slots
+        try:
+            changes = update(
+                state,
+                manifest.spec,
+                open_encoder=model,
+                may_remove=may_remove,
+                quiet=job.quiet,
+            )
+        except BaseException:
+            if writer.committed > before:
+                note(
+                    f"{visible(str(job.folder))} keeps what was done "
+                    f"({writer.committed - before:,} new rows); gemb index sync goes on from there"
+                )
+            raise
         finish(job.folder, manifest, writer, model.encoder)
         return changes
 

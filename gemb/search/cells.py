@@ -29,19 +29,27 @@ def cut(text: str, width: int) -> str:
 def wrapped(text: str, width: int) -> list[str]:
     """Return the text in rows that are no wider, cut between words where there are any."""
     rows: list[str] = []
-    while width_of(text) > width:
-        used = 0
-        end = 1
-        for place, character in enumerate(text):
-            used += _width(character)
-            if used > width:
-                end = max(1, place)
-                break
-        space = text.rfind(" ", 1, end + 1)
-        end = space if space > end // 2 else end
-        rows.append(text[:end].rstrip())
-        text = text[end:].lstrip(" ")
-    return [*rows, text]
+    start = 0
+    while start < len(text):
+        end = _fitting(text, start, width)
+        if end < len(text):
+            space = text.rfind(" ", start + 1, end + 1)
+            end = space if space > start + (end - start) // 2 else end
+        rows.append(text[start:end].rstrip())
+        start = end
+        while start < len(text) and text[start] == " ":
+            start += 1
+    return rows or [""]
+
+
+def _fitting(text: str, start: int, width: int) -> int:
+    """Return where the characters from `start` on that fit end; at least one does."""
+    used = 0
+    for place in range(start, len(text)):
+        used += _width(text[place])
+        if used > width:
+            return max(start + 1, place)
+    return len(text)
 
 
 def _width(character: str) -> int:

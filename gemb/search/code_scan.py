@@ -19,6 +19,8 @@ Ints = NDArray[np.int64]
 Distances = NDArray[np.uint16]
 
 FAISS_PAYS = 30_000_000  # distances that numpy finds in the time that importing faiss takes
+_LOW_BYTES = np.uint64(0x00FF00FF00FF00FF)
+_ONES = np.uint64(0x0001000100010001)  # times four numbers of 16 bits: their sum in the highest
 BLOCK_ROWS = 4096  # their words and counts stay in a core's cache
 GATHERED = 100_000  # codes of chosen rows that a core copies together for faiss at a time
 QUERIES_AT_A_TIME = 256  # for faiss: bounds the memory for what is found
@@ -86,14 +88,12 @@ def by_numpy(query: Codes, codes: Codes, count: int, rows: Ints | None) -> Ints:
 
 def _row_sums(counts: NDArray[np.uint8]) -> NDArray[Any]:
     """Return the sums of rows [n, W] of numbers up to 64; numpy is slow at sums of short rows."""
-    width = counts.shape[1]
-    if width != 12:  # of the usual 768 bits
+    if counts.shape[1] != 8:  # of the usual 512 bits
         sums: NDArray[Any] = counts.sum(axis=1, dtype=np.uint16)
         return sums
-    quads = counts.view(np.uint32)
-    four = quads[:, 0] + quads[:, 1] + quads[:, 2]  # four bytes, each at most 3 * 64: no carry
-    two = (four & 0x00FF00FF) + ((four >> 8) & 0x00FF00FF)
-    whole: NDArray[Any] = (two & 0xFFFF) + (two >> 16)
+    eight = counts.view(np.uint64)[:, 0]
+    four = (eight & _LOW_BYTES) + ((eight >> np.uint64(8)) & _LOW_BYTES)  # in 16 bits each
+    whole: NDArray[Any] = (four * _ONES) >> np.uint64(48)
     return whole
 
 
@@ -106,6 +106,8 @@ def by_faiss(queries: Codes, codes: Codes, count: int, rows: Ints | None) -> lis
     import faiss
 
     queries = np.ascontiguousarray(queries)
+    # Counting is twice as fast as a heap of thousands, but takes 20 MB a query for them.
+    variant = "mc" if len(queries) == 1 else "hc"
     number = len(codes) if rows is None else len(rows)
     share = -(-number // threads())
     if rows is not None:
@@ -115,7 +117,9 @@ def by_faiss(queries: Codes, codes: Codes, count: int, rows: Ints | None) -> lis
         faiss.omp_set_num_threads(1)  # of this thread
         some = slice(first, first + share)
         looked_at = codes[some] if rows is None else codes[rows[some]]
-        distances, places = faiss.knn_hamming(queries, looked_at, min(count, len(looked_at)))
+        distances, places = faiss.knn_hamming(
+            queries, looked_at, min(count, len(looked_at)), variant
+        )
         return distances, places + first
 
     found = list(ahead(part, range(0, number, share)))

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 
 BESIDE = 0.25  # share of a line's weight that its neighbours get: words stand together
 GOOD = 0.75  # a line with this share of the best line's weight stands out as well
-# Lines that the model compares, where no line shares a word with the query: some 300 tokens.
-MOST_LINES = 16
-MOST_CHARACTERS = 800
+LOOKED_AT = 20_000  # characters of a line
+# A line with this share of the query's weight is the best one, whatever the model would say: it
+# finds better lines where few words are shared, but a second search is to take no second.
+ENOUGH = 0.6
+MOST_LINES = 8
+MOST_CHARACTERS = 320
+LINES_EACH = 6  # of a passage: those that share most
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,8 @@ class Excerpt:
     hit: Hit
     lines: tuple[str, ...]  # of the passage; at least one
     best: int  # place in `lines`
-    good: frozenset[int]  # places that stand out, `best` among them
+    good: frozenset[int]  # places that stand out
+    shares: tuple[float, ...]  # of each line in the weight of the query's words
 
     @property
     def is_numbered(self) -> bool:
@@ -51,7 +56,7 @@ def excerpts(query: str, hits: Sequence[Hit]) -> list[Excerpt]:
     stems = wanted_stems(query)
     # A passage of a table's row may end in newlines, or be one.
     all_lines = [tuple(hit.text.strip("\n").split("\n")) for hit in hits]
-    worth = weights(stems, [line for lines in all_lines for line in lines])
+    worth = weights(stems, [line[:LOOKED_AT] for lines in all_lines for line in lines])
     return [_excerpt(hit, lines, worth) for hit, lines in zip(hits, all_lines, strict=True)]
 
 
@@ -61,7 +66,9 @@ def compared(
     encoder: Encoder,
     prompt: Prompt,
 ) -> list[Excerpt]:
-    """Return the excerpts; where no line shared a word with the query, the model finds the best.
+    """Return the excerpts; where lines share little with the query, the model finds the best.
+
+    It does so for the first ones only, for a search has no second to spare.
 
     Args:
         found: as `excerpts` gives them, best first.
@@ -72,14 +79,15 @@ def compared(
     todo: list[tuple[int, int]] = []  # excerpt, line
     left = MOST_CHARACTERS
     for number, one in enumerate(found):
-        if one.good or len(one.lines) == 1:
+        if len(one.lines) == 1 or max(one.shares) >= ENOUGH:
             continue
         places = [place for place, line in enumerate(one.lines) if len(line.split()) > 1]
-        left -= sum(len(one.lines[place]) for place in places)
+        places = sorted(places, key=lambda place: -one.shares[place])[:LINES_EACH]
+        left -= sum(len(one.lines[place].strip()) for place in places)
         if left < 0 or len(todo) + len(places) > MOST_LINES:
             break
         todo += [(number, place) for place in places]
-    result = [one if one.good else replace(one, good=frozenset({one.best})) for one in found]
+    result = list(found)
     if not todo:
         return result
     import numpy as np
@@ -87,14 +95,15 @@ def compared(
     from gemb.pipeline import shortened
 
     most = encoder.profile.max_tokens
-    ids = encoder.tokenize([prompt.render(found[number].lines[place]) for number, place in todo])
+    lines = [found[number].lines[place].strip() for number, place in todo]
+    ids = encoder.tokenize([prompt.render(line) for line in lines])
     vectors = shortened(encoder.encode([one[:most] for one in ids]), len(query))
     scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
     best: dict[int, tuple[float, int]] = {}
     for (number, place), score in zip(todo, scores, strict=True):
-        best[number] = max(best.get(number, (-2.0, 0)), (score, place))
-    for number, (_, place) in best.items():
-        result[number] = replace(found[number], best=place, good=frozenset({place}))
+        best[number] = max(best.get(number, (-2.0, 0)), (score, -place))
+    for number, (_, negative) in best.items():
+        result[number] = replace(found[number], best=-negative, good=frozenset({-negative}))
     return result
 
 
@@ -108,13 +117,15 @@ def _excerpt(hit: Hit, lines: tuple[str, ...], worth: Mapping[str, float]) -> Ex
     top = max(scores)
     if top <= 0:
         first = next((place for place, line in enumerate(lines) if len(line.split()) > 1), 0)
-        return Excerpt(hit, lines, first, frozenset())
+        return Excerpt(hit, lines, first, frozenset(), tuple(own))
     good = frozenset(place for place, score in enumerate(scores) if score >= GOOD * top)
-    return Excerpt(hit, lines, scores.index(top), good)
+    all_of_it = sum(worth.values())
+    shares = tuple(one / all_of_it for one in scores)
+    return Excerpt(hit, lines, scores.index(top), good, shares)
 
 
 def _weight(line: str, worth: Mapping[str, float]) -> float:
     """Return the weight of the query's words that a line has, less where it is very long."""
-    stems = [word.stem for word in words_of(line)]
+    stems = [word.stem for word in words_of(line[:LOOKED_AT])]
     shared = sum(worth[stem] for stem in set(stems) & worth.keys())
     return shared / (1 + len(stems) / 100)

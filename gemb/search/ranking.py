@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -98,15 +99,23 @@ def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]
 
     numpy and faiss leave Python's lock while they compute, so this is what uses both cores.
     """
-    workers = min(threads(), len(items))
-    if workers < 2:
+    if min(threads(), len(items)) < 2:
         yield from map(work, items)
         return
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Made]] = deque()
+    waiting: deque[Future[Made]] = deque()
+    try:
         for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) > workers:
+            waiting.append(_pool().submit(work, item))
+            if len(waiting) > threads():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Return threads that stay: new ones for each query take as long as a scan of 500,000 codes."""
+    return ThreadPoolExecutor(threads(), thread_name_prefix="gemb-scan")

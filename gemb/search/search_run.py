@@ -97,7 +97,13 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
         show.write(one)
     corpus.skipped.say()
     if not len(corpus) and not job.quiet:
-        note("nothing to search: no text in what was named (-g, hidden and ignored files count)")
+        only_stdin = sources.paths == ("-",)
+        note(
+            "nothing to search: standard input has no text"
+            if only_stdin
+            else "nothing to search: there is no text in what was named; files that are hidden, "
+            "ignored by git, or not wanted by -g are left out (--hidden, --no-ignore)"
+        )
     code = _code(job, found, len(corpus))
     return code if not corpus.skipped.failed or (is_silent and not code) else 2
 

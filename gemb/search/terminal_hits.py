@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from gemb.search.cells import ELLIPSIS, cut, width_of, wrapped
@@ -15,6 +16,8 @@ from gemb.search.queries import Query
 from gemb.search.shared_words import wanted_stems, words_of
 from gemb.visible import visible
 
+SEARCHED = 200_000  # characters of a line, for the part to show
+LONG = 8  # times as long as a row
 ROWS = 3  # of the terminal that one line of a text may take
 BETWEEN = " › "  # in titles: between a file's name and the headings around a passage
 
@@ -57,15 +60,19 @@ class TerminalHits:
         stems = wanted_stems(query.text)
         lines: list[str] = []
         if self._with_query:
-            shown = visible(f"{query.id}: {query.text}")
+            if not self._is_first:
+                lines.append("")
+            self._is_first = True  # the first file stands right below
+            shown = visible(f"[{query.id}] {query.text}")
             lines.append(self._paint.best(cut(shown, self._width)))
             if not found:
+                self._is_first = False
                 lines.append(self._paint.faint("nothing relevant"))
         groups: dict[str | None, list[Excerpt]] = {}
         for excerpt in found:
             groups.setdefault(_file(excerpt.hit), []).append(excerpt)
         for name, group in groups.items():
-            if lines or not self._is_first:
+            if not self._is_first:
                 lines.append("")
             self._is_first = False
             if name is not None:
@@ -96,8 +103,12 @@ class TerminalHits:
         gutter = f"{line.number:>{widest}}" if line.number is not None else ""
         mark = ":" if line.is_good else "-"
         used = start[1] + len(gutter) + (2 if gutter else 0)
-        text = visible(line.text.rstrip().expandtabs(4))
         room = self._width - used
+        text = line.text.rstrip()
+        if self._rows and len(text) > room * LONG:
+            # Megabytes in one line are not looked at one by one.
+            text = part_with(text, stems, room * LONG) if line.is_good else text[: room * LONG]
+        text = visible(text.expandtabs(4))
         rows = self._fitted(text, room, stems, is_good=line.is_good)
         if line.is_good:
             rows = [_strong(row, stems, paint) for row in rows]
@@ -121,11 +132,11 @@ def part_with(text: str, stems: frozenset[str], most: int) -> str:
     """Return at most so many characters of a text: those around most words of the query."""
     if len(text) <= most:
         return text
-    places = [word.start for word in words_of(text) if word.stem in stems]
+    places = [word.start for word in words_of(text[:SEARCHED]) if word.stem in stems]
     best = 0, 0
     for place in places:
         start = max(0, min(place - most // 4, len(text) - most))
-        inside = sum(start <= other < start + most for other in places)
+        inside = bisect_left(places, start + most) - bisect_left(places, start)
         best = max(best, (inside, -start))
     start = -best[1]
     if start:

@@ -1,8 +1,8 @@
 """Two-stage ranking: a scan over sign codes finds candidates, their vectors decide.
 
 Between the two the candidates' own codes are read once more, now against the query's numbers
-instead of its bits. That halves the vectors to be read, which lie scattered over a file of many
-gigabytes.
+instead of its bits. About an eighth is left: the fewer vectors are read, the better, for they lie
+scattered over a file of many gigabytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CODES_AT_A_TIME = 256  # see `ranking.BLOCK_COMPONENTS`
-RERANKED = 3  # one in so many candidates is ranked by its vector
+RERANKED = 8  # one in so many candidates is ranked by its vector,
+SPARE = 5  # and so many more for each answer that is wanted
 
 
 def two_stage(
@@ -43,12 +44,12 @@ def two_stage(
         coder: that made the codes.
         dtype: of `stored`.
         k: at least 1.
-        candidates: how many rows the scan finds for each query; at least 3 k do.
+        candidates: how many rows the scan finds for each query; at least 5 k do.
         rows: the only ones to look at (of a filter, or not removed), ascending, each once; None:
             all. k of them are found wherever there are k.
     """
-    candidates = max(candidates, RERANKED * k)
-    kept_count = candidates // RERANKED
+    kept_count = candidates // RERANKED + SPARE * k
+    candidates = max(candidates, kept_count)
     if len(stored if rows is None else rows) <= kept_count or not len(queries):
         return exact(queries, stored, dtype=dtype, k=k, rows=rows)
     codes = np.asarray(codes)
@@ -58,7 +59,7 @@ def two_stage(
     for number, near in enumerate(places):
         near = near if rows is None else rows[near]
         estimates = _estimates(codes, near, weights[number])
-        kept = np.argpartition(-estimates, kept_count)[:kept_count]
+        kept = np.argpartition(-estimates, kept_count - 1)[:kept_count]
         best = np.sort(near[kept])
         found.append(exact(queries[number : number + 1], stored, dtype=dtype, k=k, rows=best))
     return Found(

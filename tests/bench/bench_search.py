@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import gemb.models
+from gemb.search.accuracy import plan
 from gemb.search.prefetch import read_ahead
 from gemb.search.ranking import exact
 from gemb.search.sign_codes import Coder
@@ -112,7 +113,7 @@ class Corpus:
 def recall(corpus: Corpus, count: int) -> None:
     queries = corpus.queries[:count]
     whole = exact(queries, corpus.stored, dtype=corpus.dtype, k=10).rows
-    for candidates in (100, 200, 400, 800, 1600, 3200, 6400):
+    for candidates in (200, 400, 800, 1600, 3200, 6400):
         found = corpus.search(queries, candidates)
         shared = [len(np.intersect1d(a, b)) / 10 for a, b in zip(whole, found, strict=True)]
         print(f"{candidates:5} candidates: recall@10 {np.mean(shared):.4f}", flush=True)
@@ -136,7 +137,7 @@ def speed(corpus: Corpus) -> None:
     index = faiss.IndexBinaryFlat(8 * corpus.coder.bytes)
     index.add(np.asarray(corpus.codes))
     queries, bits = corpus.queries, corpus.coder.codes(corpus.queries)
-    sizes = (200, 800, 1600, 3200)
+    sizes = (400, 1600, 3200)
     calls = [lambda n: index.search(bits[n : n + 1], 10)]
     calls += [lambda n, c=c: corpus.search(queries[n : n + 1], c) for c in sizes]
     for name, own in zip(
@@ -176,7 +177,10 @@ def once(folder: Path, queries: np.ndarray | None = None) -> None:
     """Print what one query takes here, and the most memory that this process held."""
     corpus = Corpus(folder)
     began = time.perf_counter()
-    corpus.search(corpus.queries[:1] if queries is None else queries, 800)
+    corpus.search(
+        corpus.queries[:1] if queries is None else queries,
+        plan("auto", len(corpus.codes), 10).candidates or 1600,
+    )
     took = (time.perf_counter() - began) * 1000
     # Not ru_maxrss, in which a child begins with its parent's.
     status = Path("/proc/self/status").read_text()
@@ -187,7 +191,8 @@ def once(folder: Path, queries: np.ndarray | None = None) -> None:
 
 def whole(folder: Path) -> None:
     """As `gemb search`: open the rows, then the model, embed a query, rank."""
-    from gemb.backend import Runtime, for_model
+    from gemb.backend import Runtime
+    from gemb.plugins import for_model
     from gemb.prompts import for_task
 
     corpus = Corpus(folder)
