@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
+from gemb.hub import show_size
+from gemb.index.changes import counted
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index, committed
 from gemb.index.rows import COLUMNS, crc
@@ -92,8 +94,7 @@ def _blocks(index: Index, column: str, array: NDArray[Any], path: Path) -> Findi
     if bad:
         where = f"{len(bad)} of {total} blocks are damaged, the first from row {bad[0]}"
         return Finding(name, False, f"{visible(str(path))}: {where}; build the index anew")
-    size = f"{array.nbytes / 1e6:,.1f} MB in {total:,} blocks"
-    return Finding(name, True, f"{size}, as they were written")
+    return Finding(name, True, f"{show_size(array.nbytes)}, {counted(total, 'block')} as written")
 
 
 def _database(index: Index, path: Path) -> Iterator[Finding]:
@@ -120,7 +121,7 @@ def _database(index: Index, path: Path) -> Iterator[Finding]:
         some = ", ".join(map(str, bad[:SHOWN])) + (", ..." if len(bad) > SHOWN else "")
         yield Finding("rows", False, f"{shown}: {len(bad)} rows are damaged: {some}")
     else:
-        yield Finding("rows", True, f"{rows:,} rows, as they were written")
+        yield Finding("rows", True, f"{counted(rows, 'row')} as written")
     if rows + removed != slots or beyond or words != rows:
         yield Finding(
             "counts",
