@@ -279,11 +279,12 @@ def test_the_accuracy_decides_how_many_candidates():
     assert plan("exact", 10**7, 10) == Plan(None)
     assert plan("auto", 1000, 10) == Plan(None)
     assert plan("auto", 10**6, 10) == plan("balanced", 10**6, 10) == Plan(1600)
-    assert plan("balanced", 1000, 10) == Plan(1600)
+    assert plan("balanced", 10**4, 10) == Plan(1600)
+    assert plan("balanced", 10**3, 10) == plan("fast", 10**6, 50_000) == Plan(None)
     assert plan("fast", 10**6, 10) == Plan(400)
     assert plan("fast", 10**6, 100) == Plan(2000)
     assert plan("fast", 10**7, 10) == Plan(800)
-    assert plan("fast", 0, 10) == Plan(400)
+    assert plan("fast", 0, 10) == Plan(None)
     assert str(Plan(None)) == "exact"
     assert str(Plan(1600)) == "two-stage, 1600 candidates"
 

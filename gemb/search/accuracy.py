@@ -31,6 +31,7 @@ ACCURACIES = ("auto", "exact", "balanced", "fast")
 EXACT_ROWS = 50_000  # two cores read so many vectors of 768 halves in 30 ms
 LEAST = {"balanced": 1600, "fast": 400}  # candidates among up to a million rows
 FOR_EACH = {"balanced": 80, "fast": 20}  # candidates for each answer that is wanted
+MOST = 0.2  # of the rows: with more candidates an exact scan is as fast
 MILLION = 1_000_000  # ten times as many rows: twice as many candidates
 
 
@@ -48,7 +49,7 @@ def plan(accuracy: str, count: int, k: int) -> Plan:
     """Return how to rank `count` rows (those that a filter leaves) for the best `k`.
 
     accuracy: one of `ACCURACIES`. auto is exact where that takes no time to speak of, else
-    balanced.
+    balanced; all are exact where a large part of the rows would be candidates.
     """
     assert accuracy in ACCURACIES, f"{accuracy} is no accuracy"
     if accuracy == "auto":
@@ -56,7 +57,8 @@ def plan(accuracy: str, count: int, k: int) -> Plan:
     if accuracy == "exact":
         return Plan(None)
     growth = 1 + math.log10(max(1.0, count / MILLION))
-    return Plan(round(growth * max(LEAST[accuracy], FOR_EACH[accuracy] * k)))
+    candidates = round(growth * max(LEAST[accuracy], FOR_EACH[accuracy] * k))
+    return Plan(candidates if candidates <= count * MOST else None)
 
 
 def ranked(
