@@ -13,6 +13,7 @@ from gemb.index.reader import Index
 from gemb.search.accuracy import plan, ranked
 from gemb.search.fusion import fused
 from gemb.search.hybrid import DEPTH, chosen, depth
+from gemb.search.prefetch import read_ahead
 from gemb.search.queries import Query
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
 
@@ -108,6 +109,13 @@ def search_index(
                 continue
             hits = index.hits(one[: wanted.k], scores[: wanted.k])
             yield above(query, vector, hits, floor, wanted)
+
+
+def warm_up(index: Index, rows: Rows, wanted: Wanted) -> None:
+    """Have the system read what a search will scan, while a model is opened."""
+    k = min(depth(wanted, ALL), rows.count)
+    if index.codes is not None and plan(wanted.accuracy, rows.count, k).candidates is not None:
+        read_ahead(index.codes)
 
 
 def _background(index: Index) -> Background | None:

@@ -173,7 +173,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
     from gemb import prompts
     from gemb.index.reader import Index
     from gemb.search.index_match import check_asked, check_model, own_task
-    from gemb.search.index_search import rows_of, search_index
+    from gemb.search.index_search import rows_of, search_index, warm_up
     from gemb.search.query_vectors import embedded
 
     with Index.open(folder) as index:
@@ -189,6 +189,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
             show = _Shown(form, None, None, queries)
         else:
             like = None
+            warm_up(index, rows, job.wanted)
             encoder = open_model(job.model or index.model)
             check_model(index, folder, encoder, given=job.model, force=job.force)
             words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
