@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.search.ranking import ahead, threads
+from gemb.backend import cores
+from gemb.search.ranking import ahead
 from gemb.search.sign_codes import Codes
 
 Ints = NDArray[np.int64]
@@ -60,7 +61,7 @@ def by_numpy(query: Codes, codes: Codes, count: int, rows: Ints | None) -> Ints:
     """Return `count` places for one query [B]; memory: 3 bytes a row."""
     words = query.view(np.uint64)
     number = len(codes) if rows is None else len(rows)
-    share = -(-number // threads())
+    share = -(-number // cores())
 
     def part(first: int) -> _Counted:
         last = min(number, first + share)
@@ -109,7 +110,7 @@ def by_faiss(queries: Codes, codes: Codes, count: int, rows: Ints | None) -> lis
     # Counting is twice as fast as a heap of thousands, but takes 20 MB a query for them.
     variant = "mc" if len(queries) == 1 else "hc"
     number = len(codes) if rows is None else len(rows)
-    share = -(-number // threads())
+    share = -(-number // cores())
     if rows is not None:
         share = min(share, GATHERED)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.backend import cores
 from gemb.nearest import Nearest, merged
 from gemb.search.prefetch import read_ahead
 from gemb.vectors import unpacked
@@ -89,24 +89,19 @@ def _some(stored: NDArray[Any], first: int, last: int, rows: Ints | None) -> NDA
     return stored[wanted]
 
 
-def threads() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
     """Yield work(item) in order, done by as many threads as there are cores, one item ahead each.
 
     numpy and faiss leave Python's lock while they compute, so this is what uses both cores.
     """
-    if min(threads(), len(items)) < 2:
+    if min(cores(), len(items)) < 2:
         yield from map(work, items)
         return
     waiting: deque[Future[Made]] = deque()
     try:
         for item in items:
             waiting.append(_pool().submit(work, item))
-            if len(waiting) > threads():
+            if len(waiting) > cores():
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -118,4 +113,4 @@ def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]
 @cache
 def _pool() -> ThreadPoolExecutor:
     """Return threads that stay: new ones for each query take as long as a scan of 500,000 codes."""
-    return ThreadPoolExecutor(threads(), thread_name_prefix="gemb-scan")
+    return ThreadPoolExecutor(cores(), thread_name_prefix="gemb-scan")
