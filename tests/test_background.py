@@ -121,9 +121,9 @@ def test_without_vectors_or_a_model_the_usual_is_taken():
 
 
 def test_the_floor_is_the_formula():
-    background = Background(quartile=0.2, deviation=0.05, rows=1000)
+    background = Background(quartile=0.2, deviation=0.03, rows=1000)
     assert background.floor(1000) == pytest.approx(0.34)
-    grown = 0.2 + 1.5 * 0.05 * (math.sqrt(2 * math.log(1e7)) - math.sqrt(2 * math.log(1000)))
+    grown = 0.2 + 1.5 * 0.03 * (math.sqrt(2 * math.log(1e7)) - math.sqrt(2 * math.log(1000)))
     assert background.floor(10_000_000) == pytest.approx(0.24 + grown / 2)
     floors = [background.floor(count) for count in (0, 1, 2, 30, 1000, 10**6, 10**9)]
     assert floors == sorted(floors)
