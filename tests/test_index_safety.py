@@ -313,6 +313,25 @@ def test_an_index_of_a_newer_gemb_is_refused(gemb: Gemb, built: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("harm", ["missing", "empty", "begun otherwise"])
+def test_an_index_without_its_manifest_is_no_folder_of_files(
+    gemb: Gemb, built: Path, harm: str
+) -> None:
+    path = built / "manifest.json"
+    if harm == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if harm == "empty" else b"\0" + path.read_bytes()[1:])
+    for command in (["search", "red"], ["index", "info"], ["index", "sync"], ["index", "verify"]):
+        line = error(gemb, *command, "l.gemb", code=5)
+        what = "is missing; copy all of the folder, or" if harm == "missing" else "is damaged;"
+        assert line == (
+            f"gemb: l.gemb/manifest.json {what} build the index anew: gemb index build -f"
+        )
+    out(gemb, "index", "build", "-f", "l.gemb", "l.txt")
+    check_whole(gemb, "l.gemb")
+
+
 @pytest.mark.parametrize("name", ["vectors.f16", "codes.bin", "rows.sqlite"])
 def test_a_file_that_is_missing_or_cut_short_is_named(gemb: Gemb, built: Path, name: str) -> None:
     path = built / name

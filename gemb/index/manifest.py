@@ -7,6 +7,7 @@ compacted index is written beside the old one, and the manifest that names it ma
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,8 @@ from gemb.visible import visible
 FORMAT = 1
 MARK = "gemb index"
 NAME = "manifest.json"
+_ROWS = re.compile(r"rows(\.[0-9]+)?\.sqlite")
+_VECTORS = re.compile(r"vectors(\.[0-9]+)?\.(f16|f32|int8)")
 LIMIT = 16 << 20  # bytes; a coder's rotation is the largest entry
 
 
@@ -44,12 +47,13 @@ class Manifest:
 
 def is_index(folder: Path) -> bool:
     """Return whether a folder holds an index, whole or damaged. Cheap; imports nothing heavy."""
-    path = folder / NAME
     try:
-        with path.open("rb") as file:
-            return file.read(64).startswith(f'{{"{MARK}":'.encode())
+        with (folder / NAME).open("rb") as file:
+            if file.read(64).startswith(f'{{"{MARK}":'.encode()):
+                return True
     except OSError:
-        return False
+        pass
+    return _has_files(folder)
 
 
 def rows_path(folder: Path, generation: int) -> Path:
@@ -80,6 +84,11 @@ def read_manifest(folder: Path) -> Manifest:
         with path.open("rb") as file:
             data = file.read(LIMIT)
     except (FileNotFoundError, NotADirectoryError):
+        if _has_files(folder):
+            raise GembError(
+                f"{shown} is missing; copy all of the folder, or build the index anew: "
+                "gemb index build -f"
+            ) from None
         raise UsageError(_no_index(folder)) from None
     try:
         entries = json.loads(data)
@@ -114,6 +123,19 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     entries["checksum"] = _checksum(entries)
     with new_file(folder / NAME) as part:
         part.write_text(json.dumps(entries, ensure_ascii=True) + "\n")
+
+
+def _has_files(folder: Path) -> bool:
+    """Return whether a folder has the other files of an index: it has lost its manifest."""
+    try:
+        if not (folder / "lock").is_file():
+            return False
+        names = [path.name for path in folder.iterdir()]
+    except OSError:
+        return False
+    return any(_ROWS.fullmatch(name) for name in names) and any(
+        _VECTORS.fullmatch(name) for name in names
+    )
 
 
 def _checksum(entries: Mapping[str, Any]) -> int:

@@ -82,7 +82,9 @@ def bad_blocks(index: Index, column: str, array: NDArray[Any]) -> list[int]:
 
 def damaged(path: Path, what: str) -> GembError:
     """Return the error of a file that is not what was written."""
-    return GembError(f"{visible(str(path))}: {what} is damaged; build the index anew: -f")
+    return GembError(
+        f"{visible(str(path))}: {what} is damaged; build the index anew: gemb index build -f"
+    )
 
 
 def _blocks(index: Index, column: str, array: NDArray[Any], path: Path) -> Finding:
