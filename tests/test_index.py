@@ -489,6 +489,27 @@ def test_names_and_bytes_of_any_kind_are_indexed(gemb: Gemb) -> None:
     assert out(gemb, "index", "sync", "d.gemb").startswith("+2 ~0 -0 files")
 
 
+def test_a_folder_and_a_filter_reach_names_that_are_no_utf8(gemb: Gemb) -> None:
+    docs = write_tree(gemb, **{f"f{number}": f"text {number}\n" for number in range(9)})
+    for folder in (b"sub", b"d\xff", b"sub2"):
+        (docs / os.fsdecode(folder)).mkdir()
+        write_old(docs / os.fsdecode(folder + b"/x\xff.txt"), f"in {folder!r}\n")
+    write_old(docs / "sub" / "y.txt", "another\n")
+    out(gemb, "index", "build", "d.gemb", "docs")
+    for where in (
+        "path like 'docs/sub/%'",
+        "path ~ 'SUB/'",
+        "path>='docs/sub/' and path<docs/sub0",
+    ):
+        assert out(gemb, "index", "rm", "d.gemb", "-n", "--where", where) == "-2 rows\n", where
+    assert out(gemb, "index", "rm", "d.gemb", "docs/sub") == "-2 rows (11 in all)\n"
+    raw_name = os.fsdecode(b"docs/d\xff")
+    assert out(gemb, "index", "rm", "d.gemb", raw_name) == "-1 rows (10 in all)\n"
+    left = {hit.path for hit in all_hits(gemb, "d.gemb")}
+    assert os.fsdecode(b"docs/sub2/x\xff.txt") in left
+    assert not {path for path in left if path and path.startswith(("docs/sub/", raw_name))}
+
+
 def test_what_cannot_be_read_now_is_not_removed(gemb: Gemb) -> None:
     docs = write_tree(gemb, a="red apples\n", b="green pears\n", c="blue plums\n")
     out(gemb, "index", "build", "d.gemb", "docs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,8 +88,11 @@ def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -
     for path in places.kept(reference, str(manifest.source.get("base", "/"))):
         column = path_column(path)
         found += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
+        # All that begin with the folder and its slash; `0` follows `/`. A path that is no UTF-8 is
+        # stored as bytes, which SQLite compares with bytes alone.
+        query = "SELECT slot FROM rows WHERE path >= ? AND path < ?"
         if isinstance(column, str):
-            # All that begin with the folder and its slash; `0` follows `/`.
-            query = "SELECT slot FROM rows WHERE path >= ? AND path < ?"
             found += connection.execute(query, (column + "/", column + "0")).fetchall()
+        data = os.fsencode(path)
+        found += connection.execute(query, (data + b"/", data + b"0")).fetchall()
     return {slot for (slot,) in found}

@@ -172,6 +172,8 @@ def _joined(operator: str, parts: Sequence[Where]) -> Where:
 def _tested(test: Test, path: str) -> Where:
     # The plus takes a column's type away, so that a cast on the other side converts what it holds.
     column = f'+rows."{test.field}"'  # one of COLUMNS: nothing else has no path
+    if test.field == "path" and not path:
+        column = "CAST(rows.path AS TEXT)"  # one that is no UTF-8 is kept as bytes
     subject = Where("json_extract(rows.kept, ?)", (path,)) if path else Where(column, ())
     match test.operator:
         case "null":
