@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -180,6 +181,37 @@ def test_a_file_that_cannot_be_read_is_exit_code_2_and_the_rest_is_shown(shop: G
     assert b"absent.txt: no such file or directory" in found.stderr
     silent = shop("search", "-q", "cancel an order", "tree", "absent.txt", "--weak")
     assert (silent.returncode, silent.stdout) == (0, b"")
+
+
+def test_a_question_may_be_the_name_of_a_file_that_is_not_readable(shop: Gemb):
+    (shop.folder / "cancel").write_text("")
+    (shop.folder / "cancel").chmod(0)
+    (shop.folder / "tree" / "shut.txt").write_text("cancel")
+    (shop.folder / "tree" / "shut.txt").chmod(0)
+    # Root reads everything, unless this right is taken away.
+    mortal = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    command = [sys.executable, "-m", "gemb", "search", "cancel", "tree/shut.txt", "tree/orders.md"]
+    found = subprocess.run(
+        [*(mortal if os.geteuid() == 0 else []), *command],
+        cwd=shop.folder,
+        env=shop.environment,
+        capture_output=True,
+        timeout=60,
+    )
+    assert found.stderr == b"gemb: warning: tree/shut.txt: permission denied\n"
+    assert found.returncode == 2
+    assert lines(found) == ["tree/orders.md:5:## Cancel"]
+
+
+def test_a_pipe_in_the_place_of_a_gitignore_does_not_hold_the_search_up(shop: Gemb):
+    os.mkfifo(shop.folder / "tree" / ".gitignore")
+    assert lines(shop("search", "cancel an order", "tree", "-k1"))[0].startswith("tree/orders.md")
+
+
+def test_what_was_named_in_vain_is_said_once(shop: Gemb):
+    found = shop("search", "anything", "absent")
+    assert found.returncode == 2
+    assert found.stderr == b"gemb: warning: absent: no such file or directory\n"
 
 
 def test_an_empty_folder_and_an_empty_input_are_exit_code_1(shop: Gemb):

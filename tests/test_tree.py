@@ -245,20 +245,25 @@ def test_what_may_not_be_read_is_named_and_counted(
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        write(root, "open.txt", "shut/x.txt", "\x1b[31mshut.txt")
+        write(root, "open.txt", "shut/x.txt", "list/x.txt", "\x1b[31mshut.txt")
         (root / "\x1b[31mshut.txt").chmod(0)
         (root / "shut").chmod(0)
+        (root / "list").chmod(0o644)  # its names can be read, but not what they name
         skipped = Skipped()
         with as_nobody(root):
-            entries = list(walk([name, str(root / "absent")], Walk(), skipped))
+            roots = [name, str(root / "absent"), f"{name}/list"]
+            entries = list(walk(roots, Walk(), skipped))
             texts = [read_text(entry, skipped) for entry in entries]
         (root / "shut").chmod(0o755)
+        (root / "list").chmod(0o755)
     assert texts == [None, "some words\n"]
-    assert skipped.failed == 3
+    assert skipped.failed == 5
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
+        f"gemb: warning: {root}/list/x.txt: permission denied",
         f"gemb: warning: {root}/shut/: permission denied",
         f"gemb: warning: {root}/absent: no such file or directory",
+        f"gemb: warning: {root}/list/x.txt: permission denied",
         f"gemb: warning: {root}/\\x1b[31mshut.txt: permission denied",
     ]
 

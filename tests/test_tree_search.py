@@ -271,7 +271,9 @@ def test_one_bad_passage_fails_alone_and_is_named(
     assert capsys.readouterr().err == ("gemb: warning: docs/bad.txt:1: RuntimeError: poisoned\n")
 
 
-def test_hits_are_checked_against_their_files(tree: Path, cache: Path) -> None:
+def test_hits_are_checked_against_their_files(
+    tree: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     encoder = WordEncoder()
     query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
     corpus = gather(Sources(paths=("docs",)), cache=cache)
@@ -284,6 +286,30 @@ def test_hits_are_checked_against_their_files(tree: Path, cache: Path) -> None:
     gone = list(corpus.search(query, encoder, encoder.spec, k=1))[-1].hits[0][0]
     assert gone.path != "docs/cat.md"
     assert corpus.skipped.changed == 1
+    corpus.skipped.say()
+    line = "gemb: note: 1 passage has changed during the search and is left out\n"
+    assert capsys.readouterr().err == line
+
+
+def test_a_file_that_can_no_longer_be_read_is_named_and_counted(
+    tree: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = WordEncoder()
+    query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
+    list(gather(Sources(paths=("docs",)), cache=cache).search(query, encoder, encoder.spec))
+    corpus = gather(Sources(paths=("docs",)), cache=cache)  # every file is known: none is opened
+    (tree / "docs/cat.md").unlink()
+    (tree / "docs/cat.md").symlink_to("cat.md")  # to itself
+    with pytest.raises(UsageError, match=r"^docs/cat.md: it cannot be read any more"):
+        corpus.at("docs/cat.md", 1)
+    for _ in range(2):
+        answer = list(corpus.search(query, encoder, encoder.spec, k=3))[-1]
+        assert "docs/cat.md" not in {hit.path for hit in answer.hits[0]}
+    corpus.skipped.say()
+    assert (corpus.skipped.failed, corpus.skipped.changed) == (1, 0)
+    assert capsys.readouterr().err == (
+        "gemb: warning: docs/cat.md: too many levels of symbolic links\n"
+    )
 
 
 def test_a_passage_is_found_by_file_and_line(tree: Path) -> None:

@@ -302,10 +302,11 @@ def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:
         print_json(changes.to_json())
     else:
         click.echo(changes.line())
-    if changes.failed:
-        raise SomeRowsFailed(f"without a vector, and not in {folder}: {changes.failed:,} rows")
-    if changes.unreadable:
+    if count := changes.failed:
+        rows = "row" if count == 1 else "rows"
+        raise SomeRowsFailed(f"without a vector, and not in {folder}: {count:,} {rows}")
+    if count := changes.unreadable:
+        files, them = ("file or folder", "it") if count == 1 else ("files or folders", "them")
         raise SomeRowsFailed(
-            f"could not be read: {changes.unreadable:,} files or folders; what {folder} had of "
-            "them stays"
+            f"could not be read: {count:,} {files}; what {folder} had of {them} stays"
         )

@@ -36,7 +36,7 @@ PASSAGES_A_FILE = 20  # are looked at for each name that is wanted: a long file 
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
-@click.argument("words", nargs=-1, type=click.Path(), metavar="QUERY [PATH]...")
+@click.argument("words", nargs=-1, type=click.Path(readable=False), metavar="QUERY [PATH]...")
 @search_options
 @model_options
 def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> None:

@@ -45,6 +45,7 @@ class Passages:
         self._titles: dict[int, Sequence[str]] = {}
         self._keys: list[bytes] = []
         self._held: OrderedDict[int, str] = OrderedDict()
+        self._refused: set[int] = set()  # files that cannot be read any more, as was said
 
     def fill(
         self,
@@ -109,8 +110,12 @@ class Passages:
         if file in self._held:
             self._held.move_to_end(file)
             return self._held[file]
-        # What cannot be read was said when it was found.
-        text = read_text(self.entries[file], Skipped(quiet=True, silent=True))
+        # A file that is known from an earlier search was not opened in this one so far.
+        own = Skipped(quiet=True, silent=True)
+        text = read_text(self.entries[file], own)
+        if own.failed and file not in self._refused:
+            self._refused.add(file)
+            self.skipped.adopt(own)
         if text is not None:
             self._held[file] = text
             while sum(map(len, self._held.values())) > HELD and len(self._held) > 1:
@@ -149,6 +154,11 @@ class Passages:
             title, line, last_line = passage.title, passage.line, passage.last_line
         path = self.entries[file].path
         return Hit(score=score, text=text, path=path, line=line, last_line=last_line, title=title)
+
+    def lose(self, number: int) -> None:
+        """Count a passage that is no longer where it was found, if nothing was said of its file."""
+        if self.file_of(number) not in self._refused:
+            self.skipped.changed += 1
 
     def _passage(self, file: int, row: Any) -> tuple[str | None, str | None]:  # noqa: ANN401
         """Return text and title of a passage; no text where its file has changed."""

@@ -123,17 +123,25 @@ def around(folder: str) -> Scope:
     """
     parents: list[Path] = []
     place = Path(folder)
-    while not (place / ".git").exists():
+    while not _is_there(place / ".git"):
         if place == place.parent:
             return Scope()
         place = place.parent
         parents.append(place)
     scope = Scope()
     for parent in reversed(parents):
-        names = [name for name in (".git", ".gitignore", ".ignore") if (parent / name).exists()]
+        names = [name for name in (".git", ".gitignore", ".ignore") if _is_there(parent / name)]
         scope = scope.inside(str(parent), names)
     is_out = scope.leaves_out(folder, Path(folder).name, is_folder=True)
     return Scope() if is_out else scope
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is something that one could see."""
+    try:
+        return path.exists()
+    except OSError:  # in a folder that may not be entered
+        return False
 
 
 def _of_repository(git: Path) -> list[Rules]:
@@ -154,6 +162,8 @@ def _of_repository(git: Path) -> list[Rules]:
 
 def _read(path: Path) -> Rules:
     try:
+        if not path.is_file():  # a pipe would hold the search up
+            return Rules(())
         with path.open("rb") as file:
             text = file.read(_LONGEST).decode("utf-8", "surrogateescape")
     except OSError:

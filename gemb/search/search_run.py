@@ -96,7 +96,7 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
     for one in found:
         show.write(one)
     corpus.skipped.say()
-    if not len(corpus) and not job.quiet:
+    if not len(corpus) and not job.quiet and not corpus.skipped.failed:
         only_stdin = sources.paths == ("-",)
         note(
             "nothing to search: standard input has no text"

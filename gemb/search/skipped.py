@@ -94,9 +94,13 @@ class Skipped:
                 f"{visible(self.undecodable[0])}); what is none was read as U+FFFD"
             )
         if self.cut:
-            note(f"{self.cut:,} passages are longer than the model takes; their beginning counts")
+            count = self.cut
+            are, their = ("passage is", "its") if count == 1 else ("passages are", "their")
+            note(f"{count:,} {are} longer than the model takes; {their} beginning counts")
         if self.changed:
-            note(f"{self.changed:,} passages have changed during the search and are left out")
+            count = self.changed
+            have, are = ("passage has", "is") if count == 1 else ("passages have", "are")
+            note(f"{count:,} {have} changed during the search and {are} left out")
 
 
 def shown_size(size: int, *, up: bool = False) -> str:

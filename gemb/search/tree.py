@@ -169,7 +169,9 @@ class _Walker:
     def _found(self, entry: os.DirEntry[str], path: str, real: str) -> Iterator[Entry]:
         try:
             found = entry.stat(follow_symlinks=self._how.follow)
-        except OSError:  # it has vanished
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):  # else it has vanished
+                self._skipped.failure(path, reason(error))
             return
         yield from self._file(path, real, found, is_named=False)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.pipeline import Embedder, Plan, Window, computing, embed
 from gemb.prompts import Prompt
 from gemb.records import Record
@@ -33,6 +33,7 @@ from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
 from gemb.search.vector_cache import VectorCache, scores_of
 from gemb.vectors import VectorSpec
+from gemb.visible import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -92,10 +93,14 @@ class Corpus(Passages):
         """Return the passage that holds a line of a file (score 1), for --like FILE:LINE.
 
         Raises:
-            UsageError: no such file among the sources, or no passage has this line.
+            UsageError: no such file among the sources, no passage has this line, or the file
+                cannot be read.
         """
         hit = self.hit(self.number_at(path, line), 1.0)
-        assert hit, "a file that was read a moment ago"
+        if hit is None:
+            raise UsageError(
+                f"{visible(path)}: it cannot be read any more, or has changed just now"
+            )
         return hit
 
     def search(
@@ -245,7 +250,7 @@ class _Search:
         for number in self._ordered([places[0] for places in self._missing.values()], promise):
             record = self._corpus.record(number)
             if record is None:
-                self._skipped.changed += 1
+                self._corpus.lose(number)
             else:
                 yield record
 
@@ -337,5 +342,5 @@ class _Search:
                 if hit:
                     hits[-1].append(hit)
                 elif is_last:
-                    self._skipped.changed += 1
+                    self._corpus.lose(number)
         return Answer(hits, self.done, len(self._corpus), self._tokens, is_last)
