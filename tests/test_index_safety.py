@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -374,6 +375,16 @@ def test_a_full_disk_leaves_the_index_as_it_was(gemb: Gemb, built: Path) -> None
     assert not (gemb.folder / "n.gemb").exists()
     out(gemb, "index", "build", "n.gemb", "l.txt")
     check_whole(gemb, "n.gemb")
+
+
+def test_a_limit_on_files_is_not_taken_for_damage(gemb: Gemb, built: Path) -> None:
+    (gemb.folder / "l.txt").write_text("\n".join(LINES) + "\n")
+    most = (built / "rows.sqlite").stat().st_size + 4096
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (most, most))
+    code, _, stderr = ended(start(gemb, "index", "sync", "l.gemb", preexec_fn=limit))
+    assert code == 5
+    assert "damaged" not in stderr, stderr
+    check_whole(gemb, "l.gemb")
 
 
 def read_only(folder: Path, command: list[str], gemb: Gemb) -> subprocess.CompletedProcess[bytes]:

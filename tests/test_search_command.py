@@ -299,6 +299,7 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("--like", "tree/orders.md:99", "tree"), "tree/orders.md: no passage has line 99"),
         (("-f", "q", "--like", "a:1"), "-f FILE and --like are both given; one at a time"),
         (("-f", "absent", "tree"), "no such file: absent"),
+        (("-f", "tree", "tree"), "tree is a folder; queries are the lines of a file"),
         (("x", "tree", "-l", "--json"), "-l and --json are given; one form at a time"),
         (("x", "tree", "-0", "--json"), "-0 is for names and lines, not for --json"),
         (("x", "tree", "--full", "-C3"), "--full shows whole passages; -A, -B, -C"),

@@ -180,6 +180,13 @@ def test_lines_around_come_from_the_file_beyond_the_passage(tmp_path, monkeypatc
     ]
 
 
+def test_no_line_follows_the_last_one_of_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop.py").write_text("\n" * 10 + f"{ORDERS}last\n")
+    found = shown(lambda write: GrepLines(write, Context(0, 9), PLAIN), [hit()]).decode()
+    assert found.splitlines()[-1].endswith("-last")
+
+
 @pytest.mark.parametrize("content", [None, b"something else\n" * 30, b"\0" * 10])
 def test_a_file_that_has_changed_or_is_gone_gives_no_lines_around(content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

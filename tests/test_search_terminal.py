@@ -98,6 +98,12 @@ def test_hits_stand_in_groups_with_score_heading_and_numbered_lines(shop: Gemb):
     assert "\x1b[1;31mcancel\x1b[m" in screen.raw
 
 
+def test_names_as_they_are_do_not_reach_a_terminal(shop: Gemb):
+    screen = on_terminal(shop, "search", "cancel", "tree", "-l", "-0")
+    assert screen.code == 2
+    assert "-0 writes names as they are, for a program: | xargs -0" in screen.text
+
+
 def test_without_a_path_a_terminal_searches_this_folder(shop: Gemb):
     screen = on_terminal(shop, "search", "cancel an order", "--weak")
     assert screen.text.startswith("tree/guide.md\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from gemb.commands.search_options import Chosen
@@ -31,6 +33,9 @@ def check(chosen: Chosen) -> None:
         raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
     if chosen.null and (chosen.as_json or chosen.trec):
         raise click.UsageError(f"-0 is for names and lines, not for {given[0]}")
+    if chosen.null and sys.stdout is not None and sys.stdout.isatty():
+        # A name may hold escape codes, which a terminal obeys.
+        raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
     if chosen.full and (chosen.before, chosen.after, chosen.context) != (None,) * 3:
         raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
     if chosen.template is not None:

@@ -147,6 +147,9 @@ def readable(path: Path) -> Iterator[None]:
         folder = visible(str(path.parent))
         if "full" in words:
             raise GembError(f"{shown}: no space left; free some, or write elsewhere") from None
+        if "disk I/O" in words:  # also a limit on the size of files
+            hint = "is the disk full, a limit (ulimit -f) reached, or the disk failing?"
+            raise GembError(f"{shown}: the system did not read or write it; {hint}") from None
         if "readonly" in words:
             raise GembError(f"{shown} cannot be written to; check its permissions") from None
         if "locked" in words:

@@ -84,4 +84,4 @@ def _lines(path: str) -> list[str]:
         text = read_text(entry, Skipped(quiet=True))
     except OSError:
         return []
-    return text.split("\n") if text else []
+    return text.removesuffix("\n").split("\n") if text else []

@@ -63,6 +63,8 @@ def _content(path: str) -> bytes:
     else:
         if not Path(path).exists():
             raise UsageError(f"no such file: {visible(path)}")
+        if Path(path).is_dir():
+            raise UsageError(f"{visible(path)} is a folder; queries are the lines of a file")
         data = Path(path).read_bytes()
     return data.removeprefix(b"\xef\xbb\xbf")
 
