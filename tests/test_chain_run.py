@@ -139,7 +139,7 @@ def test_nothing_begins_when_an_input_of_a_later_stage_is_not_there(go, work):
         assert not (work / "run").exists()
 
 
-def test_a_stage_that_fails_ends_the_chain_with_its_code(go):
+def test_a_stage_that_fails_ends_the_chain_with_its_code(go, work):
     differ = SOUPS.replace("--min-cosine -1", "--min-cosine 0.9999")
     answer = go(differ, "-o", "run")
     assert refusal(answer, 1) == (
@@ -150,7 +150,8 @@ def test_a_stage_that_fails_ends_the_chain_with_its_code(go):
     goes_on = differ.replace("0.9999}", "0.9999, if_worse: go_on}")
     assert states(go(goes_on, "-o", "run"))["same"] == "unfinished"
     assert states(go(goes_on, "-o", "run"))["same"] == "done"
-    broken = SOUPS.replace("soup stage:one}", "soup stage:one --method greedy}")
+    write_tiny_model(work.parent / "wide", TinyShape(intermediate_size=96))
+    broken = SOUPS.replace("soup stage:one}", "soup stage:one ../wide}")
     assert refusal(go(broken, "-o", "other"), 2) == (
         "gemb: stage two ended with exit code 2, for what stands above; the same command goes on "
         "there"
