@@ -303,7 +303,7 @@ def test_a_signal_stops_the_stage_saved_and_the_same_command_goes_on(work, pairs
 @pytest.mark.timeout(3600)
 def test_the_mini_chain_runs_to_its_end(tmp_path):
     if not os.environ.get("GEMB_NIGHTLY"):
-        pytest.skip("GEMB_NIGHTLY is not set: it takes a quarter of an hour")
+        pytest.skip("GEMB_NIGHTLY is not set: it takes some five minutes")
     words = ["train", "embeddinggemma-mini", "-o", "run"]
     done, again = (
         subprocess.run(

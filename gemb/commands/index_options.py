@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from gemb.commands.walk_options import WALK
 
 if TYPE_CHECKING:
     from gemb.index.source import Source
@@ -56,22 +57,7 @@ OPTIONS = (
         type=click.Choice(["auto", "lines", "code", "markdown", "prose"]),
         help="How files become passages.  [default: auto for a DIR; a FILE becomes rows]",
     ),
-    click.option(
-        "-g",
-        "--glob",
-        "globs",
-        multiple=True,
-        metavar="GLOB",
-        help="Only files that fit, as .gitignore writes it; !GLOB leaves out; repeatable.",
-    ),
-    click.option("--hidden", is_flag=True, help="Also files and folders whose names begin so: .x"),
-    click.option("--no-ignore", is_flag=True, help="Do not obey .gitignore and .ignore."),
-    click.option("--follow", is_flag=True, help="Follow links to files and folders."),
-    click.option(
-        "--max-size",
-        metavar="SIZE",
-        help="Leave out larger files: 10M, 2G; 0: none.  [default: 10M]",
-    ),
+    *WALK,
     click.option(
         "--on-long",
         type=click.Choice(["truncate", "error", "skip"]),
@@ -128,7 +114,7 @@ def _source(
     hidden: bool,
     no_ignore: bool,
     follow: bool,
-    max_size: str | None,
+    max_size: int,
     on_long: str,
 ) -> Source:
     """Return the source that the options describe.
@@ -137,7 +123,6 @@ def _source(
         UsageError: options of rows and of passages do not go together, or a path cannot be read.
     """
     from gemb.index.source import Source, chosen_kind
-    from gemb.search.tree import MOST_BYTES
 
     if "" in paths:
         raise click.UsageError("an empty name for a FILE")
@@ -158,23 +143,10 @@ def _source(
         hidden=hidden,
         ignore=not no_ignore,
         follow=follow,
-        most_bytes=MOST_BYTES if max_size is None else size_of(max_size),
+        most_bytes=max_size,
         split=passages or "auto",
     )
     return chosen_kind(source, wants_passages=passages is not None or bool(globs))
-
-
-def size_of(text: str) -> int:
-    """Return the bytes that a size names: 10M is ten million.
-
-    Raises:
-        click.UsageError: it names none.
-    """
-    match = re.fullmatch(r"(\d+)([kKmMgG]?)[bB]?", text)
-    if not match:
-        raise click.UsageError(f"--max-size {text}: write 500k, 10M or 2G; 0: no bound")
-    factor: int = 1000 ** " kmg".index(match[2].lower() or " ")
-    return int(match[1]) * factor
 
 
 def _named(folder: Path) -> Path:

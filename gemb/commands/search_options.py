@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gemb.commands.index_options import size_of
+from gemb.commands.walk_options import WALK
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,18 +83,6 @@ class Score(click.ParamType[float | None]):
         return score
 
 
-class Size(click.ParamType[int]):
-    """A size in bytes: 500k, 10M, 2G; 0 is none."""
-
-    name = "SIZE"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the bytes."""
-        return value if isinstance(value, int) else size_of(str(value))
-
-
 OPTIONS = (
     click.option(
         "-f",
@@ -112,24 +100,7 @@ OPTIONS = (
         type=click.Choice(TASKS),
         help="Words that the model was trained to see around a query.  [default: query]",
     ),
-    click.option(
-        "-g",
-        "--glob",
-        "globs",
-        multiple=True,
-        metavar="GLOB",
-        help="Only files like '*.md'; '!*.min.js' leaves out; repeatable, the last one counts.",
-    ),
-    click.option("--hidden", is_flag=True, help="Also files and folders that begin with a dot."),
-    click.option("--no-ignore", is_flag=True, help="Also what .gitignore and .ignore leave out."),
-    click.option("-L", "--follow", is_flag=True, help="Follow links."),
-    click.option(
-        "--max-size",
-        type=Size(),
-        default="10M",
-        show_default=True,
-        help="Leave out longer files; 0: none.",
-    ),
+    *WALK,
     click.option("--lines", is_flag=True, help="Each line is a passage: --passages lines."),
     click.option(
         "--passages",
