@@ -149,9 +149,6 @@ class Distill:
     similarity_weight: Annotated[
         float, "of the squared difference of both models' similarity matrices", NOT_NEGATIVE
     ] = 0.0
-    token_weight: Annotated[
-        float, "of the relative squared distance of both models' vectors of a token", NOT_NEGATIVE
-    ] = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gemb.errors import UsageError
 from gemb.layer_choice import layer_choice
 from gemb.poolings import GGUF_POOLINGS
-from gemb.recipe import Adapt, Distill, Loss, Recipe
+from gemb.recipe import Adapt, Loss, Recipe
 from gemb.sample_data import resolve_data
 
 SPARE = 8  # tokens around a text that adaptation adds at least: BOS, EOS, marks
@@ -72,18 +72,13 @@ def _losses(recipe: Recipe) -> Iterator[Problem]:
         yield "loss.distill.sides", "is empty; null for loss.distill switches it off"
     if loss.distill and len(set(loss.distill.sides)) < len(loss.distill.sides):
         yield "loss.distill.sides", "names a side twice"
-    if loss.distill and loss.distill.token_weight and recipe.run.shard != "none":
-        yield "loss.distill.token_weight", f"does not go with run.shard={recipe.run.shard}"
 
 
 def _weight(loss: Loss) -> float:
     """Return the weight on what draws texts together; spread-out alone pushes them apart."""
     contrastive = loss.contrastive.weight if loss.contrastive else 0.0
-    return contrastive + (_distill_weight(loss.distill) if loss.distill else 0.0)
-
-
-def _distill_weight(distill: Distill) -> float:
-    return distill.weight + distill.similarity_weight + distill.token_weight
+    distill = loss.distill.weight + loss.distill.similarity_weight if loss.distill else 0.0
+    return contrastive + distill
 
 
 def _widths(recipe: Recipe) -> Iterator[Problem]:

@@ -269,11 +269,6 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
             "distill: {teacher: t, sides: [document]}",
             "loss.distill.sides.0 wants one of query, positive, negative, not 'document'",
         ),
-        (
-            "contrastive: {}",
-            "distill: {teacher: t, token_weight: 1}\nrun: {shard: fsdp2}",
-            "my.yaml:6: loss.distill.token_weight does not go with run.shard=fsdp2",
-        ),
         ("contrastive: {}", "contrastive: {}\n  matryoshka: []", "loss.matryoshka is empty; [768]"),
         (
             "contrastive: {}",

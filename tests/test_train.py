@@ -509,15 +509,3 @@ def test_a_student_may_be_narrower_than_widths_that_its_loss_does_not_have(
     assert done.returncode in (0, 1), done.stderr
     scores = json.loads((tmp_path / "run" / "scores-final.json").read_bytes())
     assert [size["dim"] for size in scores["sizes"]] == [96, 48]
-
-
-def test_tokens_are_taught_by_a_model_folder_alone(train, tmp_path, teacher, tiny_gguf):
-    words = (*DISTILL, "run.steps=2", "run.precision=fp32", "loss.distill.token_weight=1")
-    done = train(*words, f"loss.distill.teacher={teacher}", "-o", "run")
-    assert done.returncode == 0, done.stderr
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    parts = json.loads(lines[0])["parts"]
-    assert parts["token"] > 0.5, parts  # two random models: nothing alike
-    done = train(*words, f"loss.distill.teacher={tiny_gguf}", "-o", "other")
-    assert done.returncode == 2
-    assert f"{tiny_gguf} is a file; tokens are taught by a model folder alone" in done.stderr

@@ -77,20 +77,10 @@ class FrozenEncoder:
     @torch.inference_mode()
     def __call__(self, ids: Tensor, packing: Packing) -> Tensor:
         """Return unit vectors, fp32 [B, M], for token ids [T] packed as `packing` says."""
-        return self.end(self._through(ids, packing), packing)
-
-    @torch.inference_mode()
-    def token_vectors(self, ids: Tensor, packing: Packing) -> Tensor:
-        """Return `EmbeddingGemma.token_vectors` of token ids [T], fp32 [T, M]."""
-        x = self._through(ids, packing)
-        x *= self._inverse_rms(x)
-        return F.linear(x, self.dense)
-
-    def _through(self, ids: Tensor, packing: Packing) -> Tensor:
         x, rotations = self.begin(ids, packing)
         for layer in range(len(self.blocks)):
             self.step(layer, x, rotations, packing)
-        return x
+        return self.end(x, packing)
 
     @torch.inference_mode()
     def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, Rotations]:

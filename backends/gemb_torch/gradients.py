@@ -15,20 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gemb_torch.losses import token_gap
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.objective import StepVectors
-from gemb_torch.packing import Packing, pack
+from gemb_torch.packing import pack
 from gemb_torch.ranks import Ranks
-from gemb_torch.token_teacher import TokenTeacher
 
 if TYPE_CHECKING:
     from gemb.backend import TokenIds
@@ -84,7 +82,6 @@ class Gradients:
     device: torch.device
     width: int  # of a vector: M
     is_sharded: bool = False  # each pass through the model is one of all processes together
-    token_teacher: TokenTeacher | None = None
 
     def add(self, batch: TokenBatch, rows: Tensor | None, row_ids: NDArray[np.int64]) -> Computed:
         """Add the gradients of the loss, of this process's part of the batch.
@@ -99,37 +96,43 @@ class Gradients:
         if self.is_sharded:
             spare = self.ranks.most(len(micros)) - len(micros)
         vectors = torch.empty(len(batch.texts), self.width, device=self.device)
-        through = _Passes(self, batch, rows, row_ids)
+
+        def forward(micro: NDArray[np.int64]) -> Tensor:
+            ids = np.concatenate([batch.texts[text] for text in micro]).astype(np.int64)
+            if rows is not None:
+                ids = np.searchsorted(row_ids, ids)
+            padding = CPU_PADDING if self.device.type == "cpu" else CUDA_PADDING
+            packing = pack(
+                [len(batch.texts[text]) for text in micro],
+                window=self.model.config.sliding_window,
+                device=self.device,
+                max_padding=padding,
+            )
+            made: Tensor = self.model(torch.from_numpy(ids).to(self.device), packing, rows)
+            return made
 
         # Autocast keeps the weights that it has cast until its end. Those of a pass without graphs
         # would pass no gradient on in the next, so each has its own.
         with torch.no_grad(), self.autocast():
             for micro in micros[:-1]:
-                vectors[micro] = through.vectors(micro)
+                vectors[micro] = forward(micro)
             for _ in range(spare):
-                through.vectors(micros[0])
+                forward(micros[0])
         with self.autocast():
-            last = through.vectors_to_learn(micros[-1])
-            vectors[micros[-1]] = last.vectors.detach()
+            last = forward(micros[-1])
+            vectors[micros[-1]] = last.detach()
         computed, gradient = self._loss(batch, vectors)
-        last.backward(gradient[micros[-1]])
+        last.backward(gradient[micros[-1]])  # type: ignore[no-untyped-call]
         del last
         for micro in micros[:-1]:
             with self.autocast():
-                again = through.vectors_to_learn(micro)
-            again.backward(gradient[micro])
+                again = forward(micro)
+            again.backward(gradient[micro])  # type: ignore[no-untyped-call]
         for _ in range(spare):
             with self.autocast():
-                again = through.vectors_to_learn(micros[0])
-            again.backward(torch.zeros_like(again.vectors))
-        return self._with_token_loss(computed, through.token_loss)
-
-    def _with_token_loss(self, computed: Computed, token_loss: Tensor) -> Computed:
-        if self.token_teacher is None:
-            return computed
-        self.ranks.sum([token_loss])
-        parts = {**computed.parts, "token": token_loss / self.token_teacher.weight}
-        return replace(computed, loss=computed.loss + token_loss, parts=parts)
+                again = forward(micros[0])
+            again.backward(torch.zeros_like(again))  # type: ignore[no-untyped-call]
+        return computed
 
     def _loss(self, batch: TokenBatch, vectors: Tensor) -> tuple[Computed, Tensor]:
         """Return the whole batch's loss, and its gradient to this process's vectors."""
@@ -177,76 +180,6 @@ class Gradients:
             teacher_positives=teacher[1],
             teacher_negatives=teacher[2],
         )
-
-
-class _ToLearn(NamedTuple):
-    """A micro-batch that went through the model with its graph."""
-
-    vectors: Tensor  # [texts, M]
-    token_loss: Tensor | None  # its share of the step's, scalar
-
-    def backward(self, gradient: Tensor) -> None:
-        """Pass on the gradient of the vectors [texts, M], and that of the tokens' loss."""
-        if self.token_loss is None:
-            self.vectors.backward(gradient)  # type: ignore[no-untyped-call]
-        else:
-            torch.autograd.backward([self.vectors, self.token_loss], [gradient, None])
-
-
-class _Passes:
-    """The micro-batches of one batch through the model, and the tokens' loss on the way."""
-
-    def __init__(
-        self,
-        gradients: Gradients,
-        batch: TokenBatch,
-        rows: Tensor | None,
-        row_ids: NDArray[np.int64],
-    ) -> None:
-        self.gradients = gradients
-        self.batch = batch
-        self.rows = rows
-        self.row_ids = row_ids
-        self.token_loss = torch.zeros((), device=gradients.device)  # of this process, so far
-        self.teacher = gradients.token_teacher
-        # A loss that is the mean over tokens is the sum of micro-batches' and processes' shares.
-        self.tokens = gradients.ranks.total(batch.tokens)[0] if self.teacher else 0
-
-    def vectors(self, micro: NDArray[np.int64]) -> Tensor:
-        """Return the vectors of these texts, [texts, M]."""
-        ids, packing = self._packed(micro)
-        made: Tensor = self.gradients.model(self._places(ids), packing, self.rows)
-        return made
-
-    def vectors_to_learn(self, micro: NDArray[np.int64]) -> _ToLearn:
-        """Return the vectors, and the loss of their tokens where the teacher teaches these."""
-        if self.teacher is None:
-            return _ToLearn(self.vectors(micro), None)
-        model = self.gradients.model
-        ids, packing = self._packed(micro)
-        hidden = model.hidden(self._places(ids), packing, self.rows)
-        taught = self.teacher(torch.from_numpy(ids).to(self.gradients.device), packing)
-        gaps = token_gap(model.token_vectors(hidden), taught)
-        loss = gaps.sum() * (self.teacher.weight / self.tokens)
-        self.token_loss += loss.detach()
-        return _ToLearn(model.vectors(hidden, packing), loss)
-
-    def _packed(self, micro: NDArray[np.int64]) -> tuple[NDArray[np.int64], Packing]:
-        """Return token ids [T] and where each text stands in them."""
-        texts = [self.batch.texts[text] for text in micro]
-        device = self.gradients.device
-        packing = pack(
-            [len(ids) for ids in texts],
-            window=self.gradients.model.config.sliding_window,
-            device=device,
-            max_padding=CPU_PADDING if device.type == "cpu" else CUDA_PADDING,
-        )
-        return np.concatenate(texts).astype(np.int64), packing
-
-    def _places(self, ids: NDArray[np.int64]) -> Tensor:
-        """Return where the model finds its tokens: in the gathered rows, or in the table."""
-        places = ids if self.rows is None else np.searchsorted(self.row_ids, ids)
-        return torch.from_numpy(places).to(self.gradients.device)
 
 
 def _equal(ids: Tensor) -> Tensor:

@@ -165,24 +165,6 @@ def similarity_gap(student: Tensor, teacher: Tensor) -> Tensor:
         return total / 2 / len(student) ** 2
 
 
-def token_gap(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the relative squared distance of each token's vector to the teacher's, [T].
-
-        ||s - t||² / ||t||²
-
-    The vectors are no unit rows: their mean is the text's vector, so their lengths count. Not in
-    the paper; the idea is that of hidden-state distillation (TinyBERT, arXiv 1909.10351, eq. 8),
-    behind the dense layers, where only what reaches the vector counts.
-
-    Args:
-        student: [T, D].
-        teacher: [T, D'] of the same tokens, D' at least D; its first D numbers count.
-    """
-    with _full_precision(student):
-        student, teacher = _wide(student), _wide(teacher)[:, : student.shape[1]]
-        return (student - teacher).square().sum(1) / teacher.square().sum(1)
-
-
 def prefixes(x: Tensor, dims: Sequence[int]) -> list[Tensor]:
     """Return the first d numbers of each row of x [n, D] as unit rows [n, d], for each d of dims.
 

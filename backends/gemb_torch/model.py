@@ -167,23 +167,12 @@ class EmbeddingGemma(nn.Module):
         Where `rows` [R, D] are given, ids are places in them, not in the token table: training
         gathers a step's rows once, so that no gradient is as big as the table.
         """
-        return self.vectors(self.hidden(ids, packing, rows), packing)
-
-    def vectors(self, hidden: Tensor, packing: Packing) -> Tensor:
-        """Return unit vectors, fp32 [B, M], of the last layer's normed states [T, D]."""
-        with torch.autocast(hidden.device.type, enabled=False):  # little work, the last rounding
+        hidden = self.hidden(ids, packing, rows)
+        with torch.autocast(ids.device.type, enabled=False):  # little work, and the last rounding
             pooled = pool(hidden, packing, self.pooling, self.pool_queries)
             for layer in self.dense:
                 pooled = layer(pooled)
         return F.normalize(pooled, dim=-1)
-
-    def token_vectors(self, hidden: Tensor) -> Tensor:
-        """Return what the dense layers make of each normed state of hidden [T, D], [T, M].
-
-        The vector of a text is their mean, made a unit row, where pooling is the mean.
-        """
-        first, second = (layer.get_parameter("weight") for layer in self.dense)
-        return F.linear(hidden, second @ first)
 
     def hidden(self, ids: Tensor, packing: Packing, rows: Tensor | None = None) -> Tensor:
         """Return the last layer's normed states [T, D]."""

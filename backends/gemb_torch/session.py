@@ -19,7 +19,6 @@ from gemb.caches import rows_cache, teachers_cache
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
-from gemb.models import resolve
 from gemb.notes import note
 from gemb.prompts import for_task
 from gemb.qat import check_model, wanted_types
@@ -41,7 +40,6 @@ from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import Sharding, shard
 from gemb_torch.starting_model import forgotten_folder, starting_folder
 from gemb_torch.step_batches import BatchMaker
-from gemb_torch.token_teacher import TokenTeacher
 from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
 
@@ -72,7 +70,7 @@ class Session:
     @property
     def dtype(self) -> torch.dtype:
         """Of the products."""
-        return _dtype(self.recipe)
+        return torch.bfloat16 if self.recipe.run.precision == "bf16" else torch.float32
 
     def collect(self, *, moments: bool = False) -> None:
         """Bring the first process's `model` up to date; all processes call this together.
@@ -143,7 +141,6 @@ def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
         device=device,
         width=start.dim,
         is_sharded=sharding is not None,
-        token_teacher=_token_teacher(recipe, start, device),
     )
     return Session(
         recipe=recipe,
@@ -202,27 +199,6 @@ def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
     )
 
 
-def _token_teacher(
-    recipe: Recipe, student: Checkpoint, device: torch.device
-) -> TokenTeacher | None:
-    distill = recipe.loss.distill
-    if distill is None or not distill.token_weight:
-        return None
-    folder = resolve(distill.teacher)
-    if not folder.is_dir():
-        raise UsageError(
-            f"loss.distill.token_weight: {distill.teacher} is a file; tokens are taught by a model "
-            "folder alone"
-        )
-    return TokenTeacher(
-        open_checkpoint(folder),
-        student,
-        weight=distill.token_weight,
-        device=device,
-        dtype=_dtype(recipe),
-    )
-
-
 def _starting_checkpoint(
     recipe: Recipe,
     training: Training,
@@ -276,10 +252,6 @@ def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> N
     distill = recipe.loss.distill
     if teacher is not None and distill is not None and distill.weight:
         check_widths(start.dim, teacher.dim, distill.teacher)
-
-
-def _dtype(recipe: Recipe) -> torch.dtype:
-    return torch.bfloat16 if recipe.run.precision == "bf16" else torch.float32
 
 
 def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
