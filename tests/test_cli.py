@@ -177,10 +177,11 @@ def test_names_of_options_are_not_abbreviated():
     assert run("models", "ls", "--js").returncode == 2
 
 
-def test_the_version_is_that_of_the_package():
-    from importlib.metadata import version
-
-    assert run("--version").stdout == f"gemb {version('gemb')}\n"
+def test_the_version_is_the_newest_of_the_changelog():
+    changes = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\d\S*)", changes, re.MULTILINE)
+    assert newest
+    assert run("--version").stdout == f"gemb {newest[1]}\n"
 
 
 def test_the_module_is_the_command():
