@@ -1,3 +1,3 @@
 """One command line for Google's EmbeddingGemma recipe."""
 
-__version__ = "0.0.1"
+__version__ = "0.1.0"

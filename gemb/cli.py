@@ -60,7 +60,9 @@ def gemb() -> None:
     \b
     echo hello | gemb embed
     git log --format=%s | gemb embed -o vectors.npy
-    gemb export-gguf embeddinggemma-300m -o model.gguf
+    gemb search "how do I cancel an order" docs/
+    gemb train smoke -o runs/smoke
+    gemb export-gguf runs/smoke/model -o model.gguf
     """
 
 

@@ -125,6 +125,8 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
     progress.close()
     if journal:
         journal.remove()
+    if not tally.rows and not job.quiet:
+        note("no text came in, so no vector goes out")
     tally.say()
     tally.check(_fate(job))
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from gemb.gemma_terms import LICENCE, NOTICE, NOTICE_FILE, put_beside
+
 
 def licence_of(folder: Path) -> str:
-    """Return the licence that the folder's README.md names, or an empty string."""
-    card = folder / "README.md"
+    """Return the licence that the folder's README.md names, or an empty string.
+
+    Where README.md was replaced by one that names none, the notice of Gemma's terms still holds.
+    """
+    return _named(folder / "README.md") or (LICENCE if (folder / NOTICE_FILE).is_file() else "")
+
+
+def _named(card: Path) -> str:
     if not card.is_file():
         return ""
     lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -21,7 +29,7 @@ def licence_of(folder: Path) -> str:
 
 
 def write_card(folder: Path, licence: str, said: str) -> None:
-    """Say where the model is from, as the Gemma Terms of Use ask of who passes a changed one on.
+    """Say where the model is from; of one from Gemma, with the notice and the terms beside it.
 
     Args:
         folder: the new model's.
@@ -29,14 +37,11 @@ def write_card(folder: Path, licence: str, said: str) -> None:
         said: what was done, a sentence or more.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: a file cannot be written.
     """
     lines = ["---", f"license: {licence}", "---", ""] if licence else []
     lines.append(said)
-    if licence == "gemma":
-        lines += [
-            "",
-            "Gemma is provided under and subject to the Gemma Terms of Use found at "
-            "ai.google.dev/gemma/terms",
-        ]
+    if licence == LICENCE:
+        lines += ["", NOTICE]
+        put_beside(folder)
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -49,13 +49,14 @@ def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
         shutil.copyfile(file, copy)
 
 
-def write_readme(source: Checkpoint, target: Path, by: str) -> None:
+def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -> None:
     """Say in README.md what was changed.
 
     Args:
         source: the model that was changed.
         target: the new folder.
         by: what did it, and how: the end of a sentence and perhaps more.
+        licence: of the new model; empty: the source's.
     """
     name = source.folder.resolve().name
-    write_card(target, source.licence(), f"Modified from {name} by {by}")
+    write_card(target, licence or source.licence(), f"Modified from {name} by {by}")

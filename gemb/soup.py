@@ -27,6 +27,7 @@ from gemb import __version__
 from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import GembError, UsageError
+from gemb.gemma_terms import reaching
 from gemb.model_card import write_card
 from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
 from gemb.model_json import read_json, write_json
@@ -299,8 +300,7 @@ def _say(
     write_json(part / MANIFEST, manifest | ({"evaluation": evaluation} if evaluation else {}))
     listed = ", ".join(f"{_short(one.name)} ({one.fingerprint}, {x:.4g})" for one, x in parts)
     said = "Average" if method == "mean" else "SLERP"
-    licences = sorted({one.checkpoint.licence() for one in ingredients} - {""})
-    licence = "gemma" if "gemma" in licences else licences[0] if len(licences) == 1 else ""
+    licence = reaching([one.checkpoint.licence() for one in ingredients])
     write_card(part, licence, f"{said} of models, by `gemb soup`: {listed}.")
 
 

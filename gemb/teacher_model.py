@@ -57,7 +57,7 @@ class ModelTeacher(Teacher):
         else:
             described = self._backend.describe(self._path)
             weights, self.dim = described.fingerprint, described.dim
-            self.prompts = described.prompts
+            self.prompts, self.licence = described.prompts, described.licence
         self._max_tokens = max_tokens
         parts = f"{weights} {self._backend.name} {runtime.precision} {max_tokens or ''}".rstrip()
         self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()

@@ -79,6 +79,7 @@ class Teacher:
     dim: int  # width of a vector
     fingerprint: str  # 16 hex digits of all that decides the vectors; name of the cache's folder
     prompts: Mapping[str, str]  # the model's dictionary; empty for files
+    licence: str = ""  # of the model, as its files say
     _store: VectorStore
 
     @property

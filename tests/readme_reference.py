@@ -1,20 +1,33 @@
-"""Write README.md's generated parts: `python tests/readme_reference.py`.
+"""Write the generated parts of README.md and of mini's card: `python tests/readme_reference.py`.
 
-The command reference comes from `--help`, the file map from the first lines of the files.
+The command reference comes from `--help`, the file map from the first lines of the files, and the
+facts in the card from the model's file.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import click
 
 from gemb.cli import HELP, gemb
+from gemb.hub import show_size
+from gemb.models import bundled
+from gemb.plugins import describe
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+CARD = ROOT / "gemb" / "data" / "mini.md"
+FOLDERS = (
+    "gemb",
+    "gemb/commands",
+    "gemb/index",
+    "gemb/search",
+    "backends/gemb_torch",
+    "backends/gemb_llamacpp",
+)
 WIDTH = 90
 
 
@@ -26,7 +39,7 @@ def reference() -> str:
 def file_map() -> str:
     """Return every source file with the first sentence of its docstring, in Markdown."""
     lines = []
-    for folder in ("gemb", "gemb/commands", "backends/gemb_torch", "backends/gemb_llamacpp"):
+    for folder in FOLDERS:
         lines += ["", f"**{folder}**", "", "| file | what it is for |", "|---|---|"]
         for path in sorted((ROOT / folder).glob("*.py")):
             words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -34,20 +47,48 @@ def file_map() -> str:
     return "\n".join(lines[1:])
 
 
-def replaced(readme: str) -> str:
-    """Return the README with the generated parts between their marks.
+def facts(path: Path) -> str:
+    """Return what a model's file says of itself, in Markdown."""
+    model = describe(path)
+    kinds = [f"{kind} {type_}" for kind, type_ in sorted(model.types.items())]
+    rows = (
+        ("file", f"{path.name}, {show_size(model.size_bytes)}, GGUF (`{model.architecture}`)"),
+        ("parameters", f"{model.parameters / 1e6:.1f} M"),
+        ("layers", f"{model.layers}, {model.hidden} wide"),
+        ("vocabulary", f"{model.vocabulary:,} tokens"),
+        ("context", f"{model.max_tokens:,} tokens"),
+        ("vectors", ", ".join(str(dim) for dim in sorted(model.matryoshka_dims, reverse=True))),
+        ("types", ", ".join(kinds)),
+        ("fingerprint", model.fingerprint),
+    )
+    lines = ["| | |", "|---|---|", *(f"| {name} | {said} |" for name, said in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def readme_parts() -> dict[str, str]:
+    """Return the generated parts of README.md."""
+    return {"commands": reference(), "files": file_map()}
+
+
+def card_parts() -> dict[str, str]:
+    """Return the generated part of the bundled model's card."""
+    return {"facts": facts(bundled())}
+
+
+def replaced(text: str, parts: Mapping[str, str]) -> str:
+    """Return a text with its generated parts between their marks.
 
     Raises:
         ValueError: a mark is missing.
     """
-    for name, text in (("commands", reference()), ("files", file_map())):
+    for name, part in parts.items():
         begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        before, begin_found, rest = readme.partition(begin)
+        before, begin_found, rest = text.partition(begin)
         _, end_found, after = rest.partition(end)
         if not begin_found or not end_found:
-            raise ValueError(f"README.md lacks {begin} or {end}")
-        readme = f"{before}{begin}\n\n{text}\n{end}{after}"
-    return readme
+            raise ValueError(f"no {begin} or no {end}")
+        text = f"{before}{begin}\n\n{part}\n{end}{after}"
+    return text
 
 
 def _sections(group: click.Group, parent: click.Context) -> Iterator[str]:
@@ -60,4 +101,5 @@ def _sections(group: click.Group, parent: click.Context) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for file, parts in ((README, readme_parts()), (CARD, card_parts())):
+        file.write_text(replaced(file.read_text(encoding="utf-8"), parts), encoding="utf-8")

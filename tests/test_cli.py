@@ -164,6 +164,21 @@ def test_a_misspelt_command_gets_the_nearest_name():
     assert run("zzzz").stderr == "gemb: no command 'zzzz' (see gemb --help)\n"
 
 
+def test_what_other_tools_have_as_commands_is_named_as_an_option():
+    for name in ("help", "version"):
+        assert run(name).stderr == (
+            f"gemb: no command '{name}'; did you mean 'gemb --{name}'? (see gemb --help)\n"
+        )
+
+
+@pytest.mark.parametrize("words", [(), ("models",), ("recipes",), ("index",)])
+def test_no_command_is_listed_with_its_sentence_cut_off(words):
+    wide = {**os.environ, "COLUMNS": "80"}
+    listed = run(*words, "--help", env=wide).stdout.partition("Commands:")[2]
+    assert listed
+    assert not [line for line in listed.splitlines() if line.endswith("...")]
+
+
 def test_an_unknown_option_gets_the_nearest_one():
     answer = run("models", "ls", "--jsno")
     assert answer.returncode == 2
@@ -177,10 +192,11 @@ def test_names_of_options_are_not_abbreviated():
     assert run("models", "ls", "--js").returncode == 2
 
 
-def test_the_version_is_that_of_the_package():
-    from importlib.metadata import version
-
-    assert run("--version").stdout == f"gemb {version('gemb')}\n"
+def test_the_version_is_the_newest_of_the_changelog():
+    changes = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = re.search(r"^## (\d\S*)", changes, re.MULTILINE)
+    assert newest
+    assert run("--version").stdout == f"gemb {newest[1]}\n"
 
 
 def test_the_module_is_the_command():

@@ -68,6 +68,22 @@ def test_an_empty_row_becomes_an_error_and_spoils_nothing(gemb: Gemb) -> None:
     assert lines[-1] == "gemb: 3 of 5 rows failed: they have an error in the place of a vector"
 
 
+def test_an_empty_input_is_no_failure_and_is_said(gemb: Gemb) -> None:
+    done = gemb("embed")
+    assert (done.returncode, done.stdout) == (0, b"")
+    assert done.stderr.decode() == "gemb: note: no text came in, so no vector goes out\n"
+    assert gemb("embed", "-q").stderr == b""
+
+
+def test_a_suffix_that_names_no_format_is_said(gemb: Gemb) -> None:
+    done = gemb("embed", "-e", "red", "-o", "v.npi")
+    assert done.returncode == 0
+    assert done.stderr.decode() == "gemb: note: v.npi gets JSON lines; -O names another format\n"
+    assert len(rows((gemb.folder / "v.npi").read_bytes())) == 1
+    for name, more in (("v.jsonl", ()), ("v.json", ()), ("v", ()), ("v.dat", ("-O", "npy"))):
+        assert gemb("embed", "-e", "red", "-o", name, *more).stderr == b""
+
+
 def test_failed_rows_can_be_left_out_or_end_the_run(gemb: Gemb) -> None:
     done = gemb("embed", "--on-error", "skip", stdin="red\n\ngreen\n")
     assert (done.returncode, [row["id"] for row in rows(done.stdout)]) == (3, [1, 3])

@@ -520,3 +520,9 @@ def test_what_cannot_be_read_now_is_not_removed(gemb: Gemb) -> None:
     assert len(all_hits(gemb, "d.gemb")) == 3, done
     (docs / "b.txt").unlink()
     assert out(gemb, "index", "sync", "d.gemb").startswith("+0 ~0 -1 files")
+
+
+def test_a_source_that_is_not_there_is_named_as_what_it_could_be(gemb):
+    done = gemb("index", "build", "x.gemb", "nowhere")
+    assert (done.returncode, done.stderr) == (2, b"gemb: no such file or folder: nowhere\n")
+    assert not (gemb.folder / "x.gemb").exists()

@@ -56,6 +56,9 @@ def test_show_says_what_a_model_is(gemb):
         "prompts       query 'Q: '",
         f"fingerprint   00000000{crc('fake')}",
         "licence       gemma (Gemma Terms of Use: https://ai.google.dev/gemma/terms)",
+        "              Gemma is provided under and subject to the Gemma Terms of Use found at "
+        "ai.google.dev/gemma/terms",
+        "terms         gemb models show a.fake --terms",
     ]
     found = json.loads(gemb("models", "show", "--json", "a.fake").stdout)
     assert found["reference"] == "a.fake"

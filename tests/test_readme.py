@@ -1,16 +1,46 @@
-"""README.md says what the commands' own help and the files' own docstrings say."""
+"""README.md and the model card say what commands, files and the model say of themselves."""
 
 from __future__ import annotations
 
 import pytest
 
 from gemb.commands import COMMANDS
-from readme_reference import README, file_map, reference, replaced
+from gemb.gemma_terms import NOTICE
+from readme_reference import (
+    CARD,
+    README,
+    card_parts,
+    facts,
+    file_map,
+    readme_parts,
+    reference,
+    replaced,
+)
 
 
 def test_the_generated_parts_are_current():
     readme = README.read_text(encoding="utf-8")
-    assert replaced(readme) == readme, "run: python tests/readme_reference.py"
+    assert replaced(readme, readme_parts()) == readme, "run: python tests/readme_reference.py"
+
+
+def test_the_model_cards_facts_are_those_of_the_bundled_file():
+    card = CARD.read_text(encoding="utf-8")
+    assert replaced(card, card_parts()) == card, "run: python tests/readme_reference.py"
+
+
+def test_a_cards_facts_are_read_from_the_file(tiny_gguf):
+    table = facts(tiny_gguf)
+    assert "| layers | 3, 96 wide |\n" in table
+    assert "| vectors | 96, 48 |\n" in table
+    assert table.startswith("| | |\n|---|---|\n| file | tiny.gguf, ")
+
+
+def test_the_model_card_has_the_licence_and_the_notice():
+    card = CARD.read_text(encoding="utf-8")
+    assert card.startswith("---\nlicense: gemma\nbase_model: google/embeddinggemma-300m\n")
+    assert f"\n{NOTICE}\n" in card
+    for title in ("How it was made", "Intended use", "Limits", "Licence"):
+        assert f"\n## {title}\n" in card
 
 
 def test_every_command_is_in_the_reference():
@@ -24,7 +54,7 @@ def test_nothing_outside_the_marks_is_touched():
     before = "# x\n<!-- begin files --><!-- end files -->\n<!-- begin commands -->"
     after = "<!-- end commands -->\ny\n"
     for old in ("", "\nSTALE\n"):
-        text = replaced(before + old + after)
+        text = replaced(before + old + after, {"files": "a map", "commands": "help"})
         assert text.startswith("# x\n<!-- begin files -->")
         assert text.endswith(after)
         assert "STALE" not in text
@@ -35,8 +65,9 @@ def test_every_file_is_in_the_map_with_its_first_sentence():
         "| errors.py | What can go wrong for a user, and the exit code that says so. |"
         in file_map()
     )
+    assert "| bm25.py | " in file_map()
 
 
 def test_a_readme_without_marks_is_said_so():
-    with pytest.raises(ValueError, match="lacks <!-- begin commands -->"):
-        replaced("# x\n")
+    with pytest.raises(ValueError, match="no <!-- begin commands -->"):
+        replaced("# x\n", {"commands": "help"})

@@ -509,3 +509,17 @@ def test_a_student_may_be_narrower_than_widths_that_its_loss_does_not_have(
     assert done.returncode in (0, 1), done.stderr
     scores = json.loads((tmp_path / "run" / "scores-final.json").read_bytes())
     assert [size["dim"] for size in scores["sizes"]] == [96, 48]
+
+
+def test_a_misspelt_recipe_is_named_before_a_missing_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "gemb", "train", "smok"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "gemb: no recipe 'smok', neither a file nor a name; did you mean 'smoke'?\n"
+    )

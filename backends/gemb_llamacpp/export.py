@@ -21,6 +21,7 @@ from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.export import F16_REASON
 from gemb.gemma_config import PATTERN
+from gemb.gemma_terms import in_file
 from gemb.gguf_names import gguf_name
 from gemb.notes import note
 from gemb.poolings import GGUF_POOLINGS
@@ -184,8 +185,9 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     config = checkpoint.config
     writer.add_type("model")
     writer.add_name(checkpoint.folder.resolve().name)
-    if licence := checkpoint.licence():
-        writer.add_license(licence)
+    change = f"Modified from {checkpoint.folder.resolve().name} by `gemb export-gguf`."
+    for key, words in in_file(checkpoint.licence(), change).items():
+        writer.add_string(key, words)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(checkpoint.max_tokens)

@@ -38,6 +38,7 @@ def write_checkpoint(
     note: str,
     matryoshka_dims: tuple[int, ...] | None = None,
     types: Types | None = None,
+    licence: str = "",
 ) -> None:
     """Write the folder `target`, which is replaced if it exists: fp32 weights, bit for bit.
 
@@ -51,6 +52,7 @@ def write_checkpoint(
         matryoshka_dims: the widths that were trained; the full width is always counted among them.
             None: as the source says.
         types: that were trained for, of the classes of tensors: the weights are rounded to them.
+        licence: of the new model; empty: the source's.
 
     Raises:
         OSError: the folder cannot be written.
@@ -76,7 +78,7 @@ def write_checkpoint(
                 _write_tensors(part / folder / "model.safetensors", head)
         _write_tensors(part / "model.safetensors", tensors)
         rounded = f" Its weights are rounded to {in_words(types)}." if types else ""
-        write_readme(source, part, f"`gemb train`: {note}.{rounded}")
+        write_readme(source, part, f"`gemb train`: {note}.{rounded}", licence)
         written = open_checkpoint(part)
         assert written.pooling == pooling, "the pooling was written as it is read"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gemb.backend import Training
 from gemb.checkpoint import open_checkpoint
+from gemb.gemma_terms import LICENCE as GEMMA
 from gemb.notes import note
 from gemb.qat import in_words
 from gemb.recipe import Recipe
@@ -195,7 +196,13 @@ class _Run:
             f"of {sources}",
             matryoshka_dims=loss.matryoshka if trains_widths(loss) else None,
             types=session.rounding.types,
+            licence=self._licence(),
         )
+
+    def _licence(self) -> str:
+        """A student of a Gemma is a derivative of it, whatever it started from (terms, 1.1 e)."""
+        start, teacher = self.session.start.licence(), self.session.teacher
+        return GEMMA if teacher and teacher.licence == GEMMA else start
 
     def _end(self) -> Verdict | None:
         """Save the model, measure it, and judge."""

@@ -153,6 +153,8 @@ def embed(
 
     target = None if output in (None, "-") else outputs.followed(Path(output or ""))
     form = _format(output_format, output)
+    if target is not None and not (output_format or options.quiet):
+        _say_form(target)
     if target is not None:
         outputs.check(target, form)
     _check_form(form, dtype, target, resume)
@@ -211,6 +213,14 @@ def _format(chosen: str | None, output: str | None) -> str:
         return "preview" if on_terminal and output is None else "jsonl"
     suffix = Path(output or "").suffix.lstrip(".").lower()
     return suffix if suffix in FORMATS else "jsonl"
+
+
+def _say_form(target: Path) -> None:
+    """Say that a file whose suffix names no format gets JSON lines."""
+    from gemb.notes import note
+
+    if target.suffix and target.suffix[1:].lower() not in (*FORMATS, "json", "ndjson"):
+        note(f"{target.name} gets JSON lines; -O names another format")
 
 
 def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:

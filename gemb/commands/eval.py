@@ -85,8 +85,9 @@ def evaluate(
     output: Path | None,
     options: ModelOptions,
 ) -> None:
-    """Measure a model: STS, retrieval, classification, bitext, for each size of vector.
+    """Measure a model on sets of texts, for each size of vector.
 
+    STS, retrieval, reranking, pairs, classification and bitext, each by the layout of its files.
     MODEL is a name (mini, the default; embeddinggemma-300m), a folder, a .gguf file or
     org/repo[:file].
 

@@ -13,9 +13,14 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command, or fail with the nearest name."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"no command '{args[0]}'{self._hint(ctx, args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def _hint(self, ctx: click.Context, name: str) -> str:
+        if name in ("help", "version"):  # commands of other tools
+            near = [f"{ctx.find_root().command_path} --{name}"]
+        else:
             import difflib  # a misspelt name is rare
 
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), 1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            ctx.fail(f"no command '{args[0]}'{hint}")
-        return super().resolve_command(ctx, args)
+            near = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+        return f"; did you mean '{near[0]}'?" if near else ""

@@ -182,7 +182,7 @@ def rm(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Remove rows from an index, by id, by file or folder, or by a filter.
+    """Remove rows from an index, by id, by path or by a filter.
 
     Their text is gone at once, their vectors with gemb index compact. What is still in the source
     comes back with the next sync. Removing more than half asks on a terminal; off one it needs
@@ -204,7 +204,7 @@ def rm(
 @INDEX
 @JSON
 def info(folder: Path, as_json: bool) -> None:
-    """Say what an index is: its rows, model, prompt, source, and size on disk."""
+    """Say what an index is: rows, model, prompt, source, size."""
     from gemb.index.info import facts, info
 
     found = info(folder)
@@ -227,7 +227,7 @@ def info(folder: Path, as_json: bool) -> None:
 @JSON
 @model_options
 def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: bool) -> None:
-    """Check an index: every checksum, the counts, and ten random rows embedded again.
+    """Check an index: checksums, counts, and some rows anew.
 
     \b
     Exit codes: 0 whole, 1 damaged, 2 wrong usage, 4 something is absent, 5 the index cannot

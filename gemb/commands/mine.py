@@ -134,7 +134,7 @@ def mine(
     task: Task,
     cache: Path | None,
 ) -> None:
-    """Find hard negatives: texts near a query that are not its answer.
+    """Find hard negatives: near a query, and not its answer.
 
     PAIRS is training data, as gemb train takes it: rows with a query and a positive, its answer,
     in JSONL, CSV, TSV (.gz too) or Parquet, FlagEmbedding's or Tevatron's; or a BEIR folder; - is

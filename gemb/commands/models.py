@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gemb import gemma_terms
 from gemb import models as references
 from gemb.commands.group import Group
 from gemb.commands.params import ModelReference
@@ -26,7 +27,6 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON docu
 REFERENCE = click.argument("reference", type=ModelReference(), metavar="REF")
 
 CLASSES = ("token_embd", "attention", "ffn", "dense", "norm")  # of tensors, as they are shown
-GEMMA_TERMS = "https://ai.google.dev/gemma/terms"
 
 
 @click.group(cls=Group)
@@ -83,16 +83,29 @@ def ls(as_json: bool) -> None:
 @models.command()
 @REFERENCE
 @JSON
-def show(reference: str, as_json: bool) -> None:
+@click.option("--card", is_flag=True, help="Print its model card instead.")
+@click.option("--terms", is_flag=True, help="Print the terms of its licence instead.")
+def show(reference: str, as_json: bool, card: bool, terms: bool) -> None:
     """Show what a model is.
 
-    Architecture, sizes, prompts, types, fingerprint and licence, as its files say.
+    Architecture, sizes, prompts, types, fingerprint and licence, as its files say. The card is a
+    folder's README.md, or NAME.md beside NAME.gguf.
     """
+    if as_json + card + terms > 1:
+        raise UsageError("--json, --card and --terms: one of them")
+    if card:
+        click.echo(_card_of(reference), nl=False)
+        return
     model = _describe(reference)
-    if as_json:
+    if terms:
+        if model.licence != gemma_terms.LICENCE:
+            named = model.licence or "none"
+            raise Missing(f"{reference}: gemb has Gemma's terms alone; licence named: {named}")
+        click.echo(gemma_terms.terms(), nl=False)
+    elif as_json:
         print_json({"reference": reference, **_plain(model)})
     else:
-        print_table(list(_facts(model)))
+        print_table(list(_facts(reference, model)))
 
 
 @models.command()
@@ -184,11 +197,23 @@ def _plain(model: ModelDescription) -> dict[str, Any]:
     return {**asdict(model), "path": str(model.path.absolute())}
 
 
-def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
+def _card_path(path: Path) -> Path:
+    return path / "README.md" if path.is_dir() else path.with_suffix(".md")
+
+
+def _card_of(reference: str) -> str:
+    card = _card_path(references.resolve(reference, download=False))
+    if not card.is_file():
+        raise Missing(f"{reference} has no model card: there is no {card}")
+    return card.read_text(encoding="utf-8", errors="replace")
+
+
+def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]:
     """Yield name and value of each line of `show`."""
     smaller = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != model.dim)
     dense = ", ".join(f"{into} to {out}" for into, out in model.dense)
-    terms = f" (Gemma Terms of Use: {GEMMA_TERMS})" if model.licence == "gemma" else ""
+    is_gemma = model.licence == gemma_terms.LICENCE
+    terms = f" ({gemma_terms.NAME}: {gemma_terms.LINK})" if is_gemma else ""
     yield "path", str(model.path.absolute())
     yield "format", model.format
     yield "architecture", model.architecture
@@ -209,6 +234,11 @@ def _facts(model: ModelDescription) -> Iterator[tuple[str, ...]]:
         yield "" if i else "prompts", f"{name} '{words}'"
     yield "fingerprint", model.fingerprint
     yield "licence", (model.licence or "the files name none") + terms
+    if is_gemma:
+        yield "", gemma_terms.NOTICE
+        yield "terms", f"gemb models show {reference} --terms"
+    if _card_path(model.path).is_file():
+        yield "card", f"gemb models show {reference} --card"
 
 
 def _size(model: ModelDescription) -> str:

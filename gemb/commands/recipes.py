@@ -183,7 +183,7 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
 def plan(
     recipe: str, overrides: tuple[str, ...], gpu: str, share: float, fill: float, as_json: bool
 ) -> None:
-    """Print what a recipe or a chain will cost: stages, tokens, memory, GPU-hours.
+    """Print what a recipe or a chain will cost, stage by stage.
 
     It is arithmetic, and nothing is run: 6 operations for each number of the model and token, at a
     share of a GPU's peak. A model that is not here is taken to be as big as EmbeddingGemma-300M.
@@ -203,7 +203,7 @@ def plan(
 @click.argument("key", type=RecipeKey(), default="", metavar="[KEY]")
 @JSON
 def schema(key: str, as_json: bool) -> None:
-    """Print what a recipe can say: each key, its type, default and meaning.
+    """Print the keys of a recipe: type, default and meaning.
 
     \b
     gemb recipes schema optimizer

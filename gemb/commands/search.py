@@ -40,7 +40,7 @@ PASSAGES_A_FILE = 20  # are looked at for each name that is wanted: a long file 
 @search_options
 @model_options
 def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> None:
-    """Find the passages that answer a question: by what they mean, not by their letters.
+    """Find passages that answer a question, by what they mean.
 
     PATHs are files and folders, - for the lines of standard input, or one INDEX that gemb index
     built. Without a PATH the lines of a pipe are searched, else this folder. Vectors are kept: the

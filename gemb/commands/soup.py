@@ -81,7 +81,7 @@ def soup(
     as_json: bool,
     options: ModelOptions,
 ) -> None:
-    """Average the weights of models that were trained from one start.
+    """Average the weights of models that had one start.
 
     MODEL is a folder, or any other reference of a model folder. All must have the same tensors,
     tokenizer, pooling and prompts. =WEIGHT is relative to the others' weights.

@@ -151,6 +151,9 @@ def train(
     --resume auto goes on.
     """
     if run is None and not dry_run:
+        from gemb.recipe_file import find
+
+        find(recipe)  # a misspelt name first
         raise UsageError("where to? -o RUN names the run's folder; -n only looks")
     # On a machine that does other work, too, threads that spin while they wait for each other cost
     # ten times what they save. Read when a tensor library is loaded.

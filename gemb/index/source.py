@@ -162,6 +162,9 @@ def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
     Raises:
         UsageError: a path cannot be read, or options do not go together.
     """
+    for path in source.paths:
+        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
+            raise UsageError(f"no such file or folder: {visible(path)}")
     is_folder = [path != STDIN and os.path.isdir(path) for path in source.paths]  # noqa: PTH112
     named = source.fields.named() or source.null or source.format != "auto"
     if any(is_folder) or wants_passages:
@@ -171,9 +174,6 @@ def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
             raise UsageError(
                 "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
             )
-        for path in source.paths:
-            if not os.path.exists(path):  # noqa: PTH110
-                raise UsageError(f"no such file or folder: {visible(path)}")
         return dataclasses.replace(source, kind=PASSAGES)
     inputs.check(source.paths)
     from gemb.index.vector_source import is_vectors  # which knows sources
