@@ -69,7 +69,7 @@ class GrepLines:
             text = painted(text, stems, paint)
         start = b""
         if self._with_names or not is_bare(hit):
-            name = shown_name(hit)
+            name = shown_name(hit, is_terminal=self._is_terminal)
             if self._is_null and hit.path is not None:
                 start = encoded(paint.path(hit.path)) + b"\0"
             else:
