@@ -215,6 +215,20 @@ def test_ctrl_c_keeps_what_was_done(gemb: Gemb) -> None:
     check_whole(gemb, "l.gemb")
 
 
+def test_a_manifest_that_a_kill_left_half_written_is_no_hindrance(gemb: Gemb) -> None:
+    (gemb.folder / "l.txt").write_text("red\nblue\n")
+    (gemb.folder / "l.gemb.part").mkdir()
+    commands = {"l.gemb.part": ("build", "l.gemb", "l.txt"), "l.gemb": ("sync", "l.gemb")}
+    for folder, command in commands.items():
+        half = gemb.folder / folder / ".manifest.json.12-ab.part"
+        half.write_text('{"gemb index": 1, ')
+        out(gemb, "index", *command)
+        assert sorted(path.name for path in (gemb.folder / "l.gemb").iterdir()) == [
+            *("codes.bin", "lock", "manifest.json", "rows.sqlite", "vectors.f16"),
+        ]
+    check_whole(gemb, "l.gemb")
+
+
 def test_what_another_build_left_is_not_gone_on_with(gemb: Gemb) -> None:
     write_model(gemb.model, sleep_s=0.02)
     (gemb.folder / "l.txt").write_text("\n".join(LINES) + "\n")
