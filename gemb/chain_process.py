@@ -8,12 +8,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
 
 from gemb.errors import Stopped
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+from gemb.signal_context import SignalContext
 
 
 def run_process(command: Sequence[str], kept: Path, signals: Signals) -> int:
@@ -50,28 +48,14 @@ def run_process(command: Sequence[str], kept: Path, signals: Signals) -> int:
                 process.wait()
 
 
-class Signals:
+class Signals(SignalContext):
     """A context that hands signals on to the stage's process, and remembers the first."""
 
     def __init__(self) -> None:
+        """Begin without a process."""
+        super().__init__()
         self.child: subprocess.Popen[bytes] | None = None
         self._name = ""
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._come)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def follow(self, child: subprocess.Popen[bytes]) -> None:
         """Hand on to this process what comes, and what has come while it was started."""

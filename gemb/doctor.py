@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.backend import Check, Runtime, cores
+from gemb.caches import cache_sizes, caches_folder
 from gemb.errors import GembError
 from gemb.hub_cache import cache_folder, is_offline
 from gemb.models import DEFAULT, bundled, local_references, resolve
@@ -62,6 +63,7 @@ def checks(model: str) -> Iterator[Check]:
         yield Check("backends", False, "none is installed", "pip install --force-reinstall gemb")
     yield _bundled_model()
     yield _hub_cache()
+    yield _caches()
     yield _self_test(model)
 
 
@@ -131,6 +133,14 @@ def _hub_cache() -> Check:
     plural = "" if count == 1 else "s"
     is_ours = os.access(folder, os.R_OK | os.W_OK)
     return Check("hub cache", is_ours, f"{folder}, {count} model{plural}{offline}", fix)
+
+
+def _caches() -> Check:
+    """Say what gemb keeps to compute it once: all of it is made again where it is missing."""
+    sizes = {name: size for name, size in cache_sizes().items() if size}
+    parts = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    detail = f"{caches_folder()}, {parts or 'empty'}; any of it may be removed with rm -r"
+    return Check("caches", True, detail)
 
 
 def _self_test(reference: str) -> Check:

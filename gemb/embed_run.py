@@ -108,7 +108,7 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
         output = AtomicFile(job.output, replace_part=journal.is_older)
     tally = Tally(profile.max_tokens)
     progress = Progress(job.total, wanted=not job.quiet and job.format != "preview")
-    windows = embed(records, Embedder(encoder, plan, compute), plan, live=job.is_live)
+    windows = embed(records, Embedder(encoder, plan, compute), live=job.is_live)
     try:
         _write(windows, output, job, spec, tally, progress)
         if journal:

@@ -141,14 +141,14 @@ class Embedder:
     """Computes windows, and remembers the vectors of recent texts."""
 
     def __init__(self, encoder: Encoder, plan: Plan, compute: Compute) -> None:
+        self.plan = plan
         self._tokenize = encoder.tokenize
-        self._plan = plan
         self._compute = compute
         self._recent: OrderedDict[bytes, Vectors] = OrderedDict()
 
     def window(self, records: Sequence[Record]) -> Window:
         """Return the rows of these records, with their vectors."""
-        vectors = np.full((len(records), self._plan.dim), np.nan, np.float32)
+        vectors = np.full((len(records), self.plan.dim), np.nan, np.float32)
         rows = [Row(record, error=record.error) for record in records]
         keys: dict[int, bytes] = {}  # row -> digest of its ids
         fresh: dict[bytes, TokenIds] = {}  # what must be computed
@@ -170,7 +170,7 @@ class Embedder:
 
     def _tokenized(self, rows: list[Row]) -> dict[int, TokenIds]:
         """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
-        plan = self._plan
+        plan = self.plan
         places = [place for place, row in enumerate(rows) if row.error is None]
         texts = [plan.prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
         cut: dict[int, TokenIds] = {}
@@ -198,14 +198,14 @@ class Embedder:
         A merge of tokens looks at its neighbours: where the beginning has twice the tokens wanted,
         the first half of them is that of the whole text.
         """
-        if self._plan.on_long != "truncate":
+        if self.plan.on_long != "truncate":
             return by_halves(self._tokenize, texts)
         found = by_halves(self._tokenize, [text[:LOOKED_AT] for text in texts])
         for place, text in enumerate(texts):
             size = LOOKED_AT
             while size < len(text):
                 ids = found[place]
-                if isinstance(ids, RowError) or len(ids) >= 2 * self._plan.max_tokens:
+                if isinstance(ids, RowError) or len(ids) >= 2 * self.plan.max_tokens:
                     break
                 size *= 2
                 found[place] = by_halves(self._tokenize, [text[:size]])[0]
@@ -242,6 +242,34 @@ class Embedder:
 NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")
 
 
+def plain_embedder(
+    encoder: Encoder,
+    prompt: Prompt,
+    dim: int,
+    *,
+    max_tokens: int | None = None,
+    on_long: str = "truncate",
+) -> Embedder:
+    """Return an embedder with nothing in front of its encoder.
+
+    Args:
+        encoder: the open model.
+        prompt: around each text.
+        dim: width of the vectors: one that the model was trained for.
+        max_tokens: of a text with its prompt; None: what the model takes.
+        on_long: what becomes of a longer text: truncate, error, skip.
+    """
+    profile = encoder.profile
+    plan = Plan(
+        prompt=prompt,
+        dim=dim,
+        max_tokens=max_tokens or profile.max_tokens,
+        closing_tokens=profile.closing_tokens,
+        on_long=on_long,
+    )
+    return Embedder(encoder, plan, computing(encoder, dim))
+
+
 def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iterator[list[Record]]:
     """Yield records by the window, and an empty list where the input idles.
 
@@ -272,21 +300,18 @@ def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iter
         yield window
 
 
-def embed(
-    records: Iterable[Record | None], embedder: Embedder, plan: Plan, *, live: bool
-) -> Iterator[Window]:
+def embed(records: Iterable[Record | None], embedder: Embedder, *, live: bool) -> Iterator[Window]:
     """Yield the windows of rows, in the order of the records.
 
     Args:
         records: None where the input idles.
         embedder: computes; it is used from one other thread alone.
-        plan: of the embedder.
         live: whether windows may depend on the clock.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-embed")
     pending: Future[Window] | None = None
     try:
-        for window in windows(records, plan, live=live):
+        for window in windows(records, embedder.plan, live=live):
             following = pool.submit(embedder.window, window) if window else None
             if pending:
                 yield pending.result()

@@ -17,7 +17,7 @@ from gemb.count_progress import CountProgress
 from gemb.errors import GembError, UsageError
 from gemb.models import resolve
 from gemb.notes import warn
-from gemb.pipeline import Embedder, Plan, computing
+from gemb.pipeline import Embedder, plain_embedder
 from gemb.plugins import for_model
 from gemb.prompts import Prompt
 from gemb.records import Record
@@ -184,14 +184,9 @@ class ModelTeacher(Teacher):
             arithmetic=profile.dtype,
             max_tokens=self._most_tokens(),
         )
-        plan = Plan(
-            prompt=Prompt("{text}"),  # the words have theirs
-            dim=profile.dim,
-            max_tokens=self._most_tokens(),
-            closing_tokens=profile.closing_tokens,
-            on_long="truncate",
-        )
-        return Embedder(encoder, plan, computing(encoder, profile.dim))
+        # The words have their prompt.
+        words = Prompt("{text}")
+        return plain_embedder(encoder, words, profile.dim, max_tokens=self._most_tokens())
 
 
 def _some(texts: Iterable[Wanted], most: int) -> list[Wanted]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemb.errors import GembError
-from gemb.pipeline import Embedder, Plan, Vectors, computing, embed
+from gemb.pipeline import Vectors, embed, plain_embedder
 from gemb.prompts import Prompt
 from gemb.records import Record
 
@@ -44,20 +44,13 @@ def text_vectors(
     """
     profile = encoder.profile
     vectors = np.empty((len(records), profile.dim), np.float32)
-    plan = Plan(
-        prompt=Prompt("{text}"),
-        dim=profile.dim,
-        max_tokens=profile.max_tokens,
-        closing_tokens=profile.closing_tokens,
-        on_long="truncate",
-    )
-    embedder = Embedder(encoder, plan, computing(encoder, profile.dim))
+    embedder = plain_embedder(encoder, Prompt("{text}"), profile.dim)
     # Texts of one length share a batch; the longest come first, so that the time left, which is
     # told by characters, does not grow towards the end.
     ordered = sorted(records, key=lambda record: -len(record.text))
     characters = sum(len(record.text) for record in records)
     cut = 0
-    for window in embed(ordered, embedder, plan, live=False):
+    for window in embed(ordered, embedder, live=False):
         for row in window.rows:
             if row.error:
                 raise GembError(

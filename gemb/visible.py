@@ -12,7 +12,8 @@ def visible(text: str, width: int = 0) -> str:
     """Return the text on one line, with no character that a terminal obeys.
 
     Args:
-        text: anything, escape codes and surrogates too.
+        text: anything, escape codes and surrogates too; one that stands for a byte of a name that
+            is no UTF-8 is shown as that byte: xff after a backslash.
         width: about so many characters; of a longer text the beginning and the end stay, and
             between them the number of characters that are left out. 0: all of it.
     """
@@ -32,6 +33,8 @@ def _shown(character: str) -> str:
     if character == "\N{ZERO WIDTH JOINER}" or unicodedata.category(character) not in _HIDDEN:
         return character
     code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
     return (
         f"\\x{code:02x}"
         if code < 0x100

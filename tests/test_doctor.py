@@ -31,6 +31,19 @@ def test_every_part_is_looked_at(gemb):
     assert "fake, fp32: loaded in" in test["detail"]
 
 
+def test_what_is_kept_is_told_with_its_size(gemb, tmp_path):
+    gemb.environment["XDG_CACHE_HOME"] = str(tmp_path / "cache")
+    assert checks_of(gemb("doctor", "--json"))["caches"]["detail"].startswith(
+        f"{tmp_path}/cache/gemb, empty"
+    )
+    (tmp_path / "cache/gemb/search/deep").mkdir(parents=True)
+    (tmp_path / "cache/gemb/search/deep/x").write_bytes(bytes(2_500_000))
+    found = checks_of(gemb("doctor", "--json"))["caches"]
+    assert found["detail"] == (
+        f"{tmp_path}/cache/gemb, search 2.5 MB; any of it may be removed with rm -r"
+    )
+
+
 def test_a_failing_line_has_its_fix_and_the_exit_code_is_1(gemb):
     gemb.environment["FAKE_BROKEN"] = "1"
     answer = gemb("doctor")

@@ -424,7 +424,10 @@ def test_info_says_what_an_index_is(gemb: Gemb) -> None:
         (["build", "x.gemb", "docs", "-"], "standard input has rows, not files"),
         (["build", "x.gemb", "docs", "--id-field", "id"], "are for rows of FILEs"),
         (["build", "x.gemb", "l.txt", "--dim", "100"], "--dim 100: the model was trained for"),
-        (["build", "x.gemb", "docs", "--max-size", "much"], "--max-size much: write 500k"),
+        (
+            ["build", "x.gemb", "docs", "--max-size", "much"],
+            "'much' is no size, as 200M or 0.2G; 0: no bound",
+        ),
         (["build", ".", "l.txt"], "is a folder with other files; name the index first"),
         (["info", "."], "is no index: it has no manifest.json"),
         (["build", "/", "l.txt"], "/ is no name for an index"),

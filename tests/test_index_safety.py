@@ -25,6 +25,7 @@ from gemb.index.reader import Index
 from test_index import all_hits, error, inside, out
 
 LINES = [f"word{number} and more" for number in range(600)]
+KILLS = int(os.environ.get("GEMB_KILLS", "8"))  # of each test; 50 once by hand
 # The program itself, with batches so short that many of them fall into a test.
 QUICK = "import gemb.index.writer as w; w.COMMIT_S = 0.02; from gemb.__main__ import main; main()"
 
@@ -79,7 +80,7 @@ def test_a_build_that_is_killed_again_and_again_ends_as_one_that_was_not(gemb: G
     part = gemb.folder / "l.gemb.part"
     moments = random.Random(5)
     done = 0
-    for _ in range(8):
+    for _ in range(KILLS):
         process = start(gemb, "index", "build", "l.gemb", "l.txt")
         before = done
         wait_for(lambda: committed_rows(part) > before or not part.exists(), process)  # noqa: B023
@@ -107,7 +108,7 @@ def test_a_build_that_is_killed_again_and_again_ends_as_one_that_was_not(gemb: G
     encoded = sum(map(int, (gemb.folder / "log").read_text().split()))
     # Two texts of the model may have the same ids; a batch has at most 512 rows, and of each run
     # two are under way; the background takes some more texts.
-    most = len(LINES) + 8 * 2 * 512 + 500
+    most = len(LINES) + KILLS * 2 * 512 + 500
     assert len(LINES) - 9 <= encoded <= most, "a kill lost more than a batch"
     out(gemb, "index", "build", "w.gemb", "l.txt")
     with Index.open(gemb.folder / "l.gemb") as one, Index.open(gemb.folder / "w.gemb") as other:
@@ -125,25 +126,32 @@ def test_an_index_is_whole_after_every_kill(gemb: Gemb, command: str) -> None:
     moments = random.Random(7)
     if command == "compact":
         out(gemb, "index", "rm", "l.gemb", *map(str, range(1, 200)))
-    for turn in range(8):
+    took = 0.5  # seconds of a run, once one was not killed
+    for turn in range(KILLS + 1):
+        if command == "compact" and turn:
+            out(gemb, "index", "rm", "l.gemb", str(200 + turn))
         arguments = {
             "sync": ("sync", "l.gemb"),
-            "rm": ("rm", "l.gemb", *map(str, range(20 * turn + 1, 20 * turn + 21))),
+            "rm": ("rm", "l.gemb", *map(str, range(10 * turn + 1, 10 * turn + 11))),
             "compact": ("compact", "l.gemb"),
         }[command]
-        changed = LINES[50 * turn :] + [f"turn{turn} line{number}" for number in range(100)]
+        changed = LINES[50 * (turn % 8) :] + [f"turn{turn} line{number}" for number in range(100)]
         (gemb.folder / "l.txt").write_text("\n".join(changed) + "\n")
         before = texts(gemb, "l.gemb")
         process = start(gemb, "index", *arguments)
-        # From the start of Python, which takes about 0.15 s, to after the end.
-        time.sleep(0.15 + moments.random() * 0.5)
-        process.kill()
-        process.wait()
+        if turn:
+            time.sleep(took * (0.3 + 0.8 * moments.random()))  # before is the start of Python
+            process.kill()
+            process.wait()
+        else:
+            began = time.monotonic()
+            assert ended(process)[0] == 0
+            took = time.monotonic() - began
         after = texts(gemb, "l.gemb")
         if command == "compact":
             assert after == before
         elif command == "rm":
-            assert len(after) in (len(before), len(before) - 20), "a half of it was done"
+            assert len(after) in (len(before), len(before) - 10), "a half of it was done"
         else:
             assert set(before) & set(after) >= set(before) & set(changed)
             assert set(after) <= set(before) | set(changed)
@@ -204,6 +212,20 @@ def test_ctrl_c_keeps_what_was_done(gemb: Gemb) -> None:
     code, _, stderr = ended(process)
     assert code == 143
     assert " new rows); gemb index sync goes on from there\n" in stderr
+    check_whole(gemb, "l.gemb")
+
+
+def test_a_manifest_that_a_kill_left_half_written_is_no_hindrance(gemb: Gemb) -> None:
+    (gemb.folder / "l.txt").write_text("red\nblue\n")
+    (gemb.folder / "l.gemb.part").mkdir()
+    commands = {"l.gemb.part": ("build", "l.gemb", "l.txt"), "l.gemb": ("sync", "l.gemb")}
+    for folder, command in commands.items():
+        half = gemb.folder / folder / ".manifest.json.12-ab.part"
+        half.write_text('{"gemb index": 1, ')
+        out(gemb, "index", *command)
+        assert sorted(path.name for path in (gemb.folder / "l.gemb").iterdir()) == [
+            *("codes.bin", "lock", "manifest.json", "rows.sqlite", "vectors.f16"),
+        ]
     check_whole(gemb, "l.gemb")
 
 
@@ -351,6 +373,18 @@ def test_a_file_that_is_missing_or_cut_short_is_named(gemb: Gemb, built: Path, n
         (gemb.folder / "l.txt").write_text("red\n")
         assert "is missing" in error(gemb, "index", "sync", "l.gemb", "--yes", code=5)
         assert not path.exists(), "an empty file would hide it"
+
+
+def test_an_empty_database_is_not_taken_for_a_new_one(gemb: Gemb, built: Path) -> None:
+    before = (built / "vectors.f16").read_bytes()
+    (built / "rows.sqlite").write_bytes(b"")
+    for command in (["sync"], ["rm", "--yes", "1"]):
+        line = error(gemb, "index", command[0], "l.gemb", *command[1:], code=5)
+        assert line == (
+            "gemb: l.gemb/rows.sqlite is empty; copy it again, or build the index anew: "
+            "gemb index build -f"
+        )
+    assert (built / "vectors.f16").read_bytes() == before
 
 
 def test_a_full_disk_leaves_the_index_as_it_was(gemb: Gemb, built: Path) -> None:

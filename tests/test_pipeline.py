@@ -54,7 +54,7 @@ def records(*texts: str) -> list[Record]:
 
 def run(encoder: Counting, found: list[Record | None], plan: Plan = PLAN) -> Window:
     embedder = Embedder(encoder, plan, computing(encoder, plan.dim))
-    done = list(embed(iter(found), embedder, plan, live=False))
+    done = list(embed(iter(found), embedder, live=False))
     rows = [row for window in done for row in window.rows]
     return Window(rows, np.concatenate([window.vectors for window in done]))
 
@@ -170,7 +170,7 @@ def test_an_idle_input_is_worked_off_before_more_is_awaited(encoder: Counting) -
         yield second
 
     embedder = Embedder(encoder, PLAN, computing(encoder, 8))
-    for window in embed(stream(), embedder, PLAN, live=True):
+    for window in embed(stream(), embedder, live=True):
         seen.extend(int(row.record.id) for row in window.rows)
     assert seen == [1, 2]
 

@@ -308,7 +308,10 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("--like", "a:1", "--hybrid"), "--hybrid ranks by the words of a query; --like has none"),
         (("x", "tree", "--lines", "--passages", "code"), "--lines and --passages code are given"),
         (("x", "tree", "--min-score", "2"), "'2' is neither auto nor a cosine from -1 to 1"),
-        (("x", "tree", "--max-size", "big"), "--max-size big: write 500k, 10M or 2G; 0: no bound"),
+        (
+            ("x", "tree", "--max-size", "big"),
+            "'big' is no size, as 200M or 0.2G; 0: no bound",
+        ),
         (("x", "tree", "--dim", "77"), "--dim 77: the model was trained for 768, 512, 256, 128"),
         (("--check-recall", "5", "tree"), "--check-recall measures an INDEX; name one"),
         (("x", "tree", "-m", "absent.fake"), "unknown model"),

@@ -318,7 +318,7 @@ def test_json_lines_have_the_passage_its_place_and_what_was_kept():
     assert list(json.loads(with_query))[:2] == ["query", "rank"]
 
 
-def test_a_path_that_is_not_utf8_keeps_its_bytes_in_json_and_after_nul():
+def test_a_path_that_is_not_utf8_keeps_its_bytes_in_a_pipe_and_is_shown_on_a_terminal():
     name = b"caf\xe9.txt"
     one = hit(path=name.decode(errors="surrogateescape"))
     found = json.loads(shown(JsonHits, [one]))
@@ -326,7 +326,18 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_json_and_after_nul():
     assert base64.b64decode(found["path_base64"]) == name
     names = lambda w: NameList(w, PLAIN, is_null=True, counts=False, most=None)  # noqa: E731
     assert shown(names, [one]) == name + b"\0"
-    assert grep([one]).startswith("caf\\udce9.txt:12:")
+    context = Context(0, 0)
+    lines = shown(lambda w: GrepLines(w, context, PLAIN), [one])
+    assert lines.startswith(name + b":12:")
+    template = lambda w: FormatLines(w, "{path}", is_null=False, is_terminal=False)  # noqa: E731
+    assert shown(template, [one]) == name + b"\n"
+    names = lambda w: NameList(w, PLAIN, is_null=False, counts=True, most=None)  # noqa: E731
+    assert shown(names, [one]) == name + b":1\n"
+    # What ends a line or is obeyed stays out of a pipe, too.
+    odd = hit(path="\udce9\n\x1b[31m")
+    assert shown(names, [odd]) == b"\xe9\xe2\x8f\x8e\\x1b[31m:1\n"
+    assert grep([one], is_terminal=True).startswith("caf\\xe9.txt:12:")
+    assert "caf\\xe9.txt" in terminal([one])
 
 
 def test_names_come_once_best_first_and_counts_stand_behind_them():

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.index.reader import Index
+from gemb.search.index_search import rows_of
 
 ROWS = [
     ("a", "cancel an order", "en", 2024),
@@ -176,6 +178,22 @@ def test_another_width_or_prompt_is_refused_with_what_mends_it(rows: Gemb):
 )
 def test_what_does_not_fit_an_index_is_one_line(rows: Gemb, arguments: tuple[str], message: str):
     assert message in refused(rows, *arguments)
+
+
+def test_a_mistyped_index_is_told_apart_from_a_folder(rows: Gemb):
+    line = refused(rows, "x", "row.gemb", "--where", "lang='de'")
+    assert "no index row.gemb; did you mean rows.gemb? (" in line
+    assert "no index zzz (" in refused(rows, "x", "zzz", "--accuracy", "exact")
+
+
+def test_a_slow_filter_says_so_before_it_runs(rows: Gemb, monkeypatch, capsys):
+    monkeypatch.setattr("gemb.search.index_search.NOTED", 1)
+    with Index.open(rows.folder / "rows.gemb") as index:
+        rows_of(index, "line = 1")
+        rows_of(index, "lang = 'de'", quiet=True)
+        assert capsys.readouterr().err == ""
+        rows_of(index, "lang = 'de'")
+        assert "--where looks into the kept fields of" in capsys.readouterr().err
 
 
 def test_a_damaged_index_is_one_line(rows: Gemb):

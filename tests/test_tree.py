@@ -110,6 +110,26 @@ def test_an_ignore_file_weighs_more_than_gitignore(here: Path) -> None:
     assert names(".") == ["a.log"]
 
 
+def test_rules_that_cannot_be_read_are_named_once_and_leave_nothing_out(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        write(root, "a.log", "sub/b.log")
+        for rules in (".gitignore", "sub/.ignore"):
+            (root / rules).write_text("*.log\n")
+            (root / rules).chmod(0)
+        skipped = Skipped()
+        with as_nobody(root):
+            found = [entry.path for entry in walk([name, f"{name}/sub"], Walk(), skipped)]
+    assert found == [f"{name}/a.log", f"{name}/sub/b.log"]
+    assert skipped.failed == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"gemb: warning: {name}/{rules}: permission denied; what it leaves out is taken"
+        for rules in (".gitignore", "sub/.ignore")
+    ]
+
+
 def test_a_repository_inside_has_its_own_rules(here: Path) -> None:
     write(here, "x.log", "inner/x.log", "inner/y.tmp")
     (here / ".git").mkdir()
@@ -338,7 +358,7 @@ def test_what_is_no_utf8_is_read_and_counted(
     )
 
 
-def test_a_file_that_vanishes_grows_or_becomes_a_pipe_does_no_harm(tmp_path: Path) -> None:
+def test_a_file_that_vanishes_grows_shrinks_or_becomes_a_pipe_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("first line\n")
     entry = entry_of(path)
@@ -346,6 +366,8 @@ def test_a_file_that_vanishes_grows_or_becomes_a_pipe_does_no_harm(tmp_path: Pat
         file.write("second line\n")
     skipped = Skipped(quiet=True)
     assert read_text(entry, skipped) == "first line\n"
+    os.truncate(path, 5)
+    assert read_text(entry, skipped) == "first"
     path.unlink()
     assert read_text(entry, skipped) is None
     assert skipped.failed == 0

@@ -447,7 +447,7 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
 def test_after_the_most_promising_passages_files_come_whole(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemb.search.tree_search.FIRST_BEST", 5)
+    monkeypatch.setattr("gemb.search.embedding_order.FIRST_BEST", 5)
     (tree / "docs/17.txt").rename(tree / "docs/quux.txt")
     encoder = WordEncoder()
     corpus = gather(Sources(paths=("docs",)))

@@ -7,18 +7,17 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 from gemb.errors import Stopped
 from gemb.notes import note
 from gemb.outcome import StoppedAlone, hand_over
 from gemb.run_folder import RunFolder
+from gemb.signal_context import SignalContext
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-
-class EarlyStop:
+class EarlyStop(SignalContext):
     """A context around a whole run, for what comes before the first step and after the last.
 
     A signal ends it at once. What these parts have on the disk is kept, as the teacher's vectors.
@@ -33,27 +32,10 @@ class EarlyStop:
         Args:
             run: where checkpoints may be; None: nothing is to go on, as after a look at the data.
         """
+        super().__init__()
         self._run = run
         self._number = 0  # of the signal that came first
         self._leaves = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> EarlyStop:
-        """Take over the signals that are not ignored."""
-        for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._come)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Give them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     @contextmanager
     def leaving(self) -> Iterator[None]:
@@ -115,29 +97,13 @@ def _stopped(number: int) -> Stopped:
     return StoppedAlone(f"stopped by {name}; the same command with --resume auto goes on")
 
 
-class StopRequest:
+class StopRequest(SignalContext):
     """A context in which the three signals are remembered; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         """Begin without a request."""
+        super().__init__()
         self.name = ""  # of the signal that came
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        """Take the signals over."""
-        for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._come)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Give them back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         if self.name and number == signal.SIGINT:

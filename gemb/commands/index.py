@@ -12,14 +12,14 @@ import click
 from click.core import ParameterSource
 
 from gemb.commands.group import Group
-from gemb.commands.index_options import INDEX, JSON, YES, source_options
+from gemb.commands.index_care import compact, info, verify
+from gemb.commands.index_options import INDEX, JSON, YES, own_model, source_options
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
-from gemb.commands.printing import print_json, print_table
-from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
+from gemb.commands.printing import print_json
+from gemb.errors import SomeRowsFailed, UsageError
 from gemb.prompts import TASKS
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder
     from gemb.index.changes import Changes
     from gemb.index.source import Source
 
@@ -163,7 +163,7 @@ def sync(
 
     job = Sync(folder=folder, paths=sources, base=os.getcwd(), quiet=options.quiet)  # noqa: PTH109
     may_remove = _asking(yes)
-    changes = look(job) if dry_run else run(job, lambda: _encoder(folder, options), may_remove)
+    changes = look(job) if dry_run else run(job, lambda: own_model(folder, options), may_remove)
     _print(folder, changes, as_json=as_json)
 
 
@@ -200,82 +200,8 @@ def rm(
         click.echo(f"-{changes.removed:,} rows{left}")
 
 
-@index.command()
-@INDEX
-@JSON
-def info(folder: Path, as_json: bool) -> None:
-    """Say what an index is: rows, model, prompt, source, size."""
-    from gemb.index.info import facts, info
-
-    found = info(folder)
-    if as_json:
-        print_json(found)
-    else:
-        print_table(facts(found))
-
-
-@index.command()
-@INDEX
-@click.option(
-    "--rows",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    help="How many random rows to embed again; 0 needs no model.",
-)
-@click.option("--seed", type=int, default=0, help="Which rows.  [default: 0]")
-@JSON
-@model_options
-def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: bool) -> None:
-    """Check an index: checksums, counts, and some rows anew.
-
-    \b
-    Exit codes: 0 whole, 1 damaged, 2 wrong usage, 4 something is absent, 5 the index cannot
-    be opened.
-    """
-    from gemb.index.verify import verify
-
-    findings = []
-    for finding in verify(folder, lambda: _encoder(folder, options), rows=rows, seed=seed):
-        findings.append(finding)
-        if not as_json:
-            print_table([("ok" if finding.ok else "BAD", finding.name.ljust(7), finding.detail)])
-    if as_json:
-        print_json([{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
-    bad = [finding.name for finding in findings if not finding.ok]
-    if bad:
-        raise NegativeAnswer(f"{folder} is not whole: {', '.join(bad)}")
-
-
-@index.command()
-@INDEX
-def compact(folder: Path) -> None:
-    """Give the space of removed rows back.
-
-    The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
-    free space as the index that results.
-    """
-    from gemb.hub import show_size
-    from gemb.index.compact import compact
-
-    done = compact(folder)
-    saved = show_size(max(0, done.before - done.after))
-    click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
-
-
-def _encoder(folder: Path, options: ModelOptions) -> Encoder:
-    """Return the model of an index, opened as the options say."""
-    import dataclasses
-
-    from gemb.index.manifest import read_manifest
-
-    source = click.get_current_context().get_parameter_source("model")
-    if source is not ParameterSource.COMMANDLINE:
-        model = read_manifest(folder).model
-        if not model:
-            raise UsageError(f"{folder} does not say which model made its vectors; name it with -m")
-        options = dataclasses.replace(options, model=model)
-    return options.open().encoder
+for command in (info, verify, compact):
+    index.add_command(command)
 
 
 def _asking(yes: bool) -> Callable[[int, int], None]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gemb.commands.walk_options import WALK
+from gemb.errors import UsageError
 
 if TYPE_CHECKING:
+    from gemb.backend import Encoder
+    from gemb.commands.options import ModelOptions
     from gemb.index.source import Source
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -147,6 +152,24 @@ def _source(
         split=passages or "auto",
     )
     return chosen_kind(source, wants_passages=passages is not None or bool(globs))
+
+
+def own_model(folder: Path, options: ModelOptions) -> Encoder:
+    """Return the model of an index, opened as the options say; another one where -m is given.
+
+    Raises:
+        UsageError: the index does not say which model is its own.
+        GembError: the model cannot be opened.
+    """
+    from gemb.index.manifest import read_manifest
+
+    source = click.get_current_context().get_parameter_source("model")
+    if source is not ParameterSource.COMMANDLINE:
+        model = read_manifest(folder).model
+        if not model:
+            raise UsageError(f"{folder} does not say which model made its vectors; name it with -m")
+        options = replace(options, model=model)
+    return options.open().encoder
 
 
 def _named(folder: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import click
@@ -42,6 +43,28 @@ class Processes(click.ParamType[int]):
         if not str(value).isdecimal() or int(str(value)) < 1:
             self.fail(f"{value!r} is neither auto nor a number from 1 on", param, ctx)
         return int(str(value))
+
+
+class FileSize(click.ParamType[int]):
+    """A size in bytes, or with K, M or G for thousands, millions, billions: 200M, 0.2G."""
+
+    name = "size"
+
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the bytes."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmg]?)b?", str(value).strip().lower())
+        size = round(float(found[1]) * 1000 ** " kmg".index(found[2] or " ")) if found else -1
+        if size < 0 or (size == 0 and not self._may_be_zero):
+            also = "; 0: no bound" if self._may_be_zero else ""
+            self.fail(f"{value!r} is no size, as 200M or 0.2G{also}", param, ctx)
+        return size
 
 
 class NewPath(click.Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemb.commands.options import GroupedCommand
-from gemb.commands.params import ModelReference, NewPath
+from gemb.commands.params import FileSize, ModelReference, NewPath
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,23 +24,6 @@ GROUPS = {
     "Output": ("force", "dry_run", "as_json", "quiet"),
     "Source": ("requantize", "ignore_qat"),
 }
-
-
-class FileSize(click.ParamType[int]):
-    """A size in bytes, or with K, M or G for thousands, millions, billions."""
-
-    name = "size"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the bytes."""
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?)b?", str(value).strip().lower())
-        if not found or not float(found[1]):
-            self.fail(f"{value!r} is no size, as 200M or 0.2G", param, ctx)
-        return int(float(found[1]) * {"": 1, "k": 1e3, "m": 1e6, "g": 1e9}[found[2]])
 
 
 def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> None:

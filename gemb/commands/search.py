@@ -67,7 +67,7 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
         _say_if_unlike(words, paths)
     index = _index_of(paths)
     if index is None:
-        check_files(chosen)
+        check_files(chosen, paths)
     else:
         check_index(chosen)
     write = _writer()

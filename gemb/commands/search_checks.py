@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from gemb.commands.search_options import Chosen
+from gemb.visible import visible
 
 
 def check(chosen: Chosen) -> None:
@@ -44,11 +47,11 @@ def check(chosen: Chosen) -> None:
         parsed(chosen.template)
 
 
-def check_files(chosen: Chosen) -> None:
+def check_files(chosen: Chosen, paths: Sequence[str]) -> None:
     """Refuse what is for an index alone.
 
     Raises:
-        click.UsageError: such an option is given.
+        click.UsageError: such an option is given; where the path is not there, it is the mistake.
     """
     names = {
         "--where": chosen.where is not None,
@@ -57,6 +60,7 @@ def check_files(chosen: Chosen) -> None:
     }
     for name, is_given in names.items():
         if is_given:
+            _check_there(paths)
             raise click.UsageError(
                 f"{name} is for an index: gemb index build NAME PATH makes one, "
                 "gemb search QUERY NAME searches it"
@@ -84,3 +88,24 @@ def check_index(chosen: Chosen) -> None:
                 f"{name} is for files; what an index holds is chosen by gemb index build, "
                 "and --where filters its rows"
             )
+
+
+def _check_there(paths: Sequence[str]) -> None:
+    """Refuse a path that is not there, and name the index beside it that may be meant.
+
+    Raises:
+        click.UsageError: there is such a path.
+    """
+    import difflib
+
+    from gemb.index.manifest import is_index
+
+    for path in map(Path, paths):
+        if str(path) == "-" or path.exists():
+            continue
+        folder = path.parent
+        beside = folder.iterdir() if folder.is_dir() else ()
+        names = [one.name for one in beside if is_index(one)]
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f"; did you mean {visible(str(folder / near[0]))}?" if near else ""
+        raise click.UsageError(f"no index {visible(str(path))}{hint}")

@@ -29,7 +29,14 @@ def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
         from gemb.search.name_lists import NameList
 
         most = None if chosen.count else (10 if chosen.top_k is None else chosen.top_k) or None
-        return NameList(write, paint, is_null=chosen.null, counts=chosen.count, most=most)
+        return NameList(
+            write,
+            paint,
+            is_null=chosen.null,
+            counts=chosen.count,
+            most=most,
+            is_terminal=is_terminal,
+        )
     if chosen.trec:
         from gemb.search.trec_run import TrecRun
 

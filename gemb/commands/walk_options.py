@@ -2,35 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
-
-def size_of(text: str) -> int:
-    """Return the bytes that a size names: 10M is ten million.
-
-    Raises:
-        click.UsageError: it names none.
-    """
-    match = re.fullmatch(r"(\d+)([kKmMgG]?)[bB]?", text)
-    if not match:
-        raise click.UsageError(f"--max-size {text}: write 500k, 10M or 2G; 0: no bound")
-    factor: int = 1000 ** " kmg".index(match[2].lower() or " ")
-    return int(match[1]) * factor
-
-
-class Size(click.ParamType[int]):
-    """A size in bytes: 500k, 10M, 2G; 0 is none."""
-
-    name = "SIZE"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the bytes."""
-        return value if isinstance(value, int) else size_of(str(value))
-
+from gemb.commands.params import FileSize
 
 WALK = (
     click.option(
@@ -46,9 +20,10 @@ WALK = (
     click.option("-L", "--follow", is_flag=True, help="Follow links."),
     click.option(
         "--max-size",
-        type=Size(),
+        type=FileSize(may_be_zero=True),
+        metavar="SIZE",
         default="10M",
         show_default=True,
-        help="Leave out longer files; 0: none.",
+        help="Leave out longer files, as 500K, 10M, 0.2G; 0: none.",
     ),
 )

@@ -18,7 +18,7 @@ from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish, now
 from gemb.index.lock import locked
-from gemb.index.manifest import Manifest, is_index, read_manifest, write_manifest
+from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
 from gemb.index.source import Source, described
 from gemb.index.writer import Writer
 from gemb.notes import note
@@ -109,7 +109,9 @@ def part_of(target: Path) -> Path:
 
 def is_part(part: Path) -> bool:
     """Return whether a folder is what a stopped build left."""
-    return part.is_dir() and (is_index(part) or {path.name for path in part.iterdir()} <= {"lock"})
+    if not part.is_dir() or is_index(part):
+        return part.is_dir()
+    return all(path.name == "lock" or path.name.startswith(HALF) for path in part.iterdir())
 
 
 def _filled(job: Building, part: Path, fill: Fill, encoder: Encoder | None) -> Changes:
@@ -183,7 +185,9 @@ def _replace(part: Path, target: Path) -> None:
             raise
         _sync_folder(target)
         _sync_folder(target.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        for path in target.parent.iterdir():  # and what a kill at this place left before
+            if path.name.startswith(f".{target.name}.") and path.name.endswith(".old"):
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

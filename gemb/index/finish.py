@@ -15,8 +15,8 @@ from gemb.search.background import measure
 GROWN = 2  # times as many rows as when the background was measured: measure it again
 
 
-def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> Manifest:
-    """Write what readers need beside the rows, and return the manifest as it is now.
+def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> None:
+    """Write what readers need beside the rows: lookups, codes, the manifest as it is now.
 
     Raises:
         GembError: the database cannot be written.
@@ -40,7 +40,6 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
         synced=now(),
     )
     write_manifest(folder, manifest)
-    return manifest
 
 
 def now() -> str:

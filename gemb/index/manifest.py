@@ -22,6 +22,7 @@ from gemb.visible import visible
 FORMAT = 1
 MARK = "gemb index"
 NAME = "manifest.json"
+HALF = f".{NAME}."  # begins the name of one that a kill left half-written
 _ROWS = re.compile(r"rows(\.[0-9]+)?\.sqlite")
 _VECTORS = re.compile(r"vectors(\.[0-9]+)?\.(f16|f32|int8)")
 LIMIT = 16 << 20  # bytes; a coder's rotation is the largest entry
@@ -112,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest of an index.
+    """Replace the manifest of an index. Needs the lock of `gemb.index.lock`.
 
     Raises:
         OSError: it cannot be written.
@@ -121,6 +122,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     del entries["spec"]
     entries = {MARK: FORMAT, "vectors": json.loads(manifest.spec.to_json()), **entries}
     entries["checksum"] = _checksum(entries)
+    for path in folder.glob(f"{HALF}*"):
+        path.unlink(missing_ok=True)
     with new_file(folder / NAME) as part:
         part.write_text(json.dumps(entries, ensure_ascii=True) + "\n")
 

@@ -25,9 +25,10 @@ from gemb.index.manifest import (
     rows_path,
     vectors_path,
 )
-from gemb.index.rows import COLUMNS, Column, crc, kept_fields, path_column, path_of
+from gemb.index.rows import COLUMNS, crc, id_columns, kept_fields, path_column, path_of
 from gemb.index.schema import open_to_read, readable
 from gemb.search.hits import Hit
+from gemb.search.mapped_file import MappedRows, gathered
 from gemb.search.sign_codes import Coder
 from gemb.vectors import VectorSpec, unpacked
 from gemb.visible import visible
@@ -127,12 +128,9 @@ class Index:
         Raises:
             UsageError: there is none.
         """
-        ids: list[Column] = [path_column(reference)]  # bytes, which no id is, where it is no UTF-8
-        if reference.isascii() and reference.isdigit() and len(reference) < 19:
-            ids.append(int(reference))
         name, _, line = reference.rpartition(":")
         with readable(self._path):
-            for one in ids:
+            for one in id_columns(reference):
                 row = self._one("id = ?", (one,))
                 if row is not None:
                     return row
@@ -155,7 +153,8 @@ class Index:
 
     def vector(self, row: int) -> NDArray[np.float32]:
         """Return the vector of a slot, float32 [dim], of length one."""
-        vector = unpacked(self.stored[row : row + 1], self.spec.dtype, self.spec.dim)[0]
+        stored = gathered(self.stored, np.array([row]))
+        vector = unpacked(stored, self.spec.dtype, self.spec.dim)[0]
         unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
         return unit
 
@@ -241,4 +240,4 @@ def mapped(path: Path, numbers: np.dtype[Any], count: int, width: int) -> NDArra
             f"{visible(str(path))} is cut short ({size} of {wanted} bytes); copy it again, or "
             "build the index anew: gemb index build -f"
         )
-    return np.memmap(path, numbers, "r", shape=(count, width))
+    return MappedRows.open(path, numbers, count, width)

@@ -14,7 +14,7 @@ from gemb.index.finish import finish
 from gemb.index.manifest import Manifest
 from gemb.index.reader import Index
 from gemb.index.row_changes import MayRemove
-from gemb.index.rows import Column, path_column
+from gemb.index.rows import id_columns, path_column
 from gemb.index.sync import writing
 from gemb.index.where import condition_for, matching
 from gemb.visible import visible
@@ -78,9 +78,7 @@ def _slots(
 
 def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -> set[int]:
     """Return the slots of an id, of a file, or of all files in a folder."""
-    ids: list[Column] = [path_column(reference)]  # bytes, which no id is, where it is no UTF-8
-    if reference.isascii() and reference.isdigit() and len(reference) < 19:
-        ids.append(int(reference))
+    ids = id_columns(reference)
     found = connection.execute(
         f"SELECT slot FROM rows WHERE id IN ({', '.join('?' * len(ids))})",
         ids,

@@ -73,6 +73,14 @@ def path_column(path: str | None) -> str | bytes | None:
     return path
 
 
+def id_columns(reference: str) -> list[Column]:
+    """Return the forms in which an id that is typed may be stored: its text, and its number."""
+    columns: list[Column] = [path_column(reference)]  # bytes, which no id is: it is no UTF-8
+    if reference.isascii() and reference.isdigit() and len(reference) < 19:
+        columns.append(int(reference))
+    return columns
+
+
 def path_of(column: str | bytes | None) -> str | None:
     """Return the path that `path_column` stored."""
     return os.fsdecode(column) if isinstance(column, bytes) else column

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.backend import Encoder
-from gemb.errors import UsageError
+from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish
 from gemb.index.lock import locked
@@ -139,7 +139,13 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
     read_manifest(folder)  # before a lock is made in a folder that is none of ours
     with locked(folder):
         manifest = read_manifest(folder)  # as the writer that this one waited for left it
-        check_there(rows_path(folder, manifest.generation))
+        rows = rows_path(folder, manifest.generation)
+        check_there(rows)
+        if not rows.stat().st_size:  # SQLite would take it for a new one
+            raise GembError(
+                f"{visible(str(rows))} is empty; copy it again, or build the index anew: "
+                "gemb index build -f"
+            )
         check_there(vectors_path(folder, manifest.generation, manifest.spec.dtype))
         writer = Writer(folder, manifest)
         try:

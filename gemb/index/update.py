@@ -14,7 +14,7 @@ from gemb.index.file_changes import file_changes
 from gemb.index.row_changes import MayRemove, row_changes
 from gemb.index.source import PASSAGES, VECTORS, SourceRow, source_rows, total_size
 from gemb.index.update_state import State
-from gemb.pipeline import Embedder, Plan, Window, computing, embed
+from gemb.pipeline import Window, embed, plain_embedder
 from gemb.progress import Progress
 from gemb.records import Record
 from gemb.vectors import VectorSpec
@@ -101,18 +101,16 @@ def _embed(
     """Give the records vectors, and write the rows that wait for them."""
     first = next(records, None)
     if first is not None:
-        encoder = open_encoder()
-        plan = Plan(
-            prompt=state.prompt,
-            dim=spec.dim,
+        embedder = plain_embedder(
+            open_encoder(),
+            state.prompt,
+            spec.dim,
             max_tokens=spec.max_tokens,
-            closing_tokens=encoder.profile.closing_tokens,
             on_long=state.source.on_long,
         )
-        embedder = Embedder(encoder, plan, computing(encoder, spec.dim))
         progress = Progress(state.total, wanted=not quiet)
         try:
-            for window in embed(itertools.chain([first], records), embedder, plan, live=False):
+            for window in embed(itertools.chain([first], records), embedder, live=False):
                 _write(state, window)
                 progress.add(window.rows)
         finally:

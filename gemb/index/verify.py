@@ -20,7 +20,7 @@ from gemb.index.rows import COLUMNS, crc
 from gemb.index.schema import readable
 from gemb.index.sync import check_model
 from gemb.index.update import OpenEncoder
-from gemb.pipeline import Embedder, Plan, computing
+from gemb.pipeline import plain_embedder
 from gemb.prompts import Prompt
 from gemb.records import Record
 from gemb.visible import visible
@@ -155,14 +155,8 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
         return Finding("model", True, "the rows have no texts: none is embedded again")
     encoder = open_encoder()
     check_model(encoder.profile.fingerprint, index.spec, index.folder)
-    plan = Plan(
-        prompt=Prompt(index.spec.prompt),
-        dim=index.spec.dim,
-        max_tokens=index.spec.max_tokens,
-        closing_tokens=encoder.profile.closing_tokens,
-        on_long="truncate",
-    )
-    embedder = Embedder(encoder, plan, computing(encoder, index.spec.dim))
+    spec = index.spec
+    embedder = plain_embedder(encoder, Prompt(spec.prompt), spec.dim, max_tokens=spec.max_tokens)
     made = embedder.window([record for _, record in texts]).vectors
     stored = np.stack([index.vector(slot) for slot, _ in texts])
     cosines = np.einsum("nd,nd->n", made, stored)

@@ -45,6 +45,11 @@ class Where(NamedTuple):
     sql: str  # an expression with a `?` for each parameter, in brackets where it needs them
     parameters: tuple[Bound, ...]
 
+    @property
+    def reads_kept(self) -> bool:
+        """Whether it looks into the JSON of kept fields: 0.7 microseconds a row, not 0.1."""
+        return "rows.kept" in self.sql
+
 
 def condition(text: str, kept: Collection[str]) -> Where:
     """Return a filter as a condition.

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
@@ -62,7 +61,7 @@ class Background:
     deviation: float  # of all scores of `PROBES`
     rows: int  # among which the best ones were the best
 
-    def floor(self, count: int, query: NDArray[np.float32] | None = None) -> float:
+    def floor(self, count: int) -> float:
         """Return the cosine below which a best score among `count` rows is no answer.
 
         It is for short queries with the query's prompt: a passage that serves as a query is nearer
@@ -70,8 +69,6 @@ class Background:
 
         Args:
             count: rows that were searched, after any filter.
-            query: the query's unit vector, float32 [dim]. It changes nothing: scaled by a query's
-                own scores the floor was worse.
         """
         grown = _expected(count) - _expected(self.rows)
         quartile = self.quartile + GROWTH * self.deviation * grown

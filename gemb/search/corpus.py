@@ -40,7 +40,7 @@ class Passages:
         self.records: list[tuple[str | None, Record]] = []  # path of the stream or table
         self.table: NDArray[Any] = np.zeros(0, FIELDS)  # of the files' passages
         self._kind = kind
-        self._known = known
+        self.known = known  # what earlier searches saw
         self._firsts: NDArray[np.int64] = np.zeros(1, np.int64)  # of each file's passages
         self._titles: dict[int, Sequence[str]] = {}
         self._keys: list[bytes] = []
@@ -171,7 +171,7 @@ class Passages:
 
     def _title(self, file: int, number: int) -> str | None:
         if file not in self._titles:
-            known = self._known.titles(self.entries[file].real) if self._known else []
+            known = self.known.titles(self.entries[file].real) if self.known else []
             self._titles[file] = known
         titles = self._titles[file]
         return (titles[number] or None) if number < len(titles) else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.search.background import measure
 from gemb.search.hits import Hit
 from gemb.search.hybrid import chosen, depth, with_words
 from gemb.search.queries import Query
@@ -50,7 +51,7 @@ def search_files(
     """
     is_auto = wanted.min_score is None and like is None and not wanted.is_weak
     given = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
-    floors = [given] * len(queries)
+    floor = given
     k = None if wanted.k is None else depth(wanted, 0) + (like is not None)
     words = [query.text for query in queries]
     # Where all that reach a floor are wanted, which the vectors tell, each passage gets its vector
@@ -61,30 +62,21 @@ def search_files(
     for last in corpus.search(vectors, encoder, spec, words=words, k=first_k, floor=least):
         seen(last)
     if is_auto and len(corpus):
-        floors = _floors(corpus, vectors, spec, encoder)
+        floor = measure(corpus.sample(SAMPLE, spec), "f32", spec, encoder).floor(len(corpus))
         if k is None:
-            for last in corpus.search(vectors, encoder, spec, k=None, floor=min(floors)):
+            for last in corpus.search(vectors, encoder, spec, k=None, floor=floor):
                 seen(last)
     hits = last.hits if last else [[] for _ in queries]
     if like is not None:
         hits = [[hit for hit in one if not _is_same(hit, like)][: wanted.k] for one in hits]
     found: list[QueryHits] = []
-    for query, vector, some, floor in zip(queries, vectors, hits, floors, strict=True):
+    for query, vector, some in zip(queries, vectors, hits, strict=True):
         if wanted.is_hybrid:
             fused = with_words(corpus, query, vector, some, spec)
             found.append(chosen(query, vector, fused, floor, wanted))
         else:
             found.append(above(query, vector, some, floor, wanted))
     return found
-
-
-def _floors(
-    corpus: Corpus, vectors: NDArray[np.float32], spec: VectorSpec, encoder: Encoder
-) -> list[float]:
-    from gemb.search.background import measure
-
-    background = measure(corpus.sample(SAMPLE, spec), "f32", spec, encoder)
-    return [background.floor(len(corpus), vector) for vector in vectors]
 
 
 def _is_same(hit: Hit, other: Hit) -> bool:

@@ -33,8 +33,18 @@ def is_bare(hit: Hit) -> bool:
     return hit.path is None and (hit.id is None or hit.id == hit.line)
 
 
-def shown_name(hit: Hit) -> str:
-    """Return where a hit is from, with nothing in it that a terminal obeys or that ends a line."""
+def shown_name(hit: Hit, *, is_terminal: bool = True) -> str:
+    """Return where a hit is from, with nothing in it that a terminal obeys or that ends a line.
+
+    Off a terminal bytes of a name that are no UTF-8 stay what they are, as with grep and ripgrep.
+    """
     if hit.path is not None:
-        return visible(hit.path)
+        if is_terminal or hit.path.isascii():
+            return visible(hit.path)
+        return "".join(one if _is_byte(one) else visible(one) for one in hit.path)
     return STDIN if is_bare(hit) else visible(str(hit.id))
+
+
+def _is_byte(character: str) -> bool:
+    """Return whether it stands for a byte that is no UTF-8 (the error handler surrogateescape)."""
+    return "\udc80" <= character <= "\udcff"

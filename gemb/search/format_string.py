@@ -124,7 +124,10 @@ class FormatLines:
 
     def _values(self, query: Query, rank: int, excerpt: Excerpt) -> dict[str, object]:
         hit = excerpt.hit
-        path = hit.path if self._is_null and hit.path is not None else shown_name(hit)
+        if self._is_null and hit.path is not None:
+            path = hit.path
+        else:
+            path = shown_name(hit, is_terminal=self._is_terminal)
         values: dict[str, object] = {
             **hit.kept,
             "rank": rank,

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 KEEP_S = 2.0  # seconds of splitting that a kill may cost
-RECORD_SUFFIXES = tuple(inputs.SUFFIXES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +43,13 @@ class Sources:
 def gather_into(
     passages: Passages,
     sources: Sources,
-    known: PassageTable | None,
     looked: Callable[[int], None] | None,
 ) -> None:
     """Fill in the passages of the sources.
 
     Args:
-        passages: empty so far.
+        passages: empty so far; what is new is put into their table of what searches saw.
         sources: what is searched.
-        known: the table of what earlier searches saw; what is new is put into it.
         looked: called after each file with the number of files so far; what it raises ends the
             walk, and what was split by then is kept.
 
@@ -65,7 +62,7 @@ def gather_into(
         for path, is_one in zip(sources.paths, is_table, strict=True)
         if not is_one and not is_stream(path)
     ]
-    files = _Files(passages.skipped, sources.kind, known)
+    files = _Files(passages.skipped, sources.kind, passages.known)
     try:
         for count, entry in enumerate(walk(trees, sources.walk, passages.skipped), 1):
             files.look(entry, trees)

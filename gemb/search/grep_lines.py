@@ -8,8 +8,9 @@ from gemb.search.colours import Paint
 from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
+from gemb.search.painted_words import painted
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems, words_of
+from gemb.search.shared_words import wanted_stems
 from gemb.visible import visible
 
 
@@ -65,10 +66,10 @@ class GrepLines:
         if self._is_terminal:
             text = visible(text.expandtabs(4))
         if is_best:
-            text = marked(text, stems, paint)
+            text = painted(text, stems, paint)
         start = b""
         if self._with_names or not is_bare(hit):
-            name = shown_name(hit)
+            name = shown_name(hit, is_terminal=self._is_terminal)
             if self._is_null and hit.path is not None:
                 start = encoded(paint.path(hit.path)) + b"\0"
             else:
@@ -76,16 +77,3 @@ class GrepLines:
             if line.number is not None and (hit.path is not None or self._with_names):
                 start += encoded(paint.number(str(line.number)) + mark)
         return start + encoded(text) + b"\n"
-
-
-def marked(text: str, stems: frozenset[str], paint: Paint) -> str:
-    """Return the text with the words of the query painted."""
-    if not paint.is_on or not stems:
-        return text
-    parts: list[str] = []
-    done = 0
-    for word in words_of(text):
-        if word.stem in stems:
-            parts += [text[done : word.start], paint.word(text[word.start : word.end])]
-            done = word.end
-    return "".join(parts) + text[done:]

@@ -7,13 +7,14 @@ regular expression of any other one. Rules: gitignore(5).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 _NAME = re.compile(r"[^*?\[\]\\!#\s/][^*?\[\]\\\s/]*")
 _SUFFIX = re.compile(r"\*\.[^*?\[\]\\\s/.]+")
 _PATH = re.compile(r"/?[^*?\[\]\\!#\s/][^*?\[\]\\\s/]*(?:/[^*?\[\]\\\s/]+)*")
+Failed = Callable[[str, OSError], object]
 _LONGEST = 1 << 20  # bytes of a file of rules; a longer one is none
 
 
@@ -96,27 +97,30 @@ class Scope:
                     return found
         return False
 
-    def inside(self, folder: str, names: Sequence[str] | set[str]) -> Scope:
+    def inside(self, folder: str, names: Sequence[str] | set[str], failed: Failed) -> Scope:
         """Return the scope inside a folder, an absolute path without a slash at its end.
 
         Args:
             folder: where to look.
             names: of all that is in it.
+            failed: called with each file of rules that cannot be read; then it has none.
         """
         if not (".git" in names or ".gitignore" in names or ".ignore" in names):
             return self
         start = len(folder.rstrip("/")) + 1
         git, plain = self.git, self.plain
         if ".git" in names:  # a repository: what is around it has no say in it
-            git = tuple((start, rules) for rules in _of_repository(Path(folder) / ".git") if rules)
+            git = tuple(
+                (start, rules) for rules in _of_repository(Path(folder) / ".git", failed) if rules
+            )
         if ".gitignore" in names:
-            git = (*git, (start, _read(Path(folder) / ".gitignore")))
+            git = (*git, (start, _read(Path(folder) / ".gitignore", failed)))
         if ".ignore" in names:
-            plain = (*plain, (start, _read(Path(folder) / ".ignore")))
+            plain = (*plain, (start, _read(Path(folder) / ".ignore", failed)))
         return Scope(git, plain)
 
 
-def around(folder: str) -> Scope:
+def around(folder: str, failed: Failed) -> Scope:
     """Return the scope that a folder is in: the rules of its parents, if a repository holds it.
 
     Rules that leave out the folder itself do not hold, for it was named.
@@ -131,7 +135,7 @@ def around(folder: str) -> Scope:
     scope = Scope()
     for parent in reversed(parents):
         names = [name for name in (".git", ".gitignore", ".ignore") if _is_there(parent / name)]
-        scope = scope.inside(str(parent), names)
+        scope = scope.inside(str(parent), names, failed)
     is_out = scope.leaves_out(folder, Path(folder).name, is_folder=True)
     return Scope() if is_out else scope
 
@@ -144,7 +148,7 @@ def _is_there(path: Path) -> bool:
         return False
 
 
-def _of_repository(git: Path) -> list[Rules]:
+def _of_repository(git: Path, failed: Failed) -> list[Rules]:
     """Return the rules that a repository has apart from its tree, those of all others first."""
     import os
 
@@ -157,15 +161,18 @@ def _of_repository(git: Path) -> list[Rules]:
             git = git / common.read_text().strip() if common.is_file() else git
     except (OSError, UnicodeDecodeError):
         return []
-    return [_read(everywhere), _read(git / "info" / "exclude")]
+    return [_read(everywhere, failed), _read(git / "info" / "exclude", failed)]
 
 
-def _read(path: Path) -> Rules:
+def _read(path: Path, failed: Failed) -> Rules:
     try:
         if not path.is_file():  # a pipe would hold the search up
             return Rules(())
         with path.open("rb") as file:
             text = file.read(_LONGEST).decode("utf-8", "surrogateescape")
-    except OSError:
+    except FileNotFoundError:  # it has vanished
+        return Rules(())
+    except OSError as error:
+        failed(str(path), error)
         return Rules(())
     return Rules(text.removeprefix("\ufeff").replace("\r\n", "\n").split("\n"))

@@ -10,22 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.index.reader import Index
+from gemb.notes import note
 from gemb.search.accuracy import plan, ranked
 from gemb.search.fusion import fused
 from gemb.search.hybrid import DEPTH, chosen, depth
-from gemb.search.prefetch import read_ahead
+from gemb.search.mapped_file import read_ahead
 from gemb.search.queries import Query
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
 
 if TYPE_CHECKING:
     from gemb.index.where import Where
-    from gemb.search.background import Background
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 ALL = 10_000  # rows of a query at most, where all that reach the floor are wanted
 BATCH = 256  # queries
+KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memory
+NOTED = 3_000_000  # with more rows it is said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +39,8 @@ class Rows:
     where: Where | None
 
 
-def rows_of(index: Index, filter_: str | None) -> Rows:
-    """Return the rows that a filter leaves.
+def rows_of(index: Index, filter_: str | None, *, quiet: bool = False) -> Rows:
+    """Return the rows that a filter leaves; a note says where that takes seconds.
 
     Raises:
         UsageError: it is no filter, or a field is not there.
@@ -48,6 +50,9 @@ def rows_of(index: Index, filter_: str | None) -> Rows:
     from gemb.index.where import condition_for, matching
 
     where = condition_for(index.connection, filter_)
+    if where.reads_kept and index.count > NOTED and not quiet:
+        seconds = KEPT_S * index.count
+        note(f"--where looks into the kept fields of {index.count:,} rows: some {seconds:.0f} s")
     numbers = matching(index.connection, where)
     if index.alive is not None:
         numbers = np.intersect1d(numbers, index.alive, assume_unique=True)
@@ -77,7 +82,7 @@ def search_index(
     Raises:
         GembError: a row is damaged.
     """
-    background = None if like is not None else _background(index)
+    floor = _floor(index, rows.count, wanted, has_query=like is None)
     for first in range(0, len(queries), BATCH):
         some = vectors[first : first + BATCH]
         k = min(depth(wanted, ALL), rows.count) + (like is not None)
@@ -99,7 +104,6 @@ def search_index(
             found_rows, found_scores = found.rows, found.scores
         for place, query in enumerate(queries[first : first + BATCH]):
             vector = some[place]
-            floor = _floor(wanted, background, rows.count, vector)
             one, scores = found_rows[place], found_scores[place]
             if like is not None:
                 keep = one != like
@@ -118,19 +122,16 @@ def warm_up(index: Index, rows: Rows, wanted: Wanted) -> None:
         read_ahead(index.codes)
 
 
-def _background(index: Index) -> Background | None:
-    entries = index.manifest.background
-    if entries is None:
-        return None
-    from gemb.search.background import Background
-
-    return Background.from_json(entries)
-
-
-def _floor(wanted: Wanted, background: Background | None, count: int, vector: Floats) -> float:
+def _floor(index: Index, count: int, wanted: Wanted, *, has_query: bool) -> float:
+    """Return the least score among `count` rows: as asked for, else what chance explains."""
     if wanted.min_score is not None:
         return wanted.min_score
-    return background.floor(count, vector) if background and count else NO_FLOOR
+    entries = index.manifest.background
+    if entries is None or not has_query or not count:
+        return NO_FLOOR
+    from gemb.search.background import Background
+
+    return Background.from_json(entries).floor(count)
 
 
 def _hybrid(

@@ -17,7 +17,14 @@ class NameList:
     needs_lines = False
 
     def __init__(
-        self, write: Write, paint: Paint, *, is_null: bool, counts: bool, most: int | None
+        self,
+        write: Write,
+        paint: Paint,
+        *,
+        is_null: bool,
+        counts: bool,
+        most: int | None,
+        is_terminal: bool = False,
     ) -> None:
         """Begin.
 
@@ -27,12 +34,14 @@ class NameList:
             is_null: names are written as they are, and end in NUL: for xargs -0.
             counts: write how many hits each file has.
             most: so many names at most; None: all.
+            is_terminal: show no character that a terminal obeys.
         """
         self._write = write
         self._paint = paint
         self._is_null = is_null
         self._counts = counts
         self._most = most
+        self._is_terminal = is_terminal
 
     def show(self, query: Query, found: Sequence[Excerpt]) -> None:
         """Write the files that answer a query."""
@@ -45,8 +54,10 @@ class NameList:
             first.setdefault(key, excerpt)
         for key in list(first)[: self._most]:
             hit = first[key].hit
-            is_raw = self._is_null and hit.path is not None
-            name = hit.path if is_raw and hit.path is not None else shown_name(hit)
+            if self._is_null and hit.path is not None:
+                name = hit.path
+            else:
+                name = shown_name(hit, is_terminal=self._is_terminal)
             line = encoded(self._paint.path(name))
             line += b"\0" if self._is_null else b"" if self._counts else b"\n"
             if self._counts:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import GembError
 from gemb.notes import note
-from gemb.pipeline import Embedder, Plan, computing, embed
+from gemb.pipeline import embed, plain_embedder
 from gemb.prompts import Prompt
 from gemb.records import Record
 from gemb.search.queries import Query
@@ -43,19 +43,9 @@ def passage_vector(
 def _vectors(
     records: Sequence[Record], encoder: Encoder, prompt: Prompt, dim: int, *, quiet: bool
 ) -> NDArray[np.float32]:
-    profile = encoder.profile
-    plan = Plan(
-        prompt=prompt,
-        dim=dim,
-        max_tokens=profile.max_tokens,
-        closing_tokens=profile.closing_tokens,
-        on_long="truncate",
-    )
     vectors = np.zeros((len(records), dim), np.float32)
     first = cut = 0
-    for window in embed(
-        records, Embedder(encoder, plan, computing(encoder, dim)), plan, live=False
-    ):
+    for window in embed(records, plain_embedder(encoder, prompt, dim), live=False):
         for row in window.rows:
             if row.error:
                 raise GembError(f"{row.record.place}: {row.error.message}")
@@ -64,5 +54,5 @@ def _vectors(
         first += len(window.rows)
     if cut and not quiet:
         whose = "the query is" if len(records) == 1 else f"{cut:,} queries are"
-        note(f"{whose} longer than the model takes ({profile.max_tokens} tokens), and cut")
+        note(f"{whose} longer than the model takes ({encoder.profile.max_tokens} tokens), and cut")
     return vectors

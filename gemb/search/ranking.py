@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemb.backend import cores
 from gemb.nearest import Nearest, merged
-from gemb.search.prefetch import read_ahead
+from gemb.search.mapped_file import gathered, read_ahead
 from gemb.vectors import unpacked
 
 Floats = NDArray[np.float32]
@@ -26,7 +26,7 @@ Made = TypeVar("Made")
 # twice the components take six times as long, and 32 queries in one product twice as long as one
 # by one.
 BLOCK_COMPONENTS = 1 << 18
-SCATTERED = 4096  # rows whose pages are asked for before they are needed
+SCATTERED = 4096  # rows that are read one by one, and asked for before they are needed
 SCORES = 1 << 22  # of a block, held at a time: queries by rows
 
 
@@ -52,9 +52,7 @@ def exact(
 
     Memory: some 50 MB, and 30 Q k bytes.
     """
-    if rows is not None and len(rows) <= SCATTERED:
-        read_ahead(stored, rows)
-    stored = np.asarray(stored)  # slices of a memmap cost five times those of an array
+    look = _reader(stored, rows)
     count = len(stored) if rows is None else len(rows)
     best = Nearest(
         np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
@@ -63,8 +61,7 @@ def exact(
     step = max(1, min(BLOCK_COMPONENTS // dim, SCORES // max(1, len(queries))))
 
     def scores(first: int) -> Floats:
-        some = _some(stored, first, min(count, first + step), rows)
-        vectors = unpacked(some, dtype, dim)
+        vectors = unpacked(look(slice(first, min(count, first + step))), dtype, dim)
         products = np.stack([vectors @ query for query in queries])
         products[np.isnan(products)] = -np.inf
         return products
@@ -78,15 +75,21 @@ def exact(
     return Found(numbers, best.scores)
 
 
-def _some(stored: NDArray[Any], first: int, last: int, rows: Ints | None) -> NDArray[Any]:
-    """Return the vectors from one place up to another of `rows`, or of all."""
+def _reader(stored: NDArray[Any], rows: Ints | None) -> Callable[[slice], NDArray[Any]]:
+    """Return what gives the vectors of a part of `rows`, or of all."""
+    if rows is not None and len(rows) <= SCATTERED:
+        read_ahead(stored, rows)
+        return lambda part: gathered(stored, rows[part])
+    array = np.asarray(stored)  # slices of a memmap cost five times those of an array
     if rows is None:
-        return stored[first:last]
-    wanted = rows[first:last]
-    begin, end = int(wanted[0]), int(wanted[-1]) + 1
-    if end - begin == len(wanted):
-        return stored[begin:end]
-    return stored[wanted]
+        return lambda part: array[part]
+
+    def look(part: slice) -> NDArray[Any]:
+        wanted = rows[part]
+        begin, end = int(wanted[0]), int(wanted[-1]) + 1
+        return array[begin:end] if end - begin == len(wanted) else array[wanted]
+
+    return look
 
 
 def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:

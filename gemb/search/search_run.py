@@ -178,7 +178,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
 
     with Index.open(folder) as index:
         check_asked(index, folder, task=job.task, dim=job.dim)
-        rows = rows_of(index, job.wanted.where)
+        rows = rows_of(index, job.wanted.where, quiet=job.quiet)
         if job.like is not None:
             like = index.find(job.like)
             vectors = index.vector(like)[None]

@@ -30,6 +30,7 @@ class Skipped:
         self._quiet = quiet
         self._silent = silent
         self._failures: list[tuple[str, str]] = []
+        self._rules: set[str] = set()  # files of them that cannot be read
 
     def failure(self, path: str, message: str) -> None:
         """Count what should have been read and could not, and name it (the first few)."""
@@ -39,6 +40,12 @@ class Skipped:
         self._failures.append((path, message))
         if not self._silent:
             warn(f"{visible(path)}: {message}")
+
+    def rules(self, path: str, message: str) -> None:
+        """Name a file of rules that cannot be read, once; nothing is left out by it, or lost."""
+        if path not in self._rules and not self._silent:
+            warn(f"{visible(path)}: {message}; what it leaves out is taken")
+        self._rules.add(path)
 
     def adopt(self, other: Skipped) -> None:
         """Count the failures of another one, a silent one's."""

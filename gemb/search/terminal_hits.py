@@ -12,6 +12,7 @@ from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
 from gemb.search.hits import Hit
+from gemb.search.painted_words import painted
 from gemb.search.queries import Query
 from gemb.search.shared_words import wanted_stems, words_of
 from gemb.visible import visible
@@ -111,7 +112,7 @@ class TerminalHits:
         text = visible(text.expandtabs(4))
         rows = self._fitted(text, room, stems, is_good=line.is_good)
         if line.is_good:
-            rows = [_strong(row, stems, paint) for row in rows]
+            rows = [painted(row, stems, paint, rest=paint.best) for row in rows]
         before = start[0] + (paint.number(gutter) + paint.mark(mark) + " " if gutter else "")
         return [(before if not place else " " * used) + row for place, row in enumerate(rows)]
 
@@ -172,16 +173,3 @@ def _title(hit: Hit) -> str:
     elif hit.path is None and not words:
         words = [STDIN]
     return "  ".join(words)
-
-
-def _strong(text: str, stems: frozenset[str], paint: Paint) -> str:
-    """Return a line that answers in bold, the words of the query in their colour."""
-    if not paint.is_on:
-        return text
-    parts: list[str] = []
-    done = 0
-    for word in words_of(text):
-        if word.stem in stems:
-            parts += [paint.best(text[done : word.start]), paint.word(text[word.start : word.end])]
-            done = word.end
-    return "".join(parts) + paint.best(text[done:])

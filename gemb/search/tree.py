@@ -95,7 +95,7 @@ class _Walker:
         if stat.S_ISREG(found.st_mode):
             yield from self._file(root, real, found, is_named=True)
             return
-        scope = around(real) if self._how.ignore else Scope()
+        scope = around(real, self._rules_failed) if self._how.ignore else Scope()
         prefix = "" if root == "." else root if root.endswith("/") else root + "/"
         yield from self._folders(prefix, real, scope)
 
@@ -131,8 +131,12 @@ class _Walker:
                 self._skipped.failure(prefix or ".", reason(error))
             found = []
         if self._how.ignore:
-            scope = scope.inside(real, {entry.name for entry in found})
+            names = {entry.name for entry in found}
+            scope = scope.inside(real, names, self._rules_failed)
         return _Level(scope, prefix, real.rstrip("/") + "/", found, is_wanted)
+
+    def _rules_failed(self, path: str, error: OSError) -> None:
+        self._skipped.rules(path, reason(error))
 
     def _is_folder(self, entry: os.DirEntry[str], real: str) -> bool | None:
         """Return whether it is a folder, None where it is nothing to read."""

@@ -13,25 +13,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.errors import GembError, UsageError
-from gemb.pipeline import Embedder, Plan, Window, computing, embed
-from gemb.prompts import Prompt
-from gemb.records import Record
-from gemb.search.best import Best
+from gemb.errors import UsageError
 from gemb.search.corpus import Passages
 from gemb.search.gathering import Sources, gather_into
 from gemb.search.hits import Hit
+from gemb.search.passage_search import Answer, PassageSearch
 from gemb.search.passage_table import PassageTable
 from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
-from gemb.search.vector_cache import VectorCache, scores_of
+from gemb.search.vector_cache import VectorCache
 from gemb.vectors import VectorSpec
 from gemb.visible import visible
 
@@ -41,23 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Corpus", "Sources", "gather"]
 
 Vectors = NDArray[np.float32]
-
-SCORES = 1 << 22  # that are held at once
-KEEP_S = 2.0  # seconds of embedding that a kill may cost
-KEEP_ROWS = 4096
-JUDGED = 64  # so many passages or fewer are embedded as they come
-FIRST_BEST = 8192  # passages that are embedded strictly by promise; then file by file
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was found so far."""
-
-    hits: list[list[Hit]]  # for each query, best first, at most k
-    done: int  # passages that have a vector, and were compared
-    total: int
-    tokens: int  # embedded in this run
-    is_last: bool
 
 
 class Corpus(Passages):
@@ -72,7 +51,7 @@ class Corpus(Passages):
     def vectors(self, spec: VectorSpec) -> VectorCache:
         """Return the cache of these vectors."""
         if not self._vectors or self._vectors[0] != spec:
-            is_said = self._known is not None and self._known.has_failed
+            is_said = self.known is not None and self.known.has_failed
             self._vectors = spec, VectorCache(self._cache, spec, quiet=is_said)
         return self._vectors[1]
 
@@ -137,7 +116,8 @@ class Corpus(Passages):
         """
         assert spec.dtype == "f16", "vectors are cached in float16"
         assert np.isfinite(queries).all(), "a query without a vector"
-        found = _Search(self, queries, encoder, spec, k, floor)
+        cache = self.vectors(spec)
+        found = PassageSearch(self, cache, queries, encoder, spec, k=k, floor=floor)
         try:
             found.compare_known()
             if not found.is_done:
@@ -173,174 +153,5 @@ def gather(
         UsageError: a table or stream cannot be read as `sources` says.
     """
     corpus = Corpus(sources.kind, cache, quiet=quiet)
-    gather_into(corpus, sources, corpus._known, looked)
+    gather_into(corpus, sources, looked)
     return corpus
-
-
-class _Search:
-    """One search: what was compared, and what is still to be embedded."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        queries: Vectors,
-        encoder: Encoder,
-        spec: VectorSpec,
-        k: int | None,
-        floor: float,
-    ) -> None:
-        self._corpus = corpus
-        self._queries = np.ascontiguousarray(queries, np.float32)
-        self._encoder = encoder
-        self._spec = spec
-        self._k = k
-        self._best = Best(len(queries), k, floor)
-        self._cache = corpus.vectors(spec)
-        self._keys = corpus.keys()
-        self._unsaved: list[tuple[list[bytes], Vectors]] = []
-        self._saved_at = time.monotonic()
-        self._skipped = corpus.skipped
-        self.done = 0
-        self._tokens = 0
-        self._missing: dict[bytes, list[int]] = {}  # the passages of each key without a vector
-
-    @property
-    def is_done(self) -> bool:
-        """Whether every passage was compared."""
-        return not self._missing
-
-    def compare_known(self) -> None:
-        """Compare what has a vector, and note what has none."""
-        rows = self._cache.find(self._keys)
-        known = np.flatnonzero(rows >= 0)
-        step = max(1, SCORES // max(1, len(self._queries)))
-        for start in range(0, len(known), step):
-            numbers = known[start : start + step]
-            self._compare(self._cache.scores(rows[numbers], self._queries), numbers)
-        for number in np.flatnonzero(rows < 0).tolist():
-            self._missing.setdefault(self._keys[number], []).append(number)
-
-    def _compare(self, scores: Vectors, numbers: NDArray[np.int64]) -> None:
-        self._best.add(scores, numbers)
-        self.done += len(numbers)
-
-    def embed_missing(self, promise: Promise) -> Iterator[None]:
-        """Embed and compare window by window."""
-        profile = self._encoder.profile
-        plan = Plan(
-            prompt=Prompt(self._spec.prompt),
-            dim=self._spec.dim,
-            max_tokens=self._spec.max_tokens,
-            closing_tokens=profile.closing_tokens,
-            on_long="truncate",
-        )
-        embedder = Embedder(self._encoder, plan, computing(self._encoder, self._spec.dim))
-        try:
-            for window in embed(self._records(promise), embedder, plan, live=False):
-                self._take(window)
-                yield
-        except GembError as error:
-            # Where a search before this one was fine, only what failed then is left to embed.
-            if not self.done:
-                raise
-            left = len(self._keys) - self.done
-            self._skipped.failure(f"{left:,} passages", str(error))
-
-    def _records(self, promise: Promise) -> Iterator[Record]:
-        for number in self._ordered([places[0] for places in self._missing.values()], promise):
-            record = self._corpus.record(number)
-            if record is None:
-                self._corpus.lose(number)
-            else:
-                yield record
-
-    def _ordered(self, numbers: list[int], promise: Promise) -> list[int]:
-        """Return the passages, the most promising first."""
-        if len(numbers) <= JUDGED or not promise.terms:
-            return numbers
-        scores = promise.scores(self._terms(numbers, promise))
-        order = np.argsort(-scores, kind="stable")
-        best, rest = order[:FIRST_BEST], order[FIRST_BEST:]
-        # Of the rest file by file, so that none is read again and again: its best passage counts.
-        files = self._corpus.files_of(np.array(numbers)[rest])
-        hopes = np.zeros(len(self._corpus.entries) + 1, np.float32)
-        np.maximum.at(hopes, files, scores[rest])
-        rest = rest[np.lexsort((rest, files, -hopes[files]))]
-        return [numbers[place] for place in (*best.tolist(), *rest.tolist())]
-
-    def _terms(self, numbers: list[int], promise: Promise) -> NDArray[np.bool_]:
-        """Return which terms stand in which passages, bool [n, terms]."""
-        corpus = self._corpus
-        found: list[NDArray[np.bool_]] = []
-        at = 0
-        while at < len(numbers):
-            file = corpus.file_of(numbers[at])
-            if file == len(corpus.entries):
-                for number in numbers[at:]:
-                    record = corpus.record(number)
-                    text = record.text if record else ""
-                    found.append(promise.found(text, [(0, len(text))]))
-                break
-            end = at
-            while end < len(numbers) and numbers[end] in corpus.of_file(file):
-                end += 1
-            rows = corpus.table[numbers[at:end]]
-            spans = list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True))
-            of_text = promise.found(corpus.text_of(file) or "", spans)
-            path = corpus.entries[file].path
-            found.append(of_text | promise.found(path, [(0, len(path))]))
-            at = end
-        return np.concatenate(found)
-
-    def _take(self, window: Window) -> None:
-        """Compare the passages of a window, and keep their vectors."""
-        good: list[int] = []
-        for place, row in enumerate(window.rows):
-            self._tokens += row.tokens
-            self._skipped.cut += row.is_cut
-            if row.error:
-                self._skipped.failure(row.record.place, row.error.message)
-            else:
-                good.append(place)
-        numbers = [int(window.rows[place].record.id) for place in good]
-        keys = [self._keys[number] for number in numbers]
-        vectors = window.vectors[good]
-        if not good:
-            return
-        self._unsaved.append((keys, vectors))
-        # One text may stand in many places.
-        places = [self._missing.get(key, []) for key in keys]
-        repeats = np.repeat(np.arange(len(keys)), [len(numbers) for numbers in places])
-        flat = np.array([number for numbers in places for number in numbers], np.int64)
-        scores = scores_of(vectors.astype(np.float16), self._queries)
-        self._compare(scores[repeats], flat)
-        is_late = time.monotonic() - self._saved_at > KEEP_S
-        if is_late or sum(len(keys) for keys, _ in self._unsaved) > KEEP_ROWS:
-            self.keep()
-
-    def keep(self) -> None:
-        """Cache what was computed since the last time."""
-        unsaved, self._unsaved = self._unsaved, []
-        if unsaved:
-            keys = [key for keys, _ in unsaved for key in keys]
-            self._cache.add(keys, np.concatenate([vectors for _, vectors in unsaved]))
-        self._saved_at = time.monotonic()
-
-    def answer(self, *, is_last: bool) -> Answer:
-        """Return what was found so far."""
-        hits: list[list[Hit]] = []
-        if is_last:  # what the files hold now
-            self._corpus.drop_texts()
-        for query in range(len(self._queries)):
-            hits.append([])
-            if self._k is None and not is_last:
-                continue
-            for number, score in self._best.ranked(query):
-                if self._k is not None and len(hits[-1]) == self._k:
-                    break
-                hit = self._corpus.hit(number, score)
-                if hit:
-                    hits[-1].append(hit)
-                elif is_last:
-                    self._corpus.lose(number)
-        return Answer(hits, self.done, len(self._corpus), self._tokens, is_last)

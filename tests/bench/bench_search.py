@@ -30,7 +30,7 @@ import numpy as np
 
 import gemb.models
 from gemb.search.accuracy import plan
-from gemb.search.prefetch import read_ahead
+from gemb.search.mapped_file import read_ahead
 from gemb.search.ranking import exact
 from gemb.search.sign_codes import Coder
 from gemb.search.two_stage import two_stage

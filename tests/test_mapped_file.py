@@ -1,9 +1,11 @@
 import mmap
+import os
 
 import numpy as np
 import pytest
 
-from gemb.search.prefetch import read_ahead
+from gemb.errors import GembError
+from gemb.search.mapped_file import MappedRows, gathered, read_ahead
 
 PAGE = mmap.PAGESIZE
 
@@ -58,3 +60,26 @@ def test_memmaps_and_arrays_in_memory_take_it(tmp_path):
     read_ahead(mapped[50:], np.array([0, 49]))
     read_ahead(np.zeros((3, 4)), np.array([1]))
     read_ahead(np.zeros((0, 4)))
+
+
+def test_scattered_rows_are_those_of_the_map_and_are_not_mapped(tmp_path):
+    path = tmp_path / "v"
+    expected = np.random.default_rng(0).standard_normal((4000, 768)).astype(np.float16)
+    expected.tofile(path)
+    stored = MappedRows.open(path, expected.dtype, 3999, 768)
+    rows = np.arange(0, 3999, 43)
+    np.testing.assert_array_equal(gathered(stored, rows), expected[rows])
+    np.testing.assert_array_equal(gathered(stored[1:], rows[:9]), expected[1:][rows[:9]])
+    assert gathered(stored, rows[:0]).shape == (0, 768)
+    path.unlink()  # by a compaction
+    assert gathered(stored, rows[-1:])[0, 0] == expected[rows[-1], 0]
+
+
+def test_a_file_that_was_cut_short_meanwhile_is_one_line(tmp_path):
+    path = tmp_path / "v"
+    np.zeros((100, 768), np.float16).tofile(path)
+    stored = MappedRows.open(path, np.dtype("<f2"), 100, 768)
+    os.truncate(path, 768 * 2 * 50 + 1)
+    assert gathered(stored, np.array([49])).shape == (1, 768)
+    with pytest.raises(GembError, match="v was cut short meanwhile; gemb index verify"):
+        gathered(stored, np.array([3, 50]))
