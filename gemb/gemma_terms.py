@@ -55,7 +55,7 @@ def in_file(licence: str, change: str) -> dict[str, str]:
 
     Args:
         licence: by Hugging Face's names; empty: not known, and nothing is said.
-        change: what was done, of which model, a sentence.
+        change: what was done, of which model, a sentence a line.
     """
     if not licence:
         return {}

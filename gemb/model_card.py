@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gemb.gemma_terms import LICENCE, NOTICE, NOTICE_FILE, put_beside
+
+_BEFORE = "Before that: "
+_SAID = ("Modified from ", "Unpacked by gemb ", "Made by gemb ", "Average of ", "SLERP of ")
 
 
 def licence_of(folder: Path) -> str:
@@ -28,19 +32,32 @@ def _named(card: Path) -> str:
     return ""
 
 
-def write_card(folder: Path, licence: str, said: str) -> None:
+def history_of(folder: Path) -> list[str]:
+    """Return what gemb did to the model so far, the last first, as the folder's README.md says."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return []
+    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    done = (line.removeprefix(_BEFORE) for line in lines)
+    return [line for line in done if line.startswith(_SAID)]
+
+
+def write_card(folder: Path, licence: str, said: str, before: Sequence[str] = ()) -> None:
     """Say where the model is from; of one from Gemma, with the notice and the terms beside it.
 
     Args:
         folder: the new model's.
         licence: of the model that it was made of, by Hugging Face's names; empty: not known.
-        said: what was done, a sentence or more.
+        said: what was done, a sentence or more, in one line.
+        before: what had been done to the model that it was made of, the last first.
 
     Raises:
         OSError: a file cannot be written.
     """
     lines = ["---", f"license: {licence}", "---", ""] if licence else []
     lines.append(said)
+    for line in before:
+        lines += ["", _BEFORE + line]
     if licence == LICENCE:
         lines += ["", NOTICE]
         put_beside(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,8 @@ def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, g
     done("soup", "./cut", "./cut", "-o", "soup")
     assert_folder_has_all(gemb.folder / "soup")
     done("export-gguf", "soup", "-o", "soup.gguf", "--outtype", "f32")
-    change = "Modified from soup by `gemb export-gguf`."
+    (made,) = re.findall("^Average .*", (gemb.folder / "soup/README.md").read_text(), re.MULTILINE)
+    change = f"Modified from soup by `gemb export-gguf`.\n{made}"
     assert_file_has_all(gemb.folder / "soup.gguf", change)
     done("quantize", "soup.gguf", "-t", "q8_0", "-o", "q8_0.gguf")
     assert_file_has_all(gemb.folder / "q8_0.gguf", change)
@@ -92,6 +94,20 @@ def test_a_card_that_names_no_licence_leaves_the_notice_to_say_it(gemma_folder: 
     (gemb.folder / "a" / "README.md").write_text("# My model\n")
     assert gemb("cut", "./a", "-o", "b", "--keep-layers", "0,1").returncode == 0
     assert_folder_has_all(gemb.folder / "b")
+
+
+def test_a_card_tells_every_change_the_last_first(gemma_folder: Path, gemb: Gemb):
+    source = str(gemma_folder)
+    for name, layers in (("a", "0,1,2"), ("b", "1,2"), ("c", "0,1")):
+        assert gemb("cut", source, "-o", name, "--keep-layers", layers).returncode == 0
+        source = f"./{name}"
+    lines = (gemb.folder / "c" / "README.md").read_text().splitlines()
+    told = [line.partition(" by ")[0] for line in lines if "Modified from" in line]
+    assert told == [
+        "Modified from b",
+        "Before that: Modified from a",
+        "Before that: Modified from gemma",
+    ]
 
 
 def test_a_model_under_another_licence_or_none_gets_no_terms(tiny_model: Path, gemb: Gemb):
