@@ -469,3 +469,13 @@ def test_an_index_can_be_copied_and_read_elsewhere(gemb: Gemb, built: Path) -> N
     with inside(gemb.folder), Index.open(Path(there.name)) as index:
         assert index.count == 50
     check_whole(gemb, there.name)
+
+
+def test_what_a_kill_left_of_an_index_that_was_replaced_is_removed(gemb: Gemb, built: Path) -> None:
+    for name in (".l.gemb.99.old", ".other.gemb.99.old"):
+        (gemb.folder / name).mkdir()
+        (gemb.folder / name / "rows.sqlite").write_bytes(b"x")
+    out(gemb, "index", "build", "-f", "l.gemb", "l.txt")
+    assert not (gemb.folder / ".l.gemb.99.old").exists()
+    assert (gemb.folder / ".other.gemb.99.old").exists()
+    check_whole(gemb, "l.gemb")
