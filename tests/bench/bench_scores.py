@@ -4,8 +4,9 @@
     python tests/bench/bench_scores.py --data DEV --judge CANDIDATE.gguf [--bf16 FOLDER]
 
 Every model is scored by gemb's own evaluation with the prompts that its documentation names; STS is
-100 x Spearman, retrieval 100 x nDCG@10. The models: `scored_models.py`, how the
-others are run: `other_models.py`, speed and start: `timed_models.py`. NAME=REF says where a model of gemb's is, PATH adds one.
+100 x Spearman, retrieval 100 x nDCG@10. The models are in `scored_models.py`, how the others are
+run in `other_models.py`, how speed and start are taken in `timed_models.py`. NAME=REF says where a
+model of gemb's is; PATH adds one.
 
 Scores and times are kept in --cache by the model's fingerprint, so that a second call only prints,
 and one that was stopped goes on where it was. --judge holds a model against the bars that the
