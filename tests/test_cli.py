@@ -247,7 +247,14 @@ def test_no_module_of_commands_is_left_out():
     modules = {p.stem for p in (Path(__file__).parents[1] / "gemb" / "commands").glob("*.py")}
     kinds = {command.callback.__module__.rpartition(".")[2] for command in COMMANDS}
     shared = {"__init__", "chains", "group", "options", "params", "printing"}
-    shared |= {"index_options", "search_checks", "search_forms", "search_options", "walk_options"}
+    shared |= {
+        "index_care",
+        "index_options",
+        "search_checks",
+        "search_forms",
+        "search_options",
+        "walk_options",
+    }
     assert modules - kinds == shared
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+
 import pytest
 
 from gemb.commands import COMMANDS
@@ -16,6 +19,7 @@ from readme_reference import (
     reference,
     replaced,
 )
+from terminal_picture import picture
 
 
 def test_the_generated_parts_are_current():
@@ -71,3 +75,36 @@ def test_every_file_is_in_the_map_with_its_first_sentence():
 def test_a_readme_without_marks_is_said_so():
     with pytest.raises(ValueError, match="no <!-- begin commands -->"):
         replaced("# x\n", {"commands": "help"})
+
+
+def test_the_pictures_are_there_and_small():
+    readme = README.read_text(encoding="utf-8")
+    named = {README.parent / name for name in re.findall(r"!\[[^]]+\]\(([^)]+)\)", readme)}
+    assert named == set((README.parent / "pictures").iterdir())
+    assert sum(path.stat().st_size for path in named) < 300_000
+
+
+def test_what_the_readme_links_to_in_the_checkout_is_there():
+    readme = README.read_text(encoding="utf-8")
+    links = re.findall(r"(?<!!)\[[^]]+\]\(((?!https?://|#)[^)]+)\)", readme)
+    assert "gemb/data/mini.md" in links
+    assert not [link for link in links if not (README.parent / link).exists()]
+
+
+def test_the_licence_section_has_the_notice():
+    licence = README.read_text(encoding="utf-8").partition("\n## Licence\n")[2]
+    assert f"> {NOTICE}\n" in licence
+
+
+def test_a_picture_of_a_terminal_has_its_texts_colours_and_columns():
+    svg = picture("a <b>\x1b[1m\x1b[35mred\x1b[0m\n\x1b[32m1\x1b[39m x\n\n")
+    texts = re.findall(r'<text x="([\d.]+)" y="([\d.]+)"[^>]*fill="(#\w+)"([^>]*)>(.*)</text>', svg)
+    assert [(fill, more, html.unescape(text)) for *_, fill, more, text in texts] == [
+        ("#d5c4a1", "", "a\xa0<b>"),
+        ("#d3869b", ' font-weight="bold"', "red"),
+        ("#b8bb26", "", "1"),
+        ("#d5c4a1", "", "\xa0x"),
+    ]
+    left, top = float(texts[0][0]), float(texts[0][1])
+    assert float(texts[1][0]) == pytest.approx(left + 5 * 8.4, abs=0.05)
+    assert float(texts[2][1]) == top + 18
