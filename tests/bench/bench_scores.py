@@ -10,8 +10,8 @@ model of gemb's is; PATH adds one.
 
 Scores and times are kept in --cache by the model's fingerprint, so that a second call only prints,
 and one that was stopped goes on where it was. --judge holds a model against the bars that the
-bundled one must reach; exit code 1 where one is missed. Sets with titles are not for this: the
-other models have no prompt that takes a title.
+bundled one must reach; exit code 1 where one is missed, 2 where a model of these is not here.
+Sets with titles are not for this: the other models have no prompt that takes a title.
 """
 
 from __future__ import annotations
@@ -222,7 +222,10 @@ def main() -> int:
     parser.add_argument("--bf16", metavar="FOLDER|FILE", help="the judged model, not quantized")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    specs = {chosen(spec).name: spec for spec in options.models}
+    try:
+        specs = {chosen(spec).name: spec for spec in options.models}
+    except Absent as error:
+        parser.error(str(error))
     if options.judge:
         needed = [specs.get(name, name) for name in (TEACHER, RIVAL, REFERENCE)]
         before = [f"before={options.bf16}"] if options.bf16 else []
@@ -239,6 +242,8 @@ def main() -> int:
     if not options.judge:
         return 0
     known = {row.name: row for row in rows}
+    if absent.keys() & {options.judge.partition("=")[0], TEACHER, RIVAL}:
+        return 2  # said above
     held = bars(rows[0], known[TEACHER], known[RIVAL], known.get("before"))
     print("\n" + judged(held))
     return int(any(bar.reached(bar.must) == "missed" for bar in held))
