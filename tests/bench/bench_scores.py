@@ -10,8 +10,8 @@ model of gemb's is; PATH adds one.
 
 Scores and times are kept in --cache by the model's fingerprint, so that a second call only prints,
 and one that was stopped goes on where it was. --judge holds a model against the bars that the
-bundled one must reach; exit code 1 where one is missed. Sets with titles are not for this: the
-other models have no prompt that takes a title.
+bundled one must reach; exit code 1 where one is missed, 2 where a model of these is not here.
+Sets with titles are not for this: the other models have no prompt that takes a title.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def timed(specs: dict[str, str], reference: str, options: argparse.Namespace) ->
 
     Args:
         specs: fingerprint -> spec of those wanted.
-        reference: the spec of what ratios are to.
+        reference: the spec of what ratios are to; empty: it is not here, and nothing is measured.
         options: of the command line.
     """
     files = {mark: options.cache / f"{mark}.times.json" for mark in specs}
@@ -124,7 +124,7 @@ def timed(specs: dict[str, str], reference: str, options: argparse.Namespace) ->
         for mark, spec in specs.items()
         if options.times == "again" or not files[mark].exists()
     }
-    if wanted and options.times != "kept":
+    if wanted and reference and options.times != "kept":
         new = measured(list(wanted.values()), reference, options.data)
         for mark, spec in wanted.items():
             files[mark].write_text(json.dumps(asdict(new[spec])), encoding="utf-8")
@@ -154,11 +154,8 @@ def lines(specs: Sequence[str], options: argparse.Namespace) -> tuple[list[Line]
         )
         for spec, one in found.items()
     }
-    reference = next((spec for spec in found if chosen(spec).name == REFERENCE), None)
-    times: dict[str, Times] = {}
-    if reference:
-        marks = {one.fingerprint: spec for spec, one in found.items()}
-        times = timed(marks, reference, options)
+    reference = next((spec for spec in found if chosen(spec).name == REFERENCE), "")
+    times = timed({one.fingerprint: spec for spec, one in found.items()}, reference, options)
     return [
         Line(
             name=chosen(spec).name,
@@ -182,7 +179,7 @@ def table(rows: Sequence[Line]) -> str:
         times = ["", "", ""]
         if row.times:
             speed, start = row.times.tokens_per_second, row.times.start_s
-            times = [f"{speed:,.0f}", f"{row.times.speed_ratio:.2g}", f"{start:.2f}"]
+            times = [f"{speed:,.0f}", f"{row.times.speed_ratio:.1f}", f"{start:.2f}"]
         cells = [f"{100 * row.cell(name).value:.1f}" for name in names]
         size = f"{row.megabytes:.0f}"
         text.append([row.name, str(row.dims[0]), *cells, f"{row.mean():.1f}", narrow, size, *times])
@@ -225,7 +222,10 @@ def main() -> int:
     parser.add_argument("--bf16", metavar="FOLDER|FILE", help="the judged model, not quantized")
     options = parser.parse_args()
     options.cache.mkdir(parents=True, exist_ok=True)
-    specs = {chosen(spec).name: spec for spec in options.models}
+    try:
+        specs = {chosen(spec).name: spec for spec in options.models}
+    except Absent as error:
+        parser.error(str(error))
     if options.judge:
         needed = [specs.get(name, name) for name in (TEACHER, RIVAL, REFERENCE)]
         before = [f"before={options.bf16}"] if options.bf16 else []
@@ -242,6 +242,8 @@ def main() -> int:
     if not options.judge:
         return 0
     known = {row.name: row for row in rows}
+    if absent.keys() & {options.judge.partition("=")[0], TEACHER, RIVAL}:
+        return 2  # said above
     held = bars(rows[0], known[TEACHER], known[RIVAL], known.get("before"))
     print("\n" + judged(held))
     return int(any(bar.reached(bar.must) == "missed" for bar in held))

@@ -26,7 +26,7 @@ import numpy as np
 from other_models import Other
 from scored_models import chosen, describe
 
-SHORT, LONG = 120, 24  # texts
+SHORT, LONG = 80, 12  # texts
 PASSAGE = 800  # characters of a long one, at most
 ROUNDS = 5
 # An installed package has its bytecode beside it.
