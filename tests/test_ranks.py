@@ -46,6 +46,7 @@ def as_process(rank: int, count: int, folder: Path, work: Callable[[Ranks, Path]
     )
     work(Ranks(), folder)
     dist.destroy_process_group()
+    os._exit(0)  # as gemb ends: a thread of torch that Python's own end meets may abort
 
 
 def in_processes(count: int, folder: Path, work: Callable[[Ranks, Path], None]) -> None:

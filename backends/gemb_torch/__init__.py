@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -49,6 +50,8 @@ class TorchBackend(Backend):
 
     def train(self, recipe: Recipe, training: Training) -> Verdict | None:
         """Train a model; see `gemb_torch.launch` and `gemb_torch.train`."""
+        # Machines end one after the other, of which torch would warn; read where it is loaded.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from gemb.run_folder import RunFolder
         from gemb_torch.stop_request import EarlyStop
 

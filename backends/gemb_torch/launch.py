@@ -114,9 +114,7 @@ def _end_with(starter: int) -> None:
 
 def _start(training: Training, count: int, early: EarlyStop) -> None:
     """Start the processes, wait for their end, and end as they did."""
-    # The agent's own words; read where the libraries are loaded, so before the import.
-    logging.disable(logging.CRITICAL)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.disable(logging.CRITICAL)  # the agent's own words
     with early.leaving():
         from torch.distributed.elastic.rendezvous import RendezvousError
 
