@@ -42,6 +42,16 @@ def history_of(folder: Path) -> list[str]:
     return [line for line in done if line.startswith(_SAID)]
 
 
+def shared_history(folders: Sequence[Path]) -> list[str]:
+    """Return what was done to the model that all of these were made of, the last first."""
+    shared: list[str] = []
+    for steps in zip(*(reversed(history_of(folder)) for folder in folders), strict=False):
+        if len(set(steps)) > 1:
+            break
+        shared.insert(0, steps[0])
+    return shared
+
+
 def write_card(folder: Path, licence: str, said: str, before: Sequence[str] = ()) -> None:
     """Say where the model is from; of one from Gemma, with the notice and the terms beside it.
 

@@ -549,7 +549,7 @@ def test_adaptation_refuses_what_it_would_not_do(key):
 
 
 def test_those_are_the_shipped_recipes():
-    chains = ["embeddinggemma", "embeddinggemma-mini"]
+    chains = ["embeddinggemma", "embeddinggemma-mini", "mini"]
     assert recipe_names() == sorted([*RECIPES, *chains])
 
 

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 from gemb import soup
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import GembError, UsageError
+from gemb.model_card import history_of, write_card
 from gemb.safetensors import NewTensor, decoded, encoded, read_header, write_file
 from gemb.soup import MANIFEST, plan, write_soup
 from gemb.soup_ingredients import Named, open_ingredients
@@ -146,6 +147,17 @@ def test_the_manifest_says_what_is_in_it(three, tmp_path):
     assert found == {str(three[0]): (prints[0], 0.75), str(three[1]): (prints[1], 0.25)}
     assert manifest["method"] == "mean"
     assert prints[1] in (made / "README.md").read_text()
+
+
+def test_the_card_says_what_was_done_to_all_before_they_parted(three, tmp_path):
+    shared = "Modified from base by `gemb cut`: 2 of 4 layers."
+    trained = [shutil.copytree(folder, tmp_path / folder.name) for folder in three]
+    for number, folder in enumerate(trained):
+        own = f"Modified from base by `gemb train`: {number} steps."
+        write_card(folder, "gemma", own, [shared])
+    said = history_of(cook(trained, tmp_path / "s"))
+    assert said[0].startswith("Average of models")
+    assert said[1:] == [shared]
 
 
 def test_a_shared_model_is_read_from_all_its_files(three, tmp_path):
