@@ -79,8 +79,10 @@ def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, g
     done("soup", "./cut", "./cut", "-o", "soup")
     assert_folder_has_all(gemb.folder / "soup")
     done("export-gguf", "soup", "-o", "soup.gguf", "--outtype", "f32")
-    (made,) = re.findall("^Average .*", (gemb.folder / "soup/README.md").read_text(), re.MULTILINE)
-    change = f"Modified from soup by `gemb export-gguf`.\n{made}"
+    card = (gemb.folder / "soup/README.md").read_text()
+    (made,) = re.findall("^Average .*", card, re.MULTILINE)
+    (cut,) = re.findall("^Before that: (Modified from gemma by `gemb cut`.*)", card, re.MULTILINE)
+    change = f"Modified from soup by `gemb export-gguf`.\n{made}\n{cut}"
     assert_file_has_all(gemb.folder / "soup.gguf", change)
     done("quantize", "soup.gguf", "-t", "q8_0", "-o", "q8_0.gguf")
     assert_file_has_all(gemb.folder / "q8_0.gguf", change)
