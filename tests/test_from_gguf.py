@@ -16,6 +16,7 @@ from gemb.backend import Cut, Runtime
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.gguf_folder import unpack
+from gemb.gguf_header import strings
 from gemb.gguf_model import open_gguf
 from gemb.gguf_tokenizer import tokenizer_files
 from gemb.models import bundled
@@ -66,9 +67,11 @@ def test_the_bundled_file_gives_llama_cpps_tokens(tmp_path: Path):
     path = bundled()
     if not path.is_file():
         pytest.skip("the bundled model is not in this checkout")
-    for name, value in tokenizer_files(open_gguf(path).header, 2048).items():
+    header = open_gguf(path).header
+    for name, value in tokenizer_files(header, 2048).items():
         (tmp_path / name).write_text(json.dumps(value), encoding="utf-8")
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 32768}))
+    size = len(strings(header, "tokenizer.ggml.tokens"))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": size}))
     assert differences(path, tmp_path, token_lines(20_000)) == []
 
 
