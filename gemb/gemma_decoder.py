@@ -32,7 +32,7 @@ from gemb.gguf_folder import unpack
 from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.gguf_model import GgufModel
 from gemb.gguf_model import expected_shapes as gguf_shapes
-from gemb.model_card import licence_of, write_card
+from gemb.model_card import history_of, licence_of, write_card
 from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.model_modules import write_modules
 from gemb.prompts import DICTIONARY
@@ -69,6 +69,7 @@ def write_encoder(source: Path, target: Path, *, seed: int) -> None:
         licence,
         f"Made by gemb of the language model {source.resolve().name}: attention sees both ways, "
         "and the dense layers are random. Not trained to embed.",
+        history_of(source if source.is_dir() else target),
     )
 
 

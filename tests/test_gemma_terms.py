@@ -15,6 +15,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.gemma_terms import NOTICE, reaching, terms
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
+from gemb.model_card import history_of
 from gemb.models import bundled
 
 # Section 3.1 of the terms: what who distributes a derivative must include.
@@ -89,6 +90,12 @@ def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, g
     (gemb.folder / "unpacked").mkdir()
     unpack(open_gguf(gemb.folder / "q8_0.gguf"), gemb.folder / "unpacked")
     assert_folder_has_all(gemb.folder / "unpacked")
+    assert history_of(gemb.folder / "unpacked") == [
+        "Unpacked by gemb from q8_0.gguf, whose weights are f32, q8_0.",
+        *change.splitlines(),
+    ]
+    done("cut", "q8_0.gguf", "-o", "decoder", "--keep-layers", "0", "--as-decoder")
+    assert history_of(gemb.folder / "decoder")[2:] == change.splitlines()
 
 
 def test_a_card_that_names_no_licence_leaves_the_notice_to_say_it(gemma_folder: Path, gemb: Gemb):
