@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _WHAT = 100  # characters of a command that a plan shows
 # Parameters of commands that name files: `gemb eval --data`, `gemb quantize --eval`, ...
-_FILES = ("data", "sets", "texts", "corpus", "pairs")
+_FILES = ("data", "sets", "texts", "more_texts", "corpus", "pairs")
 
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
