@@ -15,7 +15,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.gemma_terms import NOTICE, reaching, terms
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
-from gemb.model_card import history_of
+from gemb.model_card import history_in, history_of
 from gemb.models import bundled
 
 # Section 3.1 of the terms: what who distributes a derivative must include.
@@ -68,6 +68,15 @@ def test_the_bundled_model_has_notice_terms_and_card_beside_it():
     assert notice.startswith(SENTENCE + "\n")
     assert "modified version of google/embeddinggemma-300m" in notice
     assert (folder / "mini.md").is_file()
+
+
+def test_the_bundled_file_alone_tells_its_licence_and_what_was_changed():
+    header = open_gguf(bundled()).header.metadata
+    change = str(header["general.license.notice"]).removeprefix(f"{SENTENCE}\n\n")
+    assert_file_has_all(bundled(), change)
+    steps = history_in(change)
+    assert steps == change.splitlines(), "each line is a step that a later card takes over"
+    assert steps[-1].startswith("Modified from embeddinggemma-300m by `gemb cut`: 22 of 24 layers")
 
 
 def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, gemb: Gemb):
