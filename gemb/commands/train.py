@@ -142,7 +142,7 @@ def train(
     STAGE.KEY. gemb recipes plan tells what it costs.
 
     \b
-    gemb train embeddinggemma-mini -o runs/mini
+    gemb train embeddinggemma-mini -o runs/paper
     gemb train chain.yaml pretrain.optimizer.lr=1e-4 -o runs/whole -n
 
     \b
