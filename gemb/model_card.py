@@ -15,6 +15,18 @@ _SAID = re.compile(
 )
 
 
+def known_as(folder: Path) -> str:
+    """Return what tells the model in a folder from others, in what is said of it.
+
+    Of the hub's cache, `org/repo@revision`; of a run, `RUN/model`; else the folder's name.
+    """
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        repo = folder.parent.parent.name.removeprefix("models--").replace("--", "/")
+        return f"{repo}@{folder.name[:12]}"
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "model" else folder.name
+
+
 def licence_of(folder: Path) -> str:
     """Return the licence that the folder's README.md names, or an empty string.
 

@@ -107,6 +107,26 @@ def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, g
     assert history_of(gemb.folder / "decoder")[2:] == change.splitlines()
 
 
+def test_a_model_of_the_hubs_cache_is_called_by_its_name_there(gemma_folder: Path, gemb: Gemb):
+    snapshot = gemb.folder / "hub/models--org--some-model/snapshots" / ("0123456789abcdef" * 2)
+    shutil.copytree(gemma_folder, snapshot)
+    cut = gemb("cut", str(snapshot), "-o", "a", "--keep-layers", "1,2")
+    assert cut.returncode == 0, cut.stderr
+    (step,) = history_of(gemb.folder / "a")
+    assert step.startswith("Modified from org/some-model@0123456789ab by `gemb cut`: 2 of 3 layers")
+    export = gemb("export-gguf", str(snapshot), "-o", "a.gguf", "--outtype", "f32")
+    assert export.returncode == 0, export.stderr
+    said = metadata_of(gemb.folder / "a.gguf")
+    assert said["general.name"] == "some-model"
+    assert "\nModified from org/some-model@0123456789ab by" in str(said["general.license.notice"])
+
+
+def test_the_model_of_a_run_is_called_by_the_runs_name(gemma_folder: Path, gemb: Gemb):
+    run = shutil.copytree(gemma_folder, gemb.folder / "runs/smoke/model")
+    assert gemb("cut", str(run), "-o", "a", "--keep-layers", "1,2").returncode == 0
+    assert history_of(gemb.folder / "a")[0].startswith("Modified from smoke/model by `gemb cut`: ")
+
+
 def test_a_card_that_names_no_licence_leaves_the_notice_to_say_it(gemma_folder: Path, gemb: Gemb):
     assert gemb("cut", str(gemma_folder), "-o", "a", "--keep-layers", "1,2").returncode == 0
     (gemb.folder / "a" / "README.md").write_text("# My model\n")
