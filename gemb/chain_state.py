@@ -137,6 +137,11 @@ class ChainRun:
         Raises:
             Missing: an input is gone, or was never there.
         """
+        if said := self.absent_inputs(statuses):
+            raise Missing(said)
+
+    def absent_inputs(self, statuses: Mapping[str, Status]) -> str:
+        """Return which inputs are not here, in a line; empty: none."""
         absent: dict[Path, str] = {}  # what is said of it
         for stage in self.chain.stages:
             if statuses[stage.name].word == "done":
@@ -153,10 +158,11 @@ class ChainRun:
                     record = self.path / "stages" / f"{makers[0]}.json"
                     do = f"put it back, or remove {record}, and {makers[0]} is run again"
                 absent.setdefault(path, f"stage {stage.name} needs it, and it is not there; {do}")
-        if absent:
-            path, said = next(iter(absent.items()))
-            more = f" (the first of {len(absent)} that are not there)" if len(absent) > 1 else ""
-            raise Missing(f"{path}{more}: {said}")
+        if not absent:
+            return ""
+        path, said = next(iter(absent.items()))
+        more = f" (the first of {len(absent)} that are not there)" if len(absent) > 1 else ""
+        return f"{path}{more}: {said}"
 
 
 def settings(stage: Stage) -> dict[str, Any]:

@@ -147,6 +147,12 @@ def test_every_file_that_tokens_are_counted_in_is_missed_before_anything_begins(
         "there; put it there, or name another"
     )
     assert not (work / "run").exists()
+    for output in ((), ("-o", "run")):
+        looked = go(SOUPS + cut, "-n", *output)
+        assert looked.returncode == 0
+        assert looked.stdout.startswith("STAGE ")
+        assert "gemb: note: b.txt.gz (the first of 2 that are not there): " in looked.stderr
+        assert "gemb: note" not in go(SOUPS, "-n", *output).stderr
 
 
 def test_a_stage_that_fails_ends_the_chain_with_its_code(go, work):
