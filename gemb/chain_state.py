@@ -137,6 +137,12 @@ class ChainRun:
         Raises:
             Missing: an input is gone, or was never there.
         """
+        if said := self.absent_inputs(statuses):
+            raise Missing(said)
+
+    def absent_inputs(self, statuses: Mapping[str, Status]) -> str:
+        """Return which inputs are not here, in a line; empty: none."""
+        absent: dict[Path, str] = {}  # what is said of it
         for stage in self.chain.stages:
             if statuses[stage.name].word == "done":
                 continue
@@ -147,11 +153,16 @@ class ChainRun:
                 path = self.source(stage, text)
                 if path is None or path.exists():
                     continue
-                do = "put it there, or name it"
+                do = "put it there, or name another"
                 if makers:
                     record = self.path / "stages" / f"{makers[0]}.json"
                     do = f"put it back, or remove {record}, and {makers[0]} is run again"
-                raise Missing(f"{path}: stage {stage.name} needs it, and it is not there; {do}")
+                absent.setdefault(path, f"stage {stage.name} needs it, and it is not there; {do}")
+        if not absent:
+            return ""
+        path, said = next(iter(absent.items()))
+        more = f" (the first of {len(absent)} that are not there)" if len(absent) > 1 else ""
+        return f"{path}{more}: {said}"
 
 
 def settings(stage: Stage) -> dict[str, Any]:

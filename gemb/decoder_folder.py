@@ -20,7 +20,7 @@ from gemb.errors import UsageError
 from gemb.gguf_folder import unpack
 from gemb.gguf_header import looks_like_gguf
 from gemb.gguf_model import open_gguf
-from gemb.model_card import write_card
+from gemb.model_card import history_of, write_card
 from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.safetensors import NewTensor, StoredTensor, write_file
 
@@ -68,6 +68,7 @@ def _write(
             checkpoint.licence(),
             f"Made by gemb of the embedding model {source.name}: a language model by its form "
             "alone, to try adaptation with.",
+            history_of(checkpoint.folder),
         )
 
 

@@ -32,7 +32,7 @@ from gemb.gguf_folder import unpack
 from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.gguf_model import GgufModel
 from gemb.gguf_model import expected_shapes as gguf_shapes
-from gemb.model_card import licence_of, write_card
+from gemb.model_card import history_of, known_as, licence_of, write_card
 from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.model_modules import write_modules
 from gemb.prompts import DICTIONARY
@@ -59,17 +59,18 @@ def write_encoder(source: Path, target: Path, *, seed: int) -> None:
     """
     if source.is_dir():
         hidden, licence = _from_folder(source, target), licence_of(source)
+        name, before = known_as(source), history_of(source)
     elif looks_like_gguf(source):
         hidden, licence = _from_gguf(source, target)
+        name, before = source.name, history_of(target)
     else:
         raise UsageError(f"{source}: no model folder and no GGUF file")
     _write_dense(target, hidden, seed)
-    write_card(
-        target,
-        licence,
-        f"Made by gemb of the language model {source.resolve().name}: attention sees both ways, "
-        "and the dense layers are random. Not trained to embed.",
+    said = (
+        f"Made by gemb of the language model {name}: attention sees both ways, and the dense "
+        "layers are random. Not trained to embed."
     )
+    write_card(target, licence, said, before)
 
 
 def _from_gguf(path: Path, target: Path) -> tuple[int, str]:

@@ -1,8 +1,9 @@
 """Unpack a GGUF file into a plain model folder of 32-bit numbers, so that training can start there.
 
 What a GGUF holds of the folder it was made from comes back: the weights as the file rounded them,
-the tokenizer, prompts, Matryoshka widths, the trained length, the licence. Norm weights lose the 1
-that the file holds more; the model adds it again, to the same number.
+the tokenizer, prompts, Matryoshka widths, the trained length, the licence, and what was done to the
+model before. Norm weights lose the 1 that the file holds more; the model adds it again, to the same
+number.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemb.errors import UsageError
+from gemb.gemma_terms import KEY_LICENCE, KEY_NOTICE
 from gemb.gguf_checks import ARCHITECTURE, number, wrong
 from gemb.gguf_header import TensorInfo
 from gemb.gguf_model import GgufModel
 from gemb.gguf_names import folder_name
 from gemb.gguf_tokenizer import roles, tokenizer_files
-from gemb.model_card import write_card
+from gemb.model_card import history_in, write_card
 from gemb.model_json import write_json
 from gemb.model_modules import write_modules
 from gemb.qat import CONFIG_KEY, gguf_types
@@ -151,4 +153,6 @@ def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
 def _write_card(model: GgufModel, target: Path) -> None:
     types = ", ".join(sorted({info.type for info in model.header.tensors.values()}))
     said = f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}."
-    write_card(target, str(model.header.metadata.get("general.license", "")), said)
+    data = model.header.metadata
+    before = history_in(str(data.get(KEY_NOTICE, "")))
+    write_card(target, str(data.get(KEY_LICENCE, "")), said, before)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gemb.checkpoint import Checkpoint
-from gemb.model_card import history_of, write_card
+from gemb.model_card import history_of, known_as, write_card
 
 # Names, or patterns, of files beside the weights.
 TOKENIZER_FILES = (
@@ -58,6 +58,5 @@ def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -
         by: what did it, and how: the end of a sentence and perhaps more.
         licence: of the new model; empty: the source's.
     """
-    name = source.folder.resolve().name
-    said = f"Modified from {name} by {by}"
+    said = f"Modified from {known_as(source.folder)} by {by}"
     write_card(target, licence or source.licence(), said, history_of(source.folder))

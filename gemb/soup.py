@@ -28,7 +28,7 @@ from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import GembError, UsageError
 from gemb.gemma_terms import reaching
-from gemb.model_card import shared_history, write_card
+from gemb.model_card import soup_history, write_card
 from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
 from gemb.model_json import read_json, write_json
 from gemb.qat import CONFIG_KEY, folder_types
@@ -301,7 +301,7 @@ def _say(
     listed = ", ".join(f"{_short(one.name)} ({one.fingerprint}, {x:.4g})" for one, x in parts)
     said = "Average" if method == "mean" else "SLERP"
     licence = reaching([one.checkpoint.licence() for one in ingredients])
-    before = shared_history([one.checkpoint.folder for one in ingredients])
+    before = soup_history([(_short(one.name), one.checkpoint.folder) for one in ingredients])
     write_card(part, licence, f"{said} of models, by `gemb soup`: {listed}.", before)
 
 

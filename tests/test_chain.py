@@ -204,7 +204,7 @@ def test_of_several_files_one_must_be_named(run, tmp_path, command, is_folder):
         run("recipes", "check", str(file))
 
 
-@pytest.mark.parametrize("name", ["embeddinggemma", "embeddinggemma-mini"])
+@pytest.mark.parametrize("name", ["embeddinggemma", "embeddinggemma-mini", "mini"])
 def test_the_shipped_chains_are_fine_and_say_what_they_are_for(run, tmp_path, name):
     assert is_chain(read_tree(find(name)))
     assert re.fullmatch(r"# [A-Z].*\.", find(name).read_text().splitlines()[0])
@@ -221,6 +221,14 @@ def test_the_mini_chain_needs_nothing_but_the_package_and_has_every_kind_of_stag
         *("adapt", "pretrain", "finetune", "soup", "qat"),
         *("export-gguf", "quantize", "verify", "eval"),
     }
+
+
+def test_a_plan_shows_the_beginning_of_a_long_command_and_json_has_it_whole(run):
+    shown = run("recipes", "plan", "mini").splitlines()[1]
+    assert re.fullmatch(r"cut +cut +cut embeddinggemma-300m --keep-layers .* \.\.\.", shown)
+    assert len(shown) < 180
+    whole = json.loads(run("recipes", "plan", "mini", "--json"))["costs"][0]["does"]
+    assert whole.endswith(" train/debian-desc-xx.jsonl.gz")
 
 
 def test_the_plan_of_the_paper_has_its_tokens(run):

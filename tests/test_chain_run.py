@@ -135,8 +135,24 @@ def test_nothing_begins_when_an_input_of_a_later_stage_is_not_there(go, work):
     ):
         line = refusal(go(text, "-o", "run"), 4)
         assert line.startswith(f"gemb: {path}: stage ")
-        assert line.endswith("needs it, and it is not there; put it there, or name it")
+        assert line.endswith("needs it, and it is not there; put it there, or name another")
         assert not (work / "run").exists()
+
+
+def test_every_file_that_tokens_are_counted_in_is_missed_before_anything_begins(go, work):
+    (work / "here.txt").write_text("a text")
+    cut = "  less: {run: cut stage:one --vocab 340 --vocab-from here.txt b.txt.gz c.txt.gz}\n"
+    assert refusal(go(SOUPS + cut, "-o", "run"), 4) == (
+        "gemb: b.txt.gz (the first of 2 that are not there): stage less needs it, and it is not "
+        "there; put it there, or name another"
+    )
+    assert not (work / "run").exists()
+    for output in ((), ("-o", "run")):
+        looked = go(SOUPS + cut, "-n", *output)
+        assert looked.returncode == 0
+        assert looked.stdout.startswith("STAGE ")
+        assert "gemb: note: b.txt.gz (the first of 2 that are not there): " in looked.stderr
+        assert "gemb: note" not in go(SOUPS, "-n", *output).stderr
 
 
 def test_a_stage_that_fails_ends_the_chain_with_its_code(go, work):

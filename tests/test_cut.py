@@ -348,7 +348,7 @@ def test_the_licence_and_the_changes_stand_in_the_folder(
     (model / "README.md").write_text("---\nlicense: gemma\n---\n")
     backend.cut(model, tmp_path / "cut", Cut(layers=(1, 2)))
     text = (tmp_path / "cut" / "README.md").read_text()
-    assert "Modified from model by `gemb cut`: 2 of 3 layers (1, 2), 369 of 369 tokens" in text
+    assert "/model by `gemb cut`: 2 of 3 layers (1, 2), 369 of 369 tokens" in text
     assert "Gemma Terms of Use found at ai.google.dev/gemma/terms" in text
     assert open_checkpoint(tmp_path / "cut").licence() == "gemma"
 

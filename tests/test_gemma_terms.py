@@ -15,6 +15,7 @@ from gemb.checkpoint import open_checkpoint
 from gemb.gemma_terms import NOTICE, reaching, terms
 from gemb.gguf_folder import unpack
 from gemb.gguf_model import open_gguf
+from gemb.model_card import history_in, history_of
 from gemb.models import bundled
 
 # Section 3.1 of the terms: what who distributes a derivative must include.
@@ -69,6 +70,15 @@ def test_the_bundled_model_has_notice_terms_and_card_beside_it():
     assert (folder / "mini.md").is_file()
 
 
+def test_the_bundled_file_alone_tells_its_licence_and_what_was_changed():
+    header = open_gguf(bundled()).header.metadata
+    change = str(header["general.license.notice"]).removeprefix(f"{SENTENCE}\n\n")
+    assert_file_has_all(bundled(), change)
+    steps = history_in(change)
+    assert steps == change.splitlines(), "each line is a step that a later card takes over"
+    assert steps[-1].startswith("Modified from embeddinggemma-300m by `gemb cut`: 22 of 24 layers")
+
+
 def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, gemb: Gemb):
     def done(*words: object) -> None:
         answer = gemb(*map(str, words))
@@ -89,6 +99,32 @@ def test_the_notice_and_the_terms_go_through_every_command(gemma_folder: Path, g
     (gemb.folder / "unpacked").mkdir()
     unpack(open_gguf(gemb.folder / "q8_0.gguf"), gemb.folder / "unpacked")
     assert_folder_has_all(gemb.folder / "unpacked")
+    assert history_of(gemb.folder / "unpacked") == [
+        "Unpacked by gemb from q8_0.gguf, whose weights are f32, q8_0.",
+        *change.splitlines(),
+    ]
+    done("cut", "q8_0.gguf", "-o", "decoder", "--keep-layers", "0", "--as-decoder")
+    assert history_of(gemb.folder / "decoder")[2:] == change.splitlines()
+
+
+def test_a_model_of_the_hubs_cache_is_called_by_its_name_there(gemma_folder: Path, gemb: Gemb):
+    snapshot = gemb.folder / "hub/models--org--some-model/snapshots" / ("0123456789abcdef" * 2)
+    shutil.copytree(gemma_folder, snapshot)
+    cut = gemb("cut", str(snapshot), "-o", "a", "--keep-layers", "1,2")
+    assert cut.returncode == 0, cut.stderr
+    (step,) = history_of(gemb.folder / "a")
+    assert step.startswith("Modified from org/some-model@0123456789ab by `gemb cut`: 2 of 3 layers")
+    export = gemb("export-gguf", str(snapshot), "-o", "a.gguf", "--outtype", "f32")
+    assert export.returncode == 0, export.stderr
+    said = metadata_of(gemb.folder / "a.gguf")
+    assert said["general.name"] == "some-model"
+    assert "\nModified from org/some-model@0123456789ab by" in str(said["general.license.notice"])
+
+
+def test_the_model_of_a_run_is_called_by_the_runs_name(gemma_folder: Path, gemb: Gemb):
+    run = shutil.copytree(gemma_folder, gemb.folder / "runs/smoke/model")
+    assert gemb("cut", str(run), "-o", "a", "--keep-layers", "1,2").returncode == 0
+    assert history_of(gemb.folder / "a")[0].startswith("Modified from smoke/model by `gemb cut`: ")
 
 
 def test_a_card_that_names_no_licence_leaves_the_notice_to_say_it(gemma_folder: Path, gemb: Gemb):

@@ -250,7 +250,12 @@ def test_rm_touches_no_file_of_the_users(gemb_at_hub):
     assert answer.returncode == 2
     assert b"model.fake is not in the hub cache; remove model.fake yourself" in answer.stderr
     assert (gemb_at_hub.folder / "model.fake").exists()
-    assert gemb_at_hub("models", "rm", "--yes", "mini").returncode == 2
+
+
+def test_rm_tells_nobody_to_remove_the_bundled_model(gemb_at_hub):
+    answer = gemb_at_hub("models", "rm", "--yes", "mini")
+    assert answer.returncode == 2
+    assert answer.stderr == b"gemb: mini comes with gemb, and goes with it alone\n"
 
 
 def test_rm_removes_a_file_that_was_made_here(gemb_at_hub, tmp_path):

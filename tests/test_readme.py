@@ -9,6 +9,10 @@ import pytest
 
 from gemb.commands import COMMANDS
 from gemb.gemma_terms import NOTICE
+from gemb.layer_choice import layers_in
+from gemb.models import bundled
+from gemb.plugins import describe
+from gemb.recipe_file import find
 from readme_reference import (
     CARD,
     README,
@@ -45,6 +49,23 @@ def test_the_model_card_has_the_licence_and_the_notice():
     assert f"\n{NOTICE}\n" in card
     for title in ("How it was made", "Intended use", "Limits", "Licence"):
         assert f"\n## {title}\n" in card
+
+
+def test_the_model_card_lists_the_texts_of_the_recipe_and_no_others():
+    used = re.findall(r"train/([\w-]+)\.jsonl\.gz", find("mini").read_text(encoding="utf-8"))
+    table = CARD.read_text(encoding="utf-8").partition("\n### Texts\n")[2]
+    rows = re.findall(r"^\| ([\w-]+(?:, [\w-]+)*) \|", table, re.MULTILINE)
+    listed = [name for row in rows for name in row.split(", ") if name != "texts"]
+    assert sorted(listed) == sorted(set(used))
+
+
+def test_the_bundled_model_is_what_its_recipe_cuts():
+    recipe = find("mini").read_text(encoding="utf-8")
+    kept, vocabulary = re.search(r"--keep-layers (\S+) --vocab (\d+)", recipe).groups()
+    model = describe(bundled())
+    assert model.layers == len(layers_in(kept))
+    assert model.vocabulary == int(vocabulary)
+    assert set(model.trained_types.values()) == {"q4_0"}
 
 
 def test_every_command_is_in_the_reference():

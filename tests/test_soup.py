@@ -149,15 +149,28 @@ def test_the_manifest_says_what_is_in_it(three, tmp_path):
     assert prints[1] in (made / "README.md").read_text()
 
 
-def test_the_card_says_what_was_done_to_all_before_they_parted(three, tmp_path):
+def test_the_card_says_what_was_done_to_each_and_to_all_before_they_parted(three, tmp_path):
     shared = "Modified from base by `gemb cut`: 2 of 4 layers."
-    trained = [shutil.copytree(folder, tmp_path / folder.name) for folder in three]
-    for number, folder in enumerate(trained):
-        own = f"Modified from base by `gemb train`: {number} steps."
-        write_card(folder, "gemma", own, [shared])
-    said = history_of(cook(trained, tmp_path / "s"))
-    assert said[0].startswith("Average of models")
-    assert said[1:] == [shared]
+    own = [f"Modified from base by `gemb train`: {number} steps." for number in range(3)]
+    trained = [shutil.copytree(folder, tmp_path / "of" / folder.name) for folder in three]
+    for folder, step in zip(trained, own, strict=True):
+        write_card(folder, "gemma", step, [shared])
+    names = [f"of/{folder.name}" for folder in trained]
+    of_two = [f"Of {name}: {step}" for name, step in zip(names[:2], own, strict=False)]
+    (tmp_path / "mean").mkdir()
+    first = cook(trained[:2], tmp_path / "mean" / "two")
+    made, *before = history_of(first)
+    assert made.startswith(f"Average of models, by `gemb soup`: {names[0]} (")
+    assert before == [*of_two, shared]
+    # A soup of a soup: what was done to a part of a part has both names.
+    parts = sorted(
+        [
+            *(f"Of mean/two: {step}" for step in (made, *of_two)),
+            f"Of {names[2]}: {own[2]}",
+        ]
+    )
+    again = history_of(cook([first, trained[2]], tmp_path / "all"))
+    assert (sorted(again[1:-1]), again[-1]) == (parts, shared)
 
 
 def test_a_shared_model_is_read_from_all_its_files(three, tmp_path):

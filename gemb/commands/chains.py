@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from gemb.recipe_yaml import Value
 
 
+_WHAT = 100  # characters of a command that a plan shows
 # Parameters of commands that name files: `gemb eval --data`, `gemb quantize --eval`, ...
-_FILES = ("data", "sets", "texts", "corpus", "pairs")
+_FILES = ("data", "sets", "texts", "more_texts", "corpus", "pairs")
 
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
@@ -67,6 +68,8 @@ def print_plan(
 
 def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tuple[str, ...]]:
     """Return the plan as a table, its head first; with what is to be done, where that is known."""
+    from textwrap import shorten
+
     rows = []
     for cost in plan.costs:
         cells = (
@@ -79,7 +82,7 @@ def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tup
             _hours(cost.gpu_hours),
         )
         state = (statuses[cost.stage].word,) if statuses else ()
-        rows.append((*cells, *state, cost.does))
+        rows.append((*cells, *state, shorten(cost.does, _WHAT, placeholder=" ...")))
     head = ("STAGE", "KIND", "STEPS", "TOKENS", "NUMBERS", "MEMORY", "GPU-HOURS")
     return [(*head, *(("STATE",) if statuses else ()), "WHAT"), *rows]
 

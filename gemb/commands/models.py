@@ -160,6 +160,8 @@ def rm(reference: str, yes: bool) -> None:
 
     target = references.locate(reference)
     if isinstance(target, Path):
+        if target == references.bundled():
+            raise UsageError(f"{reference} comes with gemb, and goes with it alone")
         if references.made_folder() not in target.parents:
             raise UsageError(f"{reference} is not in the hub cache; remove {target} yourself")
         references.resolve(reference)  # or it is missing

@@ -14,6 +14,7 @@ from gemb.backend import Runtime, Training
 from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
+from gemb.notes import note
 from gemb.plugins import able, named
 from gemb.slurm import batch_file
 
@@ -142,7 +143,7 @@ def train(
     STAGE.KEY. gemb recipes plan tells what it costs.
 
     \b
-    gemb train embeddinggemma-mini -o runs/mini
+    gemb train embeddinggemma-mini -o runs/paper
     gemb train chain.yaml pretrain.optimizer.lr=1e-4 -o runs/whole -n
 
     \b
@@ -223,12 +224,16 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
     chain, run = checked_chain(tree, given["overrides"]), given["run"]
     if given["dry_run"]:
         from gemb.chain_plan import Gpu, plan
-        from gemb.chain_state import ChainRun
+        from gemb.chain_state import ChainRun, Status
 
         found = plan(chain, Gpu())
-        print_table(plan_rows(found, ChainRun(chain, run).statuses() if run else None))
+        statuses = ChainRun(chain, run).statuses() if run else None
+        print_table(plan_rows(found, statuses))
         for line in plan_words(found):
             click.echo(line)
+        every = {stage.name: Status("new") for stage in chain.stages}
+        if absent := ChainRun(chain, run or Path("run")).absent_inputs(statuses or every):
+            note(absent)
         return
     from gemb.chain import OUTPUTS
     from gemb.chain_run import Options, run_chain

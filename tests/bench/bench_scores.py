@@ -30,6 +30,7 @@ from other_models import Absent
 from scored_models import MODELS, Described, Own, chosen, describe
 from timed_models import Times, measured
 
+from gemb.errors import GembError
 from gemb.evaluation import evaluate
 from gemb.evaluation_sets import Suite, open_suite
 from gemb.scores import Row, Scores
@@ -209,6 +210,15 @@ def document(rows: Sequence[Line], absent: dict[str, str]) -> dict[str, object]:
 
 
 def main() -> int:
+    """Make the table; return the exit code."""
+    try:
+        return _main()
+    except GembError as error:
+        print(f"bench_scores: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -224,6 +234,8 @@ def main() -> int:
     options.cache.mkdir(parents=True, exist_ok=True)
     try:
         specs = {chosen(spec).name: spec for spec in options.models}
+        if options.judge:
+            describe(chosen(options.judge))  # before the others take their minutes
     except Absent as error:
         parser.error(str(error))
     if options.judge:
