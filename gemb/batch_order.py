@@ -3,16 +3,16 @@
 Every batch comes from one source, chosen by the weights. Inside a source an epoch is a permutation
 of its rows. A row whose query or positive stands in the batch already would be a false negative: it
 waits for the next batch of its source. What is left at the end of an epoch begins the next one, so
-no row is dropped. The random numbers are Philox's raw 64-bit words, keyed by what they are for:
-they need no state, and numpy keeps those words the same between versions (NEP 19), as it does not
-for `Generator.permutation`.
+no row is dropped; those held out are in no batch, and move no other. The random numbers are
+Philox's raw 64-bit words, keyed by what they are for: they need no state, and numpy keeps those
+words the same between versions (NEP 19), as it does not for `Generator.permutation`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Protocol
@@ -46,6 +46,10 @@ class Keyed(Protocol):
     @property
     def positive_ids(self) -> NDArray[np.uint64]:
         """Equal for equal positives, uint64 [rows]."""
+
+    @property
+    def held_out(self) -> NDArray[np.intp]:
+        """Rows that no batch may have, sorted."""
 
     def __len__(self) -> int:
         """Rows."""
@@ -83,11 +87,11 @@ class BatchOrder(Iterator[Batch]):
             _SourceOrder(rows, number, pairs, seed) if share else None
             for number, (rows, share) in enumerate(zip(sources, self.shares, strict=True))
         ]
-        self._rows = sum(len(rows) for rows in sources)
+        self._rows = sum(len(rows) - len(rows.held_out) for rows in sources)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps that draw as many rows as all sources have together."""
+        """Steps that draw as many rows as all sources have to draw from together."""
         return math.ceil(self._rows / self.pairs)
 
     def __next__(self) -> Batch:
@@ -188,30 +192,45 @@ class _SourceOrder:
     def __init__(self, rows: Keyed, number: int, pairs: int, seed: int) -> None:
         self._name = rows.name
         self._queries, self._positives = rows.query_ids, rows.positive_ids
+        self._held_out = rows.held_out
         self._pairs = pairs
         self._key = (seed, number + 1)
         self._digest = ""
-        largest = len(largest_matching(self._queries, self._positives, enough=pairs))
+        largest = len(self._matching(()))
         if largest < pairs:
             least = f"batch.pairs={largest}" if largest > 1 else "a batch needs two that differ"
             raise UsageError(
-                f"{rows.name}: its {len(self._queries)} rows make no batch of {pairs} without an "
-                f"equal query or positive twice; {largest} at most: {least}"
+                f"{rows.name}: its {len(rows) - len(self._held_out)} rows make no batch of {pairs} "
+                f"without an equal query or positive twice; {largest} at most: {least}"
             )
         self._begin(0, 0, [])
 
     def _begin(self, epoch: int, position: int, waiting: Sequence[int]) -> None:
         self._epoch, self._position = epoch, position
-        self._permutation = _permutation(*self._key, epoch, len(self._queries))
+        self._permutation = self._rows_of(epoch)
         self._waiting = deque(waiting)
         self._is_waiting = set(waiting)
+
+    def _rows_of(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of an epoch in their order: what is held out moves no other row."""
+        order = _permutation(*self._key, epoch, len(self._queries))
+        return order[~np.isin(order, self._held_out)] if len(self._held_out) else order
+
+    def _matching(self, start: Collection[int]) -> NDArray[np.int64]:
+        """Return rows for a batch, where `start` is rows that fit together."""
+        if not len(self._held_out):
+            return largest_matching(self._queries, self._positives, enough=self._pairs, start=start)
+        free = np.delete(np.arange(len(self._queries)), self._held_out)
+        begin = np.searchsorted(free, list(start)).tolist()
+        queries, positives = self._queries[free], self._positives[free]
+        return free[largest_matching(queries, positives, enough=self._pairs, start=begin)]
 
     def next(self) -> NDArray[np.int64]:
         """Return the next batch's rows, int64 [pairs]."""
         draft = _Draft(self._pairs)
         self._take_waiting(draft, WAITING_TRIED * self._pairs)
         seen = 0
-        while draft.missing and seen < len(self._queries):
+        while draft.missing and seen < len(self._permutation):
             seen += self._take_fresh(draft)
         self._take_waiting(draft, len(self._waiting))
         if draft.missing:
@@ -240,15 +259,13 @@ class _SourceOrder:
                 self._is_waiting.add(row)
         self._position += len(rows)
         if self._position == len(self._permutation):
-            self._permutation = _permutation(*self._key, self._epoch + 1, len(self._queries))
+            self._permutation = self._rows_of(self._epoch + 1)
             self._epoch, self._position = self._epoch + 1, 0
         return len(rows)
 
     def _complete(self, draft: _Draft) -> None:
         """Fill a batch that no row fits into: few distinct rows, and an unlucky choice of them."""
-        rows = largest_matching(
-            self._queries, self._positives, enough=self._pairs, start=draft.rows
-        ).tolist()
+        rows = self._matching(draft.rows).tolist()
         given_up = [row for row in draft.rows if row not in set(rows)]
         kept = set(rows) | set(given_up)
         self._waiting = deque([*given_up, *(row for row in self._waiting if row not in kept)])
@@ -275,12 +292,13 @@ class _SourceOrder:
         self._begin(state["epoch"], state["position"], state["waiting"])
 
     def _of(self) -> str:
-        """Return a digest of the rows."""
+        """Return a digest of the rows, and of which are held out."""
         if not self._digest:
             ids = blake2b(digest_size=8)
             for begin in range(0, len(self._queries), BLOCK):
                 ids.update(self._queries[begin : begin + BLOCK].tobytes())
                 ids.update(self._positives[begin : begin + BLOCK].tobytes())
+            ids.update(self._held_out.tobytes())
             self._digest = ids.hexdigest()
         return self._digest
 

@@ -78,7 +78,8 @@ class Stage:
         if not self.recipe:
             return tuple(dict.fromkeys((*self.words.models, *self.words.files, *self.words.others)))
         recipe, distill = self.recipe, self.recipe.loss.distill
-        named = [recipe.init.model, *(source.path for source in recipe.data), recipe.eval.data]
+        data = (source.path for source in recipe.data)
+        named = [recipe.init.model, *data, *recipe.held_out, recipe.eval.data]
         return tuple(dict.fromkeys(filter(None, [*named, distill.teacher if distill else ""])))
 
     def models(self) -> frozenset[str]:

@@ -29,7 +29,7 @@ def largest_matching(
             perhaps by other rows.
     """
     first = _first_fit(queries, positives, enough)
-    if not start and len(first) == enough:
+    if not len(queries) or (not start and len(first) == enough):
         return first
     graph = _Graph(_numbered(queries), _numbered(positives), start)
     for begin in range(graph.left_count):

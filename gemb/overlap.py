@@ -1,5 +1,7 @@
 """Training texts that stand in the evaluation set: with one of them the verdict is worth nothing.
 
+A run whose data has one stops, unless the recipe holds the set out: then its rows are not drawn.
+
 Texts are compared as `gemb.same_text.folded` makes them, all of them: the queries, positives and
 negatives of every row, by the hashes that the index holds (64 bits of BLAKE2b: among 10**7 training
 and 10**6 evaluation texts, two different ones have the same hash with a chance of 10**-6).
@@ -10,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from gemb.errors import UsageError
 from gemb.same_text import digest, folded
 from gemb.training_rows import Rows
 from gemb.visible import visible
+
+if TYPE_CHECKING:
+    from gemb.evaluation_sets import Suite
 
 BLOCK = 1 << 20  # training texts at a time
 NAMED = 3  # sources in the message
@@ -45,6 +50,14 @@ class EvaluationTexts:
         """Return the first set that holds a text."""
         first, last = np.searchsorted(self.ids, np.array([text_id, text_id + 1], np.uint64))
         return self.names[int(self.set_of[first:last].min())]
+
+
+def texts_of(suite: Suite) -> Iterator[TextsOf]:
+    """Yield the texts of evaluation sets."""
+    for one in suite.sets:
+        for number, part in enumerate(one.scored):
+            are_documents = one.kind in ("retrieval", "rerank") and number == 1
+            yield TextsOf(one.name, (text.text for text in part.texts), are_documents)
 
 
 def evaluation_texts(sets: Iterable[TextsOf]) -> EvaluationTexts:
@@ -113,6 +126,22 @@ def _stand_in(ids: NDArray[np.uint64], among: NDArray[np.uint64]) -> NDArray[np.
     return is_in
 
 
+def hold_out(sources: Sequence[Rows], suite: Suite) -> None:
+    """Let no row with a text of the sets be drawn, whatever side of a set it is on.
+
+    Raises:
+        UsageError: no row of a source is left.
+    """
+    against = evaluation_texts(texts_of(suite))
+    for rows in sources:
+        rows.held_out = rows.lines_of(overlapping(rows, against))
+        if len(rows.held_out) == len(rows):
+            raise UsageError(
+                f"{rows.name}: each of its {len(rows):,} rows holds a text of "
+                f"{visible(suite.name)}, which held_out names; take one of the two out"
+            )
+
+
 def refuse_overlap(
     sources: Sequence[Rows],
     against: EvaluationTexts,
@@ -133,10 +162,11 @@ def refuse_overlap(
         how many rows have documents that are shared.
 
     Raises:
-        UsageError: there is such a text; the message counts the rows and shows the first.
+        UsageError: there is such a text in a row that may be drawn; the message counts the rows and
+            shows the first.
     """
-    all_rows = [overlapping(rows, against) for rows in sources]
-    allowed = [overlapping(rows, against, shared_documents=True) for rows in sources]
+    all_rows = [_drawn(rows, overlapping(rows, against)) for rows in sources]
+    allowed = [_drawn(rows, overlapping(rows, against, shared_documents=True)) for rows in sources]
     refused = allowed if shared_documents else all_rows
     found = [
         (rows, numbers) for rows, numbers in zip(sources, refused, strict=True) if len(numbers)
@@ -159,8 +189,14 @@ def refuse_overlap(
     raise UsageError(
         f"{sum(map(len, refused)):,} training rows hold texts of the evaluation{kind} "
         f"({', '.join(counts)}), first {place}: its {side} '{visible(text, 60)}' stands in "
-        f"{visible(name)}{where}; take them out, or evaluate on other data"
+        f"{visible(name)}{where}; take them out, name the set in held_out, or evaluate on other "
+        "data"
     )
+
+
+def _drawn(rows: Rows, numbers: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Return the rows that may be drawn."""
+    return numbers[~np.isin(numbers, rows.held_out)]
 
 
 def _hits(

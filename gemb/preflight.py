@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gemb.batch_order import BatchOrder
 from gemb.examples import Example
-from gemb.overlap import TextsOf, evaluation_texts, refuse_overlap
+from gemb.overlap import evaluation_texts, refuse_overlap, texts_of
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
 from gemb.same_text import folded
@@ -59,6 +59,7 @@ class SourceCheck:
     rows: int
     bad: int
     bad_rows: tuple[tuple[str, str], ...]  # place and reason of the first
+    held_out: int  # rows that are never drawn, for a held-out set has a text of theirs
     share: float  # of the batches, 0 to 1
     passes: float  # over its rows in the whole run
     duplicates: int  # rows whose query and positive stand in a row before
@@ -89,6 +90,7 @@ class Preflight:
     evaluation: str  # name of the evaluation; empty: none
     evaluation_texts: int
     shared_rows: int  # with documents of the evaluation, which the recipe allows
+    held_out: tuple[str, ...]  # sets with a text of which no row is drawn
 
     @property
     def total_tokens(self) -> float:
@@ -125,6 +127,7 @@ def preflight(
     steps: int,
     suite: Suite | None = None,
     shared_documents: bool = False,
+    held_out: Sequence[str] = (),
     overlap_listing: Path | None = None,
 ) -> Preflight:
     """Look at the data of a run.
@@ -138,12 +141,13 @@ def preflight(
         steps: of the run, each of `batch.accumulate` batches.
         suite: the evaluation whose texts must not be trained on.
         shared_documents: positives and negatives may be documents of the evaluation.
+        held_out: sets that the sources' held-out rows are of, as the recipe names them.
         overlap_listing: the file to write training rows with such texts to.
 
     Raises:
         UsageError: a training text stands in the evaluation set.
     """
-    against = evaluation_texts(_texts_of(suite) if suite else ())
+    against = evaluation_texts(texts_of(suite) if suite else ())
     shared = refuse_overlap(
         sources, against, shared_documents=shared_documents, listing=overlap_listing
     )
@@ -170,14 +174,8 @@ def preflight(
         evaluation=suite.name if suite else "",
         evaluation_texts=len(against.ids),
         shared_rows=shared,
+        held_out=tuple(held_out),
     )
-
-
-def _texts_of(suite: Suite) -> Iterator[TextsOf]:
-    for one in suite.sets:
-        for number, part in enumerate(one.scored):
-            are_documents = one.kind in ("retrieval", "rerank") and number == 1
-            yield TextsOf(one.name, (text.text for text in part.texts), are_documents)
 
 
 def _sample(rows: int, count: int, seed: int) -> list[int]:
@@ -210,6 +208,7 @@ def _check(
         rows=len(rows),
         bad=rows.bad_count,
         bad_rows=tuple(rows.bad),
+        held_out=len(rows.held_out),
         share=share,
         passes=batches * share * batch.pairs / len(rows),
         duplicates=_repeated(pairs),

@@ -107,8 +107,20 @@ def _plan(check: Preflight) -> Iterator[tuple[str, str]]:
             yield "overlap", f"{check.shared_rows:,} rows have documents of the {texts}, as allowed"
         else:
             yield "overlap", f"none: no training text is one of the {texts}"
-    else:
+    elif not check.held_out:
         yield "overlap", "not looked for: the recipe has no evaluation"
+    if check.held_out:
+        yield "held out", _held_out(check)
+
+
+def _held_out(check: Preflight) -> str:
+    sets = visible(", ".join(check.held_out), 60)
+    found = [(source.held_out, source.name) for source in check.sources if source.held_out]
+    if not found:
+        return f"none: no training text is one of {sets}"
+    rows = sum(count for count, _ in found)
+    of = ", ".join(f"{count:,} of {name}" for count, name in sorted(found, reverse=True))
+    return f"{rows:,} rows have a text of {sets} and are never drawn: {of}"
 
 
 def _about(count: float) -> str:

@@ -291,6 +291,9 @@ class Recipe:
         Pooling, "of the last layer's states; attention has four learned queries"
     ] = "mean"
     data: Annotated[tuple[Source, ...], "the mixture"]
+    held_out: Annotated[
+        tuple[str, ...], "sets as eval.data takes them: rows with a text of theirs are never drawn"
+    ] = ()
     batch: Annotated[Batch, "how much text a step sees"] = Batch()
     adapt: Annotated[Adapt | None, "of the stage adapt alone; null: its defaults there"] = None
     loss: Annotated[Loss, "what is minimised"] = Loss()

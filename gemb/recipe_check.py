@@ -34,6 +34,8 @@ def _adaptation(recipe: Recipe) -> Iterator[Problem]:
             yield f"loss.{part}", "is of vectors, and adaptation learns to write texts; take null"
     if recipe.eval.data:
         yield "eval.data", "is of vectors, which adaptation does not train; evaluate a later stage"
+    if recipe.held_out:
+        yield "held_out", "is of rows, and adaptation cuts texts in pieces; take []"
     if run.shard != "none":
         yield "run.shard", f"is {run.shard}, which adaptation does not have; take none"
     if adapt.tokens < recipe.batch.max_tokens + SPARE:
@@ -120,10 +122,12 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:
-    try:
-        resolve_data(recipe.eval.data)
-    except UsageError as error:
-        yield "eval.data", f"is not there: {error}"
+    held_out = ((f"held_out.{i}", path) for i, path in enumerate(recipe.held_out))
+    for key, path in (("eval.data", recipe.eval.data), *held_out):
+        try:
+            resolve_data(path)
+        except UsageError as error:
+            yield key, f"is not there: {error}"
 
 
 def _start(recipe: Recipe) -> Iterator[Problem]:

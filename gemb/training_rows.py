@@ -48,6 +48,7 @@ class Rows:
         self.bad = [(place, reason) for place, reason in about.bad]  # the first KEPT_BAD
         self.bad_count = about.bad_count
         self.texts: NDArray[Any] = np.memmap(folder / "texts.bin", TEXT, "r")
+        self.held_out: NDArray[np.intp] = np.zeros(0, np.intp)  # sorted; rows never to be drawn
         self._label = about.label
         self._layout = Layout(**about.layout) if about.layout else None  # None: our own lines
         self._table: NDArray[Any] = np.memmap(folder / "rows.bin", ROW, "r")
@@ -82,6 +83,10 @@ class Rows:
         """
         query, positives, negatives, which = self._read(row)
         return Example(Text(query), positives[which], tuple(negatives), self.place(row))
+
+    def lines_of(self, rows: NDArray[np.uint32]) -> NDArray[np.intp]:
+        """Return all rows that stand in the lines of some rows, with other positives, sorted."""
+        return np.flatnonzero(np.isin(self._table["offset"], self._table["offset"][rows]))
 
     def texts_of(self, row: int) -> list[tuple[str, str]]:
         """Return side and text of all texts that stand in a row's line, other positives too."""

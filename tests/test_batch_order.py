@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -28,6 +28,7 @@ class Ids:
     positive_ids: NDArray[np.uint64]
     weight: float | None = None
     name: str = "pairs"
+    held_out: NDArray[np.intp] = field(default_factory=lambda: np.zeros(0, np.intp))
 
     @property
     def source(self) -> Source:
@@ -211,3 +212,44 @@ def test_a_state_of_another_run_is_refused(
     state = BatchOrder([distinct(20)], pairs=4, seed=1).state()
     with pytest.raises(UsageError, match=words):
         BatchOrder(sources, pairs=pairs, seed=seed).restore(state)
+
+
+@settings(deadline=None)
+@given(FEW, st.sets(st.integers(0, 39)), st.integers(0, 2**64 - 1))
+def test_rows_held_out_are_in_no_batch_and_the_others_in_all_their_epochs(
+    pairs: list[tuple[int, int]], out: set[int], seed: int
+) -> None:
+    """Even where few rows are left, and a batch is completed by exchanging some."""
+    held = np.array(sorted(row for row in out if row < len(pairs)), np.intp)
+    rows = replace(of(pairs), held_out=held)
+    free = sorted(set(range(len(pairs))) - set(held.tolist()))
+    if not free:
+        with pytest.raises(UsageError, match="its 0 rows make no batch"):
+            BatchOrder([rows], pairs=1, seed=seed)
+        return
+    # Of the largest size, there may be rows that fit into no batch at all; of one, there is none.
+    for size in (1, largest(of([pairs[row] for row in free]))):
+        order = BatchOrder([rows], pairs=size, seed=seed)
+        assert order.steps_per_epoch == -(-len(free) // size)
+        batches = [batch for _, _, batch in take(order, len(free))]
+        assert {row for batch in batches for row in batch} <= set(free)
+        assert all(len(batch) == size for batch in batches)
+        if size == 1:
+            assert sorted(row for batch in batches for row in batch) == free
+
+
+def test_what_is_held_out_moves_no_other_row() -> None:
+    rows = distinct(1000)
+    whole = [row for _, _, batch in take(BatchOrder([rows], pairs=8, seed=2), 60) for row in batch]
+    out = np.array([whole[3], whole[100], whole[101], whole[479]], np.intp)
+    order = BatchOrder([replace(rows, held_out=np.sort(out))], pairs=8, seed=2)
+    less = [row for _, _, batch in take(order, 59) for row in batch]
+    assert less == [row for row in whole if row not in out][: len(less)]
+
+
+def test_a_checkpoint_is_not_gone_on_from_with_other_rows_held_out() -> None:
+    rows = distinct(20)
+    state = BatchOrder([rows], pairs=4, seed=1).state()
+    now = BatchOrder([replace(rows, held_out=np.array([7]))], pairs=4, seed=1)
+    with pytest.raises(UsageError, match="its rows are not those that the checkpoint was made"):
+        now.restore(state)

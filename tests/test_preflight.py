@@ -13,7 +13,7 @@ import pytest
 from gemb.batch_order import BatchOrder
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
-from gemb.overlap import TextsOf, evaluation_texts, overlapping
+from gemb.overlap import TextsOf, evaluation_texts, hold_out, overlapping
 from gemb.preflight import Preflight, preflight
 from gemb.recipe import Batch, Prompts, Source
 from gemb.training_prompts import prompts_of
@@ -39,9 +39,12 @@ def check(
     steps: int = 7,
     evaluation: Path | None = None,
     shared_documents: bool = False,
+    held_out: Path | None = None,
     **batch: int,
 ) -> Preflight:
     settings = Batch(**{"pairs": 2, **batch})
+    if held_out:
+        hold_out(sources, open_suite(held_out))
     return preflight(
         settings,
         sources,
@@ -51,6 +54,7 @@ def check(
         steps=steps,
         suite=open_suite(evaluation) if evaluation else None,
         shared_documents=shared_documents,
+        held_out=[held_out.name] if held_out else [],
         overlap_listing=evaluation.parent / "overlap.tsv" if evaluation else None,
     )
 
@@ -233,6 +237,39 @@ def test_a_corpus_that_is_shared_can_be_allowed_and_its_questions_cannot(tmp_pat
         spoilt = source(tmp_path / f"{at}.jsonl", [["mine", "Document 3"], pair])
         with pytest.raises(UsageError, match=rf"1 training rows .* first {at}\.jsonl:2: .* data$"):
             check([spoilt], evaluation=dev, shared_documents=True)
+
+
+def test_rows_of_a_set_that_is_held_out_are_counted_and_do_not_stop_the_run(tmp_path: Path) -> None:
+    dev = corpus(tmp_path)
+    lines = [
+        ["mine", "Document 3"],
+        ["yours", "new"],
+        ["theirs", "a"],
+        {"query": "A  QUESTION", "positive": ["x", "y"]},  # two rows, both of them
+        ["whose", "b"],
+    ]
+    spoilt = source(tmp_path / "a.jsonl", lines)
+    clean = source(tmp_path / "b.jsonl", [["mine", "other"], ["yours", "new"]])
+    found = check([spoilt, clean], held_out=dev)
+    assert spoilt.held_out.tolist() == [0, 3, 4]
+    assert found.lines()[-1] == ("held out  3 rows have a text of dev and are never drawn: 3 of a")
+    assert not any(line.startswith("overlap") for line in found.lines())
+    assert (
+        check([spoilt, clean], held_out=dev, evaluation=dev)
+        .lines()[-2]
+        .startswith("overlap   none: no training text is one of the 10 texts of ")
+    )
+    assert check([clean], held_out=dev).lines()[-1].endswith("none: no training text is one of dev")
+    with pytest.raises(
+        UsageError, match=r"^c: each of its 1 rows holds a text of .*dev, which held"
+    ):
+        check([source(tmp_path / "c.jsonl", [["document 1", "x"]])], held_out=dev)
+    beside = tmp_path / "pairs.tsv"
+    beside.write_text("sentence1\tsentence2\tscore\nyours\tnothing\t0.5\none\ttwo\t0.25\n")
+    with pytest.raises(
+        UsageError, match=r"2 training rows .*1 of a, 1 of b.*name the set in held_out"
+    ):
+        check([spoilt, clean], held_out=dev, evaluation=beside)
 
 
 def plain(text: str) -> str:

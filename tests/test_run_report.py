@@ -179,6 +179,7 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
     lengths = Lengths(10.5, 20.0, 30)
     check = SourceCheck(
         name="pairs", format="CSV", rows=40, bad=1, bad_rows=(("pairs.csv:3", "no query"),),
+        held_out=0,
         share=1.0, passes=2.0, duplicates=3, equal_queries=4, equal_positives=5, sampled=40,
         contradictions=6, tokens=lengths, query=lengths, positive=lengths, cut=0.25,
         row_tokens=20.0,
@@ -188,7 +189,7 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
         sources=(check,), examples=(Rendered("pairs", "pairs.csv:2", sides),), rows=40, bad=1,
         pairs=4, max_tokens=512, steps=90, epochs=2.0, step_tokens=80.0, evaluation="s",
         evaluation_texts=9,
-        shared_rows=1234,
+        shared_rows=1234, held_out=(),
     )  # fmt: skip
     write(run, "preflight.json", preflight.to_json())
     page = report(run)

@@ -43,6 +43,7 @@ def look(session: Session) -> None:
             steps=session.steps,
             suite=session.suite,
             shared_documents=recipe.eval.shared_documents,
+            held_out=recipe.held_out,
             overlap_listing=None if dry_run else run.overlap,
         )
         if not dry_run:

@@ -20,6 +20,7 @@ from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
 from gemb.notes import note
+from gemb.overlap import hold_out
 from gemb.prompts import for_task
 from gemb.qat import check_model, wanted_types
 from gemb.recipe import Recipe
@@ -184,7 +185,10 @@ def _steps(recipe: Recipe, sources: Sequence[Rows]) -> int:
 
 def _sources(recipe: Recipe, training: Training) -> list[Rows]:
     cache = rows_cache()
-    return [open_source(source, cache, strict=training.strict) for source in recipe.data]
+    sources = [open_source(source, cache, strict=training.strict) for source in recipe.data]
+    if recipe.held_out:
+        hold_out(sources, open_suite(*recipe.held_out))
+    return sources
 
 
 def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
