@@ -122,7 +122,7 @@ class _Reader:
         if "with" in value.data:
             tree = _merged(tree, value.data["with"], f"{name}.with")
         for words in overrides:
-            tree = override(tree, words)
+            tree = override(tree, words, name)
         self._trees[name] = tree
         stage = Stage(name=name, recipe=read_recipe(tree))
         for text in stage.inputs():

@@ -61,8 +61,13 @@ class RecipeReader:
         return block(**fields)
 
 
-def override(tree: Value, words: str) -> Value:
+def override(tree: Value, words: str, stage: str = "") -> Value:
     """Return the tree with `KEY=VALUE` in it: `optimizer.lr=2e-5`, `data.0.path=x.jsonl`.
+
+    Args:
+        tree: of a recipe.
+        words: the override.
+        stage: whose recipe it is, in messages; empty: no stage's.
 
     Raises:
         UsageError: there is no such key, or nothing behind it.
@@ -70,7 +75,7 @@ def override(tree: Value, words: str) -> Value:
     key, equals, text = words.partition("=")
     if not equals or not key:
         raise UsageError(f"{words!r} is no KEY=VALUE, such as optimizer.lr=2e-5")
-    place = Place(words, key=key)
+    place = Place(f"{stage}.{words}" if stage else words, key=key)
     return _put(tree, ROOT, key.split("."), _override_value(text, place), "")
 
 

@@ -156,7 +156,8 @@ def test_what_is_wrong_is_told_with_its_line(text, message):
     [
         ("frst.seed=1", "frst.seed=1: of a chain write STAGE.KEY=VALUE; did you mean 'first'?"),
         ("seed=1", "its stages are first, second, mean"),
-        ("first.sed=1", "unknown key 'sed'; did you mean 'seed'?"),
+        ("first.sed=1", "first.sed=1: unknown key 'sed'; did you mean 'seed'?"),
+        ("first.run.steps=x", "first.run.steps=x: run.steps wants a whole number from 0, not 'x'"),
         ("mean.seed=1", "mean is a command; its one key is run"),
     ],
 )
