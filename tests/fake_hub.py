@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Event, Thread
+
+import pytest
 
 
 @dataclass
@@ -117,9 +120,17 @@ def serve(hub: FakeHub) -> Iterator[FakeHub]:
     thread = Thread(target=server.serve_forever)
     thread.start()
     try:
+        _skip_without_loopback(server.server_port)
         yield hub
     finally:
         hub.go_on.set()
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def _skip_without_loopback(port: int) -> None:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except OSError as error:
+        pytest.skip(f"the loopback interface is not up: {error}")

@@ -265,7 +265,7 @@ def test_a_look_shows_the_texts_and_writes_nothing(train, tmp_path, recipe):
     done = train("-n")
     assert done.returncode == 0, done.stderr
     for words in ("lines", "rows.jsonl:", "input     <bos>", "target    <unused0>", "tokens/s"):
-        assert words.replace("rows.jsonl:", "JSONL (text)") in done.stderr
+        assert words.replace("rows.jsonl:", "JSONL (text)") in done.stdout
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
 
 

@@ -98,6 +98,18 @@ def test_model_references_are_completed_names_first(environment):
     assert complete(environment, "gemb models show org") == ["org/some:x.gguf"]
 
 
+@pytest.mark.parametrize("before", ["embed ", "embed -o ", "mine -o ", "eval --data "])
+def test_files_are_left_to_the_shell_to_complete(environment, before):
+    assert complete(environment, f"gemb {before}pla") == ["pla"]  # and its type, file, before it
+
+
+def test_files_that_may_stand_for_a_model_are_completed(environment):
+    (Path(environment["PWD"]) / "a.npy").touch()
+    (Path(environment["PWD"]) / "a.json").touch()
+    assert complete(environment, "gemb verify a") == ["a.npy"]
+    assert complete(environment, "gemb eval --baseline a") == ["a.json"]
+
+
 def test_an_unreadable_folder_completes_to_nothing(environment):
     assert complete(environment, "gemb models show nosuch/x") == []
 

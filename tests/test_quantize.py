@@ -277,7 +277,7 @@ def test_a_preset_is_what_its_rules_say_and_yields_to_the_users(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("q4_km", "no type 'q4_km'; did you mean 'q4_k_m'"),
+        ("q4_km", r"no type 'q4_km' \(did you mean 'q4_k_m'\?\); gemb quantize --types"),
         ("int4", "no type 'int4'"),
         ("f16", "f16 overflows"),
     ],
@@ -293,7 +293,7 @@ def test_a_type_that_is_none_is_refused(tiny_gguf: Path, tmp_path: Path, text: s
         ("attn_v", "is not REGEX=TYPE"),
         ("=q8_0", "is not REGEX=TYPE"),
         ("attn_(v=q8_0", "unterminated subpattern"),
-        ("attn_v=q8", "no type of a tensor is named 'q8'; did you mean 'q8_0'"),
+        ("attn_v=q8", r"no type of a tensor is named 'q8' \(did you mean 'q8_0'\?\)"),
         ("attn_v=q4_k_m", "it is a mix; of a tensor: q4_k"),
         ("attn_v=f16", "f16 overflows"),
         ("attention=q8_0", "no tensor has such a name; names are token_embd.weight"),

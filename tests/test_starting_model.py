@@ -18,7 +18,7 @@ from gemb.models import bundled
 from gemb.plugins import able
 from gemb.recipe import Init
 from gemb_torch.cut_texts import Texts, of_file
-from gemb_torch.starting_model import starting_folder
+from gemb_torch.starting_model import quickly_made, starting_folder
 from tiny_model import TEXT
 
 FP32 = Runtime(device="cpu", precision="fp32")
@@ -222,3 +222,16 @@ def test_files_can_be_the_texts(tiny_model: Path, tmp_path: Path):
     rows.write_text(json.dumps({"query": "日本", "positive": "日本語 日本語"}) + "\n", "utf-8")
     folder = _start(tiny_model, tmp_path, texts=(of_file(rows),), vocab=330)
     assert "日" in Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+
+
+@pytest.mark.parametrize("layers", ["all", "0,2", "greedy:2"])
+def test_a_look_starts_from_as_many_layers_as_the_run_will(
+    tiny_model: Path, tmp_path: Path, layers: str
+):
+    """Else it foretells the speed and memory of another model."""
+    runs = _start(tiny_model, tmp_path / "run", keep_layers=layers, vocab=325)
+    init = quickly_made(Init(model=str(tiny_model), keep_layers=layers, vocab=325))
+    unread = [Texts("unread", _unread)]
+    look = starting_folder(init, tmp_path / "look", texts=unread, runtime=FP32)
+    deep = [open_checkpoint(folder).config.num_hidden_layers for folder in (runs, look)]
+    assert deep[0] == deep[1] == {"all": 3}.get(layers, 2)

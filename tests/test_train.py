@@ -381,6 +381,8 @@ def test_numbers_that_are_not_finite_stop_with_the_step_and_its_rows(train, tmp_
 def test_a_look_writes_nothing(train, tmp_path, recipe):
     done = train("-n")
     assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout, "it is the answer"
+    assert "tokens/s" not in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
 
 

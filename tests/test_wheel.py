@@ -135,13 +135,17 @@ def test_the_unpacked_wheel_has_recipes_and_a_model_of_its_own(installed):
 def test_the_source_archive_holds_what_builds_tests_and_tells(tmp_path):
     from hatchling.builders.sdist import SdistBuilder
 
-    (path,) = SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    builder = SdistBuilder(str(ROOT))
+    (path,) = builder.build(directory=str(tmp_path), versions=["standard"])
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "PKG-INFO"}
     for folder in ("gemb", "backends", "recipes", "completions", "tests"):
         wanted |= files_named(folder, ROOT / folder)
     assert wanted <= names
+    folders = {"gemb", "backends", "recipes", "completions", "pictures", "tests", ".ci"}
+    assert {name.partition("/")[0] for name in names - wanted} <= {*folders, ".gitignore"}
+    assert builder.config.only_include, "what a user made beside it would be in it, too"
     assert Path(path).stat().st_size < 100e6
     weights = [name for name in names if Path(name).suffix in WEIGHTS]
     assert weights == ["gemb/data/mini.gguf"]

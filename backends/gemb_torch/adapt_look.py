@@ -25,7 +25,8 @@ def look(adaptation: Adaptation) -> None:
     if adaptation.ranks.is_first and not adaptation.training.dry_run:
         adaptation.run.write_json(adaptation.run.preflight, _to_json(adaptation, examples))
     speed, peak = _speed(adaptation, examples)
-    if not adaptation.ranks.is_first or adaptation.training.quiet:
+    dry_run = adaptation.training.dry_run
+    if not adaptation.ranks.is_first or (adaptation.training.quiet and not dry_run):
         return
     steps, tokens = adaptation.steps, sum(one.tokens for one in examples)
     lines = [*_sources(adaptation), "", *_examples(adaptation, examples)]
@@ -36,7 +37,7 @@ def look(adaptation: Adaptation) -> None:
         f"about {speed:,.0f} tokens/s: {duration(steps * tokens / speed)} for {steps:,} steps, "
         f"{peak / 1e9:.1f} GB of memory",
     ]
-    click.echo("\n".join(lines), err=True)
+    click.echo("\n".join(lines), err=not dry_run)
 
 
 def _sources(adaptation: Adaptation) -> list[str]:

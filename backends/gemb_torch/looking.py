@@ -48,15 +48,15 @@ def look(session: Session) -> None:
         )
         if not dry_run:
             run.write_json(run.preflight, found.to_json())
-        if not session.training.quiet:
-            click.echo("\n".join(found.lines()), err=True)
+        if dry_run or not session.training.quiet:
+            click.echo("\n".join(found.lines()), err=not dry_run)
     rate, peak = speed(session)
-    if is_first and not session.training.quiet:
+    if is_first and (dry_run or not session.training.quiet):
         seconds = found.total_tokens / rate
         click.echo(
             f"about {rate:,.0f} tokens/s: {duration(seconds)} for {session.steps:,} steps, "
             f"{peak / 1e9:.1f} GB of memory{_each(session.ranks.count)}",
-            err=True,
+            err=not dry_run,
         )
 
 

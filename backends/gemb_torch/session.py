@@ -39,7 +39,7 @@ from gemb_torch.objective import objective, trains_widths
 from gemb_torch.ranks import Ranks
 from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import Sharding, shard
-from gemb_torch.starting_model import forgotten_folder, starting_folder
+from gemb_torch.starting_model import forgotten_folder, quickly_made, starting_folder
 from gemb_torch.step_batches import BatchMaker
 from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
@@ -219,9 +219,7 @@ def _starting_checkpoint(
     )
     if not training.dry_run:
         return open_checkpoint(begin(recipe.init, run.start))
-    # A look needs the tokenizer and the sizes; what takes long to find out can wait.
-    whole = replace(recipe.init, keep_layers="all", vocab=0)
-    return open_checkpoint(begin(whole, forgotten_folder()))
+    return open_checkpoint(begin(quickly_made(recipe.init), forgotten_folder()))
 
 
 def _taught(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -39,6 +40,17 @@ def forgotten_folder() -> Path:
     return Path(folder.name)
 
 
+def quickly_made(init: Init) -> Init:
+    """Return what is as deep, for a look: what takes long to find out, tokens and layers, can wait.
+
+    Raises:
+        UsageError: the choice of layers is none.
+    """
+    greedy = _choice(init).greedy
+    layers = init.keep_layers if greedy is None else f"0-{greedy - 1}"
+    return replace(init, keep_layers=layers, vocab=0)
+
+
 def starting_folder(
     init: Init,
     work: Path,
@@ -69,10 +81,7 @@ def starting_folder(
     if not source.is_dir():
         source = _unpacked(source, work)
     checkpoint = open_checkpoint(source)
-    try:
-        choice = layer_choice(init.keep_layers)
-    except ValueError as error:
-        raise UsageError(f"init.keep_layers {init.keep_layers!r}: {error}") from error
+    choice = _choice(init)
     if choice == LayerChoice() and not init.vocab:
         return source
     layers = choice.layers
@@ -84,6 +93,13 @@ def starting_folder(
         )
         layers = removal.kept(choice.greedy, work / "layers.json")
     return _cut(checkpoint, work / "start", Cut(layers=layers, vocab=init.vocab or None), texts)
+
+
+def _choice(init: Init) -> LayerChoice:
+    try:
+        return layer_choice(init.keep_layers)
+    except ValueError as error:
+        raise UsageError(f"init.keep_layers {init.keep_layers!r}: {error}") from error
 
 
 def _cut(checkpoint: Checkpoint, target: Path, cut: Cut, texts: Sequence[Texts]) -> Path:

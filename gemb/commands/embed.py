@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.params import AnyPath
 from gemb.prompts import TASKS
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ GROUPS = {
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
-@click.argument("files", nargs=-1, metavar="[FILE]...")
+@click.argument("files", nargs=-1, type=AnyPath(), metavar="[FILE]...")
 @click.option("-e", "--text", "texts", multiple=True, metavar="TEXT", help="A text; repeatable.")
 @click.option(
     "-I",
@@ -62,7 +63,13 @@ GROUPS = {
 @click.option("--title-field", metavar="NAME", help="Field of the title, for the document prompt.")
 @click.option("--id-field", metavar="NAME", help="Field of the id; else rows are numbered.")
 @click.option("--keep", metavar="A,B|all", help="Fields to copy to the output.")
-@click.option("-o", "--output", metavar="FILE", help="Write to a file, whole or not at all.")
+@click.option(
+    "-o",
+    "--output",
+    type=AnyPath(),
+    metavar="FILE",
+    help="Write to a file, whole or not at all.",
+)
 @click.option(
     "-O",
     "--output-format",

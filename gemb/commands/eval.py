@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
-from gemb.commands.params import ModelReference
+from gemb.commands.params import AnyPath, ModelReference
 from gemb.errors import NegativeAnswer
 from gemb.models import DEFAULT
 
@@ -35,6 +35,7 @@ GROUPS = {
 @click.option(
     "--data",
     multiple=True,
+    type=AnyPath(),
     metavar="PATH|builtin:tiny|mteb:TASK",
     help="A set, a folder or a tree of sets, as above; mteb:TASK needs gemb[mteb]; repeatable.  "
     "[default: builtin:tiny]",
@@ -54,7 +55,7 @@ GROUPS = {
 )
 @click.option(
     "--baseline",
-    type=ModelReference(),
+    type=ModelReference(".json"),
     metavar="REF|FILE",
     help="What to compare with: a model, or the FILE.json that -o wrote for it.",
 )

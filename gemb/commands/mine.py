@@ -10,7 +10,7 @@ from typing import get_args
 import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
-from gemb.commands.params import DataPath
+from gemb.commands.params import AnyPath, DataPath
 from gemb.errors import UsageError
 from gemb.training_tasks import Task
 
@@ -36,6 +36,7 @@ GROUPS = {
 @click.option(
     "-o",
     "--output",
+    type=AnyPath(),
     metavar="FILE",
     help="Where the rows go, all or none.  [default: standard output]",
 )

@@ -19,12 +19,27 @@ class ModelReference(click.ParamType[str]):
 
     name = "model"
 
+    def __init__(self, *others: str) -> None:
+        self._suffixes = (".gguf", *others)  # others: of files that may stand in its place
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Return the names, the models in the cache, and the paths here that could be models."""
         known = [*models.names(), *models.local_references()]
-        return _matching(known, _paths(incomplete, ".gguf"), incomplete)
+        return _matching(known, _paths(incomplete, self._suffixes), incomplete)
+
+
+class AnyPath(click.ParamType[str]):
+    """A path as it was typed, or `-`: who reads or writes it checks it."""
+
+    name = "path"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Leave it to the shell."""
+        return [CompletionItem(incomplete, type="file")]
 
 
 class Processes(click.ParamType[int]):
@@ -115,7 +130,7 @@ class RecipeName(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Return the names of the recipes, and the paths here that could be recipes."""
-        return _matching(recipe_names(), _paths(incomplete, ".yaml"), incomplete)
+        return _matching(recipe_names(), _paths(incomplete, (".yaml", ".yml")), incomplete)
 
 
 def _matching(names: list[str], paths: list[str], incomplete: str) -> list[CompletionItem[str]]:
@@ -123,8 +138,8 @@ def _matching(names: list[str], paths: list[str], incomplete: str) -> list[Compl
     return [CompletionItem(value) for value in [*chosen, *paths]]
 
 
-def _paths(incomplete: str, suffix: str) -> list[str]:
-    """Return the folders and the files with this suffix that begin so, as they were begun.
+def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
+    """Return the folders and the files with these suffixes that begin so, as they were begun.
 
     The shell's own completion of files cannot be asked for beside names: bash takes one or the
     other.
@@ -140,6 +155,6 @@ def _paths(incomplete: str, suffix: str) -> list[str]:
         if path.name.startswith(tail) and (tail.startswith(".") or not path.name.startswith(".")):
             if path.is_dir():
                 found.append(f"{head}{slash}{path.name}/")
-            elif path.suffix == suffix:
+            elif path.suffix in suffixes:
                 found.append(f"{head}{slash}{path.name}")
     return found

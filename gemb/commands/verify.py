@@ -20,8 +20,8 @@ VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
 
 
 @click.command()
-@click.argument("a", type=ModelReference(), metavar="A")
-@click.argument("b", type=ModelReference(), metavar="B")
+@click.argument("a", type=ModelReference(*VECTOR_SUFFIXES), metavar="A")
+@click.argument("b", type=ModelReference(*VECTOR_SUFFIXES), metavar="B")
 @click.option(
     "--texts",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
