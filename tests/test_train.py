@@ -386,6 +386,22 @@ def test_a_look_writes_nothing(train, tmp_path, recipe):
     assert {path.name for path in tmp_path.iterdir()} <= {"recipe.yaml", "cache"}
 
 
+def test_rows_of_a_held_out_set_are_in_no_batch(train, pairs, tmp_path):
+    queries = [json.loads(line)["query"] for line in pairs.read_text().splitlines()]
+
+    def without(count: int) -> str:
+        path = tmp_path / f"{count}.tsv"
+        rows = [f"{query}\tother\t{number}" for number, query in enumerate(queries[:count])]
+        path.write_text("\n".join(["sentence1\tsentence2\tscore", *rows]))
+        return f"held_out=[{path}]"
+
+    look = train("-n", without(3))
+    assert "held out  3 rows have a text of" in look.stdout, look.stderr
+    few = train("-o", tmp_path / "run", without(53))
+    assert few.returncode == 2
+    assert "its 7 rows make no batch of 8" in few.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
