@@ -121,6 +121,7 @@ def resolved_recipe(recipe: Recipe, place: Callable[[str, str], str]) -> Recipe:
         recipe,
         init=replace(recipe.init, model=resolved(recipe.init.model, place)),
         data=tuple(replace(each, path=resolved(each.path, place)) for each in recipe.data),
+        held_out=tuple(resolved(each, place) for each in recipe.held_out),
         loss=loss,
         eval=replace(recipe.eval, data=resolved(recipe.eval.data, place)),
     )

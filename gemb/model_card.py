@@ -27,6 +27,14 @@ def known_as(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name == "model" else folder.name
 
 
+def title_of(folder: Path) -> str:
+    """Return the name of a model: in the hub's cache its repository's, else the folder's."""
+    folder = folder.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2]
+    return folder.name
+
+
 def licence_of(folder: Path) -> str:
     """Return the licence that the folder's README.md names, or an empty string.
 

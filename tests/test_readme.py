@@ -129,3 +129,11 @@ def test_a_picture_of_a_terminal_has_its_texts_colours_and_columns():
     left, top = float(texts[0][0]), float(texts[0][1])
     assert float(texts[1][0]) == pytest.approx(left + 5 * 8.4, abs=0.05)
     assert float(texts[2][1]) == top + 18
+
+
+def test_lines_of_recipes_that_a_search_shows_are_those_of_the_recipes():
+    shown = re.findall(r"^(recipes/\w+\.yaml):(\d+):(.*)$", README.read_text("utf-8"), re.M)
+    assert len(shown) >= 4
+    for path, number, text in shown:
+        line = (README.parent / path).read_text("utf-8").splitlines()[int(number) - 1]
+        assert line.startswith(text), f"{path}:{number}"

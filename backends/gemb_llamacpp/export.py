@@ -23,7 +23,7 @@ from gemb.export import F16_REASON
 from gemb.gemma_config import PATTERN
 from gemb.gemma_terms import in_file
 from gemb.gguf_names import gguf_name
-from gemb.model_card import history_of, known_as
+from gemb.model_card import history_of, known_as, title_of
 from gemb.notes import note
 from gemb.poolings import GGUF_POOLINGS
 from gemb.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps, tensor_class
@@ -185,9 +185,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
 
     config = checkpoint.config
     writer.add_type("model")
-    name = known_as(checkpoint.folder)
-    writer.add_name(name.partition("@")[0].rpartition("/")[2])
-    changes = [f"Modified from {name} by `gemb export-gguf`."]
+    writer.add_name(title_of(checkpoint.folder))
+    changes = [f"Modified from {known_as(checkpoint.folder)} by `gemb export-gguf`."]
     changes += history_of(checkpoint.folder)
     for key, words in in_file(checkpoint.licence(), "\n".join(changes)).items():
         writer.add_string(key, words)

@@ -22,10 +22,10 @@ _HEAD = ("source", "texts", "tokens", "share", "length", "cut", "format")
 def look(adaptation: Adaptation) -> None:
     """Show what will be read, and predict time and memory. All processes call this together."""
     examples = adaptation.order().step()
-    if adaptation.ranks.is_first and not adaptation.training.dry_run:
+    dry_run = adaptation.training.dry_run
+    if adaptation.ranks.is_first and not dry_run:
         adaptation.run.write_json(adaptation.run.preflight, _to_json(adaptation, examples))
     speed, peak = _speed(adaptation, examples)
-    dry_run = adaptation.training.dry_run
     if not adaptation.ranks.is_first or (adaptation.training.quiet and not dry_run):
         return
     steps, tokens = adaptation.steps, sum(one.tokens for one in examples)

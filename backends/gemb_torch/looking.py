@@ -33,6 +33,7 @@ def look(session: Session) -> None:
     """
     recipe, run, maker = session.recipe, session.run, session.maker
     is_first, dry_run = session.ranks.is_first, session.training.dry_run
+    tells = dry_run or not session.training.quiet
     if is_first:
         found = preflight(
             recipe.batch,
@@ -48,10 +49,10 @@ def look(session: Session) -> None:
         )
         if not dry_run:
             run.write_json(run.preflight, found.to_json())
-        if dry_run or not session.training.quiet:
+        if tells:
             click.echo("\n".join(found.lines()), err=not dry_run)
     rate, peak = speed(session)
-    if is_first and (dry_run or not session.training.quiet):
+    if is_first and tells:
         seconds = found.total_tokens / rate
         click.echo(
             f"about {rate:,.0f} tokens/s: {duration(seconds)} for {session.steps:,} steps, "
