@@ -7,7 +7,6 @@ refuse, and name who could. It imports its tensor library in its methods.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,13 +60,6 @@ class ModelDescription:
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
     trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
-
-
-def cores() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class Encoder(Protocol):

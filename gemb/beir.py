@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from gemb.byte_records import BOM, Oversize, blocks, split
 from gemb.errors import UsageError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 COLUMNS = "query-id, corpus-id, score"
 SCORE_NAMES = ("score", "relevance", "label", "grade")

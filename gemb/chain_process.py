@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from gemb.errors import Stopped
-from gemb.signal_context import SignalContext
+from gemb.io.signals import SignalContext
 
 
 def run_process(command: Sequence[str], kept: Path, signals: Signals) -> int:

@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemb import run_lock
-from gemb.atomic import new_file
 from gemb.chain import Chain, Stage, resolved, resolved_recipe
 from gemb.chain_file import dump_chain
 from gemb.chain_process import Signals, run_process
 from gemb.chain_state import ChainRun, Status, settings
-from gemb.durations import duration
 from gemb.errors import GembError, Missing, NegativeAnswer, SomeRowsFailed, Stopped, UsageError
-from gemb.notes import note
+from gemb.io import locks
+from gemb.io.atomic import new_file
+from gemb.io.notes import note
+from gemb.io.text import duration
 from gemb.recipe_file import dump
 
 _ERRORS: dict[int, type[GembError]] = {
@@ -50,7 +50,7 @@ def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...
     run.check_inputs(run.statuses())
     (path / "stages").mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = [("STAGE", "KIND", "WAS", "TIME", "MADE")]
-    with run_lock.locked(path), Signals() as signals:
+    with locks.locked_run(path), Signals() as signals:
         with new_file(path / "chain.yaml") as part:
             part.write_text(dump_chain(chain), encoding="utf-8")
         for number, stage in enumerate(chain.stages, 1):
@@ -71,7 +71,7 @@ def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; name a folder for the chain's run")
     others = (
-        [each for each in path.iterdir() if each.name != run_lock.NAME] if path.exists() else []
+        [each for each in path.iterdir() if each.name != locks.RUN_LOCK] if path.exists() else []
     )
     if others and not (path / "chain.yaml").is_file():
         raise UsageError(f"{path} is no run of a chain and not empty; name another folder")

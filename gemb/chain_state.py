@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemb import models
-from gemb.atomic import new_file
 from gemb.chain import Chain, Stage, by_setting, references, resolved
 from gemb.errors import Missing, UsageError
 from gemb.fingerprint import path_fingerprint
+from gemb.io.atomic import new_file
 from gemb.run_folder import FREE
 from gemb.sample_data import resolve_data
 

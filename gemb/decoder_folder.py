@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.gguf_folder import unpack
 from gemb.gguf_header import looks_like_gguf
 from gemb.gguf_model import open_gguf
+from gemb.io.atomic import new_folder
 from gemb.model_card import history_of, write_card
 from gemb.model_json import read_json, read_optional_json, write_json
 from gemb.safetensors import NewTensor, StoredTensor, write_file

@@ -9,21 +9,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemb.atomic import new_file
 from gemb.backend import Encoder
 from gemb.errors import UsageError
+from gemb.io.atomic import new_file
+from gemb.io.notes import note
+from gemb.io.paths import is_stream
+from gemb.io.progress import Progress
+from gemb.io.streams import AtomicFile, Output, Stream
 from gemb.journal import Header, Journal
-from gemb.notes import note
-from gemb.output import AtomicFile, Output, Stream
-from gemb.output_paths import (
-    NEEDS_SIDECAR,
-    check_sidecar,
-    describes_vectors,
-    is_stream,
-    journal_of,
-)
+from gemb.output_paths import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
 from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
-from gemb.progress import Progress
 from gemb.prompts import Prompt
 from gemb.records import Fields, Record
 from gemb.tally import Tally

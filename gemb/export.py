@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.atomic import new_file
 from gemb.backend import Backend, Runtime
 from gemb.errors import Missing, NegativeAnswer
+from gemb.io.atomic import new_file
 from gemb.plugins import able, for_model
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from gemb.byte_records import Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
+from gemb.io.notes import note
 from gemb.line_records import Records, json_records, text_records
-from gemb.notes import note
 from gemb.records import Fields, from_text
 
 SUFFIXES = {

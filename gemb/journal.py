@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.errors import GembError, UsageError
-from gemb.file_lock import lock_file
+from gemb.io.locks import lock_file
 from gemb.output_paths import check_journal
 from gemb.pipeline import Compute, Computed
 

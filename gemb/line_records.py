@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 
 from gemb.byte_records import LONGEST, Oversize
-from gemb.notes import warn
+from gemb.io.notes import warn
 from gemb.records import Fields, Id, Record, RowError, from_fields, unfit
 
 Parts = Iterator[bytes | Oversize | None]

@@ -12,8 +12,8 @@ from typing import Any
 
 import orjson
 
-from gemb.atomic import new_file
 from gemb.errors import UsageError
+from gemb.io.atomic import new_file
 
 OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import orjson
 
-from gemb.atomic import new_file
 from gemb.backend import Runtime
-from gemb.caches import rows_cache, teachers_cache
-from gemb.count_progress import CountProgress
-from gemb.durations import duration
 from gemb.errors import UsageError
 from gemb.examples import Text
 from gemb.inputs import Reading, read
+from gemb.io.atomic import new_file
+from gemb.io.caches import rows_cache, teachers_cache
+from gemb.io.notes import note, warn
+from gemb.io.paths import is_stream
+from gemb.io.progress import CountProgress
+from gemb.io.streams import Stream
+from gemb.io.text import duration
 from gemb.mine import Mine, Mined, Rule
-from gemb.notes import note, warn
-from gemb.output import Stream
-from gemb.output_paths import is_stream
 from gemb.recipe import Source
 from gemb.records import Fields
 from gemb.teachers import Teacher, open_teacher

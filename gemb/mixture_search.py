@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gemb.atomic import new_file
 from gemb.backend import Backend, Training
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
+from gemb.io.atomic import new_file
+from gemb.io.notes import note
 from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
-from gemb.notes import note
 from gemb.recipe import Recipe
 from gemb.recipe_file import dump
 from gemb.run_folder import RunFolder

@@ -35,7 +35,7 @@ from gemb.hub_cache import (
     repo_folder,
     snapshot_folder,
 )
-from gemb.notes import note
+from gemb.io.notes import note
 
 DEFAULT = "mini"
 ALIASES = {"embeddinggemma-300m": HubName("google/embeddinggemma-300m")}

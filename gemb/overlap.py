@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.same_text import digest, folded
 from gemb.training_rows import Rows
-from gemb.visible import visible
 
 if TYPE_CHECKING:
     from gemb.evaluation_sets import Suite

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gemb.byte_records import Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.recipe import Source
 from gemb.sample_data import resolve_data
 from gemb.training_beir import open_folder
@@ -21,7 +22,6 @@ from gemb.training_files import GZIP, Parts, RawRow, open_file, shown
 from gemb.training_formats import BadRow, Layout, known
 from gemb.training_index import KEPT_BAD, Readable, bad_row_stops
 from gemb.training_rows import name_of
-from gemb.visible import visible
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.errors import Missing, UsageError
-from gemb.notes import warn
+from gemb.io.notes import warn
 
 if TYPE_CHECKING:
     from gemb.backend import Backend, ModelDescription

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from gemb.io.text import visible
 from gemb.preflight import Lengths, Preflight, SourceCheck
-from gemb.visible import visible
 
 BAD_SHOWN = 3  # bad rows of a source
 WIDTH = 240  # characters of an example's text

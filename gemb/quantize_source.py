@@ -12,7 +12,7 @@ from pathlib import Path
 from gemb.errors import UsageError
 from gemb.gguf_header import GgufHeader
 from gemb.gguf_model import GgufModel, open_gguf
-from gemb.notes import warn
+from gemb.io.notes import warn
 from gemb.plugins import able
 from gemb.qat import GGUF_KEY, gguf_types
 from gemb.quantization import FILE_TYPES, PLAIN, is_matrix

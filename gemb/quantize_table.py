@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gemb.errors import NegativeAnswer
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.quantization import TENSORS, is_matrix
 from gemb.quantize import Candidate, Job, Plan, Workshop
 from gemb.quantize_measure import Measures

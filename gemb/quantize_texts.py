@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.inputs import Reading, read
-from gemb.notes import warn
+from gemb.io.notes import warn
 from gemb.prompts import for_task
 from gemb.records import Fields, Record
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from gemb.notes import note
+from gemb.io.notes import note
 
 Id = int | str
 DEEPEST = 200  # levels of a kept field; orjson writes 254

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.durations import duration
+from gemb.io.text import duration
 from gemb.report_curves import grid, histograms
 from gemb.report_markup import Markup, joined, tag
 from gemb.run_record import RunRecord, Score, ScoreKey, Similarity

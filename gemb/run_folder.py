@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemb import run_lock
-from gemb.atomic import new_file
 from gemb.errors import UsageError
+from gemb.io import locks
+from gemb.io.atomic import new_file
 from gemb.recipe import Recipe
 from gemb.recipe_file import dump, load, to_plain
 
@@ -114,7 +114,7 @@ class RunFolder:
         if self.path.is_dir() and not self.recipe.is_file() and self._is_others():
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
-        with run_lock.locked(self.path):
+        with locks.locked_run(self.path):
             is_begun = self.metrics.exists() or self.mixtures.exists()
             if is_begun and not resumes:
                 raise UsageError(
@@ -134,7 +134,7 @@ class RunFolder:
             part.write_text(text + "\n", encoding="utf-8")
 
     def _is_others(self) -> bool:
-        return any(path.name != run_lock.NAME for path in self.path.iterdir())
+        return any(path.name != locks.RUN_LOCK for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
         before, now = flat(to_plain(load(self.recipe))), flat(to_plain(recipe))

@@ -7,7 +7,7 @@ import hashlib
 import platform
 from pathlib import Path
 
-from gemb.atomic import new_file
+from gemb.io.atomic import new_file
 from gemb.report_curves import curves
 from gemb.report_markup import Markup, joined, tag
 from gemb.report_page import data, headline, recipe, scores, similarity

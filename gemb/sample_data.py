@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 SAMPLE = "@sample"
 FOLDER = Path(__file__).with_name("data") / "sample"

@@ -146,7 +146,7 @@ class Scores:
         """Write all of it as JSON, whole or not at all."""
         import orjson
 
-        from gemb.atomic import new_file
+        from gemb.io.atomic import new_file
 
         evidence = [
             {
@@ -213,7 +213,7 @@ def check_target(path: Path) -> None:
     Raises:
         UsageError: it is another file, or its folder cannot take it.
     """
-    from gemb.output_paths import check_folder_of
+    from gemb.io.paths import check_folder_of
 
     mark = f'{{"{MARK}"'.encode()
     if path.exists():

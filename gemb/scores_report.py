@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from gemb.notes import note, warn
+from gemb.io.notes import note, warn
 
 if TYPE_CHECKING:
     from gemb.scores import Row, Scores

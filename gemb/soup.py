@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb import __version__
-from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import GembError, UsageError
 from gemb.gemma_terms import reaching
+from gemb.io.atomic import new_folder
 from gemb.model_card import soup_history, write_card
 from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
 from gemb.model_json import read_json, write_json

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gemb.errors import SomeRowsFailed
-from gemb.notes import warn
+from gemb.io.notes import warn
 from gemb.pipeline import Row
 
 

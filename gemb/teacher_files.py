@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import UsageError
 from gemb.fingerprint import fingerprint
-from gemb.notes import note, warn
+from gemb.io.notes import note, warn
 from gemb.prompts import CARD, TASKS, Prompt, for_task
 from gemb.teachers import Filling, Teacher, Wanted
 from gemb.vector_rows import read_rows

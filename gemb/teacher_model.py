@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Backend, Encoder, Runtime
-from gemb.count_progress import CountProgress
 from gemb.errors import GembError, UsageError
+from gemb.io.notes import warn
+from gemb.io.progress import CountProgress
 from gemb.models import resolve
-from gemb.notes import warn
 from gemb.pipeline import Embedder, plain_embedder
 from gemb.plugins import for_model
 from gemb.prompts import Prompt

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gemb.count_progress import CountProgress
+from gemb.io.progress import CountProgress
 
 if TYPE_CHECKING:
     from gemb.text_vectors import Done, Progress

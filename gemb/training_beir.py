@@ -15,8 +15,8 @@ import orjson
 
 from gemb.beir import find_judgements, judgements, text_id
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.training_files import RawRow, json_lines, shown
-from gemb.visible import visible
 
 Places = dict[str, tuple[int, int]]  # id -> offset and size of its line; of size 0: not found
 

@@ -17,7 +17,7 @@ import orjson
 from gemb.byte_records import BOM, LONGEST, Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
 from gemb.inputs import COMPRESSED, SUFFIXES
-from gemb.visible import visible
+from gemb.io.text import visible
 
 Parts = Iterator[bytes | Oversize | None]
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from gemb.errors import UsageError
 from gemb.examples import Text
-from gemb.visible import visible
+from gemb.io.text import visible
 
 QUERIES = ("query", "anchor", "question", "sentence1")
 POSITIVES = ("positive", "answer", "sentence2", "passage", "document", "response")

@@ -22,10 +22,11 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gemb.atomic import new_folder
 from gemb.errors import GembError, UsageError
 from gemb.examples import Example, Text
-from gemb.notes import note
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note
+from gemb.io.text import visible
 from gemb.recipe import Source
 from gemb.same_text import digest
 from gemb.sample_data import resolve_data
@@ -33,7 +34,6 @@ from gemb.training_beir import open_folder
 from gemb.training_files import json_row, open_file, shown
 from gemb.training_formats import BadRow, Layout
 from gemb.training_index import ROW, TEXT, VERSION, About, bad_row_stops, sizes, write_index
-from gemb.visible import visible
 
 LONG_BYTES = 1 << 30  # from here on the user is told why nothing happens
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from gemb.byte_records import LONGEST, Oversize
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.records import RowError
 from gemb.tables import CsvRow, csv_rows, import_pyarrow
 from gemb.training_files import Parts, RawRow, shown
 from gemb.training_formats import ACCEPTED, known
-from gemb.visible import visible
 
 BATCH = 1024  # rows of a Parquet file at a time
 UNNAMED = ("query", "positive")  # columns of a table without names

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.output import AtomicFile, Output, Sink
+from gemb.io.streams import AtomicFile, Output, Sink
 from gemb.pipeline import Row, Vectors
 from gemb.records import Id
 from gemb.vector_writer import Layout, stored

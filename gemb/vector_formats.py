@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gemb.output import Output
+from gemb.io.streams import Output
 from gemb.vector_arrays import Npy, Npz, Raw
 from gemb.vector_lines import Base64, Csv, JsonLines, Preview
 from gemb.vector_parquet import Parquet

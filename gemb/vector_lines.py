@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
 
-from gemb.output import Output
+from gemb.io.streams import Output
 from gemb.pipeline import Row, Vectors
 from gemb.records import as_json
 from gemb.vector_writer import Layout, stored

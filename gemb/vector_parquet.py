@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
-from gemb.output import Output, Sink
+from gemb.io.streams import Output, Sink
 from gemb.pipeline import Row, Vectors
 from gemb.tables import import_pyarrow
 from gemb.vector_writer import Layout, stored

@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.atomic import new_file
 from gemb.errors import GembError, UsageError
-from gemb.notes import note
+from gemb.io.atomic import new_file
+from gemb.io.notes import note
 
 FORMAT = 1
 KEY_BYTES = 16  # two texts of 10^12 share a key with odds of 1e-15

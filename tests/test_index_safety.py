@@ -19,9 +19,9 @@ import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.errors import GembError, UsageError
-from gemb.index.lock import locked
 from gemb.index.manifest import read_manifest
 from gemb.index.reader import Index
+from gemb.io.locks import locked_index
 from test_index import all_hits, error, inside, out
 
 LINES = [f"word{number} and more" for number in range(600)]
@@ -244,7 +244,7 @@ def test_what_another_build_left_is_not_gone_on_with(gemb: Gemb) -> None:
 
 
 def test_a_second_writer_waits_and_says_so(gemb: Gemb, built: Path) -> None:
-    with locked(built):
+    with locked_index(built):
         second = start(gemb, "index", "rm", "l.gemb", "1", "2")
         assert second.stderr is not None
         note = second.stderr.readline().decode()

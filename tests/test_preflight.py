@@ -13,12 +13,12 @@ import pytest
 from gemb.batch_order import BatchOrder
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
+from gemb.io.text import visible
 from gemb.overlap import TextsOf, evaluation_texts, hold_out, overlapping
 from gemb.preflight import Preflight, preflight
 from gemb.recipe import Batch, Prompts, Source
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import Rows, open_source
-from gemb.visible import visible
 
 
 def characters(texts: Sequence[str]) -> list[list[int]]:

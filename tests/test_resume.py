@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
-from gemb.atomic import check_file
 from gemb.errors import UsageError
-from gemb.output_paths import check, descriptor, is_stream
+from gemb.io.atomic import check_file
+from gemb.io.paths import descriptor, is_stream
+from gemb.output_paths import check
 from gemb.vectors import read_vectors
 
 ROWS = 3000

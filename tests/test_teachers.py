@@ -15,8 +15,8 @@ import pytest
 
 from fake_backend import Gemb
 from gemb.backend import Runtime
-from gemb.caches import rows_cache, teachers_cache
 from gemb.errors import GembError, UsageError
+from gemb.io.caches import rows_cache, teachers_cache
 from gemb.prompts import for_task
 from gemb.teachers import Wanted, open_teacher
 from gemb.vector_store import VectorStore, key_of

@@ -12,9 +12,9 @@ import termios
 
 import pytest
 
-from gemb import training_progress
-from gemb.durations import duration
-from gemb.training_progress import TrainingProgress
+from gemb.io import progress as training_progress
+from gemb.io.progress import TrainingProgress
+from gemb.io.text import duration
 
 
 class Clock:

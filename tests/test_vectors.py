@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gemb.errors import GembError, UsageError
-from gemb.output import AtomicFile
+from gemb.io.streams import AtomicFile
 from gemb.output_paths import NEEDS_SIDECAR
 from gemb.pipeline import Row
 from gemb.records import Record, RowError

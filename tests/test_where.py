@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from gemb.errors import GembError, UsageError
 from gemb.index.schema import TABLES
 from gemb.index.where import condition, condition_for, matching
-from gemb.visible import visible
+from gemb.io.text import visible
 
 ROWS: list[dict[str, Any]] = [
     {"id": 1, "path": "docs/a.md", "line": 3, "title": "Refunds", "text": "How to get money back",

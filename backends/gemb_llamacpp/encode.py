@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.backend import Runtime, cores
+from gemb.backend import Runtime
 from gemb.errors import GembError
 from gemb.gguf_model import GgufModel
+from gemb.io.machine import cores
 from gemb_llamacpp.context import MOST_SEQUENCES, Context
 from gemb_llamacpp.native import llama, uses_gpu
 

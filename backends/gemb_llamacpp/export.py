@@ -23,8 +23,8 @@ from gemb.export import F16_REASON
 from gemb.gemma_config import PATTERN
 from gemb.gemma_terms import in_file
 from gemb.gguf_names import gguf_name
+from gemb.io.notes import note
 from gemb.model_card import history_of, known_as, title_of
-from gemb.notes import note
 from gemb.poolings import GGUF_POOLINGS
 from gemb.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps, tensor_class
 from gemb.safetensors import StoredTensor

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.backend import Runtime, cores
+from gemb.backend import Runtime
 from gemb.errors import GembError
 from gemb.gguf_model import open_gguf
+from gemb.io.machine import cores
 from gemb_llamacpp.context import Context
 from gemb_llamacpp.native import function, llama
 from gemb_llamacpp.opening import open_encoder

@@ -14,10 +14,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemb.backend import cores
 from gemb.errors import GembError, UsageError
 from gemb.gguf_header import ALIGNMENT, GgufHeader, read_header
 from gemb.gguf_model import open_gguf
+from gemb.io.machine import cores
 from gemb.quantization import (
     FILE_TYPES,
     PURE,

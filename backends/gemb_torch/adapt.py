@@ -15,7 +15,7 @@ import torch
 from gemb.backend import Training
 from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.recipe import Recipe
 from gemb.run_report import write_report
 from gemb.safetensors import read_header

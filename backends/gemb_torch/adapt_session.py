@@ -12,10 +12,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from gemb.backend import Training, cores
-from gemb.caches import tokens_cache
+from gemb.backend import Training
 from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
+from gemb.io.caches import tokens_cache
+from gemb.io.machine import cores
 from gemb.plain_texts import PlainTexts
 from gemb.recipe import Adapt, Recipe
 from gemb.run_folder import RunFolder

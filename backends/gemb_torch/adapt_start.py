@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb import models
-from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.gemma_decoder import write_encoder
+from gemb.io.atomic import new_folder
 from gemb.model_json import read_json, write_json
 from gemb.plain_texts import PlainTexts
 from gemb.recipe import Recipe

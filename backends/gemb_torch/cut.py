@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note, warn
 from gemb.model_folder import (
     HEAD_FILES,
     SETTINGS,
@@ -23,7 +24,6 @@ from gemb.model_folder import (
     write_readme,
 )
 from gemb.model_json import read_json, write_json
-from gemb.notes import note, warn
 from gemb.safetensors import NewTensor, StoredTensor, write_file
 from gemb_torch.cut_texts import Texts, of_file
 from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer

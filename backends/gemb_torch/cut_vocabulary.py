@@ -20,8 +20,8 @@ from tokenizers import Tokenizer
 
 from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
+from gemb.io.notes import note
 from gemb.model_json import read_json, write_json
-from gemb.notes import note
 from gemb_torch.cut_texts import Texts, batches
 
 if TYPE_CHECKING:

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemb.backend import ModelProfile, Runtime, cores
+from gemb.backend import ModelProfile, Runtime
 from gemb.checkpoint import Checkpoint
 from gemb.errors import Missing, UsageError
-from gemb.notes import note
+from gemb.io.machine import cores
+from gemb.io.notes import note
 from gemb_torch.frozen import FrozenEncoder, can_freeze
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.packing import Packing, pack

@@ -12,15 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gemb.atomic import new_folder
 from gemb.backend import Training
 from gemb.errors import GembError, Stopped
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note
+from gemb.io.progress import TrainingProgress
 from gemb.metrics_log import MetricsLog
-from gemb.notes import note
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
 from gemb.run_report import write_report
-from gemb.training_progress import TrainingProgress
 from gemb_torch.ranks import Ranks
 from gemb_torch.resuming import check_resume
 from gemb_torch.stop_request import StopRequest

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 import torch
 import torch.distributed as dist
 
-from gemb.backend import Training, cores
+from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
+from gemb.io.machine import cores
 from gemb.outcome import FOLDER, Outcome, outcomes
 from gemb_torch.adapt import adapt
 from gemb_torch.encode import device_of

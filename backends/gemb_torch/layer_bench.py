@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gemb.backend import cores
 from gemb.checkpoint import Checkpoint
+from gemb.io.machine import cores
 from gemb.prompts import for_task
 from gemb_torch.encode import CPU_TOKENS, CUDA_TOKENS, MAX_WORKERS, device_of, dtype_of, passes
 from gemb_torch.frozen import FrozenEncoder, can_freeze

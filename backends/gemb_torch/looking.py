@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemb.durations import duration
+from gemb.io.text import duration
 from gemb.preflight import preflight
 from gemb_torch.gradients import TokenBatch, passes
 from gemb_torch.objective import StepVectors

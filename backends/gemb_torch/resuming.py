@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.run_folder import RunFolder
 from gemb.run_report import write_report
 from gemb.scores import Scores

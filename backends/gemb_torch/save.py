@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gemb.atomic import new_folder
 from gemb.checkpoint import Checkpoint, open_checkpoint
+from gemb.io.atomic import new_folder
 from gemb.model_folder import (
     SETTINGS,
     TOKENIZER_FILES,

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gemb.backend import Runtime, Training, cores
+from gemb.backend import Runtime, Training
 from gemb.batch_order import BatchOrder
-from gemb.caches import rows_cache, teachers_cache
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
-from gemb.notes import note
+from gemb.io.caches import rows_cache, teachers_cache
+from gemb.io.machine import cores
+from gemb.io.notes import note
 from gemb.overlap import hold_out
 from gemb.prompts import for_task
 from gemb.qat import check_model, wanted_types

@@ -11,13 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from gemb import models
-from gemb.atomic import new_folder
 from gemb.backend import Cut
 from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note
 from gemb.layer_choice import LayerChoice, layer_choice
 from gemb.model_json import read_json, write_json
-from gemb.notes import note
 from gemb_torch.cut import cut_folder
 from gemb_torch.cut_texts import Texts
 

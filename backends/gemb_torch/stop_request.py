@@ -11,10 +11,10 @@ from types import FrameType
 from typing import NoReturn
 
 from gemb.errors import Stopped
-from gemb.notes import note
+from gemb.io.notes import note
+from gemb.io.signals import SignalContext
 from gemb.outcome import StoppedAlone, hand_over
 from gemb.run_folder import RunFolder
-from gemb.signal_context import SignalContext
 
 
 class EarlyStop(SignalContext):

@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gemb.atomic import new_folder
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note
 from gemb.plain_texts import PlainTexts
 from gemb.training_files import shown
 from gemb_torch.cut_texts import Texts, batches

@@ -10,7 +10,7 @@ from pathlib import Path
 from gemb.backend import Training
 from gemb.checkpoint import open_checkpoint
 from gemb.gemma_terms import LICENCE as GEMMA
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.qat import in_words
 from gemb.recipe import Recipe
 from gemb.run_report import write_report

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gemb import models
-from gemb.atomic import check_folder
 from gemb.backend import Cut
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
+from gemb.io.atomic import check_folder
 from gemb.layer_choice import layers_in
 from gemb.plugins import able
 

@@ -224,14 +224,14 @@ def _format(chosen: str | None, output: str | None) -> str:
 
 def _say_form(target: Path) -> None:
     """Say that a file whose suffix names no format gets JSON lines."""
-    from gemb.notes import note
+    from gemb.io.notes import note
 
     if target.suffix and target.suffix[1:].lower() not in (*FORMATS, "json", "ndjson"):
         note(f"{target.name} gets JSON lines; -O names another format")
 
 
 def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:
-    from gemb.output_paths import is_stream
+    from gemb.io.paths import is_stream
 
     if form == "f32" and dtype != "f32":
         raise click.UsageError(f"-O f32 is raw float32; --dtype {dtype} goes with npy or base64")

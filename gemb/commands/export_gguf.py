@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from gemb import models
-from gemb.atomic import check_file
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.export import F16_REASON, OUTTYPES, Exported, check_export, export_gguf
+from gemb.io.atomic import check_file
 
 
 class OutType(click.Choice[str]):

@@ -17,7 +17,7 @@ from gemb.commands.params import ModelReference
 from gemb.commands.printing import print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
 from gemb.hub_cache import cache_folder
-from gemb.notes import note
+from gemb.io.notes import note
 
 if TYPE_CHECKING:
     from gemb.backend import ModelDescription

@@ -101,7 +101,7 @@ def show(recipe: str) -> None:
 @click.option("-f", "--force", is_flag=True, help="Replace the file.")
 def cp(recipe: str, file: Path, force: bool) -> None:
     """Copy a recipe to a FILE of yours, to change it there."""
-    from gemb.atomic import check_file, new_file
+    from gemb.io.atomic import check_file, new_file
 
     text = _read(recipe)
     check_file(file, overwrite=force)

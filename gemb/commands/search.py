@@ -16,7 +16,7 @@ from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.search_checks import check, check_files, check_index
 from gemb.commands.search_forms import form_of
 from gemb.commands.search_options import GROUPS, Chosen, search_options
-from gemb.visible import visible
+from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -127,7 +127,7 @@ def _say_if_unlike(words: tuple[str, ...], paths: tuple[str, ...]) -> None:
     """Say what is done where the user may have meant something else."""
     import threading
 
-    from gemb.notes import note
+    from gemb.io.notes import note
 
     if len(words) == 1 and paths == (".",) and Path(words[0]).exists():
         shown = shlex.quote(visible(words[0]))
@@ -234,6 +234,6 @@ def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
 def _writer() -> Write:
     if sys.stdout is None:
         raise click.UsageError("standard output is closed; send it to a file or a pipe")
-    from gemb.output import Stream
+    from gemb.io.streams import Stream
 
     return Stream(None).write

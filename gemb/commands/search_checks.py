@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gemb.commands.search_options import Chosen
-from gemb.visible import visible
+from gemb.io.text import visible
 
 
 def check(chosen: Chosen) -> None:

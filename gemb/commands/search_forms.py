@@ -15,7 +15,7 @@ def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
     """Return what writes the hits."""
     import shutil
 
-    from gemb.search import colours
+    from gemb.io import colours
     from gemb.search.context import Context
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from gemb.atomic import check_folder
 from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import GembError, NegativeAnswer, UsageError
+from gemb.io.atomic import check_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def soup(
     Exit codes: 0 done, 1 written, but worse than its best ingredient, 2 wrong usage, models that
     cannot be averaged or that hold NaN, 4 something is absent, 5 the run failed.
     """
-    from gemb.notes import note
+    from gemb.io.notes import note
     from gemb.soup import LOSES_TYPES, loses_types, plan, write_soup
     from gemb.soup_report import Made, in_json, in_words
     from gemb.soup_scores import compared, greedy, to_json
@@ -161,7 +161,7 @@ def check_words(
 
 def _tell(step: Try) -> None:
     """Say on stderr what a try of the greedy choice came to."""
-    from gemb.notes import note
+    from gemb.io.notes import note
 
     if not step.to:
         note(f"begins with {step.added}: {step.after:.4f}")
@@ -191,7 +191,7 @@ def _named(words: Sequence[str], last: int | None) -> list[Named]:
 def _opened(named: Sequence[Named], output: Path, *, force: bool) -> Sequence[Ingredient]:
     """Return the ingredients, after refusing those that cannot be averaged."""
     from gemb.commands.printing import print_table
-    from gemb.notes import warn
+    from gemb.io.notes import warn
     from gemb.soup_ingredients import differences, open_ingredients, summary, table
 
     ingredients = open_ingredients(named)

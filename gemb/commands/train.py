@@ -14,7 +14,7 @@ from gemb.backend import Runtime, Training
 from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.plugins import able, named
 from gemb.slurm import batch_file
 

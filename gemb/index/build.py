@@ -17,14 +17,14 @@ from gemb.backend import Encoder
 from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish, now
-from gemb.index.lock import locked
 from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
 from gemb.index.source import Source, described
 from gemb.index.writer import Writer
-from gemb.notes import note
-from gemb.output_paths import check_folder_of
+from gemb.io.locks import locked_index
+from gemb.io.notes import note
+from gemb.io.paths import check_folder_of
+from gemb.io.text import visible
 from gemb.vectors import VectorSpec
-from gemb.visible import visible
 
 DTYPES = ("f16", "int8", "f32")
 
@@ -93,7 +93,7 @@ def build(job: Building, fill: Fill, encoder: Encoder | None) -> Changes:
         check_target(target, overwrite=job.overwrite)
         part.mkdir(exist_ok=True)
         try:
-            with locked(part):
+            with locked_index(part):
                 changes = _filled(job, part, fill, encoder)
                 _replace(part, target)
                 return changes
@@ -175,7 +175,7 @@ def _replace(part: Path, target: Path) -> None:
         old = target.with_name(f".{target.name}.{os.getpid()}.old")
         if target.exists():
             if is_index(target):
-                stack.enter_context(locked(target))
+                stack.enter_context(locked_index(target))
             target.replace(old)
         try:
             part.replace(target)

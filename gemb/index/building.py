@@ -20,10 +20,10 @@ from gemb.index.update import update
 from gemb.index.update_state import State
 from gemb.index.vector_source import Described, describe
 from gemb.index.writer import Writer
-from gemb.notes import note
+from gemb.io.notes import note
+from gemb.io.text import visible
 from gemb.prompts import Prompt
 from gemb.vectors import VectorSpec
-from gemb.visible import visible
 
 
 def build_index(

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 from gemb.index.finish import now
-from gemb.index.lock import locked
 from gemb.index.manifest import (
     Manifest,
     codes_path,
@@ -22,6 +21,7 @@ from gemb.index.rows import COLUMNS, crc
 from gemb.index.schema import readable
 from gemb.index.verify import bad_blocks, damaged
 from gemb.index.writer import Writer
+from gemb.io.locks import locked_index
 
 _NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
 
@@ -46,7 +46,7 @@ def compact(folder: Path) -> Compacted:
         OSError: the disk is full; the index is as it was.
     """
     read_manifest(folder)
-    with locked(folder):
+    with locked_index(folder):
         manifest = read_manifest(folder)
         before = size(folder)
         with Index.open(folder) as index:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gemb.index.compact import size
 from gemb.index.reader import Index
 from gemb.index.source import Source, described
-from gemb.visible import visible
+from gemb.io.text import visible
 
 
 def info(folder: Path) -> dict[str, object]:

@@ -10,11 +10,11 @@ from pathlib import Path
 from gemb.index import places
 from gemb.index.manifest import is_index
 from gemb.index.source import Source, SourceRow
+from gemb.io.text import visible
 from gemb.records import Record, unfit
 from gemb.search.passages import split
 from gemb.search.skipped import Skipped
 from gemb.search.tree import Entry, walk
-from gemb.visible import visible
 
 
 def entries(source: Source, skipped: Skipped) -> list[Entry]:

@@ -27,11 +27,11 @@ from gemb.index.manifest import (
 )
 from gemb.index.rows import COLUMNS, crc, id_columns, kept_fields, path_column, path_of
 from gemb.index.schema import open_to_read, readable
+from gemb.io.text import visible
 from gemb.search.hits import Hit
 from gemb.search.mapped_file import MappedRows, gathered
 from gemb.search.sign_codes import Coder
 from gemb.vectors import VectorSpec, unpacked
-from gemb.visible import visible
 
 Rows = NDArray[np.int64]
 NUMBERS: dict[str, np.dtype[Any]] = {

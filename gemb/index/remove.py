@@ -17,7 +17,7 @@ from gemb.index.row_changes import MayRemove
 from gemb.index.rows import id_columns, path_column
 from gemb.index.sync import writing
 from gemb.index.where import condition_for, matching
-from gemb.visible import visible
+from gemb.io.text import visible
 
 
 def remove(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gemb.errors import GembError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 TABLES = """
 CREATE TABLE rows(

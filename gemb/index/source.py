@@ -12,9 +12,9 @@ from gemb import inputs
 from gemb.errors import GembError, UsageError
 from gemb.index import places
 from gemb.inputs import Reading
+from gemb.io.text import visible
 from gemb.records import Fields, Id, Record
 from gemb.search.tree import MOST_BYTES, Walk
-from gemb.visible import visible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

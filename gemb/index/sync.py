@@ -13,7 +13,6 @@ from gemb.backend import Encoder
 from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish
-from gemb.index.lock import locked
 from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path
 from gemb.index.reader import Index, check_there
 from gemb.index.row_changes import MayRemove
@@ -21,9 +20,10 @@ from gemb.index.source import STDIN, Source
 from gemb.index.update import OpenEncoder, update
 from gemb.index.update_state import State
 from gemb.index.writer import Writer
-from gemb.notes import note
+from gemb.io.locks import locked_index
+from gemb.io.notes import note
+from gemb.io.text import visible
 from gemb.vectors import VectorSpec
-from gemb.visible import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
         OSError: it cannot be written to.
     """
     read_manifest(folder)  # before a lock is made in a folder that is none of ours
-    with locked(folder):
+    with locked_index(folder):
         manifest = read_manifest(folder)  # as the writer that this one waited for left it
         rows = rows_path(folder, manifest.generation)
         check_there(rows)

@@ -7,15 +7,14 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from gemb.backend import Encoder
-from gemb.count_progress import CountProgress
 from gemb.errors import GembError
 from gemb.index.changes import Changes
 from gemb.index.file_changes import file_changes
 from gemb.index.row_changes import MayRemove, row_changes
 from gemb.index.source import PASSAGES, VECTORS, SourceRow, source_rows, total_size
 from gemb.index.update_state import State
+from gemb.io.progress import CountProgress, Progress
 from gemb.pipeline import Window, embed, plain_embedder
-from gemb.progress import Progress
 from gemb.records import Record
 from gemb.vectors import VectorSpec
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from gemb.errors import UsageError
 from gemb.index.source import Source, SourceRow
+from gemb.io.text import visible
 from gemb.records import Id, Record, RowError
 from gemb.vectors import DTYPES, META, VectorSpec, packed, sidecar, unpacked
-from gemb.visible import visible
 
 BATCH = 8192  # rows
 SUFFIXES = (".npy", ".npz", ".f32", ".parquet", ".jsonl")

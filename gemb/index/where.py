@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.errors import GembError, UsageError
 from gemb.index.where_syntax import ORDERED, Every, Filter, Not, Some, Test, Value, parse, tests
-from gemb.visible import visible
+from gemb.io.text import visible
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, NoReturn
 
 from gemb.errors import UsageError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 # What SQLite bears: an expression may be 1,000 levels deep (SQLITE_MAX_EXPR_DEPTH), and a chain of
 # tests is as deep as it is long; its parser's stack has 100 places, a bracket takes up to 3.

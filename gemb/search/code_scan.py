@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import cores
-from gemb.search.ranking import ahead
+from gemb.io.machine import ahead, cores
 from gemb.search.sign_codes import Codes
 
 Ints = NDArray[np.int64]

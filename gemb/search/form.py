@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gemb.io.text import visible
 from gemb.search.excerpts import Excerpt
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
-from gemb.visible import visible
 
 Write = Callable[[bytes], object]
 STDIN = "(standard input)"  # as grep names it

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, shown_name
 from gemb.search.queries import Query
-from gemb.visible import visible
 
 FIELDS = (
     *("rank", "score", "query", "query_id", "path", "line", "text"),

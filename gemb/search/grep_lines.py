@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemb.search.colours import Paint
+from gemb.io.colours import Paint
+from gemb.io.text import visible
 from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.painted_words import painted
 from gemb.search.queries import Query
 from gemb.search.shared_words import wanted_stems
-from gemb.visible import visible
 
 
 class GrepLines:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
 from gemb.index.reader import Index
-from gemb.visible import visible
+from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.index.reader import Index
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.search.accuracy import plan, ranked
 from gemb.search.fusion import fused
 from gemb.search.hybrid import DEPTH, chosen, depth

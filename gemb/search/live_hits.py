@@ -8,12 +8,10 @@ import time
 
 import click
 
-from gemb.durations import duration
-from gemb.search.cells import cut
+from gemb.io.text import cut, duration, visible
 from gemb.search.form import shown_name
 from gemb.search.hits import Hit
 from gemb.search.tree_search import Answer
-from gemb.visible import visible
 
 DELAY_S = 1.0  # what is done by then needs no report
 EVERY_S = 0.2  # on a terminal

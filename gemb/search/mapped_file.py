@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 
 class MappedRows(np.memmap[Any, np.dtype[Any]]):

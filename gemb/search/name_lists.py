@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gemb.io.colours import Paint
 from gemb.records import Id
-from gemb.search.colours import Paint
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.queries import Query

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gemb.search.colours import Paint
+from gemb.io.colours import Paint
 from gemb.search.shared_words import words_of
 
 

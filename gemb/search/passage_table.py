@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.search.passages import VERSION
 
 SCHEMA = 2

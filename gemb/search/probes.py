@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.atomic import new_file
-from gemb.caches import search_cache
+from gemb.io.atomic import new_file
+from gemb.io.caches import search_cache
 from gemb.prompts import for_task
 from gemb.records import Record
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.visible import visible
+from gemb.io.text import visible
 
 TEXT_NAMES = ("text", "query")
 

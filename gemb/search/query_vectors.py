@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
-from gemb.notes import note
+from gemb.io.notes import note
 from gemb.pipeline import embed, plain_embedder
 from gemb.prompts import Prompt
 from gemb.records import Record

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import cores
+from gemb.io.machine import ahead
 from gemb.nearest import Nearest, merged
 from gemb.search.mapped_file import gathered, read_ahead
 from gemb.vectors import unpacked
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 # Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and its product with
 # one query is too small for OpenBLAS to share out. Its threads and ours would fight: on busy cores
@@ -90,30 +85,3 @@ def _reader(stored: NDArray[Any], rows: Ints | None) -> Callable[[slice], NDArra
         return array[begin:end] if end - begin == len(wanted) else array[wanted]
 
     return look
-
-
-def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:
-    """Yield work(item) in order, done by as many threads as there are cores, one item ahead each.
-
-    numpy and faiss leave Python's lock while they compute, so this is what uses both cores.
-    """
-    if min(cores(), len(items)) < 2:
-        yield from map(work, items)
-        return
-    waiting: deque[Future[Made]] = deque()
-    try:
-        for item in items:
-            waiting.append(_pool().submit(work, item))
-            if len(waiting) > cores():
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Return threads that stay: new ones for each query take as long as a scan of 500,000 codes."""
-    return ThreadPoolExecutor(cores(), thread_name_prefix="gemb-scan")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.search.form import Write
-from gemb.visible import visible
 
 if TYPE_CHECKING:
     from gemb.search.search_run import OPEN, Job

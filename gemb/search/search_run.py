@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
-from gemb.notes import note
+from gemb.io.notes import note
+from gemb.io.text import visible
 from gemb.search.excerpts import compared, excerpts
 from gemb.search.form import Form
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
 from gemb.search.wanted import QueryHits, Wanted
-from gemb.visible import visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,8 +122,8 @@ class _Ready:
 def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Ready:
     """Open the model, and walk in another thread meanwhile."""
     from gemb import prompts
-    from gemb.caches import search_cache
     from gemb.embed_run import width
+    from gemb.io.caches import search_cache
     from gemb.search.query_vectors import embedded
     from gemb.search.tree_search import gather
     from gemb.vectors import VectorSpec

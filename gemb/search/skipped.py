@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gemb.notes import note, warn
-from gemb.visible import visible
+from gemb.io.notes import note, warn
+from gemb.io.text import visible
 
 FEW = 5  # failures that are named one by one; the others are counted
 

@@ -6,8 +6,8 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from gemb.search.cells import ELLIPSIS, cut, width_of, wrapped
-from gemb.search.colours import Paint
+from gemb.io.colours import Paint
+from gemb.io.text import ELLIPSIS, cut, visible, width_of, wrapped
 from gemb.search.context import Context, Line
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
@@ -15,7 +15,6 @@ from gemb.search.hits import Hit
 from gemb.search.painted_words import painted
 from gemb.search.queries import Query
 from gemb.search.shared_words import wanted_stems, words_of
-from gemb.visible import visible
 
 SEARCHED = 200_000  # characters of a line, for the part to show
 LONG = 8  # times as long as a row

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.search.corpus import Passages
 from gemb.search.gathering import Sources, gather_into
 from gemb.search.hits import Hit
@@ -29,7 +30,6 @@ from gemb.search.promise import Promise
 from gemb.search.skipped import Skipped
 from gemb.search.vector_cache import VectorCache
 from gemb.vectors import VectorSpec
-from gemb.visible import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import cores
 from gemb.errors import GembError
-from gemb.notes import note
+from gemb.io.machine import cores
+from gemb.io.notes import note
 from gemb.vector_store import Rows, VectorStore
 from gemb.vectors import VectorSpec
 

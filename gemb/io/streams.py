@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gemb.errors import UsageError
-from gemb.output_paths import descriptor, part_of
+from gemb.io.paths import descriptor, part_of
 
 
 class Output(Protocol):

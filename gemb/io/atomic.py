@@ -24,7 +24,7 @@ def check_file(target: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: it exists, is no regular file, or its folder cannot take it.
     """
-    from gemb.output_paths import check_folder_of, is_stream
+    from gemb.io.paths import check_folder_of, is_stream
 
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
@@ -47,7 +47,7 @@ def check_folder(target: Path, *, overwrite: bool, source: Path) -> None:
         UsageError: it is a file; it exists and is no model folder, or is needed; or the folder
             around it cannot take it.
     """
-    from gemb.output_paths import check_folder_of
+    from gemb.io.paths import check_folder_of
 
     whole, model = Path(os.path.realpath(target)), Path(os.path.realpath(source))
     if target.exists():

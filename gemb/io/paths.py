@@ -1,0 +1,87 @@
+"""TODO."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from gemb.errors import UsageError
+
+LINKS = 40  # that Linux follows in one path
+
+
+def is_stream(path: Path | None) -> bool:
+    """Return whether this cannot be replaced atomically: standard output, a pipe, a device.
+
+    So is all of /dev and /proc, and what leads there: renaming over /dev/stdout would replace the
+    link for every program. /dev/shm alone holds plain files.
+    """
+    if path is None or any(map(_is_system, _hops(path))):
+        return True
+    return path.exists() and not stat.S_ISREG(path.stat().st_mode)
+
+
+def descriptor(path: Path) -> int | None:
+    """Return the number of the open file that a path such as /dev/fd/3 names, or None."""
+    for hop in _hops(path):
+        found = re.fullmatch(rf"/proc/(?:self|{os.getpid()})(?:/task/\d+)?/fd/(\d+)", str(hop))
+        found = found or re.fullmatch(r"/dev/fd/(\d+)", str(hop))
+        if found:
+            return int(found[1])
+    return None
+
+
+def followed(path: Path) -> Path:
+    """Return the path that a link leads to, whether or not it exists; a stream as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() and not is_stream(path) else path
+
+
+def part_of(path: Path) -> Path:
+    """Return the name of an output that is not whole yet."""
+    return path.with_name(path.name + ".part")
+
+
+def check_folder_of(path: Path) -> None:
+    """Refuse a path in a folder that cannot take it.
+
+    Raises:
+        UsageError: the folder is not there, or cannot be written to; or the path is a circle.
+    """
+    if path.is_symlink() and Path(os.path.realpath(path)).is_symlink():
+        raise UsageError(f"{path}: a link that leads back to itself")
+    folder = followed(path).parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"no such folder: {folder}; make it first: mkdir -p {shlex.quote(str(folder))}"
+        )
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
+        raise UsageError(f"{folder}: nothing can be written to this folder; check its permissions")
+
+
+EFFECTIVE_IDS = os.access in os.supports_effective_ids
+
+
+def status_of(path: Path | int) -> os.stat_result | None:
+    try:
+        return os.stat(path)  # noqa: PTH116  a descriptor, too
+    except (OSError, ValueError):
+        return None
+
+
+def _is_system(path: Path) -> bool:
+    return path.parts[:2] in (("/", "dev"), ("/", "proc")) and path.parts[:3] != ("/", "dev", "shm")
+
+
+def _hops(path: Path) -> Iterator[Path]:
+    """Yield the path, then each that a link leads to, their folders resolved."""
+    for _ in range(LINKS):
+        path = Path(os.path.realpath(path.parent or "."), path.name)
+        yield path
+        try:
+            path = path.parent / path.readlink()
+        except OSError:
+            return

@@ -1,0 +1,116 @@
+"""Text from a data file, as it may stand on a terminal and in a one-line message."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_SHORT = {"\n": "⏎", "\t": "⇥"}
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, direction, surrogate, line separators
+
+
+def visible(text: str, width: int = 0) -> str:
+    """Return the text on one line, with no character that a terminal obeys.
+
+    Args:
+        text: anything, escape codes and surrogates too; one that stands for a byte of a name that
+            is no UTF-8 is shown as that byte: xff after a backslash.
+        width: about so many characters; of a longer text the beginning and the end stay, and
+            between them the number of characters that are left out. 0: all of it.
+    """
+    if 0 < width < len(text) - len(" … 1,000 more characters … "):
+        head = width * 2 // 3
+        tail = width - head
+        left_out = f" … {len(text) - width:,} more characters … "
+        return visible(text[:head]) + left_out + visible(text[-tail:])
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_shown, text))
+
+
+def _shown(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if character == "\N{ZERO WIDTH JOINER}" or unicodedata.category(character) not in _HIDDEN:
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    return (
+        f"\\x{code:02x}"
+        if code < 0x100
+        else f"\\u{code:04x}"
+        if code < 0x10000
+        else f"\\U{code:08x}"
+    )
+
+
+# A time span as people say it.
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in words: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    minutes = round(seconds / 60)
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+# Text in the columns of a terminal: how wide it is, cut and wrapped to a width.
+
+
+ELLIPSIS = "…"
+
+
+def width_of(text: str) -> int:
+    """Return how many columns a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(map(_width, text))
+
+
+def cut(text: str, width: int) -> str:
+    """Return the text, its end replaced by an ellipsis where it is wider."""
+    if width_of(text) <= width:
+        return text
+    used = 0
+    for place, character in enumerate(text):
+        used += _width(character)
+        if used > width - 1:
+            return text[:place].rstrip() + ELLIPSIS
+    return text
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return the text in rows that are no wider, cut between words where there are any."""
+    rows: list[str] = []
+    start = 0
+    while start < len(text):
+        end = _fitting(text, start, width)
+        if end < len(text):
+            space = text.rfind(" ", start + 1, end + 1)
+            end = space if space > start + (end - start) // 2 else end
+        rows.append(text[start:end].rstrip())
+        start = end
+        while start < len(text) and text[start] == " ":
+            start += 1
+    return rows or [""]
+
+
+def _fitting(text: str, start: int, width: int) -> int:
+    """Return where the characters from `start` on that fit end; at least one does."""
+    used = 0
+    for place in range(start, len(text)):
+        used += _width(text[place])
+        if used > width:
+            return max(start + 1, place)
+    return len(text)
+
+
+def _width(character: str) -> int:
+    if unicodedata.combining(character):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
