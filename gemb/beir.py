@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gemb.byte_records import BOM, Oversize, blocks, split
 from gemb.errors import UsageError
 from gemb.io.text import visible
+from gemb.texts.lines import BOM, Oversize, blocks, split
 
 COLUMNS = "query-id, corpus-id, score"
 SCORE_NAMES = ("score", "relevance", "label", "grade")

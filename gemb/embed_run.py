@@ -20,8 +20,8 @@ from gemb.journal import Header, Journal
 from gemb.output_paths import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
 from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
 from gemb.prompts import Prompt
-from gemb.records import Fields, Record
 from gemb.tally import Tally
+from gemb.texts.records import Fields, Record
 from gemb.vector_formats import ARRAYS, WRITERS
 from gemb.vector_writer import Layout, Writer
 from gemb.vectors import VectorSpec, sidecar

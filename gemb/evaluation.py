@@ -15,14 +15,14 @@ from gemb.bootstrap import Form, Statistic, interval, resamples
 from gemb.errors import UsageError
 from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval, SentencePairs
 from gemb.evaluation_sets import Suite
-from gemb.examples import Text
 from gemb.linear_probe import folded, predictions
 from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
 from gemb.prompts import for_task
-from gemb.records import Record
 from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.stored_vectors import Stored
 from gemb.text_vectors import Progress, text_vectors
+from gemb.texts.examples import Text
+from gemb.texts.records import Record
 from gemb.vectors import DTYPES
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gemb.beir import COLUMNS, find_judgements, judgements, text_id
 from gemb.errors import UsageError
-from gemb.examples import Text
+from gemb.texts.examples import Text
 
 KINDS = ("retrieval", "rerank")
 QRELS = ("qrels.tsv", *(f"qrels/{part}.tsv" for part in ("test", "dev", "val", "validation")))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gemb.examples import Text
 from gemb.metrics import Floats, Rows
+from gemb.texts.examples import Text
 
 Kind = Literal["sts", "pairs", "bitext", "retrieval", "rerank", "classification"]
 MAIN = {

@@ -22,11 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.examples import Example, Text
 from gemb.nearest import CANDIDATES, Ints, Nearest, nearest
 from gemb.prompts import Prompt
 from gemb.teachers import Teacher, Wanted
-from gemb.text_spool import TextSpool, same_text
+from gemb.texts.examples import Example, Text, TextSpool, same_text
 
 if TYPE_CHECKING:
     from gemb.training_rows import Rows

@@ -14,8 +14,6 @@ import orjson
 
 from gemb.backend import Runtime
 from gemb.errors import UsageError
-from gemb.examples import Text
-from gemb.inputs import Reading, read
 from gemb.io.atomic import new_file
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.io.notes import note, warn
@@ -25,8 +23,10 @@ from gemb.io.streams import Stream
 from gemb.io.text import duration
 from gemb.mine import Mine, Mined, Rule
 from gemb.recipe import Source
-from gemb.records import Fields
 from gemb.teachers import Teacher, open_teacher
+from gemb.texts.examples import Text
+from gemb.texts.inputs import Reading, read
+from gemb.texts.records import Fields
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import open_source
 from gemb.training_tasks import Task

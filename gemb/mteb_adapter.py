@@ -18,8 +18,8 @@ from gemb.errors import Missing, UsageError
 from gemb.evaluation import check_dims
 from gemb.pipeline import shortened
 from gemb.prompts import NO_TITLE, Prompt, for_task
-from gemb.records import Record
 from gemb.text_vectors import text_vectors
+from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

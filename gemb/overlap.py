@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.same_text import digest, folded
+from gemb.texts.examples import digest, folded
 from gemb.training_rows import Rows
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import GembError
 from gemb.prompts import Prompt
-from gemb.records import Record, RowError
+from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, TokenIds

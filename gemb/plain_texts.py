@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemb.byte_records import Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.recipe import Source
 from gemb.sample_data import resolve_data
+from gemb.texts.lines import Oversize, blocks, read_blocks, split
 from gemb.training_beir import open_folder
 from gemb.training_files import GZIP, Parts, RawRow, open_file, shown
 from gemb.training_formats import BadRow, Layout, known

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.batch_order import BatchOrder
-from gemb.examples import Example
 from gemb.io.text import visible
 from gemb.overlap import evaluation_texts, refuse_overlap, texts_of
 from gemb.prompts import Prompt
 from gemb.recipe import Batch
-from gemb.same_text import folded
+from gemb.texts.examples import Example, folded
 from gemb.training_rows import Rows
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.inputs import Reading, read
 from gemb.io.notes import warn
 from gemb.prompts import for_task
-from gemb.records import Fields, Record
+from gemb.texts.inputs import Reading, read
+from gemb.texts.records import Fields, Record
 
 # Of a corpus, evenly spaced; each as a document and as a query: about what llama-imatrix's users
 # take, a hundred pieces of 512 tokens.

@@ -196,7 +196,7 @@ def _read_jsonl(path: Path) -> Iterator[Chunk]:
 
 
 def _read_parquet(path: Path) -> Iterator[Chunk]:
-    from gemb.tables import import_pyarrow
+    from gemb.texts.tables import import_pyarrow
 
     pyarrow, parquet = import_pyarrow()
     try:

@@ -20,8 +20,8 @@ from gemb.models import resolve
 from gemb.pipeline import Embedder, plain_embedder
 from gemb.plugins import for_model
 from gemb.prompts import Prompt
-from gemb.records import Record
 from gemb.teachers import Filling, Teacher, Wanted
+from gemb.texts.records import Record
 from gemb.vector_store import VectorStore
 
 if TYPE_CHECKING:

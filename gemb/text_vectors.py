@@ -10,7 +10,7 @@ import numpy as np
 from gemb.errors import GembError
 from gemb.pipeline import Vectors, embed, plain_embedder
 from gemb.prompts import Prompt
-from gemb.records import Record
+from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import orjson
 
-from gemb.byte_records import BOM, LONGEST, Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
-from gemb.inputs import COMPRESSED, SUFFIXES
 from gemb.io.text import visible
+from gemb.texts.inputs import COMPRESSED, SUFFIXES
+from gemb.texts.lines import BOM, LONGEST, Oversize, blocks, read_blocks, split
 
 Parts = Iterator[bytes | Oversize | None]
 

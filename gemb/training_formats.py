@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from gemb.errors import UsageError
-from gemb.examples import Text
 from gemb.io.text import visible
+from gemb.texts.examples import Text
 
 QUERIES = ("query", "anchor", "question", "sentence1")
 POSITIVES = ("positive", "answer", "sentence2", "passage", "document", "response")

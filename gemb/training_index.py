@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 
 from gemb.errors import UsageError
-from gemb.same_text import digest, folded
+from gemb.texts.examples import digest, folded
 from gemb.training_files import RawRow
 from gemb.training_formats import MOST_POSITIVES, BadRow, Layout, Row, recognise
 

@@ -23,13 +23,12 @@ import orjson
 from numpy.typing import NDArray
 
 from gemb.errors import GembError, UsageError
-from gemb.examples import Example, Text
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.recipe import Source
-from gemb.same_text import digest
 from gemb.sample_data import resolve_data
+from gemb.texts.examples import Example, Text, digest
 from gemb.training_beir import open_folder
 from gemb.training_files import json_row, open_file, shown
 from gemb.training_formats import BadRow, Layout

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemb.byte_records import LONGEST, Oversize
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.records import RowError
-from gemb.tables import CsvRow, csv_rows, import_pyarrow
+from gemb.texts.lines import LONGEST, Oversize
+from gemb.texts.records import RowError
+from gemb.texts.tables import CsvRow, csv_rows, import_pyarrow
 from gemb.training_files import Parts, RawRow, shown
 from gemb.training_formats import ACCEPTED, known
 

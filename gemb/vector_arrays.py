@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemb.io.streams import AtomicFile, Output, Sink
 from gemb.pipeline import Row, Vectors
-from gemb.records import Id
+from gemb.texts.records import Id
 from gemb.vector_writer import Layout, stored
 
 NPY_HEADER = 128  # bytes; numpy pads its header to a multiple of 64

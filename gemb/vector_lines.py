@@ -13,7 +13,7 @@ from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, du
 
 from gemb.io.streams import Output
 from gemb.pipeline import Row, Vectors
-from gemb.records import as_json
+from gemb.texts.records import as_json
 from gemb.vector_writer import Layout, stored
 
 

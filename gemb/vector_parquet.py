@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gemb.errors import GembError
 from gemb.io.streams import Output, Sink
 from gemb.pipeline import Row, Vectors
-from gemb.tables import import_pyarrow
+from gemb.texts.tables import import_pyarrow
 from gemb.vector_writer import Layout, stored
 from gemb.vectors import META
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gemb.records import Id
+    from gemb.texts.records import Id
 
 DTYPES = ("f32", "f16", "int8", "ubinary")
 META = "gemb"  # the key of the description in a Parquet schema, and its mark in JSON
@@ -213,7 +213,7 @@ def _read_f32(path: Path) -> VectorFile:
 def _read_parquet(path: Path) -> VectorFile:
     import numpy as np
 
-    from gemb.tables import import_pyarrow
+    from gemb.texts.tables import import_pyarrow
 
     pyarrow, parquet = import_pyarrow()
     table = parquet.read_table(path)

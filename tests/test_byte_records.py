@@ -7,8 +7,8 @@ import time
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb import byte_records
-from gemb.byte_records import Oversize, blocks, split
+from gemb.texts import lines as byte_records
+from gemb.texts.lines import Oversize, blocks, split
 
 
 @given(st.lists(st.binary(max_size=8)), st.sampled_from([b"\n", b"\0"]))

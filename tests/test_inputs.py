@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from gemb import inputs
 from gemb.errors import UsageError
-from gemb.inputs import Reading
-from gemb.records import Fields, Record
-from gemb.tables import read_csv
+from gemb.texts import inputs
+from gemb.texts.inputs import Reading
+from gemb.texts.records import Fields, Record
+from gemb.texts.tables import read_csv
 
 
 def read(path: Path | list[Path], **reading: object) -> list[Record]:

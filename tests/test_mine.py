@@ -12,13 +12,12 @@ from hypothesis import strategies as st
 
 from gemb.backend import Runtime
 from gemb.errors import UsageError
-from gemb.examples import Text
 from gemb.mine import Mine, Rule, chosen_ranks
 from gemb.nearest import nearest
 from gemb.prompts import for_task
 from gemb.recipe import Source
 from gemb.teachers import Wanted, open_teacher
-from gemb.text_spool import TextSpool
+from gemb.texts.examples import Text, TextSpool
 from gemb.training_rows import open_source
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "red", "planet", "sum"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gemb.search.packing import MOST
-from gemb.search.passages import KINDS, Passage, split
+from gemb.texts.passages import KINDS, Passage, split
+from gemb.texts.units import MOST
 
 LINES = st.lists(
     st.one_of(

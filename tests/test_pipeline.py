@@ -13,7 +13,7 @@ from gemb import pipeline
 from gemb.errors import GembError
 from gemb.pipeline import Embedder, Plan, Row, Window, computing, embed, windows
 from gemb.prompts import Prompt
-from gemb.records import Record, RowError
+from gemb.texts.records import Record, RowError
 
 PLAN = Plan(prompt=Prompt("say: {text}"), dim=8, max_tokens=6, closing_tokens=1, on_long="truncate")
 

@@ -27,9 +27,9 @@ from gemb.search.hits import Hit
 from gemb.search.json_hits import JsonHits
 from gemb.search.name_lists import NameList
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems, words_of
 from gemb.search.terminal_hits import TerminalHits, part_with
 from gemb.search.trec_run import TrecRun
+from gemb.texts.words import wanted_stems, words_of
 
 PLAIN = Paint(is_on=False)
 ORDERS = """def cancel_order(number):

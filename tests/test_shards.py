@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from gemb.errors import UsageError
-from gemb.records import Record
-from gemb.shards import Shard, shard
+from gemb.texts.records import Record
+from gemb.texts.shards import Shard, shard
 
 
 def test_shards_share_all_rows_and_keep_their_ids() -> None:

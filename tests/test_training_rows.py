@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.errors import GembError, UsageError
-from gemb.examples import Example, Text
 from gemb.recipe import Source
+from gemb.texts.examples import Example, Text
 from gemb.training_rows import Rows, open_source
 
 ROWS = [

@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gemb.search.reading import read_text
-from gemb.search.skipped import Skipped, shown_size
-from gemb.search.tree import Entry, Walk, is_stream, walk
+from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, shown_size, walk
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 

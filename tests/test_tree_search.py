@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from gemb.errors import GembError, UsageError
-from gemb.inputs import Reading
-from gemb.records import Fields
 from gemb.search.corpus import passage_key
 from gemb.search.passage_table import PassageTable
-from gemb.search.passages import split
 from gemb.search.tree_search import Answer, Corpus, Sources, gather
+from gemb.texts.inputs import Reading
+from gemb.texts.passages import split
+from gemb.texts.records import Fields
 from word_encoder import WordEncoder
 
 OLD = 1_600_000_000  # seconds: files this old are not taken for ones that may still change

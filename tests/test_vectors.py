@@ -14,7 +14,7 @@ from gemb.errors import GembError, UsageError
 from gemb.io.streams import AtomicFile
 from gemb.output_paths import NEEDS_SIDECAR
 from gemb.pipeline import Row
-from gemb.records import Record, RowError
+from gemb.texts.records import Record, RowError
 from gemb.vector_formats import WRITERS
 from gemb.vector_writer import Layout
 from gemb.vectors import VectorSpec, packed, read_vectors, sidecar

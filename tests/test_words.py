@@ -20,9 +20,9 @@ from gemb.index.where import condition
 from gemb.search.fusion import fused
 from gemb.search.hits import Hit
 from gemb.search.queries import from_words
-from gemb.search.query_words import MOST, query_words
 from gemb.search.wanted import Wanted, above
 from gemb.search.word_scores import word_scores
+from gemb.texts.words import MOST, query_words
 
 
 def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:

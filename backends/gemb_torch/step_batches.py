@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gemb.batch_order import Batch, BatchOrder
-from gemb.examples import Example, Text
 from gemb.prompts import Prompt
 from gemb.teachers import Teacher, Wanted
+from gemb.texts.examples import Example, Text
 from gemb.training_rows import Rows
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks

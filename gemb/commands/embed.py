@@ -14,7 +14,7 @@ from gemb.commands.params import AnyPath
 from gemb.prompts import TASKS
 
 if TYPE_CHECKING:
-    from gemb.records import Fields
+    from gemb.texts.records import Fields
 
 FORMATS = ("jsonl", "npy", "npz", "parquet", "csv", "f32", "base64")
 ARRAYS = ("npy", "npz", "f32", "base64")
@@ -154,9 +154,10 @@ def embed(
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
-    from gemb import inputs, prompts
     from gemb import output_paths as outputs
-    from gemb.shards import shard as shard_of
+    from gemb import prompts
+    from gemb.texts import inputs
+    from gemb.texts.shards import shard as shard_of
 
     target = None if output in (None, "-") else outputs.followed(Path(output or ""))
     form = _format(output_format, output)
@@ -236,7 +237,7 @@ def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> Non
     if form == "f32" and dtype != "f32":
         raise click.UsageError(f"-O f32 is raw float32; --dtype {dtype} goes with npy or base64")
     if form == "parquet":
-        from gemb.tables import import_pyarrow
+        from gemb.texts.tables import import_pyarrow
 
         import_pyarrow()
     if resume and is_stream(target):
@@ -256,7 +257,7 @@ def _check_input(has_texts: bool, input_format: str, null: bool, fields: Fields)
 def _fields(
     text: tuple[str, ...], title: str | None, record_id: str | None, keep: str | None, form: str
 ) -> Fields:
-    from gemb.records import RESERVED, Fields
+    from gemb.texts.records import RESERVED, Fields
 
     keep_all = keep == "all"
     kept = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))

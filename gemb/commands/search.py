@@ -201,10 +201,10 @@ def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
 
 
 def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
-    from gemb.inputs import Reading
-    from gemb.records import Fields
-    from gemb.search.tree import Walk
     from gemb.search.tree_search import Sources
+    from gemb.texts.inputs import Reading
+    from gemb.texts.records import Fields
+    from gemb.texts.walk import Walk
 
     keep_all = chosen.keep == "all"
     kept = () if keep_all or not chosen.keep else tuple(map(str.strip, chosen.keep.split(",")))

@@ -15,8 +15,8 @@ import numpy as np
 
 from gemb.index.where import Where, reading_rows
 from gemb.search.fusion import Ranked
-from gemb.search.query_words import query_words
 from gemb.search.word_scores import SHARE, idf
+from gemb.texts.words import query_words
 
 TITLE = 2.0  # weight of a word in the title; in the text it is 1
 

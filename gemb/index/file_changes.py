@@ -10,9 +10,8 @@ from gemb.index.passage_source import entries, is_gone, passage_rows
 from gemb.index.row_changes import MayRemove
 from gemb.index.rows import path_of
 from gemb.index.update_state import File, New, State
-from gemb.records import Record
-from gemb.search.reading import read_text
-from gemb.search.tree import Entry
+from gemb.texts.records import Record
+from gemb.texts.walk import Entry, read_text
 
 SETTLED_NS = 2 * 10**9  # a file may be written to twice within one tick of its disk's clock
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemb.index.rows import LARGEST
-from gemb.records import Id
+from gemb.texts.records import Id
 
 
 class Known(NamedTuple):

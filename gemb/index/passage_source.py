@@ -11,10 +11,9 @@ from gemb.index import places
 from gemb.index.manifest import is_index
 from gemb.index.source import Source, SourceRow
 from gemb.io.text import visible
-from gemb.records import Record, unfit
-from gemb.search.passages import split
-from gemb.search.skipped import Skipped
-from gemb.search.tree import Entry, walk
+from gemb.texts.passages import split
+from gemb.texts.records import Record, unfit
+from gemb.texts.walk import Entry, Skipped, walk
 
 
 def entries(source: Source, skipped: Skipped) -> list[Entry]:

@@ -8,7 +8,7 @@ from gemb.index.matching import Known
 from gemb.index.rows import IndexRow, path_of
 from gemb.index.source import SourceRow
 from gemb.index.update_state import New, State
-from gemb.records import Record, RowError
+from gemb.texts.records import Record, RowError
 
 DUPLICATE = RowError("duplicate_id", "a row before it has this id")
 AHEAD = 4096  # rows that may wait for their vectors; the pipeline looks less far

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from gemb.records import Id
+from gemb.texts.records import Id
 
 # In the order of `IndexRow.columns`.
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gemb import inputs
 from gemb.errors import GembError, UsageError
 from gemb.index import places
-from gemb.inputs import Reading
 from gemb.io.text import visible
-from gemb.records import Fields, Id, Record
-from gemb.search.tree import MOST_BYTES, Walk
+from gemb.texts import inputs
+from gemb.texts.inputs import Reading
+from gemb.texts.records import Fields, Id, Record
+from gemb.texts.walk import MOST_BYTES, Walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

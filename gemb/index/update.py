@@ -15,7 +15,7 @@ from gemb.index.source import PASSAGES, VECTORS, SourceRow, source_rows, total_s
 from gemb.index.update_state import State
 from gemb.io.progress import CountProgress, Progress
 from gemb.pipeline import Window, embed, plain_embedder
-from gemb.records import Record
+from gemb.texts.records import Record
 from gemb.vectors import VectorSpec
 
 BAR_EVERY = 1024  # rows

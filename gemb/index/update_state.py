@@ -18,10 +18,9 @@ from gemb.index.source import PASSAGES, Source, SourceRow
 from gemb.index.writer import Writer
 from gemb.pipeline import Row
 from gemb.prompts import Prompt
-from gemb.records import Record, RowError
-from gemb.search.skipped import Skipped
-from gemb.search.tree import Entry
 from gemb.tally import Tally
+from gemb.texts.records import Record, RowError
+from gemb.texts.walk import Entry, Skipped
 from gemb.vector_store import KEY_BYTES, key_of
 
 

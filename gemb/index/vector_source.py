@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gemb.errors import UsageError
 from gemb.index.source import Source, SourceRow
 from gemb.io.text import visible
-from gemb.records import Id, Record, RowError
+from gemb.texts.records import Id, Record, RowError
 from gemb.vectors import DTYPES, META, VectorSpec, packed, sidecar, unpacked
 
 BATCH = 8192  # rows
@@ -279,7 +279,7 @@ def _first_line(path: Path) -> Mapping[str, Any] | None:
 
 
 def _parquet(path: Path) -> Any:  # noqa: ANN401  pyarrow has no types
-    from gemb.tables import import_pyarrow
+    from gemb.texts.tables import import_pyarrow
 
     pyarrow, parquet = import_pyarrow()
     try:

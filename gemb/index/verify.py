@@ -23,7 +23,7 @@ from gemb.index.update import OpenEncoder
 from gemb.io.text import visible
 from gemb.pipeline import plain_embedder
 from gemb.prompts import Prompt
-from gemb.records import Record
+from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in
 # another batch (bf16: 0.9998); int8 is within 0.9998 of its vector (`gemb.vectors`).

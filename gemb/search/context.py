@@ -6,9 +6,7 @@ import os
 from typing import NamedTuple
 
 from gemb.search.excerpts import Excerpt
-from gemb.search.reading import read_text
-from gemb.search.skipped import Skipped
-from gemb.search.tree import Entry
+from gemb.texts.walk import Entry, Skipped, read_text
 
 
 class Line(NamedTuple):

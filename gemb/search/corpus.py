@@ -13,13 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.records import Record
 from gemb.search.hits import Hit
 from gemb.search.passage_table import FIELDS, PassageTable, unpacked
-from gemb.search.passages import Passage, split
-from gemb.search.reading import read_text
-from gemb.search.skipped import Skipped
-from gemb.search.tree import Entry
+from gemb.texts.passages import Passage, split
+from gemb.texts.records import Record
+from gemb.texts.walk import Entry, Skipped, read_text
 from gemb.vector_store import key_of
 
 HELD = 1 << 24  # characters of files' texts that are held for the next passage

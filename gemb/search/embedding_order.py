@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.search.corpus import Passages
-from gemb.search.promise import Promise
+from gemb.texts.words import Promise
 
 JUDGED = 64  # so many passages or fewer are embedded as they come
 FIRST_BEST = 8192  # passages that are embedded strictly by promise; then file by file

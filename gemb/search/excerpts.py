@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from gemb.search.hits import Hit
-from gemb.search.shared_words import wanted_stems, weights, words_of
+from gemb.texts.words import wanted_stems, weights, words_of
 
 if TYPE_CHECKING:
     import numpy as np

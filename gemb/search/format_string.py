@@ -162,7 +162,7 @@ def _formatted(field: Field, value: object) -> str:
     if field.is_number and not is_number:
         raise UsageError(f"--format: {{{field.name}:{field.spec}}}: the field is no number")
     if not is_number:
-        from gemb.records import as_json
+        from gemb.texts.records import as_json
 
         value = value if isinstance(value, str) else as_json(value)
     try:

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb import inputs
-from gemb.inputs import Reading
-from gemb.records import Record
 from gemb.search.corpus import Passages, passage_key
 from gemb.search.passage_table import BINARY, FIELDS, UNDECODABLE, PassageTable, Row
-from gemb.search.passages import split
-from gemb.search.reading import read_text
-from gemb.search.skipped import Skipped
-from gemb.search.tree import Entry, Walk, is_stream, walk
+from gemb.texts import inputs
+from gemb.texts.inputs import Reading
+from gemb.texts.passages import split
+from gemb.texts.records import Record
+from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.painted_words import painted
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems
+from gemb.texts.words import wanted_stems
 
 
 class GrepLines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gemb.records import Id
+from gemb.texts.records import Id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from gemb.search.fusion import fused
 from gemb.search.hits import Hit
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems
 from gemb.search.wanted import QueryHits, Wanted, has_all
+from gemb.texts.words import wanted_stems
 
 if TYPE_CHECKING:
-    from gemb.records import Id
     from gemb.search.tree_search import Corpus
+    from gemb.texts.records import Id
     from gemb.vectors import VectorSpec
 
 DEPTH = 100  # ranks of each ranking that are fused

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gemb.io.colours import Paint
-from gemb.records import Id
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write, encoded, is_bare, shown_name
 from gemb.search.queries import Query
+from gemb.texts.records import Id
 
 
 class NameList:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gemb.io.colours import Paint
-from gemb.search.shared_words import words_of
+from gemb.texts.words import words_of
 
 
 def painted(

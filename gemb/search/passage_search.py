@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from gemb.errors import GembError
 from gemb.pipeline import Window, embed, plain_embedder
 from gemb.prompts import Prompt
-from gemb.records import Record
 from gemb.search.best import Best
 from gemb.search.corpus import Passages
 from gemb.search.embedding_order import ordered
 from gemb.search.hits import Hit
-from gemb.search.promise import Promise
 from gemb.search.vector_cache import VectorCache, scores_of
+from gemb.texts.records import Record
+from gemb.texts.words import Promise
 from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.io.notes import note
-from gemb.search.passages import VERSION
+from gemb.texts.passages import VERSION
 
 SCHEMA = 2
 BUSY_S = 10.0  # another search writes for milliseconds

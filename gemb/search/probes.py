@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gemb.io.atomic import new_file
 from gemb.io.caches import search_cache
 from gemb.prompts import for_task
-from gemb.records import Record
+from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

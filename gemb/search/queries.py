@@ -92,7 +92,7 @@ def _query(line: bytes, number: int, place: str) -> Query:
 
 
 def _checked(text: str, place: str) -> str:
-    from gemb.records import unfit
+    from gemb.texts.records import unfit
 
     wrong = unfit(text)
     if wrong:

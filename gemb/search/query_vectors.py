@@ -12,8 +12,8 @@ from gemb.errors import GembError
 from gemb.io.notes import note
 from gemb.pipeline import embed, plain_embedder
 from gemb.prompts import Prompt
-from gemb.records import Record
 from gemb.search.queries import Query
+from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -14,7 +14,7 @@ from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
 from gemb.search.hits import Hit
 from gemb.search.painted_words import painted
 from gemb.search.queries import Query
-from gemb.search.shared_words import wanted_stems, words_of
+from gemb.texts.words import wanted_stems, words_of
 
 SEARCHED = 200_000  # characters of a line, for the part to show
 LONG = 8  # times as long as a row

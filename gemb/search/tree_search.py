@@ -26,9 +26,9 @@ from gemb.search.gathering import Sources, gather_into
 from gemb.search.hits import Hit
 from gemb.search.passage_search import Answer, PassageSearch
 from gemb.search.passage_table import PassageTable
-from gemb.search.promise import Promise
-from gemb.search.skipped import Skipped
 from gemb.search.vector_cache import VectorCache
+from gemb.texts.walk import Skipped
+from gemb.texts.words import Promise
 from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:

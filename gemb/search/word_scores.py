@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.search.query_words import query_words
+from gemb.texts.words import query_words
 
 # As FTS5 has them: https://www.sqlite.org/fts5.html#the_bm25_function
 K1 = 1.2

@@ -65,10 +65,10 @@ class Instant:
 
 def measure(form: str, count: int, folder: Path) -> dict[str, float]:
     """Run one format in this process."""
-    from gemb import inputs
     from gemb.embed_run import Job, run
     from gemb.prompts import for_task
-    from gemb.records import Fields
+    from gemb.texts import inputs
+    from gemb.texts.records import Fields
 
     source = folder / "lines.txt"
     if not source.exists():

@@ -157,8 +157,8 @@ class _Worker:
 def _work(spec: str) -> Callable[[Sequence[str]], None]:
     """Return what embeds texts as documents."""
     from gemb.prompts import for_task
-    from gemb.records import Record
     from gemb.text_vectors import text_vectors
+    from gemb.texts.records import Record
 
     model = chosen(spec)
     if isinstance(model, Other):

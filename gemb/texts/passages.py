@@ -7,9 +7,17 @@ import re
 from itertools import takewhile
 from typing import NamedTuple
 
-from gemb.search.code_blocks import code_units, scope
-from gemb.search.headings import Section, heading_units
-from gemb.search.packing import LEAST, MOST, Span, Unit, pack
+from gemb.texts.units import (
+    LEAST,
+    MOST,
+    Section,
+    Span,
+    Unit,
+    code_units,
+    heading_units,
+    pack,
+    scope,
+)
 
 VERSION = 2  # of the rules: another one makes other passages of the same text
 KINDS = ("auto", "lines", "code", "markdown", "prose")

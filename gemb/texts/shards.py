@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gemb.errors import UsageError
-from gemb.records import Record
+from gemb.texts.records import Record
 
 
 @dataclass(frozen=True)

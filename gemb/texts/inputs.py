@@ -16,11 +16,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemb.byte_records import Oversize, blocks, read_blocks, split
 from gemb.errors import UsageError
 from gemb.io.notes import note
-from gemb.line_records import Records, json_records, text_records
-from gemb.records import Fields, from_text
+from gemb.texts.lines import (
+    Oversize,
+    Records,
+    blocks,
+    json_records,
+    read_blocks,
+    split,
+    text_records,
+)
+from gemb.texts.records import Fields, from_text
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -100,7 +107,7 @@ def read(paths: Sequence[str], reading: Reading) -> Records:
     for path in paths:
         label = _printable(path) if len(paths) > 1 else None
         if _format(path, reading) == "parquet":
-            from gemb.tables import read_parquet
+            from gemb.texts.tables import read_parquet
 
             yield from read_parquet(path, reading.fields, label)
         else:
@@ -141,7 +148,7 @@ def _parse(
     if reading.format == "auto" and reading.separator == b"\n" and form == "lines":
         form = _sniffed(first, path, name, reading)
     if form in ("csv", "tsv"):
-        from gemb.tables import read_csv
+        from gemb.texts.tables import read_csv
 
         yield from read_csv(parts, reading.fields, name, label, "," if form == "csv" else "\t")
     elif form == "jsonl":

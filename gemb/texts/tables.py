@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gemb.byte_records import LONGEST, Oversize
 from gemb.errors import Missing, UsageError
-from gemb.records import Fields, Id, Record, RowError, from_fields, unfit
+from gemb.texts.lines import LONGEST, Oversize
+from gemb.texts.records import Fields, Id, Record, RowError, from_fields, unfit
 
 ROWS = 1024  # of a Parquet file at a time
 RETURN_INSIDE = "a carriage return stands inside the line"

@@ -1,16 +1,59 @@
-"""Distinct texts on the disk, by number: the candidates of a search, however many."""
+"""What a training example is: a query, its positive, perhaps hard negatives."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import unicodedata
 import weakref
 from array import array
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
 
 import orjson
 
-from gemb.examples import Text
-from gemb.same_text import digest, folded
+
+class Text(NamedTuple):
+    """A text with its title, without a prompt."""
+
+    text: str
+    title: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row of training data."""
+
+    query: Text
+    positive: Text
+    negatives: tuple[Text, ...] = ()  # hard negatives of this query, hardest first
+    place: str = ""  # for messages: pairs.jsonl:17
+
+
+# When two texts are one: hashes of texts as they are written, and without regard to their form.
+
+
+def digest(text: str) -> bytes:
+    """Return 8 bytes, little-endian the id of a text.
+
+    Raises:
+        UnicodeEncodeError: it holds half a character.
+    """
+    return blake2b(text.encode(), digest_size=8).digest()
+
+
+def folded(text: str) -> str:
+    """Return the text without regard to case, white space and the form of characters (NFKC).
+
+    So are texts compared where a copy does harm: training texts with those of the evaluation, mined
+    negatives with the answers. The rows of a batch are told apart as they are written: what the
+    model sees as two texts, it may learn to tell apart.
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+# Distinct texts on the disk, by number: the candidates of a search, however many.
 
 
 class TextSpool:
