@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from gemb import models
 from gemb.chain import Chain, Stage, references
 from gemb.errors import GembError, UsageError
-from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.layer_choice import layer_choice, layers_in
-from gemb.model_json import read_json, whole_number
+from gemb.models import references as models
+from gemb.models.config import read_json, whole_number
+from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.recipe import Adapt, Recipe
 from gemb.ul2 import OBJECTIVES
 

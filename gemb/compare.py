@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import NegativeAnswer
-from gemb.prompts import for_task
+from gemb.models.prompts import for_task
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, TokenIds

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from gemb.backend import Check, Runtime
 from gemb.errors import GembError
-from gemb.hub_cache import cache_folder, is_offline
 from gemb.io.caches import cache_sizes, caches_folder
 from gemb.io.machine import cores
-from gemb.models import DEFAULT, bundled, local_references, resolve
+from gemb.models.hub_cache import cache_folder, is_offline
+from gemb.models.references import DEFAULT, bundled, local_references, resolve
 from gemb.plugins import backends, for_model
 
 if TYPE_CHECKING:

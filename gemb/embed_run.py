@@ -17,9 +17,9 @@ from gemb.io.paths import is_stream
 from gemb.io.progress import Progress
 from gemb.io.streams import AtomicFile, Output, Stream
 from gemb.journal import Header, Journal
+from gemb.models.prompts import Prompt
 from gemb.output_paths import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
 from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
-from gemb.prompts import Prompt
 from gemb.tally import Tally
 from gemb.texts.records import Fields, Record
 from gemb.vector_formats import ARRAYS, WRITERS

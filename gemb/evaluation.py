@@ -17,7 +17,7 @@ from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval
 from gemb.evaluation_sets import Suite
 from gemb.linear_probe import folded, predictions
 from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
-from gemb.prompts import for_task
+from gemb.models.prompts import for_task
 from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.stored_vectors import Stored
 from gemb.text_vectors import Progress, text_vectors
@@ -26,7 +26,8 @@ from gemb.texts.records import Record
 from gemb.vectors import DTYPES
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, ModelProfile
+    from gemb.backend import Encoder
+    from gemb.models.profile import ModelProfile
 
 
 _CELLS = 1 << 24  # similarities in memory at a time

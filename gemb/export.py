@@ -16,15 +16,10 @@ from gemb.plugins import able, for_model
 
 if TYPE_CHECKING:
     from gemb.compare import Agreement
-    from gemb.qat import Types
+    from gemb.models.qat import Types
+
 
 OUTTYPES = ("auto", "f32", "bf16", "q8_0", "q4_0")
-# llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
-# in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
-F16_REASON = (
-    "f16 overflows where a program computes in the type of the weights: this model's activations "
-    "reach 800,000, and fp16 ends at 65,504; use bf16, which is as small"
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +64,7 @@ def export_gguf(
         Missing: the backend that runs `source` is not installed, so nothing can be verified.
         UsageError: the folder is no model, or one that a GGUF file cannot hold.
     """
-    from gemb.qat import file_types, folder_types
+    from gemb.models.qat import file_types, folder_types
 
     backend = able("export_gguf")
     runner = _runner(source) if verify else None

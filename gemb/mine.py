@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
+from gemb.models.prompts import Prompt
 from gemb.nearest import CANDIDATES, Ints, Nearest, nearest
-from gemb.prompts import Prompt
 from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text, TextSpool, same_text
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from gemb.errors import Missing, UsageError
 from gemb.evaluation import check_dims
+from gemb.models.prompts import NO_TITLE, Prompt, for_task
 from gemb.pipeline import shortened
-from gemb.prompts import NO_TITLE, Prompt, for_task
 from gemb.text_vectors import text_vectors
 from gemb.texts.records import Record
 

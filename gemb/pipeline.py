@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
-from gemb.prompts import Prompt
+from gemb.models.prompts import Prompt
 from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:

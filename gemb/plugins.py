@@ -15,7 +15,8 @@ from gemb.errors import Missing, UsageError
 from gemb.io.notes import warn
 
 if TYPE_CHECKING:
-    from gemb.backend import Backend, ModelDescription
+    from gemb.backend import Backend
+    from gemb.models.profile import ModelDescription
 
 GROUP = "gemb.backends"
 

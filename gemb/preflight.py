@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from gemb.batch_order import BatchOrder
 from gemb.io.text import visible
+from gemb.models.prompts import Prompt
 from gemb.overlap import evaluation_texts, refuse_overlap, texts_of
-from gemb.prompts import Prompt
 from gemb.recipe import Batch
 from gemb.texts.examples import Example, folded
 from gemb.training_rows import Rows

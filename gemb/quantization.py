@@ -17,8 +17,7 @@ from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.errors import UsageError
-from gemb.export import F16_REASON
-from gemb.gguf_types import TENSOR_TYPES
+from gemb.models.gguf_header import F16_REASON, TENSORS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,11 +74,6 @@ FILE_TYPES: dict[str, FileType] = {
 # llama-quantize's short names.
 ALIASES = {"q5_k": "q5_k_m", "q4_k": "q4_k_m", "q3_k": "q3_k_m"}
 PURE = ("f32", "bf16", "q8_0", "q6_k", "mxfp4", "nvfp4", "q1_0")  # every matrix has the base type
-
-# Types of a tensor: name -> (llama.cpp's number, values in a block, bytes in a block).
-TENSORS = {
-    name.lower(): (number, block, size) for number, (name, block, size) in TENSOR_TYPES.items()
-}
 PLAIN = ("f32", "f16", "bf16")
 FALLBACK = {
     "iq1_s": "iq4_nl",

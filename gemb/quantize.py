@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from gemb.backend import Runtime
 from gemb.compare import bar_for
 from gemb.errors import UsageError
-from gemb.gguf_model import class_of
 from gemb.io.atomic import check_file, new_file
 from gemb.io.notes import note
 from gemb.io.paths import check_folder_of
+from gemb.models.gguf import class_of
 from gemb.plugins import able
 from gemb.quantization import Quantization, TensorPlan, is_matrix, trained
 from gemb.quantize_measure import Measures, Yardstick

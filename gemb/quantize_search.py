@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from gemb.errors import NegativeAnswer
-from gemb.gguf_header import ALIGNMENT
+from gemb.models.gguf_header import ALIGNMENT
 from gemb.quantization import Quantization, Rule, is_matrix, quantization
 from gemb.quantize import Candidate, Plan, Workshop
 

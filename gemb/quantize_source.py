@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.gguf_header import GgufHeader
-from gemb.gguf_model import GgufModel, open_gguf
 from gemb.io.notes import warn
+from gemb.models.gguf import GgufModel, open_gguf
+from gemb.models.gguf_header import GgufHeader
+from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.plugins import able
-from gemb.qat import GGUF_KEY, gguf_types
 from gemb.quantization import FILE_TYPES, PLAIN, is_matrix
 
 

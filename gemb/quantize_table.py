@@ -12,7 +12,8 @@ import click
 
 from gemb.errors import NegativeAnswer
 from gemb.io.notes import note
-from gemb.quantization import TENSORS, is_matrix
+from gemb.models.gguf_header import TENSORS
+from gemb.quantization import is_matrix
 from gemb.quantize import Candidate, Job, Plan, Workshop
 from gemb.quantize_measure import Measures
 from gemb.quantize_search import Share, fitting_mix, sensitivity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.notes import warn
-from gemb.prompts import for_task
+from gemb.models.prompts import for_task
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields, Record
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from gemb.errors import UsageError
 from gemb.layer_choice import layer_choice
-from gemb.poolings import GGUF_POOLINGS
+from gemb.models.checkpoint import GGUF_POOLINGS
 from gemb.recipe import Adapt, Loss, Recipe
 from gemb.sample_data import resolve_data
 

@@ -24,15 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb import __version__
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import GembError, UsageError
-from gemb.gemma_terms import reaching
 from gemb.io.atomic import new_folder
-from gemb.model_card import soup_history, write_card
-from gemb.model_folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
-from gemb.model_json import read_json, write_json
-from gemb.qat import CONFIG_KEY, folder_types
-from gemb.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
+from gemb.models.card import reaching, soup_history, write_card
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.config import read_json, write_json
+from gemb.models.folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
+from gemb.models.qat import CONFIG_KEY, folder_types
+from gemb.models.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
 from gemb.soup_ingredients import Ingredient, in_order
 
 Method = Literal["mean", "slerp"]

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gemb.checkpoint import Checkpoint, looks_like_checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.models import resolve
+from gemb.models.checkpoint import Checkpoint, looks_like_checkpoint, open_checkpoint
+from gemb.models.references import resolve
+from gemb.models.safetensors import StoredTensor
 from gemb.run_folder import RunFolder
-from gemb.safetensors import StoredTensor
 
 MOST_TENSORS = 5  # shown of those that differ
 ABSENT = "-"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gemb.checkpoint import Checkpoint
+from gemb.models.checkpoint import Checkpoint
 from gemb.soup import shares
 from gemb.soup_ingredients import Ingredient
 from gemb.soup_scores import Comparison, Try

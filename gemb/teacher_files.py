@@ -16,9 +16,9 @@ import orjson
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.fingerprint import fingerprint
 from gemb.io.notes import note, warn
-from gemb.prompts import CARD, TASKS, Prompt, for_task
+from gemb.models.fingerprint import fingerprint
+from gemb.models.prompts import CARD, TASKS, Prompt, for_task
 from gemb.teachers import Filling, Teacher, Wanted
 from gemb.vector_rows import read_rows
 from gemb.vector_store import VectorStore, key_of

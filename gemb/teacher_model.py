@@ -16,10 +16,10 @@ from gemb.backend import Backend, Encoder, Runtime
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import warn
 from gemb.io.progress import CountProgress
-from gemb.models import resolve
+from gemb.models.prompts import Prompt
+from gemb.models.references import resolve
 from gemb.pipeline import Embedder, plain_embedder
 from gemb.plugins import for_model
-from gemb.prompts import Prompt
 from gemb.teachers import Filling, Teacher, Wanted
 from gemb.texts.records import Record
 from gemb.vector_store import VectorStore

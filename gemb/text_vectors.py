@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemb.errors import GembError
+from gemb.models.prompts import Prompt
 from gemb.pipeline import Vectors, embed, plain_embedder
-from gemb.prompts import Prompt
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:

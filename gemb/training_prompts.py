@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gemb.prompts import Prompt, custom, for_task
+from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe import Source
 
 # A recipe's task -> gemb's tasks of the query and of the positive (with its negatives). Source: the

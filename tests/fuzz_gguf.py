@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gemb.backend import Runtime
 from gemb.errors import GembError
-from gemb.gguf_header import read_header
+from gemb.models.gguf_header import read_header
 from gemb_llamacpp import LlamaCppBackend, encode, native  # noqa: F401 (imported before the forks)
 
 OPENED, REFUSED, BROKEN = 0, 3, 4

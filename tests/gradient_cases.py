@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 from gemb.recipe import Contrastive, Distill, Loss, SpreadOut
 from gemb_torch.gradients import Gradients, TokenBatch
 from gemb_torch.model import EmbeddingGemma

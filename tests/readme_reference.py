@@ -13,8 +13,8 @@ from pathlib import Path
 import click
 
 from gemb.cli import HELP, gemb
-from gemb.hub import show_size
-from gemb.models import bundled
+from gemb.models.hub import show_size
+from gemb.models.references import bundled
 from gemb.plugins import describe
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.metrics_log import read_metrics
+from gemb.models.checkpoint import open_checkpoint
 from gemb.recipe_file import load
 from gemb.run_record import read_run
 from tiny_decoder import write_tiny_decoder
@@ -348,9 +348,9 @@ def test_numbers_that_are_not_finite_stop_with_the_step_and_its_texts(train):
 
 
 def test_too_few_marks_are_refused(train, tiny_model, tmp_path):
+    from gemb.models.tokenizer import load_tokenizer
     from gemb.ul2 import UL2
     from gemb_torch.adapt_start import ids_of
-    from gemb_torch.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(tiny_model / "tokenizer.json", 10_000)
     assert ids_of(tokenizer, tiny_model, UL2, 10).marks.tolist() == [5]

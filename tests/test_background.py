@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gemb.backend import ModelProfile
 from gemb.errors import UsageError
+from gemb.models.profile import ModelProfile
 from gemb.search.background import USUAL, Background, measure
 from gemb.search.probes import PROBES, probe_vectors
 from gemb.vectors import VectorSpec, packed

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from gemb.checkpoint import open_checkpoint
-from gemb.fingerprint import path_fingerprint
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.fingerprint import path_fingerprint
 from tiny_model import TinyShape, write_tiny_model
 
 Answer = subprocess.CompletedProcess[str]

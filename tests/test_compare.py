@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gemb.backend import ModelProfile
 from gemb.compare import bar_for, compare, compare_vectors, script_of
 from gemb.errors import NegativeAnswer
+from gemb.models.profile import ModelProfile
 from gemb.verification_texts import VERIFICATION_TEXTS
 
 

@@ -15,10 +15,10 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from gemb.backend import Backend, Cut, Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.safetensors import read_header
 from gemb.plugins import able
-from gemb.safetensors import read_header
 from gemb_llamacpp.export import export
 from test_gguf_tokens import differences
 from tiny_model import TEXT, TinyShape, write_tiny_model

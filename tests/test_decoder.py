@@ -10,8 +10,8 @@ import pytest
 import torch
 import transformers
 
-from gemb.checkpoint import open_checkpoint
-from gemb.gemma_decoder import write_encoder
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.from_decoder import write_encoder
 from gemb_torch.packing import pack
 from gemb_torch.seq2seq import Seq2Seq, pack_pairs
 from gemb_torch.weights import load

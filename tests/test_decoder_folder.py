@@ -8,11 +8,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file
 
-from gemb.checkpoint import open_checkpoint
 from gemb.cli import gemb as root
-from gemb.decoder_folder import MARKS, write_decoder
 from gemb.errors import UsageError
-from gemb.gemma_decoder import write_encoder
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.decoder_folder import MARKS, write_decoder
+from gemb.models.from_decoder import write_encoder
 from tiny_model import TEXT
 
 

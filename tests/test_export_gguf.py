@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
-from gemb.gguf_model import open_gguf
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.gguf import open_gguf
 from gemb_llamacpp.export import export
 from tiny_model import PROMPTS, TinyShape, write_tiny_model
 

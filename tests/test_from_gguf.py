@@ -13,13 +13,12 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 from gemb.backend import Cut, Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
-from gemb.gguf_folder import unpack
-from gemb.gguf_header import strings
-from gemb.gguf_model import open_gguf
-from gemb.gguf_tokenizer import tokenizer_files
-from gemb.models import bundled
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.from_gguf import tokenizer_files, unpack
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import strings
+from gemb.models.references import bundled
 from gemb.plugins import able, for_model
 from gemb.verification_texts import VERIFICATION_TEXTS
 from gemb_llamacpp.export import export
@@ -192,7 +191,9 @@ def test_what_no_folder_can_hold_is_refused(tiny_gguf: Path, tmp_path: Path):
 
 
 def test_a_token_that_is_no_utf8_is_refused(tiny_gguf: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("gemb.gguf_header.LONG", 16)  # longer arrays are read when they are used
+    monkeypatch.setattr(
+        "gemb.models.gguf_header.LONG", 16
+    )  # longer arrays are read when they are used
     raw = tiny_gguf.read_bytes()
     place = raw.index("▁the".encode())
     (tmp_path / "c.gguf").write_bytes(raw[:place] + b"\xff" + raw[place + 1 :])

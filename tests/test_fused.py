@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 
 torch = pytest.importorskip("torch")
 

@@ -11,11 +11,11 @@ import pytest
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
-from gemb.gemma_decoder import write_encoder
-from gemb.gguf_names import gguf_name
-from gemb.prompts import DICTIONARY
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.from_decoder import write_encoder
+from gemb.models.prompts import DICTIONARY
+from gemb.models.tensors import gguf_name
 from tiny_decoder import write_tiny_decoder
 
 

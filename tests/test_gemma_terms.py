@@ -11,12 +11,11 @@ import gguf
 import pytest
 
 from fake_backend import Gemb
-from gemb.checkpoint import open_checkpoint
-from gemb.gemma_terms import NOTICE, reaching, terms
-from gemb.gguf_folder import unpack
-from gemb.gguf_model import open_gguf
-from gemb.model_card import history_in, history_of
-from gemb.models import bundled
+from gemb.models.card import NOTICE, history_in, history_of, reaching, terms
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import open_gguf
+from gemb.models.references import bundled
 
 # Section 3.1 of the terms: what who distributes a derivative must include.
 SENTENCE = (

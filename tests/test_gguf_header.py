@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gemb.errors import UsageError
-from gemb.gguf_header import Array, looks_like_gguf, read_header, strings
-from gemb.gguf_model import open_gguf
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import Array, looks_like_gguf, read_header, strings
 
 KEY = "gemma-embedding."
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from gemb.errors import UsageError
-from gemb.gguf_header import read_header
-from gemb.gguf_model import open_gguf
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import read_header
 from gemb_llamacpp.export import export
 from tiny_model import PROMPTS
 

@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from fake_hub import FakeHub, serve
-from gemb.hub import HubFile, remove, show_size, wanted
-from gemb.hub_cache import HubName
-from gemb.hub_download import check
+from gemb.models.hub import HubFile, check, remove, show_size, wanted
+from gemb.models.hub_cache import HubName
 
 WEIGHTS = bytes(range(256)) * 2000
 FOLDER = {

@@ -12,10 +12,10 @@ import pytest
 
 import gemb_torch.layer_removal as layer_removal
 from gemb.backend import Cut, Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.prompts import for_task
 from gemb.plugins import able
-from gemb.prompts import for_task
 from gemb_torch.cut_texts import Texts
 from gemb_torch.layer_bench import TOKENS, LayerBench, token_ids
 from gemb_torch.layer_removal import LayerRemoval, Removal

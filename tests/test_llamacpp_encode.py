@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from gemb.backend import Runtime
 from gemb.errors import Missing, UsageError
-from gemb.gguf_model import open_gguf
+from gemb.models.gguf import open_gguf
 from gemb.plugins import for_model, named
 from gemb_llamacpp import native
 from gemb_llamacpp.encode import LlamaCppEncoder, groups, unit

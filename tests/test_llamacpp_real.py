@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gemb.backend import Runtime
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 from gemb.plugins import named
 from gemb_llamacpp.encode import LlamaCppEncoder
 from gemb_llamacpp.export import export

@@ -10,7 +10,7 @@ import pytest
 
 from gemb.backend import Runtime
 from gemb.errors import GembError, UsageError
-from gemb.gguf_header import read_header
+from gemb.models.gguf_header import read_header
 from gemb.plugins import named
 from gemb_llamacpp import native
 

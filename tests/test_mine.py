@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from gemb.backend import Runtime
 from gemb.errors import UsageError
 from gemb.mine import Mine, Rule, chosen_ranks
+from gemb.models.prompts import for_task
 from gemb.nearest import nearest
-from gemb.prompts import for_task
 from gemb.recipe import Source
 from gemb.teachers import Wanted, open_teacher
 from gemb.texts.examples import Text, TextSpool

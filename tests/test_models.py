@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gemb import models
 from gemb.errors import Missing, UsageError
-from gemb.hub_cache import HubName, cache_folder, cached_names, find, missing_files
+from gemb.models import references as models
+from gemb.models.hub_cache import HubName, cache_folder, cached_names, find, missing_files
 
 FOLDER = {
     "config.json": b"{}",

@@ -13,8 +13,7 @@ import pytest
 
 from fake_backend import write_model
 from fake_hub import FakeHub, serve
-from gemb.checkpoint import open_checkpoint
-from gemb.checkpoint_description import describe_folder
+from gemb.models.checkpoint import describe_folder, open_checkpoint
 
 FOLDER = {
     "config.json": b'{"a": 1}',

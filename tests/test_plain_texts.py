@@ -80,8 +80,8 @@ class TestTokens:
 
     @pytest.fixture
     def tokenizer(self, tiny_model):
-        from gemb.checkpoint import open_checkpoint
-        from gemb_torch.tokenizer import load_tokenizer
+        from gemb.models.checkpoint import open_checkpoint
+        from gemb.models.tokenizer import load_tokenizer
 
         size = open_checkpoint(tiny_model).config.vocab_size
         return load_tokenizer(tiny_model / "tokenizer.json", size)

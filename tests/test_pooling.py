@@ -11,13 +11,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from gemb.backend import Cut, Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.export import export_gguf
-from gemb.gguf_folder import unpack
-from gemb.gguf_model import open_gguf
+from gemb.models.checkpoint import check_heads, open_checkpoint
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import open_gguf
 from gemb.plugins import named
-from gemb.poolings import check_heads
 from gemb_torch.cut import cut_folder
 from gemb_torch.packing import pack
 from gemb_torch.pooling import pool

@@ -23,13 +23,13 @@ from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import load_file, save_file
 
 from gemb.backend import Runtime, Training
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.gguf_folder import unpack
-from gemb.gguf_model import open_gguf
-from gemb.gguf_names import gguf_name
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import open_gguf
+from gemb.models.qat import gguf_types
+from gemb.models.tensors import gguf_name, tensor_class
 from gemb.plugins import able, for_model
-from gemb.qat import gguf_types, tensor_class
 from gemb.recipe_file import load as load_recipe
 from gemb_llamacpp.export import export
 from gemb_torch.blocks import round_to

@@ -22,9 +22,10 @@ from gemb.backend import Runtime
 from gemb.cli import gemb as command
 from gemb.compare import bar_for
 from gemb.errors import GembError, NegativeAnswer, UsageError
-from gemb.gguf_folder import unpack
-from gemb.gguf_model import open_gguf
-from gemb.quantization import FILE_TYPES, TENSORS, WANTS_IMPORTANCE, Rule, quantization, rule
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import TENSORS
+from gemb.quantization import FILE_TYPES, WANTS_IMPORTANCE, Rule, quantization, rule
 from gemb_llamacpp import export as export_module
 from gemb_llamacpp.export import export
 from gemb_llamacpp.importance import importance
@@ -546,7 +547,7 @@ def test_numbers_that_bf16_has_changed_are_not_those_trained(
 
 
 def test_blocks_that_another_compiler_rounds_otherwise_are_mended(tiny_gguf: Path, tmp_path: Path):
-    from gemb.gguf_header import read_header
+    from gemb.models.gguf_header import read_header
     from gemb_llamacpp.exact import make_exact
 
     plan = quantize(tiny_gguf, tmp_path / "a.gguf", quantization("q8_0"), 2)

@@ -8,9 +8,9 @@ import re
 import pytest
 
 from gemb.commands import COMMANDS
-from gemb.gemma_terms import NOTICE
 from gemb.layer_choice import layers_in
-from gemb.models import bundled
+from gemb.models.card import NOTICE
+from gemb.models.references import bundled
 from gemb.plugins import describe
 from gemb.recipe_file import find
 from readme_reference import (

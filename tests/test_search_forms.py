@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gemb.errors import UsageError
 from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
-from gemb.prompts import Prompt
+from gemb.models.prompts import Prompt
 from gemb.search.context import Context
 from gemb.search.excerpts import Excerpt, compared, excerpts
 from gemb.search.form import Form

@@ -19,10 +19,10 @@ from safetensors.numpy import load_file
 from torch.optim.swa_utils import AveragedModel
 
 from gemb import soup
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import GembError, UsageError
-from gemb.model_card import history_of, write_card
-from gemb.safetensors import NewTensor, decoded, encoded, read_header, write_file
+from gemb.models.card import history_of, write_card
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.safetensors import NewTensor, decoded, encoded, read_header, write_file
 from gemb.soup import MANIFEST, plan, write_soup
 from gemb.soup_ingredients import Named, open_ingredients
 from tiny_model import TinyShape, write_tiny_model

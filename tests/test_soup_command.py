@@ -15,11 +15,11 @@ import pytest
 
 from gemb.backend import Runtime
 from gemb.bootstrap import Statistic
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import open_suite
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.prompts import for_task
 from gemb.plugins import for_model
-from gemb.prompts import for_task
 from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.soup_ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
 from gemb.soup_scores import Scorer, greedy

@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 
 import gemb_torch.starting_model as starting_model
 from gemb.backend import Cut, Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import Missing, UsageError
-from gemb.models import bundled
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.references import bundled
 from gemb.plugins import able
 from gemb.recipe import Init
 from gemb_torch.cut_texts import Texts, of_file

@@ -17,7 +17,7 @@ from fake_backend import Gemb
 from gemb.backend import Runtime
 from gemb.errors import GembError, UsageError
 from gemb.io.caches import rows_cache, teachers_cache
-from gemb.prompts import for_task
+from gemb.models.prompts import for_task
 from gemb.teachers import Wanted, open_teacher
 from gemb.vector_store import VectorStore, key_of
 

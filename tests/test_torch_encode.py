@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.backend import Runtime
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import Missing, UsageError
+from gemb.models.checkpoint import open_checkpoint
 from gemb.plugins import named
 from reference import Reference
 

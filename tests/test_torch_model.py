@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 from reference import Reference
 from tiny_model import TinyShape, write_tiny_model
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gemb.backend import Runtime
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 from varied_texts import VARIED_TEXTS
 
 torch = pytest.importorskip("torch")

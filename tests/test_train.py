@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.metrics_log import read_metrics
+from gemb.models.checkpoint import open_checkpoint
 from gemb_torch.training_state import (
     Progress,
     checkpoint_path,

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from gemb.checkpoint import dense_size, expected_shapes, open_checkpoint
-from gemb.gemma_config import read_config
+from gemb.models.checkpoint import dense_size, expected_shapes, open_checkpoint
+from gemb.models.config import read_config
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
 ADDED = ["<unused0>", "\n\n", "\n\n\n", "▁▁", "▁▁▁", "<h1>"]

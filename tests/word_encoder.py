@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import ModelProfile
+from gemb.models.profile import ModelProfile
 from gemb.vectors import VectorSpec
 
 WORDS = 4096

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
+from gemb.backend import Backend, Check, Encoder, Runtime
 from gemb.errors import UsageError
+from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
     from gemb.quantization import Importance, Quantization, TensorPlan
@@ -23,7 +24,7 @@ class LlamaCppBackend(Backend):
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a file that begins as GGUF does, or is named so."""
-        from gemb.gguf_header import looks_like_gguf
+        from gemb.models.gguf_header import looks_like_gguf
 
         return looks_like_gguf(model)
 
@@ -36,7 +37,7 @@ class LlamaCppBackend(Backend):
             Missing: a device is asked for that this llama-cpp-python was not built for.
             GembError: llama.cpp does not load it.
         """
-        from gemb.gguf_model import open_gguf
+        from gemb.models.gguf import open_gguf
 
         if runtime.precision != "auto":
             raise UsageError(
@@ -56,7 +57,7 @@ class LlamaCppBackend(Backend):
         Raises:
             UsageError: it is broken, or no EmbeddingGemma.
         """
-        from gemb.gguf_model import open_gguf
+        from gemb.models.gguf import open_gguf
 
         return open_gguf(model).description()
 

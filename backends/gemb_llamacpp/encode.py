@@ -18,8 +18,8 @@ import numpy as np
 
 from gemb.backend import Runtime
 from gemb.errors import GembError
-from gemb.gguf_model import GgufModel
 from gemb.io.machine import cores
+from gemb.models.gguf import GgufModel
 from gemb_llamacpp.context import MOST_SEQUENCES, Context
 from gemb_llamacpp.native import llama, uses_gpu
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
-from gemb.gguf_header import GgufHeader, read_header
+from gemb.models.gguf_header import GgufHeader, read_header
 from gemb.quantization import PLAIN, TensorPlan, is_matrix
 
 if TYPE_CHECKING:

@@ -17,17 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.export import F16_REASON
-from gemb.gemma_config import PATTERN
-from gemb.gemma_terms import in_file
-from gemb.gguf_names import gguf_name
 from gemb.io.notes import note
-from gemb.model_card import history_of, known_as, title_of
-from gemb.poolings import GGUF_POOLINGS
-from gemb.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps, tensor_class
-from gemb.safetensors import StoredTensor
+from gemb.models.card import history_of, in_file, known_as, title_of
+from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
+from gemb.models.config import PATTERN
+from gemb.models.gguf_header import F16_REASON
+from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
+from gemb.models.safetensors import StoredTensor
+from gemb.models.tensors import gguf_name, tensor_class
 from gemb_llamacpp.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 
 from gemb.backend import Runtime
 from gemb.errors import GembError
-from gemb.gguf_model import open_gguf
 from gemb.io.machine import cores
+from gemb.models.gguf import open_gguf
 from gemb_llamacpp.context import Context
 from gemb_llamacpp.native import function, llama
 from gemb_llamacpp.opening import open_encoder

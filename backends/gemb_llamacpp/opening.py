@@ -9,7 +9,7 @@ from gemb_llamacpp import native
 
 if TYPE_CHECKING:
     from gemb.backend import Runtime
-    from gemb.gguf_model import GgufModel
+    from gemb.models.gguf import GgufModel
     from gemb_llamacpp.encode import LlamaCppEncoder
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gemb.errors import GembError, UsageError
-from gemb.gguf_header import ALIGNMENT, GgufHeader, read_header
-from gemb.gguf_model import open_gguf
 from gemb.io.machine import cores
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import ALIGNMENT, TENSORS, GgufHeader, read_header
 from gemb.quantization import (
     FILE_TYPES,
     PURE,
-    TENSORS,
     WANTS_IMPORTANCE,
     Quantization,
     TensorPlan,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from gemb.errors import UsageError
-from gemb.model_json import read_json
+from gemb.models.config import read_json
 
 # llama.cpp's `llama_token_type`
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime, Training
-from gemb.checkpoint import looks_like_checkpoint, open_checkpoint
+from gemb.backend import Backend, Check, Cut, Encoder, Runtime, Training
+from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
+from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
     from gemb.recipe import Recipe
@@ -38,7 +39,7 @@ class TorchBackend(Backend):
 
     def describe(self, model: Path) -> ModelDescription:
         """Return what the folder's files say; needs no torch."""
-        from gemb.checkpoint_description import describe_folder
+        from gemb.models.checkpoint import describe_folder
 
         return describe_folder(model)
 

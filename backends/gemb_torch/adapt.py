@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 
 from gemb.backend import Training
-from gemb.checkpoint import open_checkpoint
 from gemb.errors import UsageError
 from gemb.io.notes import note
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.safetensors import read_header
 from gemb.recipe import Recipe
 from gemb.run_report import write_report
-from gemb.safetensors import read_header
 from gemb_torch.adapt_look import look
 from gemb_torch.adapt_session import Adaptation, open_adaptation
 from gemb_torch.adapt_steps import adapt_step

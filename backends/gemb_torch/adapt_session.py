@@ -13,10 +13,11 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from gemb.backend import Training
-from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
 from gemb.io.caches import tokens_cache
 from gemb.io.machine import cores
+from gemb.models.checkpoint import Checkpoint
+from gemb.models.tokenizer import load_tokenizer
 from gemb.plain_texts import PlainTexts
 from gemb.recipe import Adapt, Recipe
 from gemb.run_folder import RunFolder
@@ -29,7 +30,6 @@ from gemb_torch.ranks import Ranks
 from gemb_torch.seq2seq import Seq2Seq
 from gemb_torch.starting_model import forgotten_folder
 from gemb_torch.token_store import TokenStore, tokenized
-from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb import models
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.gemma_decoder import write_encoder
 from gemb.io.atomic import new_folder
-from gemb.model_json import read_json, write_json
+from gemb.models import references as models
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.config import read_json, write_json
+from gemb.models.from_decoder import write_encoder
 from gemb.plain_texts import PlainTexts
 from gemb.recipe import Recipe
 from gemb.ul2 import Task, most_spans

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gemb.qat import BLOCK
+from gemb.models.tensors import BLOCK
 
 _CPU_NUMBERS = 1 << 17  # that are rounded at a time: they stay in a CPU's cache
 _CUDA_NUMBERS = 1 << 24

@@ -12,19 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note, warn
-from gemb.model_folder import (
-    HEAD_FILES,
-    SETTINGS,
-    TOKENIZER_FILES,
-    copy_files,
-    write_readme,
-)
-from gemb.model_json import read_json, write_json
-from gemb.safetensors import NewTensor, StoredTensor, write_file
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.config import read_json, write_json
+from gemb.models.folder import HEAD_FILES, SETTINGS, TOKENIZER_FILES, copy_files, write_readme
+from gemb.models.safetensors import NewTensor, StoredTensor, write_file
 from gemb_torch.cut_texts import Texts, of_file
 from gemb_torch.cut_vocabulary import SmallerTokenizer, smaller_tokenizer
 

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
 from gemb.io.notes import note
-from gemb.model_json import read_json, write_json
+from gemb.models.checkpoint import Checkpoint
+from gemb.models.config import read_json, write_json
 from gemb_torch.cut_texts import Texts, batches
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gemb.gemma_config import GemmaConfig
+from gemb.models.config import GemmaConfig
 from gemb_torch.fused import product_dtype, products
 from gemb_torch.model import Block, RMSNorm, Rotation, rotation
 from gemb_torch.packing import Packing

@@ -14,15 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gemb.backend import ModelProfile, Runtime
-from gemb.checkpoint import Checkpoint
+from gemb.backend import Runtime
 from gemb.errors import Missing, UsageError
 from gemb.io.machine import cores
 from gemb.io.notes import note
+from gemb.models.checkpoint import Checkpoint
+from gemb.models.profile import ModelProfile
+from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.frozen import FrozenEncoder, can_freeze
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.packing import Packing, pack
-from gemb_torch.tokenizer import load_tokenizer, tokenize
 from gemb_torch.weights import load
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gemb.checkpoint import Checkpoint
 from gemb.io.machine import cores
-from gemb.prompts import for_task
+from gemb.models.checkpoint import Checkpoint
+from gemb.models.prompts import for_task
+from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.encode import CPU_TOKENS, CUDA_TOKENS, MAX_WORKERS, device_of, dtype_of, passes
 from gemb_torch.frozen import FrozenEncoder, can_freeze
 from gemb_torch.model import EmbeddingGemma, Rotation, rotation
 from gemb_torch.packing import Packing, pack
 from gemb_torch.pooling import pool
-from gemb_torch.tokenizer import load_tokenizer, tokenize
 from gemb_torch.weights import load
 
 if TYPE_CHECKING:

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
-from gemb.model_json import read_json
+from gemb.models.checkpoint import Checkpoint
+from gemb.models.config import read_json
 from gemb_torch.layer_bench import TASKS, TOKENS, LayerBench, product_dtype
 
 if TYPE_CHECKING:

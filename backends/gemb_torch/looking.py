@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from gemb.io.text import duration
+from gemb.models.tokenizer import tokenize
 from gemb.preflight import preflight
 from gemb_torch.gradients import TokenBatch, passes
 from gemb_torch.objective import StepVectors
 from gemb_torch.session import Session
 from gemb_torch.sharding import local
 from gemb_torch.step_batches import row_ids
-from gemb_torch.tokenizer import tokenize
 
 MOMENTS = 2  # fp32 numbers that AdamW keeps of each parameter
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gemb.gemma_config import GemmaConfig
-from gemb.poolings import ATTENTION_HEADS
+from gemb.models.checkpoint import ATTENTION_HEADS
+from gemb.models.config import GemmaConfig
 from gemb_torch.fused import (
     add_rms_norm,
     gated,

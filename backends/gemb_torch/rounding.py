@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from gemb.qat import Types, tensor_class
+from gemb.models.qat import Types
+from gemb.models.tensors import tensor_class
 from gemb_torch.blocks import round_to
 from gemb_torch.sharding import local
 

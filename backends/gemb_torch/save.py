@@ -9,18 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.io.atomic import new_folder
-from gemb.model_folder import (
-    SETTINGS,
-    TOKENIZER_FILES,
-    copy_files,
-    write_readme,
-)
-from gemb.model_json import read_json, read_optional_json, write_json
-from gemb.poolings import pooling_settings
-from gemb.qat import CONFIG_KEY, Types, in_words, tensor_class
-from gemb.safetensors import NewTensor, write_file
+from gemb.models.checkpoint import Checkpoint, open_checkpoint, pooling_settings
+from gemb.models.config import read_json, read_optional_json, write_json
+from gemb.models.folder import SETTINGS, TOKENIZER_FILES, copy_files, write_readme
+from gemb.models.qat import CONFIG_KEY, Types, in_words
+from gemb.models.safetensors import NewTensor, write_file
+from gemb.models.tensors import tensor_class
 from gemb_torch.blocks import round_to
 from gemb_torch.weights import HEAD
 

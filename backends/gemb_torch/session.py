@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from gemb.backend import Runtime, Training
 from gemb.batch_order import BatchOrder
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.evaluation_sets import Suite, open_suite
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.io.machine import cores
 from gemb.io.notes import note
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.prompts import for_task
+from gemb.models.qat import check_model, wanted_types
+from gemb.models.tokenizer import load_tokenizer
 from gemb.overlap import hold_out
-from gemb.prompts import for_task
-from gemb.qat import check_model, wanted_types
 from gemb.recipe import Recipe
 from gemb.run_folder import RunFolder
 from gemb.teacher_files import FileTeacher
@@ -42,7 +43,6 @@ from gemb_torch.rounding import Rounding
 from gemb_torch.sharding import Sharding, shard
 from gemb_torch.starting_model import forgotten_folder, quickly_made, starting_folder
 from gemb_torch.step_batches import BatchMaker
-from gemb_torch.tokenizer import load_tokenizer
 from gemb_torch.weights import load
 
 T = TypeVar("T")

@@ -10,14 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from gemb import models
 from gemb.backend import Cut
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
 from gemb.layer_choice import LayerChoice, layer_choice
-from gemb.model_json import read_json, write_json
+from gemb.models import references as models
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.config import read_json, write_json
 from gemb_torch.cut import cut_folder
 from gemb_torch.cut_texts import Texts
 
@@ -147,8 +147,8 @@ def _hash(texts: Sequence[Texts]) -> str:
 
 def _unpacked(source: Path, work: Path) -> Path:
     """Return the GGUF file as a folder, named as the file is."""
-    from gemb.gguf_folder import unpack
-    from gemb.gguf_model import open_gguf
+    from gemb.models.from_gguf import unpack
+    from gemb.models.gguf import open_gguf
 
     model = open_gguf(source)
     target = work / "unpacked" / source.stem

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from gemb.batch_order import Batch, BatchOrder
-from gemb.prompts import Prompt
+from gemb.models.prompts import Prompt
+from gemb.models.tokenizer import tokenize
 from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text
 from gemb.training_rows import Rows
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
-from gemb_torch.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from gemb.backend import TokenIds

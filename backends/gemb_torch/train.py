@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from gemb.backend import Training
-from gemb.checkpoint import open_checkpoint
-from gemb.gemma_terms import LICENCE as GEMMA
 from gemb.io.notes import note
-from gemb.qat import in_words
+from gemb.models.card import LICENCE as GEMMA
+from gemb.models.checkpoint import open_checkpoint
+from gemb.models.qat import in_words
 from gemb.recipe import Recipe
 from gemb.run_report import write_report
 from gemb.scores import Scores

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from gemb.errors import UsageError
-from gemb.safetensors import NewTensor, read_header, write_file
+from gemb.models.safetensors import NewTensor, read_header, write_file
 from gemb_torch.adamw import AdamW
 
 _NAME = re.compile(r"step-(\d{6,})")

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gemb.checkpoint import Checkpoint
 from gemb.errors import UsageError
-from gemb.poolings import ATTENTION_HEADS, check_heads
-from gemb.safetensors import StoredTensor
+from gemb.models.checkpoint import ATTENTION_HEADS, Checkpoint, check_heads
+from gemb.models.safetensors import StoredTensor
 from gemb_torch.model import EmbeddingGemma
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

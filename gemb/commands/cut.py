@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemb import models
 from gemb.backend import Cut
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_folder
 from gemb.layer_choice import layers_in
+from gemb.models import references as models
 from gemb.plugins import able
 
 if TYPE_CHECKING:
-    from gemb.checkpoint import Checkpoint
+    from gemb.models.checkpoint import Checkpoint
 
 _FILE = click.Path(path_type=Path)
 
@@ -88,7 +88,7 @@ def cut(
     if not source.is_dir():
         raise UsageError(f"{source} is a file; cut takes a model folder")
     check_folder(output, overwrite=force, source=source)
-    from gemb.checkpoint import open_checkpoint
+    from gemb.models.checkpoint import open_checkpoint
 
     before = open_checkpoint(source)
     wanted = Cut(layers=layers, vocab=vocab, vocab_texts=texts)
@@ -112,7 +112,7 @@ def _write_decoder(
 ) -> None:
     import json
 
-    from gemb.decoder_folder import write_decoder
+    from gemb.models.decoder_folder import write_decoder
     from gemb.plugins import describe
 
     check_folder(output, overwrite=force, source=source)

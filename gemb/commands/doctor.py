@@ -8,7 +8,7 @@ import click
 
 from gemb.commands.params import ModelReference
 from gemb.errors import NegativeAnswer
-from gemb.models import DEFAULT
+from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
     from gemb.backend import Check

@@ -11,7 +11,7 @@ import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
-from gemb.prompts import TASKS
+from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.texts.records import Fields
@@ -155,7 +155,7 @@ def embed(
         raise click.exceptions.Exit(2)
 
     from gemb import output_paths as outputs
-    from gemb import prompts
+    from gemb.models import prompts
     from gemb.texts import inputs
     from gemb.texts.shards import shard as shard_of
 

@@ -10,7 +10,7 @@ import click
 from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import AnyPath, ModelReference
 from gemb.errors import NegativeAnswer
-from gemb.models import DEFAULT
+from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +191,7 @@ def _run(
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     """Refuse a width that the model was not trained for, by what its files say, if they can."""
     from gemb.evaluation import check_dims
-    from gemb.models import resolve
+    from gemb.models.references import resolve
     from gemb.plugins import for_model
 
     if not widths:

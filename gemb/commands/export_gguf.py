@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
-from gemb import models
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
-from gemb.export import F16_REASON, OUTTYPES, Exported, check_export, export_gguf
+from gemb.export import OUTTYPES, Exported, check_export, export_gguf
 from gemb.io.atomic import check_file
+from gemb.models import references as models
+from gemb.models.gguf_header import F16_REASON
 
 
 class OutType(click.Choice[str]):
@@ -93,8 +94,9 @@ def export(
 def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool) -> str:
     import json
 
-    from gemb.checkpoint import open_checkpoint
-    from gemb.qat import file_types, folder_types, in_words, tensor_class
+    from gemb.models.checkpoint import open_checkpoint
+    from gemb.models.qat import file_types, folder_types, in_words
+    from gemb.models.tensors import tensor_class
 
     checkpoint = open_checkpoint(source)
     types = file_types(outtype, folder_types(source))
@@ -112,7 +114,7 @@ def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool)
 
 
 def _line(done: Exported) -> str:
-    from gemb.qat import in_words
+    from gemb.models.qat import in_words
 
     line = f"{done.target}: {done.size_bytes / 1e6:.1f} MB, {in_words(done.types)}"
     if done.agreement is None:
@@ -126,7 +128,7 @@ def _line(done: Exported) -> str:
 def _json(done: Exported) -> str:
     import json
 
-    from gemb.qat import in_words
+    from gemb.models.qat import in_words
 
     found = done.agreement
     return json.dumps(

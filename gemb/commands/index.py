@@ -17,7 +17,7 @@ from gemb.commands.index_options import INDEX, JSON, YES, own_model, source_opti
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.printing import print_json
 from gemb.errors import SomeRowsFailed, UsageError
-from gemb.prompts import TASKS
+from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.index.changes import Changes

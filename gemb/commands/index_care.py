@@ -67,8 +67,8 @@ def compact(folder: Path) -> None:
     The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
     free space as the index that results.
     """
-    from gemb.hub import show_size
     from gemb.index.compact import compact
+    from gemb.models.hub import show_size
 
     done = compact(folder)
     saved = show_size(max(0, done.before - done.after))

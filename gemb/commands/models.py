@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemb import gemma_terms
-from gemb import models as references
 from gemb.commands.group import Group
 from gemb.commands.params import ModelReference
 from gemb.commands.printing import print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
-from gemb.hub_cache import cache_folder
 from gemb.io.notes import note
+from gemb.models import card as gemma_terms
+from gemb.models import references
+from gemb.models.hub_cache import cache_folder
 
 if TYPE_CHECKING:
-    from gemb.backend import ModelDescription
+    from gemb.models.profile import ModelDescription
 
 YES = click.option("--yes", is_flag=True, help="Do not ask.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -133,8 +133,7 @@ def pull(reference: str, yes: bool) -> None:
         note(f"{reference} is a path on this machine; there is nothing to pull")
         click.echo(found.absolute())
         return
-    from gemb.hub import plan
-    from gemb.hub_download import check_all, fetch
+    from gemb.models.hub import check_all, fetch, plan
 
     planned = plan(target)
     note(f"{planned.describe()}, to {cache_folder()}")
@@ -156,7 +155,7 @@ def rm(reference: str, yes: bool) -> None:
     REF is one in the hub's cache, of which every revision goes, or a typed name. Asks on a
     terminal; off one it needs --yes.
     """
-    from gemb.hub import remove, show_size
+    from gemb.models.hub import remove, show_size
 
     target = references.locate(reference)
     if isinstance(target, Path):
@@ -229,7 +228,7 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
     for i, (kind, type_) in enumerate((kind, model.types[kind]) for kind in classes):
         yield "" if i else "types", f"{kind} {type_}"
     if model.trained_types:
-        from gemb.qat import in_words
+        from gemb.models.qat import in_words
 
         yield "trained for", in_words(model.trained_types)
     for i, (name, words) in enumerate(model.prompts.items()):
@@ -244,7 +243,7 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
 
 
 def _size(model: ModelDescription) -> str:
-    from gemb.hub import show_size
+    from gemb.models.hub import show_size
 
     return show_size(model.size_bytes)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gemb.commands.params import ModelReference
-from gemb.models import DEFAULT
+from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, Runtime
@@ -50,7 +50,7 @@ class ModelOptions:
             UsageError: there is no such backend, or the files are no model.
             Missing: the model or a library is not here.
         """
-        from gemb.models import resolve
+        from gemb.models.references import resolve
         from gemb.plugins import for_model
 
         path = resolve(self.model)

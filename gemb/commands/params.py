@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click.shell_completion import CompletionItem
 
-from gemb import models
+from gemb.models import references as models
 from gemb.recipe_names import recipe_names
 from gemb.sample_data import resolve_data
 

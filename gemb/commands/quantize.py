@@ -209,8 +209,8 @@ def _run(asked: Asked) -> None:
 
 
 def _job(asked: Asked) -> Job:
-    from gemb import models
     from gemb.backend import Runtime
+    from gemb.models import references as models
     from gemb.quantize import Job, Limits
     from gemb.quantize_texts import check_texts, read_texts
     from gemb.verification_texts import VERIFICATION_TEXTS

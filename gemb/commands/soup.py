@@ -175,7 +175,7 @@ def _tell(step: Try) -> None:
 
 def _named(words: Sequence[str], last: int | None) -> list[Named]:
     """Return what the words name, a run's checkpoints one by one."""
-    from gemb.models import resolve
+    from gemb.models.references import resolve
     from gemb.soup_ingredients import Named, last_checkpoints, named
 
     found = [named(word) for word in words]

@@ -11,7 +11,7 @@ import click
 from gemb.commands.options import ModelOptions, runtime_options
 from gemb.commands.params import ModelReference
 from gemb.errors import NegativeAnswer, UsageError
-from gemb.prompts import TASKS
+from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.compare import Agreement

@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from gemb import models, prompts
 from gemb import plugins as backends
 from gemb.backend import Encoder
 from gemb.embed_run import width
@@ -22,7 +21,9 @@ from gemb.index.vector_source import Described, describe
 from gemb.index.writer import Writer
 from gemb.io.notes import note
 from gemb.io.text import visible
-from gemb.prompts import Prompt
+from gemb.models import prompts
+from gemb.models import references as models
+from gemb.models.prompts import Prompt
 from gemb.vectors import VectorSpec
 
 

@@ -48,7 +48,7 @@ def info(folder: Path) -> dict[str, object]:
 
 def facts(found: dict[str, object]) -> list[tuple[str, ...]]:
     """Return what `info` found as lines of name and value."""
-    from gemb.hub import show_size
+    from gemb.models.hub import show_size
 
     source = Source.from_json(found["source"])  # type: ignore[arg-type]
     removed = f", {found['removed']:,} removed" if found["removed"] else ""

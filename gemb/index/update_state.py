@@ -16,8 +16,8 @@ from gemb.index.matching import Known, Matcher
 from gemb.index.rows import IndexRow, kept_json, path_column
 from gemb.index.source import PASSAGES, Source, SourceRow
 from gemb.index.writer import Writer
+from gemb.models.prompts import Prompt
 from gemb.pipeline import Row
-from gemb.prompts import Prompt
 from gemb.tally import Tally
 from gemb.texts.records import Record, RowError
 from gemb.texts.walk import Entry, Skipped

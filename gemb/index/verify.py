@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
-from gemb.hub import show_size
 from gemb.index.changes import counted
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index, committed
@@ -21,8 +20,9 @@ from gemb.index.schema import readable
 from gemb.index.sync import check_model
 from gemb.index.update import OpenEncoder
 from gemb.io.text import visible
+from gemb.models.hub import show_size
+from gemb.models.prompts import Prompt
 from gemb.pipeline import plain_embedder
-from gemb.prompts import Prompt
 from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in

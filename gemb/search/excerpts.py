@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
-    from gemb.prompts import Prompt
+    from gemb.models.prompts import Prompt
 
 BESIDE = 0.25  # share of a line's weight that its neighbours get: words stand together
 GOOD = 0.75  # a line with this share of the best line's weight stands out as well

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
+from gemb.models.prompts import Prompt
 from gemb.pipeline import Window, embed, plain_embedder
-from gemb.prompts import Prompt
 from gemb.search.best import Best
 from gemb.search.corpus import Passages
 from gemb.search.embedding_order import ordered

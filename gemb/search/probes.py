@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gemb.io.atomic import new_file
 from gemb.io.caches import search_cache
-from gemb.prompts import for_task
+from gemb.models.prompts import for_task
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:

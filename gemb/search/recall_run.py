@@ -33,8 +33,8 @@ def run_recall(
     """
     import os
 
-    from gemb import prompts
     from gemb.index.reader import Index
+    from gemb.models import prompts
     from gemb.search.accuracy import plan
     from gemb.search.index_match import check_asked, check_model, own_task
     from gemb.search.index_search import rows_of

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
-    from gemb.prompts import Prompt
+    from gemb.models.prompts import Prompt
     from gemb.search.live_hits import LiveHits
     from gemb.search.tree_search import Answer, Corpus, Sources
     from gemb.vectors import VectorSpec
@@ -121,9 +121,9 @@ class _Ready:
 
 def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Ready:
     """Open the model, and walk in another thread meanwhile."""
-    from gemb import prompts
     from gemb.embed_run import width
     from gemb.io.caches import search_cache
+    from gemb.models import prompts
     from gemb.search.query_vectors import embedded
     from gemb.search.tree_search import gather
     from gemb.vectors import VectorSpec
@@ -170,8 +170,8 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
             row that is named is wrong.
         GembError: the index is damaged, or the model fails.
     """
-    from gemb import prompts
     from gemb.index.reader import Index
+    from gemb.models import prompts
     from gemb.search.index_match import check_asked, check_model, own_task
     from gemb.search.index_search import rows_of, search_index, warm_up
     from gemb.search.query_vectors import embedded

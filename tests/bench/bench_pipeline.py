@@ -28,7 +28,7 @@ class Instant:
     """An encoder whose own time is measured, so that it can be taken off."""
 
     def __init__(self) -> None:
-        from gemb.backend import ModelProfile
+        from gemb.models.profile import ModelProfile
 
         self.profile = ModelProfile(
             dim=DIM,
@@ -66,7 +66,7 @@ class Instant:
 def measure(form: str, count: int, folder: Path) -> dict[str, float]:
     """Run one format in this process."""
     from gemb.embed_run import Job, run
-    from gemb.prompts import for_task
+    from gemb.models.prompts import for_task
     from gemb.texts import inputs
     from gemb.texts.records import Fields
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 
-import gemb.models
+import gemb.models.references
 from gemb.search.accuracy import plan
 from gemb.search.mapped_file import read_ahead
 from gemb.search.ranking import exact
@@ -192,8 +192,8 @@ def once(folder: Path, queries: np.ndarray | None = None) -> None:
 def whole(folder: Path) -> None:
     """As `gemb search`: open the rows, then the model, embed a query, rank."""
     from gemb.backend import Runtime
+    from gemb.models.prompts import for_task
     from gemb.plugins import for_model
-    from gemb.prompts import for_task
 
     corpus = Corpus(folder)
     read_ahead(corpus.codes)

@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gemb.backend import Runtime
-from gemb.checkpoint import open_checkpoint
+from gemb.models.checkpoint import open_checkpoint
 from gemb_torch.encode import open_encoder
 from varied_texts import VARIED_TEXTS
 

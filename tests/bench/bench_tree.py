@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from gemb.backend import Runtime
-from gemb.models import resolve
+from gemb.models.prompts import for_task
+from gemb.models.references import resolve
 from gemb.plugins import for_model
-from gemb.prompts import for_task
 from gemb.search.tree_search import Sources, gather
 from gemb.vectors import VectorSpec
 

@@ -11,7 +11,8 @@ import numpy as np
 from other_models import OTHERS, Absent, Other, Vectors
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, ModelProfile, TokenIds
+    from gemb.backend import Encoder, TokenIds
+    from gemb.models.profile import ModelProfile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class OtherEncoder:
     """Another model as a gemb `Encoder`: a text's ids are its number, as often as it is long."""
 
     def __init__(self, model: Other, fingerprint: str) -> None:
-        from gemb.backend import ModelProfile
-        from gemb.prompts import TASKS
+        from gemb.models.profile import ModelProfile
+        from gemb.models.prompts import TASKS
 
         words = {name: model.query for names in TASKS.values() for name in names}
         words |= dict.fromkeys(TASKS["document"], model.document)
@@ -101,8 +102,8 @@ def describe(model: Own | Other) -> Described:
     """
     from gemb.backend import Runtime
     from gemb.errors import Missing
-    from gemb.fingerprint import path_fingerprint
-    from gemb.models import resolve
+    from gemb.models.fingerprint import path_fingerprint
+    from gemb.models.references import resolve
     from gemb.plugins import for_model
 
     if isinstance(model, Other):

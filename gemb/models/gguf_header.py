@@ -1,13 +1,6 @@
-"""Read the header of a GGUF file, and refuse a broken one before llama.cpp sees it.
+"""The types that a GGUF file can name, of its metadata and of its tensors.
 
-    GGUF  version  tensor count  entry count
-    entries:  key, type, value            key and strings: length as uint64, then UTF-8
-    tensors:  name, dimensions, type, offset
-    padding, then the tensors' bytes
-
-`gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here a long array is
-stepped over, and every count and length is held against the file's size, so that no file, however
-damaged, costs more than a moment. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
+Source: ggml `docs/gguf.md` (`gguf_metadata_value_type`) and `src/ggml.c` (`type_traits`).
 """
 
 from __future__ import annotations
@@ -18,9 +11,76 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
-from gemb.gguf_types import ARRAY, STRING, TENSOR_TYPES, VALUE_TYPES
+
+if TYPE_CHECKING:
+    pass
+
+
+# GGUF's value types: number -> name, struct code (none for strings and arrays).
+STRING, ARRAY = 8, 9
+VALUE_TYPES: dict[int, tuple[str, str]] = {
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    STRING: ("string", ""),
+    ARRAY: ("array", ""),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
+
+# ggml's tensor types: number -> name, values in a block, bytes in a block (ggml.c `type_traits`).
+TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("f32", 1, 4),
+    1: ("f16", 1, 2),
+    2: ("q4_0", 32, 18),
+    3: ("q4_1", 32, 20),
+    6: ("q5_0", 32, 22),
+    7: ("q5_1", 32, 24),
+    8: ("q8_0", 32, 34),
+    10: ("q2_K", 256, 84),
+    11: ("q3_K", 256, 110),
+    12: ("q4_K", 256, 144),
+    13: ("q5_K", 256, 176),
+    14: ("q6_K", 256, 210),
+    16: ("iq2_xxs", 256, 66),
+    17: ("iq2_xs", 256, 74),
+    18: ("iq3_xxs", 256, 98),
+    19: ("iq1_s", 256, 50),
+    20: ("iq4_nl", 32, 18),
+    21: ("iq3_s", 256, 110),
+    22: ("iq2_s", 256, 82),
+    23: ("iq4_xs", 256, 136),
+    29: ("iq1_m", 256, 56),
+    30: ("bf16", 1, 2),
+    34: ("tq1_0", 256, 54),
+    35: ("tq2_0", 256, 66),
+    39: ("mxfp4", 32, 17),
+    40: ("nvfp4", 64, 36),
+    41: ("q1_0", 128, 18),
+    42: ("q2_0", 64, 18),
+}
+
+
+# Read the header of a GGUF file, and refuse a broken one before llama.cpp sees it.
+#
+#     GGUF  version  tensor count  entry count
+#     entries:  key, type, value            key and strings: length as uint64, then UTF-8
+#     tensors:  name, dimensions, type, offset
+#     padding, then the tensors' bytes
+#
+# `gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here a long array is
+# stepped over, and every count and length is held against the file's size, so that no file, however
+# damaged, costs more than a moment. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
+
 
 Scalar = int | float | bool | str
 
@@ -276,3 +336,16 @@ class _Reader:
 
 def _power_of_two(value: object) -> bool:
     return isinstance(value, int) and value > 0 and value & (value - 1) == 0
+
+
+# llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
+# in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
+F16_REASON = (
+    "f16 overflows where a program computes in the type of the weights: this model's activations "
+    "reach 800,000, and fp16 ends at 65,504; use bf16, which is as small"
+)
+
+# Types of a tensor: name -> (llama.cpp's number, values in a block, bytes in a block).
+TENSORS = {
+    name.lower(): (number, block, size) for number, (name, block, size) in TENSOR_TYPES.items()
+}

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _HEADER_LIMIT = 100_000_000  # as the reference implementation
 

@@ -14,29 +14,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gemb.checkpoint import backbone_tensors, check_shapes, expected_shapes
 from gemb.errors import UsageError
-from gemb.gemma_config import read_config
-from gemb.gguf_checks import (
+from gemb.models.card import history_of, known_as, licence_of, write_card
+from gemb.models.checkpoint import backbone_tensors, check_shapes, expected_shapes
+from gemb.models.config import read_config, read_json, read_optional_json, write_json
+from gemb.models.folder import write_modules
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import (
     ARCHITECTURE,
     MOST_LAYERS,
+    GgufModel,
     check_tokenizer,
     number,
     pattern,
     positive,
 )
-from gemb.gguf_checks import (
-    check_shapes as check_gguf_shapes,
-)
-from gemb.gguf_folder import unpack
-from gemb.gguf_header import GgufHeader, looks_like_gguf, read_header
-from gemb.gguf_model import GgufModel
-from gemb.gguf_model import expected_shapes as gguf_shapes
-from gemb.model_card import history_of, known_as, licence_of, write_card
-from gemb.model_json import read_json, read_optional_json, write_json
-from gemb.model_modules import write_modules
-from gemb.prompts import DICTIONARY
-from gemb.safetensors import NewTensor, write_file
+from gemb.models.gguf import check_shapes as check_gguf_shapes
+from gemb.models.gguf import expected_shapes as gguf_shapes
+from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
+from gemb.models.prompts import DICTIONARY
+from gemb.models.safetensors import NewTensor, write_file
 
 MAX_TOKENS = 2048  # of a text, where the decoder takes more (EmbeddingGemma's model card)
 WIDENING = 4  # the dense layers go from D to 4 D and back, as EmbeddingGemma's 768, 3072, 768

@@ -18,33 +18,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from gemb.errors import UsageError
-from gemb.model_json import read_json
+from gemb.models.config import read_json
+from gemb.models.tensors import BLOCK, CLASSES, tensor_class
 from gemb.recipe import QatType
 
 if TYPE_CHECKING:
-    from gemb.gguf_model import GgufModel
+    from gemb.models.gguf import GgufModel
     from gemb.recipe import Recipe
+
 
 CONFIG_KEY = "gemb_qat"
 GGUF_KEY = "gemb.qat"
-CLASSES = ("token_embd", "attention", "ffn", "dense")
-BLOCK = 32  # numbers of a row that q4_0 and q8_0 pack together
 _PACKED = ("q4_0", "q8_0")
 
 Types = Mapping[str, str]  # of CLASSES -> q4_0, q8_0, bf16 or f32; empty: not trained so
-
-
-def tensor_class(name: str) -> str:
-    """Return which of `CLASSES` a tensor of a folder is of, by its name; norm, or pooling."""
-    if name.endswith("norm.weight"):
-        return "norm"
-    if name.startswith("embed_tokens."):
-        return "token_embd"
-    if name in ("1_Pooling.queries", "pool_queries"):
-        return "pooling"
-    if ".self_attn." in name:
-        return "attention"
-    return "ffn" if ".mlp." in name else "dense"
 
 
 def wanted_types(recipe: Recipe) -> dict[str, str]:
@@ -124,10 +111,10 @@ def check_model(types: Types, reference: str) -> None:
         UsageError: a row is no multiple of the type's block, or the model is none.
         Missing: it is not here.
     """
-    from gemb import models
-    from gemb.checkpoint import open_checkpoint
-    from gemb.gguf_model import open_gguf
-    from gemb.gguf_names import folder_name
+    from gemb.models import references as models
+    from gemb.models.checkpoint import open_checkpoint
+    from gemb.models.gguf import open_gguf
+    from gemb.models.tensors import folder_name
 
     source = models.resolve(reference)
     if source.is_dir():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
 
 _OUTER = {
     "embed_tokens": "token_embd",
@@ -43,3 +48,20 @@ def folder_name(name: str) -> str:
     if layer := re.fullmatch(r"blk\.(\d+)\.(.+)", stem):
         return f"layers.{layer[1]}.{_INNER_BACK[layer[2]]}.weight"
     return f"{_OUTER_BACK[stem]}.weight"
+
+
+CLASSES = ("token_embd", "attention", "ffn", "dense")
+BLOCK = 32  # numbers of a row that q4_0 and q8_0 pack together
+
+
+def tensor_class(name: str) -> str:
+    """Return which of `CLASSES` a tensor of a folder is of, by its name; norm, or pooling."""
+    if name.endswith("norm.weight"):
+        return "norm"
+    if name.startswith("embed_tokens."):
+        return "token_embd"
+    if name in ("1_Pooling.queries", "pool_queries"):
+        return "pooling"
+    if ".self_attn." in name:
+        return "attention"
+    return "ffn" if ".mlp." in name else "dense"

@@ -14,19 +14,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemb.checkpoint import Checkpoint, open_checkpoint
 from gemb.errors import UsageError
-from gemb.gguf_folder import unpack
-from gemb.gguf_header import looks_like_gguf
-from gemb.gguf_model import open_gguf
 from gemb.io.atomic import new_folder
-from gemb.model_card import history_of, write_card
-from gemb.model_json import read_json, read_optional_json, write_json
-from gemb.safetensors import NewTensor, StoredTensor, write_file
+from gemb.models.card import history_of, write_card
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
+from gemb.models.config import read_json, read_optional_json, write_json
+from gemb.models.from_gguf import unpack
+from gemb.models.gguf import open_gguf
+from gemb.models.gguf_header import looks_like_gguf
+from gemb.models.safetensors import NewTensor, StoredTensor, write_file
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
 
 MARKS = 128  # enough for texts of 2,048 tokens (`gemb.ul2.most_spans`)
 _TABLE = "embed_tokens.weight"

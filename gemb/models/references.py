@@ -25,7 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemb.errors import Missing, UsageError
-from gemb.hub_cache import (
+from gemb.io.notes import note
+from gemb.models.hub_cache import (
     HubName,
     cache_folder,
     cached_names,
@@ -35,7 +36,6 @@ from gemb.hub_cache import (
     repo_folder,
     snapshot_folder,
 )
-from gemb.io.notes import note
 
 DEFAULT = "mini"
 ALIASES = {"embeddinggemma-300m": HubName("google/embeddinggemma-300m")}
@@ -70,8 +70,7 @@ def resolve(reference: str, *, download: bool = True) -> Path:
             f"{reference}: no such path, not in the hub cache ({_lacking(target)}), and {why}: "
             f"gemb models pull {reference}"
         )
-    from gemb.hub import plan
-    from gemb.hub_download import fetch
+    from gemb.models.hub import fetch, plan
 
     planned = plan(target)
     note(f"downloading {planned.describe()}, to {cache_folder()}")
@@ -105,7 +104,7 @@ def locate(reference: str) -> Path | HubName:
 
 def bundled() -> Path:
     """Return the file of the model that comes with gemb; it may not exist."""
-    return Path(__file__).with_name("data") / "mini.gguf"
+    return Path(__file__).parents[1] / "data" / "mini.gguf"
 
 
 def made_folder() -> Path:

@@ -1,0 +1,126 @@
+"""What a new model folder takes over from the one that it was made of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gemb.models.card import history_of, known_as, write_card
+from gemb.models.checkpoint import Checkpoint, pooling_settings
+from gemb.models.config import write_json
+
+# Names, or patterns, of files beside the weights.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+)
+SETTINGS = (
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_bert_config.json",
+    "generation_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "1_Pooling/config.json",
+    "2_Dense/config.json",
+    "3_Dense/config.json",
+)
+HEAD_FILES = (
+    "1_Pooling/model.safetensors",
+    "2_Dense/model.safetensors",
+    "3_Dense/model.safetensors",
+)
+
+
+def copied_files(source: Path, *patterns: Iterable[str]) -> Iterator[Path]:
+    """Yield the files of the folder `source` that match, where they are there."""
+    for pattern in (pattern for some in patterns for pattern in some):
+        yield from source.glob(pattern)
+
+
+def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
+    """Copy the files of the folder `source` that match, where they are there."""
+    for file in copied_files(source, *patterns):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, copy)
+
+
+def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -> None:
+    """Say in README.md what was changed.
+
+    Args:
+        source: the model that was changed.
+        target: the new folder.
+        by: what did it, and how: the end of a sentence and perhaps more.
+        licence: of the new model; empty: the source's.
+    """
+    said = f"Modified from {known_as(source.folder)} by {by}"
+    write_card(target, licence or source.licence(), said, history_of(source.folder))
+
+
+# What turns a transformer's folder into sentence-transformers': its modules and their settings.
+
+
+_MODULES = (
+    ("Transformer", ""),
+    ("Pooling", "1_Pooling"),
+    ("Dense", "2_Dense"),
+    ("Dense", "3_Dense"),
+    ("Normalize", "4_Normalize"),
+)
+
+
+def write_modules(
+    folder: Path,
+    *,
+    hidden: int,
+    pooling: str,
+    dense: tuple[tuple[int, int], tuple[int, int]],
+    prompts: Mapping[str, str],
+    matryoshka_dims: Sequence[int],
+    max_tokens: int,
+) -> None:
+    """Write every settings file beside config.json and the tokenizer's; no weights.
+
+    Args:
+        folder: without folders of modules.
+        hidden: width of a token's state.
+        pooling: as a recipe names it.
+        dense: (in, out) of the two dense layers.
+        prompts: name -> the words before a text.
+        matryoshka_dims: widths that are trained, the vector's among them.
+        max_tokens: that a text may have.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(_MODULES)
+    ]
+    write_json(folder / "modules.json", modules)
+    (folder / "1_Pooling").mkdir()
+    write_json(folder / "1_Pooling" / "config.json", pooling_settings(pooling, hidden))
+    settings = {
+        "prompts": dict(prompts),
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        "matryoshka_dims": list(matryoshka_dims),
+    }
+    write_json(folder / "config_sentence_transformers.json", settings)
+    length = {"max_seq_length": max_tokens, "do_lower_case": False}
+    write_json(folder / "sentence_bert_config.json", length)
+    for path, (size_in, size_out) in zip(("2_Dense", "3_Dense"), dense, strict=True):
+        (folder / path).mkdir()
+        settings_of_dense = {
+            "in_features": size_in,
+            "out_features": size_out,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }
+        write_json(folder / path / "config.json", settings_of_dense)

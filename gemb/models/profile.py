@@ -1,0 +1,48 @@
+"""TODO."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelProfile:
+    """What a caller must know of an open model to use it rightly."""
+
+    dim: int  # width of a vector
+    matryoshka_dims: tuple[int, ...]  # widths that were trained, widest first; holds `dim`
+    max_tokens: int  # trained context, the tokenizer's own tokens included
+    closing_tokens: int  # how many of the tokenizer's own tokens end a text (EOS: 1)
+    prompts: Mapping[str, str]  # prompt name -> the words before the text, as sentence-transformers
+    dtype: str  # of the arithmetic or the weights: fp32, bf16, q4_0, ...
+    fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelDescription:
+    """What a model's files say of it: `gemb models show` prints this."""
+
+    path: Path
+    format: str  # gguf or sentence-transformers
+    architecture: str  # as the files name it: gemma-embedding, gemma3_text
+    layers: int
+    hidden: int  # width inside the network
+    dim: int  # width of a vector
+    matryoshka_dims: tuple[int, ...]  # widths that were trained, widest first; holds `dim`
+    max_tokens: int  # trained context, the tokenizer's own tokens included
+    vocabulary: int  # tokens
+    parameters: int  # numbers in all tensors
+    pooling: str  # mean, first, last or attention
+    dense: tuple[tuple[int, int], ...]  # (in, out) of each dense layer after the pooling, in order
+    prompts: Mapping[str, str]  # prompt name -> the words before the text
+    types: Mapping[str, str]  # token_embd, attention, ffn, norm, dense -> q4_0, f32+bf16, ...
+    size_bytes: int  # of the files that a run needs
+    fingerprint: str  # as `ModelProfile.fingerprint`
+    licence: str  # as the files say it: gemma; empty where they say nothing
+    trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
