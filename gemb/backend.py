@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.quantization import Importance, Quantization, TensorPlan
-    from gemb.recipe import Recipe
+    from gemb.recipe.schema import Recipe
     from gemb.verdict import Verdict
 
     TokenIds = NDArray[np.int32]

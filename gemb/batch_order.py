@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import UsageError
 from gemb.matching import largest_matching
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 
 WAITING_TRIED = 4  # times the pairs of a batch: waiting rows that are looked at before fresh ones
 BLOCK = 1 << 20  # rows whose ids are hashed at a time

@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from gemb.chain import Chain, Stage, references
 from gemb.errors import GembError, UsageError
-from gemb.layer_choice import layer_choice, layers_in
 from gemb.models import references as models
 from gemb.models.config import read_json, whole_number
 from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
-from gemb.recipe import Adapt, Recipe
+from gemb.recipe.chain import Chain, Stage, references
+from gemb.recipe.checks import layer_choice, layers_in
+from gemb.recipe.schema import Adapt, Recipe
 from gemb.ul2 import OBJECTIVES
 
 # Peak of dense bf16 products, operations a second, by NVIDIA's and Google's data sheets.

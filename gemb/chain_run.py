@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemb.chain import Chain, Stage, resolved, resolved_recipe
-from gemb.chain_file import dump_chain
 from gemb.chain_process import Signals, run_process
 from gemb.chain_state import ChainRun, Status, settings
 from gemb.errors import GembError, Missing, NegativeAnswer, SomeRowsFailed, Stopped, UsageError
@@ -18,7 +16,8 @@ from gemb.io import locks
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
 from gemb.io.text import duration
-from gemb.recipe_file import dump
+from gemb.recipe.chain import Chain, Stage, dump_chain, resolved, resolved_recipe
+from gemb.recipe.file import dump
 
 _ERRORS: dict[int, type[GembError]] = {
     error.exit_code: error

@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from gemb.chain import Chain, Stage, by_setting, references, resolved
 from gemb.errors import Missing, UsageError
 from gemb.io.atomic import new_file
 from gemb.models import references as models
 from gemb.models.fingerprint import path_fingerprint
-from gemb.run_folder import FREE
-from gemb.sample_data import resolve_data
+from gemb.recipe.chain import Chain, Stage, by_setting, references, resolved
+from gemb.recipe.names import resolve_data
+from gemb.recipe.run_folder import FREE
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 from gemb.errors import UsageError
 from gemb.evaluation_files import read_labelled, read_retrieval, read_table
 from gemb.evaluation_kinds import Classification, EvaluationSet, Kind, Retrieval, SentencePairs
-from gemb.sample_data import resolve_data
+from gemb.recipe.names import resolve_data
 from gemb.texts.examples import Text
 
 TESTED = ("test", "val", "dev", "validation")  # NAME-val.jsonl; the first of these that is there

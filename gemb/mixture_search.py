@@ -26,9 +26,9 @@ from gemb.evaluation_sets import open_suite
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
 from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
-from gemb.recipe import Recipe
-from gemb.recipe_file import dump
-from gemb.run_folder import RunFolder
+from gemb.recipe.file import dump
+from gemb.recipe.run_folder import RunFolder
+from gemb.recipe.schema import Recipe
 from gemb.scores import Scores
 from gemb.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.soup_ingredients import Named, open_ingredients

@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from gemb.errors import Missing
-from gemb.recipe import Mixtures, Recipe
+from gemb.recipe.schema import Mixtures, Recipe
 
 LEAST = 0.001  # of the batches, for every source: a recipe knows no weight of 0
 DIGITS = 4  # of a share

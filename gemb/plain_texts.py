@@ -14,8 +14,8 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.recipe import Source
-from gemb.sample_data import resolve_data
+from gemb.recipe.names import resolve_data
+from gemb.recipe.schema import Source
 from gemb.texts.lines import Oversize, blocks, read_blocks, split
 from gemb.training_beir import open_folder
 from gemb.training_files import GZIP, Parts, RawRow, open_file, shown

@@ -15,7 +15,7 @@ from gemb.batch_order import BatchOrder
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
 from gemb.overlap import evaluation_texts, refuse_overlap, texts_of
-from gemb.recipe import Batch
+from gemb.recipe.schema import Batch
 from gemb.texts.examples import Example, folded
 from gemb.training_rows import Rows
 

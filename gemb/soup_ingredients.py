@@ -18,7 +18,7 @@ from gemb.errors import UsageError
 from gemb.models.checkpoint import Checkpoint, looks_like_checkpoint, open_checkpoint
 from gemb.models.references import resolve
 from gemb.models.safetensors import StoredTensor
-from gemb.run_folder import RunFolder
+from gemb.recipe.run_folder import RunFolder
 
 MOST_TENSORS = 5  # shown of those that differ
 ABSENT = "-"

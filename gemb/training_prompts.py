@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from gemb.models.prompts import Prompt, custom, for_task
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 
 # A recipe's task -> gemb's tasks of the query and of the positive (with its negatives). Source: the
 # model card of google/embeddinggemma-300m: asymmetric tasks search documents, the others compare

@@ -26,8 +26,8 @@ from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
 from gemb.io.text import visible
-from gemb.recipe import Source
-from gemb.sample_data import resolve_data
+from gemb.recipe.names import resolve_data
+from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text, digest
 from gemb.training_beir import open_folder
 from gemb.training_files import json_row, open_file, shown

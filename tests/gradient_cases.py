@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gemb.models.checkpoint import open_checkpoint
-from gemb.recipe import Contrastive, Distill, Loss, SpreadOut
+from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
 from gemb_torch.gradients import Gradients, TokenBatch
 from gemb_torch.model import EmbeddingGemma
 from gemb_torch.objective import StepVectors, objective

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gemb.errors import UsageError
-from gemb.recipe import Optimizer
+from gemb.recipe.schema import Optimizer
 from gemb_torch.adamw import AdamW, clip, rate
 
 VOCABULARY, WIDTH, STEPS = 50, 8, 12

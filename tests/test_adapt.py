@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 from gemb.errors import UsageError
 from gemb.metrics_log import read_metrics
 from gemb.models.checkpoint import open_checkpoint
-from gemb.recipe_file import load
+from gemb.recipe.file import load
 from gemb.run_record import read_run
 from tiny_decoder import write_tiny_decoder
 from tiny_model import TEXT

@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from gemb.batch_order import Batch, BatchOrder
 from gemb.errors import UsageError
 from gemb.matching import largest_matching
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 
 
 @dataclass(frozen=True)

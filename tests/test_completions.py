@@ -117,8 +117,8 @@ def test_an_unreadable_folder_completes_to_nothing(environment):
 def test_recipe_names_come_from_the_folder_of_recipes(tmp_path, monkeypatch):
     import click
 
-    from gemb import recipe_names
     from gemb.commands.params import RecipeName
+    from gemb.recipe import names as recipe_names
 
     monkeypatch.setattr(recipe_names, "builtin_recipes", lambda: tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 
 import reference
 from gemb.errors import UsageError
-from gemb.recipe import Contrastive, Distill, Loss, SpreadOut
+from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
 from gemb_torch.losses import (
     check_widths,
     contrastive,

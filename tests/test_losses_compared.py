@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
-from gemb.recipe import Contrastive, Distill, Loss, SpreadOut
+from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
 from gemb_torch.losses import contrastive, distill, prefixes, spread_out
 from gemb_torch.objective import StepVectors, objective
 

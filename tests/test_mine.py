@@ -15,7 +15,7 @@ from gemb.errors import UsageError
 from gemb.mine import Mine, Rule, chosen_ranks
 from gemb.models.prompts import for_task
 from gemb.nearest import nearest
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 from gemb.teachers import Wanted, open_teacher
 from gemb.texts.examples import Text, TextSpool
 from gemb.training_rows import open_source

@@ -75,7 +75,7 @@ def test_the_lines_are_those_of_a_search_with_gemb_embed(mining):
 
 
 def test_what_comes_out_is_training_data_again(mining, tmp_path):
-    from gemb.recipe import Source
+    from gemb.recipe.schema import Source
     from gemb.training_rows import open_source
 
     path = mining.folder / "out.jsonl"

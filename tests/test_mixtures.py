@@ -19,8 +19,8 @@ from gemb import mixtures as search
 from gemb.errors import Missing, UsageError
 from gemb.mixture_search import read_trials
 from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
-from gemb.recipe import Mixtures
-from gemb.recipe_file import load
+from gemb.recipe.file import load
+from gemb.recipe.schema import Mixtures
 from test_soup import contents, numbers
 from tiny_model import TEXT
 

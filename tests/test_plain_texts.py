@@ -10,7 +10,7 @@ import pytest
 
 from gemb.errors import UsageError
 from gemb.plain_texts import PlainTexts
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 
 
 def texts(path, **more) -> PlainTexts:

@@ -16,7 +16,7 @@ from gemb.evaluation_sets import open_suite
 from gemb.io.text import visible
 from gemb.overlap import TextsOf, evaluation_texts, hold_out, overlapping
 from gemb.preflight import Preflight, preflight
-from gemb.recipe import Batch, Prompts, Source
+from gemb.recipe.schema import Batch, Prompts, Source
 from gemb.training_prompts import prompts_of
 from gemb.training_rows import Rows, open_source
 

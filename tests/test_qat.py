@@ -30,7 +30,7 @@ from gemb.models.gguf import open_gguf
 from gemb.models.qat import gguf_types
 from gemb.models.tensors import gguf_name, tensor_class
 from gemb.plugins import able, for_model
-from gemb.recipe_file import load as load_recipe
+from gemb.recipe.file import load as load_recipe
 from gemb_llamacpp.export import export
 from gemb_torch.blocks import round_to
 from gemb_torch.judging import Judge

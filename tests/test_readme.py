@@ -8,11 +8,11 @@ import re
 import pytest
 
 from gemb.commands import COMMANDS
-from gemb.layer_choice import layers_in
 from gemb.models.card import NOTICE
 from gemb.models.references import bundled
 from gemb.plugins import describe
-from gemb.recipe_file import find
+from gemb.recipe.checks import layers_in
+from gemb.recipe.file import find
 from readme_reference import (
     CARD,
     README,

@@ -14,16 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.errors import UsageError
-from gemb.layer_choice import LayerChoice, layer_choice
-from gemb.recipe import Distill, Loss, Recipe, Source, SpreadOut
-from gemb.recipe_check import problems
-from gemb.recipe_file import dump, find, load, to_plain
-from gemb.recipe_json_schema import json_schema
-from gemb.recipe_names import builtin_recipes, recipe_names
-from gemb.recipe_reading import RecipeReader
-from gemb.recipe_schema import REQUIRED, Kind, every_key, keys
-from gemb.recipe_yaml import Place, read_text, scalar
-from gemb.sample_data import FOLDER, resolve_data, sample_names
+from gemb.recipe.checks import LayerChoice, layer_choice, problems
+from gemb.recipe.file import dump, find, load
+from gemb.recipe.keys import REQUIRED, Kind, every_key, json_schema, keys, to_plain
+from gemb.recipe.names import FOLDER, builtin_recipes, recipe_names, resolve_data, sample_names
+from gemb.recipe.read import RecipeReader
+from gemb.recipe.schema import Distill, Loss, Recipe, Source, SpreadOut
+from gemb.recipe.yaml_text import Place, read_text, scalar
 
 LEAST = """\
 stage: finetune

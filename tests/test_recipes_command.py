@@ -10,8 +10,9 @@ import click
 import pytest
 
 from gemb.commands.recipes import Override, RecipeKey
-from gemb.recipe_file import find, load, to_plain
-from gemb.recipe_names import recipe_names
+from gemb.recipe.file import find, load
+from gemb.recipe.keys import to_plain
+from gemb.recipe.names import recipe_names
 
 
 def lines(answer: subprocess.CompletedProcess[bytes]) -> list[str]:

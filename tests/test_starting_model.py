@@ -16,7 +16,7 @@ from gemb.errors import Missing, UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.references import bundled
 from gemb.plugins import able
-from gemb.recipe import Init
+from gemb.recipe.schema import Init
 from gemb_torch.cut_texts import Texts, of_file
 from gemb_torch.starting_model import quickly_made, starting_folder
 from tiny_model import TEXT

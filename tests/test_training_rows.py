@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.errors import GembError, UsageError
-from gemb.recipe import Source
+from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text
 from gemb.training_rows import Rows, open_source
 
@@ -444,7 +444,7 @@ def test_many_threads_read_what_one_reads(tmp_path: Path) -> None:
 
 
 def test_the_sample_data_is_found_by_its_name(tmp_path: Path) -> None:
-    from gemb.sample_data import sample_names
+    from gemb.recipe.names import sample_names
 
     for name in sample_names():
         source = Source(path=f"@sample/{name}")

@@ -12,7 +12,7 @@ from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
 from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
-    from gemb.recipe import Recipe
+    from gemb.recipe.schema import Recipe
     from gemb.verdict import Verdict
 
 
@@ -53,7 +53,7 @@ class TorchBackend(Backend):
         """Train a model; see `gemb_torch.launch` and `gemb_torch.train`."""
         # Machines end one after the other, of which torch would warn; read where it is loaded.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from gemb.run_folder import RunFolder
+        from gemb.recipe.run_folder import RunFolder
         from gemb_torch.stop_request import EarlyStop
 
         with EarlyStop(None if training.dry_run else RunFolder(training.run)) as early:

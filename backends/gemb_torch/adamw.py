@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gemb.errors import UsageError
-from gemb.recipe import Optimizer
+from gemb.recipe.schema import Optimizer
 from gemb_torch.sharding import full, like
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from gemb.io.machine import cores
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.tokenizer import load_tokenizer
 from gemb.plain_texts import PlainTexts
-from gemb.recipe import Adapt, Recipe
-from gemb.run_folder import RunFolder
+from gemb.recipe.run_folder import RunFolder
+from gemb.recipe.schema import Adapt, Recipe
 from gemb.ul2 import OBJECTIVES, Task
 from gemb_torch.adamw import AdamW, rate
 from gemb_torch.adapt_order import Ids, TextOrder

@@ -16,7 +16,7 @@ from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.from_decoder import write_encoder
 from gemb.plain_texts import PlainTexts
-from gemb.recipe import Recipe
+from gemb.recipe.schema import Recipe
 from gemb.ul2 import Task, most_spans
 from gemb_torch.adapt_order import Ids
 from gemb_torch.cut_texts import Texts

@@ -26,7 +26,7 @@ from gemb_torch.ranks import OtherProcessFailed
 from gemb_torch.train import train
 
 if TYPE_CHECKING:
-    from gemb.recipe import Recipe
+    from gemb.recipe.schema import Recipe
     from gemb.verdict import Verdict
     from gemb_torch.agent import Ended
     from gemb_torch.stop_request import EarlyStop

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gemb.recipe import Distill, Loss
+from gemb.recipe.schema import Distill, Loss
 from gemb_torch.losses import contrastive, distill, prefixes, similarity_gap, spread_out
 
 

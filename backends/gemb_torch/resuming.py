@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.notes import note
-from gemb.run_folder import RunFolder
+from gemb.recipe.run_folder import RunFolder
 from gemb.run_report import write_report
 from gemb.scores import Scores
 from gemb.verdict import Verdict, verdict

@@ -22,11 +22,11 @@ from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.prompts import for_task
-from gemb.models.qat import check_model, wanted_types
 from gemb.models.tokenizer import load_tokenizer
 from gemb.overlap import hold_out
-from gemb.recipe import Recipe
-from gemb.run_folder import RunFolder
+from gemb.recipe.qat import check_model, wanted_types
+from gemb.recipe.run_folder import RunFolder
+from gemb.recipe.schema import Recipe
 from gemb.teacher_files import FileTeacher
 from gemb.teachers import Teacher, Wanted, open_teacher
 from gemb.training_prompts import prompts_of

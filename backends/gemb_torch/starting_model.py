@@ -14,16 +14,16 @@ from gemb.backend import Cut
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
-from gemb.layer_choice import LayerChoice, layer_choice
 from gemb.models import references as models
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
+from gemb.recipe.checks import LayerChoice, layer_choice
 from gemb_torch.cut import cut_folder
 from gemb_torch.cut_texts import Texts
 
 if TYPE_CHECKING:
     from gemb.backend import Runtime
-    from gemb.recipe import Init
+    from gemb.recipe.schema import Init
     from gemb_torch.layer_removal import Teacher
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from

@@ -14,7 +14,7 @@ from gemb.errors import Stopped
 from gemb.io.notes import note
 from gemb.io.signals import SignalContext
 from gemb.outcome import StoppedAlone, hand_over
-from gemb.run_folder import RunFolder
+from gemb.recipe.run_folder import RunFolder
 
 
 class EarlyStop(SignalContext):

@@ -12,7 +12,7 @@ from gemb.io.notes import note
 from gemb.models.card import LICENCE as GEMMA
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.qat import in_words
-from gemb.recipe import Recipe
+from gemb.recipe.schema import Recipe
 from gemb.run_report import write_report
 from gemb.scores import Scores
 from gemb.verdict import Verdict, verdict

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from gemb.errors import GembError
-from gemb.recipe import Recipe
+from gemb.recipe.schema import Recipe
 from gemb_torch.adamw import AdamW, clip, rate
 from gemb_torch.gradients import Computed, Gradients, TokenBatch
 from gemb_torch.ranks import Ranks

@@ -16,10 +16,10 @@ from gemb.commands.printing import print_json, print_table
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemb.chain import Chain, Words
     from gemb.chain_plan import Plan
     from gemb.chain_state import Status
-    from gemb.recipe_yaml import Value
+    from gemb.recipe.chain import Chain, Words
+    from gemb.recipe.yaml_text import Value
 
 
 _WHAT = 100  # characters of a command that a plan shows
@@ -29,7 +29,7 @@ _FILES = ("data", "sets", "texts", "more_texts", "corpus", "pairs")
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
     """Return the chain of a file, its commands checked by their own options."""
-    from gemb.chain_file import read_chain
+    from gemb.recipe.chain import read_chain
 
     group = click.get_current_context().find_root()
     return read_chain(tree, overrides, lambda words: _parsed(group, words))
@@ -47,10 +47,9 @@ def print_plan(
     """Print what a chain will cost, or a recipe, which is a chain of one."""
     import dataclasses
 
-    from gemb.chain import Chain, Stage
-    from gemb.chain_file import is_chain
     from gemb.chain_plan import Gpu, plan
-    from gemb.recipe_file import read_recipe, read_tree
+    from gemb.recipe.chain import Chain, Stage, is_chain
+    from gemb.recipe.file import read_recipe, read_tree
 
     tree = read_tree(path)
     if is_chain(tree):
@@ -122,7 +121,7 @@ def _parsed(root: click.Context, words: Sequence[str]) -> Words:
     Raises:
         UsageError: they refuse them.
     """
-    from gemb.chain import OUTPUTS, Words
+    from gemb.recipe.chain import OUTPUTS, Words
 
     name, ours = words[0], "chain-output"
     command = _command(root, name)

@@ -11,9 +11,9 @@ from gemb.backend import Cut
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_folder
-from gemb.layer_choice import layers_in
 from gemb.models import references as models
 from gemb.plugins import able
+from gemb.recipe.checks import layers_in
 
 if TYPE_CHECKING:
     from gemb.models.checkpoint import Checkpoint

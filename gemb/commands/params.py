@@ -10,8 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from gemb.models import references as models
-from gemb.recipe_names import recipe_names
-from gemb.sample_data import resolve_data
+from gemb.recipe.names import recipe_names, resolve_data
 
 
 class ModelReference(click.ParamType[str]):

@@ -14,11 +14,11 @@ from gemb.commands.group import Group
 from gemb.commands.params import NewPath, RecipeName
 from gemb.commands.printing import print_json, print_table
 from gemb.errors import UsageError
-from gemb.recipe_names import builtin_recipes, recipe_names
+from gemb.recipe.names import builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
-    from gemb.recipe import Recipe
-    from gemb.recipe_schema import Key, Kind
+    from gemb.recipe.keys import Key, Kind
+    from gemb.recipe.schema import Recipe
 
 
 class RecipeKey(click.ParamType[str]):
@@ -47,7 +47,7 @@ class Override(RecipeKey):
 
 
 def _keys() -> Iterator[tuple[str, Key]]:
-    from gemb.recipe_schema import every_key
+    from gemb.recipe.keys import every_key
 
     for path, key in every_key():
         yield path.replace(".N", ".0"), key
@@ -128,8 +128,9 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
     gemb recipes check finetune data.0.path=pairs.jsonl loss.spread_out=null
     gemb recipes check smoke --resolved
     """
-    from gemb.chain_file import dump_chain, is_chain
-    from gemb.recipe_file import dump, find, read_recipe, read_tree, to_plain
+    from gemb.recipe.chain import dump_chain, is_chain
+    from gemb.recipe.file import dump, find, read_recipe, read_tree
+    from gemb.recipe.keys import to_plain
 
     if resolved and as_json:
         raise UsageError("--resolved prints YAML; give it or --json")
@@ -194,7 +195,7 @@ def plan(
     gemb train embeddinggemma -o RUN -n      (the same, and which stages of RUN are done)
     """
     from gemb.commands.chains import print_plan
-    from gemb.recipe_file import find
+    from gemb.recipe.file import find
 
     print_plan(find(recipe), overrides, gpu, share, fill, as_json=as_json)
 
@@ -212,9 +213,8 @@ def schema(key: str, as_json: bool) -> None:
     The JSON Schema is for editors: put
     `# yaml-language-server: $schema=recipe.schema.json` on top of the recipe.
     """
-    from gemb.recipe_json_schema import json_schema
-    from gemb.recipe_reading import find_key
-    from gemb.recipe_schema import every_key
+    from gemb.recipe.keys import every_key, json_schema
+    from gemb.recipe.read import find_key
 
     found = find_key(key)
     if as_json:
@@ -231,8 +231,8 @@ def _about(path: Path) -> str:
 
 
 def _read(recipe: str) -> str:
-    from gemb.recipe_file import find
-    from gemb.recipe_yaml import file_text
+    from gemb.recipe.file import find
+    from gemb.recipe.yaml_text import file_text
 
     return file_text(find(recipe))
 
@@ -241,8 +241,7 @@ def _row(path: str, key: Key) -> tuple[str, ...]:
     """Return the columns of `schema` for a key."""
     import json
 
-    from gemb.recipe_file import to_plain
-    from gemb.recipe_schema import REQUIRED
+    from gemb.recipe.keys import REQUIRED, to_plain
 
     default = "required"
     if key.default is not REQUIRED:
@@ -266,7 +265,7 @@ def _type(kind: Kind) -> str:
 
 def _summary(recipe: Recipe) -> str:
     """Return what the recipe does, in a line."""
-    from gemb.recipe import Adapt
+    from gemb.recipe.schema import Adapt
 
     sources = f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
     length = f"{recipe.run.steps} steps" if recipe.run.steps else f"epochs: {recipe.run.epochs:g}"

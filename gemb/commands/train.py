@@ -19,7 +19,7 @@ from gemb.plugins import able, named
 from gemb.slurm import batch_file
 
 if TYPE_CHECKING:
-    from gemb.recipe_yaml import Value
+    from gemb.recipe.yaml_text import Value
 
 
 @click.command()
@@ -152,15 +152,15 @@ def train(
     --resume auto goes on.
     """
     if run is None and not dry_run:
-        from gemb.recipe_file import find
+        from gemb.recipe.file import find
 
         find(recipe)  # a misspelt name first
         raise UsageError("where to? -o RUN names the run's folder; -n only looks")
     # On a machine that does other work, too, threads that spin while they wait for each other cost
     # ten times what they save. Read when a tensor library is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from gemb.chain_file import is_chain
-    from gemb.recipe_file import find, read_recipe, read_tree
+    from gemb.recipe.chain import is_chain
+    from gemb.recipe.file import find, read_recipe, read_tree
 
     tree = read_tree(find(recipe))
     if is_chain(tree):
@@ -235,8 +235,8 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
         if absent := ChainRun(chain, run or Path("run")).absent_inputs(statuses or every):
             note(absent)
         return
-    from gemb.chain import OUTPUTS
     from gemb.chain_run import Options, run_chain
+    from gemb.recipe.chain import OUTPUTS
 
     options: list[str] = []
     for name, default in _HANDED_ON.items():

@@ -13,30 +13,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from gemb.errors import UsageError
 from gemb.models.config import read_json
-from gemb.models.tensors import BLOCK, CLASSES, tensor_class
-from gemb.recipe import QatType
+from gemb.models.tensors import CLASSES
+from gemb.recipe.schema import QatType
 
 if TYPE_CHECKING:
     from gemb.models.gguf import GgufModel
-    from gemb.recipe import Recipe
 
 
 CONFIG_KEY = "gemb_qat"
 GGUF_KEY = "gemb.qat"
-_PACKED = ("q4_0", "q8_0")
 
 Types = Mapping[str, str]  # of CLASSES -> q4_0, q8_0, bf16 or f32; empty: not trained so
-
-
-def wanted_types(recipe: Recipe) -> dict[str, str]:
-    """Return the types of a recipe's `qat`; empty where it has none."""
-    return asdict(recipe.qat) if recipe.qat else {}
 
 
 def trained_types(raw: Mapping[str, Any], where: object) -> dict[str, str]:
@@ -102,46 +94,3 @@ def in_words(types: Types) -> str:
         return next(iter(types.values()))
     each = {type_: [name for name in types if types[name] == type_] for type_ in types.values()}
     return ", ".join(f"{type_} ({', '.join(names)})" for type_, names in each.items())
-
-
-def check_model(types: Types, reference: str) -> None:
-    """Refuse types that the rows of a model do not fill; nothing but headers is read.
-
-    Raises:
-        UsageError: a row is no multiple of the type's block, or the model is none.
-        Missing: it is not here.
-    """
-    from gemb.models import references as models
-    from gemb.models.checkpoint import open_checkpoint
-    from gemb.models.gguf import open_gguf
-    from gemb.models.tensors import folder_name
-
-    source = models.resolve(reference)
-    if source.is_dir():
-        stored = open_checkpoint(source).tensors
-        shapes = {name: tensor.shape for name, tensor in stored.items()}
-    else:
-        inside = open_gguf(source).header.tensors.values()
-        shapes = {folder_name(tensor.name): tensor.shape[::-1] for tensor in inside}
-    check_rows(types, shapes, reference)
-
-
-def check_rows(types: Types, shapes: Mapping[str, tuple[int, ...]], model: str) -> None:
-    """Refuse types that rows do not fill.
-
-    Args:
-        types: of the classes.
-        shapes: of the model's tensors, as in its folder: a row is the last number.
-        model: for the message.
-
-    Raises:
-        UsageError: a row is no multiple of the type's block.
-    """
-    for name, shape in shapes.items():
-        kind = tensor_class(name)
-        type_ = types.get(kind)
-        if type_ in _PACKED and shape[-1] % BLOCK:
-            raise UsageError(
-                f"qat.{kind}: {type_} packs {BLOCK} numbers of a row together, and {name} of "
-                f"{model} has rows of {shape[-1]}; qat.{kind}=bf16 packs none"
-            )

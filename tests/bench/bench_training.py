@@ -34,7 +34,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as gemb train does
 import torch
 
 from gemb.backend import Runtime, Training
-from gemb.recipe_file import find, load
+from gemb.recipe.file import find, load
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
 from gemb_torch.session import Session, open_session

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gemb.errors import UsageError
-from gemb.recipe import Recipe
-from gemb.recipe_check import problems
-from gemb.recipe_names import builtin_recipes, recipe_names
-from gemb.recipe_reading import RecipeReader, override
-from gemb.recipe_schema import keys
-from gemb.recipe_yaml import Place, Value, file_text, read_text, write_text
+from gemb.recipe.checks import problems
+from gemb.recipe.keys import to_plain
+from gemb.recipe.names import builtin_recipes, recipe_names
+from gemb.recipe.read import RecipeReader, override
+from gemb.recipe.schema import Recipe
+from gemb.recipe.yaml_text import Place, Value, file_text, read_text, write_text
 
 
 def find(name_or_path: str) -> Path:
@@ -82,12 +80,3 @@ def read_recipe(tree: Value, overrides: Sequence[str] = ()) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """Return the recipe as YAML, every key of it; `load` reads it as an equal one."""
     return write_text(to_plain(recipe))
-
-
-def to_plain(block: Any) -> Any:  # noqa: ANN401
-    """Return a block of a recipe as dicts by YAML's names, lists as tuples, and scalars."""
-    if isinstance(block, tuple):
-        return tuple(to_plain(item) for item in block)
-    if not dataclasses.is_dataclass(block):
-        return block
-    return {key.name: to_plain(getattr(block, key.attribute)) for key in keys(type(block))}  # type: ignore[arg-type]

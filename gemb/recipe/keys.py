@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from gemb.recipe import Recipe
-from gemb.recipe_limits import ANY, Limits, Named, Refused
+from gemb.recipe.schema import ANY, Limits, Named, Recipe, Refused
 
 REQUIRED = dataclasses.MISSING
 
@@ -109,3 +108,63 @@ def every_key(kind: Kind = ROOT, path: str = "") -> Iterator[tuple[str, Key]]:
         below = f"{path}.{key.name}" if path else key.name
         yield below, key
         yield from every_key(key.kind, below)
+
+
+# A recipe's keys as a JSON Schema, with which editors complete and check what is typed.
+
+
+_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
+
+
+def json_schema(kind: Kind = ROOT) -> dict[str, Any]:
+    """Return the schema (draft 2020-12) of a recipe."""
+    dialect = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": dialect, "title": "gemb recipe", **_of(kind)}
+
+
+def _of(kind: Kind) -> dict[str, Any]:
+    if kind.optional:
+        return {"anyOf": [_given(kind), {"type": "null"}]}
+    return _given(kind)
+
+
+def _given(kind: Kind) -> dict[str, Any]:
+    """Return the schema of a value that is not null."""
+    if kind.choices:
+        return {"enum": list(kind.choices)}
+    if kind.item:
+        return {"type": "array", "items": _of(kind.item)}
+    if kind.block:
+        known = keys(kind.block)
+        return {
+            "type": "object",
+            "additionalProperties": False,
+            "required": [key.name for key in known if key.default is REQUIRED],
+            "properties": {key.name: _property(key) for key in known},
+        }
+    assert kind.scalar, kind
+    return {"type": _TYPES[kind.scalar], **_bounds(kind.limits)}
+
+
+def _property(key: Key) -> dict[str, Any]:
+    default = {} if key.default is REQUIRED else {"default": to_plain(key.default)}
+    return {**_of(key.kind), "description": key.words, **default}
+
+
+def _bounds(limits: Limits) -> dict[str, float]:
+    bounds = {
+        "exclusiveMinimum": limits.above,
+        "minimum": limits.at_least,
+        "exclusiveMaximum": limits.below,
+        "maximum": limits.at_most,
+    }
+    return {name: limit for name, limit in bounds.items() if limit is not None}
+
+
+def to_plain(block: Any) -> Any:  # noqa: ANN401
+    """Return a block of a recipe as dicts by YAML's names, lists as tuples, and scalars."""
+    if isinstance(block, tuple):
+        return tuple(to_plain(item) for item in block)
+    if not dataclasses.is_dataclass(block):
+        return block
+    return {key.name: to_plain(getattr(block, key.attribute)) for key in keys(type(block))}  # type: ignore[arg-type]

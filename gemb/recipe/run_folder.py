@@ -12,8 +12,9 @@ from typing import Any
 from gemb.errors import UsageError
 from gemb.io import locks
 from gemb.io.atomic import new_file
-from gemb.recipe import Recipe
-from gemb.recipe_file import dump, load, to_plain
+from gemb.recipe.file import dump, load
+from gemb.recipe.keys import to_plain
+from gemb.recipe.schema import Recipe
 
 # What may differ between a run and its continuation, for it changes no number of the model.
 FREE = {

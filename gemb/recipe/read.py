@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemb.errors import UsageError
-from gemb.recipe_schema import REQUIRED, ROOT, Key, Kind, every_key, keys
-from gemb.recipe_yaml import Place, Value, read_text
+from gemb.recipe.keys import REQUIRED, ROOT, Key, Kind, every_key, keys
+from gemb.recipe.yaml_text import Place, Value, read_text
 
 
 class RecipeReader:

@@ -1,26 +1,77 @@
-"""What a recipe can say: every key of a training recipe, its type, default, unit and meaning.
-
-YAML is only its notation (`recipe_file.py` reads and checks it); the words beside
-a type are what `gemb recipes schema` prints. Where the EmbeddingGemma paper
-(arXiv 2509.20354) is silent, a default's comment names where the value comes from.
-"""
+"""What a recipe's types cannot say alone: limits, names in YAML, values refused with a reason."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from gemb.recipe_limits import (
-    LESS_THAN_ONE,
-    NOT_NEGATIVE,
-    ONE_OR_MORE,
-    POSITIVE,
-    SHARE,
-    Limits,
-    Named,
-    Refused,
-)
-from gemb.training_tasks import Task
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The numbers that make sense; of a list, of each of its items."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+
+    def hold(self, number: float) -> bool:
+        """Return whether the number is within; one that is not finite never is."""
+        return (
+            abs(number) != float("inf")
+            and number == number
+            and (self.above is None or number > self.above)
+            and (self.at_least is None or number >= self.at_least)
+            and (self.below is None or number < self.below)
+            and (self.at_most is None or number <= self.at_most)
+        )
+
+    def __str__(self) -> str:
+        """Return `above 0`, `from 0 to 1`, or nothing."""
+        words = (
+            ("above", self.above),
+            ("from", self.at_least),
+            ("to below", self.below),
+            ("to", self.at_most),
+        )
+        return " ".join(f"{word} {limit:g}" for word, limit in words if limit is not None)
+
+
+@dataclass(frozen=True)
+class Named:
+    """The key in YAML, where Python has another word."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A value that people will try, and why it is not taken."""
+
+    value: str
+    reason: str
+
+
+ANY = Limits()
+POSITIVE = Limits(above=0)
+NOT_NEGATIVE = Limits(at_least=0)
+ONE_OR_MORE = Limits(at_least=1)
+SHARE = Limits(at_least=0, at_most=1)
+LESS_THAN_ONE = Limits(at_least=0, below=1)
+
+
+# What the texts of training data are for. It stands alone, for every `gemb` loads it.
+
+
+Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
+
+
+# What a recipe can say: every key of a training recipe, its type, default, unit and meaning.
+#
+# YAML is only its notation (`recipe_file.py` reads and checks it); the words beside
+# a type are what `gemb recipes schema` prints. Where the EmbeddingGemma paper
+# (arXiv 2509.20354) is silent, a default's comment names where the value comes from.
+
 
 Stage = Literal["adapt", "pretrain", "finetune", "distill"]
 Pooling = Literal["mean", "first", "last", "attention"]

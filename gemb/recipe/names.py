@@ -1,4 +1,4 @@
-"""The sample data that comes with gemb: `@sample/facts.jsonl` in a recipe."""
+"""The recipes that come with gemb, by name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,23 @@ from pathlib import Path
 from gemb.errors import UsageError
 from gemb.io.text import visible
 
+
+def builtin_recipes() -> Path:
+    """Return the folder of the recipes, in a wheel install or in a checkout."""
+    packaged = Path(__file__).parents[2] / "recipes"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that come with gemb, without .yaml, sorted."""
+    return sorted(path.stem for path in builtin_recipes().glob("*.yaml"))
+
+
+# The sample data that comes with gemb: `@sample/facts.jsonl` in a recipe.
+
+
 SAMPLE = "@sample"
-FOLDER = Path(__file__).with_name("data") / "sample"
+FOLDER = Path(__file__).parents[1] / "data" / "sample"
 
 
 def sample_names() -> list[str]:
