@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.bootstrap import Form, Statistic, interval, resamples
+from gemb.embedding.pipeline import Progress, text_vectors
+from gemb.embedding.vectors import DTYPES
 from gemb.errors import UsageError
 from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval, SentencePairs
 from gemb.evaluation_sets import Suite
@@ -20,10 +22,8 @@ from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
 from gemb.models.prompts import for_task
 from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.stored_vectors import Stored
-from gemb.text_vectors import Progress, text_vectors
 from gemb.texts.examples import Text
 from gemb.texts.records import Record
-from gemb.vectors import DTYPES
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

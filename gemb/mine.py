@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.nearest import CANDIDATES, Ints, Nearest, nearest
 from gemb.errors import UsageError
 from gemb.models.prompts import Prompt
-from gemb.nearest import CANDIDATES, Ints, Nearest, nearest
 from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text, TextSpool, same_text
 

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import shortened, text_vectors
 from gemb.errors import Missing, UsageError
 from gemb.evaluation import check_dims
 from gemb.models.prompts import NO_TITLE, Prompt, for_task
-from gemb.pipeline import shortened
-from gemb.text_vectors import text_vectors
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:

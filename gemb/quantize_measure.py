@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime
 from gemb.compare import compare_vectors, encoded, prompted_ids
+from gemb.embedding.pipeline import text_progress
 from gemb.evaluation import check_dims, evaluate
 from gemb.plugins import for_model
-from gemb.text_progress import text_progress
 from gemb.verdict import Verdict, verdict
 
 if TYPE_CHECKING:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from gemb import __version__
 from gemb.backend import Runtime
+from gemb.embedding.pipeline import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation import evaluate
 from gemb.evaluation_sets import Suite
@@ -25,7 +26,6 @@ from gemb.plugins import for_model
 from gemb.scores import Scores
 from gemb.soup import Method, shares, write_soup
 from gemb.soup_ingredients import Ingredient, in_order
-from gemb.text_progress import text_progress
 from gemb.verdict import Difference, Verdict, verdict
 
 Keep = Literal["better", "win"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import shortened
+from gemb.embedding.vectors import VectorSpec, packed, unpacked
 from gemb.metrics import Rows
-from gemb.pipeline import shortened
 from gemb.scores import Size
-from gemb.vectors import VectorSpec, packed, unpacked
 
 Vectors = NDArray[np.float32]
 

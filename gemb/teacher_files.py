@@ -15,14 +15,14 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from gemb.embedding.formats.lines import read_rows
+from gemb.embedding.store import VectorStore, key_of
+from gemb.embedding.vectors import META, VectorSpec, unpacked
 from gemb.errors import UsageError
 from gemb.io.notes import note, warn
 from gemb.models.fingerprint import fingerprint
 from gemb.models.prompts import CARD, TASKS, Prompt, for_task
 from gemb.teachers import Filling, Teacher, Wanted
-from gemb.vector_rows import read_rows
-from gemb.vector_store import VectorStore, key_of
-from gemb.vectors import META, VectorSpec, unpacked
 
 READ = (".jsonl", ".parquet")
 TEXTLESS = (".npy", ".npz", ".f32", ".csv", ".base64")

@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Backend, Encoder, Runtime
+from gemb.embedding.pipeline import Embedder, plain_embedder
+from gemb.embedding.store import VectorStore
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import warn
 from gemb.io.progress import CountProgress
 from gemb.models.prompts import Prompt
 from gemb.models.references import resolve
-from gemb.pipeline import Embedder, plain_embedder
 from gemb.plugins import for_model
 from gemb.teachers import Filling, Teacher, Wanted
 from gemb.texts.records import Record
-from gemb.vector_store import VectorStore
 
 if TYPE_CHECKING:
-    from gemb.pipeline import Row
+    from gemb.embedding.pipeline import Row
 
 WINDOW_TEXTS = 16_384  # sorted by length together
 WINDOW_CHARS = 1 << 26  # of texts in memory

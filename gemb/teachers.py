@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Runtime
+from gemb.embedding.store import KEY_BYTES, VectorStore, key_of
 from gemb.errors import GembError
-from gemb.vector_store import KEY_BYTES, VectorStore, key_of
 
 CHUNK = 1024  # texts that are looked up together
 

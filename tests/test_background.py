@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import VectorSpec, packed
 from gemb.errors import UsageError
 from gemb.models.profile import ModelProfile
 from gemb.search.background import USUAL, Background, measure
 from gemb.search.probes import PROBES, probe_vectors
-from gemb.vectors import VectorSpec, packed
 
 DIM = 64
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
-from gemb.vectors import read_vectors
+from gemb.embedding.vectors import read_vectors
 
 
 def rows(output: bytes) -> list[dict]:

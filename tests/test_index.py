@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.embedding.vectors import unpacked
 from gemb.index.reader import Index
 from gemb.search.hits import Hit
-from gemb.vectors import unpacked
 
 ROWS = [
     {"key": "a", "text": "red apples", "title": "fruit", "year": 2023, "lang": "en"},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.embedding.vectors import read_vectors
 from gemb.index.reader import Index
-from gemb.vectors import read_vectors
 from test_index import ROWS, all_hits, error, inside, jsonl, log_texts, out, texts_encoded
 
 FILES = ["v.npy", "v.npz", "v.f32", "v.parquet", "v.jsonl"]

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.backend import Runtime
+from gemb.embedding.nearest import nearest
 from gemb.errors import UsageError
 from gemb.mine import Mine, Rule, chosen_ranks
 from gemb.models.prompts import for_task
-from gemb.nearest import nearest
 from gemb.recipe.schema import Source
 from gemb.teachers import Wanted, open_teacher
 from gemb.texts.examples import Text, TextSpool
@@ -222,7 +222,7 @@ def test_the_nearest_are_those_of_a_plain_sort_whatever_the_blocks(seed, depth, 
     ceiling = random.integers(-3, 9, 5).astype(np.float32)
     left_out = (random.integers(0, 5, 9), random.integers(0, count, 9))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gemb.nearest.CANDIDATES", block)
+        patch.setattr("gemb.embedding.nearest.CANDIDATES", block)
         found = nearest(
             queries,
             lambda first, last: candidates[first:last],

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from fake_backend import install
-from gemb import pipeline
+from gemb.embedding import pipeline
+from gemb.embedding.pipeline import Embedder, Plan, Row, Window, computing, embed, windows
 from gemb.errors import GembError
 from gemb.models.prompts import Prompt
-from gemb.pipeline import Embedder, Plan, Row, Window, computing, embed, windows
 from gemb.texts.records import Record, RowError
 
 PLAN = Plan(prompt=Prompt("say: {text}"), dim=8, max_tokens=6, closing_tokens=1, on_long="truncate")

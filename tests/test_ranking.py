@@ -5,6 +5,7 @@ import sys
 import numpy as np
 import pytest
 
+from gemb.embedding.vectors import VectorSpec, packed, unpacked
 from gemb.errors import UsageError
 from gemb.search import code_scan, ranking
 from gemb.search.accuracy import Plan, plan, ranked
@@ -13,7 +14,6 @@ from gemb.search.ranking import exact
 from gemb.search.recall import check_recall, rows_as_queries
 from gemb.search.sign_codes import Coder
 from gemb.search.two_stage import two_stage
-from gemb.vectors import VectorSpec, packed, unpacked
 
 
 def unit(rows, dim, seed=0, clusters=None):

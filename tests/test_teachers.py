@@ -15,11 +15,11 @@ import pytest
 
 from fake_backend import Gemb
 from gemb.backend import Runtime
+from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.models.prompts import for_task
 from gemb.teachers import Wanted, open_teacher
-from gemb.vector_store import VectorStore, key_of
 
 TEXTS = ["the quick brown fox", "a red planet", "what is it", "der Hund", "日本語", "sum of x"]
 LONG = "the quick brown fox jumps over the lazy dog " * 60
@@ -99,7 +99,7 @@ def test_one_process_sees_what_another_has_filled_in(teacher, tiny_model, tmp_pa
 
 def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model, monkeypatch):
     monkeypatch.setattr("gemb.teacher_model.WINDOW_TEXTS", 4)
-    monkeypatch.setattr("gemb.vector_store.RECENT", 5)
+    monkeypatch.setattr("gemb.embedding.store.RECENT", 5)
     texts = [f"fox {n // 3} {n % 3 * (n % 7)}" for n in range(60)]
     different = len(set(texts))
     assert different < len(texts)
@@ -274,7 +274,7 @@ def test_keys_with_one_first_half_are_told_apart(tmp_path):
 
 
 def test_many_appends_are_found_whether_sorted_in_or_recent(tmp_path, monkeypatch):
-    monkeypatch.setattr("gemb.vector_store.RECENT", 10)
+    monkeypatch.setattr("gemb.embedding.store.RECENT", 10)
     store = VectorStore(tmp_path / "s", 8)
     vectors = units(100, 8)
     keys = [key_of(str(n)) for n in range(100)]
@@ -388,7 +388,7 @@ def document(text, title=None):
 @pytest.mark.parametrize("name", ["v.jsonl", "v.parquet"])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 def test_a_file_of_vectors_is_a_teacher_by_text_title_and_task(gemb, tmp_path, name, dtype):
-    from gemb.vectors import read_vectors
+    from gemb.embedding.vectors import read_vectors
 
     path = vectors_file(gemb, name, "--title-field", "title", "--dtype", dtype)
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemb.embedding.formats.base import Layout
+from gemb.embedding.formats.table import WRITERS
+from gemb.embedding.output import NEEDS_SIDECAR
+from gemb.embedding.pipeline import Row
+from gemb.embedding.vectors import VectorSpec, packed, read_vectors, sidecar
 from gemb.errors import GembError, UsageError
 from gemb.io.streams import AtomicFile
-from gemb.output_paths import NEEDS_SIDECAR
-from gemb.pipeline import Row
 from gemb.texts.records import Record, RowError
-from gemb.vector_formats import WRITERS
-from gemb.vector_writer import Layout
-from gemb.vectors import VectorSpec, packed, read_vectors, sidecar
 
 SPEC = VectorSpec(model="0" * 16, prompt="{text}", dim=16, dtype="f32", max_tokens=32)
 

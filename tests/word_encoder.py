@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import VectorSpec
 from gemb.models.profile import ModelProfile
-from gemb.vectors import VectorSpec
 
 WORDS = 4096
 

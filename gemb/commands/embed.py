@@ -154,7 +154,7 @@ def embed(
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
-    from gemb import output_paths as outputs
+    from gemb.embedding import output as outputs
     from gemb.models import prompts
     from gemb.texts import inputs
     from gemb.texts.shards import shard as shard_of
@@ -185,7 +185,7 @@ def embed(
 
     model = options.open()
 
-    from gemb.embed_run import Job, run
+    from gemb.embedding.run import Job, run
 
     task = task or "document"
     around = words or prompts.for_task(task, model.encoder.profile.prompts)

@@ -210,8 +210,8 @@ def _scores(
     options: ModelOptions,
     label: str,
 ) -> Scores:
+    from gemb.embedding.pipeline import text_progress
     from gemb.evaluation import evaluate as measure
-    from gemb.text_progress import text_progress
 
     with text_progress(label, quiet=options.quiet) as progress:
         return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)

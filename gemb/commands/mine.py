@@ -155,7 +155,7 @@ def mine(
     Exit codes: 0 done, 2 wrong usage or data, 4 something is absent, 5 the run failed,
     130/141/143 stopped by a signal.
     """
-    from gemb import output_paths as outputs
+    from gemb.embedding import output as outputs
     from gemb.mine import Rule
 
     first, last = _ranks(ranks)

@@ -101,7 +101,7 @@ def _compare_models(
 
 def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
     from gemb.compare import compare_vectors, stored_bar
-    from gemb.vectors import read_vectors
+    from gemb.embedding.vectors import read_vectors
 
     file_a, file_b = read_vectors(a), read_vectors(b)
     if len(file_a.ids) == len(file_b.ids):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from gemb import __version__
 from gemb.backend import Encoder
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish, now
@@ -24,7 +25,6 @@ from gemb.io.locks import locked_index
 from gemb.io.notes import note
 from gemb.io.paths import check_folder_of
 from gemb.io.text import visible
-from gemb.vectors import VectorSpec
 
 DTYPES = ("f16", "int8", "f32")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from gemb import plugins as backends
 from gemb.backend import Encoder
-from gemb.embed_run import width
+from gemb.embedding.run import width
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.build import DTYPES, Building, build
 from gemb.index.changes import Changes
@@ -24,7 +25,6 @@ from gemb.io.text import visible
 from gemb.models import prompts
 from gemb.models import references as models
 from gemb.models.prompts import Prompt
-from gemb.vectors import VectorSpec
 
 
 def build_index(

@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.text import visible
-from gemb.vectors import VectorSpec
 
 FORMAT = 1
 MARK = "gemb index"

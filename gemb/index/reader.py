@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index import places
 from gemb.index.manifest import (
@@ -31,7 +32,6 @@ from gemb.io.text import visible
 from gemb.search.hits import Hit
 from gemb.search.mapped_file import MappedRows, gathered
 from gemb.search.sign_codes import Coder
-from gemb.vectors import VectorSpec, unpacked
 
 Rows = NDArray[np.int64]
 NUMBERS: dict[str, np.dtype[Any]] = {

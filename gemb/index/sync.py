@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.backend import Encoder
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.changes import Changes
 from gemb.index.finish import finish
@@ -23,7 +24,6 @@ from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
 from gemb.io.notes import note
 from gemb.io.text import visible
-from gemb.vectors import VectorSpec
 
 
 @dataclass(frozen=True, kw_only=True)

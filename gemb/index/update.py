@@ -7,6 +7,8 @@ import itertools
 from collections.abc import Callable, Iterator
 
 from gemb.backend import Encoder
+from gemb.embedding.pipeline import Window, embed, plain_embedder
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.index.changes import Changes
 from gemb.index.file_changes import file_changes
@@ -14,9 +16,7 @@ from gemb.index.row_changes import MayRemove, row_changes
 from gemb.index.source import PASSAGES, VECTORS, SourceRow, source_rows, total_size
 from gemb.index.update_state import State
 from gemb.io.progress import CountProgress, Progress
-from gemb.pipeline import Window, embed, plain_embedder
 from gemb.texts.records import Record
-from gemb.vectors import VectorSpec
 
 BAR_EVERY = 1024  # rows
 

@@ -10,6 +10,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import Row
+from gemb.embedding.run import Tally
+from gemb.embedding.store import KEY_BYTES, key_of
 from gemb.index.changes import Changes
 from gemb.index.manifest import Manifest
 from gemb.index.matching import Known, Matcher
@@ -17,11 +20,8 @@ from gemb.index.rows import IndexRow, kept_json, path_column
 from gemb.index.source import PASSAGES, Source, SourceRow
 from gemb.index.writer import Writer
 from gemb.models.prompts import Prompt
-from gemb.pipeline import Row
-from gemb.tally import Tally
 from gemb.texts.records import Record, RowError
 from gemb.texts.walk import Entry, Skipped
-from gemb.vector_store import KEY_BYTES, key_of
 
 
 @dataclass

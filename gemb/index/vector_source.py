@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import DTYPES, META, VectorSpec, packed, sidecar, unpacked
 from gemb.errors import UsageError
 from gemb.index.source import Source, SourceRow
 from gemb.io.text import visible
 from gemb.texts.records import Id, Record, RowError
-from gemb.vectors import DTYPES, META, VectorSpec, packed, sidecar, unpacked
 
 BATCH = 8192  # rows
 SUFFIXES = (".npy", ".npz", ".f32", ".parquet", ".jsonl")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import plain_embedder
 from gemb.errors import GembError
 from gemb.index.changes import counted
 from gemb.index.manifest import codes_path, rows_path, vectors_path
@@ -22,7 +23,6 @@ from gemb.index.update import OpenEncoder
 from gemb.io.text import visible
 from gemb.models.hub import show_size
 from gemb.models.prompts import Prompt
-from gemb.pipeline import plain_embedder
 from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import packed, unpacked
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, committed
 from gemb.index.rows import COLUMNS, Column, IndexRow
 from gemb.index.schema import LOOKUPS, open_to_write, readable
 from gemb.search.sign_codes import Coder
-from gemb.vectors import packed, unpacked
 
 Vectors = NDArray[np.float32]
 

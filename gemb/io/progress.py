@@ -15,7 +15,7 @@ from gemb.io.text import duration
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gemb.pipeline import Row
+    from gemb.embedding.pipeline import Row
 
 
 def terminal_bar(**options: Any) -> Any:  # noqa: ANN401 - a tqdm, which is imported late

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
-    from gemb.vectors import VectorSpec
+    from gemb.embedding.vectors import VectorSpec
 
 SAMPLE = 2000  # rows of a corpus
 BASE = 0.24
@@ -111,9 +111,9 @@ def measure(
     """
     import numpy as np
 
-    from gemb.pipeline import shortened
+    from gemb.embedding.pipeline import shortened
+    from gemb.embedding.vectors import unpacked
     from gemb.search.probes import probe_vectors
-    from gemb.vectors import unpacked
 
     if encoder is None:
         return USUAL

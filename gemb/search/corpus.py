@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.store import key_of
 from gemb.errors import UsageError
 from gemb.search.hits import Hit
 from gemb.search.passage_table import FIELDS, PassageTable, unpacked
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record
 from gemb.texts.walk import Entry, Skipped, read_text
-from gemb.vector_store import key_of
 
 HELD = 1 << 24  # characters of files' texts that are held for the next passage
 _LINE = re.compile(r"line (\d+)$")

@@ -92,7 +92,7 @@ def compared(
         return result
     import numpy as np
 
-    from gemb.pipeline import shortened
+    from gemb.embedding.pipeline import shortened
 
     most = encoder.profile.max_tokens
     lines = [found[number].lines[place].strip() for number, place in todo]

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import VectorSpec
 from gemb.search.background import measure
 from gemb.search.hits import Hit
 from gemb.search.hybrid import chosen, depth, with_words
 from gemb.search.queries import Query
 from gemb.search.tree_search import Answer, Corpus
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
-from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -15,9 +15,9 @@ from gemb.search.wanted import QueryHits, Wanted, has_all
 from gemb.texts.words import wanted_stems
 
 if TYPE_CHECKING:
+    from gemb.embedding.vectors import VectorSpec
     from gemb.search.tree_search import Corpus
     from gemb.texts.records import Id
-    from gemb.vectors import VectorSpec
 
 DEPTH = 100  # ranks of each ranking that are fused
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import Window, embed, plain_embedder
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.models.prompts import Prompt
-from gemb.pipeline import Window, embed, plain_embedder
 from gemb.search.best import Best
 from gemb.search.corpus import Passages
 from gemb.search.embedding_order import ordered
@@ -20,7 +21,6 @@ from gemb.search.hits import Hit
 from gemb.search.vector_cache import VectorCache, scores_of
 from gemb.texts.records import Record
 from gemb.texts.words import Promise
-from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

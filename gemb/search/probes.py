@@ -61,7 +61,7 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
     Raises:
         GembError: the model fails on them.
     """
-    from gemb.vector_store import key_of
+    from gemb.embedding.store import key_of
 
     prompt = for_task("query", encoder.profile.prompts)
     texts = [prompt.render(probe) for probe in PROBES]
@@ -71,7 +71,7 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
         kept = np.lib.format.read_array(file, allow_pickle=False)
         if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
             return kept
-    from gemb.text_vectors import text_vectors
+    from gemb.embedding.pipeline import text_vectors
 
     records = [Record(number, f"probe {number}", text) for number, text in enumerate(texts)]
     vectors, _ = text_vectors(records, encoder)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.pipeline import embed, plain_embedder
 from gemb.errors import GembError
 from gemb.io.notes import note
 from gemb.models.prompts import Prompt
-from gemb.pipeline import embed, plain_embedder
 from gemb.search.queries import Query
 from gemb.texts.records import Record
 

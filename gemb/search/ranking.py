@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.nearest import Nearest, merged
+from gemb.embedding.vectors import unpacked
 from gemb.io.machine import ahead
-from gemb.nearest import Nearest, merged
 from gemb.search.mapped_file import gathered, read_ahead
-from gemb.vectors import unpacked
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import unpacked
 from gemb.search.accuracy import Plan, ranked
-from gemb.vectors import unpacked
 
 if TYPE_CHECKING:
     from gemb.search.ranking import Found

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
+    from gemb.embedding.vectors import VectorSpec
     from gemb.models.prompts import Prompt
     from gemb.search.live_hits import LiveHits
     from gemb.search.tree_search import Answer, Corpus, Sources
-    from gemb.vectors import VectorSpec
 
 STOP_S = 1.0  # that a walk may take to end
 OPEN = Callable[[str], "Encoder"]  # a model reference, or empty: the user's -> the open model
@@ -121,12 +121,12 @@ class _Ready:
 
 def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Ready:
     """Open the model, and walk in another thread meanwhile."""
-    from gemb.embed_run import width
+    from gemb.embedding.run import width
+    from gemb.embedding.vectors import VectorSpec
     from gemb.io.caches import search_cache
     from gemb.models import prompts
     from gemb.search.query_vectors import embedded
     from gemb.search.tree_search import gather
-    from gemb.vectors import VectorSpec
 
     is_stopped = threading.Event()
 

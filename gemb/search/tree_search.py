@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.search.corpus import Passages
@@ -29,7 +30,6 @@ from gemb.search.passage_table import PassageTable
 from gemb.search.vector_cache import VectorCache
 from gemb.texts.walk import Skipped
 from gemb.texts.words import Promise
-from gemb.vectors import VectorSpec
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

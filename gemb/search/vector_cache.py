@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.store import Rows, VectorStore
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.io.notes import note
-from gemb.vector_store import Rows, VectorStore
-from gemb.vectors import VectorSpec
 
 IN_MEMORY = 1 << 48  # rows from here on are in memory
 BLOCK = 1 << 18  # numbers that are widened to float32 at once: 1 MB stays in a core's cache

@@ -65,7 +65,7 @@ class Instant:
 
 def measure(form: str, count: int, folder: Path) -> dict[str, float]:
     """Run one format in this process."""
-    from gemb.embed_run import Job, run
+    from gemb.embedding.run import Job, run
     from gemb.models.prompts import for_task
     from gemb.texts import inputs
     from gemb.texts.records import Fields

@@ -30,11 +30,11 @@ from other_models import Absent
 from scored_models import MODELS, Described, Own, chosen, describe
 from timed_models import Times, measured
 
+from gemb.embedding.pipeline import text_progress
 from gemb.errors import GembError
 from gemb.evaluation import evaluate
 from gemb.evaluation_sets import Suite, open_suite
 from gemb.scores import Row, Scores
-from gemb.text_progress import text_progress
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -26,11 +26,11 @@ from pathlib import Path
 import numpy as np
 
 from gemb.backend import Runtime
+from gemb.embedding.vectors import VectorSpec
 from gemb.models.prompts import for_task
 from gemb.models.references import resolve
 from gemb.plugins import for_model
 from gemb.search.tree_search import Sources, gather
-from gemb.vectors import VectorSpec
 
 QUERY = "how is the header of a file parsed"
 

@@ -1,30 +1,97 @@
-"""One run of `gemb embed`: records through a model into an output, whole or resumable."""
+"""What became of the rows, counted, and what is said of it at the end."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.backend import Encoder
-from gemb.errors import UsageError
+from gemb.embedding.formats.base import Layout, Writer
+from gemb.embedding.formats.table import ARRAYS, WRITERS
+from gemb.embedding.journal import Header, Journal
+from gemb.embedding.output import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
+from gemb.embedding.pipeline import Compute, Embedder, Plan, Row, Window, computing, embed
+from gemb.embedding.vectors import VectorSpec, sidecar
+from gemb.errors import SomeRowsFailed, UsageError
 from gemb.io.atomic import new_file
-from gemb.io.notes import note
+from gemb.io.notes import note, warn
 from gemb.io.paths import is_stream
 from gemb.io.progress import Progress
 from gemb.io.streams import AtomicFile, Output, Stream
-from gemb.journal import Header, Journal
 from gemb.models.prompts import Prompt
-from gemb.output_paths import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
-from gemb.pipeline import Compute, Embedder, Plan, Window, computing, embed
-from gemb.tally import Tally
 from gemb.texts.records import Fields, Record
-from gemb.vector_formats import ARRAYS, WRITERS
-from gemb.vector_writer import Layout, Writer
-from gemb.vectors import VectorSpec, sidecar
+
+
+class Tally:
+    """Counts of rows, with the first place of each kind."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self.rows = 0
+        self.failed = 0
+        self._max_tokens = max_tokens
+        self._kinds: Counter[str] = Counter()  # cut, long, or an error's code
+        self._first: dict[str, str] = {}  # kind -> place
+
+    def sort(self, rows: Sequence[Row], *, on_long: str, on_error: str) -> list[int]:
+        """Count the rows, and return the places of those that are to be written.
+
+        Raises:
+            SomeRowsFailed: a row has an error, and `on_error` is fail.
+        """
+        written = []
+        for place, row in enumerate(rows):
+            self.rows += 1
+            if row.is_cut:
+                self._count("cut", row)
+            if row.error is None:
+                written.append(place)
+            elif row.error.code == "too_long" and on_long == "skip":
+                self._count("long", row)
+            else:
+                self.failed += 1
+                self._count(row.error.code, row)
+                if on_error == "fail":
+                    message = f"{row.record.place}: {row.error.message}; stopped (--on-error fail)"
+                    raise SomeRowsFailed(message)
+                if on_error == "inline":
+                    written.append(place)
+        return written
+
+    def _count(self, kind: str, row: Row) -> None:
+        self._kinds[kind] += 1
+        self._first.setdefault(kind, row.record.place)
+
+    def say(self) -> None:
+        """Say on stderr what is not as the user may think, a line for each kind."""
+        for kind, count in self._kinds.items():
+            which = f"{count} of {self.rows} rows"
+            first = f"(first: {self._first[kind]})"
+            if kind == "cut":
+                warn(f"{which} were cut at {self._max_tokens} tokens {first}; see --on-long")
+            elif kind == "long":
+                warn(f"{which} had over {self._max_tokens} tokens and were left out {first}")
+            else:
+                warn(f"{which} have no vector: {kind} {first}")
+
+    def check(self, where: str) -> None:
+        """Raise where rows failed.
+
+        Args:
+            where: what became of them: have an error in the place of a vector.
+
+        Raises:
+            SomeRowsFailed: at least one did.
+        """
+        if self.failed:
+            raise SomeRowsFailed(f"{self.failed} of {self.rows} rows failed: they {where}")
+
+
+# One run of `gemb embed`: records through a model into an output, whole or resumable.
 
 
 @dataclass(frozen=True, kw_only=True)

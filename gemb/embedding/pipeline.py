@@ -1,8 +1,4 @@
-"""Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
-
-While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
-device does not wait for input.
-"""
+"""How far the vectors of many texts are, on stderr."""
 
 from __future__ import annotations
 
@@ -11,18 +7,51 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import GembError
+from gemb.io.progress import CountProgress
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, TokenIds
+
+
+@contextmanager
+def text_progress(what: str, *, quiet: bool) -> Iterator[Progress]:
+    """Yield what is to be called as texts get vectors; the bar comes with the first of them.
+
+    Args:
+        what: is embedded, in words.
+        quiet: show nothing.
+    """
+    bar: CountProgress | None = None
+
+    def show(done: Done) -> None:
+        nonlocal bar
+        if bar is None:
+            work = done.all_characters
+            bar = CountProgress(done.all_texts, what, "texts", quiet=quiet, work=work)
+        bar.add(done.texts, done.tokens, done.characters)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
+
+
+# Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
+#
+# While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
+# device does not wait for input.
+
 
 Vectors = NDArray[np.float32]
 T = TypeVar("T")
@@ -320,3 +349,55 @@ def embed(records: Iterable[Record | None], embedder: Embedder, *, live: bool) -
             yield pending.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+# The vectors of many texts at once, those of one length together.
+
+
+class Done(NamedTuple):
+    """What was embedded since the last time."""
+
+    texts: int
+    tokens: int
+    characters: int
+    all_texts: int
+    all_characters: int
+
+
+Progress = Callable[[Done], None]
+
+
+def text_vectors(
+    records: Sequence[Record], encoder: Encoder, progress: Progress | None = None
+) -> tuple[Vectors, int]:
+    """Return unit vectors, float32 [N, dim], and how many texts were cut to what the model takes.
+
+    Args:
+        records: their ids are 0, 1, ..., N - 1; their texts have their prompt already.
+        encoder: the open model.
+        progress: called as texts are embedded.
+
+    Raises:
+        GembError: a text has no vector.
+    """
+    profile = encoder.profile
+    vectors = np.empty((len(records), profile.dim), np.float32)
+    embedder = plain_embedder(encoder, Prompt("{text}"), profile.dim)
+    # Texts of one length share a batch; the longest come first, so that the time left, which is
+    # told by characters, does not grow towards the end.
+    ordered = sorted(records, key=lambda record: -len(record.text))
+    characters = sum(len(record.text) for record in records)
+    cut = 0
+    for window in embed(ordered, embedder, live=False):
+        for row in window.rows:
+            if row.error:
+                raise GembError(
+                    f"no score: a text of {row.record.place} has no vector: {row.error.message}"
+                )
+            cut += row.is_cut
+        vectors[[int(row.record.id) for row in window.rows]] = window.vectors
+        if progress:
+            tokens = sum(row.tokens for row in window.rows)
+            size = sum(len(row.record.text) for row in window.rows)
+            progress(Done(len(window.rows), tokens, size, len(records), characters))
+    return vectors, cut

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from gemb.embedding.formats.arrays import Npy, Npz, Raw
+from gemb.embedding.formats.base import Layout, Writer
+from gemb.embedding.formats.lines import Base64, Csv, JsonLines, Preview
+from gemb.embedding.formats.parquet import Parquet
 from gemb.io.streams import Output
-from gemb.vector_arrays import Npy, Npz, Raw
-from gemb.vector_lines import Base64, Csv, JsonLines, Preview
-from gemb.vector_parquet import Parquet
-from gemb.vector_writer import Layout, Writer
 
 WRITERS: Mapping[str, Callable[[Output, Layout], Writer]] = {
     "jsonl": JsonLines,

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.formats.base import Layout, stored
+from gemb.embedding.pipeline import Row, Vectors
+from gemb.embedding.vectors import META
 from gemb.errors import GembError
 from gemb.io.streams import Output, Sink
-from gemb.pipeline import Row, Vectors
 from gemb.texts.tables import import_pyarrow
-from gemb.vector_writer import Layout, stored
-from gemb.vectors import META
 
 ROW_GROUP = 4096  # rows
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.pipeline import Row, Vectors
-from gemb.vectors import VectorSpec, packed
+from gemb.embedding.pipeline import Row, Vectors
+from gemb.embedding.vectors import VectorSpec, packed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,13 +27,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemb.embedding.output import check_journal
+from gemb.embedding.pipeline import Compute, Computed
 from gemb.errors import GembError, UsageError
 from gemb.io.locks import lock_file
-from gemb.output_paths import check_journal
-from gemb.pipeline import Compute, Computed
 
 if TYPE_CHECKING:
     from gemb.backend import TokenIds
+
 
 FORMAT = 1
 MAGIC = 0x424D4547  # "GEMB"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from gemb.texts.records import Id
 
+
 DTYPES = ("f32", "f16", "int8", "ubinary")
 META = "gemb"  # the key of the description in a Parquet schema, and its mark in JSON
 
@@ -235,7 +236,7 @@ def _read_parquet(path: Path) -> VectorFile:
 def _read_jsonl(path: Path) -> VectorFile:
     import numpy as np
 
-    from gemb.vector_rows import read_rows
+    from gemb.embedding.formats.lines import read_rows
 
     ids: list[Id] = []
     rows: list[NDArray[Any] | None] = []

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemb.embedding.vectors import VectorSpec, sidecar
 from gemb.errors import UsageError
 from gemb.io.paths import EFFECTIVE_IDS, check_folder_of, is_stream, part_of, status_of
-from gemb.vectors import VectorSpec, sidecar
 
 NEEDS_SIDECAR = ("npy", "f32", "csv", "base64")  # formats that cannot hold their description
 JOURNAL_MARK = b'{"gemb journal": '  # how every journal begins

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.formats.base import Layout, stored
+from gemb.embedding.pipeline import Row, Vectors
 from gemb.io.streams import AtomicFile, Output, Sink
-from gemb.pipeline import Row, Vectors
 from gemb.texts.records import Id
-from gemb.vector_writer import Layout, stored
 
 NPY_HEADER = 128  # bytes; numpy pads its header to a multiple of 64
 COPY = 1 << 20  # bytes at a time
