@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.bootstrap import Form, Statistic, interval, resamples
+from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
 from gemb.embedding.pipeline import Progress, text_vectors
 from gemb.embedding.vectors import DTYPES
 from gemb.errors import UsageError
-from gemb.evaluation_kinds import Classification, EvaluationSet, Part, Retrieval, SentencePairs
-from gemb.evaluation_sets import Suite
 from gemb.linear_probe import folded, predictions
 from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
 from gemb.models.prompts import for_task

@@ -28,7 +28,7 @@ from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text, TextSpool, same_text
 
 if TYPE_CHECKING:
-    from gemb.training_rows import Rows
+    from gemb.datasets.rows import Rows
 
 QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 64 MiB
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 from gemb.backend import Runtime
+from gemb.datasets.rows import open_source, prompts_of
 from gemb.errors import UsageError
 from gemb.io.atomic import new_file
 from gemb.io.caches import rows_cache, teachers_cache
@@ -27,8 +28,6 @@ from gemb.teachers import Teacher, open_teacher
 from gemb.texts.examples import Text
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields
-from gemb.training_prompts import prompts_of
-from gemb.training_rows import open_source
 
 DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means nothing
 

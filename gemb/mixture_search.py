@@ -21,8 +21,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemb.backend import Backend, Training
+from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
-from gemb.evaluation_sets import open_suite
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
 from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.batch_order import BatchOrder
+from gemb.datasets.batches import BatchOrder
+from gemb.datasets.overlap import evaluation_texts, refuse_overlap, texts_of
+from gemb.datasets.rows import Rows
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
-from gemb.overlap import evaluation_texts, refuse_overlap, texts_of
 from gemb.recipe.schema import Batch
 from gemb.texts.examples import Example, folded
-from gemb.training_rows import Rows
 
 if TYPE_CHECKING:
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
 
 SAMPLED = 10_000  # rows of which the tokens are counted, over all sources
 LEAST, MOST = 200, 1_000  # of a source

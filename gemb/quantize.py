@@ -25,7 +25,7 @@ from gemb.quantize_source import Source, model_name, naming, opened_source
 from gemb.quantize_texts import calibration_texts
 
 if TYPE_CHECKING:
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
     from gemb.quantization import Importance
 
 Plan = tuple[TensorPlan, ...]

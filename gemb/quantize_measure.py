@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.backend import Encoder
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
     from gemb.scores import Scores
 
 _LONGEST = 256  # tokens of a text whose time is taken

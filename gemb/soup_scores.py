@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 from gemb import __version__
 from gemb.backend import Runtime
+from gemb.datasets.sets import Suite
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation import evaluate
-from gemb.evaluation_sets import Suite
 from gemb.io.caches import scores_cache
 from gemb.plugins import for_model
 from gemb.scores import Scores

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from gemb.batch_order import Batch, BatchOrder
+from gemb.datasets.batches import Batch, BatchOrder, largest_matching
 from gemb.errors import UsageError
-from gemb.matching import largest_matching
 from gemb.recipe.schema import Source
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import GembError, UsageError
 from gemb.evaluation import evaluate
-from gemb.evaluation_sets import builtins, open_suite
 from gemb.models.profile import ModelProfile
 from gemb.scores import Scores
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gemb.backend import Runtime
+from gemb.datasets.rows import open_source
 from gemb.embedding.nearest import nearest
 from gemb.errors import UsageError
 from gemb.mine import Mine, Rule, chosen_ranks
@@ -18,7 +19,6 @@ from gemb.models.prompts import for_task
 from gemb.recipe.schema import Source
 from gemb.teachers import Wanted, open_teacher
 from gemb.texts.examples import Text, TextSpool
-from gemb.training_rows import open_source
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "red", "planet", "sum"]
 RAW = (for_task("none", {}), for_task("none", {}))

@@ -75,8 +75,8 @@ def test_the_lines_are_those_of_a_search_with_gemb_embed(mining):
 
 
 def test_what_comes_out_is_training_data_again(mining, tmp_path):
+    from gemb.datasets.rows import open_source
     from gemb.recipe.schema import Source
-    from gemb.training_rows import open_source
 
     path = mining.folder / "out.jsonl"
     mine(mining, "pairs.jsonl", "-o", "out.jsonl")

@@ -8,9 +8,9 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import UsageError
 from gemb.evaluation import evaluate
-from gemb.evaluation_sets import builtins, open_suite
 from gemb.mteb_adapter import GembEncoder, prompt_for, run, tasks_named
 from test_evaluation import FakeEncoder
 

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
+from gemb.datasets.plain_texts import PlainTexts
 from gemb.errors import UsageError
-from gemb.plain_texts import PlainTexts
 from gemb.recipe.schema import Source
 
 

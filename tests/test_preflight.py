@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.batch_order import BatchOrder
+from gemb.datasets.batches import BatchOrder
+from gemb.datasets.overlap import TextsOf, evaluation_texts, hold_out, overlapping
+from gemb.datasets.rows import Rows, open_source, prompts_of
+from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
-from gemb.evaluation_sets import open_suite
 from gemb.io.text import visible
-from gemb.overlap import TextsOf, evaluation_texts, hold_out, overlapping
 from gemb.preflight import Preflight, preflight
 from gemb.recipe.schema import Batch, Prompts, Source
-from gemb.training_prompts import prompts_of
-from gemb.training_rows import Rows, open_source
 
 
 def characters(texts: Sequence[str]) -> list[list[int]]:

@@ -15,8 +15,8 @@ import pytest
 
 from gemb.backend import Runtime
 from gemb.bootstrap import Statistic
+from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
-from gemb.evaluation_sets import open_suite
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model

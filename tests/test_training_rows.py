@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gemb.datasets.rows import Rows, open_source
 from gemb.errors import GembError, UsageError
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text
-from gemb.training_rows import Rows, open_source
 
 ROWS = [
     {"query": "why is the sky blue", "positive": "Air scatters blue light most."},
@@ -416,7 +416,7 @@ def test_a_source_that_takes_long_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "a.jsonl", json_lines(ROWS))
-    monkeypatch.setattr("gemb.training_rows.LONG_BYTES", 10)
+    monkeypatch.setattr("gemb.datasets.rows.LONG_BYTES", 10)
     opened(path)
     opened(path)  # silent: it is indexed
     assert capsys.readouterr().err.count("a.jsonl: 0.0 GB are indexed, once") == 1

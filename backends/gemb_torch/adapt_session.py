@@ -13,12 +13,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from gemb.backend import Training
+from gemb.datasets.plain_texts import PlainTexts
 from gemb.errors import UsageError
 from gemb.io.caches import tokens_cache
 from gemb.io.machine import cores
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.tokenizer import load_tokenizer
-from gemb.plain_texts import PlainTexts
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Adapt, Recipe
 from gemb.ul2 import OBJECTIVES, Task

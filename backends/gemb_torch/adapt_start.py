@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemb.datasets.plain_texts import PlainTexts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.models import references as models
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.from_decoder import write_encoder
-from gemb.plain_texts import PlainTexts
 from gemb.recipe.schema import Recipe
 from gemb.ul2 import Task, most_spans
 from gemb_torch.adapt_order import Ids

@@ -14,23 +14,22 @@ import torch
 from numpy.typing import NDArray
 
 from gemb.backend import Runtime, Training
-from gemb.batch_order import BatchOrder
+from gemb.datasets.batches import BatchOrder
+from gemb.datasets.overlap import hold_out
+from gemb.datasets.rows import Rows, open_source, prompts_of
+from gemb.datasets.sets import Suite, open_suite
 from gemb.errors import UsageError
-from gemb.evaluation_sets import Suite, open_suite
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.models.tokenizer import load_tokenizer
-from gemb.overlap import hold_out
 from gemb.recipe.qat import check_model, wanted_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
 from gemb.teacher_files import FileTeacher
 from gemb.teachers import Teacher, Wanted, open_teacher
-from gemb.training_prompts import prompts_of
-from gemb.training_rows import Rows, open_source
 from gemb_torch.adamw import AdamW
 from gemb_torch.cut_texts import Texts
 from gemb_torch.encode import device_of

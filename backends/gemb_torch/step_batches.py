@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gemb.batch_order import Batch, BatchOrder
+from gemb.datasets.batches import Batch, BatchOrder
+from gemb.datasets.rows import Rows
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize
 from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text
-from gemb.training_rows import Rows
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from gemb.datasets.files import shown
+from gemb.datasets.plain_texts import PlainTexts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
-from gemb.plain_texts import PlainTexts
-from gemb.training_files import shown
 from gemb_torch.cut_texts import Texts, batches
 
 _VERSION = 1  # of the files in the cache

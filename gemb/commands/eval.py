@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemb.backend import Encoder
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
     from gemb.scores import Scores
 
 DTYPES = ("f32", "f16", "int8", "ubinary")
@@ -151,8 +151,8 @@ def _run(
 ) -> None:
     import dataclasses
 
+    from gemb.datasets.sets import open_suite
     from gemb.evaluation import check_dims
-    from gemb.evaluation_sets import open_suite
     from gemb.scores import Scores, check_target
     from gemb.scores_report import in_json, in_words, tell_notes
     from gemb.verdict import check_sets, check_type, verdict

@@ -221,7 +221,7 @@ def _job(asked: Asked) -> Job:
     output = None if asked.output is None else Path(asked.output)
     suite = None
     if asked.sets:
-        from gemb.evaluation_sets import open_suite
+        from gemb.datasets.sets import open_suite
 
         suite = open_suite(*asked.sets)
     return Job(

@@ -16,7 +16,7 @@ from gemb.io.atomic import check_folder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
     from gemb.soup import Method, Plan
     from gemb.soup_ingredients import Ingredient, Named
     from gemb.soup_scores import Keep, Scorer, Try
@@ -210,7 +210,7 @@ def _opened(named: Sequence[Named], output: Path, *, force: bool) -> Sequence[In
 
 
 def _suite(data: Sequence[str]) -> Suite | None:
-    from gemb.evaluation_sets import open_suite
+    from gemb.datasets.sets import open_suite
 
     return open_suite(*data) if data else None
 

@@ -78,7 +78,7 @@ def _query(line: bytes, number: int, place: str) -> Query:
         return Query(str(number), text, place)
     import orjson
 
-    from gemb.beir import text_id
+    from gemb.datasets.beir import text_id
 
     try:
         row = orjson.loads(text)

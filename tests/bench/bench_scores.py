@@ -30,10 +30,10 @@ from other_models import Absent
 from scored_models import MODELS, Described, Own, chosen, describe
 from timed_models import Times, measured
 
+from gemb.datasets.sets import Suite, open_suite
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import GembError
 from gemb.evaluation import evaluate
-from gemb.evaluation_sets import Suite, open_suite
 from gemb.scores import Row, Scores
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemb.beir import COLUMNS, find_judgements, judgements, text_id
+from gemb.datasets.beir import COLUMNS, find_judgements, judgements, text_id
 from gemb.errors import UsageError
 from gemb.texts.examples import Text
 

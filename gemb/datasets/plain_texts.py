@@ -12,16 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gemb.datasets.beir import open_folder
+from gemb.datasets.columns import BadRow, Layout, known
+from gemb.datasets.files import GZIP, Parts, RawRow, open_file, shown
+from gemb.datasets.rows import KEPT_BAD, Readable, bad_row_stops, name_of
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
 from gemb.texts.lines import Oversize, blocks, read_blocks, split
-from gemb.training_beir import open_folder
-from gemb.training_files import GZIP, Parts, RawRow, open_file, shown
-from gemb.training_formats import BadRow, Layout, known
-from gemb.training_index import KEPT_BAD, Readable, bad_row_stops
-from gemb.training_rows import name_of
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.datasets.rows import Rows
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.examples import digest, folded
-from gemb.training_rows import Rows
 
 if TYPE_CHECKING:
-    from gemb.evaluation_sets import Suite
+    from gemb.datasets.sets import Suite
+
 
 BLOCK = 1 << 20  # training texts at a time
 NAMED = 3  # sources in the message

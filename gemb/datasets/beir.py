@@ -1,0 +1,200 @@
+"""What training and evaluation share of a BEIR folder (arXiv 2104.08663): its judgements and ids.
+
+A line of the judgements is query-id, corpus-id and score, with tabs between; the first may name
+them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+
+from gemb.datasets.files import RawRow, json_lines, shown
+from gemb.errors import UsageError
+from gemb.io.text import visible
+from gemb.texts.lines import BOM, Oversize, blocks, split
+
+COLUMNS = "query-id, corpus-id, score"
+SCORE_NAMES = ("score", "relevance", "label", "grade")
+
+
+class Judgement(NamedTuple):
+    """A line: how well a document answers a query, or the reason why it cannot be used."""
+
+    number: int  # of the line, from 1
+    query: str
+    document: str
+    grade: float
+    reason: str = ""
+
+
+def judgements(path: Path) -> Iterator[Judgement]:
+    """Yield every line that is not blank, wrong ones too.
+
+    A pair that was judged before with another grade is wrong; the same again is not.
+    """
+    known: dict[int, float] = {}  # hash of a pair -> its grade
+    with path.open("rb", buffering=0) as file:
+        for number, line in enumerate(split(blocks(file.fileno(), live=False), b"\n"), 1):
+            one = _judgement(number, line)
+            if one is None:
+                continue
+            pair = hash((one.query, one.document))
+            before = one.grade if one.reason else known.setdefault(pair, one.grade)
+            if before != one.grade:
+                words = (
+                    f"query '{visible(one.query, 40)}' and document '{visible(one.document, 40)}'"
+                )
+                one = one._replace(
+                    reason=f"{words} have grade {one.grade:g} here, and {before:g} in a line before"
+                )
+            yield one
+
+
+def _judgement(number: int, line: bytes | Oversize | None) -> Judgement | None:
+    """Return what a line says, None where it is blank or names the columns."""
+    if not isinstance(line, bytes):
+        return _wrong(number, "the line is too long")
+    try:
+        text = (line.removeprefix(BOM) if number == 1 else line).decode().rstrip("\r")
+    except UnicodeDecodeError:
+        return _wrong(number, "no valid UTF-8")
+    if not text.strip():
+        return None
+    cells = text.split("\t")
+    if len(cells) != 3:
+        return _wrong(number, f"{len(cells)} columns, not {COLUMNS} with tabs between")
+    if number == 1 and cells[2].strip().lower() in SCORE_NAMES:
+        return None
+    try:
+        grade = float(cells[2])
+    except ValueError:
+        grade = math.nan
+    if not math.isfinite(grade):
+        return _wrong(number, f"the score '{visible(cells[2], 40)}' is no number")
+    return Judgement(number, cells[0], cells[1], grade)
+
+
+def _wrong(number: int, reason: str) -> Judgement:
+    return Judgement(number, "", "", 0.0, reason)
+
+
+def find_judgements(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of these files that a folder has, or the only one of its `qrels/`.
+
+    Raises:
+        UsageError: there is none, or several and none of these.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted((folder / "qrels").glob("*.tsv"))
+    if len(found) == 1:
+        return found[0]
+    others = ", ".join(visible(one.name, 40) for one in found)
+    has = f"; its qrels/ has {others}" if found else ""
+    raise UsageError(f"{visible(str(folder))} has no {' and no '.join(names[:2])}{has}")
+
+
+def text_id(row: Mapping[str, object]) -> str | None:
+    """Return the id of a line of corpus.jsonl or queries.jsonl, None where it has none."""
+    key = row.get("_id", row.get("id"))
+    return str(key) if isinstance(key, str | int) and not isinstance(key, bool) else None
+
+
+# A BEIR folder as training data: every judgement above 0 is a pair.
+#
+# Layout: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/train.tsv (`gemb.beir`).
+# Of the corpus only the places of relevant documents are held: memory grows with the judgements.
+
+
+Places = dict[str, tuple[int, int]]  # id -> offset and size of its line; of size 0: not found
+
+
+@dataclass
+class BeirFolder:
+    """A folder of queries, documents and judgements."""
+
+    path: Path
+    qrels: Path
+    note: str = ""
+    in_place: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        return f"BEIR folder with {shown(self.qrels.relative_to(self.path))}"
+
+    @property
+    def label(self) -> str:
+        """The file whose lines are the rows, in messages."""
+        return shown(Path(self.path.resolve().name) / self.qrels.relative_to(self.path))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that is read."""
+        return self.path / "corpus.jsonl", self.path / "queries.jsonl", self.qrels
+
+    def rows(self) -> Iterator[RawRow]:
+        """Yield a row for each judgement above 0, numbered as the lines of the judgements."""
+        queries: Places = {}
+        documents: Places = {}
+        for one in judgements(self.qrels):
+            if one.grade > 0:
+                queries[one.query] = documents[one.document] = (0, 0)
+        corpus, questions, _ = self.files
+        _find(questions, queries)
+        _find(corpus, documents)
+        with questions.open("rb") as query_file, corpus.open("rb") as document_file:
+            for number, query, document, grade, reason in judgements(self.qrels):
+                if not reason and grade <= 0:
+                    continue
+                if not queries.get(query, (0, 0))[1]:
+                    reason = reason or f"query '{visible(query, 40)}' is not in queries.jsonl"
+                elif not documents.get(document, (0, 0))[1]:
+                    reason = f"document '{visible(document, 40)}' is not in corpus.jsonl"
+                if reason:
+                    yield RawRow(number, None, reason)
+                    continue
+                question = _read(query_file.fileno(), queries[query])
+                answer = _read(document_file.fileno(), documents[document])
+                values = {"query": question.get("text"), "positive": answer.get("text")}
+                yield RawRow(number, {**values, "title": answer.get("title")})
+
+
+def open_folder(path: Path) -> BeirFolder:
+    """Return the BEIR folder at a path.
+
+    Raises:
+        UsageError: it is none, or has several files of judgements and none for training.
+    """
+    absent = [name for name in ("corpus.jsonl", "queries.jsonl") if not (path / name).is_file()]
+    if absent:
+        raise UsageError(
+            f"{shown(path)} is no BEIR folder: it has no {' and no '.join(absent)}; "
+            "name a file, or a source for each file of the folder"
+        )
+    return BeirFolder(path, find_judgements(path, ("qrels/train.tsv", "qrels.tsv")))
+
+
+def _find(path: Path, places: Places) -> None:
+    """Set the places of the ids that are in a file; of an id that stands there twice, the first."""
+    with path.open("rb", buffering=0) as file:
+        for row in json_lines(file.fileno()):
+            if row.values is None:
+                continue  # if it was wanted, it is missed by its id
+            key = text_id(row.values)
+            if key is not None and places.get(key) == (0, 0):
+                places[key] = (row.offset, row.size)
+
+
+def _read(fd: int, place: tuple[int, int]) -> dict[str, object]:
+    offset, size = place
+    values: dict[str, object] = orjson.loads(os.pread(fd, size, offset))
+    return values

@@ -1,0 +1,433 @@
+"""Which words stand around the texts of a source of training data."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import shutil
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+from typing import Any, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from gemb.datasets.beir import open_folder
+from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
+from gemb.datasets.files import RawRow, json_row, open_file, shown
+from gemb.errors import GembError, UsageError
+from gemb.io.atomic import new_folder
+from gemb.io.notes import note
+from gemb.io.text import visible
+from gemb.models.prompts import Prompt, custom, for_task
+from gemb.recipe.names import resolve_data
+from gemb.recipe.schema import Source
+from gemb.texts.examples import Example, Text, digest, folded
+
+# A recipe's task -> gemb's tasks of the query and of the positive (with its negatives). Source: the
+# model card of google/embeddinggemma-300m: asymmetric tasks search documents, the others compare
+# like with like.
+SIDES: dict[str, tuple[str, str]] = {
+    "retrieval": ("query", "document"),
+    "code": ("code", "document"),
+    "qa": ("qa", "document"),
+    "fact": ("fact", "document"),
+    "similarity": ("similarity", "similarity"),
+    "classification": ("classification", "classification"),
+    "clustering": ("clustering", "clustering"),
+}
+
+
+def prompts_of(source: Source, dictionary: Mapping[str, str]) -> tuple[Prompt, Prompt]:
+    """Return the prompts of the query, and of the positive and the negatives.
+
+    Args:
+        source: its `prompts` replace the words of its `task`.
+        dictionary: the model's own prompts by their names; empty where it has none.
+
+    Raises:
+        UsageError: a template has no `{text}`.
+    """
+    query, positive = SIDES[source.task]
+    return (
+        _prompt("query", source.prompts.query, query, dictionary),
+        _prompt("positive", source.prompts.positive, positive, dictionary),
+    )
+
+
+def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) -> Prompt:
+    if template:
+        return custom(template, what=f"prompts.{side}")
+    return for_task(task, dictionary)
+
+
+# One pass over a source of training data: its rows indexed, its bad rows named.
+#
+# The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13 bytes
+# a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a line
+# [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source. Nothing
+# grows in memory with the source.
+
+
+VERSION = 3  # of the files in the cache
+KEPT_BAD = 20  # bad rows that are named; all are counted
+COLUMNS = 64  # names of columns that are remembered
+ROW = np.dtype(
+    [
+        ("offset", "<u8"),  # bytes from the beginning of the JSON lines
+        ("size", "<u4"),  # bytes
+        ("number", "<u4"),  # line of the source, from 1; row of a Parquet file
+        ("positive", "<u2"),  # which of the line's positives, from 0
+        ("query_id", "<u8"),
+        ("positive_id", "<u8"),
+    ]
+)
+TEXT = np.dtype(
+    [
+        ("id", "<u8"),  # hash of the folded text
+        ("row", "<u4"),  # of the first positive of the line that it stands in
+        ("is_document", "?"),  # positive or negative
+    ]
+)
+
+_PLACE = Struct("<QIIH")
+_ROW_OF_TEXT = Struct("<I?")
+
+
+class Readable(Protocol):
+    """A file, or a folder, of training data."""
+
+    note: str  # how its columns were found
+    path: Path
+
+    @property
+    def label(self) -> str:
+        """Its name in messages."""
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+
+    @property
+    def in_place(self) -> bool:
+        """Whether a row can be read again from its offset and size."""
+
+    def rows(self) -> Iterator[RawRow]:
+        """Yield all rows, bad ones too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the index says of itself."""
+
+    stamp: str  # of the source as it was read
+    label: str  # the file's name in messages
+    lines: str  # the JSONL file that is indexed in place; empty: lines.jsonl of the index
+    layout: Mapping[str, str]  # of the lines that are indexed in place; empty: our own
+    format: str
+    sizes: Mapping[str, int]  # bytes of the index's other files
+    bad_count: int
+    bad: list[tuple[str, str]]
+
+
+def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: bool) -> None:
+    """Read a source once, and fill the folder of its index.
+
+    Args:
+        file: the source.
+        folder: empty.
+        stamp: what the index is of.
+        rows: stop after so many good rows; 0: never.
+        strict: refuse a bad row.
+
+    Raises:
+        UsageError: as `open_source`.
+    """
+    label = file.label
+    with ExitStack() as stack:
+        writer = _Writer(label, folder, stack, in_place=file.in_place, strict=strict)
+        for raw in file.rows():
+            writer.add(raw, rows - writer.count if rows else MOST_POSITIVES)
+            if 0 < rows <= writer.count:
+                break
+        layout = writer.layout
+        if layout is None or not writer.count:
+            first = ": ".join(writer.bad[0]) if writer.bad else "it is empty"
+            raise UsageError(f"{label} has no good row; {first}")
+    maker = f"{layout.maker} " if layout.maker else ""
+    about = About(
+        stamp=stamp,
+        label=label,
+        lines=str(file.path.resolve()) if file.in_place else "",
+        layout=dataclasses.asdict(layout) if file.in_place else {},
+        format=f"{maker}{file.name} {layout.words(writer.columns)}{file.note}",
+        sizes=sizes(folder),
+        bad_count=writer.bad_count,
+        bad=writer.bad,
+    )
+    (folder / "about.json").write_bytes(orjson.dumps(about))
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of the files of an index, but for what it says of itself."""
+    files = [folder / name for name in ("rows.bin", "texts.bin", "lines.jsonl")]
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
+
+
+def bad_row_stops(place: str, reason: str) -> UsageError:
+    """Return the error of a bad row where none is allowed."""
+    return UsageError(f"{place}: {reason}; without --strict such rows are counted and left out")
+
+
+class _Writer:
+    """Writes the rows of an index as they come."""
+
+    def __init__(
+        self, label: str, folder: Path, stack: ExitStack, *, in_place: bool, strict: bool
+    ) -> None:
+        self.label = label
+        self.layout: Layout | None = None
+        self.columns: dict[str, None] = {}  # all that were seen, in order
+        self.count = 0
+        self.bad_count = 0
+        self.bad: list[tuple[str, str]] = []
+        self._strict = strict
+        self._rows = stack.enter_context((folder / "rows.bin").open("wb"))
+        self._texts = stack.enter_context((folder / "texts.bin").open("wb"))
+        self._lines = None if in_place else stack.enter_context((folder / "lines.jsonl").open("wb"))
+        self._offset = 0  # bytes of `lines.jsonl`
+
+    def add(self, raw: RawRow, most: int) -> None:
+        """Take a row of the source: as many of its positives as asked for at most."""
+        if raw.values is None:
+            self._leave_out(raw, raw.reason)
+            return
+        if self.layout is None:
+            self.layout = recognise(list(raw.values), self.label)
+        if len(self.columns) < COLUMNS:
+            self.columns.update(dict.fromkeys(raw.values))
+        try:
+            row = self.layout.row(raw.values)
+            query_id = digest(row[0])
+            positive_ids = [digest(text) for text, _ in row[1]]
+            folded_ids = _folded_ids(row)
+        except BadRow as fault:
+            self._leave_out(raw, str(fault))
+            return
+        except UnicodeEncodeError:
+            self._leave_out(raw, "a text is no valid UTF-8")
+            return
+        offset, size = self._line(row) if self._lines else (raw.offset, raw.size)
+        document = _ROW_OF_TEXT.pack(self.count, True)
+        self._texts.write(folded_ids[0] + _ROW_OF_TEXT.pack(self.count, False))
+        self._texts.write(b"".join(one + document for one in folded_ids[1:]))
+        for which, positive_id in enumerate(positive_ids[:most]):
+            place = _PLACE.pack(offset, size, raw.number, which)
+            self._rows.write(place + query_id + positive_id)
+        self.count += len(positive_ids[:most])
+
+    def _line(self, row: Row) -> tuple[int, int]:
+        """Write the texts of a row, and return where."""
+        assert self._lines, "a file that is indexed in place has no lines of ours"
+        query, positives, negatives = row
+        line = orjson.dumps((query, list(map(tuple, positives)), list(map(tuple, negatives))))
+        self._lines.write(line + b"\n")
+        place = self._offset, len(line)
+        self._offset += len(line) + 1
+        return place
+
+    def _leave_out(self, raw: RawRow, reason: str) -> None:
+        place = f"{self.label}:{raw.number}"
+        if self._strict:
+            raise bad_row_stops(place, reason)
+        self.bad_count += 1
+        if len(self.bad) < KEPT_BAD:
+            self.bad.append((place, reason))
+
+
+def _folded_ids(row: Row) -> list[bytes]:
+    query, positives, negatives = row
+    texts = [query, *(text for text, _ in positives), *(text for text, _ in negatives)]
+    return [digest(folded(text)) for text in texts]
+
+
+# The rows of a source of training data, any of them at once, whatever the size of the file.
+#
+# One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
+# hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
+# written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
+# path, size and time of change, and is mapped, not loaded.
+
+
+LONG_BYTES = 1 << 30  # from here on the user is told why nothing happens
+
+
+class Rows:
+    """The good rows of one source. `rows[i]` reads row i from the disk, in any thread."""
+
+    def __init__(self, source: Source, folder: Path, about: About) -> None:
+        self.source = source
+        self.name = name_of(source)
+        self.format = about.format  # what was recognised, in words
+        self.bad = [(place, reason) for place, reason in about.bad]  # the first KEPT_BAD
+        self.bad_count = about.bad_count
+        self.texts: NDArray[Any] = np.memmap(folder / "texts.bin", TEXT, "r")
+        self.held_out: NDArray[np.intp] = np.zeros(0, np.intp)  # sorted; rows never to be drawn
+        self._label = about.label
+        self._layout = Layout(**about.layout) if about.layout else None  # None: our own lines
+        self._table: NDArray[Any] = np.memmap(folder / "rows.bin", ROW, "r")
+        self._lines = Path(about.lines) if about.layout else folder / "lines.jsonl"
+        self._fd = os.open(self._lines, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._fd)
+
+    @property
+    def query_ids(self) -> NDArray[np.uint64]:
+        """Hashes of the queries, uint64 [rows]: equal texts, equal ids."""
+        ids: NDArray[np.uint64] = self._table["query_id"]
+        return ids
+
+    @property
+    def positive_ids(self) -> NDArray[np.uint64]:
+        """Hashes of the positives without their titles, uint64 [rows]."""
+        ids: NDArray[np.uint64] = self._table["positive_id"]
+        return ids
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def place(self, row: int) -> str:
+        """Return where a row stands in its source: pairs.jsonl:17."""
+        return f"{self._label}:{self._table[row]['number']}"
+
+    def __getitem__(self, row: int) -> Example:
+        """Return a row.
+
+        Raises:
+            GembError: the file is no longer what was indexed.
+        """
+        query, positives, negatives, which = self._read(row)
+        return Example(Text(query), positives[which], tuple(negatives), self.place(row))
+
+    def lines_of(self, rows: NDArray[np.uint32]) -> NDArray[np.intp]:
+        """Return all rows that stand in the lines of some rows, with other positives, sorted."""
+        return np.flatnonzero(np.isin(self._table["offset"], self._table["offset"][rows]))
+
+    def texts_of(self, row: int) -> list[tuple[str, str]]:
+        """Return side and text of all texts that stand in a row's line, other positives too."""
+        query, positives, negatives, _ = self._read(row)
+        texts = [("query", query)]
+        texts += [("positive", text) for text, _ in positives]
+        return texts + [("negative", text) for text, _ in negatives]
+
+    def _read(self, row: int) -> tuple[str, list[Text], list[Text], int]:
+        """Return what stands in a row's line, and which of the positives is the row's."""
+        entry = self._table[row]
+        line = os.pread(self._fd, int(entry["size"]), int(entry["offset"]))
+        which = int(entry["positive"])
+        try:
+            query, positives, negatives = self._parse(line)
+            ids = digest(query) + digest(positives[which].text)
+        except (BadRow, ValueError, IndexError, TypeError):
+            raise self._changed(row) from None
+        if ids != entry["query_id"].tobytes() + entry["positive_id"].tobytes():
+            raise self._changed(row)
+        return query, positives, negatives, which
+
+    def _parse(self, line: bytes) -> tuple[str, list[Text], list[Text]]:
+        if self._layout:
+            return self._layout.row(json_row(line, 0, 0).values or {})
+        query, positives, negatives = orjson.loads(line)
+        return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
+
+    def _changed(self, row: int) -> GembError:
+        return GembError(
+            f"{self.place(row)}: {shown(self._lines)} changed after it was indexed; start again"
+        )
+
+
+def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
+    """Return the rows of a source; the first time, index it in `cache`.
+
+    Args:
+        source: its path, and how many rows to take.
+        cache: a folder, made where it is not there.
+        strict: refuse a source with a bad row.
+
+    Raises:
+        UsageError: the source cannot be read, has columns that are not known, no good row, or,
+            with `strict`, a bad row.
+        Missing: Parquet without pyarrow.
+    """
+    path = resolve_data(source.path)
+    stamp = _stamp(path, source)
+    # The index of a file that has changed takes the place of the old one.
+    name = orjson.dumps(
+        [os.fsdecode(path.resolve()).encode(errors="replace").decode(), source.rows]
+    )
+    key = blake2b(name, digest_size=8).hexdigest()
+    folder = cache / f"rows-{key}"
+    about = _load(folder, stamp)
+    if about is None:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.with_suffix(".lock")):  # the ranks of a run begin at the same time
+            about = _load(folder, stamp)
+            if about is None:
+                for part in cache.glob(f".{folder.name}.*"):
+                    shutil.rmtree(part)  # of a process that was killed: no other is here
+                with new_folder(folder) as part:
+                    _index(path, source, stamp, part, strict=strict)
+                about = _load(folder, stamp)
+    assert about is not None, f"the index of {path} was written, and cannot be read"
+    if strict and about.bad_count:
+        raise bad_row_stops(*about.bad[0])
+    return Rows(source, folder, about)
+
+
+def name_of(source: Source) -> str:
+    """Return the source's name in reports: its own, or the stem of its path."""
+    stem = Path(source.path).name.removesuffix(".gz")
+    return visible(source.name or Path(stem).stem or source.path)
+
+
+def _stamp(path: Path, source: Source) -> str:
+    """Return what makes an index stale when it changes."""
+    try:
+        files = open_folder(path).files if path.is_dir() else (path,)
+        abouts = [(os.path.realpath(one), one.stat()) for one in files]
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
+    of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]
+    return orjson.dumps([VERSION, source.rows, of_files]).decode()
+
+
+def _load(folder: Path, stamp: str) -> About | None:
+    try:
+        about = About(**orjson.loads((folder / "about.json").read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return about if about.stamp == stamp and sizes(folder) == about.sizes else None
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Wait until no other process is in this block with the same lock file."""
+    with lock.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:
+    file = open_folder(path) if path.is_dir() else open_file(path)
+    size = sum(one.stat().st_size for one in file.files)
+    if size > LONG_BYTES and not source.rows:
+        note(f"{shown(path)}: {size / 1e9:.1f} GB are indexed, once; plain text at 1.5 GB a minute")
+    write_index(file, folder, stamp, rows=source.rows, strict=strict)
+    if _stamp(path, source) != stamp:
+        raise UsageError(f"{shown(path)} changed while it was read; start again")
