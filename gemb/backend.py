@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gemb.evaluation.verdict import Verdict
     from gemb.quantization import Importance, Quantization, TensorPlan
     from gemb.recipe.schema import Recipe
-    from gemb.verdict import Verdict
 
     TokenIds = NDArray[np.int32]
 

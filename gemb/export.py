@@ -15,7 +15,7 @@ from gemb.io.atomic import new_file
 from gemb.plugins import able, for_model
 
 if TYPE_CHECKING:
-    from gemb.compare import Agreement
+    from gemb.evaluation.agreement import Agreement
     from gemb.models.qat import Types
 
 
@@ -74,8 +74,7 @@ def export_gguf(
         if runner is None:
             return Exported(target=target, size_bytes=size, types=types, bar=None, agreement=None)
 
-        from gemb.compare import bar_for, compare
-        from gemb.verification_texts import VERIFICATION_TEXTS
+        from gemb.evaluation.agreement import VERIFICATION_TEXTS, bar_for, compare
 
         exact = runner.open(source, Runtime(precision="fp32"))
         written = for_model(part).open(part, Runtime())

@@ -23,17 +23,17 @@ from pathlib import Path
 from gemb.backend import Backend, Training
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
+from gemb.evaluation.scores import Scores
+from gemb.evaluation.verdict import Verdict
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
 from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.scores import Scores
 from gemb.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.soup_ingredients import Named, open_ingredients
 from gemb.soup_scores import Scorer, compared
-from gemb.verdict import Verdict
 
 
 def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | None:

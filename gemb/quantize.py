@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime
-from gemb.compare import bar_for
 from gemb.errors import UsageError
+from gemb.evaluation.agreement import bar_for
 from gemb.io.atomic import check_file, new_file
 from gemb.io.notes import note
 from gemb.io.paths import check_folder_of

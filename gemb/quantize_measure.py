@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime
-from gemb.compare import compare_vectors, encoded, prompted_ids
 from gemb.embedding.pipeline import text_progress
-from gemb.evaluation import check_dims, evaluate
+from gemb.evaluation.agreement import compare_vectors, encoded, prompted_ids
+from gemb.evaluation.evaluate import check_dims, evaluate
+from gemb.evaluation.verdict import Verdict, verdict
 from gemb.plugins import for_model
-from gemb.verdict import Verdict, verdict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gemb.backend import Encoder
     from gemb.datasets.sets import Suite
-    from gemb.scores import Scores
+    from gemb.evaluation.scores import Scores
 
 _LONGEST = 256  # tokens of a text whose time is taken
 _SECONDS = 1.0  # for which it is taken, at least

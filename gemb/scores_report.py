@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from gemb.io.notes import note, warn
 
 if TYPE_CHECKING:
-    from gemb.scores import Row, Scores
-    from gemb.verdict import Verdict
+    from gemb.evaluation.scores import Row, Scores
+    from gemb.evaluation.verdict import Verdict
 
 
 def in_words(scores: Scores, found: Verdict | None, *, every_metric: bool) -> str:

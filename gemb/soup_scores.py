@@ -20,13 +20,13 @@ from gemb.backend import Runtime
 from gemb.datasets.sets import Suite
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import UsageError
-from gemb.evaluation import evaluate
+from gemb.evaluation.evaluate import evaluate
+from gemb.evaluation.scores import Scores
+from gemb.evaluation.verdict import Difference, Verdict, verdict
 from gemb.io.caches import scores_cache
 from gemb.plugins import for_model
-from gemb.scores import Scores
 from gemb.soup import Method, shares, write_soup
 from gemb.soup_ingredients import Ingredient, in_order
-from gemb.verdict import Difference, Verdict, verdict
 
 Keep = Literal["better", "win"]
 

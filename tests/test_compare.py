@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from gemb.compare import bar_for, compare, compare_vectors, script_of
 from gemb.errors import NegativeAnswer
+from gemb.evaluation.agreement import (
+    VERIFICATION_TEXTS,
+    bar_for,
+    compare,
+    compare_vectors,
+    script_of,
+)
 from gemb.models.profile import ModelProfile
-from gemb.verification_texts import VERIFICATION_TEXTS
 
 
 def rows(count: int, width: int = 16, seed: int = 0) -> np.ndarray:

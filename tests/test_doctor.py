@@ -9,8 +9,8 @@ import pytest
 
 from fake_backend import write_model
 from gemb import doctor
-from gemb.compare import compare
 from gemb.doctor import BATCH_TOLERANCE, SELF_TEST_TEXTS
+from gemb.evaluation.agreement import compare
 
 
 def checks_of(answer) -> dict[str, dict]:

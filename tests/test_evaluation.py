@@ -10,9 +10,9 @@ from scipy import stats
 
 from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import GembError, UsageError
-from gemb.evaluation import evaluate
+from gemb.evaluation.evaluate import evaluate
+from gemb.evaluation.scores import Scores
 from gemb.models.profile import ModelProfile
-from gemb.scores import Scores
 
 QRELS = "query-id\tcorpus-id\tscore\n"
 

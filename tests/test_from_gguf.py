@@ -14,13 +14,13 @@ from tokenizers import Tokenizer
 
 from gemb.backend import Cut, Runtime
 from gemb.errors import UsageError
+from gemb.evaluation.agreement import VERIFICATION_TEXTS
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.from_gguf import tokenizer_files, unpack
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import strings
 from gemb.models.references import bundled
 from gemb.plugins import able, for_model
-from gemb.verification_texts import VERIFICATION_TEXTS
 from gemb_llamacpp.export import export
 from test_gguf_model import ABSENT, KEY, _changed
 from test_gguf_tokens import differences

@@ -11,9 +11,18 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 
-from gemb.bootstrap import RESAMPLES, Statistic, interval, resamples
-from gemb.linear_probe import fitted, folded, predictions
-from gemb.metrics import DEPTH, average_precision, best, of_rankings, spearman
+from gemb.evaluation.linear_probe import fitted, folded, predictions
+from gemb.evaluation.metrics import (
+    DEPTH,
+    RESAMPLES,
+    Statistic,
+    average_precision,
+    best,
+    interval,
+    of_rankings,
+    resamples,
+    spearman,
+)
 
 SAME = 1e-6  # what the metrics must agree to; float64 gives 1e-12
 

@@ -10,8 +10,8 @@ import pytest
 
 from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import UsageError
-from gemb.evaluation import evaluate
-from gemb.mteb_adapter import GembEncoder, prompt_for, run, tasks_named
+from gemb.evaluation.evaluate import evaluate
+from gemb.evaluation.mteb import GembEncoder, prompt_for, run, tasks_named
 from test_evaluation import FakeEncoder
 
 needs_mteb = pytest.mark.skipif(find_spec("mteb") is None, reason="mteb is not installed")

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from gemb import quantize_measure, quantize_search
 from gemb.backend import Runtime
 from gemb.cli import gemb as command
-from gemb.compare import bar_for
 from gemb.errors import GembError, NegativeAnswer, UsageError
+from gemb.evaluation.agreement import bar_for
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import TENSORS
@@ -336,9 +336,8 @@ def test_the_bar_is_that_of_the_coarsest_type():
 
 
 def test_the_table_is_of_the_vectors_that_the_files_give(tiny_gguf: Path, tmp_path: Path):
-    from gemb.compare import compare
+    from gemb.evaluation.agreement import VERIFICATION_TEXTS, compare
     from gemb.plugins import for_model
-    from gemb.verification_texts import VERIFICATION_TEXTS
 
     out, _ = _gemb(tiny_gguf, "-t", "q8_0,q4_0", "-o", tmp_path, "--json")
     found = json.loads(out)

@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.bootstrap import Statistic
 from gemb.errors import UsageError
+from gemb.evaluation.metrics import Statistic
+from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.similarities import similarities
+from gemb.evaluation.verdict import verdict
 from gemb.metrics_log import MetricsLog
 from gemb.preflight import Lengths, Preflight, Rendered, SourceCheck
 from gemb.run_report import write_report
-from gemb.scores import Row, Scores, SetDescription, Size
-from gemb.similarities import similarities
-from gemb.verdict import verdict
 from html_page import Page
 
 HOSTILE = "<script>alert(1)</script>\"'&"

@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import pdist
 from scipy.special import ive
 
-from gemb.similarities import ROWS_AT_A_TIME, _wrong_partners, similarities
+from gemb.evaluation.similarities import ROWS_AT_A_TIME, _wrong_partners, similarities
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:

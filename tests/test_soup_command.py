@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from gemb.backend import Runtime
-from gemb.bootstrap import Statistic
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
+from gemb.evaluation.metrics import Statistic
+from gemb.evaluation.scores import Row, Scores, SetDescription, Size
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model
-from gemb.scores import Row, Scores, SetDescription, Size
 from gemb.soup_ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
 from gemb.soup_scores import Scorer, greedy
 from test_soup import contents, rewritten

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gemb.bootstrap import Statistic
 from gemb.errors import UsageError
-from gemb.scores import Row, Scores, SetDescription, Size
-from gemb.verdict import verdict
+from gemb.evaluation.metrics import Statistic
+from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.verdict import verdict
 
 F32 = Size(768, "f32")
 

@@ -6,7 +6,7 @@ Three have more than 2048 tokens, 25 more than the 257 that fit a window of 512.
 
 from __future__ import annotations
 
-from gemb.verification_texts import VERIFICATION_TEXTS
+from gemb.evaluation.agreement import VERIFICATION_TEXTS
 
 SENTENCES = {
     "en": [

@@ -12,8 +12,8 @@ from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
 from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
+    from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
-    from gemb.verdict import Verdict
 
 
 class TorchBackend(Backend):

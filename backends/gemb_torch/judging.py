@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from gemb.evaluation import evaluate
-from gemb.scores import Scores
-from gemb.similarities import similarities
+from gemb.evaluation.evaluate import evaluate
+from gemb.evaluation.scores import Scores
+from gemb.evaluation.similarities import similarities
 from gemb_torch.encode import TorchEncoder, live_encoder
 from gemb_torch.ranks import Ranks
 from gemb_torch.rounding import Rounding

@@ -26,8 +26,8 @@ from gemb_torch.ranks import OtherProcessFailed
 from gemb_torch.train import train
 
 if TYPE_CHECKING:
+    from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
-    from gemb.verdict import Verdict
     from gemb_torch.agent import Ended
     from gemb_torch.stop_request import EarlyStop
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.evaluation.scores import Scores
+from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import note
 from gemb.recipe.run_folder import RunFolder
 from gemb.run_report import write_report
-from gemb.scores import Scores
-from gemb.verdict import Verdict, verdict
 from gemb_torch.training_state import checkpoints, read_progress
 
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from gemb.backend import Training
+from gemb.evaluation.scores import Scores
+from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import note
 from gemb.models.card import LICENCE as GEMMA
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.qat import in_words
 from gemb.recipe.schema import Recipe
 from gemb.run_report import write_report
-from gemb.scores import Scores
-from gemb.verdict import Verdict, verdict
 from gemb_torch.judging import Judge, logged
 from gemb_torch.keeping import Keeper, run_folder
 from gemb_torch.looking import look

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from gemb.backend import Encoder
     from gemb.datasets.sets import Suite
-    from gemb.scores import Scores
+    from gemb.evaluation.scores import Scores
 
 DTYPES = ("f32", "f16", "int8", "ubinary")
 PREFIXES = ("builtin:", "mteb:")
@@ -152,10 +152,10 @@ def _run(
     import dataclasses
 
     from gemb.datasets.sets import open_suite
-    from gemb.evaluation import check_dims
-    from gemb.scores import Scores, check_target
+    from gemb.evaluation.evaluate import check_dims
+    from gemb.evaluation.scores import Scores, check_target
+    from gemb.evaluation.verdict import check_sets, check_type, verdict
     from gemb.scores_report import in_json, in_words, tell_notes
-    from gemb.verdict import check_sets, check_type, verdict
 
     if output is not None:
         check_target(output)
@@ -190,7 +190,7 @@ def _run(
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     """Refuse a width that the model was not trained for, by what its files say, if they can."""
-    from gemb.evaluation import check_dims
+    from gemb.evaluation.evaluate import check_dims
     from gemb.models.references import resolve
     from gemb.plugins import for_model
 
@@ -211,7 +211,7 @@ def _scores(
     label: str,
 ) -> Scores:
     from gemb.embedding.pipeline import text_progress
-    from gemb.evaluation import evaluate as measure
+    from gemb.evaluation.evaluate import evaluate as measure
 
     with text_progress(label, quiet=options.quiet) as progress:
         return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)
@@ -237,7 +237,7 @@ def _run_mteb(
 ) -> None:
     import json
 
-    from gemb.mteb_adapter import run, tasks_named
+    from gemb.evaluation.mteb import run, tasks_named
 
     _check_dims(options, widths)
     loaded = tasks_named(tasks)

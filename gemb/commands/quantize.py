@@ -210,10 +210,10 @@ def _run(asked: Asked) -> None:
 
 def _job(asked: Asked) -> Job:
     from gemb.backend import Runtime
+    from gemb.evaluation.agreement import VERIFICATION_TEXTS
     from gemb.models import references as models
     from gemb.quantize import Job, Limits
     from gemb.quantize_texts import check_texts, read_texts
-    from gemb.verification_texts import VERIFICATION_TEXTS
 
     wanted = wanted_files(asked)
     if asked.corpus is not None:

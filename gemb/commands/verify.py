@@ -14,7 +14,7 @@ from gemb.errors import NegativeAnswer, UsageError
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
-    from gemb.compare import Agreement
+    from gemb.evaluation.agreement import Agreement
 
 VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
 
@@ -88,8 +88,7 @@ def verify(
 def _compare_models(
     a: str, b: str, texts: Path | None, task: str, options: ModelOptions
 ) -> tuple[Agreement, float]:
-    from gemb.compare import bar_for, compare
-    from gemb.verification_texts import VERIFICATION_TEXTS
+    from gemb.evaluation.agreement import VERIFICATION_TEXTS, bar_for, compare
 
     chosen = VERIFICATION_TEXTS if texts is None else _read_texts(texts)
     model_a, model_b = (
@@ -100,8 +99,8 @@ def _compare_models(
 
 
 def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
-    from gemb.compare import compare_vectors, stored_bar
     from gemb.embedding.vectors import read_vectors
+    from gemb.evaluation.agreement import compare_vectors, stored_bar
 
     file_a, file_b = read_vectors(a), read_vectors(b)
     if len(file_a.ids) == len(file_b.ids):

@@ -12,7 +12,7 @@ import numpy as np
 
 from gemb.datasets.set_files import read_labelled, read_retrieval, read_table
 from gemb.errors import UsageError
-from gemb.metrics import Floats, Rows
+from gemb.evaluation.metrics import Floats, Rows
 from gemb.recipe.names import resolve_data
 from gemb.texts.examples import Text
 

@@ -33,8 +33,8 @@ from timed_models import Times, measured
 from gemb.datasets.sets import Suite, open_suite
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import GembError
-from gemb.evaluation import evaluate
-from gemb.scores import Row, Scores
+from gemb.evaluation.evaluate import evaluate
+from gemb.evaluation.scores import Row, Scores
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import shortened, text_vectors
 from gemb.errors import Missing, UsageError
-from gemb.evaluation import check_dims
+from gemb.evaluation.evaluate import check_dims
 from gemb.models.prompts import NO_TITLE, Prompt, for_task
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
+
 
 # MTEB's kind of task -> gemb's task, for a model whose dictionary has not MTEB's name.
 TASKS = {

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.metrics import Floats
+from gemb.evaluation.metrics import Floats
 
 FOLDS = 5
 MEMORY = 10  # pairs of steps and changes of the gradient

@@ -1,8 +1,4 @@
-"""A model on evaluation sets: every text embedded once, every size of vector scored from that.
-
-A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
-rounded; queries and documents alike.
-"""
+"""Vectors as `gemb embed --dim --dtype` stores them, for scoring."""
 
 from __future__ import annotations
 
@@ -10,23 +6,73 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gemb.bootstrap import Form, Statistic, interval, resamples
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
-from gemb.embedding.pipeline import Progress, text_vectors
-from gemb.embedding.vectors import DTYPES
+from gemb.embedding.pipeline import Progress, shortened, text_vectors
+from gemb.embedding.vectors import DTYPES, VectorSpec, packed, unpacked
 from gemb.errors import UsageError
-from gemb.linear_probe import folded, predictions
-from gemb.metrics import DEPTH, RANKING, Floats, Rows, best, of_rankings
+from gemb.evaluation.linear_probe import folded, predictions
+from gemb.evaluation.metrics import (
+    DEPTH,
+    RANKING,
+    Floats,
+    Form,
+    Rows,
+    Statistic,
+    best,
+    interval,
+    of_rankings,
+    resamples,
+)
+from gemb.evaluation.scores import Row, Scores, SetDescription, Size
 from gemb.models.prompts import for_task
-from gemb.scores import Row, Scores, SetDescription, Size
-from gemb.stored_vectors import Stored
 from gemb.texts.examples import Text
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.models.profile import ModelProfile
+
+
+Vectors = NDArray[np.float32]
+
+
+class Stored:
+    """Vectors as they are stored, as float32: whole numbers where the type has them.
+
+    The products of whole numbers are exact in float32 (below 2^24), so equal similarities are tied
+    and not ordered by the last bit of a sum.
+    """
+
+    def __init__(self, vectors: Vectors, size: Size) -> None:
+        dim, dtype = size
+        spec = VectorSpec(model="", prompt="", dim=dim, dtype=dtype, max_tokens=0)
+        stored = packed(shortened(vectors, dim), spec)
+        signs = dtype == "ubinary"
+        self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
+        squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
+        self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
+        if dtype == "f32":
+            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
+
+    @property
+    def unit(self) -> Vectors:
+        """Return rows of length one."""
+        rows: Vectors = self.codes / self.lengths[:, None]
+        return rows
+
+    def cosines(self, rows: slice | Rows, other: Stored) -> Vectors:
+        """Return the cosines of these rows with all rows of the other, [rows, N]."""
+        products = self.codes[rows] @ other.codes.T
+        found: Vectors = products / (self.lengths[rows, None] * other.lengths)
+        return found
+
+
+# A model on evaluation sets: every text embedded once, every size of vector scored from that.
+#
+# A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
+# rounded; queries and documents alike.
 
 
 _CELLS = 1 << 24  # similarities in memory at a time

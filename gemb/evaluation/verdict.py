@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gemb.bootstrap import interval
 from gemb.errors import UsageError
-from gemb.scores import Scores, Size
+from gemb.evaluation.metrics import interval
+from gemb.evaluation.scores import Scores, Size
 
 Word = Literal["WIN", "TIE", "REGRESSION"]
 

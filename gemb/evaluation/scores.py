@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gemb.bootstrap import Form, Interval, Statistic, interval
 from gemb.errors import UsageError
-from gemb.metrics import Floats
+from gemb.evaluation.metrics import Floats, Form, Interval, Statistic, interval
 
 MARK = "gemb_scores"  # the key of the format's version
 
