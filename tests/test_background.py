@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec, packed
 from gemb.errors import UsageError
+from gemb.index.floor import PROBES, USUAL, Background, measure, probe_vectors
 from gemb.models.profile import ModelProfile
-from gemb.search.background import USUAL, Background, measure
-from gemb.search.probes import PROBES, probe_vectors
 
 DIM = 64
 

@@ -14,8 +14,8 @@ import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.embedding.vectors import unpacked
+from gemb.index.hits import Hit
 from gemb.index.reader import Index
-from gemb.search.hits import Hit
 
 ROWS = [
     {"key": "a", "text": "red apples", "title": "fruit", "year": 2023, "lang": "en"},

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb.index import places
-from gemb.index.matching import Matcher
-from gemb.index.rows import IndexRow, crc, kept_fields, path_of
-from gemb.index.schema import open_to_write, transaction
+from gemb.index import manifest as places
+from gemb.index.schema import IndexRow, crc, kept_fields, open_to_write, path_of, transaction
+from gemb.index.state import Matcher
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gemb.errors import GembError
-from gemb.search.mapped_file import MappedRows, gathered, read_ahead
+from gemb.index.mapped import MappedRows, gathered, read_ahead
 
 PAGE = mmap.PAGESIZE
 

@@ -7,13 +7,11 @@ import pytest
 
 from gemb.embedding.vectors import VectorSpec, packed, unpacked
 from gemb.errors import UsageError
-from gemb.search import code_scan, ranking
-from gemb.search.accuracy import Plan, plan, ranked
-from gemb.search.code_scan import by_faiss, by_numpy, nearest_codes
-from gemb.search.ranking import exact
+from gemb.index import codes as code_scan
+from gemb.index import ranking
+from gemb.index.codes import Coder, by_faiss, by_numpy, nearest_codes
+from gemb.index.ranking import Plan, exact, plan, ranked, two_stage
 from gemb.search.recall import check_recall, rows_as_queries
-from gemb.search.sign_codes import Coder
-from gemb.search.two_stage import two_stage
 
 
 def unit(rows, dim, seed=0, clusters=None):

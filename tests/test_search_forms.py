@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gemb.errors import UsageError
+from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
 from gemb.models.prompts import Prompt
@@ -23,7 +24,6 @@ from gemb.search.excerpts import Excerpt, compared, excerpts
 from gemb.search.form import Form
 from gemb.search.format_string import FIELDS, FormatLines, parsed
 from gemb.search.grep_lines import GrepLines
-from gemb.search.hits import Hit
 from gemb.search.json_hits import JsonHits
 from gemb.search.name_lists import NameList
 from gemb.search.queries import Query

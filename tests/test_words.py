@@ -14,14 +14,12 @@ from hypothesis import strategies as st
 
 from gemb.errors import GembError
 from gemb.index import bm25
-from gemb.index.bm25 import by_words
+from gemb.index.bm25 import by_words, word_scores
+from gemb.index.hits import Hit, fused
 from gemb.index.schema import TABLES
 from gemb.index.where import condition
-from gemb.search.fusion import fused
-from gemb.search.hits import Hit
 from gemb.search.queries import from_words
 from gemb.search.wanted import Wanted, above
-from gemb.search.word_scores import word_scores
 from gemb.texts.words import MOST, query_words
 
 

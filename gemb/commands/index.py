@@ -20,8 +20,8 @@ from gemb.errors import SomeRowsFailed, UsageError
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
-    from gemb.index.changes import Changes
     from gemb.index.source import Source
+    from gemb.index.state import Changes
 
 GROUPS = {
     "Rows": ("input_format", "null", "text_field", "title_field", "id_field", "keep"),
@@ -112,8 +112,7 @@ def build(
     """
     if not sources and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError(f"what is {folder} to be built of? Name a FILE or a DIR")
-    from gemb.index.build import check_target
-    from gemb.index.building import build_index
+    from gemb.index.build import build_index, check_target
 
     check_target(folder, overwrite=force)
     is_named = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
@@ -190,7 +189,7 @@ def rm(
     """
     if not references and where is None:
         raise click.UsageError("name an ID or a PATH, or --where FILTER")
-    from gemb.index.remove import remove
+    from gemb.index.care import remove
 
     changes = remove(folder, references, where, None if dry_run else _asking(yes))
     if as_json:

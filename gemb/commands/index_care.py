@@ -17,7 +17,7 @@ from gemb.errors import NegativeAnswer
 @JSON
 def info(folder: Path, as_json: bool) -> None:
     """Say what an index is: rows, model, prompt, source, size."""
-    from gemb.index.info import facts, info
+    from gemb.index.care import facts, info
 
     found = info(folder)
     if as_json:
@@ -67,7 +67,7 @@ def compact(folder: Path) -> None:
     The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
     free space as the index that results.
     """
-    from gemb.index.compact import compact
+    from gemb.index.care import compact
     from gemb.models.hub import show_size
 
     done = compact(folder)

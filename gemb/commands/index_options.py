@@ -127,7 +127,8 @@ def _source(
     Raises:
         UsageError: options of rows and of passages do not go together, or a path cannot be read.
     """
-    from gemb.index.source import Source, chosen_kind
+    from gemb.index.build import chosen_kind
+    from gemb.index.source import Source
 
     if "" in paths:
         raise click.UsageError("an empty name for a FILE")

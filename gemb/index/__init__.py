@@ -1,1 +1,5 @@
-"""The index: a folder of rows, their vectors and sign codes, that stays whole whatever happens."""
+"""An index: stored rows, and the scan over them.
+
+`build` and `sync` write one, `reader` opens one, `ranking` finds the nearest rows.
+May import: `embedding`, `datasets`, and what they may import.
+"""

@@ -1,12 +1,12 @@
-"""manifest.json: what an index is. It is replaced as a whole; rows and counts are the database's.
+"""Paths in an index: kept as they were typed when it was built, shown as one would type them here.
 
-The files of the index carry a generation in their names from the second on (rows.2.sqlite): a
-compacted index is written beside the old one, and the manifest that names it makes it the index.
+A path that was relative is relative to the folder in which the index was built, its base.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping
@@ -18,6 +18,35 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.text import visible
+
+
+def shown(path: str, base: str) -> str:
+    """Return a kept path as one would type it in the current folder."""
+    here = os.getcwd()  # noqa: PTH109
+    if here == base or os.path.isabs(path):  # noqa: PTH117
+        return path
+    absolute = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
+    if absolute.startswith(here.rstrip("/") + "/"):
+        return os.path.relpath(absolute, here)
+    return absolute
+
+
+def kept(path: str, base: str) -> tuple[str, str]:
+    """Return the two forms in which a path that is typed here may be kept."""
+    absolute = os.path.abspath(path)  # noqa: PTH100
+    return os.path.relpath(absolute, base), absolute
+
+
+def real(path: str, base: str) -> str:
+    """Return where a kept path is now."""
+    return os.path.normpath(os.path.join(base, path))  # noqa: PTH118
+
+
+# manifest.json: what an index is. It is replaced as a whole; rows and counts are the database's.
+#
+# The files of the index carry a generation in their names from the second on (rows.2.sqlite): a
+# compacted index is written beside the old one, and the manifest that names it makes it the index.
+
 
 FORMAT = 1
 MARK = "gemb index"

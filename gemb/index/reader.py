@@ -18,20 +18,22 @@ from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import GembError, UsageError
-from gemb.index import places
-from gemb.index.manifest import (
-    Manifest,
-    codes_path,
-    read_manifest,
-    rows_path,
-    vectors_path,
+from gemb.index import manifest as places
+from gemb.index.codes import Coder
+from gemb.index.hits import Hit
+from gemb.index.manifest import Manifest, codes_path, read_manifest, rows_path, vectors_path
+from gemb.index.mapped import MappedRows, gathered
+from gemb.index.schema import (
+    COLUMNS,
+    crc,
+    id_columns,
+    kept_fields,
+    open_to_read,
+    path_column,
+    path_of,
+    readable,
 )
-from gemb.index.rows import COLUMNS, crc, id_columns, kept_fields, path_column, path_of
-from gemb.index.schema import open_to_read, readable
 from gemb.io.text import visible
-from gemb.search.hits import Hit
-from gemb.search.mapped_file import MappedRows, gathered
-from gemb.search.sign_codes import Coder
 
 Rows = NDArray[np.int64]
 NUMBERS: dict[str, np.dtype[Any]] = {

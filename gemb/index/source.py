@@ -6,18 +6,23 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from gemb.errors import GembError, UsageError
-from gemb.index import places
+from gemb.errors import GembError
+from gemb.index import manifest as places
+from gemb.index.manifest import is_index
 from gemb.io.text import visible
 from gemb.texts import inputs
 from gemb.texts.inputs import Reading
-from gemb.texts.records import Fields, Id, Record
-from gemb.texts.walk import MOST_BYTES, Walk
+from gemb.texts.passages import split
+from gemb.texts.records import Fields, Id, Record, unfit
+from gemb.texts.walk import MOST_BYTES, Entry, Skipped, Walk, walk
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
 
 STDIN = "-"
 ROWS, PASSAGES, VECTORS = "rows", "passages", "vectors"
@@ -152,36 +157,53 @@ def described(paths: Sequence[str]) -> str:
     return ", ".join(shown) + more
 
 
-def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
-    """Return the source with its kind, and check what can be checked before a model is loaded.
+# The files that an index is made of, and their passages.
 
-    Args:
-        source: as the options describe it.
-        wants_passages: also of files that could be rows.
 
-    Raises:
-        UsageError: a path cannot be read, or options do not go together.
-    """
-    for path in source.paths:
-        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
-            raise UsageError(f"no such file or folder: {visible(path)}")
-    is_folder = [path != STDIN and os.path.isdir(path) for path in source.paths]  # noqa: PTH112
-    named = source.fields.named() or source.null or source.format != "auto"
-    if any(is_folder) or wants_passages:
-        if source.is_stdin:
-            raise UsageError("standard input has rows, not files; name files or folders")
-        if named:
-            raise UsageError(
-                "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
+def entries(source: Source, skipped: Skipped) -> list[Entry]:
+    """Return the files, in order; their paths are as the index keeps them."""
+    roots = [places.real(path, source.base) for path in source.paths]
+    kept = {root: not os.path.isabs(path) for path, root in zip(source.paths, roots, strict=True)}  # noqa: PTH117
+    found = []
+    for entry in walk(source.real(), source.walk, skipped):
+        if not _in_index(os.path.dirname(entry.real)):  # noqa: PTH120
+            is_relative = any(
+                one and (entry.real == root or entry.real.startswith(root.rstrip("/") + "/"))
+                for root, one in kept.items()
             )
-        return dataclasses.replace(source, kind=PASSAGES)
-    inputs.check(source.paths)
-    from gemb.index.vector_source import is_vectors  # which knows sources
+            path = os.path.relpath(entry.real, source.base) if is_relative else entry.real
+            found.append(entry._replace(path=path))
+    _in_index.cache_clear()
+    return found
 
-    vectors = [path != STDIN and is_vectors(path) for path in source.paths]
-    if any(vectors) and source.format == "auto":
-        if not all(vectors):
-            plain = source.paths[vectors.index(False)]
-            raise UsageError(f"{visible(plain)} has texts, other files have vectors: not together")
-        return dataclasses.replace(source, kind=VECTORS)
-    return dataclasses.replace(source, kind=ROWS)
+
+def is_gone(path: str, source: Source, skipped: Skipped) -> bool:
+    """Return whether a file that the walk did not find is no part of the source any more.
+
+    It may be, where the way to it is closed for now; one that is there and open was left out by
+    the rules, which have changed.
+    """
+    try:
+        os.stat(places.real(path, source.base))  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return not skipped.failed
+
+
+def passage_rows(text: str, path: str, source: Source) -> Sequence[SourceRow]:
+    """Return the passages of a file's text."""
+    rows = []
+    for passage in split(text, path, source.split):
+        words = text[passage.start : passage.end]
+        place = f"{visible(path)}:{passage.line}"
+        size = len(words) if words.isascii() else len(words.encode("utf-8", "replace"))
+        record = Record(place, place, words, passage.title, error=unfit(words), size=size)
+        rows.append(SourceRow(record, None, path, passage.line, passage.last_line))
+    return rows
+
+
+@cache
+def _in_index(folder: str) -> bool:
+    return is_index(Path(folder))

@@ -1,29 +1,189 @@
-"""An index brought up to date with its source, or looked at for what would be done."""
+"""The end of every change of an index: lookups, codes, background, manifest."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.backend import Encoder
+from gemb.embedding.pipeline import Window, embed, plain_embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
-from gemb.index.changes import Changes
-from gemb.index.finish import finish
-from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path
-from gemb.index.reader import Index, check_there
-from gemb.index.row_changes import MayRemove
-from gemb.index.source import STDIN, Source
-from gemb.index.update import OpenEncoder, update
-from gemb.index.update_state import State
+from gemb.index.differences import MayRemove, file_changes, row_changes
+from gemb.index.floor import measure
+from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path, write_manifest
+from gemb.index.reader import NUMBERS, Index, check_there, mapped
+from gemb.index.source import PASSAGES, STDIN, VECTORS, Source, SourceRow, source_rows, total_size
+from gemb.index.state import Changes, State
 from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
 from gemb.io.notes import note
+from gemb.io.progress import CountProgress, Progress
 from gemb.io.text import visible
+from gemb.texts.records import Record
+
+GROWN = 2  # times as many rows as when the background was measured: measure it again
+
+
+def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> None:
+    """Write what readers need beside the rows: lookups, codes, the manifest as it is now.
+
+    Raises:
+        GembError: the database cannot be written.
+        OSError: a file cannot be written.
+    """
+    writer.make_lookups()
+    writer.make_codes()
+    assert writer.coder, "it was made with the codes"
+    background, measured = manifest.background, manifest.background_rows
+    if background is None or (encoder is not None and writer.slots >= GROWN * measured):
+        spec = manifest.spec
+        path = vectors_path(folder, manifest.generation, spec.dtype)
+        stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
+        background = measure(stored, spec.dtype, spec, encoder).to_json()
+        measured = writer.slots if encoder else 0
+    manifest = dataclasses.replace(
+        manifest,
+        coder=manifest.coder or writer.coder.to_json(),
+        background=background,
+        background_rows=measured,
+        synced=now(),
+    )
+    write_manifest(folder, manifest)
+
+
+def now() -> str:
+    """Return date and time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+# A source and an index: what is new is embedded, what is there stays, what is gone is removed.
+
+
+BAR_EVERY = 1024  # rows
+
+OpenEncoder = Callable[[], Encoder]
+
+
+def update(
+    state: State,
+    spec: VectorSpec,
+    *,
+    open_encoder: OpenEncoder,
+    may_remove: MayRemove,
+    quiet: bool,
+) -> Changes:
+    """Bring an index up to date with its source; without a writer only count.
+
+    What was done stays done when it is stopped, and the next run goes on from there.
+
+    Args:
+        state: of the index.
+        spec: of its vectors.
+        open_encoder: called when the first text needs a vector.
+        may_remove: asked before rows (of files: files) are removed.
+        quiet: no progress and no notes.
+
+    Raises:
+        UsageError: the source cannot be read, or `may_remove` forbids.
+        GembError: the model fails, or the index is damaged.
+        OSError: the disk is full; what was committed is there.
+    """
+    writer = state.writer
+    if state.source.kind == PASSAGES:
+        records = file_changes(state, may_remove)
+    elif state.source.kind == VECTORS:
+        records = row_changes(state, _taken(state, spec, quiet=quiet), may_remove)
+    else:
+        state.total = total_size(state.source)
+        records = row_changes(state, source_rows(state.source, quiet=quiet), may_remove)
+    try:
+        _embed(state, spec, records, open_encoder, quiet=quiet)
+        if writer:
+            writer.commit()
+    except OSError:
+        raise
+    except BaseException:
+        with contextlib.suppress(GembError, OSError):
+            if writer:
+                writer.commit()
+        raise
+    if writer:
+        state.tally.say()
+    state.changes.failed = state.tally.failed
+    state.changes.unreadable = state.skipped.failed
+    state.changes.rows = writer.rows if writer else None
+    return state.changes
+
+
+def _taken(state: State, spec: VectorSpec, *, quiet: bool) -> Iterator[SourceRow]:
+    """Yield the rows of files of vectors, with a bar."""
+    from gemb.index.vector_source import count, vector_rows
+
+    total = count(state.source.real())
+    progress = CountProgress(total, "indexing", "rows", quiet=quiet or not state.writer)
+    try:
+        for number, row in enumerate(vector_rows(state.source, spec), 1):
+            yield row
+            if number % BAR_EVERY == 0:
+                progress.add(BAR_EVERY)
+    finally:
+        progress.close()
+
+
+def _embed(
+    state: State,
+    spec: VectorSpec,
+    records: Iterator[Record],
+    open_encoder: OpenEncoder,
+    *,
+    quiet: bool,
+) -> None:
+    """Give the records vectors, and write the rows that wait for them."""
+    first = next(records, None)
+    if first is not None:
+        embedder = plain_embedder(
+            open_encoder(),
+            state.prompt,
+            spec.dim,
+            max_tokens=spec.max_tokens,
+            on_long=state.source.on_long,
+        )
+        progress = Progress(state.total, wanted=not quiet)
+        try:
+            for window in embed(itertools.chain([first], records), embedder, live=False):
+                _write(state, window)
+                progress.add(window.rows)
+        finally:
+            progress.close()
+    state.drain()
+
+
+def _write(state: State, window: Window) -> None:
+    writer = state.writer
+    assert writer, "a dry run embeds nothing"
+    on_long = state.source.on_long
+    good = set(state.tally.sort(window.rows, on_long=on_long, on_error="skip"))
+    for place, vector in enumerate(window.vectors):
+        new = state.next_new()
+        if place in good:
+            writer.add(new.row, vector)
+        else:
+            state.changes.embedded -= 1
+            if new.file:
+                new.file.is_whole = False
+        state.replace(new)
+    writer.tick()
+
+
+# An index brought up to date with its source, or looked at for what would be done.
 
 
 @dataclass(frozen=True, kw_only=True)

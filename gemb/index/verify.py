@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import plain_embedder
 from gemb.errors import GembError
-from gemb.index.changes import counted
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index, committed
-from gemb.index.rows import COLUMNS, crc
-from gemb.index.schema import readable
-from gemb.index.sync import check_model
-from gemb.index.update import OpenEncoder
+from gemb.index.schema import COLUMNS, crc, readable
+from gemb.index.state import counted
+from gemb.index.sync import OpenEncoder, check_model
 from gemb.io.text import visible
 from gemb.models.hub import show_size
 from gemb.models.prompts import Prompt

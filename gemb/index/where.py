@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 COLUMNS = ("id", "path", "line", "last_line", "title", "text")
 LOOKED_AT = 1000  # rows whose kept fields are listed before all are
 

@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.vectors import packed, unpacked
+from gemb.index.codes import Coder
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, committed
-from gemb.index.rows import COLUMNS, Column, IndexRow
-from gemb.index.schema import LOOKUPS, open_to_write, readable
-from gemb.search.sign_codes import Coder
+from gemb.index.schema import COLUMNS, LOOKUPS, Column, IndexRow, open_to_write, readable
 
 Vectors = NDArray[np.float32]
 

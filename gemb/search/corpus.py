@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gemb.embedding.store import key_of
 from gemb.errors import UsageError
-from gemb.search.hits import Hit
+from gemb.index.hits import Hit
 from gemb.search.passage_table import FIELDS, PassageTable, unpacked
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gemb.search.hits import Hit
+from gemb.index.hits import Hit
 from gemb.texts.words import wanted_stems, weights, words_of
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec
-from gemb.search.background import measure
-from gemb.search.hits import Hit
+from gemb.index.floor import measure
+from gemb.index.hits import Hit
 from gemb.search.hybrid import chosen, depth, with_words
 from gemb.search.queries import Query
 from gemb.search.tree_search import Answer, Corpus

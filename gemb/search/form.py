@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from gemb.index.hits import Hit
 from gemb.io.text import visible
 from gemb.search.excerpts import Excerpt
-from gemb.search.hits import Hit
 from gemb.search.queries import Query
 
 Write = Callable[[bytes], object]

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.search.fusion import fused
-from gemb.search.hits import Hit
+from gemb.index.hits import Hit, fused
 from gemb.search.queries import Query
 from gemb.search.wanted import QueryHits, Wanted, has_all
 from gemb.texts.words import wanted_stems
@@ -55,7 +54,7 @@ def with_words(
     spec: VectorSpec,
 ) -> list[Hit]:
     """Return the hits of both rankings, fused: `by_meaning`, and the passages' words (BM25)."""
-    from gemb.search.word_scores import word_scores
+    from gemb.index.bm25 import word_scores
 
     records = (corpus.record(number) for number in range(len(corpus)))
     scores = word_scores(

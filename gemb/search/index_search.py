@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.index.hits import fused
+from gemb.index.mapped import read_ahead
+from gemb.index.ranking import plan, ranked
 from gemb.index.reader import Index
 from gemb.io.notes import note
-from gemb.search.accuracy import plan, ranked
-from gemb.search.fusion import fused
 from gemb.search.hybrid import DEPTH, chosen, depth
-from gemb.search.mapped_file import read_ahead
 from gemb.search.queries import Query
 from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
 
@@ -129,7 +129,7 @@ def _floor(index: Index, count: int, wanted: Wanted, *, has_query: bool) -> floa
     entries = index.manifest.background
     if entries is None or not has_query or not count:
         return NO_FLOOR
-    from gemb.search.background import Background
+    from gemb.index.floor import Background
 
     return Background.from_json(entries).floor(count)
 

@@ -8,9 +8,9 @@ import time
 
 import click
 
+from gemb.index.hits import Hit
 from gemb.io.text import cut, duration, visible
 from gemb.search.form import shown_name
-from gemb.search.hits import Hit
 from gemb.search.tree_search import Answer
 
 DELAY_S = 1.0  # what is done by then needs no report

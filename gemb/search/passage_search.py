@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from gemb.embedding.pipeline import Window, embed, plain_embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
+from gemb.index.hits import Hit
 from gemb.models.prompts import Prompt
 from gemb.search.best import Best
 from gemb.search.corpus import Passages
 from gemb.search.embedding_order import ordered
-from gemb.search.hits import Hit
 from gemb.search.vector_cache import VectorCache, scores_of
 from gemb.texts.records import Record
 from gemb.texts.words import Promise

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.vectors import unpacked
-from gemb.search.accuracy import Plan, ranked
+from gemb.index.ranking import Plan, ranked
 
 if TYPE_CHECKING:
-    from gemb.search.ranking import Found
-    from gemb.search.sign_codes import Coder, Codes
+    from gemb.index.codes import Coder, Codes
+    from gemb.index.ranking import Found
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]

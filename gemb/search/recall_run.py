@@ -33,9 +33,9 @@ def run_recall(
     """
     import os
 
+    from gemb.index.ranking import plan
     from gemb.index.reader import Index
     from gemb.models import prompts
-    from gemb.search.accuracy import plan
     from gemb.search.index_match import check_asked, check_model, own_task
     from gemb.search.index_search import rows_of
     from gemb.search.query_vectors import embedded

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
+from gemb.index.hits import Hit
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.search.excerpts import compared, excerpts
 from gemb.search.form import Form
-from gemb.search.hits import Hit
 from gemb.search.queries import Query
 from gemb.search.wanted import QueryHits, Wanted
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from urllib.parse import quote
 
+from gemb.index.hits import Hit
 from gemb.search.excerpts import Excerpt
 from gemb.search.form import Write
-from gemb.search.hits import Hit
 from gemb.search.queries import Query
 
 TAG = "gemb"

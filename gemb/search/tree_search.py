@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
+from gemb.index.hits import Hit
 from gemb.io.text import visible
 from gemb.search.corpus import Passages
 from gemb.search.gathering import Sources, gather_into
-from gemb.search.hits import Hit
 from gemb.search.passage_search import Answer, PassageSearch
 from gemb.search.passage_table import PassageTable
 from gemb.search.vector_cache import VectorCache

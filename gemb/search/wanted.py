@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gemb.search.hits import Hit
+from gemb.index.hits import Hit
 from gemb.search.queries import Query
 from gemb.texts.words import wanted_stems, words_of
 

@@ -122,10 +122,9 @@ def milliseconds(name: str, work: Callable[[int], object], queries: int) -> None
 def warm(folder: Path, vectors: Path, copies: int) -> None:
     import numpy as np
 
+    from gemb.index.codes import nearest_codes
+    from gemb.index.ranking import plan, two_stage
     from gemb.index.reader import Index
-    from gemb.search.accuracy import plan
-    from gemb.search.code_scan import nearest_codes
-    from gemb.search.two_stage import two_stage
 
     with Index.open(folder) as index:
         assert index.coder, "an index with codes"

@@ -30,11 +30,9 @@ import numpy as np
 
 import gemb.models.references
 from gemb.embedding.vectors import VectorSpec, packed
-from gemb.search.accuracy import plan
-from gemb.search.mapped_file import read_ahead
-from gemb.search.ranking import exact
-from gemb.search.sign_codes import Coder
-from gemb.search.two_stage import two_stage
+from gemb.index.codes import Coder
+from gemb.index.mapped import read_ahead
+from gemb.index.ranking import exact, plan, two_stage
 
 QUERIES = 500
 TYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}

@@ -1,27 +1,151 @@
-"""What a pass over a source has done so far, and the rows that wait for their vectors."""
+"""Which stored rows the rows of a source are: by id, or by what the model sees."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import Row
 from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
-from gemb.index.changes import Changes
 from gemb.index.manifest import Manifest
-from gemb.index.matching import Known, Matcher
-from gemb.index.rows import IndexRow, kept_json, path_column
+from gemb.index.schema import LARGEST, IndexRow, kept_json, path_column
 from gemb.index.source import PASSAGES, Source, SourceRow
 from gemb.index.writer import Writer
 from gemb.models.prompts import Prompt
-from gemb.texts.records import Record, RowError
+from gemb.texts.records import Id, Record, RowError
 from gemb.texts.walk import Entry, Skipped
+
+
+class Known(NamedTuple):
+    """A stored row."""
+
+    slot: int
+    digest: bytes
+    crc: int
+
+
+class Matcher:
+    """Finds stored rows, each claimed once. What is left at the end is no longer in the source.
+
+    Rows that are appended meanwhile are found, too: they are claimed from the beginning. A byte,
+    and for a text that stands in several rows a number, of memory for each stored row.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, slots: int) -> None:
+        """Look at the first `slots` slots; `make_lookups` was called where there are any."""
+        self._connection = connection
+        self._claimed = np.zeros(slots, np.bool_)
+        self._claimed[[slot for (slot,) in connection.execute("SELECT slot FROM removed")]] = True
+        self._last: dict[bytes, int] = {}  # digest -> the last slot that was claimed with it
+        self.slots = slots
+        self.count = slots - int(self._claimed.sum())
+
+    def with_id(self, row_id: Id) -> Known | None:
+        """Return the row of this id, claimed or not."""
+        if isinstance(row_id, int) and abs(row_id) > LARGEST:
+            row_id = str(row_id)
+        query = "SELECT slot, digest, crc FROM rows WHERE id = ? ORDER BY slot DESC LIMIT 1"
+        return self._one(query, row_id)
+
+    def with_digest(self, digest: bytes) -> Known | None:
+        """Return the first row of this digest that nobody has claimed."""
+        if not self.slots:
+            return None  # nor is there anything to look it up with
+        query = "SELECT slot, digest, crc FROM rows WHERE digest = ? AND slot > ? ORDER BY slot"
+        after = self._last.get(digest, -1)
+        while found := self._one(query, digest, after):
+            if not self.is_claimed(found.slot):
+                return found
+            after = self._last[digest] = found.slot
+        return None
+
+    def twin(self, digest: bytes) -> int | None:
+        """Return the first row of this digest, claimed or not: its vector is the same."""
+        if not self.slots:
+            return None
+        query = "SELECT slot, digest, crc FROM rows WHERE digest = ? ORDER BY slot LIMIT 1"
+        found = self._one(query, digest)
+        return found.slot if found else None
+
+    def of_path(self, path: str | bytes | None) -> list[Known]:
+        """Return the rows of a file, in the order of their slots."""
+        query = "SELECT slot, digest, crc FROM rows WHERE path = ? ORDER BY slot"
+        return [Known(*row) for row in self._connection.execute(query, (path,))]
+
+    def claim(self, slot: int) -> None:
+        """Say that a stored row is one of the source's."""
+        self._claimed[slot] = True
+
+    def is_claimed(self, slot: int) -> bool:
+        """Return whether a row is one of the source's."""
+        return slot >= self.slots or bool(self._claimed[slot])
+
+    def left(self) -> Iterator[int]:
+        """Yield the slots that nobody claimed."""
+        yield from np.flatnonzero(~self._claimed).tolist()
+
+    def left_count(self) -> int:
+        """Return how many nobody claimed."""
+        return int((~self._claimed).sum())
+
+    def _one(self, query: str, *values: object) -> Known | None:
+        cursor = self._connection.execute(query, values)
+        found = cursor.fetchone()
+        cursor.close()  # an open one would hold the transaction
+        return Known(*found) if found else None
+
+
+# What a build or a sync did to an index, counted.
+
+
+@dataclass(kw_only=True)
+class Changes:
+    """Counts; of files, where the source is files, else of rows."""
+
+    unit: str  # rows, files
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    same: int = 0
+    embedded: int = 0  # rows that got a new vector; in a dry run, would get one
+    copied: int = 0  # new rows whose text was there already, with its vector
+    taken: int = 0  # new rows that came with their vector
+    failed: int = 0  # rows of the source that have no vector
+    unreadable: int = 0  # files or folders; what the index had of them stays
+    rows: int | None = None  # of the index, afterwards; None: nothing was done
+
+    def line(self) -> str:
+        """Return the counts in short: +12 ~3 -1 files (41 passages embedded; 512 in all)."""
+        what = "passage" if self.unit == "files" else "row"
+        more = [f"{counted(self.embedded, what)} {'to embed' if self.rows is None else 'embedded'}"]
+        if self.taken:
+            more = [f"{counted(self.taken, 'vector')} taken over"]
+        if self.copied:
+            more.append(f"{self.copied:,} had their vector already")
+        if self.rows is not None:
+            more.append(f"{self.rows:,} in all")
+        counts = f"+{self.added:,} ~{self.changed:,} -{self.removed:,}"
+        return f"{counts} {self.unit} ({'; '.join(more)})"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: 1 row, 2 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+# What a pass over a source has done so far, and the rows that wait for their vectors.
 
 
 @dataclass

@@ -1,0 +1,285 @@
+"""An index without its removed rows: written beside the old one, under the next generation."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemb.errors import UsageError
+from gemb.index import manifest as places
+from gemb.index.differences import MayRemove
+from gemb.index.manifest import (
+    Manifest,
+    codes_path,
+    read_manifest,
+    rows_path,
+    vectors_path,
+    write_manifest,
+)
+from gemb.index.reader import Index
+from gemb.index.schema import COLUMNS, crc, id_columns, path_column, readable
+from gemb.index.source import Source, described
+from gemb.index.state import Changes
+from gemb.index.sync import finish, now, writing
+from gemb.index.verify import bad_blocks, damaged
+from gemb.index.where import condition_for, matching
+from gemb.index.writer import Writer
+from gemb.io.locks import locked_index
+from gemb.io.text import visible
+
+_NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compacted:
+    """What a compaction did."""
+
+    removed: int  # slots that are gone
+    before: int  # bytes of all files
+    after: int
+
+
+def compact(folder: Path) -> Compacted:
+    """Leave out the removed rows. Readers that have the index open keep what they see.
+
+    It needs as much free space as the index that results.
+
+    Raises:
+        UsageError: the folder is no index.
+        GembError: the index is damaged.
+        OSError: the disk is full; the index is as it was.
+    """
+    read_manifest(folder)
+    with locked_index(folder):
+        manifest = read_manifest(folder)
+        before = size(folder)
+        with Index.open(folder) as index:
+            removed = len(index.stored) - index.count
+            if removed:
+                _check(index)
+                _rewrite(folder, index, _next(manifest))
+        _tidy(folder, read_manifest(folder))
+        return Compacted(removed, before, size(folder))
+
+
+def _check(index: Index) -> None:
+    """Refuse damaged vectors: their copies would have good checksums.
+
+    Raises:
+        GembError: a block is damaged.
+    """
+    path = vectors_path(index.folder, index.manifest.generation, index.spec.dtype)
+    if bad := bad_blocks(index, "crc_vectors", index.stored):
+        raise damaged(path, f"the block from row {bad[0]}")
+
+
+def size(folder: Path) -> int:
+    """Return the bytes of all files of an index."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
+def _next(manifest: Manifest) -> Manifest:
+    return dataclasses.replace(
+        manifest, generation=manifest.generation + 1, coder=None, synced=now()
+    )
+
+
+def _rewrite(folder: Path, index: Index, manifest: Manifest) -> None:
+    """Write the files of the next generation, and make them the index."""
+    for path in _files(folder, manifest):
+        path.unlink(missing_ok=True)  # of a compaction that was stopped
+    writer = Writer(folder, manifest)
+    try:
+        _copy(index, writer)
+        writer.make_lookups()
+        writer.make_codes()
+        assert writer.coder, "it was made with the codes"
+        manifest = dataclasses.replace(manifest, coder=writer.coder.to_json())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            writer.close()
+            for path in _files(folder, manifest):
+                path.unlink(missing_ok=True)
+        raise
+    writer.close()
+    write_manifest(folder, manifest)
+
+
+def _copy(index: Index, writer: Writer) -> None:
+    """Copy the rows that are left, with their vectors."""
+    path = rows_path(index.folder, index.manifest.generation)
+    with readable(path):
+        rows = index.connection.execute(f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot")
+        for slot, *columns in rows:
+            if crc(tuple(columns[:-1])) != columns[-1]:
+                raise damaged(path, f"row {slot}")
+            writer.add_columns(tuple(columns), index.stored[slot : slot + 1])
+            writer.tick()
+        for values in index.connection.execute("SELECT * FROM files"):
+            writer.run("INSERT INTO files VALUES (?, ?, ?, ?, ?)", values)
+    writer.commit()
+
+
+def _files(folder: Path, manifest: Manifest) -> list[Path]:
+    """Return the files of a generation, there or not."""
+    rows = rows_path(folder, manifest.generation)
+    return [
+        rows,
+        rows.with_name(rows.name + "-wal"),
+        rows.with_name(rows.name + "-shm"),
+        vectors_path(folder, manifest.generation, manifest.spec.dtype),
+        codes_path(folder, manifest.generation),
+    ]
+
+
+def _tidy(folder: Path, manifest: Manifest) -> None:
+    """Remove the files of other generations: the last one, or what a kill left of a next one."""
+    ours = {path.name for path in _files(folder, manifest)}
+    for path in folder.iterdir():
+        if path.name not in ours and _NUMBERED.fullmatch(path.name):
+            path.unlink()
+
+
+# Rows taken out of an index: by id, by path, by a filter.
+
+
+def remove(
+    folder: Path,
+    references: Sequence[str],
+    where: str | None,
+    may_remove: MayRemove | None,
+) -> Changes:
+    """Remove rows, or only count them.
+
+    Args:
+        folder: of the index.
+        references: ids, files, folders.
+        where: a filter.
+        may_remove: asked first; None: only count.
+
+    Raises:
+        UsageError: a reference names nothing, the filter is none, or `may_remove` forbids.
+        GembError: the index is damaged.
+    """
+    if may_remove is None:
+        with Index.open(folder) as index:
+            slots = _slots(index.connection, index.manifest, references, where)
+            return Changes(unit="rows", removed=len(slots))
+    with writing(folder) as (manifest, writer):
+        slots = _slots(writer.connection, manifest, references, where)
+        count = writer.rows
+        may_remove(len(slots), count)
+        # A file that lost a passage is read again by the next sync; one that lost all is new.
+        writer.run("CREATE TEMP TABLE out_of(path)")
+        for slot in slots:
+            writer.run("INSERT INTO out_of SELECT path FROM rows WHERE slot = ?", (slot,))
+        writer.run("UPDATE files SET mtime_ns = -1 WHERE path IN (SELECT path FROM out_of)")
+        writer.remove(slots)
+        writer.run(
+            "DELETE FROM files WHERE path IN (SELECT path FROM out_of) "
+            "AND path NOT IN (SELECT path FROM rows WHERE path IS NOT NULL)"
+        )
+        writer.commit()
+        finish(folder, manifest, writer, None)
+        return Changes(unit="rows", removed=len(slots), rows=count - len(slots))
+
+
+def _slots(
+    connection: sqlite3.Connection, manifest: Manifest, references: Sequence[str], where: str | None
+) -> list[int]:
+    """Return the slots that are meant, ascending."""
+    slots: set[int] = set()
+    for reference in references:
+        found = _named(connection, manifest, reference)
+        if not found:
+            raise UsageError(f"no row and no file '{visible(reference, 80)}'; nothing was removed")
+        slots |= found
+    if where is not None:
+        slots.update(matching(connection, condition_for(connection, where)).tolist())
+    return sorted(slots)
+
+
+def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -> set[int]:
+    """Return the slots of an id, of a file, or of all files in a folder."""
+    ids = id_columns(reference)
+    found = connection.execute(
+        f"SELECT slot FROM rows WHERE id IN ({', '.join('?' * len(ids))})",
+        ids,
+    ).fetchall()
+    for path in places.kept(reference, str(manifest.source.get("base", "/"))):
+        column = path_column(path)
+        found += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
+        # All that begin with the folder and its slash; `0` follows `/`. A path that is no UTF-8 is
+        # stored as bytes, which SQLite compares with bytes alone.
+        query = "SELECT slot FROM rows WHERE path >= ? AND path < ?"
+        if isinstance(column, str):
+            found += connection.execute(query, (column + "/", column + "0")).fetchall()
+        data = os.fsencode(path)
+        found += connection.execute(query, (data + b"/", data + b"0")).fetchall()
+    return {slot for (slot,) in found}
+
+
+# What an index is, for people and for programs.
+
+
+def info(folder: Path) -> dict[str, object]:
+    """Return what an index is, by name.
+
+    Raises:
+        UsageError: the folder is no index.
+        GembError: it is damaged.
+    """
+    with Index.open(folder) as index:
+        manifest = index.manifest
+        source = Source.from_json(manifest.source)
+        files = index.connection.execute("SELECT count(*) FROM files WHERE passages > 0")
+        return {
+            "path": str(folder.absolute()),
+            "rows": index.count,
+            "removed": len(index.stored) - index.count,
+            "files": files.fetchone()[0],
+            "model": manifest.model,
+            "fingerprint": index.spec.fingerprint,
+            "model_fingerprint": index.spec.model,
+            "task": manifest.task,
+            "prompt": index.spec.prompt,
+            "query_task": manifest.query_task,
+            "dim": index.spec.dim,
+            "dtype": index.spec.dtype,
+            "max_tokens": index.spec.max_tokens,
+            "codes": dict(manifest.coder)["kind"] if manifest.coder else None,
+            "is_coded": index.codes is not None,
+            "has_background": manifest.background is not None,
+            "size_bytes": size(folder),
+            "source": source.to_json(),
+            "built": manifest.built,
+            "synced": manifest.synced,
+            "made_by": manifest.made_by,
+        }
+
+
+def facts(found: dict[str, object]) -> list[tuple[str, ...]]:
+    """Return what `info` found as lines of name and value."""
+    from gemb.models.hub import show_size
+
+    source = Source.from_json(found["source"])  # type: ignore[arg-type]
+    removed = f", {found['removed']:,} removed" if found["removed"] else ""
+    files = f" of {found['files']:,} files" if found["files"] else ""
+    lines = [
+        ("path", str(found["path"])),
+        ("rows", f"{found['rows']:,}{files}{removed}"),
+        ("model", f"{found['model'] or 'not named'} (fingerprint {found['model_fingerprint']})"),
+        ("prompt", f"{found['task']}: '{found['prompt']}'"),
+        ("vectors", f"{found['dim']} wide, {found['dtype']}, fingerprint {found['fingerprint']}"),
+        ("codes", str(found["codes"]) if found["is_coded"] else "not all there"),
+        ("source", f"{source.kind} of {described(source.paths)}, from {source.base}"),
+        ("size", show_size(found["size_bytes"])),  # type: ignore[arg-type]
+        ("built", f"{found['built']}, gemb {found['made_by']}"),
+        ("synced", str(found["synced"])),
+    ]
+    return [(name, visible(value)) for name, value in lines]
