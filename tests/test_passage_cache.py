@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from gemb.errors import GembError
-from gemb.search.passage_table import FIELDS, PassageTable, Row
-from gemb.search.tree_search import Sources, gather
-from gemb.search.vector_cache import VectorCache
+from gemb.search.cache import FIELDS, PassageTable, Row, VectorCache
+from gemb.search.gather import Sources
+from gemb.search.passage_search import gather
 from test_tree import as_nobody
 from test_tree_search import OLD, write
 from word_encoder import WordEncoder

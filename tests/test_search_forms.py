@@ -19,16 +19,11 @@ from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
 from gemb.models.prompts import Prompt
-from gemb.search.context import Context
-from gemb.search.excerpts import Excerpt, compared, excerpts
-from gemb.search.form import Form
-from gemb.search.format_string import FIELDS, FormatLines, parsed
-from gemb.search.grep_lines import GrepLines
-from gemb.search.json_hits import JsonHits
-from gemb.search.name_lists import NameList
+from gemb.search.excerpts import Context, Excerpt, compared, excerpts
+from gemb.search.forms import Form, GrepLines, JsonHits, NameList, TrecRun
 from gemb.search.queries import Query
-from gemb.search.terminal_hits import TerminalHits, part_with
-from gemb.search.trec_run import TrecRun
+from gemb.search.template import FIELDS, FormatLines, parsed
+from gemb.search.terminal import TerminalHits, part_with
 from gemb.texts.words import wanted_stems, words_of
 
 PLAIN = Paint(is_on=False)

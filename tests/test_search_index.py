@@ -10,7 +10,7 @@ import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.index.reader import Index
-from gemb.search.index_search import rows_of
+from gemb.search.index import rows_of
 
 ROWS = [
     ("a", "cancel an order", "en", 2024),
@@ -187,7 +187,7 @@ def test_a_mistyped_index_is_told_apart_from_a_folder(rows: Gemb):
 
 
 def test_a_slow_filter_says_so_before_it_runs(rows: Gemb, monkeypatch, capsys):
-    monkeypatch.setattr("gemb.search.index_search.NOTED", 1)
+    monkeypatch.setattr("gemb.search.index.NOTED", 1)
     with Index.open(rows.folder / "rows.gemb") as index:
         rows_of(index, "line = 1")
         rows_of(index, "lang = 'de'", quiet=True)

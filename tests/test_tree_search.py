@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from gemb.errors import GembError, UsageError
+from gemb.search.cache import PassageTable
 from gemb.search.corpus import passage_key
-from gemb.search.passage_table import PassageTable
-from gemb.search.tree_search import Answer, Corpus, Sources, gather
+from gemb.search.gather import Sources
+from gemb.search.passage_search import Answer, Corpus, gather
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
 from gemb.texts.records import Fields
@@ -447,7 +448,7 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
 def test_after_the_most_promising_passages_files_come_whole(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemb.search.embedding_order.FIRST_BEST", 5)
+    monkeypatch.setattr("gemb.search.passage_search.FIRST_BEST", 5)
     (tree / "docs/17.txt").rename(tree / "docs/quux.txt")
     encoder = WordEncoder()
     corpus = gather(Sources(paths=("docs",)))

@@ -18,8 +18,7 @@ from gemb.index.bm25 import by_words, word_scores
 from gemb.index.hits import Hit, fused
 from gemb.index.schema import TABLES
 from gemb.index.where import condition
-from gemb.search.queries import from_words
-from gemb.search.wanted import Wanted, above
+from gemb.search.queries import Wanted, above, from_words
 from gemb.texts.words import MOST, query_words
 
 

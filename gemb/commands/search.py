@@ -20,10 +20,10 @@ from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
-    from gemb.search.form import Write
+    from gemb.search.forms import Write
+    from gemb.search.gather import Sources
     from gemb.search.queries import Query
-    from gemb.search.search_run import Job
-    from gemb.search.tree_search import Sources
+    from gemb.search.run import Job
 
 NO_QUERY = """
 Nothing to look for. Ask:
@@ -77,10 +77,10 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
     def open_model(reference: str) -> Encoder:
         return dataclasses.replace(options, model=reference or options.model).open().encoder
 
-    from gemb.search import search_run
+    from gemb.search import run as search_run
 
     if chosen.check_recall is not None:
-        from gemb.search.recall_run import run_recall
+        from gemb.search.recall import run_recall
 
         if index is None:
             raise click.UsageError("--check-recall measures an INDEX; name one")
@@ -173,8 +173,8 @@ def _index_of(paths: tuple[str, ...]) -> Path | None:
 
 
 def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
-    from gemb.search.search_run import Job
-    from gemb.search.wanted import Wanted
+    from gemb.search.queries import Wanted
+    from gemb.search.run import Job
 
     k = chosen.top_k if chosen.top_k is not None else None if chosen.count else 10
     if chosen.names and k:
@@ -201,7 +201,7 @@ def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
 
 
 def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
-    from gemb.search.tree_search import Sources
+    from gemb.search.gather import Sources
     from gemb.texts.inputs import Reading
     from gemb.texts.records import Fields
     from gemb.texts.walk import Walk

@@ -42,7 +42,7 @@ def check(chosen: Chosen) -> None:
     if chosen.full and (chosen.before, chosen.after, chosen.context) != (None,) * 3:
         raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
     if chosen.template is not None:
-        from gemb.search.format_string import parsed
+        from gemb.search.template import parsed
 
         parsed(chosen.template)
 

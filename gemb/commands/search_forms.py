@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gemb.commands.search_options import Chosen
 
 if TYPE_CHECKING:
-    from gemb.search.form import Form, Write
+    from gemb.search.forms import Form, Write
 
 
 def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
@@ -16,17 +16,17 @@ def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
     import shutil
 
     from gemb.io import colours
-    from gemb.search.context import Context
+    from gemb.search.excerpts import Context
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     paint = colours.Paint(is_on=colours.wanted(chosen.color, sys.stdout))
     is_many = chosen.queries_from is not None
     if is_silent:
-        from gemb.search.name_lists import Silent
+        from gemb.search.forms import Silent
 
         return Silent()
     if chosen.names or chosen.count:
-        from gemb.search.name_lists import NameList
+        from gemb.search.forms import NameList
 
         most = None if chosen.count else (10 if chosen.top_k is None else chosen.top_k) or None
         return NameList(
@@ -38,27 +38,27 @@ def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
             is_terminal=is_terminal,
         )
     if chosen.trec:
-        from gemb.search.trec_run import TrecRun
+        from gemb.search.forms import TrecRun
 
         return TrecRun(write, by_rank=chosen.hybrid)
     if chosen.template is not None:
-        from gemb.search.format_string import FormatLines
+        from gemb.search.template import FormatLines
 
         return FormatLines(write, chosen.template, is_null=chosen.null, is_terminal=is_terminal)
     is_grouped = is_terminal if chosen.heading is None else chosen.heading
     if chosen.as_json or (is_many and not is_grouped):
-        from gemb.search.json_hits import JsonHits
+        from gemb.search.forms import JsonHits
 
         return JsonHits(write, with_query=is_many)
     before, after = _context(chosen, is_grouped=is_grouped)
     is_asked = (chosen.before, chosen.after, chosen.context) != (None,) * 3
     context = Context(before, after, is_inside=not is_asked)
     if is_grouped and not chosen.null:
-        from gemb.search.terminal_hits import TerminalHits
+        from gemb.search.terminal import TerminalHits
 
         width = shutil.get_terminal_size().columns
         return TerminalHits(write, context, paint, width, is_whole=chosen.full, with_query=is_many)
-    from gemb.search.grep_lines import GrepLines
+    from gemb.search.forms import GrepLines
 
     return GrepLines(
         write,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gemb.embedding.store import key_of
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
-from gemb.search.passage_table import FIELDS, PassageTable, unpacked
+from gemb.search.cache import FIELDS, PassageTable, unpacked
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record
 from gemb.texts.walk import Entry, Skipped, read_text

@@ -9,14 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.index.hits import Hit, fused
-from gemb.search.queries import Query
-from gemb.search.wanted import QueryHits, Wanted, has_all
+from gemb.search.queries import Query, QueryHits, Wanted, has_all
 from gemb.texts.words import wanted_stems
 
 if TYPE_CHECKING:
     from gemb.embedding.vectors import VectorSpec
-    from gemb.search.tree_search import Corpus
+    from gemb.search.passage_search import Corpus
     from gemb.texts.records import Id
+
 
 DEPTH = 100  # ranks of each ranking that are fused
 

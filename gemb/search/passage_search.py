@@ -1,10 +1,11 @@
-"""One search of passages: those whose vectors are kept, then the others as they are embedded."""
+"""The best passages of each query so far."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,18 +13,106 @@ from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import Window, embed, plain_embedder
 from gemb.embedding.vectors import VectorSpec
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.index.hits import Hit
+from gemb.io.text import visible
 from gemb.models.prompts import Prompt
-from gemb.search.best import Best
+from gemb.search.cache import PassageTable, VectorCache, scores_of
 from gemb.search.corpus import Passages
-from gemb.search.embedding_order import ordered
-from gemb.search.vector_cache import VectorCache, scores_of
+from gemb.search.gather import Sources, gather_into
 from gemb.texts.records import Record
+from gemb.texts.walk import Skipped
 from gemb.texts.words import Promise
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
+
+
+SPARE = 32  # beyond k, for those that turn out to have changed
+
+
+class Best:
+    """Scores and numbers of the best, for some queries, of what is added block by block."""
+
+    def __init__(self, queries: int, k: int | None, floor: float) -> None:
+        """Begin with nothing. k None: all that reach the floor."""
+        self._k = None if k is None else k + SPARE
+        self._floor = floor
+        self._scores = [np.zeros(0, np.float32) for _ in range(queries)]
+        self._numbers = [np.zeros(0, np.int64) for _ in range(queries)]
+
+    def add(self, scores: NDArray[np.float32], numbers: NDArray[np.int64]) -> None:
+        """Add passages: scores [n, queries], and their numbers [n]."""
+        for query in range(len(self._scores)):
+            column = scores[:, query]
+            least = self._floor
+            if self._k is not None and len(self._scores[query]) >= self._k:
+                least = max(least, float(self._scores[query].min()))
+            keep = np.flatnonzero(column >= least)
+            if not len(keep):
+                continue
+            joined = np.concatenate([self._scores[query], column[keep]])
+            named = np.concatenate([self._numbers[query], numbers[keep]])
+            if self._k is not None and len(joined) > self._k:
+                order = np.lexsort((named, -joined))[: self._k]
+                joined, named = joined[order], named[order]
+            self._scores[query], self._numbers[query] = joined, named
+
+    def ranked(self, query: int) -> list[tuple[int, float]]:
+        """Return number and score of a query's best, best first; of equal ones the first first."""
+        scores, numbers = self._scores[query], self._numbers[query]
+        order = np.lexsort((numbers, -scores))
+        return list(zip(numbers[order].tolist(), scores[order].tolist(), strict=True))
+
+
+# In what order passages are embedded: the most promising first, for good answers early.
+
+
+JUDGED = 64  # so many passages or fewer are embedded as they come
+FIRST_BEST = 8192  # passages that are embedded strictly by promise; then file by file
+
+
+def ordered(passages: Passages, numbers: list[int], promise: Promise) -> list[int]:
+    """Return the numbers of passages, ascending before, the most promising first."""
+    if len(numbers) <= JUDGED or not promise.terms:
+        return numbers
+    scores = promise.scores(_terms(passages, numbers, promise))
+    order = np.argsort(-scores, kind="stable")
+    best, rest = order[:FIRST_BEST], order[FIRST_BEST:]
+    # Of the rest file by file, so that none is read again and again: its best passage counts.
+    files = passages.files_of(np.array(numbers)[rest])
+    hopes = np.zeros(len(passages.entries) + 1, np.float32)
+    np.maximum.at(hopes, files, scores[rest])
+    rest = rest[np.lexsort((rest, files, -hopes[files]))]
+    return [numbers[place] for place in (*best.tolist(), *rest.tolist())]
+
+
+def _terms(passages: Passages, numbers: list[int], promise: Promise) -> NDArray[np.bool_]:
+    """Return which terms stand in which passages, bool [n, terms]."""
+    found: list[NDArray[np.bool_]] = []
+    at = 0
+    while at < len(numbers):
+        file = passages.file_of(numbers[at])
+        if file == len(passages.entries):
+            for number in numbers[at:]:
+                record = passages.record(number)
+                text = record.text if record else ""
+                found.append(promise.found(text, [(0, len(text))]))
+            break
+        end = at
+        while end < len(numbers) and numbers[end] in passages.of_file(file):
+            end += 1
+        rows = passages.table[numbers[at:end]]
+        spans = list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True))
+        of_text = promise.found(passages.text_of(file) or "", spans)
+        path = passages.entries[file].path
+        found.append(of_text | promise.found(path, [(0, len(path))]))
+        at = end
+    return np.concatenate(found)
+
+
+# One search of passages: those whose vectors are kept, then the others as they are embedded.
+
 
 Vectors = NDArray[np.float32]
 
@@ -181,3 +270,135 @@ class PassageSearch:
                 elif is_last:
                     self._passages.lose(number)
         return Answer(hits, self.done, len(self._passages), self._tokens, is_last)
+
+
+# Search of files, folders and standard input without an index.
+#
+#     corpus = gather(Sources(paths=("docs/",)), cache=search_cache())     # needs no model
+#     for answer in corpus.search(queries, encoder, spec, words=[query]):  # the best so far
+#         ...
+#     corpus.skipped.say()  # and exit code 2 if corpus.skipped.failed
+#
+# `gather` needs no model: call it in a thread while the model is opened. The search then compares
+# what is in the cache, and embeds the rest, most promising first.
+
+
+__all__ = ["Answer", "Corpus", "Sources", "gather"]
+
+
+class Corpus(Passages):
+    """The passages of all sources, in order, and the search in them."""
+
+    def __init__(self, kind: str, cache: Path | None, *, quiet: bool = False) -> None:
+        known = PassageTable(cache, kind) if cache else None
+        super().__init__(kind, Skipped(quiet=quiet), known)
+        self._cache = cache
+        self._vectors: tuple[VectorSpec, VectorCache] | None = None
+
+    def vectors(self, spec: VectorSpec) -> VectorCache:
+        """Return the cache of these vectors."""
+        if not self._vectors or self._vectors[0] != spec:
+            is_said = self.known is not None and self.known.has_failed
+            self._vectors = spec, VectorCache(self._cache, spec, quiet=is_said)
+        return self._vectors[1]
+
+    def missing(self, spec: VectorSpec) -> int:
+        """Return how many passages have no vector in the cache yet."""
+        return int((self.vectors(spec).find(self.keys()) < 0).sum())
+
+    def sample(self, count: int, spec: VectorSpec) -> Vectors:
+        """Return the vectors of so many passages that have one, spread evenly, float32 [n, dim]."""
+        rows = self.vectors(spec).find(self.keys())
+        rows = rows[rows >= 0]
+        chosen = np.unique(np.linspace(0, max(0, len(rows) - 1), min(count, len(rows)), dtype=int))
+        if not len(chosen):
+            return np.zeros((0, spec.dim), np.float32)
+        return self.vectors(spec).gather(rows[chosen])
+
+    def at(self, path: str, line: int) -> Hit:
+        """Return the passage that holds a line of a file (score 1), for --like FILE:LINE.
+
+        Raises:
+            UsageError: no such file among the sources, no passage has this line, or the file
+                cannot be read.
+        """
+        hit = self.hit(self.number_at(path, line), 1.0)
+        if hit is None:
+            raise UsageError(
+                f"{visible(path)}: it cannot be read any more, or has changed just now"
+            )
+        return hit
+
+    def search(
+        self,
+        queries: Vectors,
+        encoder: Encoder,
+        spec: VectorSpec,
+        *,
+        words: Sequence[str] = (),
+        k: int | None = 10,
+        floor: float = -1.0,
+        every_s: float = 0.5,
+    ) -> Iterator[Answer]:
+        """Yield what was found, better and better; the last answer is that of all passages.
+
+        What is in the cache is compared first; the others are embedded, most promising first,
+        and cached every few seconds. A hit is checked against its file: where that has changed
+        since, its lines are those of now, and it is left out if it is gone.
+
+        An interrupt (any exception, or closing the iterator) keeps what was computed. Another
+        thread may be at work with the encoder for one more window then: nobody else may use it.
+
+        Args:
+            queries: unit vectors [Q, spec.dim].
+            encoder: embeds the passages, under `spec.prompt`.
+            spec: of the passages' vectors; its dtype is f16, as they are stored.
+            words: the queries as texts; passages that share words with them are embedded first.
+            k: hits of a query; None: all that reach the floor.
+            floor: the least score.
+            every_s: seconds between two answers. With k=None only the last one has hits.
+
+        Raises:
+            GembError: the model fails on every passage, or the cache is damaged.
+        """
+        assert spec.dtype == "f16", "vectors are cached in float16"
+        assert np.isfinite(queries).all(), "a query without a vector"
+        cache = self.vectors(spec)
+        found = PassageSearch(self, cache, queries, encoder, spec, k=k, floor=floor)
+        try:
+            found.compare_known()
+            if not found.is_done:
+                if found.done:
+                    yield found.answer(is_last=False)
+                shown = time.monotonic()
+                for _ in found.embed_missing(Promise.of(words)):
+                    if time.monotonic() - shown >= every_s:
+                        yield found.answer(is_last=False)
+                        shown = time.monotonic()
+        finally:
+            found.keep()
+        yield found.answer(is_last=True)
+
+
+def gather(
+    sources: Sources,
+    *,
+    cache: Path | None = None,
+    quiet: bool = False,
+    looked: Callable[[int], None] | None = None,
+) -> Corpus:
+    """Walk, read what has changed since the last search, and return the passages.
+
+    Args:
+        sources: what is searched.
+        cache: its folder, `gemb.caches.search_cache()`; None: nothing is kept.
+        quiet: no notes.
+        looked: called after each file with the number of files so far; what it raises ends the
+            walk, and what was split by then is kept.
+
+    Raises:
+        UsageError: a table or stream cannot be read as `sources` says.
+    """
+    corpus = Corpus(sources.kind, cache, quiet=quiet)
+    gather_into(corpus, sources, looked)
+    return corpus

@@ -1,13 +1,88 @@
-"""What is asked: a query of the command line, or a file of many."""
+"""What a search is asked to find, and what it found."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gemb.errors import UsageError
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.embedding.pipeline import embed, plain_embedder
+from gemb.errors import GembError, UsageError
+from gemb.index.hits import Hit
+from gemb.io.notes import note
 from gemb.io.text import visible
+from gemb.models.prompts import Prompt
+from gemb.texts.records import Record
+from gemb.texts.words import wanted_stems, words_of
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder
+
+
+NO_FLOOR = -1.0  # no cosine is below
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which passages or rows are wanted."""
+
+    k: int | None = 10  # of each query; None: all that reach the floor
+    min_score: float | None = None  # None: what is better than chance
+    is_weak: bool = False  # what does not reach the floor, too
+    where: str | None = None  # a filter of rows
+    is_hybrid: bool = False  # by words, too
+    accuracy: str = "auto"  # of `gemb.search.accuracy.ACCURACIES`
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryHits:
+    """The answers to one query."""
+
+    query: Query
+    vector: NDArray[np.float32]  # of the query, [dim]
+    hits: list[Hit]  # that reach the floor, best first
+    floor: float  # NO_FLOOR: there is none
+    best_below: float | None  # the best score that does not reach it; None: nothing was left out
+
+
+def above(
+    query: Query, vector: NDArray[np.float32], hits: list[Hit], floor: float, wanted: Wanted
+) -> QueryHits:
+    """Return the hits that reach the floor; with `wanted.is_weak` all of them.
+
+    What has all the words of the query is better than chance, whatever its cosine: models know
+    little of rare names. Of 180 searches for one or two rare words of a text 19 % found nothing
+    without this rule, 9 % with it (EmbeddingGemma-300M), and of 1,400 questions about another
+    subject one more has an answer.
+    """
+    below = [] if wanted.is_weak else [hit for hit in hits if hit.score < floor]
+    if below and wanted.min_score is None:
+        stems = wanted_stems(query.text)
+        below = [hit for hit in below if not has_all(hit, stems)]
+    left_out = set(map(id, below))
+    return QueryHits(
+        query=query,
+        vector=vector,
+        hits=[hit for hit in hits if id(hit) not in left_out],
+        floor=floor,
+        best_below=max((hit.score for hit in below), default=None),
+    )
+
+
+def has_all(hit: Hit, stems: frozenset[str]) -> bool:
+    """Return whether a hit has every one of these words, and there is one."""
+    return bool(stems) and stems <= {
+        word.stem for word in words_of(f"{hit.title or ''} {hit.text}")
+    }
+
+
+# What is asked: a query of the command line, or a file of many.
+
 
 TEXT_NAMES = ("text", "query")
 
@@ -98,3 +173,45 @@ def _checked(text: str, place: str) -> str:
     if wrong:
         raise UsageError(f"{place}: {wrong.message.replace('the text', 'it')}")
     return text
+
+
+# Queries as vectors.
+
+
+def embedded(
+    queries: Sequence[Query], encoder: Encoder, prompt: Prompt, dim: int, *, quiet: bool = False
+) -> NDArray[np.float32]:
+    """Return the unit vectors of the queries, float32 [len(queries), dim].
+
+    A query that is longer than the model takes is cut, and counted in a note.
+
+    Raises:
+        GembError: the model fails on one of them.
+    """
+    records = [Record(query.id, query.place, query.text) for query in queries]
+    return _vectors(records, encoder, prompt, dim, quiet=quiet)
+
+
+def passage_vector(
+    text: str, title: str | None, encoder: Encoder, prompt: Prompt, dim: int
+) -> NDArray[np.float32]:
+    """Return the unit vector of a passage, float32 [1, dim]: what is like it is looked for."""
+    return _vectors([Record(1, "the passage", text, title)], encoder, prompt, dim, quiet=True)
+
+
+def _vectors(
+    records: Sequence[Record], encoder: Encoder, prompt: Prompt, dim: int, *, quiet: bool
+) -> NDArray[np.float32]:
+    vectors = np.zeros((len(records), dim), np.float32)
+    first = cut = 0
+    for window in embed(records, plain_embedder(encoder, prompt, dim), live=False):
+        for row in window.rows:
+            if row.error:
+                raise GembError(f"{row.record.place}: {row.error.message}")
+            cut += row.is_cut
+        vectors[first : first + len(window.rows)] = window.vectors
+        first += len(window.rows)
+    if cut and not quiet:
+        whose = "the query is" if len(records) == 1 else f"{cut:,} queries are"
+        note(f"{whose} longer than the model takes ({encoder.profile.max_tokens} tokens), and cut")
+    return vectors

@@ -30,7 +30,8 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.models.prompts import for_task
 from gemb.models.references import resolve
 from gemb.plugins import for_model
-from gemb.search.tree_search import Sources, gather
+from gemb.search.gather import Sources
+from gemb.search.passage_search import gather
 
 QUERY = "how is the header of a file parsed"
 

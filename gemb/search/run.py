@@ -16,9 +16,8 @@ from gemb.index.hits import Hit
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.search.excerpts import compared, excerpts
-from gemb.search.form import Form
-from gemb.search.queries import Query
-from gemb.search.wanted import QueryHits, Wanted
+from gemb.search.forms import Form
+from gemb.search.queries import Query, QueryHits, Wanted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,8 +26,10 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.embedding.vectors import VectorSpec
     from gemb.models.prompts import Prompt
-    from gemb.search.live_hits import LiveHits
-    from gemb.search.tree_search import Answer, Corpus, Sources
+    from gemb.search.gather import Sources
+    from gemb.search.live import LiveHits
+    from gemb.search.passage_search import Answer, Corpus
+
 
 STOP_S = 1.0  # that a walk may take to end
 OPEN = Callable[[str], "Encoder"]  # a model reference, or empty: the user's -> the open model
@@ -61,9 +62,9 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
         UsageError: an input cannot be read as `sources` says, or --like names no passage.
         GembError: the model fails.
     """
-    from gemb.search.file_search import search_files
-    from gemb.search.live_hits import LiveHits
-    from gemb.search.query_vectors import passage_vector
+    from gemb.search.files import search_files
+    from gemb.search.live import LiveHits
+    from gemb.search.queries import passage_vector
 
     live = LiveHits(quiet=job.quiet)
     ready = _ready(job, sources, open_model, live)
@@ -125,8 +126,8 @@ def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Rea
     from gemb.embedding.vectors import VectorSpec
     from gemb.io.caches import search_cache
     from gemb.models import prompts
-    from gemb.search.query_vectors import embedded
-    from gemb.search.tree_search import gather
+    from gemb.search.passage_search import gather
+    from gemb.search.queries import embedded
 
     is_stopped = threading.Event()
 
@@ -172,9 +173,8 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
     """
     from gemb.index.reader import Index
     from gemb.models import prompts
-    from gemb.search.index_match import check_asked, check_model, own_task
-    from gemb.search.index_search import rows_of, search_index, warm_up
-    from gemb.search.query_vectors import embedded
+    from gemb.search.index import check_asked, check_model, own_task, rows_of, search_index, warm_up
+    from gemb.search.queries import embedded
 
     with Index.open(folder) as index:
         check_asked(index, folder, task=job.task, dim=job.dim)

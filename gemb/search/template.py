@@ -19,7 +19,7 @@ from typing import NamedTuple
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.search.excerpts import Excerpt
-from gemb.search.form import Write, encoded, shown_name
+from gemb.search.forms import Write, encoded, shown_name
 from gemb.search.queries import Query
 
 FIELDS = (

@@ -10,8 +10,8 @@ import click
 
 from gemb.index.hits import Hit
 from gemb.io.text import cut, duration, visible
-from gemb.search.form import shown_name
-from gemb.search.tree_search import Answer
+from gemb.search.forms import shown_name
+from gemb.search.passage_search import Answer
 
 DELAY_S = 1.0  # what is done by then needs no report
 EVERY_S = 0.2  # on a terminal

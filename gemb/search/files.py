@@ -12,12 +12,12 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.index.floor import measure
 from gemb.index.hits import Hit
 from gemb.search.hybrid import chosen, depth, with_words
-from gemb.search.queries import Query
-from gemb.search.tree_search import Answer, Corpus
-from gemb.search.wanted import NO_FLOOR, QueryHits, Wanted, above
+from gemb.search.passage_search import Answer, Corpus
+from gemb.search.queries import NO_FLOOR, Query, QueryHits, Wanted, above
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
+
 
 SAMPLE = 4096  # vectors from which chance is told
 

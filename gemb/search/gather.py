@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemb.search.cache import BINARY, FIELDS, UNDECODABLE, PassageTable, Row
 from gemb.search.corpus import Passages, passage_key
-from gemb.search.passage_table import BINARY, FIELDS, UNDECODABLE, PassageTable, Row
 from gemb.texts import inputs
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
@@ -21,6 +21,7 @@ from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
 
 KEEP_S = 2.0  # seconds of splitting that a kill may cost
 

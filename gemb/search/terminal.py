@@ -9,10 +9,8 @@ from collections.abc import Sequence
 from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import ELLIPSIS, cut, visible, width_of, wrapped
-from gemb.search.context import Context, Line
-from gemb.search.excerpts import Excerpt
-from gemb.search.form import STDIN, Write, encoded, is_bare, shown_name
-from gemb.search.painted_words import painted
+from gemb.search.excerpts import Context, Excerpt, Line
+from gemb.search.forms import STDIN, Write, encoded, is_bare, painted, shown_name
 from gemb.search.queries import Query
 from gemb.texts.words import wanted_stems, words_of
 

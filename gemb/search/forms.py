@@ -1,0 +1,302 @@
+"""The words of a query in their colour, wherever a text has them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Protocol
+from urllib.parse import quote
+
+import orjson
+
+from gemb.index.hits import Hit
+from gemb.io.colours import Paint
+from gemb.io.text import visible
+from gemb.search.excerpts import Context, Excerpt, Line
+from gemb.search.queries import Query
+from gemb.texts.records import Id
+from gemb.texts.words import wanted_stems, words_of
+
+
+def painted(
+    text: str, stems: frozenset[str], paint: Paint, rest: Callable[[str], str] = str
+) -> str:
+    """Return a text with the words that have these stems painted, and the rest as `rest` does."""
+    if not paint.is_on:
+        return text
+    parts: list[str] = []
+    done = 0
+    for word in words_of(text):
+        if word.stem in stems:
+            parts += [rest(text[done : word.start]), paint.word(text[word.start : word.end])]
+            done = word.end
+    return "".join(parts) + rest(text[done:])
+
+
+# What every form of output has in common: it is given the answers query by query, and writes.
+
+
+Write = Callable[[bytes], object]
+STDIN = "(standard input)"  # as grep names it
+
+
+class Form(Protocol):
+    """Writes what was found."""
+
+    needs_lines: bool  # whether it shows the line that answers best, so that it should be right
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the answers to one query, best first."""
+
+
+def encoded(text: str) -> bytes:
+    """Return UTF-8; a name that is not UTF-8 keeps its bytes."""
+    return text.encode(errors="surrogateescape")
+
+
+def is_bare(hit: Hit) -> bool:
+    """Return whether a hit is a line that has no name: of standard input."""
+    return hit.path is None and (hit.id is None or hit.id == hit.line)
+
+
+def shown_name(hit: Hit, *, is_terminal: bool = True) -> str:
+    """Return where a hit is from, with nothing in it that a terminal obeys or that ends a line.
+
+    Off a terminal bytes of a name that are no UTF-8 stay what they are, as with grep and ripgrep.
+    """
+    if hit.path is not None:
+        if is_terminal or hit.path.isascii():
+            return visible(hit.path)
+        return "".join(one if _is_byte(one) else visible(one) for one in hit.path)
+    return STDIN if is_bare(hit) else visible(str(hit.id))
+
+
+def _is_byte(character: str) -> bool:
+    """Return whether it stands for a byte that is no UTF-8 (the error handler surrogateescape)."""
+    return "\udc80" <= character <= "\udcff"
+
+
+# Hits as JSON lines.
+
+
+NAMES = ("rank", "score", "id", "path", "line", "last_line", "best_line", "title", "text")
+
+
+class JsonHits:
+    """`{"rank": 1, "score": 0.71, "id": null, "path": "a.md", "line": 3, ...}` for each hit.
+
+    Fields that were kept with a row follow; one with a name of ours is in the object `kept`. A
+    path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`.
+    """
+
+    needs_lines = True
+
+    def __init__(self, write: Write, *, with_query: bool = False) -> None:
+        """Begin; `with_query` writes the query's id first, for there are several."""
+        self._write = write
+        self._with_query = with_query
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the answers to one query, best first."""
+        for rank, excerpt in enumerate(found, 1):
+            entries: dict[str, object] = {"query": query.id} if self._with_query else {}
+            entries |= _entries(rank, excerpt)
+            options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
+            self._write(orjson.dumps(entries, str, options))
+
+
+def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
+    hit = excerpt.hit
+    path = raw = None
+    if hit.path is not None:
+        raw = hit.path.encode(errors="surrogateescape")
+        path = raw.decode(errors="replace")
+    entries: dict[str, object] = {
+        "rank": rank,
+        "score": round(hit.score, 6),
+        "id": hit.id,
+        "path": path,
+        "line": hit.line,
+        "last_line": hit.last_line,
+        "best_line": excerpt.number(excerpt.best),
+        "title": hit.title,
+        "text": hit.text,
+    }
+    if raw is not None and path != hit.path:
+        entries["path_base64"] = base64.b64encode(raw).decode()
+    taken = {name: value for name, value in hit.kept.items() if name in (*entries, "query")}
+    entries |= {name: value for name, value in hit.kept.items() if name not in taken}
+    return entries | ({"kept": taken} if taken else {})
+
+
+# Hits as a run that trec_eval reads: `query Q0 document rank score tag`.
+
+
+TAG = "gemb"
+
+
+class TrecRun:
+    """One line for each hit. White space in an id, and %, are written as %20 and %25."""
+
+    needs_lines = False
+
+    def __init__(self, write: Write, *, by_rank: bool = False) -> None:
+        """Begin; `by_rank` writes 1 / rank for the score, where the order is not by the score."""
+        self._write = write
+        self._by_rank = by_rank
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the answers to one query, best first."""
+        for rank, excerpt in enumerate(found, 1):
+            score = 1 / rank if self._by_rank else excerpt.hit.score
+            document = _word(document_id(excerpt.hit))
+            line = f"{_word(query.id)} Q0 {document} {rank} {score:.9g} {TAG}\n"
+            self._write(line.encode())
+
+
+def document_id(hit: Hit) -> str:
+    """Return the id of a row, or path:line of a passage."""
+    if hit.id is not None:
+        return str(hit.id)
+    return f"{hit.path or '-'}:{hit.line or 0}"
+
+
+def _word(text: str) -> str:
+    if text and not any(one.isspace() or one == "%" or not one.isprintable() for one in text):
+        return text
+    return quote(text, safe="/:@-._~#,;=+()[]!", errors="surrogateescape") or "-"
+
+
+# The files that have hits: their names alone, or with the number of hits.
+
+
+class NameList:
+    """The name of each file, the one with the best hit first; rows of no file by their ids."""
+
+    needs_lines = False
+
+    def __init__(
+        self,
+        write: Write,
+        paint: Paint,
+        *,
+        is_null: bool,
+        counts: bool,
+        most: int | None,
+        is_terminal: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            write: takes bytes.
+            paint: colours.
+            is_null: names are written as they are, and end in NUL: for xargs -0.
+            counts: write how many hits each file has.
+            most: so many names at most; None: all.
+            is_terminal: show no character that a terminal obeys.
+        """
+        self._write = write
+        self._paint = paint
+        self._is_null = is_null
+        self._counts = counts
+        self._most = most
+        self._is_terminal = is_terminal
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the files that answer a query."""
+        counts: dict[tuple[str | None, Id | None], int] = {}
+        first: dict[tuple[str | None, Id | None], Excerpt] = {}
+        for excerpt in found:
+            hit = excerpt.hit
+            key = (hit.path, None if hit.path is not None or is_bare(hit) else hit.id)
+            counts[key] = counts.get(key, 0) + 1
+            first.setdefault(key, excerpt)
+        for key in list(first)[: self._most]:
+            hit = first[key].hit
+            if self._is_null and hit.path is not None:
+                name = hit.path
+            else:
+                name = shown_name(hit, is_terminal=self._is_terminal)
+            line = encoded(self._paint.path(name))
+            line += b"\0" if self._is_null else b"" if self._counts else b"\n"
+            if self._counts:
+                mark = "" if self._is_null else self._paint.mark(":")
+                line += encoded(f"{mark}{counts[key]}\n")
+            self._write(line)
+
+
+class Silent:
+    """Writes nothing: the exit code tells."""
+
+    needs_lines = False
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write nothing."""
+
+
+# Hits as grep prints them: `path:line:text`, with the line of the passage that answers best.
+
+
+class GrepLines:
+    """One line for each hit; with lines around it `path-line-text`, and `--` between hits."""
+
+    needs_lines = True
+
+    def __init__(
+        self,
+        write: Write,
+        context: Context,
+        paint: Paint,
+        *,
+        is_null: bool = False,
+        is_terminal: bool = False,
+        with_names: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            write: takes bytes.
+            context: how many lines around.
+            paint: colours.
+            is_null: a path ends in NUL, not in a colon, and is written as it is.
+            is_terminal: show no character that a terminal obeys.
+            with_names: write the name and the number of lines of standard input, too.
+        """
+        self._write = write
+        self._context = context
+        self._paint = paint
+        self._is_null = is_null
+        self._is_terminal = is_terminal
+        self._with_names = with_names
+        self._is_first = True
+
+    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+        """Write the answers to one query, best first."""
+        stems = wanted_stems(query.text) if self._paint.is_on else frozenset()
+        has_context = self._context.before or self._context.after
+        for excerpt in found:
+            if has_context and not self._is_first:
+                self._write(encoded(self._paint.mark("--") + "\n"))
+            self._is_first = False
+            for line in self._context.around(excerpt):
+                is_best = line.number == excerpt.number(excerpt.best) or not excerpt.is_numbered
+                self._write(self._line(excerpt, line, stems, is_best=is_best))
+
+    def _line(self, excerpt: Excerpt, line: Line, stems: frozenset[str], *, is_best: bool) -> bytes:
+        paint, hit = self._paint, excerpt.hit
+        mark = paint.mark(":" if is_best else "-")
+        text = line.text.rstrip("\r")
+        if self._is_terminal:
+            text = visible(text.expandtabs(4))
+        if is_best:
+            text = painted(text, stems, paint)
+        start = b""
+        if self._with_names or not is_bare(hit):
+            name = shown_name(hit, is_terminal=self._is_terminal)
+            if self._is_null and hit.path is not None:
+                start = encoded(paint.path(hit.path)) + b"\0"
+            else:
+                start = encoded(paint.path(name) + mark)
+            if line.number is not None and (hit.path is not None or self._with_names):
+                start += encoded(paint.number(str(line.number)) + mark)
+        return start + encoded(text) + b"\n"
