@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from gemb.errors import UsageError
+from gemb.models.gguf_header import TENSORS
 from gemb.models.profile import ModelDescription, ModelProfile
 
 if TYPE_CHECKING:
@@ -20,10 +22,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.evaluation.verdict import Verdict
-    from gemb.quantization import Importance, Quantization, TensorPlan
     from gemb.recipe.schema import Recipe
 
     TokenIds = NDArray[np.int32]
+    Importance = Mapping[str, NDArray[np.float32]]  # tensor -> mean square of each column's input
 
 
 class Encoder(Protocol):
@@ -184,3 +186,39 @@ class Training:
     processes: int = 0  # on this machine; 0: one for each GPU, or one
     nodes: int = 1  # machines
     meeting: str = ""  # HOST:PORT where machines meet
+
+
+class Rule(NamedTuple):
+    """Tensors whose name the pattern finds have this type; the first rule that finds one counts."""
+
+    pattern: str
+    type: str  # of `TENSORS`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What is asked for."""
+
+    name: str  # of `FILE_TYPES` or `PRESETS`: what the file is called after
+    type: str  # of `FILE_TYPES`
+    rules: tuple[Rule, ...] = ()  # the user's first
+    label: str  # the name, and the user's rules
+    is_exact: bool = False  # the values of the reference rounding, which training has imitated
+    importance: Importance | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorPlan:
+    """What becomes of one tensor."""
+
+    name: str
+    shape: tuple[int, ...]  # the innermost first
+    source: str  # type in the source, in lower case
+    type: str  # type in the file
+    wanted: str  # the type that its rows do not fit, and `type` stands for; else `type`
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in the file."""
+        _, block, size = TENSORS[self.type]
+        return -(-prod(self.shape) // block) * size

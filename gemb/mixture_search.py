@@ -31,9 +31,9 @@ from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixt
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.soup import LOSES_TYPES, loses_types, write_soup
-from gemb.soup_ingredients import Named, open_ingredients
-from gemb.soup_scores import Scorer, compared
+from gemb.weights.ingredients import Named, open_ingredients
+from gemb.weights.soup import LOSES_TYPES, loses_types, write_soup
+from gemb.weights.soup_scores import Scorer, compared
 
 
 def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | None:

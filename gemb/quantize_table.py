@@ -13,10 +13,10 @@ import click
 from gemb.errors import NegativeAnswer
 from gemb.io.notes import note
 from gemb.models.gguf_header import TENSORS
-from gemb.quantization import is_matrix
-from gemb.quantize import Candidate, Job, Plan, Workshop
-from gemb.quantize_measure import Measures
-from gemb.quantize_search import Share, fitting_mix, sensitivity
+from gemb.weights.measure import Measures
+from gemb.weights.mix import Share, fitting_mix, sensitivity
+from gemb.weights.quantize import Candidate, Job, Plan, Workshop
+from gemb.weights.types import is_matrix
 
 
 def print_ladder(shop: Workshop, *, as_json: bool) -> None:

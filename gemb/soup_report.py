@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gemb.models.checkpoint import Checkpoint
-from gemb.soup import shares
-from gemb.soup_ingredients import Ingredient
-from gemb.soup_scores import Comparison, Try
+from gemb.weights.ingredients import Ingredient
+from gemb.weights.soup import shares
+from gemb.weights.soup_scores import Comparison, Try
 
 
 class Made(NamedTuple):

@@ -12,11 +12,11 @@ from safetensors.numpy import load_file, save_file
 
 from gemb.backend import Cut, Runtime
 from gemb.errors import UsageError
-from gemb.export import export_gguf
 from gemb.models.checkpoint import check_heads, open_checkpoint
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
 from gemb.plugins import named
+from gemb.weights.export import export_gguf
 from gemb_torch.cut import cut_folder
 from gemb_torch.packing import pack
 from gemb_torch.pooling import pool

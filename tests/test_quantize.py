@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from gemb import quantize_measure, quantize_search
-from gemb.backend import Runtime
+from gemb.backend import Rule, Runtime
 from gemb.cli import gemb as command
 from gemb.errors import GembError, NegativeAnswer, UsageError
 from gemb.evaluation.agreement import bar_for
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import TENSORS
-from gemb.quantization import FILE_TYPES, WANTS_IMPORTANCE, Rule, quantization, rule
+from gemb.weights import measure as quantize_measure
+from gemb.weights import mix as quantize_search
+from gemb.weights.types import FILE_TYPES, WANTS_IMPORTANCE, quantization, rule
 from gemb_llamacpp import export as export_module
 from gemb_llamacpp.export import export
 from gemb_llamacpp.importance import importance

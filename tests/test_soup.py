@@ -18,13 +18,13 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import load_file
 from torch.optim.swa_utils import AveragedModel
 
-from gemb import soup
 from gemb.errors import GembError, UsageError
 from gemb.models.card import history_of, write_card
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.safetensors import NewTensor, decoded, encoded, read_header, write_file
-from gemb.soup import MANIFEST, plan, write_soup
-from gemb.soup_ingredients import Named, open_ingredients
+from gemb.weights import soup
+from gemb.weights.ingredients import Named, open_ingredients
+from gemb.weights.soup import MANIFEST, plan, write_soup
 from tiny_model import TinyShape, write_tiny_model
 
 WEIGHTS = ("model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors")

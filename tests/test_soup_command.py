@@ -21,8 +21,8 @@ from gemb.evaluation.scores import Row, Scores, SetDescription, Size
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model
-from gemb.soup_ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
-from gemb.soup_scores import Scorer, greedy
+from gemb.weights.ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
+from gemb.weights.soup_scores import Scorer, greedy
 from test_soup import contents, rewritten
 from tiny_model import TinyShape, write_tiny_model
 

@@ -12,7 +12,7 @@ from gemb.errors import UsageError
 from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
-    from gemb.quantization import Importance, Quantization, TensorPlan
+    from gemb.backend import Importance, Quantization, TensorPlan
 
 
 class LlamaCppBackend(Backend):

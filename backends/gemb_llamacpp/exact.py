@@ -11,9 +11,10 @@ import mmap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gemb.backend import TensorPlan
 from gemb.errors import UsageError
 from gemb.models.gguf_header import GgufHeader, read_header
-from gemb.quantization import PLAIN, TensorPlan, is_matrix
+from gemb.weights.types import PLAIN, is_matrix
 
 if TYPE_CHECKING:
     from pathlib import Path

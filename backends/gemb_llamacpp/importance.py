@@ -26,8 +26,7 @@ from gemb_llamacpp.opening import open_encoder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gemb.backend import TokenIds
-    from gemb.quantization import Importance
+    from gemb.backend import Importance, TokenIds
 
 _F32 = 0  # GGML_TYPE_F32
 _TOKENS = 512  # computed at once

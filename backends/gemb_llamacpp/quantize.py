@@ -14,24 +14,17 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemb.backend import Quantization, TensorPlan
 from gemb.errors import GembError, UsageError
 from gemb.io.machine import cores
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import ALIGNMENT, TENSORS, GgufHeader, read_header
-from gemb.quantization import (
-    FILE_TYPES,
-    PURE,
-    WANTS_IMPORTANCE,
-    Quantization,
-    TensorPlan,
-    fitting,
-    is_matrix,
-)
+from gemb.weights.types import FILE_TYPES, PURE, WANTS_IMPORTANCE, fitting, is_matrix
 from gemb_llamacpp.exact import make_exact
 from gemb_llamacpp.native import hearing, last_errors, llama
 
 if TYPE_CHECKING:
-    from gemb.quantization import Importance
+    from gemb.backend import Importance
 
 TABLE = "token_embd.weight"
 _CARRIER = 7  # LLAMA_FTYPE_MOSTLY_Q8_0: llama.cpp heeds overrides in a quantized type alone

@@ -8,10 +8,10 @@ import click
 
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
-from gemb.export import OUTTYPES, Exported, check_export, export_gguf
 from gemb.io.atomic import check_file
 from gemb.models import references as models
 from gemb.models.gguf_header import F16_REASON
+from gemb.weights.export import OUTTYPES, Exported, check_export, export_gguf
 
 
 class OutType(click.Choice[str]):

@@ -13,8 +13,8 @@ from gemb.commands.params import FileSize, ModelReference, NewPath
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemb.quantization import Quantization
-    from gemb.quantize import Job
+    from gemb.backend import Quantization
+    from gemb.weights.quantize import Job
 
 LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
 GROUPS = {
@@ -30,7 +30,7 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     """Print the types and leave."""
     if not value or ctx.resilient_parsing:
         return
-    from gemb.quantization import FILE_TYPES, PRESETS, bits
+    from gemb.weights.types import FILE_TYPES, PRESETS, bits
 
     for name, kind in FILE_TYPES.items():
         click.echo(f"{name:11} {bits(kind.base):6.4g} bits in most tensors")
@@ -191,8 +191,8 @@ class Asked:
 
 
 def _run(asked: Asked) -> None:
-    from gemb.quantize import check_targets, workshop
     from gemb.quantize_table import print_fit, print_ladder, print_plans, print_shares
+    from gemb.weights.quantize import check_targets, workshop
 
     job = _job(asked)
     if not asked.by_class:
@@ -212,8 +212,8 @@ def _job(asked: Asked) -> Job:
     from gemb.backend import Runtime
     from gemb.evaluation.agreement import VERIFICATION_TEXTS
     from gemb.models import references as models
-    from gemb.quantize import Job, Limits
-    from gemb.quantize_texts import check_texts, read_texts
+    from gemb.weights.measure import check_texts, read_texts
+    from gemb.weights.quantize import Job, Limits
 
     wanted = wanted_files(asked)
     if asked.corpus is not None:
@@ -254,7 +254,7 @@ def wanted_files(asked: Asked) -> tuple[Quantization, ...]:
     Raises:
         UsageError: there is no such type, or options do not go together.
     """
-    from gemb.quantization import quantization, rule
+    from gemb.weights.types import quantization, rule
 
     _check_options(asked)
     rules = [rule(text) for text in asked.rules]

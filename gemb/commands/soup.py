@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gemb.datasets.sets import Suite
-    from gemb.soup import Method, Plan
-    from gemb.soup_ingredients import Ingredient, Named
-    from gemb.soup_scores import Keep, Scorer, Try
+    from gemb.weights.ingredients import Ingredient, Named
+    from gemb.weights.soup import Method, Plan
+    from gemb.weights.soup_scores import Keep, Scorer, Try
 
 GROUPS = {
     "What is averaged": ("method", "last", "data", "keep"),
@@ -101,9 +101,9 @@ def soup(
     cannot be averaged or that hold NaN, 4 something is absent, 5 the run failed.
     """
     from gemb.io.notes import note
-    from gemb.soup import LOSES_TYPES, loses_types, plan, write_soup
     from gemb.soup_report import Made, in_json, in_words
-    from gemb.soup_scores import compared, greedy, to_json
+    from gemb.weights.soup import LOSES_TYPES, loses_types, plan, write_soup
+    from gemb.weights.soup_scores import compared, greedy, to_json
 
     check_words(words, method=method, last=last, data=data, keep=keep)
     named = _named(words, last)
@@ -143,7 +143,7 @@ def check_words(
     Raises:
         UsageError: there are such.
     """
-    from gemb.soup_ingredients import check_weights, named
+    from gemb.weights.ingredients import check_weights, named
 
     if method == "greedy" and not data:
         raise UsageError("greedy chooses by scores: name sets with --eval")
@@ -176,7 +176,7 @@ def _tell(step: Try) -> None:
 def _named(words: Sequence[str], last: int | None) -> list[Named]:
     """Return what the words name, a run's checkpoints one by one."""
     from gemb.models.references import resolve
-    from gemb.soup_ingredients import Named, last_checkpoints, named
+    from gemb.weights.ingredients import Named, last_checkpoints, named
 
     found = [named(word) for word in words]
     if last is None:
@@ -192,7 +192,7 @@ def _opened(named: Sequence[Named], output: Path, *, force: bool) -> Sequence[In
     """Return the ingredients, after refusing those that cannot be averaged."""
     from gemb.commands.printing import print_table
     from gemb.io.notes import warn
-    from gemb.soup_ingredients import differences, open_ingredients, summary, table
+    from gemb.weights.ingredients import differences, open_ingredients, summary, table
 
     ingredients = open_ingredients(named)
     for one in ingredients:
@@ -243,7 +243,7 @@ def _check_space(wanted: Plan, output: Path, *, copies: int) -> None:
 
 
 def _scorer(suite: Suite, output: Path, options: ModelOptions) -> Scorer:
-    from gemb.soup_scores import Scorer
+    from gemb.weights.soup_scores import Scorer
 
     return Scorer(
         suite=suite,

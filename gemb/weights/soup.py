@@ -32,7 +32,7 @@ from gemb.models.config import read_json, write_json
 from gemb.models.folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
 from gemb.models.qat import CONFIG_KEY, folder_types
 from gemb.models.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
-from gemb.soup_ingredients import Ingredient, in_order
+from gemb.weights.ingredients import Ingredient, in_order
 
 Method = Literal["mean", "slerp"]
 

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from gemb.backend import Quantization, Rule
 from gemb.errors import NegativeAnswer
 from gemb.models.gguf_header import ALIGNMENT
-from gemb.quantization import Quantization, Rule, is_matrix, quantization
-from gemb.quantize import Candidate, Plan, Workshop
+from gemb.weights.quantize import Candidate, Plan, Workshop
+from gemb.weights.types import is_matrix, quantization
 
 # Name of a class -> the pattern of its tensors' names.
 CLASSES = {

@@ -12,18 +12,14 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from math import prod
 from typing import TYPE_CHECKING, NamedTuple
 
+from gemb.backend import Quantization, Rule
 from gemb.errors import UsageError
 from gemb.models.gguf_header import F16_REASON, TENSORS
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    Importance = Mapping[str, NDArray[np.float32]]  # tensor -> mean square of each column's input
+    pass
 
 
 class FileType(NamedTuple):
@@ -137,42 +133,6 @@ PRESETS: dict[str, Preset] = {
         "q4_0", (("attn", "q8_0"),), "as the paper's mix: attention in 8 bits, the rest in 4"
     ),
 }
-
-
-class Rule(NamedTuple):
-    """Tensors whose name the pattern finds have this type; the first rule that finds one counts."""
-
-    pattern: str
-    type: str  # of `TENSORS`
-
-
-@dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """What is asked for."""
-
-    name: str  # of `FILE_TYPES` or `PRESETS`: what the file is called after
-    type: str  # of `FILE_TYPES`
-    rules: tuple[Rule, ...] = ()  # the user's first
-    label: str  # the name, and the user's rules
-    is_exact: bool = False  # the values of the reference rounding, which training has imitated
-    importance: Importance | None = field(default=None, repr=False, compare=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorPlan:
-    """What becomes of one tensor."""
-
-    name: str
-    shape: tuple[int, ...]  # the innermost first
-    source: str  # type in the source, in lower case
-    type: str  # type in the file
-    wanted: str  # the type that its rows do not fit, and `type` stands for; else `type`
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes in the file."""
-        _, block, size = TENSORS[self.type]
-        return -(-prod(self.shape) // block) * size
 
 
 def quantization(text: str, rules: Sequence[Rule] = ()) -> Quantization:

@@ -25,8 +25,8 @@ from gemb.evaluation.scores import Scores
 from gemb.evaluation.verdict import Difference, Verdict, verdict
 from gemb.io.caches import scores_cache
 from gemb.plugins import for_model
-from gemb.soup import Method, shares, write_soup
-from gemb.soup_ingredients import Ingredient, in_order
+from gemb.weights.ingredients import Ingredient, in_order
+from gemb.weights.soup import Method, shares, write_soup
 
 Keep = Literal["better", "win"]
 
