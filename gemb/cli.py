@@ -21,7 +21,7 @@ from gemb import __version__
 from gemb.commands import COMMANDS
 from gemb.commands.group import Group
 from gemb.errors import GembError
-from gemb.outcome import hand_over
+from gemb.training.outcome import hand_over
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

@@ -19,10 +19,10 @@ import torch
 from safetensors.numpy import load_file
 
 from gemb.errors import UsageError
-from gemb.metrics_log import read_metrics
 from gemb.models.checkpoint import open_checkpoint
 from gemb.recipe.file import load
-from gemb.run_record import read_run
+from gemb.training.log import read_metrics
+from gemb.training.record import read_run
 from tiny_decoder import write_tiny_decoder
 from tiny_model import TEXT
 
@@ -349,7 +349,7 @@ def test_numbers_that_are_not_finite_stop_with_the_step_and_its_texts(train):
 
 def test_too_few_marks_are_refused(train, tiny_model, tmp_path):
     from gemb.models.tokenizer import load_tokenizer
-    from gemb.ul2 import UL2
+    from gemb.training.ul2 import UL2
     from gemb_torch.adapt_start import ids_of
 
     tokenizer = load_tokenizer(tiny_model / "tokenizer.json", 10_000)

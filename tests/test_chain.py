@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gemb.chain_plan import EMBEDDING_GEMMA, PEAKS, Gpu, plan
 from gemb.cli import gemb as root
 from gemb.commands.recipes import plan as plan_command
 from gemb.errors import GembError, UsageError
@@ -17,6 +16,7 @@ from gemb.models.checkpoint import expected_shapes, open_checkpoint
 from gemb.recipe.chain import Chain, Words, dump_chain, is_chain, read_chain, resolved
 from gemb.recipe.file import find, load, read_tree
 from gemb.recipe.yaml_text import Place, read_text
+from gemb.training.chain_cost import EMBEDDING_GEMMA, PEAKS, Gpu, plan
 
 SMALL = """\
 stages:

@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from gemb.errors import GembError, NegativeAnswer
-from gemb.outcome import hand_over, outcomes
+from gemb.training.outcome import hand_over, outcomes
 from gemb_torch.agent import Ended
 from gemb_torch.launch import end_as
 from gemb_torch.ranks import OtherProcessFailed

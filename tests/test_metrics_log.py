@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gemb.errors import UsageError
-from gemb.metrics_log import MetricsLog, read_metrics
+from gemb.training.log import MetricsLog, read_metrics
 
 
 def written(path: Path, *steps: int) -> None:

@@ -14,11 +14,12 @@ from gemb.backend import Runtime
 from gemb.datasets.rows import open_source
 from gemb.embedding.nearest import nearest
 from gemb.errors import UsageError
-from gemb.mine import Mine, Rule, chosen_ranks
 from gemb.models.prompts import for_task
 from gemb.recipe.schema import Source
-from gemb.teachers import Wanted, open_teacher
 from gemb.texts.examples import Text, TextSpool
+from gemb.training.mining import Mine, Rule, chosen_ranks
+from gemb.training.teacher import Wanted
+from gemb.training.teachers import open_teacher
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "red", "planet", "sum"]
 RAW = (for_task("none", {}), for_task("none", {}))

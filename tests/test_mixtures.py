@@ -15,12 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb import mixtures as search
 from gemb.errors import Missing, UsageError
-from gemb.mixture_search import read_trials
-from gemb.mixtures import Mixture, Trial, best_mixtures, check_search, next_mixture
 from gemb.recipe.file import load
 from gemb.recipe.schema import Mixtures
+from gemb.training import mixtures as search
+from gemb.training.mixtures import (
+    Mixture,
+    Trial,
+    best_mixtures,
+    check_search,
+    next_mixture,
+    read_trials,
+)
 from test_soup import contents, numbers
 from tiny_model import TEXT
 

@@ -16,8 +16,8 @@ from gemb.datasets.rows import Rows, open_source, prompts_of
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.preflight import Preflight, preflight
 from gemb.recipe.schema import Batch, Prompts, Source
+from gemb.training.preflight import Preflight, preflight
 
 
 def characters(texts: Sequence[str]) -> list[list[int]]:

@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb.report_axes import axis
-from gemb.report_charts import PLOT_HEIGHT, PLOT_WIDTH, Series, line_chart
-from gemb.report_markup import Markup, tag
+from gemb.training.charts import PLOT_HEIGHT, PLOT_WIDTH, Markup, Series, axis, line_chart, tag
 from html_page import Page
 
 

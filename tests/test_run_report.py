@@ -18,9 +18,9 @@ from gemb.evaluation.metrics import Statistic
 from gemb.evaluation.scores import Row, Scores, SetDescription, Size
 from gemb.evaluation.similarities import similarities
 from gemb.evaluation.verdict import verdict
-from gemb.metrics_log import MetricsLog
-from gemb.preflight import Lengths, Preflight, Rendered, SourceCheck
-from gemb.run_report import write_report
+from gemb.training.log import MetricsLog
+from gemb.training.preflight import Lengths, Preflight, Rendered, SourceCheck
+from gemb.training.report import write_report
 from html_page import Page
 
 HOSTILE = "<script>alert(1)</script>\"'&"

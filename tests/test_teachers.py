@@ -19,7 +19,8 @@ from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.models.prompts import for_task
-from gemb.teachers import Wanted, open_teacher
+from gemb.training.teacher import Wanted
+from gemb.training.teachers import open_teacher
 
 TEXTS = ["the quick brown fox", "a red planet", "what is it", "der Hund", "日本語", "sum of x"]
 LONG = "the quick brown fox jumps over the lazy dog " * 60
@@ -98,7 +99,7 @@ def test_one_process_sees_what_another_has_filled_in(teacher, tiny_model, tmp_pa
 
 
 def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model, monkeypatch):
-    monkeypatch.setattr("gemb.teacher_model.WINDOW_TEXTS", 4)
+    monkeypatch.setattr("gemb.training.teachers.WINDOW_TEXTS", 4)
     monkeypatch.setattr("gemb.embedding.store.RECENT", 5)
     texts = [f"fox {n // 3} {n % 3 * (n % 7)}" for n in range(60)]
     different = len(set(texts))

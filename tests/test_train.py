@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from gemb.errors import UsageError
-from gemb.metrics_log import read_metrics
 from gemb.models.checkpoint import open_checkpoint
+from gemb.training.log import read_metrics
 from gemb_torch.training_state import (
     Progress,
     checkpoint_path,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb.ul2 import PREFIX_LM, UL2, Task, choose, divided, most_spans, spans, taken_apart
+from gemb.training.ul2 import PREFIX_LM, UL2, Task, choose, divided, most_spans, spans, taken_apart
 
 TASKS = {task.name: task for task in (*UL2, *PREFIX_LM)}
 MARKS = np.arange(1000, 2000)

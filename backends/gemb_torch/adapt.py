@@ -18,7 +18,7 @@ from gemb.io.notes import note
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.safetensors import read_header
 from gemb.recipe.schema import Recipe
-from gemb.run_report import write_report
+from gemb.training.report import write_report
 from gemb_torch.adapt_look import look
 from gemb_torch.adapt_session import Adaptation, open_adaptation
 from gemb_torch.adapt_steps import adapt_step

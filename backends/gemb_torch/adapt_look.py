@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from gemb.io.text import duration, visible
-from gemb.preflight_lines import BAD_SHOWN, WIDTH, table
+from gemb.training.preflight import BAD_SHOWN, WIDTH, table
 from gemb_torch.adapt_order import Example
 from gemb_torch.adapt_session import Adaptation
 from gemb_torch.adapt_steps import gradients, micro_batches

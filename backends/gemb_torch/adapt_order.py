@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.ul2 import SHORTEST, Task, choose, spans, taken_apart
+from gemb.training.ul2 import SHORTEST, Task, choose, spans, taken_apart
 from gemb_torch.token_store import TokenStore
 
 

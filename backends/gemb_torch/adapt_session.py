@@ -21,7 +21,7 @@ from gemb.models.checkpoint import Checkpoint
 from gemb.models.tokenizer import load_tokenizer
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Adapt, Recipe
-from gemb.ul2 import OBJECTIVES, Task
+from gemb.training.ul2 import OBJECTIVES, Task
 from gemb_torch.adamw import AdamW, rate
 from gemb_torch.adapt_order import Ids, TextOrder
 from gemb_torch.adapt_start import ids_of, start_of

@@ -17,7 +17,7 @@ from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.from_decoder import write_encoder
 from gemb.recipe.schema import Recipe
-from gemb.ul2 import Task, most_spans
+from gemb.training.ul2 import Task, most_spans
 from gemb_torch.adapt_order import Ids
 from gemb_torch.cut_texts import Texts
 from gemb_torch.starting_model import starting_folder

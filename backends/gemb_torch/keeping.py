@@ -17,10 +17,10 @@ from gemb.errors import GembError, Stopped
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
 from gemb.io.progress import TrainingProgress
-from gemb.metrics_log import MetricsLog
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.run_report import write_report
+from gemb.training.log import MetricsLog
+from gemb.training.report import write_report
 from gemb_torch.ranks import Ranks
 from gemb_torch.resuming import check_resume
 from gemb_torch.stop_request import StopRequest

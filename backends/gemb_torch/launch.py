@@ -19,7 +19,7 @@ import torch.distributed as dist
 from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
 from gemb.io.machine import cores
-from gemb.outcome import FOLDER, Outcome, outcomes
+from gemb.training.outcome import FOLDER, Outcome, outcomes
 from gemb_torch.adapt import adapt
 from gemb_torch.encode import device_of
 from gemb_torch.ranks import OtherProcessFailed

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemb.io.text import duration
 from gemb.models.tokenizer import tokenize
-from gemb.preflight import preflight
+from gemb.training.preflight import preflight
 from gemb_torch.gradients import TokenBatch, passes
 from gemb_torch.objective import StepVectors
 from gemb_torch.session import Session

@@ -9,7 +9,7 @@ from gemb.evaluation.scores import Scores
 from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import note
 from gemb.recipe.run_folder import RunFolder
-from gemb.run_report import write_report
+from gemb.training.report import write_report
 from gemb_torch.training_state import checkpoints, read_progress
 
 

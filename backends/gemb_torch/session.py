@@ -28,8 +28,8 @@ from gemb.models.tokenizer import load_tokenizer
 from gemb.recipe.qat import check_model, wanted_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.teacher_files import FileTeacher
-from gemb.teachers import Teacher, Wanted, open_teacher
+from gemb.training.teacher import Teacher, Wanted
+from gemb.training.teachers import FileTeacher, open_teacher
 from gemb_torch.adamw import AdamW
 from gemb_torch.cut_texts import Texts
 from gemb_torch.encode import device_of

@@ -22,8 +22,8 @@ from gemb.datasets.batches import Batch, BatchOrder
 from gemb.datasets.rows import Rows
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize
-from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text
+from gemb.training.teacher import Teacher, Wanted
 from gemb_torch.gradients import TokenBatch
 from gemb_torch.ranks import Ranks
 

@@ -13,8 +13,8 @@ from typing import NoReturn
 from gemb.errors import Stopped
 from gemb.io.notes import note
 from gemb.io.signals import SignalContext
-from gemb.outcome import StoppedAlone, hand_over
 from gemb.recipe.run_folder import RunFolder
+from gemb.training.outcome import StoppedAlone, hand_over
 
 
 class EarlyStop(SignalContext):

@@ -15,7 +15,7 @@ from gemb.models.card import LICENCE as GEMMA
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.qat import in_words
 from gemb.recipe.schema import Recipe
-from gemb.run_report import write_report
+from gemb.training.report import write_report
 from gemb_torch.judging import Judge, logged
 from gemb_torch.keeping import Keeper, run_folder
 from gemb_torch.looking import look

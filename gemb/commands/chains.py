@@ -16,10 +16,10 @@ from gemb.commands.printing import print_json, print_table
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemb.chain_plan import Plan
-    from gemb.chain_state import Status
     from gemb.recipe.chain import Chain, Words
     from gemb.recipe.yaml_text import Value
+    from gemb.training.chain_cost import Plan
+    from gemb.training.chain_run import Status
 
 
 _WHAT = 100  # characters of a command that a plan shows
@@ -47,9 +47,9 @@ def print_plan(
     """Print what a chain will cost, or a recipe, which is a chain of one."""
     import dataclasses
 
-    from gemb.chain_plan import Gpu, plan
     from gemb.recipe.chain import Chain, Stage, is_chain
     from gemb.recipe.file import read_recipe, read_tree
+    from gemb.training.chain_cost import Gpu, plan
 
     tree = read_tree(path)
     if is_chain(tree):
@@ -88,7 +88,7 @@ def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tup
 
 def plan_words(plan: Plan) -> list[str]:
     """Return what the plan rests upon, and its sum."""
-    from gemb.chain_plan import PEAKS
+    from gemb.training.chain_cost import PEAKS
 
     gpu = plan.gpu
     lines = [

@@ -156,7 +156,7 @@ def mine(
     130/141/143 stopped by a signal.
     """
     from gemb.embedding import output as outputs
-    from gemb.mine import Rule
+    from gemb.training.mining import Rule
 
     first, last = _ranks(ranks)
     rule = Rule(
@@ -182,7 +182,7 @@ def mine(
         outputs.check(target, "jsonl")
     outputs.check_inputs(target, [str(pairs), *corpus], "jsonl")
 
-    from gemb.mine_run import Job, run
+    from gemb.training.mine_run import Job, run
 
     run(
         Job(

@@ -16,7 +16,7 @@ from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import note
 from gemb.plugins import able, named
-from gemb.slurm import batch_file
+from gemb.training.slurm import batch_file
 
 if TYPE_CHECKING:
     from gemb.recipe.yaml_text import Value
@@ -187,7 +187,7 @@ def train(
         meeting=meeting,
     )
     if wanted.mixtures:
-        from gemb.mixture_search import search
+        from gemb.training.mixtures import search
 
         verdict = search(wanted, how, trainer)
     else:
@@ -223,8 +223,8 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
         )
     chain, run = checked_chain(tree, given["overrides"]), given["run"]
     if given["dry_run"]:
-        from gemb.chain_plan import Gpu, plan
-        from gemb.chain_state import ChainRun, Status
+        from gemb.training.chain_cost import Gpu, plan
+        from gemb.training.chain_run import ChainRun, Status
 
         found = plan(chain, Gpu())
         statuses = ChainRun(chain, run).statuses() if run else None
@@ -235,8 +235,8 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
         if absent := ChainRun(chain, run or Path("run")).absent_inputs(statuses or every):
             note(absent)
         return
-    from gemb.chain_run import Options, run_chain
     from gemb.recipe.chain import OUTPUTS
+    from gemb.training.chain_run import Options, run_chain
 
     options: list[str] = []
     for name, default in _HANDED_ON.items():

@@ -1,20 +1,114 @@
-"""Charts as inline SVG: curves over steps, and two histograms in one frame.
-
-What is drawn is bounded: a long curve is drawn by the means of its stretches, and a noisy one by a
-moving mean, before a shade that covers every value. Each line carries its name, and the frame its
-ranges, so that the page's script can tell values at the pointer.
-"""
+"""HTML whose text is escaped unless it says that it is markup."""
 
 from __future__ import annotations
 
+import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.report_axes import Axis, axis
-from gemb.report_markup import Markup, joined, tag
+
+class Markup(str):
+    """A string that is markup already, and goes to the page as it is."""
+
+    __slots__ = ()
+
+
+def tag(name: str, /, *content: str, **attributes: str | float) -> Markup:
+    """Return an element; content that is no `Markup`, and all attributes, are escaped.
+
+    Args:
+        name: of the element.
+        content: texts and elements within.
+        attributes: class_ is class, and _ within a name is -.
+    """
+    said = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        for key, value in attributes.items()
+    )
+    return Markup(f"<{name}{said}>{joined(content)}</{name}>")
+
+
+def joined(content: Sequence[str], between: str = "") -> Markup:
+    """Return texts and elements as one piece."""
+    pieces = (each if isinstance(each, Markup) else html.escape(each) for each in content)
+    return Markup(between.join(pieces))
+
+
+# Round ticks for an axis, and numbers in words that fit them.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A range of values that begins and ends where it must, with round ticks within."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+    power: int  # ticks and read-outs are told in units of 10^power
+    decimals: int  # of a tick, in that unit
+
+    def label(self, value: float) -> str:
+        """Return a tick's words."""
+        return f"{value / 10**self.power:,.{self.decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+    @property
+    def unit(self) -> str:
+        """What the labels leave out: ×10⁻⁵, thousand, million; or nothing."""
+        named = {0: "", 3: "thousand", 6: "million", 9: "billion"}
+        digits = str(self.power).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        return named.get(self.power, f"×10{digits}")
+
+
+def axis(low: float, high: float, *, count: int, is_round: bool) -> Axis:
+    """Return an axis over at least [low, high].
+
+    Args:
+        low: finite.
+        high: finite, not below `low`.
+        count: about how many ticks.
+        is_round: let the axis begin and end at a tick; else it is [low, high] itself.
+    """
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # one value: a frame around it
+        margin = abs(high) / 2 or 1.0
+        low, high = low - margin, high + margin
+    step = _round_step((high - low) / count)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    ticks = [number * step for number in range(first, last + 1)]
+    if not is_round:
+        ticks = [tick for tick in ticks if low - 1e-9 * step <= tick <= high + 1e-9 * step]
+    power = _power(max(map(abs, ticks), default=max(abs(low), abs(high))))
+    return Axis(
+        low=ticks[0] if is_round else low,
+        high=ticks[-1] if is_round else high,
+        ticks=tuple(ticks),
+        power=power,
+        decimals=max(0, power - math.floor(math.log10(step) + 1e-9)),
+    )
+
+
+def _round_step(least: float) -> float:
+    """Return the smallest of 1, 2, 5 times a power of ten that is not below `least`."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(power * digit for digit in (1, 2, 5, 10) if power * digit >= least * (1 - 1e-9))
+
+
+def _power(largest: float) -> int:
+    exponent = math.floor(math.log10(largest)) if largest > 0 else 0
+    if exponent >= 4:
+        return exponent // 3 * 3
+    return exponent if exponent < -2 else 0
+
+
+# Charts as inline SVG: curves over steps, and two histograms in one frame.
+#
+# What is drawn is bounded: a long curve is drawn by the means of its stretches, and a noisy one by a
+# moving mean, before a shade that covers every value. Each line carries its name, and the frame its
+# ranges, so that the page's script can tell values at the pointer.
+
 
 Values = NDArray[np.float64]
 

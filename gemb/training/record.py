@@ -16,7 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
-from gemb.metrics_log import read_metrics
+from gemb.training.log import read_metrics
 
 COLUMNS = ("loss", "lr", "grad_norm", "tokens", "tokens_per_s", "pairs_per_s", "data_s", "step_s")
 

@@ -22,12 +22,13 @@ from gemb.io.paths import is_stream
 from gemb.io.progress import CountProgress
 from gemb.io.streams import Stream
 from gemb.io.text import duration
-from gemb.mine import Mine, Mined, Rule
 from gemb.recipe.schema import Source, Task
-from gemb.teachers import Teacher, open_teacher
 from gemb.texts.examples import Text
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields
+from gemb.training.mining import Mine, Mined, Rule
+from gemb.training.teacher import Teacher
+from gemb.training.teachers import open_teacher
 
 DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means nothing
 

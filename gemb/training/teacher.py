@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.backend import Runtime
 from gemb.embedding.store import KEY_BYTES, VectorStore, key_of
 from gemb.errors import GembError
 
@@ -33,36 +32,6 @@ class Wanted(NamedTuple):
         """Return what a message calls it."""
         short = self.words if len(self.words) <= 60 else self.words[:57] + "..."
         return f"{self.place} ({short!r})" if self.place else repr(short)
-
-
-def open_teacher(
-    reference: str,
-    cache: Path,
-    runtime: Runtime,
-    *,
-    backend: str = "auto",
-    max_tokens: int | None = None,
-) -> Teacher:
-    """Return the teacher. No model is loaded before a text without a vector is to be filled in.
-
-    Args:
-        reference: a model reference; or a .jsonl or .parquet file of vectors, or several as a
-            pattern: `vectors/*.parquet`.
-        cache: folder of all teachers' vectors, which need not exist.
-        runtime: how a model is run.
-        backend: what runs it; auto: what opens it.
-        max_tokens: of a text, where a student sees no more; None: as many as the model takes.
-
-    Raises:
-        UsageError: there is no such model or file, or it is broken.
-        Missing: the model or a library is not here.
-    """
-    from gemb.teacher_files import FileTeacher, is_vectors
-    from gemb.teacher_model import ModelTeacher
-
-    if is_vectors(reference):
-        return FileTeacher(reference, cache)
-    return ModelTeacher(reference, cache, runtime, backend, max_tokens)
 
 
 class Filling(NamedTuple):

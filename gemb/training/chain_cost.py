@@ -29,7 +29,7 @@ from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.recipe.chain import Chain, Stage, references
 from gemb.recipe.checks import layer_choice, layers_in
 from gemb.recipe.schema import Adapt, Recipe
-from gemb.ul2 import OBJECTIVES
+from gemb.training.ul2 import OBJECTIVES
 
 # Peak of dense bf16 products, operations a second, by NVIDIA's and Google's data sheets.
 PEAKS = {

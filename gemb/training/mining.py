@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from gemb.embedding.nearest import CANDIDATES, Ints, Nearest, nearest
 from gemb.errors import UsageError
 from gemb.models.prompts import Prompt
-from gemb.teachers import Teacher, Wanted
 from gemb.texts.examples import Example, Text, TextSpool, same_text
+from gemb.training.teacher import Teacher, Wanted
 
 if TYPE_CHECKING:
     from gemb.datasets.rows import Rows
+
 
 QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 64 MiB
 

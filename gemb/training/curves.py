@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gemb.report_charts import Series, histogram_chart, line_chart, percent
-from gemb.report_markup import Markup, tag
-from gemb.run_record import Metrics, RunRecord, Similarity
+from gemb.training.charts import Markup, Series, histogram_chart, line_chart, percent, tag
+from gemb.training.record import Metrics, RunRecord, Similarity
 
 SOURCES_DRAWN = 8  # as many as there are colours
 BINS_DRAWN = 80  # of a histogram, at most

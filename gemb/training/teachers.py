@@ -1,0 +1,457 @@
+"""A model as a teacher: it computes the vectors that are not in the cache yet, and keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from gemb.backend import Backend, Encoder, Runtime
+from gemb.embedding.formats.lines import read_rows
+from gemb.embedding.pipeline import Embedder, plain_embedder
+from gemb.embedding.store import VectorStore, key_of
+from gemb.embedding.vectors import META, VectorSpec, unpacked
+from gemb.errors import GembError, UsageError
+from gemb.io.notes import note, warn
+from gemb.io.progress import CountProgress
+from gemb.models.fingerprint import fingerprint
+from gemb.models.prompts import CARD, TASKS, Prompt, for_task
+from gemb.models.references import resolve
+from gemb.plugins import for_model
+from gemb.texts.records import Record
+from gemb.training.teacher import Filling, Teacher, Wanted
+
+if TYPE_CHECKING:
+    from gemb.embedding.pipeline import Row
+
+
+WINDOW_TEXTS = 16_384  # sorted by length together
+WINDOW_CHARS = 1 << 26  # of texts in memory
+FIRST_CHARS = 1 << 14  # of the first batch; the next ones are as long as FLUSH_S takes
+FLUSH_S = 3.0  # what a kill may cost
+SAMPLE = (8, 64)  # texts that a prediction embeds: to load the model, and to time it
+
+
+class ModelTeacher(Teacher):
+    """A model, which is in memory while it fills vectors in, and only then."""
+
+    def __init__(
+        self,
+        reference: str,
+        cache: Path,
+        runtime: Runtime,
+        backend: str,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Read the model's description and the keys of the cache."""
+        self.reference = reference
+        self._path = resolve(reference)
+        self._backend = for_model(self._path, backend)
+        self._runtime = runtime
+        self._encoder: Encoder | None = None
+        if type(self._backend).describe is Backend.describe:  # a plugin that has none
+            model = self._open().profile
+            weights, self.dim, self.prompts = model.fingerprint, model.dim, model.prompts
+        else:
+            described = self._backend.describe(self._path)
+            weights, self.dim = described.fingerprint, described.dim
+            self.prompts, self.licence = described.prompts, described.licence
+        self._max_tokens = max_tokens
+        parts = f"{weights} {self._backend.name} {runtime.precision} {max_tokens or ''}".rstrip()
+        self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
+        self._store = VectorStore(cache / self.fingerprint, self.dim)
+
+    def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
+        """As `Teacher.fill` says; flushed every few seconds, so that a killed run goes on."""
+        try:
+            return self._fill(wanted, quiet=quiet)
+        finally:
+            self._encoder = None
+
+    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+        """As `Teacher.predict` says: by the characters of a random sample."""
+        texts, chars = self._missing(wanted)
+        sample = _some((one for _, one in self.absent(wanted)), sum(SAMPLE))
+        warm, timed = sample[: SAMPLE[0]], sample[SAMPLE[0] :]
+        try:
+            self._fill(warm, quiet=True)  # loads the model
+            began = time.monotonic()
+            done = self._fill(timed, quiet=True)
+            took = time.monotonic() - began
+        finally:
+            self._encoder = None
+        size = sum(len(one.words) for one in timed)
+        return Filling(texts, took * chars / size if done else 0.0)
+
+    def _fill(self, wanted: Iterable[Wanted], *, quiet: bool) -> int:
+        is_told = iter(wanted) is not wanted  # it can be counted first
+        if is_told and not self.missing(wanted):
+            return 0
+        done = cut = 0
+        with self._store.locked():
+            # Another run may have filled some in while this one waited.
+            total, chars = self._missing(wanted) if is_told else (None, 0)
+            progress = CountProgress(
+                total, f"vectors of {self.reference}", "texts", quiet=quiet, work=chars
+            )
+            try:
+                for keys, rows, vectors in self._computed(wanted):
+                    self._store.append(keys, vectors)
+                    progress.add(
+                        len(rows),
+                        tokens=sum(row.tokens for row in rows),
+                        work=sum(len(row.record.text) for row in rows),
+                    )
+                    done += len(rows)
+                    cut += sum(row.is_cut for row in rows)
+            finally:
+                progress.close()
+        if cut:
+            most = self._most_tokens()
+            warn(
+                f"{cut} of {done} texts were cut at {most} tokens for the teacher {self.reference}"
+            )
+        return done
+
+    def _computed(
+        self, wanted: Iterable[Wanted]
+    ) -> Iterator[tuple[list[bytes], list[Row], NDArray[np.float32]]]:
+        """Yield keys, rows and vectors, [n, dim], of batches that take about FLUSH_S each."""
+        embedder: Embedder | None = None
+        chars = FIRST_CHARS
+        for window in _windows(self.absent(wanted)):
+            # Some were looked up before the last window was written, and may have been in it.
+            known = self._store.find(list(window)) >= 0
+            texts = [
+                item for item, is_known in zip(window.items(), known, strict=True) if not is_known
+            ]
+            if not texts:
+                continue
+            embedder = embedder or self._embedder()
+            texts.sort(key=lambda item: -len(item[1].words))
+            at = 0
+            while at < len(texts):
+                size, end = 0, at
+                while end < len(texts) and (end == at or size < chars):
+                    size += len(texts[end][1].words)
+                    end += 1
+                batch, at = texts[at:end], end
+                began = time.monotonic()
+                records = [Record(n, one.place, one.words) for n, (_, one) in enumerate(batch)]
+                computed = embedder.window(records)
+                self._check(computed.rows, [one for _, one in batch])
+                yield [key for key, _ in batch], computed.rows, computed.vectors
+                took = max(time.monotonic() - began, FLUSH_S / 8)
+                chars = max(FIRST_CHARS, min(int(size * FLUSH_S / took), 2 * chars))
+
+    def _check(self, rows: Sequence[Row], wanted: Sequence[Wanted]) -> None:
+        for row, one in zip(rows, wanted, strict=True):
+            if row.error:
+                raise GembError(
+                    f"the teacher {self.reference} has no vector for {one.shown()}: "
+                    f"{row.error.message}"
+                )
+
+    def _open(self) -> Encoder:
+        if self._encoder is None:
+            self._encoder = self._backend.open(self._path, self._runtime)
+        return self._encoder
+
+    def _most_tokens(self) -> int:
+        trained = self._open().profile.max_tokens
+        return min(self._max_tokens or trained, trained)
+
+    def _embedder(self) -> Embedder:
+        """Open the model, and note its arithmetic in the store.
+
+        Raises:
+            UsageError: the store holds vectors of another arithmetic, as another device gives.
+        """
+        encoder = self._open()
+        profile = encoder.profile
+        known = self._store.describes().get("arithmetic", profile.dtype)
+        if known != profile.dtype:
+            raise UsageError(
+                f"{self.folder} holds vectors computed in {known}, and this run computes in "
+                f"{profile.dtype}: ask for --precision, or use another cache folder"
+            )
+        self._store.describe(
+            model=profile.fingerprint,
+            reference=self.reference,
+            backend=self._backend.name,
+            arithmetic=profile.dtype,
+            max_tokens=self._most_tokens(),
+        )
+        # The words have their prompt.
+        words = Prompt("{text}")
+        return plain_embedder(encoder, words, profile.dim, max_tokens=self._most_tokens())
+
+
+def _some(texts: Iterable[Wanted], most: int) -> list[Wanted]:
+    """Return a few texts, each as likely as any other."""
+    chosen: list[Wanted] = []
+    dice = random.Random(0)
+    for number, one in enumerate(texts):
+        if number < most:
+            chosen.append(one)
+        elif (place := dice.randrange(number + 1)) < most:
+            chosen[place] = one
+    return list(dict.fromkeys(chosen))
+
+
+def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Wanted]]:
+    """Yield texts by the window, each once."""
+    window: dict[bytes, Wanted] = {}
+    size = 0
+    for key, one in texts:
+        if key in window:
+            continue
+        window[key] = one
+        size += len(one.words)
+        if len(window) == WINDOW_TEXTS or size > WINDOW_CHARS:
+            yield window
+            window, size = {}, 0
+    if window:
+        yield window
+
+
+# Files of vectors as a teacher: what `gemb embed --keep text` wrote, as JSON lines or Parquet.
+#
+# A row is found by its text, its title and its task: its key is that of the words which the model
+# card puts around them (`gemb.prompts.CARD`), whatever words the model that made it saw. The rows are
+# copied into the cache once, so that a file of any size is as fast as a model's vectors.
+
+
+READ = (".jsonl", ".parquet")
+TEXTLESS = (".npy", ".npz", ".f32", ".csv", ".base64")
+CHUNK = 4096  # rows at a time
+
+
+class Chunk(NamedTuple):
+    """Rows that were read."""
+
+    words: list[str]
+    vectors: NDArray[np.float32]  # [len(words), dim]
+    failed: int  # rows beside these that have no vector
+
+
+def is_vectors(reference: str) -> bool:
+    """Return whether a teacher's name is that of files of vectors.
+
+    Raises:
+        UsageError: it is a file of vectors without their texts.
+    """
+    suffix = Path(reference).suffix
+    if suffix in TEXTLESS:
+        raise UsageError(
+            f"{reference}: a teacher's file needs the texts of its vectors, and {suffix} has none: "
+            "gemb embed --keep text -o FILE.parquet (or FILE.jsonl)"
+        )
+    return suffix in READ
+
+
+class FileTeacher(Teacher):
+    """Vectors that were computed elsewhere."""
+
+    def __init__(self, reference: str, cache: Path) -> None:
+        """Copy the files into the cache, unless they are there.
+
+        Raises:
+            UsageError: there is no such file, or it is not what `gemb embed --keep text` writes.
+        """
+        self.reference = reference
+        paths = _paths(reference)
+        times = [str(path.stat().st_mtime_ns).encode() for path in paths]
+        sizes = [(path, 0, path.stat().st_size) for path in paths]
+        self.fingerprint = fingerprint([b"file of vectors", *times], sizes)
+        self.prompts = {}
+        self.dim = _dim(paths)
+        self._store = VectorStore(cache / self.fingerprint, self.dim)
+        if not self._store.describes().get("is_whole"):
+            with self._store.locked():
+                self._copy(paths)
+
+    def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
+        """As `Teacher.fill` says; nothing is computed."""
+        absent = dict(self.absent(wanted))
+        if not absent:
+            return 0
+        first = next(iter(absent.values()))
+        task = next((name for name in TASKS if _is_of(first.words, name)), "none")
+        raise UsageError(
+            f"{self.reference} lacks {len(absent)} of the texts, the first: {first.shown()}; "
+            f"to make them: gemb embed -m MODEL --task {task} --keep text TEXTS.jsonl -o MORE.jsonl"
+        )
+
+    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+        """As `Teacher.predict` says; nothing is computed."""
+        return Filling(self.fill(wanted), 0.0)
+
+    def _copy(self, paths: Sequence[Path]) -> None:
+        if self._store.describes().get("is_whole"):  # another run did it meanwhile
+            return
+        self._store.describe(reference=self.reference)
+        repeats = failed = 0
+        for path in paths:
+            read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
+            for chunk in read(path):
+                failed += chunk.failed
+                if chunk.vectors.shape[1:] != (self.dim,):
+                    raise UsageError(
+                        f"{path}: vectors of width {chunk.vectors.shape[1]}; those before have "
+                        f"{self.dim}"
+                    )
+                lengths = np.linalg.norm(chunk.vectors, axis=1, keepdims=True)
+                if not ((lengths > 0) & np.isfinite(lengths)).all():
+                    raise UsageError(f"{path}: a vector of zeros, or not finite")
+                keys = {key_of(words): row for row, words in enumerate(chunk.words)}
+                known = self._store.find(list(keys))
+                fresh = [key for key, row in zip(keys, known.tolist(), strict=True) if row < 0]
+                repeats += len(chunk.words) - len(fresh)
+                rows = [keys[key] for key in fresh]
+                self._store.append(fresh, (chunk.vectors / lengths)[rows])
+        if failed:
+            warn(f"{self.reference}: {failed} rows have an error in the place of a vector")
+        if repeats:
+            note(f"{self.reference}: {repeats} rows repeat the text of another")
+        self._store.describe(reference=self.reference, is_whole=True)
+
+
+def _paths(reference: str) -> list[Path]:
+    path = Path(reference)
+    found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+    if not found:
+        raise UsageError(f"{reference}: no such file of vectors")
+    return found
+
+
+def _dim(paths: Sequence[Path]) -> int:
+    """Return the width of the vectors.
+
+    Raises:
+        UsageError: there are none.
+    """
+    for path in paths:
+        read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
+        for chunk in read(path):
+            if chunk.words:
+                return int(chunk.vectors.shape[1])
+    raise UsageError(f"{paths[0]}: no vector in it")
+
+
+def _is_of(words: str, task: str) -> bool:
+    head = CARD[task].partition("none")[0]
+    return bool(head) and words.startswith(head)
+
+
+def _words(path: str, task: object, text: object, title: object, template: str | None) -> str:
+    """Return the key's words of a row."""
+    if not isinstance(text, str):
+        raise UsageError(
+            f"{path}: no field 'text' with the text: gemb embed --keep text wrote none"
+        )
+    if task in TASKS:
+        prompt = for_task(str(task), {})
+    elif template is not None:
+        prompt = Prompt(template)
+    else:
+        raise UsageError(
+            f"{path}: its prompt is not in the file (task {task!r}); Parquet holds it: "
+            "gemb embed --prompt ... --keep text -o FILE.parquet"
+        )
+    return prompt.render(text, str(title) if title else None)
+
+
+def _numbers(stored: NDArray[Any], dtype: str, path: Path) -> NDArray[np.float32]:
+    if dtype not in ("f32", "f16", "int8"):
+        raise UsageError(f"{path}: {dtype} vectors are too coarse for a teacher: --dtype f16")
+    return unpacked(stored, dtype, stored.shape[1])
+
+
+def _read_jsonl(path: Path) -> Iterator[Chunk]:
+    words: list[str] = []
+    numbers: list[NDArray[Any]] = []
+    failed = 0
+    dtype = "f32"
+    for _, place, fields, vector in read_rows(path):
+        if vector is None:
+            failed += 1
+            continue
+        found = fields.get("dtype", "f32")
+        if numbers and found != dtype:
+            raise UsageError(f"{place}: {found} after rows of {dtype}")
+        dtype = found
+        words.append(
+            _words(place, fields.get("task"), fields.get("text"), fields.get("title"), None)
+        )
+        numbers.append(vector)
+        if len(words) == CHUNK:
+            yield Chunk(words, _numbers(np.array(numbers), dtype, path), failed)
+            words, numbers, failed = [], [], 0
+    if words or failed:
+        rows = np.array(numbers) if numbers else np.zeros((0, 0), np.float32)
+        yield Chunk(words, _numbers(rows, dtype, path), failed)
+
+
+def _read_parquet(path: Path) -> Iterator[Chunk]:
+    from gemb.texts.tables import import_pyarrow
+
+    pyarrow, parquet = import_pyarrow()
+    try:
+        file = parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
+    names = file.schema_arrow.names
+    described = (file.schema_arrow.metadata or {}).get(META.encode())
+    if described is None or "embedding" not in names:
+        raise UsageError(f"{path}: no vectors that gemb embed wrote")
+    spec = VectorSpec.from_json(described)
+    task = orjson.loads(described).get("task")
+    columns = [name for name in ("text", "title", "embedding") if name in names]
+    for batch in file.iter_batches(CHUNK, columns=columns):
+        column = batch.column("embedding")
+        valid = ~np.asarray(column.is_null())
+        texts = batch.column("text").to_pylist() if "text" in columns else [None] * len(valid)
+        titles = batch.column("title").to_pylist() if "title" in columns else [None] * len(valid)
+        words = [
+            _words(str(path), task, texts[row], titles[row], spec.prompt)
+            for row in np.flatnonzero(valid).tolist()
+        ]
+        flat = column.flatten().to_numpy(zero_copy_only=False)
+        vectors = _numbers(flat.reshape(-1, column.type.list_size), spec.dtype, path)
+        yield Chunk(words, vectors, int((~valid).sum()))
+
+
+def open_teacher(
+    reference: str,
+    cache: Path,
+    runtime: Runtime,
+    *,
+    backend: str = "auto",
+    max_tokens: int | None = None,
+) -> Teacher:
+    """Return the teacher. No model is loaded before a text without a vector is to be filled in.
+
+    Args:
+        reference: a model reference; or a .jsonl or .parquet file of vectors, or several as a
+            pattern: `vectors/*.parquet`.
+        cache: folder of all teachers' vectors, which need not exist.
+        runtime: how a model is run.
+        backend: what runs it; auto: what opens it.
+        max_tokens: of a text, where a student sees no more; None: as many as the model takes.
+
+    Raises:
+        UsageError: there is no such model or file, or it is broken.
+        Missing: the model or a library is not here.
+    """
+
+    if is_vectors(reference):
+        return FileTeacher(reference, cache)
+    return ModelTeacher(reference, cache, runtime, backend, max_tokens)
