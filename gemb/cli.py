@@ -19,7 +19,7 @@ import click
 
 from gemb import __version__
 from gemb.commands import COMMANDS
-from gemb.commands.group import Group
+from gemb.commands.printing import Group
 from gemb.errors import GembError
 from gemb.training.outcome import hand_over
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from gemb.commands.walk_options import WALK
+from gemb.commands.options import WALK
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:

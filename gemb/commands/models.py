@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemb.commands.group import Group
 from gemb.commands.params import ModelReference
-from gemb.commands.printing import print_json, print_table
+from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
 from gemb.io.notes import note
 from gemb.models import card as gemma_terms

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from gemb.commands.params import ModelReference
+from gemb.commands.params import FileSize, ModelReference
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder, Runtime
+
 
 F = TypeVar("F", bound=Callable[..., Any])
 RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose", "quiet")
@@ -145,3 +146,29 @@ class GroupedCommand(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
+
+
+# Options of a walk through folders: which files are read, by `gemb search` and `gemb index`.
+
+
+WALK = (
+    click.option(
+        "-g",
+        "--glob",
+        "globs",
+        multiple=True,
+        metavar="GLOB",
+        help="Only files like '*.md'; '!*.min.js' leaves out; repeatable, the last one counts.",
+    ),
+    click.option("--hidden", is_flag=True, help="Also files and folders that begin with a dot."),
+    click.option("--no-ignore", is_flag=True, help="Also what .gitignore and .ignore leave out."),
+    click.option("-L", "--follow", is_flag=True, help="Follow links."),
+    click.option(
+        "--max-size",
+        type=FileSize(may_be_zero=True),
+        metavar="SIZE",
+        default="10M",
+        show_default=True,
+        help="Leave out longer files, as 500K, 10M, 0.2G; 0: none.",
+    ),
+)

@@ -1,10 +1,34 @@
-"""What commands print on stdout: aligned columns, or one JSON document."""
+"""A group of commands that suggests the nearest name for a misspelt one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import click
+
+
+class Group(click.Group):
+    """`click.Group`, and a suggestion."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command, or fail with the nearest name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            ctx.fail(f"no command '{args[0]}'{self._hint(ctx, args[0])}")
+        return super().resolve_command(ctx, args)
+
+    def _hint(self, ctx: click.Context, name: str) -> str:
+        if name in ("help", "version"):  # commands of other tools
+            near = [f"{ctx.find_root().command_path} --{name}"]
+        else:
+            import difflib  # a misspelt name is rare
+
+            near = difflib.get_close_matches(name, self.list_commands(ctx), 1)
+        return f"; did you mean '{near[0]}'?" if near else ""
+
+
+# What commands print on stdout: aligned columns, or one JSON document.
 
 
 def print_json(value: object) -> None:

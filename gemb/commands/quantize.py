@@ -191,7 +191,7 @@ class Asked:
 
 
 def _run(asked: Asked) -> None:
-    from gemb.quantize_table import print_fit, print_ladder, print_plans, print_shares
+    from gemb.commands.quantize_table import print_fit, print_ladder, print_plans, print_shares
     from gemb.weights.quantize import check_targets, workshop
 
     job = _job(asked)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 import click
 from click.shell_completion import CompletionItem
 
-from gemb.commands.group import Group
 from gemb.commands.params import NewPath, RecipeName
-from gemb.commands.printing import print_json, print_table
+from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import UsageError
 from gemb.recipe.names import builtin_recipes, recipe_names
 

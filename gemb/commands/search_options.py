@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gemb.commands.walk_options import WALK
+from gemb.commands.options import WALK
 
 F = TypeVar("F", bound=Callable[..., Any])
 
