@@ -14,13 +14,13 @@ from torch import Tensor
 
 from gemb.models.checkpoint import open_checkpoint
 from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
-from gemb_torch.gradients import Gradients, TokenBatch
-from gemb_torch.model import EmbeddingGemma
-from gemb_torch.objective import StepVectors, objective
-from gemb_torch.packing import pack
-from gemb_torch.ranks import Ranks
-from gemb_torch.step_batches import row_ids
-from gemb_torch.weights import load
+from gemb_torch.model.model import EmbeddingGemma
+from gemb_torch.model.packing import pack
+from gemb_torch.model.ranks import Ranks
+from gemb_torch.model.weights import load
+from gemb_torch.train.batches import row_ids
+from gemb_torch.train.gradients import Gradients, TokenBatch
+from gemb_torch.train.objective import StepVectors, objective
 
 TABLE = "embed_tokens.weight"
 WIDTH = 96

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gemb.errors import UsageError
 from gemb.recipe.schema import Optimizer
-from gemb_torch.adamw import AdamW, clip, rate
+from gemb_torch.train.adamw import AdamW, clip, rate
 
 VOCABULARY, WIDTH, STEPS = 50, 8, 12
 TABLE = "embed_tokens.weight"

@@ -326,7 +326,7 @@ def test_the_command_writes_replaces_only_when_forced_and_prints(
 def test_a_failure_leaves_the_old_folder_and_nothing_else(
     tiny_model: Path, tmp_path: Path, some_text: Path, backend: Backend, monkeypatch
 ):
-    import gemb_torch.cut as cut
+    import gemb_torch.cut.cut as cut
 
     target = tmp_path / "out"
     target.mkdir()

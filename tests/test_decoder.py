@@ -12,9 +12,9 @@ import transformers
 
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.from_decoder import write_encoder
-from gemb_torch.packing import pack
-from gemb_torch.seq2seq import Seq2Seq, pack_pairs
-from gemb_torch.weights import load
+from gemb_torch.model.packing import pack
+from gemb_torch.model.seq2seq import Seq2Seq, pack_pairs
+from gemb_torch.model.weights import load
 from tiny_decoder import write_tiny_decoder
 from tiny_model import TinyShape
 

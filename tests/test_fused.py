@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402, N812
 
-from gemb_torch.fused import (  # noqa: E402
+from gemb_torch.model.fused import (
     add_rms_norm,
     gated,
     product_dtype,
@@ -22,9 +22,9 @@ from gemb_torch.fused import (  # noqa: E402
     rotated_norm,
     take,
 )
-from gemb_torch.packing import pack  # noqa: E402
-from gemb_torch.pooling import pool  # noqa: E402
-from gemb_torch.weights import load  # noqa: E402
+from gemb_torch.model.packing import pack  # noqa: E402
+from gemb_torch.model.pooling import pool  # noqa: E402
+from gemb_torch.model.weights import load  # noqa: E402
 
 EPS = 0.03  # large enough to be seen
 PLACES = torch.tensor([0, 1, 1, 1, 2, 3, 4, 4])  # rows 1 and 4 are repeated: padding

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from gemb_torch.gradients import micro_batches, passes
-from gemb_torch.objective import objective
-from gemb_torch.ranks import Ranks
+from gemb_torch.model.ranks import Ranks
+from gemb_torch.train.gradients import micro_batches, passes
+from gemb_torch.train.objective import objective
 from gradient_cases import (
     CASES,
     Case,

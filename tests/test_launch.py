@@ -19,9 +19,8 @@ from safetensors.numpy import load_file
 
 from gemb.errors import GembError, NegativeAnswer
 from gemb.training.outcome import hand_over, outcomes
-from gemb_torch.agent import Ended
-from gemb_torch.launch import end_as
-from gemb_torch.ranks import OtherProcessFailed
+from gemb_torch.launch import Ended, end_as
+from gemb_torch.model.ranks import OtherProcessFailed
 from tiny_model import TEXT
 
 pytestmark = pytest.mark.slow

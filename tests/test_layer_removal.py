@@ -10,15 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gemb_torch.layer_removal as layer_removal
+import gemb_torch.cut.layers as layer_removal
 from gemb.backend import Cut, Runtime
 from gemb.errors import UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import able
-from gemb_torch.cut_texts import Texts
-from gemb_torch.layer_bench import TOKENS, LayerBench, token_ids
-from gemb_torch.layer_removal import LayerRemoval, Removal
+from gemb_torch.cut.layers import TOKENS, LayerBench, LayerRemoval, Removal, token_ids
+from gemb_torch.cut.vocabulary import Texts
 from tiny_model import TEXT, TinyShape, write_tiny_model
 
 WORDS = TEXT.split()

@@ -57,7 +57,7 @@ def open_real(real_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ope
 def expected(real_model: Path) -> np.ndarray:
     """Torch fp32's vectors of the 200 texts, [200, 768]."""
     pytest.importorskip("torch")
-    from gemb_torch.encode import open_encoder
+    from gemb_torch.model.encode import open_encoder
 
     encoder = open_encoder(open_checkpoint(real_model), Runtime(device="cpu"))
     return encoder.encode([cut(ids) for ids in encoder.tokenize(VARIED_TEXTS)])

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 import reference
 from gemb.errors import UsageError
 from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
-from gemb_torch.losses import (
+from gemb_torch.train.losses import (
     check_widths,
     contrastive,
     distill,
@@ -18,7 +18,7 @@ from gemb_torch.losses import (
     similarity_gap,
     spread_out,
 )
-from gemb_torch.objective import StepVectors, objective, parts
+from gemb_torch.train.objective import StepVectors, objective, parts
 
 ROWS = torch.tensor([0, 2, 2, 5])  # row 2 has two hard negatives, rows 1, 3 and 4 none
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
 from gemb.recipe.schema import Contrastive, Distill, Loss, SpreadOut
-from gemb_torch.losses import contrastive, distill, prefixes, spread_out
-from gemb_torch.objective import StepVectors, objective
+from gemb_torch.train.losses import contrastive, distill, prefixes, spread_out
+from gemb_torch.train.objective import StepVectors, objective
 
 st = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
 

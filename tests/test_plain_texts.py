@@ -87,7 +87,7 @@ class TestTokens:
         return load_tokenizer(tiny_model / "tokenizer.json", size)
 
     def test_they_are_the_tokenizers_without_its_own(self, tmp_path, tokenizer):
-        from gemb_torch.token_store import tokenized
+        from gemb_torch.adapt.order import tokenized
 
         path = tmp_path / "a.jsonl"
         lines = ["the red planet", "of night", "日本語 and more"]
@@ -98,7 +98,7 @@ class TestTokens:
             assert ids.tolist() == tokenizer.encode(line).ids[1:-1]
 
     def test_they_are_made_once_and_again_when_the_file_changes(self, tmp_path, tokenizer):
-        from gemb_torch.token_store import tokenized
+        from gemb_torch.adapt.order import tokenized
 
         path, cache = tmp_path / "a.txt", tmp_path / "cache"
         path.write_text("one\n")

@@ -17,11 +17,11 @@ from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
 from gemb.plugins import named
 from gemb.weights.export import export_gguf
-from gemb_torch.cut import cut_folder
-from gemb_torch.packing import pack
-from gemb_torch.pooling import pool
-from gemb_torch.save import write_checkpoint
-from gemb_torch.weights import load
+from gemb_torch.cut.cut import cut_folder
+from gemb_torch.model.packing import pack
+from gemb_torch.model.pooling import pool
+from gemb_torch.model.save import write_checkpoint
+from gemb_torch.model.weights import load
 from reference import Reference
 
 TEXTS = ["the quick brown fox", "what", "def main(args): return sum(x for x in args if x)", "é"]

@@ -32,13 +32,12 @@ from gemb.models.tensors import gguf_name, tensor_class
 from gemb.plugins import able, for_model
 from gemb.recipe.file import load as load_recipe
 from gemb_llamacpp.export import export
-from gemb_torch.blocks import round_to
-from gemb_torch.judging import Judge
-from gemb_torch.objective import objective
-from gemb_torch.ranks import Ranks
-from gemb_torch.rounding import Rounding
-from gemb_torch.session import open_session
-from gemb_torch.sharding import full, shard
+from gemb_torch.model.ranks import Ranks
+from gemb_torch.model.rounding import Rounding, round_to
+from gemb_torch.model.sharding import full, shard
+from gemb_torch.train.objective import objective
+from gemb_torch.train.run import Judge
+from gemb_torch.train.session import open_session
 from gradient_cases import (
     CASES,
     TABLE,
@@ -161,7 +160,7 @@ def rounded_state(model: torch.nn.Module, types: dict[str, str]) -> dict[str, to
 
 def quantized_gradients(model, case, ranks, batches) -> dict[str, torch.Tensor]:
     """Return what a step of training computes, of the whole table."""
-    from gemb_torch.step_batches import row_ids
+    from gemb_torch.train.batches import row_ids
 
     rounding = Rounding(model, TYPES, table=False)
     made = gradients_by(model, case, ranks, 64)

@@ -15,12 +15,12 @@ import torch
 import torch.distributed as dist
 
 from gemb.errors import GembError
-from gemb_torch.adamw import clip
-from gemb_torch.gradients import Computed
-from gemb_torch.objective import objective
-from gemb_torch.ranks import OtherProcessFailed, Ranks
-from gemb_torch.sharding import full, shard
-from gemb_torch.training_steps import _check_vectors
+from gemb_torch.model.ranks import OtherProcessFailed, Ranks
+from gemb_torch.model.sharding import full, shard
+from gemb_torch.train.adamw import clip
+from gemb_torch.train.gradients import Computed
+from gemb_torch.train.objective import objective
+from gemb_torch.train.steps import _check_vectors
 from gradient_cases import (
     CASES,
     batch_of,

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-import gemb_torch.starting_model as starting_model
+import gemb_torch.train.session as starting_model
 from gemb.backend import Cut, Runtime
 from gemb.errors import Missing, UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.references import bundled
 from gemb.plugins import able
 from gemb.recipe.schema import Init
-from gemb_torch.cut_texts import Texts, of_file
-from gemb_torch.starting_model import quickly_made, starting_folder
+from gemb_torch.cut.vocabulary import Texts, of_file
+from gemb_torch.train.session import quickly_made, starting_folder
 from tiny_model import TEXT
 
 FP32 = Runtime(device="cpu", precision="fp32")

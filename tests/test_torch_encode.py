@@ -22,7 +22,11 @@ from reference import Reference
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.encode import TorchEncoder, open_encoder, passes  # noqa: E402
+from gemb_torch.model.encode import (
+    TorchEncoder,
+    open_encoder,
+    passes,  # noqa: E402
+)
 
 FP32 = Runtime(device="cpu", threads=2)
 
@@ -129,7 +133,7 @@ def test_bf16_is_near_fp32_and_says_so(encoder, tiny_model):
 
 @pytest.mark.parametrize("is_frozen", [True, False])
 def test_a_row_that_is_not_finite_is_nan_and_spoils_no_other(tiny_model, monkeypatch, is_frozen):
-    from gemb_torch import encode
+    from gemb_torch.model import encode
 
     real_load = encode.load
 
@@ -158,8 +162,8 @@ def test_a_row_that_is_not_finite_is_nan_and_spoils_no_other(tiny_model, monkeyp
 
 def test_padding_in_attention_keeps_a_bad_row_to_itself(tiny_model):
     """The rectangle of a padded group is filled from the row's own tokens, never a neighbour's."""
-    from gemb_torch.packing import pack
-    from gemb_torch.weights import load
+    from gemb_torch.model.packing import pack
+    from gemb_torch.model.weights import load
 
     model = load(open_checkpoint(tiny_model))
     with torch.no_grad():

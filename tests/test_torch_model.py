@@ -15,9 +15,12 @@ from tiny_model import TinyShape, write_tiny_model
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.frozen import FrozenEncoder, can_freeze  # noqa: E402
-from gemb_torch.packing import pack  # noqa: E402
-from gemb_torch.weights import load  # noqa: E402
+from gemb_torch.model.frozen import (
+    FrozenEncoder,
+    can_freeze,  # noqa: E402
+)
+from gemb_torch.model.packing import pack  # noqa: E402
+from gemb_torch.model.weights import load  # noqa: E402
 
 # Window 16: a token sees 8 on either side, so 9 is the longest text that never meets the window.
 LENGTHS = [1, 40, 9, 10, 9, 2, 17, 40, 18, 1, 25]

@@ -13,7 +13,10 @@ from varied_texts import VARIED_TEXTS
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.encode import TorchEncoder, open_encoder  # noqa: E402
+from gemb_torch.model.encode import (
+    TorchEncoder,
+    open_encoder,  # noqa: E402
+)
 
 pytestmark = pytest.mark.real
 

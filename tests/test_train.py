@@ -19,7 +19,7 @@ import pytest
 from gemb.errors import UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.training.log import read_metrics
-from gemb_torch.training_state import (
+from gemb_torch.train.state import (
     Progress,
     checkpoint_path,
     checkpoints,

@@ -33,7 +33,7 @@ class TorchBackend(Backend):
         Raises:
             UsageError: the folder would be computed wrongly, or the precision or device cannot be.
         """
-        from gemb_torch.encode import open_encoder
+        from gemb_torch.model.encode import open_encoder
 
         return open_encoder(open_checkpoint(model), runtime)
 
@@ -45,7 +45,7 @@ class TorchBackend(Backend):
 
     def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder; see `gemb_torch.cut`."""
-        from gemb_torch.cut import cut_folder
+        from gemb_torch.cut.cut import cut_folder
 
         cut_folder(source, target, cut)
 
@@ -54,7 +54,7 @@ class TorchBackend(Backend):
         # Machines end one after the other, of which torch would warn; read where it is loaded.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from gemb.recipe.run_folder import RunFolder
-        from gemb_torch.stop_request import EarlyStop
+        from gemb_torch.train.stop import EarlyStop
 
         with EarlyStop(None if training.dry_run else RunFolder(training.run)) as early:
             with early.leaving():

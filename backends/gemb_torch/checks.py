@@ -30,7 +30,7 @@ def _device() -> Check:
     except (ImportError, OSError) as error:  # a library of the system's that torch links is absent
         return Check("device", False, f"torch does not load: {error}", f"{FIX} --force-reinstall")
     if not torch.cuda.is_available():
-        from gemb_torch.frozen import can_freeze
+        from gemb_torch.model.frozen import can_freeze
 
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
         fast = " and ".join(name for name, dtype in dtypes.items() if can_freeze(dtype))

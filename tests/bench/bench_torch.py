@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gemb.backend import Runtime
 from gemb.models.checkpoint import open_checkpoint
-from gemb_torch.encode import open_encoder
+from gemb_torch.model.encode import open_encoder
 from varied_texts import VARIED_TEXTS
 
 BATCH_SIZES = (8, 16, 32, 64)

@@ -35,11 +35,11 @@ import torch
 
 from gemb.backend import Runtime, Training
 from gemb.recipe.file import find, load
-from gemb_torch.gradients import TokenBatch
-from gemb_torch.ranks import Ranks
-from gemb_torch.session import Session, open_session
-from gemb_torch.step_batches import Prepared
-from gemb_torch.training_steps import StepDone, training_steps
+from gemb_torch.model.ranks import Ranks
+from gemb_torch.train.batches import Prepared
+from gemb_torch.train.gradients import TokenBatch
+from gemb_torch.train.session import Session, open_session
+from gemb_torch.train.steps import StepDone, training_steps
 
 MICRO_BATCHES = (8, 16, 32)
 RATIO, DATA_SHARE, REST_SHARE, GIB = 1.5, 0.05, 0.10, 8.0

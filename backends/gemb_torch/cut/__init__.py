@@ -1,0 +1,4 @@
+"""Smaller models: fewer layers, fewer tokens.
+
+May import: `model`.
+"""

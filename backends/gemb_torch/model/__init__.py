@@ -1,0 +1,4 @@
+"""The network: layers, pooling, packed sequences, its weights on disk, several processes.
+
+May import: `gemb`.
+"""

@@ -1,0 +1,4 @@
+"""Contrastive training and distillation: batches, losses, gradients, steps, checkpoints.
+
+May import: `cut`, `model`.
+"""

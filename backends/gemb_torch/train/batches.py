@@ -1,0 +1,165 @@
+"""From rows of training data to a process's part of a batch, prepared ahead by threads.
+
+A batch depends on the recipe alone: not on how many threads prepare it, and its rows not on how
+many processes share it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from gemb.datasets.batches import Batch, BatchOrder
+from gemb.datasets.rows import Rows
+from gemb.models.prompts import Prompt
+from gemb.models.tokenizer import tokenize
+from gemb.texts.examples import Example, Text
+from gemb.training.teacher import Teacher, Wanted
+from gemb_torch.model.ranks import Ranks
+from gemb_torch.train.gradients import TokenBatch
+
+if TYPE_CHECKING:
+    from gemb.backend import TokenIds
+
+
+Sides = tuple[Prompt, Prompt]  # of the query; of the positive and the negatives
+
+
+class Prepared(NamedTuple):
+    """A batch, and where the order of the data stands after it."""
+
+    batch: TokenBatch
+    order: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchMaker:
+    """Renders, tokenizes and cuts the texts of a batch."""
+
+    sources: Sequence[Rows]
+    prompts: Sequence[Sides]  # of each source, in the student's words
+    tokenizer: Tokenizer
+    max_tokens: int
+    negatives: int  # of a pair at most
+    ranks: Ranks
+    teacher: Teacher | None = None
+    teacher_prompts: Sequence[Sides] = ()  # of each source, in the teacher's words
+    teacher_lock: Lock = field(default_factory=Lock)  # it answers one thread at a time
+
+    def make(self, batch: Batch) -> TokenBatch:
+        """Return this process's part of the batch."""
+        rows = self.sources[batch.source]
+        mine = batch.rows[self.ranks.part(len(batch.rows))]
+        examples = [rows[int(row)] for row in mine]
+        texts, owners = self._texts(examples)
+        query, positive = self.prompts[batch.source]
+        rendered = [
+            (query if place < len(examples) else positive).render(*text)
+            for place, text in enumerate(texts)
+        ]
+        ids = tokenize(self.tokenizer, rendered)
+        longer = [place for place, each in enumerate(ids) if len(each) > self.max_tokens]
+        for place in longer:  # what closes a text stays: EOS
+            ids[place] = np.concatenate([ids[place][: self.max_tokens - 1], ids[place][-1:]])
+        return TokenBatch(
+            source=rows.name,
+            places=[example.place for example in examples],
+            texts=ids,
+            negative_rows=np.array(owners, np.int64),
+            query_ids=rows.query_ids[mine].view(np.int64),
+            positive_ids=rows.positive_ids[mine].view(np.int64),
+            teacher=self._taught(batch.source, examples, texts, owners),
+            cut=len(longer),
+        )
+
+    def wanted(self, batch: Batch) -> list[Wanted]:
+        """Return what the teacher must know for a batch, of all processes."""
+        examples = [self.sources[batch.source][int(row)] for row in batch.rows]
+        return self._wanted(batch.source, examples, *self._texts(examples))
+
+    def _texts(self, examples: Sequence[Example]) -> tuple[list[Text], list[int]]:
+        """Return queries, positives and negatives, and whose the negatives are."""
+        queries = [example.query for example in examples]
+        positives = [example.positive for example in examples]
+        negatives: list[Text] = []
+        owners: list[int] = []
+        for owner, example in enumerate(examples):
+            own = example.negatives[: self.negatives]
+            negatives += own
+            owners += [owner] * len(own)
+        return queries + positives + negatives, owners
+
+    def _wanted(
+        self,
+        source: int,
+        examples: Sequence[Example],
+        texts: Sequence[Text],
+        owners: Sequence[int],
+    ) -> list[Wanted]:
+        """Return what the teacher must know of texts and owners as `_texts` returns them."""
+        query, positive = self.teacher_prompts[source]
+        count = len(examples)
+        whose = [*range(count), *range(count), *owners]
+        return [
+            Wanted((query if number < count else positive).render(*text), examples[owner].place)
+            for number, (text, owner) in enumerate(zip(texts, whose, strict=True))
+        ]
+
+    def _taught(
+        self,
+        source: int,
+        examples: Sequence[Example],
+        texts: Sequence[Text],
+        owners: Sequence[int],
+    ) -> NDArray[np.float32] | None:
+        if self.teacher is None:
+            return None
+        with self.teacher_lock:
+            return self.teacher.vectors(self._wanted(source, examples, texts, owners))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What the teacher must know for a run; it can be iterated over again."""
+
+    maker: BatchMaker
+    order: Callable[[], BatchOrder]  # at the run's beginning
+    batches: int
+
+    def __iter__(self) -> Iterator[Wanted]:
+        """Yield every text, batch by batch."""
+        for batch in islice(self.order(), self.batches):
+            yield from self.maker.wanted(batch)
+
+
+def prepared(order: BatchOrder, maker: BatchMaker, workers: int) -> Iterator[Prepared]:
+    """Yield the batches of an endless order, each made before it is wanted.
+
+    A failure to make one is raised where it would have been yielded.
+    """
+    waiting: deque[tuple[Future[TokenBatch], dict[str, Any]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="gemb-data") as pool:
+        try:
+            for batch in order:
+                waiting.append((pool.submit(maker.make, batch), order.state()))
+                if len(waiting) > 2 * workers:
+                    future, state = waiting.popleft()
+                    yield Prepared(future.result(), state)
+        finally:
+            for future, _ in waiting:
+                future.cancel()
+
+
+def row_ids(batches: Sequence[TokenBatch]) -> NDArray[np.int64]:
+    """Return the distinct tokens of the batches, ascending, int64."""
+    texts: list[TokenIds] = [ids for batch in batches for ids in batch.texts]
+    return np.unique(np.concatenate(texts)).astype(np.int64)
