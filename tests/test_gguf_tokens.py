@@ -71,7 +71,7 @@ def test_llama_cpp_gives_the_ids_of_tokenizers(tiny_gguf: Path, tiny_model: Path
 
 def test_a_wrong_score_is_noticed(tiny_model: Path, tmp_path: Path, monkeypatch):
     """The comparison has teeth: with two scores exchanged, the ids differ."""
-    import gemb_llamacpp.vocabulary as vocabulary
+    import gemb_llamacpp.export as vocabulary
 
     right = vocabulary._scores
 

@@ -548,7 +548,7 @@ def test_numbers_that_bf16_has_changed_are_not_those_trained(
 
 def test_blocks_that_another_compiler_rounds_otherwise_are_mended(tiny_gguf: Path, tmp_path: Path):
     from gemb.models.gguf_header import read_header
-    from gemb_llamacpp.exact import make_exact
+    from gemb_llamacpp.quantize import make_exact
 
     plan = quantize(tiny_gguf, tmp_path / "a.gguf", quantization("q8_0"), 2)
     right = (tmp_path / "a.gguf").read_bytes()

@@ -47,7 +47,7 @@ class LlamaCppBackend(Backend):
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", runtime.device):
             raise UsageError(f"no device '{runtime.device}'; devices: auto, cpu, cuda, cuda:N")
         checked = open_gguf(model)
-        from gemb_llamacpp.opening import open_encoder
+        from gemb_llamacpp.encode import open_encoder
 
         return open_encoder(checked, runtime)
 

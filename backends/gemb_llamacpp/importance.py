@@ -20,8 +20,8 @@ from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.models.gguf import open_gguf
 from gemb_llamacpp.context import Context
+from gemb_llamacpp.encode import open_encoder
 from gemb_llamacpp.native import function, llama
-from gemb_llamacpp.opening import open_encoder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
