@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gemb.arrays import TokenIds
     from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
 
-    TokenIds = NDArray[np.int32]
     Importance = Mapping[str, NDArray[np.float32]]  # tensor -> mean square of each column's input
 
 

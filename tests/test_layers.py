@@ -18,12 +18,12 @@ LIGHT = {
     "gemb/backend.py",
     "gemb/cli.py",
     "gemb/errors.py",
-    "gemb/hub_cache.py",
-    "gemb/models.py",
-    "gemb/notes.py",
+    "gemb/models/hub_cache.py",
+    "gemb/models/references.py",
+    "gemb/io/notes.py",
     "gemb/plugins.py",
-    "gemb/prompts.py",
-    "gemb/recipe_names.py",
+    "gemb/models/prompts.py",
+    "gemb/recipe/names.py",
 }
 HEAVY = {
     "numpy",

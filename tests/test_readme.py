@@ -25,15 +25,17 @@ from readme_reference import (
 )
 from terminal_picture import picture
 
+RUN = "run: python tests/support/readme_reference.py"
+
 
 def test_the_generated_parts_are_current():
     readme = README.read_text(encoding="utf-8")
-    assert replaced(readme, readme_parts()) == readme, "run: python tests/readme_reference.py"
+    assert replaced(readme, readme_parts()) == readme, RUN
 
 
 def test_the_model_cards_facts_are_those_of_the_bundled_file():
     card = CARD.read_text(encoding="utf-8")
-    assert replaced(card, card_parts()) == card, "run: python tests/readme_reference.py"
+    assert replaced(card, card_parts()) == card, RUN
 
 
 def test_a_cards_facts_are_read_from_the_file(tiny_gguf):

@@ -17,7 +17,7 @@ from gemb_llamacpp.native import DONTNEED, last_errors, llama
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 

@@ -22,7 +22,7 @@ from gemb_llamacpp.native import llama, uses_gpu
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 def open_encoder(model: GgufModel, runtime: Runtime) -> LlamaCppEncoder:

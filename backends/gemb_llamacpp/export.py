@@ -158,10 +158,10 @@ def _scores(path: Path, ids: dict[str, int], merges: list[Any]) -> dict[str, flo
 
 # Write a model folder as one GGUF file, tensor by tensor, in this process.
 #
-# Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`), and
-# always with the two dense layers, which that converter leaves out unless told. Norm weights get the
-# + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type; quantized
-# blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
+# Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`),
+# and always with the two dense layers, which that converter leaves out unless told. Norm weights
+# get the + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type;
+# quantized blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
 #
 # A model that was trained for types (`gemb.qat`) has them in the file unless another is asked for.
 

@@ -26,7 +26,8 @@ from gemb_llamacpp.native import function, llama
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gemb.backend import Importance, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Importance
 
 _F32 = 0  # GGML_TYPE_F32
 _TOKENS = 512  # computed at once

@@ -75,9 +75,9 @@ def make_exact(source: GgufHeader, target: Path, plan: Sequence[TensorPlan]) -> 
 
 # Quantize a GGUF file with llama.cpp, which is told the type of every tensor.
 #
-# llama.cpp's own choice for a mix is read from what it says in a dry run; then come the fallbacks and
-# the user's rules, and the result is handed to it as an override for each tensor. So what is planned
-# is what is written.
+# llama.cpp's own choice for a mix is read from what it says in a dry run; then come the fallbacks
+# and the user's rules, and the result is handed to it as an override for each tensor. So what is
+# planned is what is written.
 
 
 TABLE = "token_embd.weight"

@@ -114,12 +114,13 @@ def _numbered(ids: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 # Which rows make which batch: fixed by the seed and the data, whoever asks and whenever.
 #
-# Every batch comes from one source, chosen by the weights. Inside a source an epoch is a permutation
-# of its rows. A row whose query or positive stands in the batch already would be a false negative: it
-# waits for the next batch of its source. What is left at the end of an epoch begins the next one, so
-# no row is dropped; those held out are in no batch, and move no other. The random numbers are
-# Philox's raw 64-bit words, keyed by what they are for: they need no state, and numpy keeps those
-# words the same between versions (NEP 19), as it does not for `Generator.permutation`.
+# Every batch comes from one source, chosen by the weights. Inside a source an epoch is a
+# permutation of its rows. A row whose query or positive stands in the batch already would be a
+# false negative: it waits for the next batch of its source. What is left at the end of an epoch
+# begins the next one, so no row is dropped; those held out are in no batch, and move no other. The
+# random numbers are Philox's raw 64-bit words, keyed by what they are for: they need no state, and
+# numpy keeps those words the same between versions (NEP 19), as it does not for
+# `Generator.permutation`.
 
 
 WAITING_TRIED = 4  # times the pairs of a batch: waiting rows that are looked at before fresh ones

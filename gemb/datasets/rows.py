@@ -70,10 +70,10 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
 
 # One pass over a source of training data: its rows indexed, its bad rows named.
 #
-# The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13 bytes
-# a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a line
-# [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source. Nothing
-# grows in memory with the source.
+# The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13
+# bytes a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a
+# line [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source.
+# Nothing grows in memory with the source.
 
 
 VERSION = 3  # of the files in the cache
@@ -262,8 +262,8 @@ def _folded_ids(row: Row) -> list[bytes]:
 #
 # One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
 # hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
-# written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
-# path, size and time of change, and is mapped, not loaded.
+# written once, as lines of JSON, beside the index. The index is kept in the cache under the
+# source's path, size and time of change, and is mapped, not loaded.
 
 
 LONG_BYTES = 1 << 30  # from here on the user is told why nothing happens

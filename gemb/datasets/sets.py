@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from gemb.arrays import Doubles, Rows
 from gemb.datasets.set_files import read_labelled, read_retrieval, read_table
 from gemb.errors import UsageError
-from gemb.evaluation.metrics import Floats, Rows
 from gemb.recipe.names import resolve_data
 from gemb.texts.examples import Text
 
@@ -91,7 +91,7 @@ class SentencePairs(EvaluationSet):
 
     left: Sequence[Text]  # [N]
     right: Sequence[Text]  # [N]
-    gold: Floats  # [N]; bitext: all 1
+    gold: Doubles  # [N]; bitext: all 1
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -117,7 +117,7 @@ class Retrieval(EvaluationSet):
     task: str  # of the queries
     queries: Sequence[Text]  # [N]: those with a relevant document
     documents: Sequence[Text]  # in descending order of their ids' bytes, as trec_eval breaks ties
-    judged: Sequence[tuple[Rows, Floats]]  # of each query: rows of documents, and their grades
+    judged: Sequence[tuple[Rows, Doubles]]  # of each query: rows of documents, and their grades
     own: Sequence[int]  # of each query: the row of the query itself as a document; -1: none
     unscored: int  # queries whose judged documents have no grade above 0
     unknown: int  # judgements of ids that are in neither file
@@ -186,8 +186,8 @@ class Classification(EvaluationSet):
 #     NAME/corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv   retrieval (the layout of BEIR)
 #     rerank/NAME/...                                the same, each query among its judged documents
 #     NAME.tsv with sentence1, sentence2, score      STS; scores that are all 0 or 1: pairs
-#     NAME.tsv of two columns                        bitext: each line a sentence and its translation
-#     NAME-train.jsonl and NAME-val.jsonl, or one    classification: text, label
+#     NAME.tsv of two columns                        bitext: each line a sentence and its
+# translation NAME-train.jsonl and NAME-val.jsonl, or one    classification: text, label
 #
 # A folder may hold many of these, at any depth. Beside a corpus.jsonl, `set.json` may say what the
 # shape does not: `{"kind": "rerank", "task": "code"}`.

@@ -33,7 +33,7 @@ from gemb.errors import GembError, UsageError
 from gemb.io.locks import lock_file
 
 if TYPE_CHECKING:
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 FORMAT = 1

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
+from gemb.arrays import Floats, Ints
 
 CANDIDATES = 8192  # a block
 CROWDED = 4  # times as many hits as are wanted: then most are sorted out by a partition

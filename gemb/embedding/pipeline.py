@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gemb.arrays import Vectors
 from gemb.errors import GembError
 from gemb.io.progress import CountProgress
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Encoder
 
 
 @contextmanager
@@ -49,11 +50,10 @@ def text_progress(what: str, *, quiet: bool) -> Iterator[Progress]:
 
 # Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
 #
-# While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
-# device does not wait for input.
+# While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a
+# fast device does not wait for input.
 
 
-Vectors = NDArray[np.float32]
 T = TypeVar("T")
 R = TypeVar("R")
 

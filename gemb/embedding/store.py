@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Rows
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.notes import note
@@ -34,8 +35,6 @@ FORMAT = 1
 KEY_BYTES = 16  # two texts of 10^12 share a key with odds of 1e-15
 RECENT = 1 << 16  # new keys that are held in a dictionary before they are sorted in
 LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
-
-Rows = NDArray[np.int64]
 
 
 def key_of(words: str) -> bytes:

@@ -22,7 +22,8 @@ from gemb.errors import NegativeAnswer
 from gemb.models.prompts import for_task
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Encoder
 
 
 _ENGLISH = (
@@ -107,8 +108,8 @@ VERIFICATION_TEXTS: tuple[str, ...] = _ENGLISH + _LATIN + _SCRIPTS + _CODE + _OD
 
 # How far two models, or two files of vectors, agree.
 #
-# The cosine of each text's two vectors says whether the numbers are the same; the agreement of ranks
-# says whether a search would notice. Rows that failed (NaN) are counted, and take no part.
+# The cosine of each text's two vectors says whether the numbers are the same; the agreement of
+# ranks says whether a search would notice. Rows that failed (NaN) are counted, and take no part.
 
 
 NEIGHBOURS = 10

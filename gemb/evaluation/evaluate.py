@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gemb.arrays import Doubles, Rows, Vectors
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
 from gemb.embedding.pipeline import Progress, shortened, text_vectors
 from gemb.embedding.vectors import DTYPES, VectorSpec, packed, unpacked
@@ -16,9 +16,7 @@ from gemb.evaluation.linear_probe import folded, predictions
 from gemb.evaluation.metrics import (
     DEPTH,
     RANKING,
-    Floats,
     Form,
-    Rows,
     Statistic,
     best,
     interval,
@@ -33,9 +31,6 @@ from gemb.texts.records import Record
 if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.models.profile import ModelProfile
-
-
-Vectors = NDArray[np.float32]
 
 
 class Stored:
@@ -71,8 +66,8 @@ class Stored:
 
 # A model on evaluation sets: every text embedded once, every size of vector scored from that.
 #
-# A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
-# rounded; queries and documents alike.
+# A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one
+# again, rounded; queries and documents alike.
 
 
 _CELLS = 1 << 24  # similarities in memory at a time
@@ -157,7 +152,7 @@ def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) ->
 
 
 def _rows(one: SetDescription, found: Mapping[tuple[Size, str], Statistic]) -> list[Row]:
-    parts: dict[tuple[Size, str], list[Floats]] = {key: [] for key in found}
+    parts: dict[tuple[Size, str], list[Doubles]] = {key: [] for key in found}
     for counts in resamples(one.units, one.seed):
         for key, statistic in found.items():
             parts[key].append(statistic.of(counts))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.evaluation.metrics import Floats
+from gemb.arrays import Doubles
 
 FOLDS = 5
 MEMORY = 10  # pairs of steps and changes of the gradient
@@ -48,13 +48,13 @@ def folded(vectors: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
     return [str(label) for label in found]
 
 
-def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Floats:
+def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Doubles:
     """Return the weights, float64 [D + 1, count], the intercept last; x [N, D], classes [N]."""
     rows, width = x.shape
     wanted = np.zeros((rows, count), np.float32)
     wanted[np.arange(rows), classes] = 1
 
-    def loss(flat: Floats) -> tuple[float, Floats]:
+    def loss(flat: Doubles) -> tuple[float, Doubles]:
         weights = flat.reshape(width + 1, count)
         logits = x @ weights[:-1].astype(np.float32) + weights[-1].astype(np.float32)
         logits -= logits.max(axis=1, keepdims=True)
@@ -72,8 +72,8 @@ def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Fl
 
 
 def minimum(
-    loss: Callable[[Floats], tuple[float, Floats]], point: Floats, tolerance: float
-) -> Floats:
+    loss: Callable[[Doubles], tuple[float, Doubles]], point: Doubles, tolerance: float
+) -> Doubles:
     """Return where a smooth convex function is least.
 
     Args:
@@ -82,7 +82,7 @@ def minimum(
         tolerance: the largest entry of the gradient at the end.
     """
     value, gradient = loss(point)
-    known: deque[tuple[Floats, Floats, float]] = deque(maxlen=MEMORY)
+    known: deque[tuple[Doubles, Doubles, float]] = deque(maxlen=MEMORY)
     for _ in range(STEPS):
         if np.abs(gradient).max() < tolerance:
             break
@@ -105,7 +105,7 @@ def minimum(
     return point
 
 
-def _downhill(gradient: Floats, known: deque[tuple[Floats, Floats, float]]) -> Floats:
+def _downhill(gradient: Doubles, known: deque[tuple[Doubles, Doubles, float]]) -> Doubles:
     """Return minus the inverse Hessian, as far as the last steps tell it, times the gradient."""
     way = -gradient
     shares = []

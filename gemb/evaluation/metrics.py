@@ -15,14 +15,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Rows = NDArray[np.int64]
+from gemb.arrays import Doubles, Rows
 
 DEPTH = 100  # places of a ranking that count, at most
 RANKING = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
 
 
-def spearman(a: Floats, b: Floats, counts: Floats | None = None) -> Floats:
+def spearman(a: Doubles, b: Doubles, counts: Doubles | None = None) -> Doubles:
     """Return Spearman's rank correlation, float64 [R]; ties have their mean rank.
 
     Args:
@@ -40,23 +39,23 @@ def spearman(a: Floats, b: Floats, counts: Floats | None = None) -> Floats:
     return _ratio(both, size)
 
 
-def _mean_ranks(values: Floats, counts: Floats) -> Floats:
+def _mean_ranks(values: Doubles, counts: Doubles) -> Doubles:
     """Return the rank of each value in each resample, from 1, equal ones at their mean; [R, N]."""
     _, place = np.unique(values, return_inverse=True)
     in_group = _in_groups(counts, place)  # [R, groups]
     before = in_group.cumsum(axis=1) - in_group
-    ranks: Floats = (before + (in_group + 1) / 2)[:, place]
+    ranks: Doubles = (before + (in_group + 1) / 2)[:, place]
     return ranks
 
 
-def _in_groups(counts: Floats, place: NDArray[Any]) -> Floats:
+def _in_groups(counts: Doubles, place: NDArray[Any]) -> Doubles:
     """Return the sums of the counts whose place is 0, 1, ...; [R, groups]. No group is empty."""
     order = np.argsort(place, kind="stable")
     starts = np.flatnonzero(np.diff(place[order], prepend=-1))
     return np.add.reduceat(counts[:, order], starts, axis=1)
 
 
-def average_precision(scores: Floats, positive: Floats, counts: Floats | None = None) -> Floats:
+def average_precision(scores: Doubles, positive: Doubles, counts: Doubles | None = None) -> Doubles:
     """Return the average precision, float64 [R]: sum of (R_k - R_{k-1}) P_k over the thresholds k.
 
     Args:
@@ -73,7 +72,7 @@ def average_precision(scores: Floats, positive: Floats, counts: Floats | None = 
     return _ratio((hits * precision).sum(axis=1), hits.sum(axis=1))
 
 
-def _ratio(top: Floats, bottom: Floats) -> Floats:
+def _ratio(top: Doubles, bottom: Doubles) -> Doubles:
     """Return top / bottom, 0 where the bottom is 0."""
     return np.divide(top, bottom, out=np.zeros_like(top), where=bottom != 0)
 
@@ -97,7 +96,7 @@ def best(scores: NDArray[np.float32], places: int = DEPTH) -> Rows:
     return found
 
 
-def of_rankings(grades: Floats, ideal: Floats, relevant: Floats) -> dict[str, Floats]:
+def of_rankings(grades: Doubles, ideal: Doubles, relevant: Doubles) -> dict[str, Doubles]:
     """Return each metric of `RANKING` for each query, float64 [N].
 
     nDCG has linear gains and the discount log2(place + 1) (Jarvelin and Kekalainen 2002, as
@@ -149,28 +148,28 @@ class Statistic:
     """A score with what a bootstrap needs: one number for each unit, or two."""
 
     form: Form
-    values: Floats  # [N]: what is averaged; the cosines of pairs
-    gold: Floats | None = None  # [N]: human scores of pairs, or 1 for a pair that belongs together
+    values: Doubles  # [N]: what is averaged; the cosines of pairs
+    gold: Doubles | None = None  # [N]: human scores of pairs, or 1 for a pair that belongs together
 
     def value(self) -> float:
         """Return the score."""
         return float(self.of(np.ones((1, len(self.values))))[0])
 
-    def of(self, counts: Floats) -> Floats:
+    def of(self, counts: Doubles) -> Doubles:
         """Return the score of each resample, [R]; counts [R, N]."""
         if self.gold is None:
-            means: Floats = counts @ self.values / counts.sum(axis=1)
+            means: Doubles = counts @ self.values / counts.sum(axis=1)
             return means
         score = spearman if self.form == "spearman" else average_precision
         return score(self.values, self.gold, counts)
 
-    def resampled(self, seed: int) -> Floats:
+    def resampled(self, seed: int) -> Doubles:
         """Return the score of `RESAMPLES` resamples; the same ones for the same seed and N."""
         parts = resamples(len(self.values), seed)
         return np.concatenate([self.of(counts) for counts in parts])
 
 
-def resamples(units: int, seed: int) -> Iterator[Floats]:
+def resamples(units: int, seed: int) -> Iterator[Doubles]:
     """Yield counts [r, units]: how often each unit was drawn; `RESAMPLES` rows in all."""
     random = np.random.default_rng(seed)
     step = max(1, _CELLS // units)
@@ -182,7 +181,7 @@ def resamples(units: int, seed: int) -> Iterator[Floats]:
         yield counts.reshape(rows, units).astype(np.float64)
 
 
-def interval(scores: Floats) -> Interval:
+def interval(scores: Doubles) -> Interval:
     """Return the middle `LEVEL` of the resampled scores [R]."""
     low, high = np.quantile(scores, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gemb.arrays import Doubles
 from gemb.errors import UsageError
-from gemb.evaluation.metrics import Floats, Form, Interval, Statistic, interval
+from gemb.evaluation.metrics import Form, Interval, Statistic, interval
 
 MARK = "gemb_scores"  # the key of the format's version
 
@@ -66,7 +67,7 @@ class Scores:
     sizes: tuple[Size, ...]
     rows: tuple[Row, ...]  # of each set and size, the main metric first
     evidence: Mapping[tuple[str, Size], Statistic]  # of each set's main metric
-    _known: dict[tuple[str, Size], Floats] = field(default_factory=dict, repr=False, compare=False)
+    _known: dict[tuple[str, Size], Doubles] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def metric(self) -> str:
@@ -95,13 +96,13 @@ class Scores:
         wanted = (name, metric, dim, dtype)
         return next(row for row in self.rows if (row.set, row.metric, *_size(row)) == wanted)
 
-    def resampled(self, size: Size) -> Floats:
+    def resampled(self, size: Size) -> Doubles:
         """Return the mean of the sets' main metrics in each resample, [R]."""
         every = np.stack([self.resampled_set(one, size) for one in self.sets])
-        mean: Floats = every.mean(axis=0)
+        mean: Doubles = every.mean(axis=0)
         return mean
 
-    def resampled_set(self, one: SetDescription, size: Size) -> Floats:
+    def resampled_set(self, one: SetDescription, size: Size) -> Doubles:
         """Return the main metric of a set in each resample, [R]."""
         key = (one.name, size)
         if key not in self._known:

@@ -95,9 +95,10 @@ def _pattern(stem: str) -> re.Pattern[str]:
 
 # The rows that share words with a query, by SQLite's FTS5 and its BM25.
 #
-# Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English questions,
-# 300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2, debian-desc 85.7 87.8,
-# narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of weight 2: boolq 89.1.
+# Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English
+# questions, 300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2,
+# debian-desc 85.7 87.8, narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of
+# weight 2: boolq 89.1.
 
 
 TITLE = 2.0  # weight of a word in the title; in the text it is 1

@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Floats, Ints
 from gemb.errors import UsageError
 from gemb.io.machine import ahead, cores
 
-Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
 
 BITS = 512
@@ -165,7 +165,6 @@ def _read(dim: int, levels: int, *texts: str) -> Coder:
 # which is longer than numpy needs for one query among ten million rows.
 
 
-Ints = NDArray[np.int64]
 Distances = NDArray[np.uint16]
 
 FAISS_PAYS = 30_000_000  # distances that numpy finds in the time that importing faiss takes

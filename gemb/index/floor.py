@@ -92,15 +92,16 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
 #
 # A query that has nothing to do with a corpus still has a nearest passage, and the more passages
 # there are, the nearer it is. So `PROBES`, queries about everything, are asked of a sample of the
-# corpus; the lower quartile of their best scores is its background, for some of them may be answered.
-# Then
+# corpus; the lower quartile of their best scores is its background, for some of them may be
+# answered. Then
 #
 #     floor = 0.24 + quartile / 2
 #
 # which is halfway between one floor for all corpora and one that follows the corpus alone. It was
 # chosen by experiment among a dozen rules: fourteen sets of questions and texts, 30 to 3,500 texts,
 # four models; each rule's constant was set so that 2 % of the questions lose the answer that they
-# have. So many questions about another subject then have an answer, on the mean and in the worst set:
+# have. So many questions about another subject then have an answer, on the mean and in the worst
+# set:
 #
 #     0.35, for all corpora                          1.0 %   12 %
 #     0.13 + median                                  1.9 %   12 %
@@ -110,12 +111,13 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
 #     4.4 deviations above the mean of all scores    3.3 %   66 %
 #
 # The constant is lower than that comparison's 0.265: long passages of mixed matter, as those of a
-# manual, score lower than the sets' short texts, and an answer that is hidden costs more than a weak
-# one that is shown. With the bundled model, over nine sets with long documents too, 3.0 % of the
-# questions lose their answers and 3.6 % of those about another subject have one (5.2 % and 1.2 % with
-# 0.265). The deviations of the one query's own scores tell even less than those of all: what many
-# passages answer has a high mean and a wide spread. And no score tells a question that is answered
-# from one about the same subject that is not: half of those pass, and more in a large corpus.
+# manual, score lower than the sets' short texts, and an answer that is hidden costs more than a
+# weak one that is shown. With the bundled model, over nine sets with long documents too, 3.0 % of
+# the questions lose their answers and 3.6 % of those about another subject have one (5.2 % and 1.2
+# % with 0.265). The deviations of the one query's own scores tell even less than those of all: what
+# many passages answer has a high mean and a wide spread. And no score tells a question that is
+# answered from one about the same subject that is not: half of those pass, and more in a large
+# corpus.
 
 
 SAMPLE = 2000  # rows of a corpus

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Floats, Ints
 from gemb.embedding.nearest import Nearest, merged
 from gemb.embedding.vectors import unpacked
 from gemb.index.codes import Coder, Codes, nearest_codes
@@ -79,7 +80,6 @@ def ranked(
 
     Without codes (None) it is exact.
     """
-
     if how.candidates is None or codes is None or coder is None:
         return exact(queries, stored, dtype=dtype, k=k, rows=rows)
     return two_stage(
@@ -100,9 +100,6 @@ def ranked(
 # instead of its bits. About an eighth is left: the fewer vectors are read, the better, for they lie
 # scattered over a file of many gigabytes.
 
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 CODES_AT_A_TIME = 256  # see `ranking.BLOCK_COMPONENTS`
 RERANKED = 8  # one in so many candidates is ranked by its vector,

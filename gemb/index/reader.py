@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Rows
 from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index import manifest as places
@@ -35,7 +36,6 @@ from gemb.index.schema import (
 )
 from gemb.io.text import visible
 
-Rows = NDArray[np.int64]
 NUMBERS: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
     "f16": np.dtype("<f2"),

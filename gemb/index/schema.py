@@ -94,9 +94,9 @@ def path_of(column: str | bytes | None) -> str | None:
 # The database of an index: its tables, and how it is opened.
 #
 # A row of the index is a slot: its place in the file of vectors and in that of codes, from 0. The
-# vectors and codes of a batch are on the disk before one transaction commits its rows and its block;
-# what lies behind the last block is what a kill tore off. A removed row is gone from `rows`, and its
-# slot stands in `removed` until the index is compacted.
+# vectors and codes of a batch are on the disk before one transaction commits its rows and its
+# block; what lies behind the last block is what a kill tore off. A removed row is gone from `rows`,
+# and its slot stands in `removed` until the index is compacted.
 
 
 TABLES = """

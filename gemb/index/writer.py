@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.index.codes import Coder
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, committed
 from gemb.index.schema import COLUMNS, LOOKUPS, Column, IndexRow, open_to_write, readable
-
-Vectors = NDArray[np.float32]
 
 COMMIT_S = 2.0  # a kill loses so much work, or so many bytes of vectors
 COMMIT_BYTES = 64 << 20

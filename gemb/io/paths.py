@@ -66,6 +66,7 @@ EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 def status_of(path: Path | int) -> os.stat_result | None:
+    """Return the status of a path or a descriptor, None where there is nothing."""
     try:
         return os.stat(path)  # noqa: PTH116  a descriptor, too
     except (OSError, ValueError):

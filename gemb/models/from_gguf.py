@@ -199,9 +199,9 @@ def _around(sequence: str, kind: int, bos: str, eos: str) -> list[dict[str, Any]
 # Unpack a GGUF file into a plain model folder of 32-bit numbers, so that training can start there.
 #
 # What a GGUF holds of the folder it was made from comes back: the weights as the file rounded them,
-# the tokenizer, prompts, Matryoshka widths, the trained length, the licence, and what was done to the
-# model before. Norm weights lose the 1 that the file holds more; the model adds it again, to the same
-# number.
+# the tokenizer, prompts, Matryoshka widths, the trained length, the licence, and what was done to
+# the model before. Norm weights lose the 1 that the file holds more; the model adds it again, to
+# the same number.
 
 
 _ROWS = 4096  # of a tensor in memory at a time

@@ -14,7 +14,7 @@ from gemb.errors import UsageError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:

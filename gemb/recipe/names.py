@@ -12,7 +12,7 @@ from gemb.io.text import visible
 
 def builtin_recipes() -> Path:
     """Return the folder of the recipes, in a wheel install or in a checkout."""
-    packaged = Path(__file__).parents[2] / "recipes"
+    packaged = Path(__file__).parents[1] / "recipes"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "recipes"
 
 

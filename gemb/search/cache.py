@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.store import Rows, VectorStore
+from gemb.arrays import Rows, Vectors
+from gemb.embedding.store import VectorStore
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.io.machine import cores
@@ -27,8 +28,6 @@ IN_MEMORY = 1 << 48  # rows from here on are in memory
 BLOCK = 1 << 18  # numbers that are widened to float32 at once: 1 MB stays in a core's cache
 FEW = 8  # queries that are multiplied one by one
 HIGHEST = 1.01  # what no cosine of float16 vectors reaches
-
-Vectors = NDArray[np.float32]
 
 
 class VectorCache:

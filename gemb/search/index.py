@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gemb.arrays import Floats, Ints
 from gemb.errors import UsageError
 from gemb.index.hits import fused
 from gemb.index.mapped import read_ahead
@@ -96,9 +96,6 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, for
 
 # Search of an index: which rows answer queries, filtered first, ranked by meaning and by words.
 
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 ALL = 10_000  # rows of a query at most, where all that reach the floor are wanted
 BATCH = 256  # queries

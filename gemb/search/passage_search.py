@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Vectors
 from gemb.embedding.pipeline import Window, embed, plain_embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
@@ -113,8 +114,6 @@ def _terms(passages: Passages, numbers: list[int], promise: Promise) -> NDArray[
 
 # One search of passages: those whose vectors are kept, then the others as they are embedded.
 
-
-Vectors = NDArray[np.float32]
 
 SCORES = 1 << 22  # that are held at once
 KEEP_S = 2.0  # seconds of embedding that a kill may cost

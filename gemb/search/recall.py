@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Floats, Ints
 from gemb.embedding.vectors import unpacked
 from gemb.errors import UsageError
 from gemb.index.ranking import Plan, ranked
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from gemb.index.ranking import Found
     from gemb.search.run import OPEN, Job
 
-
-Floats = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 EQUAL = 2e-6  # two dot products of float32, summed in different orders, may differ so much
 TIMED = 20  # queries that are ranked one by one

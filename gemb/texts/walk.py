@@ -65,7 +65,6 @@ class Skipped:
 
     def big(self, path: str, real: str, size: int, *, is_named: bool) -> None:
         """Count a file that is over the bound, or as binary where it is no text."""
-
         try:
             with Path(real).open("rb") as file:
                 if is_binary(file.read(LOOKED_AT)):

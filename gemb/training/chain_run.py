@@ -110,8 +110,8 @@ class Signals(SignalContext):
 #     RUN/stages/NAME.txt       what it printed
 #     RUN/NAME/                 what it made; of a recipe, the folder of `gemb train`
 #
-# A stage is done when it ended well, with these settings and these inputs. What changes no number of
-# a model (`run_folder.FREE`) changes no stage. Who wants a stage again removes its NAME.json.
+# A stage is done when it ended well, with these settings and these inputs. What changes no number
+# of a model (`run_folder.FREE`) changes no stage. Who wants a stage again removes its NAME.json.
 
 
 @dataclass(frozen=True)

@@ -105,9 +105,9 @@ def _power(largest: float) -> int:
 
 # Charts as inline SVG: curves over steps, and two histograms in one frame.
 #
-# What is drawn is bounded: a long curve is drawn by the means of its stretches, and a noisy one by a
-# moving mean, before a shade that covers every value. Each line carries its name, and the frame its
-# ranges, so that the page's script can tell values at the pointer.
+# What is drawn is bounded: a long curve is drawn by the means of its stretches, and a noisy one by
+# a moving mean, before a shade that covers every value. Each line carries its name, and the frame
+# its ranges, so that the page's script can tell values at the pointer.
 
 
 Values = NDArray[np.float64]

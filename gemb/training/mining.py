@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.nearest import CANDIDATES, Ints, Nearest, nearest
+from gemb.arrays import Ints
+from gemb.embedding.nearest import CANDIDATES, Nearest, nearest
 from gemb.errors import UsageError
 from gemb.models.prompts import Prompt
 from gemb.texts.examples import Example, Text, TextSpool, same_text
 from gemb.training.teacher import Teacher, Wanted
 
 if TYPE_CHECKING:
-    from gemb.datasets.rows import Rows
+    from gemb.arrays import Rows
 
 
 QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 64 MiB

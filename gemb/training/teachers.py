@@ -225,8 +225,8 @@ def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Want
 # Files of vectors as a teacher: what `gemb embed --keep text` wrote, as JSON lines or Parquet.
 #
 # A row is found by its text, its title and its task: its key is that of the words which the model
-# card puts around them (`gemb.prompts.CARD`), whatever words the model that made it saw. The rows are
-# copied into the cache once, so that a file of any size is as fast as a model's vectors.
+# card puts around them (`gemb.prompts.CARD`), whatever words the model that made it saw. The rows
+# are copied into the cache once, so that a file of any size is as fast as a model's vectors.
 
 
 READ = (".jsonl", ".parquet")
@@ -451,7 +451,6 @@ def open_teacher(
         UsageError: there is no such model or file, or it is broken.
         Missing: the model or a library is not here.
     """
-
     if is_vectors(reference):
         return FileTeacher(reference, cache)
     return ModelTeacher(reference, cache, runtime, backend, max_tokens)

@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from gemb.backend import Runtime
 from gemb.models.checkpoint import open_checkpoint

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Encoder
 
 Vectors = NDArray[np.float32]
 

@@ -11,7 +11,8 @@ import numpy as np
 from other_models import OTHERS, Absent, Other, Vectors
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Encoder
     from gemb.models.profile import ModelProfile
 
 

@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gemb.backend import Runtime, TokenIds
+    from gemb.arrays import TokenIds
+    from gemb.backend import Runtime
     from gemb_torch.cut.vocabulary import Texts
 
     LayerTeacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32] | None]

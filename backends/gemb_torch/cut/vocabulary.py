@@ -92,10 +92,11 @@ def _fields(path: Path, number: int, line: str) -> Iterator[str]:
 
 # Choose the tokens to keep, and rewrite the tokenizer's files for them.
 #
-# Byte-pair encoding reaches a token through smaller ones: `▁the` is joined from `▁t` and `he`, say. A
-# token is kept together with every token on its way, down to its characters. Then a text whose tokens
-# were all kept is cut exactly as before, since each of its joins is still there and no new one is; a
-# text that had others is cut into smaller pieces, at worst into bytes, and still comes back whole.
+# Byte-pair encoding reaches a token through smaller ones: `▁the` is joined from `▁t` and `he`, say.
+# A token is kept together with every token on its way, down to its characters. Then a text whose
+# tokens were all kept is cut exactly as before, since each of its joins is still there and no new
+# one is; a text that had others is cut into smaller pieces, at worst into bytes, and still comes
+# back whole.
 
 
 _FIRST = 5  # pad, eos, bos, unk, mask: models and programs know them by these ids

@@ -29,7 +29,7 @@ from gemb_torch.model.weights import load
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 Forward = Callable[[Tensor, Packing], Tensor]

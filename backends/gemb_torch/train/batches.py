@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from gemb.arrays import Rows
 from gemb.datasets.batches import Batch, BatchOrder
-from gemb.datasets.rows import Rows
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize
 from gemb.texts.examples import Example, Text
@@ -28,7 +28,7 @@ from gemb_torch.model.ranks import Ranks
 from gemb_torch.train.gradients import TokenBatch
 
 if TYPE_CHECKING:
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 Sides = tuple[Prompt, Prompt]  # of the query; of the positive and the negatives

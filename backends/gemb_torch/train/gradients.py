@@ -29,7 +29,7 @@ from gemb_torch.model.ranks import Ranks
 from gemb_torch.train.objective import StepVectors
 
 if TYPE_CHECKING:
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 Objective = Callable[[StepVectors], tuple[Tensor, dict[str, Tensor]]]

@@ -47,7 +47,7 @@ from gemb_torch.train.steps import StepDone, training_steps
 from gemb_torch.train.stop import EarlyStop, StopRequest
 
 if TYPE_CHECKING:
-    from gemb.backend import TokenIds
+    from gemb.arrays import TokenIds
 
 
 LOOKED_AT = 512  # pairs whose cosines are told before and after

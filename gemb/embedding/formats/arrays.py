@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Vectors
 from gemb.embedding.formats.base import Layout, stored
-from gemb.embedding.pipeline import Row, Vectors
+from gemb.embedding.pipeline import Row
 from gemb.io.streams import AtomicFile, Output, Sink
 from gemb.texts.records import Id
 

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.pipeline import Row, Vectors
+from gemb.arrays import Vectors
+from gemb.embedding.pipeline import Row
 from gemb.embedding.vectors import VectorSpec, packed
 
 

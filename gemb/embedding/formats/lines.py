@@ -14,8 +14,9 @@ import orjson
 from numpy.typing import NDArray
 from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
 
+from gemb.arrays import Vectors
 from gemb.embedding.formats.base import Layout, stored
-from gemb.embedding.pipeline import Row, Vectors
+from gemb.embedding.pipeline import Row
 from gemb.errors import UsageError
 from gemb.io.streams import Output
 from gemb.texts.records import as_json

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Vectors
 from gemb.embedding.formats.base import Layout, stored
-from gemb.embedding.pipeline import Row, Vectors
+from gemb.embedding.pipeline import Row
 from gemb.embedding.vectors import META
 from gemb.errors import GembError
 from gemb.io.streams import Output, Sink

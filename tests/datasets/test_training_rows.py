@@ -20,7 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemb.datasets.rows import Rows, open_source
+from gemb.arrays import Rows
+from gemb.datasets.rows import open_source
 from gemb.errors import GembError, UsageError
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text

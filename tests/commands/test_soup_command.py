@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_soup import contents, rewritten
 
 from gemb.backend import Runtime
 from gemb.datasets.sets import open_suite
@@ -23,7 +24,6 @@ from gemb.models.prompts import for_task
 from gemb.plugins import for_model
 from gemb.weights.ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
 from gemb.weights.soup_scores import Scorer, greedy
-from test_soup import contents, rewritten
 from tiny_model import TinyShape, write_tiny_model
 
 

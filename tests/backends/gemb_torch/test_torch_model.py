@@ -15,9 +15,9 @@ from tiny_model import TinyShape, write_tiny_model
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.model.frozen import (
+from gemb_torch.model.frozen import (  # noqa: E402
     FrozenEncoder,
-    can_freeze,  # noqa: E402
+    can_freeze,
 )
 from gemb_torch.model.packing import pack  # noqa: E402
 from gemb_torch.model.weights import load  # noqa: E402

@@ -364,7 +364,7 @@ print(*(f"{hit.path}:{hit.line}:{hit.score:.3f}" for hit in answer.hits[0]))
 
 
 def searching(cache: Path, sleep_s: float) -> subprocess.Popen[str]:
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parents[1] / "support")
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
     environment["OMP_NUM_THREADS"] = "1"
     return subprocess.Popen(

@@ -13,9 +13,9 @@ from varied_texts import VARIED_TEXTS
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.model.encode import (
+from gemb_torch.model.encode import (  # noqa: E402
     TorchEncoder,
-    open_encoder,  # noqa: E402
+    open_encoder,
 )
 
 pytestmark = pytest.mark.real

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_soup import contents, numbers
 
 from gemb.errors import Missing, UsageError
 from gemb.recipe.file import load
@@ -27,7 +28,6 @@ from gemb.training.mixtures import (
     next_mixture,
     read_trials,
 )
-from test_soup import contents, numbers
 from tiny_model import TEXT
 
 WORDS = TEXT.split()

@@ -1,4 +1,6 @@
-"""Write the generated parts of README.md and of mini's card: `python tests/readme_reference.py`.
+"""Write the generated parts of README.md and of mini's card.
+
+`python tests/support/readme_reference.py` does it.
 
 The command reference comes from `--help`, the file map from the first lines of the files, and the
 facts in the card from the model's file.
@@ -17,7 +19,7 @@ from gemb.models.hub import show_size
 from gemb.models.references import bundled
 from gemb.plugins import describe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CARD = ROOT / "gemb" / "data" / "mini.md"
 FOLDERS = (

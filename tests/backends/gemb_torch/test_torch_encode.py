@@ -22,10 +22,10 @@ from reference import Reference
 
 torch = pytest.importorskip("torch")
 
-from gemb_torch.model.encode import (
+from gemb_torch.model.encode import (  # noqa: E402
     TorchEncoder,
     open_encoder,
-    passes,  # noqa: E402
+    passes,
 )
 
 FP32 = Runtime(device="cpu", threads=2)

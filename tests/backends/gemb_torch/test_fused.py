@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402, N812
 
-from gemb_torch.model.fused import (
+from gemb_torch.model.fused import (  # noqa: E402
     add_rms_norm,
     gated,
     product_dtype,

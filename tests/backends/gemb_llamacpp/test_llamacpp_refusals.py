@@ -14,7 +14,7 @@ from gemb.models.gguf_header import read_header
 from gemb.plugins import named
 from gemb_llamacpp import native
 
-FUZZ = Path(__file__).with_name("fuzz_gguf.py")
+FUZZ = Path(__file__).parents[2] / "support" / "fuzz_gguf.py"
 
 
 def refusal(path: Path) -> str:

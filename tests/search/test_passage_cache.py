@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_tree import as_nobody
+from test_tree_search import OLD, write
 
 from gemb.errors import GembError
 from gemb.search.cache import FIELDS, PassageTable, Row, VectorCache
 from gemb.search.gather import Sources
 from gemb.search.passage_search import gather
-from test_tree import as_nobody
-from test_tree_search import OLD, write
 from word_encoder import WordEncoder
 
 SPEC = WordEncoder().spec
@@ -167,7 +167,7 @@ def test_a_full_disk_costs_the_cache_and_not_the_search(tmp_path: Path, limit: i
     folder = tmp_path / "many"
     write(folder, {f"{number:03}.txt": f"cat number {number} " * 30 for number in range(300)})
     calm = search(str(folder), tmp_path / "calm")
-    tests = str(Path(__file__).parent)
+    tests = str(Path(__file__).parents[1] / "support")
     environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-c", LIMITED, str(folder), str(tmp_path / "cache"), str(limit)]
     done = subprocess.run(

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
+from test_evaluation import FakeEncoder
 
 from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import UsageError
 from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.mteb import GembEncoder, prompt_for, run, tasks_named
-from test_evaluation import FakeEncoder
 
 needs_mteb = pytest.mark.skipif(find_spec("mteb") is None, reason="mteb is not installed")
 # Its imports, and the libraries that it loads data with, warn of each other.

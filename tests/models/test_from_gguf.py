@@ -10,6 +10,8 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from test_gguf_model import ABSENT, KEY, _changed
+from test_gguf_tokens import differences
 from tokenizers import Tokenizer
 
 from gemb.backend import Cut, Runtime
@@ -22,8 +24,6 @@ from gemb.models.gguf_header import strings
 from gemb.models.references import bundled
 from gemb.plugins import able, for_model
 from gemb_llamacpp.export import export
-from test_gguf_model import ABSENT, KEY, _changed
-from test_gguf_tokens import differences
 from tiny_model import PROMPTS
 from token_lines import token_lines
 

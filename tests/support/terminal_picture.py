@@ -1,4 +1,6 @@
-"""A picture of a real terminal: `python tests/terminal_picture.py OUT.svg COMMAND...`; needs tmux.
+"""A picture of a real terminal; needs tmux.
+
+`python tests/support/terminal_picture.py OUT.svg COMMAND...` makes it.
 
 Each COMMAND, one argument, is run in a terminal of 100 columns, in this folder; the picture is the
 screen after the last one has ended.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parent / "bench" / "bench_scores.py"
+BENCH = Path(__file__).parents[1] / "bench" / "bench_scores.py"
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from gemb.commands.completion import SHELLS, script
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILES = {"bash": "gemb.bash", "zsh": "_gemb", "fish": "gemb.fish"}
 
 

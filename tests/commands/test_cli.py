@@ -193,7 +193,7 @@ def test_names_of_options_are_not_abbreviated():
 
 
 def test_the_version_is_the_newest_of_the_changelog():
-    changes = (Path(__file__).parents[1] / "CHANGELOG.md").read_text(encoding="utf-8")
+    changes = (Path(__file__).parents[2] / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = re.search(r"^## (\d\S*)", changes, re.MULTILINE)
     assert newest
     assert run("--version").stdout == f"gemb {newest[1]}\n"
@@ -244,7 +244,7 @@ def test_one_letter_means_the_same_in_every_command():
 def test_no_module_of_commands_is_left_out():
     folder = Path(click.__file__).parent
     assert folder.exists()
-    modules = {p.stem for p in (Path(__file__).parents[1] / "gemb" / "commands").glob("*.py")}
+    modules = {p.stem for p in (Path(__file__).parents[2] / "gemb" / "commands").glob("*.py")}
     kinds = {command.callback.__module__.rpartition(".")[2] for command in COMMANDS}
     shared = {"__init__", "chains", "group", "options", "params", "printing"}
     shared |= {

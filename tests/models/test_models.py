@@ -58,7 +58,7 @@ def cached(repo: str, files: dict[str, bytes], revision: str = "main", commit: s
 
 
 def test_mini_is_the_file_inside_the_package(monkeypatch, tmp_path):
-    assert models.bundled() == Path(models.__file__).parent / "data" / "mini.gguf"
+    assert models.bundled() == Path(models.__file__).parents[1] / "data" / "mini.gguf"
     monkeypatch.setattr(models, "bundled", lambda: tmp_path / "mini.gguf")
     with pytest.raises(Missing, match=r"the bundled model is not in this install .*; install gemb"):
         models.resolve("mini")
