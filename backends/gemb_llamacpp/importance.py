@@ -19,6 +19,7 @@ from gemb.backend import Runtime
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.models.gguf import open_gguf
+from gemb.models.profile import cut_ids
 from gemb_llamacpp.context import Context
 from gemb_llamacpp.encode import open_encoder
 from gemb_llamacpp.native import function, llama
@@ -83,7 +84,7 @@ def importance(model: Path, texts: Sequence[str], runtime: Runtime) -> Importanc
     batch: list[TokenIds] = []
     tokens = 0
     for ids in encoder.tokenize(texts):
-        kept = ids if len(ids) <= limit else np.concatenate([ids[: limit - 1], ids[-1:]])
+        kept = cut_ids(ids, limit, encoder.profile.closing_tokens)
         if batch and (tokens + len(kept) > _TOKENS or len(batch) == context.most_sequences):
             _run(context, batch, squares)
             batch, tokens = [], 0

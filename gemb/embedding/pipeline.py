@@ -16,6 +16,7 @@ import numpy as np
 from gemb.arrays import Vectors
 from gemb.errors import GembError
 from gemb.io.progress import CountProgress
+from gemb.models.profile import cut_ids
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Record, RowError
 
@@ -212,8 +213,7 @@ class Embedder:
             error = None
             if count > plan.max_tokens:
                 if plan.on_long == "truncate":
-                    last = plan.closing_tokens
-                    ids = np.concatenate([ids[: plan.max_tokens - last], ids[count - last :]])
+                    ids = cut_ids(ids, plan.max_tokens, plan.closing_tokens)
                 else:
                     message = f"{count} tokens; the model takes {plan.max_tokens}"
                     error = RowError("too_long", message)

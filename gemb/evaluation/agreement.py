@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.errors import NegativeAnswer
+from gemb.models.profile import cut_ids
 from gemb.models.prompts import for_task
 
 if TYPE_CHECKING:
@@ -228,13 +229,8 @@ def script_of(text: str) -> str:
 def prompted_ids(model: Encoder, texts: Sequence[str], task: str, limit: int) -> list[TokenIds]:
     """Return each text's ids with its prompt, cut to `limit` tokens, its closing ones kept."""
     prompt = for_task(task, model.profile.prompts)
-    closing = model.profile.closing_tokens
-    cut = []
-    for ids in model.tokenize([prompt.render(text) for text in texts]):
-        if len(ids) > limit:
-            ids = np.concatenate([ids[: limit - closing], ids[len(ids) - closing :]])
-        cut.append(ids)
-    return cut
+    tokenized = model.tokenize([prompt.render(text) for text in texts])
+    return [cut_ids(ids, limit, model.profile.closing_tokens) for ids in tokenized]
 
 
 def encoded(model: Encoder, ids: Sequence[TokenIds]) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ from gemb.models.checkpoint import CARD_DIMS, GGUF_POOLINGS
 from gemb.models.config import PATTERN
 from gemb.models.fingerprint import fingerprint
 from gemb.models.gguf_header import Array, GgufHeader, Scalar, TensorInfo, read_header, strings
-from gemb.models.profile import ModelDescription, ModelProfile
+from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import CARD
 
 ARCHITECTURE = "gemma-embedding"
@@ -266,7 +266,7 @@ class GgufModel:
             dim=self.dim,
             matryoshka_dims=self.matryoshka_dims,
             max_tokens=self.max_tokens,
-            closing_tokens=1,
+            closing_tokens=CLOSING_TOKENS,
             prompts=self.prompts,
             dtype=self.types()["attention"],
             fingerprint=self.fingerprint(),

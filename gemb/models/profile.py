@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is known of a model: of an open one by its profile, of its files by their description."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    pass
+    from gemb.arrays import TokenIds
+
+CLOSING_TOKENS = 1  # Gemma's tokenizer ends a text with EOS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,27 @@ class ModelProfile:
     prompts: Mapping[str, str]  # prompt name -> the words before the text, as sentence-transformers
     dtype: str  # of the arithmetic or the weights: fp32, bf16, q4_0, ...
     fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
+
+    def cut(self, ids: TokenIds) -> TokenIds:
+        """Return the ids of a text, cut to what the model takes: see `cut_ids`."""
+        return cut_ids(ids, self.max_tokens, self.closing_tokens)
+
+
+def cut_ids(ids: TokenIds, max_tokens: int, closing_tokens: int) -> TokenIds:
+    """Return at most `max_tokens` ids: the first ones, then the last `closing_tokens` of the text.
+
+    A model that was trained on texts that end with EOS gives another vector to one without it.
+
+    Args:
+        ids: of one text, int32 [tokens].
+        max_tokens: at least `closing_tokens`.
+        closing_tokens: how many ids at the end stay: `ModelProfile.closing_tokens`.
+    """
+    if len(ids) <= max_tokens:
+        return ids
+    import numpy as np
+
+    return np.concatenate([ids[: max_tokens - closing_tokens], ids[len(ids) - closing_tokens :]])
 
 
 @dataclass(frozen=True, kw_only=True)

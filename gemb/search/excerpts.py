@@ -97,10 +97,9 @@ def compared(
 
     from gemb.embedding.pipeline import shortened
 
-    most = encoder.profile.max_tokens
     lines = [found[number].lines[place].strip() for number, place in todo]
     ids = encoder.tokenize([prompt.render(line) for line in lines])
-    vectors = shortened(encoder.encode([one[:most] for one in ids]), len(query))
+    vectors = shortened(encoder.encode(list(map(encoder.profile.cut, ids))), len(query))
     scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
     best: dict[int, tuple[float, int]] = {}
     for (number, place), score in zip(todo, scores, strict=True):

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Sequence
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from gemb.search.queries import Query
 from gemb.search.template import FIELDS, FormatLines, parsed
 from gemb.search.terminal import TerminalHits, part_with
 from gemb.texts.words import wanted_stems, words_of
+from word_encoder import WordEncoder
 
 PLAIN = Paint(is_on=False)
 ORDERS = """def cancel_order(number):
@@ -86,7 +87,7 @@ def test_words_that_are_rare_in_the_hits_weigh_more():
 class OneWord:
     """An encoder for which texts with the word `money` are near to everything, and no others."""
 
-    profile = SimpleNamespace(max_tokens=512)
+    profile = WordEncoder().profile
 
     def __init__(self) -> None:
         self.seen: list[str] = []
@@ -112,6 +113,20 @@ def test_the_model_finds_the_best_line_where_words_do_not():
     encoder = OneWord()
     (found,) = compared(excerpts("refund order", [one]), query, encoder, prompt)  # type: ignore[arg-type]
     assert (found.best, encoder.seen) == (0, []), "all words of the query are in the line"
+
+
+def test_a_line_that_is_cut_ends_with_the_closing_token():
+    class Recording(WordEncoder):
+        def encode(self, batch):
+            self.batches = [ids.tolist() for ids in batch]
+            return super().encode(batch)
+
+    encoder = Recording()
+    encoder.profile = replace(encoder.profile, max_tokens=5)
+    excerpt = excerpts("repaid", [hit(text="give all the money back to them\nnothing else\n")])
+    compared(excerpt, np.ones(64, np.float32), encoder, Prompt("{text}"))  # type: ignore[arg-type]
+    whole = encoder.tokenize(["give all the money back to them", "nothing else"])
+    assert encoder.batches == [[*whole[0][:4].tolist(), 1], whole[1].tolist()]
 
 
 def test_the_model_is_asked_about_few_lines():

@@ -19,7 +19,7 @@ from gemb.errors import Missing, UsageError
 from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
-from gemb.models.profile import ModelProfile
+from gemb.models.profile import CLOSING_TOKENS, ModelProfile
 from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.model.frozen import FrozenEncoder, can_freeze
 from gemb_torch.model.model import EmbeddingGemma
@@ -74,7 +74,7 @@ class TorchEncoder:
             dim=checkpoint.dim,
             matryoshka_dims=checkpoint.matryoshka_dims,
             max_tokens=checkpoint.max_tokens,
-            closing_tokens=1,
+            closing_tokens=CLOSING_TOKENS,
             prompts=checkpoint.prompts,
             dtype="bf16" if dtype == torch.bfloat16 else "fp32",
             fingerprint=checkpoint.fingerprint(),

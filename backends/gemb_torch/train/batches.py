@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 
 from gemb.arrays import Rows
 from gemb.datasets.batches import Batch, BatchOrder
+from gemb.models.profile import CLOSING_TOKENS, cut_ids
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize
 from gemb.texts.examples import Example, Text
@@ -67,18 +68,15 @@ class BatchMaker:
             for place, text in enumerate(texts)
         ]
         ids = tokenize(self.tokenizer, rendered)
-        longer = [place for place, each in enumerate(ids) if len(each) > self.max_tokens]
-        for place in longer:  # what closes a text stays: EOS
-            ids[place] = np.concatenate([ids[place][: self.max_tokens - 1], ids[place][-1:]])
         return TokenBatch(
             source=rows.name,
             places=[example.place for example in examples],
-            texts=ids,
+            texts=[cut_ids(text_ids, self.max_tokens, CLOSING_TOKENS) for text_ids in ids],
             negative_rows=np.array(owners, np.int64),
             query_ids=rows.query_ids[mine].view(np.int64),
             positive_ids=rows.positive_ids[mine].view(np.int64),
             teacher=self._taught(batch.source, examples, texts, owners),
-            cut=len(longer),
+            cut=sum(len(text_ids) > self.max_tokens for text_ids in ids),
         )
 
     def wanted(self, batch: Batch) -> list[Wanted]:
