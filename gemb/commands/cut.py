@@ -40,11 +40,6 @@ _FILE = click.Path(path_type=Path)
 @click.option(
     "--keep-layers", metavar="0,1,...", help="The layers to keep, counted from 0; 0-5 is a range."
 )
-@click.option(
-    "--as-decoder",
-    is_flag=True,
-    help="Write a language model by its form, to try gemb train adapt with; MODEL may be a .gguf.",
-)
 @click.option("-f", "--force", is_flag=True, help="Replace the folder.")
 @click.option("-n", "--dry-run", is_flag=True, help="Only check, and say what would be written.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -55,7 +50,6 @@ def cut(
     vocab: int | None,
     texts: tuple[Path, ...],
     keep_layers: str | None,
-    as_decoder: bool,
     force: bool,
     dry_run: bool,
     as_json: bool,
@@ -63,28 +57,22 @@ def cut(
     """Write a smaller model: fewer tokens or layers.
 
     With fewer tokens, rare words fall into smaller pieces, and the vectors of other texts stay as
-    they are. With fewer layers, the model wants training.
+    they are. With fewer layers, the model must be trained again.
 
     \b
     gemb cut embeddinggemma-300m -o small --vocab 32768 --vocab-from docs.txt rows.jsonl.gz
     gemb cut small -o smaller --keep-layers 0-5,11,17,23
-    gemb cut mini -o decoder --keep-layers 0-5 --as-decoder
     """
     texts += more_texts
     if bool(vocab) != bool(texts):
         raise UsageError("--vocab N and --vocab-from TEXT go together")
-    if as_decoder and vocab is not None:
-        raise UsageError("--as-decoder keeps all tokens; cut them with init.vocab of the recipe")
-    if vocab is None and keep_layers is None and not as_decoder:
+    if vocab is None and keep_layers is None:
         raise UsageError("nothing to cut: give --vocab N --vocab-from TEXT..., or --keep-layers")
     layers = _layers(keep_layers) if keep_layers is not None else None
     for text in texts:
         if not text.is_file():
             raise UsageError(f"{text}: no such file to count tokens in")
     source = models.resolve(model)
-    if as_decoder:
-        _write_decoder(source, output, layers, force=force, dry_run=dry_run, as_json=as_json)
-        return
     if not source.is_dir():
         raise UsageError(f"{source} is a file; cut takes a model folder")
     check_folder(output, overwrite=force, source=source)
@@ -99,33 +87,6 @@ def cut(
     able("cut").cut(source, output, wanted)
     after = open_checkpoint(output)
     click.echo(_json(after) if as_json else f"{output}: {_size(after)} of {_size(before)}")
-
-
-def _write_decoder(
-    source: Path,
-    output: Path,
-    layers: tuple[int, ...] | None,
-    *,
-    force: bool,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
-    import json
-
-    from gemb.models.decoder_folder import write_decoder
-    from gemb.plugins import describe
-
-    check_folder(output, overwrite=force, source=source)
-    before = describe(source)
-    count = before.layers if layers is None else len(layers)
-    if not dry_run:
-        write_decoder(source, output, layers)
-    if as_json:
-        done = {"folder": str(output), "layers": count, "decoder": True}
-        click.echo(json.dumps({"dry_run": True, **done} if dry_run else done))
-        return
-    would = f"would write {output} from {source}: " if dry_run else f"{output}: "
-    click.echo(f"{would}a language model of {count} layers, to try adaptation with")
 
 
 def _layers(text: str) -> tuple[int, ...]:

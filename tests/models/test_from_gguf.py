@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from test_gguf_model import ABSENT, KEY, _changed
-from test_gguf_tokens import differences
 from tokenizers import Tokenizer
 
 from gemb.backend import Cut, Runtime
@@ -24,6 +23,7 @@ from gemb.models.gguf_header import strings
 from gemb.models.references import bundled
 from gemb.plugins import able, for_model
 from gemb_llamacpp.export import export
+from gguf_tokens import differences
 from tiny_model import PROMPTS
 from token_lines import token_lines
 

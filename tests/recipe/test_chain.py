@@ -218,7 +218,7 @@ def test_the_mini_chain_needs_nothing_but_the_package_and_has_every_kind_of_stag
     planned = json.loads(run("recipes", "plan", "embeddinggemma-mini", "--json"))
     assert planned["assumed"] == []
     assert {cost["kind"] for cost in planned["costs"]} >= {
-        *("adapt", "pretrain", "finetune", "soup", "qat"),
+        *("pretrain", "finetune", "soup", "qat"),
         *("export-gguf", "quantize", "verify", "eval"),
     }
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_gguf_tokens import differences
 from tokenizers import Tokenizer
 
 from gemb.backend import Backend, Cut, Runtime
@@ -21,6 +20,7 @@ from gemb.models.checkpoint import open_checkpoint
 from gemb.models.safetensors import read_header
 from gemb.plugins import able
 from gemb_llamacpp.export import export
+from gguf_tokens import differences
 from tiny_model import TEXT, TinyShape, write_tiny_model
 from token_lines import token_lines
 

@@ -210,7 +210,7 @@ def test_the_plain_model_gives_the_same_order(
     model: Path, greedy: tuple[list[Removal], Path], tmp_path: Path, monkeypatch
 ):
     """A GPU, and a CPU without oneDNN's operators, run the plain model."""
-    monkeypatch.setattr("gemb_torch.layer_bench.can_freeze", lambda dtype: False)
+    monkeypatch.setattr("gemb_torch.cut.layers.can_freeze", lambda dtype: False)
     _removal(model).kept(2, tmp_path / "layers.json")
     order = _order(tmp_path / "layers.json")
     assert [removal.layer for removal in order] == [removal.layer for removal in greedy[0]]

@@ -112,7 +112,7 @@ def test_one_thread_and_three_give_the_same_vectors(encoder, tiny_model):
 
 def test_the_plain_model_encodes_as_the_frozen_one(encoder, tiny_model, monkeypatch, capsys):
     """Where oneDNN's operators are absent, the plain model runs, and says so when asked."""
-    monkeypatch.setattr("gemb_torch.encode.can_freeze", lambda dtype: False)
+    monkeypatch.setattr("gemb_torch.model.encode.can_freeze", lambda dtype: False)
     runtime = Runtime(device="cpu", threads=2, verbose=True)
     plain = open_encoder(open_checkpoint(tiny_model), runtime)
     assert "torch runs the plain model on cpu" in capsys.readouterr().err
@@ -343,3 +343,15 @@ def test_weights_that_are_not_finite_are_refused(tiny_model, tmp_path, bad, file
     save_file(tensors, folder / file)
     with pytest.raises(UsageError, match=rf"{name} holds numbers that are not finite"):
         named("torch").open(folder, FP32)
+
+
+def test_a_model_is_opened_without_the_compiler(tiny_model: Path):
+    """`torch._dynamo` takes more than a second to import; random numbers on meta import it."""
+    script = (
+        "import sys; from pathlib import Path; from gemb.backend import Runtime;"
+        "from gemb_torch import TorchBackend;"
+        "model = TorchBackend().open(Path(sys.argv[1]), Runtime(device='cpu'));"
+        "model.encode(model.tokenize(['the quick brown fox']));"
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tiny_model], check=False).returncode == 0
