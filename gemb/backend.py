@@ -180,7 +180,6 @@ class Training:
     strict: bool = False  # a bad row stops
     baseline: bool = True  # evaluate before the first step
     runtime: Runtime = field(default_factory=lambda: Runtime())
-    quiet: bool = False
     command: tuple[str, ...] = ()  # what starts this again: the processes of a run of several
     launch: str = "auto"  # none: only this process; torchrun: at least one beside it
     processes: int = 0  # on this machine; 0: one for each GPU, or one

@@ -21,6 +21,7 @@ from gemb import __version__
 from gemb.commands import COMMANDS
 from gemb.commands.printing import Group
 from gemb.errors import GembError
+from gemb.io import notes
 from gemb.training.outcome import hand_over
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -39,7 +40,8 @@ class Root(Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command that was asked for."""
+        """Run the command that was asked for; what gemb says comes on stderr from here on."""
+        notes.speak()
         with _past_click():
             return super().invoke(ctx)
 

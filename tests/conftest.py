@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from fake_backend import Gemb
+from gemb.io import notes
 from tiny_model import TinyShape, write_tiny_model
+
+
+@pytest.fixture(autouse=True)
+def lines_on_stderr() -> None:
+    """What is said comes on stderr, as in a command."""
+    notes.speak()
 
 
 @pytest.fixture(scope="session")

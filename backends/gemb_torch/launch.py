@@ -31,6 +31,7 @@ from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
+from gemb.io import notes
 from gemb.io.machine import cores
 from gemb.training.outcome import FOLDER, Outcome, outcomes
 from gemb_torch.adapt.run import adapt
@@ -239,6 +240,8 @@ def _joined(recipe: Recipe, training: Training) -> Training:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    if os.environ["RANK"] != "0":
+        notes.speak(quiet=True)  # the first process speaks for all
     starter = os.environ.get(_STARTER)
     if starter:
         threading.Thread(target=_end_with, args=[int(starter)], daemon=True).start()
@@ -258,7 +261,6 @@ def _end_with(starter: int) -> None:
 
 def _start(training: Training, count: int, early: EarlyStop) -> None:
     """Start the processes, wait for their end, and end as they did."""
-    logging.disable(logging.CRITICAL)  # the agent's own words
     with early.leaving():
         from torch.distributed.elastic.rendezvous import RendezvousError
 
@@ -278,12 +280,15 @@ def _start(training: Training, count: int, early: EarlyStop) -> None:
             name=os.environ.get("SLURM_JOB_ID", "gemb"),
         )
         try:
+            logging.disable(logging.CRITICAL)  # the agent's own words
             ended = run_processes(processes)
         except RendezvousError as error:
             raise GembError(
                 f"the {training.nodes} machines did not meet at {training.meeting}: {error}; the "
                 "same command must run on each, and one of them must have this name"
             ) from error
+        finally:
+            logging.disable(logging.NOTSET)
         end_as(ended, outcomes(Path(folder)), processes.logs)
 
 

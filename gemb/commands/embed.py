@@ -161,7 +161,7 @@ def embed(
 
     target = None if output in (None, "-") else outputs.followed(Path(output or ""))
     form = _format(output_format, output)
-    if target is not None and not (output_format or options.quiet):
+    if target is not None and not output_format:
         _say_form(target)
     if target is not None:
         outputs.check(target, form)
@@ -172,7 +172,6 @@ def embed(
         separator=b"\0" if null else b"\n",
         fields=fields,
         live=outputs.is_stream(target),
-        quiet=options.quiet,
     )
     _check_input(bool(texts), input_format, null, fields)
     paths = files or ("-",)
@@ -207,7 +206,6 @@ def embed(
         output=target,
         resume=resume,
         total=None if texts or part else inputs.total_size(paths, reading),
-        quiet=options.quiet,
     )
     run(job, part.of(records) if part else records, model.encoder, model.backend)
 

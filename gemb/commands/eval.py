@@ -65,21 +65,18 @@ def in_json(scores: Scores, found: Verdict | None) -> str:
     return json.dumps(document, ensure_ascii=False, indent=2)
 
 
-def tell_notes(scores: Scores, longest: int, *, quiet: bool) -> None:
+def tell_notes(scores: Scores, longest: int) -> None:
     """Say on stderr what is not in the table: prompts, texts that were cut, what is left out.
 
     Args:
         scores: of the model.
         longest: tokens of a text that the model takes.
-        quiet: warnings alone.
     """
     if scores.cut:
         warn(f"{scores.cut} of {scores.texts} texts were cut at {longest} tokens")
     for one in scores.sets:
         if one.left_out:
             warn(f"{one.name}: {one.left_out}; they take no part")
-    if quiet:
-        return
     users: dict[tuple[str, ...], list[str]] = {}
     for one in scores.sets:
         users.setdefault(tuple(dict.fromkeys(one.prompts)), []).append(one.name)
@@ -246,7 +243,7 @@ def _run(
         before = _scores(suite, other, widths, types, options, f"eval {baseline}")
         del other
     after = _scores(suite, encoder, widths, types, options, "eval")
-    tell_notes(after, encoder.profile.max_tokens, quiet=options.quiet)
+    tell_notes(after, encoder.profile.max_tokens)
     found = verdict(before, after) if before else None
     try:  # neither a full disk nor a reader that went away takes the result from the other
         click.echo(
@@ -284,7 +281,7 @@ def _scores(
     from gemb.embedding.pipeline import text_progress
     from gemb.evaluation.evaluate import evaluate as measure
 
-    with text_progress(label, quiet=options.quiet) as progress:
+    with text_progress(label) as progress:
         return measure(suite, encoder, dims=widths, dtypes=types, progress=progress)
 
 

@@ -192,7 +192,6 @@ def build(
         task=task,
         prompt=prompt,
         overwrite=force,
-        quiet=options.quiet,
     )
     _print(folder, changes, as_json=as_json)
 
@@ -225,7 +224,7 @@ def sync(
     from gemb.index.sync import Sync, look
     from gemb.index.sync import sync as run
 
-    job = Sync(folder=folder, paths=sources, base=os.getcwd(), quiet=options.quiet)  # noqa: PTH109
+    job = Sync(folder=folder, paths=sources, base=os.getcwd())  # noqa: PTH109
     may_remove = _asking(yes)
     changes = look(job) if dry_run else run(job, lambda: own_model(folder, options), may_remove)
     _print(folder, changes, as_json=as_json)

@@ -197,7 +197,6 @@ def mine(
             backend=options.backend,
             runtime=options.runtime,
             cache=cache,
-            quiet=options.quiet,
         )
     )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from gemb.commands.params import FileSize, ModelReference
+from gemb.io import notes
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
@@ -17,7 +18,23 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose", "quiet")
+RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose")
+
+
+def _be_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        notes.speak(quiet=True)
+
+
+# Every command that shows notes or progress has it; the level of the process keeps it.
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    expose_value=False,
+    callback=_be_quiet,
+    help="No progress and no notes.",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +47,6 @@ class ModelOptions:
     precision: str
     threads: int
     verbose: bool
-    quiet: bool
 
     @property
     def runtime(self) -> Runtime:
@@ -114,7 +130,7 @@ def runtime_options(command: F) -> F:
             help="CPU threads; 0 (the default): one for each core.",
         ),
         click.option("-v", "--verbose", is_flag=True, help="Let native libraries speak."),
-        click.option("-q", "--quiet", is_flag=True, help="No progress and no notes."),
+        quiet_option,
     )
     wrapped: Any = packed
     for decorator in reversed(decorators):

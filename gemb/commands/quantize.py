@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemb.commands.options import GroupedCommand
+from gemb.commands.options import GroupedCommand, quiet_option
 from gemb.commands.params import FileSize, ModelReference, NewPath
 from gemb.errors import UsageError
 
@@ -123,7 +123,7 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     help="Print the types and leave.",
 )
 @click.option("-j", "--threads", type=click.IntRange(min=0), default=0, help="0: one a core.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+@quiet_option
 def quantize(**values: Any) -> None:  # noqa: ANN401
     """Write a model in fewer bits, and show what that costs.
 
@@ -182,7 +182,6 @@ class Asked:
     dry_run: bool
     as_json: bool
     threads: int
-    quiet: bool
 
     @property
     def measures_only(self) -> bool:
@@ -244,7 +243,6 @@ def _job(asked: Asked) -> Job:
         runtime=Runtime(threads=asked.threads),
         overwrite=asked.force,
         is_plan=asked.dry_run,
-        quiet=asked.quiet,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from gemb.errors import NegativeAnswer
-from gemb.io.notes import note
+from gemb.io.notes import is_quiet, note
 from gemb.models.gguf_header import TENSORS
 from gemb.weights.measure import Measures
 from gemb.weights.mix import Share, fitting_mix, sensitivity
@@ -34,7 +34,7 @@ def print_ladder(shop: Workshop, *, as_json: bool) -> None:
         table.head(shop.yardstick.source, shop.source.type)
     made: list[Candidate] = []
     for one in wanted:
-        if not job.quiet:
+        if not is_quiet():  # a plan takes a while
             for line in misfits(shop.planned(one)):
                 note(f"{one.name}: {line}")
         found = shop.made(one)
@@ -55,9 +55,8 @@ def print_fit(shop: Workshop, size_bytes: int, *, as_json: bool) -> None:
         NegativeAnswer: nothing fits, or what does was not good enough.
     """
     mix = fitting_mix(shop, size_bytes, f"{size_bytes / 1e6:g}M")
-    if not shop.job.quiet:
-        rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
-        note(f"the mix for {mix.name}: -t {mix.type} {rules}")
+    rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
+    note(f"the mix for {mix.name}: -t {mix.type} {rules}")
     limits = replace(shop.job.limits, max_bytes=size_bytes)
     shop.job = replace(shop.job, wanted=(mix,), limits=limits)
     print_ladder(shop, as_json=as_json)

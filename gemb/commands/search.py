@@ -15,6 +15,7 @@ import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.search_options import GROUPS, Chosen, search_options
+from gemb.io import notes
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
@@ -236,10 +237,10 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
     """
     queries, paths = _asked(words, chosen)
     check(chosen)
-    is_silent = options.quiet
-    options = dataclasses.replace(options, quiet=options.quiet or chosen.no_messages)
-    if not options.quiet:
-        _say_if_unlike(words, paths)
+    is_silent = notes.is_quiet()
+    if chosen.no_messages:
+        notes.speak(quiet=True)
+    _say_if_unlike(words, paths)
     index = _index_of(paths)
     if index is None:
         check_files(chosen, paths)
@@ -265,7 +266,7 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
     elif index is not None:
         code = search_run.run_index(job, index, open_model, form)
     else:
-        sources = _sources(chosen, paths, quiet=options.quiet)
+        sources = _sources(chosen, paths)
         code = search_run.run_files(job, sources, open_model, form, is_silent=is_silent)
     if code:
         raise click.exceptions.Exit(code)
@@ -371,11 +372,10 @@ def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
         dim=chosen.dim,
         model=options.model if is_given else "",
         force=chosen.force,
-        quiet=options.quiet,
     )
 
 
-def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
+def _sources(chosen: Chosen, paths: tuple[str, ...]) -> Sources:
     from gemb.search.gather import Sources
     from gemb.texts.inputs import Reading
     from gemb.texts.records import Fields
@@ -390,7 +390,7 @@ def _sources(chosen: Chosen, paths: tuple[str, ...], *, quiet: bool) -> Sources:
         keep=kept,
         keep_all=keep_all,
     )
-    reading = Reading(format=chosen.input_format, fields=fields, quiet=quiet)
+    reading = Reading(format=chosen.input_format, fields=fields)
     return Sources(
         paths=paths,
         walk=Walk(

@@ -183,12 +183,11 @@ def soup(
     tries: Sequence[Try] = []
     if method == "greedy":
         assert scorer, "greedy has sets"
-        tell = (lambda step: None) if options.quiet else _tell
-        chosen, tries = greedy(ingredients, scorer, cast("Keep", keep), tell)
+        chosen, tries = greedy(ingredients, scorer, cast("Keep", keep), _tell)
         evaluation = to_json(tries, scorer.suite, cast("Keep", keep))
     how: Method = "slerp" if method == "slerp" else "mean"
     written = write_soup(chosen, output, how, evaluation)
-    if loses_types(chosen) and not options.quiet:
+    if loses_types(chosen):
         note(LOSES_TYPES)
     found = compared(ingredients, chosen, scorer, how, output) if scorer else None
     made = Made(ingredients, chosen, written, method, tries, found)
@@ -312,5 +311,4 @@ def _scorer(suite: Suite, output: Path, options: ModelOptions) -> Scorer:
         near=output.absolute().parent,
         backend=options.backend,
         runtime=options.runtime,
-        quiet=options.quiet,
     )

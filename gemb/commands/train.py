@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gemb.backend import Runtime, Training
+from gemb.commands.options import quiet_option
 from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
-from gemb.io.notes import note
+from gemb.io.notes import is_quiet, note
 from gemb.plugins import able, named
 from gemb.training.slurm import batch_file
 
@@ -92,7 +93,7 @@ if TYPE_CHECKING:
     "-n", "--dry-run", is_flag=True, help="Look at the data, predict time and memory, and end."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as one JSON object.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress and no notes.")
+@quiet_option
 def train(
     recipe: str,
     overrides: tuple[str, ...],
@@ -109,7 +110,6 @@ def train(
     launch: str,
     dry_run: bool,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Train a model as a recipe says.
 
@@ -178,7 +178,6 @@ def train(
         strict=strict,
         baseline=not no_baseline,
         runtime=Runtime(device=device, threads=threads),
-        quiet=quiet,
         # As this process was started, so that it is the same Python with the same packages.
         command=(sys.executable, *sys.orig_argv[1:]),
         launch=launch,
@@ -242,14 +241,18 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
     for name, default in _HANDED_ON.items():
         if given[name] != default:
             options += [f"--{_NAMES.get(name, name)}", str(given[name])]
-    flags = {"--strict": "strict", "--no-baseline": "no_baseline", "-q": "quiet"}
-    options += [flag for flag, name in flags.items() if given[name]]
-    shared = {"threads": ["-j", str(given["threads"])], "quiet": ["-q"]}
+    flags = {"--strict": given["strict"], "--no-baseline": given["no_baseline"], "-q": is_quiet()}
+    options += [flag for flag, is_given in flags.items() if is_given]
+    shared = {}
+    if given["threads"]:
+        shared["threads"] = ["-j", str(given["threads"])]
+    if is_quiet():
+        shared["quiet"] = ["-q"]
     commands = {
         name: tuple(
             word
             for option, words in shared.items()
-            if given[option] and option in command_options(name)
+            if option in command_options(name)
             for word in words
         )
         for name in OUTPUTS
@@ -261,7 +264,7 @@ def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
         run_chain(
             chain,
             run,
-            Options(program=program, train=tuple(options), commands=commands, quiet=given["quiet"]),
+            Options(program=program, train=tuple(options), commands=commands),
         )
     )
 
@@ -280,7 +283,8 @@ def _slurm(given: Mapping[str, Any]) -> str:
         raise UsageError("--launch slurm: how many GPUs has a machine? --nproc N")
     words = ["gemb", "train", given["recipe"], *given["overrides"], "-o", str(given["run"])]
     flags = {"--strict": "strict", "--no-baseline": "no_baseline", "--json": "as_json"}
-    words += [flag for flag, name in {**flags, "-q": "quiet"}.items() if given[name]]
+    words += [flag for flag, name in flags.items() if given[name]]
+    words += ["-q"] if is_quiet() else []
     for option, default in (("backend", "auto"), ("device", "auto"), ("threads", 0)):
         if given[option] != default:
             words += [f"--{option}", str(given[option])]

@@ -26,20 +26,18 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def text_progress(what: str, *, quiet: bool) -> Iterator[Progress]:
+def text_progress(what: str) -> Iterator[Progress]:
     """Yield what is to be called as texts get vectors; the bar comes with the first of them.
 
     Args:
         what: is embedded, in words.
-        quiet: show nothing.
     """
     bar: CountProgress | None = None
 
     def show(done: Done) -> None:
         nonlocal bar
         if bar is None:
-            work = done.all_characters
-            bar = CountProgress(done.all_texts, what, "texts", quiet=quiet, work=work)
+            bar = CountProgress(done.all_texts, what, "texts", work=done.all_characters)
         bar.add(done.texts, done.tokens, done.characters)
 
     try:
@@ -84,6 +82,16 @@ class Window:
 
     rows: list[Row]
     vectors: Vectors  # [len(rows), dim]
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows, before any cut."""
+        return sum(row.tokens for row in self.rows)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the input that the rows took."""
+        return sum(row.record.size for row in self.rows)
 
 
 @dataclass(frozen=True)

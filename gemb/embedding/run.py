@@ -21,7 +21,7 @@ from gemb.errors import SomeRowsFailed, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.notes import note, warn
 from gemb.io.paths import is_stream
-from gemb.io.progress import Progress
+from gemb.io.progress import InputProgress
 from gemb.io.streams import AtomicFile, Output, Stream
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Fields, Record
@@ -110,7 +110,6 @@ class Job:
     output: Path | None  # no link; None: standard output
     resume: bool
     total: int | None  # sum of all `Record.size`, None: not known
-    quiet: bool
 
     @property
     def is_live(self) -> bool:
@@ -169,7 +168,7 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
         _say_of_journal(journal, job)
         output = AtomicFile(job.output, replace_part=journal.is_older)
     tally = Tally(profile.max_tokens)
-    progress = Progress(job.total, wanted=not job.quiet and job.format != "preview")
+    progress = InputProgress(job.total, shown=job.format != "preview")
     windows = embed(records, Embedder(encoder, plan, compute), live=job.is_live)
     try:
         _write(windows, output, job, spec, tally, progress)
@@ -187,7 +186,7 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
     progress.close()
     if journal:
         journal.remove()
-    if not tally.rows and not job.quiet:
+    if not tally.rows:
         note("no text came in, so no vector goes out")
     tally.say()
     tally.check(_fate(job))
@@ -203,8 +202,6 @@ def _fate(job: Job) -> str:
 
 
 def _say_of_journal(journal: Journal, job: Job) -> None:
-    if job.quiet:
-        return
     if journal.replaced:
         note(f"{journal.path} of an unfinished run is overwritten; --resume would have gone on")
     elif job.resume and not journal.is_resumed:
@@ -219,7 +216,7 @@ def _write(
     job: Job,
     spec: VectorSpec,
     tally: Tally,
-    progress: Progress,
+    progress: InputProgress,
 ) -> None:
     """Write all windows."""
     writer: Writer | None = None
@@ -230,7 +227,7 @@ def _write(
             writer.write(window.rows, window.vectors)
         elif written:
             writer.write([window.rows[place] for place in written], window.vectors[written])
-        progress.add(window.rows)
+        progress.add(len(window.rows), tokens=window.tokens, size=window.size)
     writer = writer or WRITERS[job.format](output, _layout(job, spec, None))
     writer.finish()
 

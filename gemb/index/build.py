@@ -226,7 +226,6 @@ def build_index(
     task: str,
     prompt: str | None,
     overwrite: bool,
-    quiet: bool,
 ) -> Changes:
     """Build an index and return what it has.
 
@@ -241,7 +240,6 @@ def build_index(
         task: name of the documents' prompt.
         prompt: the user's own one.
         overwrite: replace an index that is there.
-        quiet: no progress and no notes.
 
     Raises:
         UsageError: the source, the target or the model does not fit.
@@ -288,18 +286,16 @@ def build_index(
 
     def fill(writer: Writer, manifest: Manifest) -> Changes:
         if writer.slots:
-            if not quiet:
-                note(f"{writer.rows:,} rows of a stopped build are there; it goes on from them")
+            note(f"{writer.rows:,} rows of a stopped build are there; it goes on from them")
             writer.make_lookups()
         elif source.id is not None:
             writer.make_lookups("id")
-        state = State(manifest, writer.connection, writer.slots, writer, quiet=quiet)
+        state = State(manifest, writer.connection, writer.slots, writer)
         return update(
             state,
             spec,
             open_encoder=lambda: encoder or open_encoder(),
             may_remove=lambda *counts: None,
-            quiet=quiet,
         )
 
     return build(job, fill, encoder)

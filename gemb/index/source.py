@@ -118,7 +118,7 @@ class SourceRow(NamedTuple):
     stored: NDArray[Any] | None = None  # its vector as the index stores it, [1, dim], if it has one
 
 
-def source_rows(source: Source, *, quiet: bool) -> Iterator[SourceRow]:
+def source_rows(source: Source) -> Iterator[SourceRow]:
     """Yield the rows of files and of standard input, bad ones too, in order.
 
     Raises:
@@ -128,7 +128,6 @@ def source_rows(source: Source, *, quiet: bool) -> Iterator[SourceRow]:
         format=source.format,
         separator=b"\0" if source.null else b"\n",
         fields=source.fields,
-        quiet=quiet,
     )
     several = len(source.paths) > 1
     for path, real in zip(source.paths, source.real(), strict=True):

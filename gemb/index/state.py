@@ -178,15 +178,13 @@ class State:
         connection: sqlite3.Connection,
         slots: int,
         writer: Writer | None,
-        *,
-        quiet: bool,
     ) -> None:
         """Look at what the index holds: `slots` slots, of which the connection knows the rows."""
         self.source = Source.from_json(manifest.source)
         self.prompt = Prompt(manifest.spec.prompt)
         self.changes = Changes(unit="files" if self.source.kind == PASSAGES else "rows")
         self.tally = Tally(manifest.spec.max_tokens)
-        self.skipped = Skipped(quiet=quiet)
+        self.skipped = Skipped()
         self.connection = connection
         self.writer = writer
         self.matcher = Matcher(connection, slots)

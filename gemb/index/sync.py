@@ -25,7 +25,7 @@ from gemb.index.state import Changes, State
 from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
 from gemb.io.notes import note
-from gemb.io.progress import CountProgress, Progress
+from gemb.io.progress import CountProgress, InputProgress
 from gemb.io.text import visible
 from gemb.texts.records import Record
 
@@ -78,7 +78,6 @@ def update(
     *,
     open_encoder: OpenEncoder,
     may_remove: MayRemove,
-    quiet: bool,
 ) -> Changes:
     """Bring an index up to date with its source; without a writer only count.
 
@@ -89,7 +88,6 @@ def update(
         spec: of its vectors.
         open_encoder: called when the first text needs a vector.
         may_remove: asked before rows (of files: files) are removed.
-        quiet: no progress and no notes.
 
     Raises:
         UsageError: the source cannot be read, or `may_remove` forbids.
@@ -100,12 +98,12 @@ def update(
     if state.source.kind == PASSAGES:
         records = file_changes(state, may_remove)
     elif state.source.kind == VECTORS:
-        records = row_changes(state, _taken(state, spec, quiet=quiet), may_remove)
+        records = row_changes(state, _taken(state, spec), may_remove)
     else:
         state.total = total_size(state.source)
-        records = row_changes(state, source_rows(state.source, quiet=quiet), may_remove)
+        records = row_changes(state, source_rows(state.source), may_remove)
     try:
-        _embed(state, spec, records, open_encoder, quiet=quiet)
+        _embed(state, spec, records, open_encoder)
         if writer:
             writer.commit()
     except OSError:
@@ -123,12 +121,12 @@ def update(
     return state.changes
 
 
-def _taken(state: State, spec: VectorSpec, *, quiet: bool) -> Iterator[SourceRow]:
+def _taken(state: State, spec: VectorSpec) -> Iterator[SourceRow]:
     """Yield the rows of files of vectors, with a bar."""
     from gemb.index.vector_source import count, vector_rows
 
     total = count(state.source.real())
-    progress = CountProgress(total, "indexing", "rows", quiet=quiet or not state.writer)
+    progress = CountProgress(total, "indexing", "rows", shown=state.writer is not None)
     try:
         for number, row in enumerate(vector_rows(state.source, spec), 1):
             yield row
@@ -139,12 +137,7 @@ def _taken(state: State, spec: VectorSpec, *, quiet: bool) -> Iterator[SourceRow
 
 
 def _embed(
-    state: State,
-    spec: VectorSpec,
-    records: Iterator[Record],
-    open_encoder: OpenEncoder,
-    *,
-    quiet: bool,
+    state: State, spec: VectorSpec, records: Iterator[Record], open_encoder: OpenEncoder
 ) -> None:
     """Give the records vectors, and write the rows that wait for them."""
     first = next(records, None)
@@ -156,11 +149,11 @@ def _embed(
             max_tokens=spec.max_tokens,
             on_long=state.source.on_long,
         )
-        progress = Progress(state.total, wanted=not quiet)
+        progress = InputProgress(state.total)
         try:
             for window in embed(itertools.chain([first], records), embedder, live=False):
                 _write(state, window)
-                progress.add(window.rows)
+                progress.add(len(window.rows), tokens=window.tokens, size=window.size)
         finally:
             progress.close()
     state.drain()
@@ -193,7 +186,6 @@ class Sync:
     folder: Path
     paths: tuple[str, ...] = ()  # other ones than the manifest names; empty: those
     base: str = "/"  # of these paths
-    quiet: bool = False
 
 
 class ModelOnce:
@@ -245,7 +237,7 @@ def sync(job: Sync, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
         manifest = dataclasses.replace(manifest, source=_source(job, manifest).to_json())
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
-        state = State(manifest, writer.connection, writer.slots, writer, quiet=job.quiet)
+        state = State(manifest, writer.connection, writer.slots, writer)
         before = writer.slots
         try:
             changes = update(
@@ -253,7 +245,6 @@ def sync(job: Sync, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
                 manifest.spec,
                 open_encoder=model,
                 may_remove=may_remove,
-                quiet=job.quiet,
             )
         except BaseException:
             if writer.committed > before:
@@ -277,13 +268,12 @@ def look(job: Sync) -> Changes:
         manifest = dataclasses.replace(
             index.manifest, source=_source(job, index.manifest).to_json()
         )
-        state = State(manifest, index.connection, len(index.stored), None, quiet=job.quiet)
+        state = State(manifest, index.connection, len(index.stored), None)
         return update(
             state,
             manifest.spec,
             open_encoder=_no_model,
             may_remove=lambda *counts: None,
-            quiet=job.quiet,
         )
 
 

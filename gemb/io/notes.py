@@ -1,13 +1,99 @@
-"""What gemb says beside its results: one line each, on stderr."""
+"""What gemb says beside its results: lines on stderr, through the logger `gemb`.
+
+The command line calls `speak` once. Without it, as in a program that imports gemb, the lines go
+where that program's `logging` sends them. `logging` is imported at the first line that is said,
+since `gemb --help` says none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    import logging
+
+WARNING = 30  # as in `logging`; -q shows these alone
+NOTE = 20
+TABLE = 16  # lines that stand as they are
+PROGRESS = 15
+PREFIXES = {WARNING: "gemb: warning: ", NOTE: "gemb: note: ", TABLE: "", PROGRESS: "gemb: "}
+
+# What makes room for a line above each bar that is drawn on stderr, the newest last.
+bars: list[Callable[[], AbstractContextManager[None]]] = []
+_said: set[str] = set()  # what is said once
 
 
 def warn(line: str) -> None:
     """Say that something is not as the user may think, though the run goes on."""
-    click.echo(f"gemb: warning: {' '.join(line.split())}", err=True)
+    _logger().log(WARNING, "%s", " ".join(line.split()))
 
 
-def note(line: str) -> None:
-    """Say something worth knowing."""
-    click.echo(f"gemb: note: {' '.join(line.split())}", err=True)
+def note(line: str, *, once: bool = False) -> None:
+    """Say something worth knowing; with `once` not again in this process."""
+    if once:
+        if line in _said:
+            return
+        _said.add(line)
+    _logger().log(NOTE, "%s", " ".join(line.split()))
+
+
+def tell(line: str) -> None:
+    """Say how far the run is."""
+    _logger().log(PROGRESS, "%s", line)
+
+
+def show(text: str) -> None:
+    """Print a table, or other lines that stand without a prefix."""
+    _logger().log(TABLE, "%s", text)
+
+
+def is_quiet() -> bool:
+    """Return whether notes and progress are hidden."""
+    return not _logger().isEnabledFor(NOTE)
+
+
+def speak(*, quiet: bool = False) -> None:
+    """Print what is said on stderr from now on; with `quiet` warnings alone."""
+    _said.clear()
+    logger = _logger()
+    logger.handlers = [_stderr()]
+    logger.propagate = False
+    logger.setLevel(WARNING if quiet else PROGRESS)
+
+
+@contextmanager
+def quieter() -> Iterator[None]:
+    """Hide notes and progress of all threads while the block runs."""
+    logger = _logger()
+    before = logger.level
+    logger.setLevel(max(before, WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@cache
+def _logger() -> logging.Logger:
+    import logging
+
+    return logging.getLogger("gemb")
+
+
+@cache
+def _stderr() -> logging.Handler:
+    import logging
+
+    class Stderr(logging.Handler):
+        """Prints a line above the bar, if there is one."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            with bars[-1]() if bars else nullcontext():
+                click.echo(PREFIXES.get(record.levelno, "gemb: ") + record.getMessage(), err=True)
+
+    return Stderr()

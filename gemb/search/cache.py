@@ -33,19 +33,19 @@ HIGHEST = 1.01  # what no cosine of float16 vectors reaches
 class VectorCache:
     """Vectors of one `VectorSpec` by key; one thread at a time."""
 
-    def __init__(self, folder: Path | None, spec: VectorSpec, *, quiet: bool = False) -> None:
+    def __init__(self, folder: Path | None, spec: VectorSpec, *, is_said: bool = False) -> None:
         """Open what the folder holds.
 
         Args:
             folder: of all specs' vectors; None: nothing is kept.
             spec: whose vectors are meant; its fingerprint is the name of their folder.
-            quiet: no note where they cannot be kept.
+            is_said: a note has said already that nothing can be kept.
 
         Raises:
             UsageError: the folder holds something else.
         """
         self._spec = spec
-        self._quiet = quiet
+        self._is_said = is_said
         self._store = (
             VectorStore(folder / spec.fingerprint, spec.dim) if folder else None
         )  # its length may be 0
@@ -113,7 +113,7 @@ class VectorCache:
                 return
             except OSError as error:
                 self._may_write = False
-                if not self._quiet:
+                if not self._is_said:
                     words = (error.strerror or str(error)).lower()
                     note(
                         f"vectors cannot be kept in {self._store.folder} ({words}); "

@@ -109,7 +109,7 @@ class Passages:
             self._held.move_to_end(file)
             return self._held[file]
         # A file that is known from an earlier search was not opened in this one so far.
-        own = Skipped(quiet=True, silent=True)
+        own = Skipped(silent=True)
         text = read_text(self.entries[file], own)
         if own.failed and file not in self._refused:
             self._refused.add(file)

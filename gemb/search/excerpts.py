@@ -206,7 +206,7 @@ def _lines(path: str) -> list[str]:
     real = os.path.abspath(path)  # noqa: PTH100
     entry = Entry(path, real, found.st_size, found.st_mtime_ns, found.st_ino, is_named=False)
     try:
-        text = read_text(entry, Skipped(quiet=True))
+        text = read_text(entry, Skipped())
     except OSError:
         return []
     return text.removesuffix("\n").split("\n") if text else []

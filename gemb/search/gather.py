@@ -132,7 +132,7 @@ class _Files:
 
     def _split(self, entry: Entry) -> Row | None:
         """Return a file that is new or has changed, None where it cannot be read."""
-        own = Skipped(quiet=True, silent=True)
+        own = Skipped(silent=True)
         text = read_text(entry, own)
         flags = 0
         if text is None and not own.binary:

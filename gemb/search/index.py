@@ -112,7 +112,7 @@ class Rows:
     where: Where | None
 
 
-def rows_of(index: Index, filter_: str | None, *, quiet: bool = False) -> Rows:
+def rows_of(index: Index, filter_: str | None) -> Rows:
     """Return the rows that a filter leaves; a note says where that takes seconds.
 
     Raises:
@@ -123,7 +123,7 @@ def rows_of(index: Index, filter_: str | None, *, quiet: bool = False) -> Rows:
     from gemb.index.where import condition_for, matching
 
     where = condition_for(index.connection, filter_)
-    if where.reads_kept and index.count > NOTED and not quiet:
+    if where.reads_kept and index.count > NOTED:
         seconds = KEPT_S * index.count
         note(f"--where looks into the kept fields of {index.count:,} rows: some {seconds:.0f} s")
     numbers = matching(index.connection, where)

@@ -6,9 +6,8 @@ import os
 import sys
 import time
 
-import click
-
 from gemb.index.hits import Hit
+from gemb.io.notes import is_quiet, tell
 from gemb.io.text import cut, duration, visible
 from gemb.search.forms import shown_name
 from gemb.search.passage_search import Answer
@@ -22,9 +21,9 @@ MOST_HITS = 5
 class LiveHits:
     """A few rows that are drawn again and again, and are gone at the end."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        """Begin; `quiet` shows nothing."""
-        self._quiet = quiet or sys.stderr is None
+    def __init__(self) -> None:
+        """Begin; with -q it shows nothing."""
+        self._quiet = is_quiet() or sys.stderr is None
         self._is_terminal = (
             not self._quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
         )
@@ -51,7 +50,7 @@ class LiveHits:
         if not self._is_terminal:
             if now - self._shown_at >= LINE_EVERY_S:
                 self._shown_at = now
-                click.echo(f"gemb: {words}", err=True)
+                tell(words)
             return
         rows = [words]
         best = answer.hits[0] if len(answer.hits) == 1 else []

@@ -288,9 +288,9 @@ __all__ = ["Answer", "Corpus", "Sources", "gather"]
 class Corpus(Passages):
     """The passages of all sources, in order, and the search in them."""
 
-    def __init__(self, kind: str, cache: Path | None, *, quiet: bool = False) -> None:
+    def __init__(self, kind: str, cache: Path | None) -> None:
         known = PassageTable(cache, kind) if cache else None
-        super().__init__(kind, Skipped(quiet=quiet), known)
+        super().__init__(kind, Skipped(), known)
         self._cache = cache
         self._vectors: tuple[VectorSpec, VectorCache] | None = None
 
@@ -298,7 +298,7 @@ class Corpus(Passages):
         """Return the cache of these vectors."""
         if not self._vectors or self._vectors[0] != spec:
             is_said = self.known is not None and self.known.has_failed
-            self._vectors = spec, VectorCache(self._cache, spec, quiet=is_said)
+            self._vectors = spec, VectorCache(self._cache, spec, is_said=is_said)
         return self._vectors[1]
 
     def missing(self, spec: VectorSpec) -> int:
@@ -383,7 +383,6 @@ def gather(
     sources: Sources,
     *,
     cache: Path | None = None,
-    quiet: bool = False,
     looked: Callable[[int], None] | None = None,
 ) -> Corpus:
     """Walk, read what has changed since the last search, and return the passages.
@@ -391,13 +390,12 @@ def gather(
     Args:
         sources: what is searched.
         cache: its folder, `gemb.caches.search_cache()`; None: nothing is kept.
-        quiet: no notes.
         looked: called after each file with the number of files so far; what it raises ends the
             walk, and what was split by then is kept.
 
     Raises:
         UsageError: a table or stream cannot be read as `sources` says.
     """
-    corpus = Corpus(sources.kind, cache, quiet=quiet)
+    corpus = Corpus(sources.kind, cache)
     gather_into(corpus, sources, looked)
     return corpus

@@ -179,7 +179,7 @@ def _checked(text: str, place: str) -> str:
 
 
 def embedded(
-    queries: Sequence[Query], encoder: Encoder, prompt: Prompt, dim: int, *, quiet: bool = False
+    queries: Sequence[Query], encoder: Encoder, prompt: Prompt, dim: int
 ) -> NDArray[np.float32]:
     """Return the unit vectors of the queries, float32 [len(queries), dim].
 
@@ -189,19 +189,25 @@ def embedded(
         GembError: the model fails on one of them.
     """
     records = [Record(query.id, query.place, query.text) for query in queries]
-    return _vectors(records, encoder, prompt, dim, quiet=quiet)
+    vectors, cut = _vectors(records, encoder, prompt, dim)
+    if cut:
+        whose = "the query is" if len(records) == 1 else f"{cut:,} queries are"
+        note(f"{whose} longer than the model takes ({encoder.profile.max_tokens} tokens), and cut")
+    return vectors
 
 
 def passage_vector(
     text: str, title: str | None, encoder: Encoder, prompt: Prompt, dim: int
 ) -> NDArray[np.float32]:
     """Return the unit vector of a passage, float32 [1, dim]: what is like it is looked for."""
-    return _vectors([Record(1, "the passage", text, title)], encoder, prompt, dim, quiet=True)
+    vectors, _ = _vectors([Record(1, "the passage", text, title)], encoder, prompt, dim)
+    return vectors
 
 
 def _vectors(
-    records: Sequence[Record], encoder: Encoder, prompt: Prompt, dim: int, *, quiet: bool
-) -> NDArray[np.float32]:
+    records: Sequence[Record], encoder: Encoder, prompt: Prompt, dim: int
+) -> tuple[NDArray[np.float32], int]:
+    """Return the vectors, float32 [len(records), dim], and how many texts were cut."""
     vectors = np.zeros((len(records), dim), np.float32)
     first = cut = 0
     for window in embed(records, plain_embedder(encoder, prompt, dim), live=False):
@@ -211,7 +217,4 @@ def _vectors(
             cut += row.is_cut
         vectors[first : first + len(window.rows)] = window.vectors
         first += len(window.rows)
-    if cut and not quiet:
-        whose = "the query is" if len(records) == 1 else f"{cut:,} queries are"
-        note(f"{whose} longer than the model takes ({encoder.profile.max_tokens} tokens), and cut")
-    return vectors
+    return vectors, cut

@@ -179,7 +179,7 @@ def run_recall(
             check_model(index, folder, encoder, given=job.model, force=job.force)
             words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
             queries = job.queries[:count]
-            vectors = embedded(queries, encoder, words, index.spec.dim, quiet=job.quiet)
+            vectors = embedded(queries, encoder, words, index.spec.dim)
         else:
             drawn = rows_as_queries(index.stored, dtype=dtype, count=count, rows=rows.numbers)
             vectors, own = drawn.queries, drawn.rows

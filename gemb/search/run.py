@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
-from gemb.io.notes import note
+from gemb.io.notes import is_quiet, note
 from gemb.io.text import visible
 from gemb.search.excerpts import compared, excerpts
 from gemb.search.forms import Form
@@ -50,7 +50,6 @@ class Job:
     dim: int | None  # None: the model's, or the index's
     model: str  # as the user gave it; empty: nobody named one
     force: bool  # another model than the index's
-    quiet: bool
 
 
 def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_silent: bool) -> int:
@@ -66,7 +65,7 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
     from gemb.search.live import LiveHits
     from gemb.search.queries import passage_vector
 
-    live = LiveHits(quiet=job.quiet)
+    live = LiveHits()
     ready = _ready(job, sources, open_model, live)
     corpus, encoder, passages, vectors = ready.corpus, ready.encoder, ready.passages, ready.vectors
     queries, like = list(job.queries), None
@@ -97,7 +96,7 @@ def run_files(job: Job, sources: Sources, open_model: OPEN, form: Form, *, is_si
     for one in found:
         show.write(one)
     corpus.skipped.say()
-    if not len(corpus) and not job.quiet and not corpus.skipped.failed:
+    if not len(corpus) and not corpus.skipped.failed:
         only_stdin = sources.paths == ("-",)
         note(
             "nothing to search: standard input has no text"
@@ -137,7 +136,7 @@ def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Rea
         live.looked(files)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")
-    gathering = pool.submit(gather, sources, cache=search_cache(), quiet=job.quiet, looked=looked)
+    gathering = pool.submit(gather, sources, cache=search_cache(), looked=looked)
     try:
         encoder = open_model(job.model)
         dim = width(encoder, job.dim)
@@ -151,7 +150,7 @@ def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Rea
             dtype="f16",
             max_tokens=profile.max_tokens,
         )
-        vectors = embedded(job.queries, encoder, asked, dim, quiet=job.quiet)
+        vectors = embedded(job.queries, encoder, asked, dim)
         corpus = gathering.result()
     except BaseException:
         is_stopped.set()
@@ -178,7 +177,7 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
 
     with Index.open(folder) as index:
         check_asked(index, folder, task=job.task, dim=job.dim)
-        rows = rows_of(index, job.wanted.where, quiet=job.quiet)
+        rows = rows_of(index, job.wanted.where)
         if job.like is not None:
             like = index.find(job.like)
             vectors = index.vector(like)[None]
@@ -194,13 +193,13 @@ def run_index(job: Job, folder: Path, open_model: OPEN, form: Form) -> int:
             check_model(index, folder, encoder, given=job.model, force=job.force)
             words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
             queries = list(job.queries)
-            vectors = embedded(queries, encoder, words, index.spec.dim, quiet=job.quiet)
+            vectors = embedded(queries, encoder, words, index.spec.dim)
             show = _Shown(form, encoder, prompts.Prompt(index.spec.prompt), queries)
         found = []
         for one in search_index(index, rows, queries, vectors, job.wanted, like=like):
             show.write(one)
             found.append(one)
-    if not rows.count and not job.quiet:
+    if not rows.count:
         why = "no row passes --where" if job.wanted.where else "it has no rows"
         note(f"{visible(str(folder))}: {why}")
     return _code(job, found, rows.count)
@@ -241,7 +240,7 @@ def file_and_line(like: str) -> tuple[str, int]:
 
 def _tell_stopped(job: Job, last: list[Answer], vectors: object, show: _Shown) -> None:
     """Show the best so far on a terminal, and say what is kept."""
-    if not last or job.quiet:
+    if not last or is_quiet():
         return
     answer = last[0]
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
@@ -264,7 +263,7 @@ def _code(job: Job, found: Sequence[QueryHits], count: int) -> int:
     """Say what was left out as weak, and return the exit code, as grep's."""
     empty = [one for one in found if not one.hits]
     below = [one for one in empty if one.best_below is not None]
-    if below and not job.quiet:
+    if below:
         if len(found) == 1:
             best = below[0].best_below
             how = "--min-score" if job.wanted.min_score is not None else "--weak shows it"

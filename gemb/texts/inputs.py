@@ -52,7 +52,7 @@ class Reading:
     separator: bytes = b"\n"
     fields: Fields = dataclasses.field(default_factory=Fields)
     live: bool = False  # mark where the input idles
-    quiet: bool = False  # no notes
+    names_options: bool = True  # notes name -I and -0, which not all commands have
 
 
 def from_texts(texts: Sequence[str]) -> Records:
@@ -206,10 +206,10 @@ def _sniffed(first: bytes | Oversize, path: str, name: str, reading: Reading) ->
     if is_rows or (is_json and first.lstrip().startswith(b"[")):
         raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; -I lines takes it raw")
     if isinstance(value, dict):
-        if not reading.quiet:
+        if reading.names_options:
             note(f"{name} is read as JSON lines, for its first line is one; -I lines takes it raw")
         return "jsonl"
-    if b"\0" in first and not reading.quiet:
+    if b"\0" in first and reading.names_options:
         note(f"{name} holds NUL bytes; for texts that end in NUL: -0")
     return "lines"
 

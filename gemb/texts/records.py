@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 
 from gemb.io.notes import note
 
@@ -111,7 +110,8 @@ def _kept(values: Mapping[str, object], fields: Fields) -> Mapping[str, object]:
     taken = {*fields.text, fields.title, fields.id, *RESERVED}
     for name in values:
         if name in RESERVED and name not in (*fields.text, fields.title, fields.id):
-            _say_left_out(name)
+            hint = "; --id-field id makes it the row's id" if name == "id" else ""
+            note(f"field '{name}' is not kept: the output has one of that name{hint}", once=True)
     return {name: value for name, value in values.items() if name not in taken}
 
 
@@ -157,12 +157,6 @@ def unfit(text: str, *others: object) -> RowError | None:
     if not text.strip():
         return RowError("empty", "the text is empty")
     return None
-
-
-@cache
-def _say_left_out(name: str) -> None:
-    hint = "; --id-field id makes it the row's id" if name == "id" else ""
-    note(f"field '{name}' is not kept: the output has one of that name{hint}")
 
 
 def _names(values: Mapping[str, object]) -> str:

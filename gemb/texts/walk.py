@@ -19,13 +19,8 @@ FEW = 5  # failures that are named one by one; the others are counted
 class Skipped:
     """What was left out. As with grep, `failed` > 0 means exit code 2, whatever was found."""
 
-    def __init__(self, *, quiet: bool = False, silent: bool = False) -> None:
-        """Begin with nothing.
-
-        Args:
-            quiet: no notes.
-            silent: failures are not named, either, only kept for `adopt`.
-        """
+    def __init__(self, *, silent: bool = False) -> None:
+        """Begin with nothing; `silent`: failures are not named, only kept for `adopt`."""
         self.failed = 0  # could not be read: no permission, no such file, an I/O error
         self.binary = 0  # a NUL in their first 8 KiB
         self.undecodable: list[str] = []  # read all the same, with U+FFFD for what is no UTF-8
@@ -33,7 +28,6 @@ class Skipped:
         self.cut = 0  # passages that are longer than the model takes: their beginning counts
         self.changed = 0  # passages that are no longer where they were found
         self.named_binary = 0  # of the binary ones, those that the user named
-        self._quiet = quiet
         self._silent = silent
         self._failures: list[tuple[str, str]] = []
         self._rules: set[str] = set()  # files of them that cannot be read
@@ -85,8 +79,6 @@ class Skipped:
         """Say at the end, in a line for each kind, what was left out. Failures are always said."""
         if self.failed > FEW:
             warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
-        if self._quiet:
-            return
         if self.too_big:
             size, path = max(self.too_big)
             count = len(self.too_big)

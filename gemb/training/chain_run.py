@@ -279,7 +279,6 @@ class Options:
     program: tuple[str, ...]  # what starts gemb
     train: tuple[str, ...] = ()  # options of every `gemb train`
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # of the other commands
-    quiet: bool = False
 
 
 def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...]]:
@@ -302,9 +301,8 @@ def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...
         for number, stage in enumerate(chain.stages, 1):
             signals.check(stage.name)
             status = run.status(stage)
-            if not options.quiet:
-                why = f" ({status.why})" if status.why else ""
-                note(f"stage {number} of {len(chain.stages)}: {stage.name}: {status.word}{why}")
+            why = f" ({status.why})" if status.why else ""
+            note(f"stage {number} of {len(chain.stages)}: {stage.name}: {status.word}{why}")
             if status.word != "done":
                 _run_stage(run, stage, status, options, signals)
             seconds = run.record(stage).get("seconds", 0.0)

@@ -48,7 +48,6 @@ class Job:
     backend: str
     runtime: Runtime
     cache: Path | None
-    quiet: bool
 
 
 def run(job: Job) -> None:
@@ -70,20 +69,20 @@ def run(job: Job) -> None:
         prompts = prompts_of(rows.source, teacher.prompts)
         mine = Mine(rows, _corpus(job.corpus) if job.corpus else None, prompts)
         mine.check(job.rule)
-        if mine.own_negatives and not job.quiet:
+        if mine.own_negatives:
             fate = "are not taken over" if job.corpus else "are candidates as any other text"
             note(f"{mine.own_negatives} rows have negatives already; these {fate}")
         if job.dry_run:
             _predict(job, mine, teacher, rows.format)
             return
-        teacher.fill(mine.wanted(), quiet=job.quiet)
+        teacher.fill(mine.wanted())
         _write(job, mine, teacher)
 
 
 def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
     count = len(mine.rows)
     without = fewer = 0
-    progress = CountProgress(count, "looking for negatives", "rows", quiet=job.quiet)
+    progress = CountProgress(count, "looking for negatives", "rows")
     try:
         with _sink(job.output) as write:
             for block in mine.run(teacher, job.rule):
@@ -103,7 +102,7 @@ def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
         words.append(f"{without} have none and {fate}")
     if without:
         warn("; ".join(words))
-    elif not job.quiet:
+    else:
         note("; ".join(words))
 
 
@@ -147,7 +146,7 @@ def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
         separator=b"\n",
         fields=Fields(title="title", title_may_lack=True),
         live=False,
-        quiet=True,
+        names_options=False,
     )
     good = bad = 0
     first = ""

@@ -16,6 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ from gemb.errors import Missing, UsageError
 from gemb.evaluation.scores import Scores
 from gemb.evaluation.verdict import Verdict
 from gemb.io.atomic import new_file
-from gemb.io.notes import note
+from gemb.io.notes import is_quiet, note, quieter
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Mixtures, Recipe
@@ -211,15 +212,14 @@ def _tried(recipe: Recipe, training: Training, backend: Backend, run: RunFolder)
     while len(trials) < recipe.mixtures.trials:
         mixture = next_mixture(recipe, trials)
         folder = training.run / "tried" / f"{mixture.number:02}"
-        quiet = training.quiet or mixture.number > 0  # the first shows what all are like
-        how = replace(training, quiet=quiet)
-        score = _score(_train(_short(recipe, mixture), folder, how, backend))
+        # The first shows what all are like.
+        with quieter() if mixture.number else nullcontext():
+            score = _score(_train(_short(recipe, mixture), folder, training, backend))
         trials.append(Trial(mixture=mixture, score=score))
         _keep(run, trials)
         for name in ("model", "best", "checkpoints", "start"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        if not training.quiet:
-            _tell(recipe, trials)
+        _tell(recipe, trials)
     return trials[: recipe.mixtures.trials]
 
 
@@ -236,8 +236,7 @@ def _tell(recipe: Recipe, trials: Sequence[Trial]) -> None:
 def _finetuned(recipe: Recipe, training: Training, backend: Backend, mixture: Mixture) -> Path:
     """Return the model of the full run with a mixture."""
     folder = training.run / "finetuned" / f"{mixture.number:02}"
-    if not training.quiet:
-        note(f"in full: mixture {mixture.number}")
+    note(f"in full: mixture {mixture.number}")
     return _train(_with(recipe, mixture), folder, training, backend).model
 
 
@@ -246,14 +245,14 @@ def _cooked(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Verd
     run = RunFolder(training.run)
     ingredients = open_ingredients([Named(str(folder), None) for folder in folders])
     write_soup(ingredients, run.model)
-    if loses_types(ingredients) and not training.quiet:
+    if loses_types(ingredients):
         note(LOSES_TYPES)
     scorer = Scorer(suite=open_suite(recipe.eval.data), near=run.path, runtime=training.runtime)
-    found = compared(ingredients, ingredients, scorer, "mean", run.model)
-    if not training.quiet:
-        for one, score in zip(ingredients, found.scores, strict=True):
-            note(f"{one.name}: {score:.4f}")
-        note(f"{run.model}, their mean: {found.soup:.4f}; the verdict is from {found.best}")
+    with quieter():
+        found = compared(ingredients, ingredients, scorer, "mean", run.model)
+    for one, score in zip(ingredients, found.scores, strict=True):
+        note(f"{one.name}: {score:.4f}")
+    note(f"{run.model}, their mean: {found.soup:.4f}; the verdict is from {found.best}")
     run.write_json(run.verdict, found.verdict.to_json())
     return found.verdict
 
@@ -276,7 +275,7 @@ def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -
             run=folder,
             resume="auto",
             baseline=False,
-            command=(*words, *options, *(("-q",) if training.quiet else ())),
+            command=(*words, *options, *(("-q",) if is_quiet() else ())),
         ),
     )
     return run

@@ -56,13 +56,12 @@ class Teacher:
         """Where its vectors are kept."""
         return self._store.folder
 
-    def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
+    def fill(self, wanted: Iterable[Wanted]) -> int:
         """See to it that every text has a vector, and return how many were computed.
 
         Args:
             wanted: texts, repeats allowed. What can be iterated over again, as a list can, is
                 counted first, so that the time left can be told.
-            quiet: show no progress.
 
         Raises:
             UsageError: a file of vectors lacks some of them.

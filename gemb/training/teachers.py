@@ -68,10 +68,10 @@ class ModelTeacher(Teacher):
         self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
         self._store = VectorStore(cache / self.fingerprint, self.dim)
 
-    def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
+    def fill(self, wanted: Iterable[Wanted]) -> int:
         """As `Teacher.fill` says; flushed every few seconds, so that a killed run goes on."""
         try:
-            return self._fill(wanted, quiet=quiet)
+            return self._fill(wanted)
         finally:
             self._encoder = None
 
@@ -81,16 +81,16 @@ class ModelTeacher(Teacher):
         sample = _some((one for _, one in self.absent(wanted)), sum(SAMPLE))
         warm, timed = sample[: SAMPLE[0]], sample[SAMPLE[0] :]
         try:
-            self._fill(warm, quiet=True)  # loads the model
+            self._fill(warm, shown=False)  # loads the model
             began = time.monotonic()
-            done = self._fill(timed, quiet=True)
+            done = self._fill(timed, shown=False)
             took = time.monotonic() - began
         finally:
             self._encoder = None
         size = sum(len(one.words) for one in timed)
         return Filling(texts, took * chars / size if done else 0.0)
 
-    def _fill(self, wanted: Iterable[Wanted], *, quiet: bool) -> int:
+    def _fill(self, wanted: Iterable[Wanted], *, shown: bool = True) -> int:
         is_told = iter(wanted) is not wanted  # it can be counted first
         if is_told and not self.missing(wanted):
             return 0
@@ -99,7 +99,7 @@ class ModelTeacher(Teacher):
             # Another run may have filled some in while this one waited.
             total, chars = self._missing(wanted) if is_told else (None, 0)
             progress = CountProgress(
-                total, f"vectors of {self.reference}", "texts", quiet=quiet, work=chars
+                total, f"vectors of {self.reference}", "texts", shown=shown, work=chars
             )
             try:
                 for keys, rows, vectors in self._computed(wanted):
@@ -278,7 +278,7 @@ class FileTeacher(Teacher):
             with self._store.locked():
                 self._copy(paths)
 
-    def fill(self, wanted: Iterable[Wanted], *, quiet: bool = False) -> int:
+    def fill(self, wanted: Iterable[Wanted]) -> int:
         """As `Teacher.fill` says; nothing is computed."""
         absent = dict(self.absent(wanted))
         if not absent:

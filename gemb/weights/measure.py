@@ -72,7 +72,7 @@ def check_texts(path: str) -> None:
 
 def _records(path: str) -> list[Record]:
     check_texts(path)
-    reading = Reading(fields=Fields(title="title", title_may_lack=True), quiet=True)
+    reading = Reading(fields=Fields(title="title", title_may_lack=True), names_options=False)
     good: list[Record] = []
     bad: list[Record] = []
     for record in read([path], reading):
@@ -123,8 +123,6 @@ class Yardstick:
         suite: Suite | None,
         dims: Sequence[int],
         runtime: Runtime,
-        *,
-        quiet: bool,
     ) -> None:
         """Run the source.
 
@@ -134,7 +132,6 @@ class Yardstick:
             suite: what is evaluated; None: nothing.
             dims: widths to evaluate; none: all that the model was trained for.
             runtime: how models are run.
-            quiet: show no progress.
 
         Raises:
             UsageError: the model was not trained for a width.
@@ -143,7 +140,6 @@ class Yardstick:
         self._suite = suite
         self._dims = dims
         self._runtime = runtime
-        self._quiet = quiet
         self._vectors: NDArray[np.float32] | None = None
         self._scores: Scores | None = None
         self.source = self.measure(source, "source")
@@ -174,7 +170,7 @@ class Yardstick:
     def _scored(self, model: Encoder, name: str) -> Scores | None:
         if self._suite is None:
             return None
-        with text_progress(name, quiet=self._quiet) as progress:
+        with text_progress(name) as progress:
             return evaluate(self._suite, model, dims=self._dims, progress=progress)
 
 

@@ -153,7 +153,6 @@ class Job:
     runtime: Runtime = field(default_factory=Runtime)
     overwrite: bool = False
     is_plan: bool = False  # no file is made
-    quiet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +183,7 @@ class Workshop:
     def yardstick(self) -> Yardstick:
         """The source, measured at the first use."""
         job = self.job
-        return Yardstick(
-            self.source.gguf, job.texts, job.suite, job.dims, job.runtime, quiet=job.quiet
-        )
+        return Yardstick(self.source.gguf, job.texts, job.suite, job.dims, job.runtime)
 
     @cached_property
     def importance(self) -> Importance | None:
@@ -194,8 +191,7 @@ class Workshop:
         if self.job.corpus is None:
             return None
         texts = calibration_texts(self.job.corpus, self.source.prompts)
-        if not self.job.quiet:
-            note(f"looking which columns matter to {len(texts)} texts with their prompts")
+        note(f"looking which columns matter to {len(texts)} texts with their prompts")
         return able("importance").importance(self.source.gguf, texts, self.job.runtime)
 
     def planned(self, wanted: Quantization) -> Plan:

@@ -52,7 +52,6 @@ class Scorer:
     near: Path  # soups to try are written into this folder, and removed
     backend: str = "auto"
     runtime: Runtime = field(default_factory=Runtime)
-    quiet: bool = True  # show no progress
 
     def scores(
         self,
@@ -89,7 +88,7 @@ class Scorer:
         encoder = for_model(model, self.backend).open(model, self.runtime)
         name = " + ".join(one.name for one in ingredients)
         dim = ingredients[0].checkpoint.dim
-        with text_progress(f"eval {name}", quiet=self.quiet) as progress:
+        with text_progress(f"eval {name}") as progress:
             return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
 
     def _key(self, ingredients: Sequence[Ingredient], method: Method) -> str:

@@ -90,7 +90,6 @@ def measure(form: str, count: int, folder: Path) -> dict[str, float]:
         output=folder / f"v.{form}",
         resume=False,
         total=None,
-        quiet=True,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, cpu_began = time.perf_counter(), time.process_time()

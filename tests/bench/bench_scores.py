@@ -107,7 +107,7 @@ def scored(found: Described, data: Path, sets: Sequence[str], cache: Path, *, ke
 
 
 def _score(suite: Suite, encoder: Encoder, label: str) -> Scores:
-    with text_progress(label, quiet=False) as progress:
+    with text_progress(label) as progress:
         return evaluate(suite, encoder, progress=progress)
 
 

@@ -157,7 +157,7 @@ def open_ours(
         ],
     )
     runtime = Runtime(device="cpu", threads=options.threads)
-    return open_session(recipe, Training(run=run, quiet=True, runtime=runtime), Ranks())
+    return open_session(recipe, Training(run=run, runtime=runtime), Ranks())
 
 
 def peer(

@@ -24,7 +24,7 @@ def write(root: Path, *names: str, content: str = "some words\n") -> None:
 
 
 def names(*roots: str | Path, skipped: Skipped | None = None, **how: object) -> list[str]:
-    found = walk([str(root) for root in roots], Walk(**how), skipped or Skipped(quiet=True))
+    found = walk([str(root) for root in roots], Walk(**how), skipped or Skipped())
     return [entry.path for entry in found]
 
 
@@ -221,7 +221,7 @@ def test_links_are_left_alone_or_followed_once(here: Path) -> None:
     (here / "a/self").symlink_to("self")
     (here / "a/gone").symlink_to("nothing")
     (here / "a/file").symlink_to("../elsewhere/y.md")
-    skipped = Skipped(quiet=True)
+    skipped = Skipped()
     assert names("a", skipped=skipped) == ["a/x.md"]
     followed = names("a", skipped=skipped, follow=True)
     assert followed == ["a/file", "a/loop/elsewhere/y.md", "a/x.md"]
@@ -337,7 +337,7 @@ def entry_of(path: Path, *, is_named: bool = False) -> Entry:
 def test_a_file_is_read_as_what_it_is(tmp_path: Path, content: bytes, text: str | None) -> None:
     path = tmp_path / "x"
     path.write_bytes(content)
-    skipped = Skipped(quiet=True)
+    skipped = Skipped()
     assert read_text(entry_of(path), skipped) == text
     assert skipped.binary == (text is None)
     assert not skipped.undecodable
@@ -362,7 +362,7 @@ def test_a_file_that_vanishes_grows_shrinks_or_becomes_a_pipe_does_no_harm(tmp_p
     entry = entry_of(path)
     with path.open("a") as file:
         file.write("second line\n")
-    skipped = Skipped(quiet=True)
+    skipped = Skipped()
     assert read_text(entry, skipped) == "first line\n"
     os.truncate(path, 5)
     assert read_text(entry, skipped) == "first"

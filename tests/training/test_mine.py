@@ -260,7 +260,7 @@ def mined_by_both(tiny_model, tmp_path_factory):
 
     def ours(rule):
         mine = Mine(rows, None, prompts)
-        teacher.fill(mine.wanted(), quiet=True)
+        teacher.fill(mine.wanted())
         return [
             (one.example.query.text, one.example.positive.text, [t.text for t in one.negatives])
             for block in mine.run(teacher, rule)

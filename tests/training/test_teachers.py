@@ -56,7 +56,7 @@ def units(count, dim, seed=0):
 def test_vectors_are_those_of_the_model_with_repeats_in_any_order(teacher, tiny_model):
     texts = [*TEXTS, *TEXTS[::-1]]
     assert teacher.missing(wanted(texts)) == len(TEXTS)
-    assert teacher.fill(wanted(texts), quiet=True) == len(TEXTS)
+    assert teacher.fill(wanted(texts)) == len(TEXTS)
     found = teacher.vectors(wanted(texts))
     assert found.dtype == np.float32
     # float16 holds a component to 2^-11 of itself: 5e-4 of at most 0.5 here.
@@ -85,16 +85,16 @@ def test_a_model_describes_itself_and_its_prompts_without_being_loaded(teacher, 
 
 
 def test_what_was_filled_once_is_there_in_another_run(teacher, tiny_model, tmp_path):
-    teacher.fill(wanted(TEXTS), quiet=True)
+    teacher.fill(wanted(TEXTS))
     again = open_teacher(str(tiny_model), tmp_path / "cache", Runtime())
-    assert again.fill(wanted(TEXTS), quiet=True) == 0
+    assert again.fill(wanted(TEXTS)) == 0
     assert again._encoder is None, "no model is needed"
     np.testing.assert_array_equal(again.vectors(wanted(TEXTS)), teacher.vectors(wanted(TEXTS)))
 
 
 def test_one_process_sees_what_another_has_filled_in(teacher, tiny_model, tmp_path):
     other = open_teacher(str(tiny_model), tmp_path / "cache", Runtime())
-    teacher.fill(wanted(TEXTS), quiet=True)
+    teacher.fill(wanted(TEXTS))
     assert other.vectors(wanted(TEXTS)).shape == (len(TEXTS), 96)
 
 
@@ -105,7 +105,7 @@ def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model
     different = len(set(texts))
     assert different < len(texts)
     texts += texts[::-1]
-    assert teacher.fill(wanted(texts), quiet=True) == different
+    assert teacher.fill(wanted(texts)) == different
     found = teacher.vectors(wanted(texts))
     np.testing.assert_allclose(found, encoded(tiny_model, texts), atol=3e-4)
     assert (teacher.folder / "keys.bin").stat().st_size == 16 * different
@@ -113,7 +113,7 @@ def test_repeats_on_both_sides_of_a_window_are_computed_once(teacher, tiny_model
 
 def test_a_prompt_makes_another_text(teacher):
     plain, prompted = wanted(["fox"]), wanted(["fox"], "query: {text}")
-    teacher.fill([*plain, *prompted], quiet=True)
+    teacher.fill([*plain, *prompted])
     assert float(teacher.vectors(plain)[0] @ teacher.vectors(prompted)[0]) < 0.999
 
 
@@ -121,8 +121,8 @@ def test_a_teacher_can_see_as_little_of_a_text_as_its_student(teacher, tiny_mode
     short = open_teacher(str(tiny_model), tmp_path / "cache", Runtime(), max_tokens=16)
     assert short.fingerprint != teacher.fingerprint
     texts = wanted([LONG])
-    short.fill(texts, quiet=True)
-    teacher.fill(texts, quiet=True)
+    short.fill(texts)
+    teacher.fill(texts)
     assert float(short.vectors(texts)[0] @ teacher.vectors(texts)[0]) < 0.9999
 
 
@@ -135,23 +135,23 @@ def test_models_and_precisions_do_not_share_vectors(tiny_model, tmp_path):
 
 
 def test_a_cache_of_another_arithmetic_is_refused(teacher, tiny_model, tmp_path):
-    teacher.fill(wanted(TEXTS[:1]), quiet=True)
+    teacher.fill(wanted(TEXTS[:1]))
     path = teacher.folder / "store.json"
     path.write_text(path.read_text().replace('"fp32"', '"bf16"'))
     again = open_teacher(str(tiny_model), tmp_path / "cache", Runtime())
     with pytest.raises(UsageError, match="holds vectors computed in bf16, and this run computes"):
-        again.fill(wanted(TEXTS), quiet=True)
+        again.fill(wanted(TEXTS))
 
 
 def test_long_texts_are_cut_and_counted(teacher, tiny_model, capsys):
-    teacher.fill(wanted([LONG, "fox"]), quiet=True)
+    teacher.fill(wanted([LONG, "fox"]))
     assert "warning: 1 of 2 texts were cut at 256 tokens" in capsys.readouterr().err
     found = teacher.vectors(wanted([LONG]))
     np.testing.assert_allclose(found, encoded(tiny_model, [LONG]), atol=3e-4)
 
 
 def test_a_text_that_was_not_filled_in_is_named(teacher):
-    teacher.fill(wanted(TEXTS[:2]), quiet=True)
+    teacher.fill(wanted(TEXTS[:2]))
     with pytest.raises(GembError, match=r"2 texts have no vector .* the first: x.jsonl:2 \('what"):
         teacher.vectors(wanted(TEXTS[:4]))
 
@@ -167,7 +167,7 @@ teacher = open_teacher("model.fake", Path("cache"), Runtime())
 texts = [f"text {n} " + "word " * n for n in range(20)]
 texts[3] = "this is notfinite"
 try:
-    teacher.fill([Wanted(t, f"p.jsonl:{n}") for n, t in enumerate(texts)], quiet=True)
+    teacher.fill([Wanted(t, f"p.jsonl:{n}") for n, t in enumerate(texts)])
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -196,7 +196,7 @@ teacher_model.FLUSH_S, teacher_model.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
 wanted = [teachers.Wanted(f"text {n}") for n in range(400)]
 print("filling", flush=True)
-done = teacher.fill(wanted, quiet=True)
+done = teacher.fill(wanted)
 found = teacher.vectors(wanted)
 import numpy as np
 np.save(sys.argv[1], found)
@@ -394,7 +394,7 @@ def test_a_file_of_vectors_is_a_teacher_by_text_title_and_task(gemb, tmp_path, n
     path = vectors_file(gemb, name, "--title-field", "title", "--dtype", dtype)
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())
     some = [document("the fox", "Fox"), document("a red planet")]
-    assert teacher.fill(some, quiet=True) == 0
+    assert teacher.fill(some) == 0
     assert teacher.prompts == {}
     expected = read_vectors(path).vectors[[1, 0]]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -406,7 +406,7 @@ def test_a_file_that_lacks_texts_says_how_many_and_how_to_make_them(gemb, tmp_pa
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())
     query = Wanted(for_task("query", {}).render("what is it"), "p.jsonl:3")
     with pytest.raises(UsageError) as caught:
-        teacher.fill([document("a red planet"), document("the fox"), query, query], quiet=True)
+        teacher.fill([document("a red planet"), document("the fox"), query, query])
     assert "lacks 2 of the texts, the first: 'title: none | text: the fox'" in str(caught.value)
     assert "gemb embed -m MODEL --task document --keep text" in str(caught.value)
 
@@ -416,7 +416,7 @@ def test_several_files_are_one_teacher(gemb, tmp_path):
     queries = vectors_file(gemb, "q.parquet", "--task", "query")
     query = Wanted(for_task("query", {}).render("what is it"))
     both = open_teacher(f"{gemb.folder}/*.parquet", tmp_path / "cache", Runtime())
-    assert both.fill([document("a red planet"), query], quiet=True) == 0
+    assert both.fill([document("a red planet"), query]) == 0
     found = both.vectors([document("what is it"), query])
     assert float(found[0] @ found[1]) < 0.999
     assert documents != queries
@@ -426,7 +426,7 @@ def test_a_prompt_of_ones_own_is_known_from_parquet_alone(gemb, tmp_path):
     own = ("--prompt", "mine: {text}")
     path = vectors_file(gemb, "v.parquet", *own)
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())
-    assert teacher.fill([Wanted("mine: a red planet")], quiet=True) == 0
+    assert teacher.fill([Wanted("mine: a red planet")]) == 0
     path = vectors_file(gemb, "v.jsonl", *own)
     with pytest.raises(
         UsageError, match=r"v.jsonl, line 1: its prompt is not in the file \(task '"
@@ -504,7 +504,7 @@ def test_a_prediction_counts_what_is_missing_and_leaves_out_the_time_to_load(tin
     assert teacher._encoder is None
     assert teacher.missing(texts) == 600 - 72
     began = time.monotonic()
-    teacher.fill(texts, quiet=True)
+    teacher.fill(texts)
     took = time.monotonic() - began
     # Of a busy machine no more can be asked than the order of magnitude.
     assert 0.05 * took < filling.seconds < 20 * took

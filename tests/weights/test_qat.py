@@ -410,7 +410,7 @@ def test_what_is_measured_in_the_run_is_the_rounded_model(place, trained, tiny_m
         }
         save_file(tensors, file)
     recipe = load_recipe(place / "recipe.yaml")
-    training = Training(run=tmp_path / "look", quiet=True, runtime=Runtime(device="cpu"))
+    training = Training(run=tmp_path / "look", runtime=Runtime(device="cpu"))
     session = open_session(recipe, training, Ranks(alone=True))
     with Judge(session)._encoder() as encoder:
         ids = encoder.tokenize(["the red planet", "quick brown fox"])

@@ -16,6 +16,7 @@ import torch
 
 from gemb.backend import Training
 from gemb.errors import UsageError
+from gemb.io import notes
 from gemb.io.notes import note
 from gemb.io.text import duration, visible
 from gemb.models.checkpoint import open_checkpoint
@@ -175,9 +176,8 @@ class _Run:
         if self.adaptation.ranks.is_first:
             self._write_model(run.model)
             report = write_report(run.path)
-            if not self.adaptation.training.quiet:
-                goes_on = f"gemb train pretrain init.from={run.model}"
-                note(f"encoder {run.model}, report {report}; to train it to embed: {goes_on}")
+            goes_on = f"gemb train pretrain init.from={run.model}"
+            note(f"encoder {run.model}, report {report}; to train it to embed: {goes_on}")
         self.adaptation.ranks.wait()
 
 
@@ -195,7 +195,7 @@ def look(adaptation: Adaptation) -> None:
     if adaptation.ranks.is_first and not dry_run:
         adaptation.run.write_json(adaptation.run.preflight, _to_json(adaptation, examples))
     speed, peak = _speed(adaptation, examples)
-    if not adaptation.ranks.is_first or (adaptation.training.quiet and not dry_run):
+    if not adaptation.ranks.is_first:
         return
     steps, tokens = adaptation.steps, sum(one.tokens for one in examples)
     lines = [*_sources(adaptation), "", *_examples(adaptation, examples)]
@@ -206,7 +206,8 @@ def look(adaptation: Adaptation) -> None:
         f"about {speed:,.0f} tokens/s: {duration(steps * tokens / speed)} for {steps:,} steps, "
         f"{peak / 1e9:.1f} GB of memory",
     ]
-    click.echo("\n".join(lines), err=not dry_run)
+    show = click.echo if dry_run else notes.show
+    show("\n".join(lines))
 
 
 def _sources(adaptation: Adaptation) -> list[str]:

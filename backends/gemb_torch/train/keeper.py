@@ -16,7 +16,7 @@ from gemb.backend import Training
 from gemb.errors import GembError, Stopped
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
-from gemb.io.progress import TrainingProgress
+from gemb.io.progress import StepProgress
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
 from gemb.training.log import MetricsLog
@@ -59,7 +59,7 @@ class Keeper:
 
         Args:
             recipe: its `run` and `checkpoint` are read.
-            training: its folder and `quiet` are.
+            training: its folder is.
             ranks: the processes.
             steps: of the whole run.
             progress: how far the run is.
@@ -72,8 +72,7 @@ class Keeper:
         self._log: MetricsLog | None = None
         if ranks.is_first:
             self._log = MetricsLog(self.run.metrics, after_step=progress.step or -1)
-        quiet = training.quiet or not ranks.is_first
-        self.bar = TrainingProgress(steps, progress.step, quiet=quiet)
+        self.bar = StepProgress(steps, progress.step)
         self._saved_at = time.monotonic()
 
     def log(self, step: int, **fields: object) -> None:

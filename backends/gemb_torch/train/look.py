@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemb.io import notes
 from gemb.io.text import duration
 from gemb.models.tokenizer import tokenize
 from gemb.training.preflight import preflight
@@ -33,7 +34,7 @@ def look(session: Session) -> None:
     """
     recipe, run, maker = session.recipe, session.run, session.maker
     is_first, dry_run = session.ranks.is_first, session.training.dry_run
-    tells = dry_run or not session.training.quiet
+    show = click.echo if dry_run else notes.show
     if is_first:
         found = preflight(
             recipe.batch,
@@ -49,15 +50,13 @@ def look(session: Session) -> None:
         )
         if not dry_run:
             run.write_json(run.preflight, found.to_json())
-        if tells:
-            click.echo("\n".join(found.lines()), err=not dry_run)
+        show("\n".join(found.lines()))
     rate, peak = speed(session)
-    if is_first and tells:
+    if is_first:
         seconds = found.total_tokens / rate
-        click.echo(
+        show(
             f"about {rate:,.0f} tokens/s: {duration(seconds)} for {session.steps:,} steps, "
-            f"{peak / 1e9:.1f} GB of memory{_each(session.ranks.count)}",
-            err=not dry_run,
+            f"{peak / 1e9:.1f} GB of memory{_each(session.ranks.count)}"
         )
 
 

@@ -16,6 +16,7 @@ from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.scores import Scores
 from gemb.evaluation.similarities import similarities
 from gemb.evaluation.verdict import Verdict, verdict
+from gemb.io import notes
 from gemb.io.notes import note
 from gemb.models.card import LICENCE as GEMMA
 from gemb.models.checkpoint import open_checkpoint
@@ -163,7 +164,7 @@ def _teach(session: Session) -> None:
     if session.teacher is not None:
         batches = session.steps * session.recipe.batch.accumulate
         lesson = Lesson(maker=session.maker, order=session.order, batches=batches)
-        session.teacher.fill(lesson, quiet=session.training.quiet)
+        session.teacher.fill(lesson)
 
 
 class _Run:
@@ -228,7 +229,7 @@ class _Run:
                 self.keeper.log(0, eval=logged(scores))
                 types = session.rounding.types
                 rounded = f", rounded to {in_words(types)}" if types else ""
-                self.keeper.bar.note(f"baseline{rounded}: {_words(scores)}")
+                notes.tell(f"baseline{rounded}: {_words(scores)}")
         session.run.write_json(session.run.similarities, {"before": self.judge.similarities()})
         self.keeper.bar.skip_pause()
 
@@ -265,7 +266,7 @@ class _Run:
             return None
         keeper, step = self.keeper, self.keeper.progress.step
         keeper.log(step, eval=logged(scores))
-        keeper.bar.note(f"step {step}: {_words(scores)}")
+        notes.tell(f"step {step}: {_words(scores)}")
         value = scores.value
         if keeper.progress.best is None or value > keeper.progress.best:
             keeper.progress = replace(keeper.progress, best=value)
@@ -313,8 +314,7 @@ class _Run:
         self.keeper.close()
         if self.is_first:
             report = write_report(run.path)
-            if not session.training.quiet:
-                note(f"model {run.model}, report {report}")
+            note(f"model {run.model}, report {report}")
         session.ranks.wait()
         return judged
 

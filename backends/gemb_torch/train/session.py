@@ -373,16 +373,14 @@ def _starting_checkpoint(
         texts=[Texts(rows.name, partial(_texts, rows)) for rows in sources],
         runtime=training.runtime,
         seed=recipe.seed,
-        teacher=None if teacher is None else partial(_taught, teacher, training.quiet),
+        teacher=None if teacher is None else partial(_taught, teacher),
     )
     if not training.dry_run:
         return open_checkpoint(begin(recipe.init, run.start))
     return open_checkpoint(begin(quickly_made(recipe.init), forgotten_folder()))
 
 
-def _taught(
-    teacher: Teacher, quiet: bool, pairs: Sequence[tuple[str, str]]
-) -> NDArray[np.float32] | None:
+def _taught(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32] | None:
     """Return the teacher's vectors of (task, text); None where its files lack some of them."""
     wanted = [Wanted(for_task(task, teacher.prompts).render(text)) for task, text in pairs]
     if isinstance(teacher, FileTeacher) and teacher.missing(wanted):
@@ -391,7 +389,7 @@ def _taught(
             "measured with: they are measured against the whole model"
         )
         return None
-    teacher.fill(wanted, quiet=quiet)
+    teacher.fill(wanted)
     return teacher.vectors(wanted)
 
 

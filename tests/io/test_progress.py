@@ -1,4 +1,4 @@
-"""What a training run shows of itself, on a terminal and off it."""
+"""How far a run is: what stands on a terminal, and off one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import termios
 
 import pytest
 
-from gemb.io import progress as training_progress
-from gemb.io.progress import TrainingProgress
+from gemb.io import notes
+from gemb.io import progress as module
+from gemb.io.progress import CountProgress, InputProgress, StepProgress
 from gemb.io.text import duration
 
 
@@ -30,18 +31,18 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(training_progress, "time", clock)
+    monkeypatch.setattr(module, "time", clock)
     return clock
 
 
-def train(progress: TrainingProgress, clock: Clock, steps: range, *, seconds: float) -> None:
+def train(progress: StepProgress, clock: Clock, steps: range, *, seconds: float) -> None:
     for step in steps:
         clock.now += seconds
         progress.step(step, 10 / step, 500)
 
 
 def test_off_a_terminal_there_is_a_line_every_ten_seconds_and_at_the_end(clock, capsys):
-    progress = TrainingProgress(60, 0, quiet=False)
+    progress = StepProgress(60, 0)
     train(progress, clock, range(1, 58), seconds=0.5)
     progress.close()
     assert capsys.readouterr().err.splitlines() == [
@@ -53,7 +54,7 @@ def test_off_a_terminal_there_is_a_line_every_ten_seconds_and_at_the_end(clock, 
 
 
 def test_the_last_step_is_said_once_and_has_no_time_left(clock, capsys):
-    progress = TrainingProgress(3, 0, quiet=False)
+    progress = StepProgress(3, 0)
     train(progress, clock, range(1, 4), seconds=60)
     progress.close()
     progress.close()
@@ -65,7 +66,7 @@ def test_the_last_step_is_said_once_and_has_no_time_left(clock, capsys):
 
 
 def test_rates_are_of_the_last_twenty_steps_and_a_resumed_run_counts_its_own(clock, capsys):
-    progress = TrainingProgress(1000, 500, quiet=False)
+    progress = StepProgress(1000, 500)
     train(progress, clock, range(501, 521), seconds=50)
     capsys.readouterr()
     train(progress, clock, range(521, 541), seconds=1)
@@ -75,7 +76,7 @@ def test_rates_are_of_the_last_twenty_steps_and_a_resumed_run_counts_its_own(clo
 
 
 def test_a_pause_does_not_slow_the_rate(clock, capsys):
-    progress = TrainingProgress(4, 0, quiet=False)
+    progress = StepProgress(4, 0)
     progress.step(1, 1.0, 0)
     train(progress, clock, range(2, 3), seconds=2)
     clock.now += 3600
@@ -86,20 +87,50 @@ def test_a_pause_does_not_slow_the_rate(clock, capsys):
 
 
 def test_a_loss_that_is_not_a_number_and_notes_are_shown(clock, capsys):
-    progress = TrainingProgress(2, 0, quiet=False)
+    progress = StepProgress(2, 0)
     clock.now += 1
     progress.step(1, float("nan"), 1)
-    progress.note("checkpoint at step 1")
+    notes.tell("checkpoint at step 1")
     assert capsys.readouterr().err.splitlines() == [
         "gemb: step 1/2, loss nan, 1 tokens/s, 1 s left",
         "gemb: checkpoint at step 1",
     ]
 
 
+def test_a_count_is_said_every_thirty_seconds_with_the_time_left(clock, capsys):
+    progress = CountProgress(100, "vectors of m", "texts", work=1000)
+    for _ in range(4):
+        clock.now += 10
+        progress.add(5, tokens=50, work=100)
+    progress.close()
+    line = "gemb: vectors of m: 15 of 100 texts, 0 texts/s, 5 tokens/s, 1 min left"
+    assert capsys.readouterr().err.splitlines() == [line]  # 700 of work at 10 a second
+
+
+def test_a_count_without_an_end_has_no_time_left(clock, capsys):
+    progress = CountProgress(None, "vectors of m", "texts")
+    clock.now += 40
+    progress.add(80)
+    progress.close()
+    assert capsys.readouterr().err == "gemb: vectors of m: 80 texts, 2 texts/s\n"
+
+
+def test_an_input_and_what_is_not_shown_say_nothing_off_a_terminal(clock, capsys):
+    for progress in (InputProgress(1000), CountProgress(10, "rows", "rows", shown=False)):
+        clock.now += 100
+        if isinstance(progress, InputProgress):
+            progress.add(1, tokens=10, size=100)
+        else:
+            progress.add(1)
+        progress.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_quiet_shows_nothing(clock, capsys):
-    progress = TrainingProgress(2, 0, quiet=True)
+    notes.speak(quiet=True)
+    progress = StepProgress(2, 0)
     train(progress, clock, range(1, 3), seconds=20)
-    progress.note("a note")
+    notes.note("a note")
     progress.close()
     captured = capsys.readouterr()
     assert captured.err == captured.out == ""
@@ -109,12 +140,14 @@ def test_quiet_shows_nothing(clock, capsys):
 def test_on_a_terminal_there_is_a_bar_and_notes_stand_above_it(rows: int, columns: int):
     program = (
         "import time\n"
-        "from gemb.training_progress import TrainingProgress\n"
-        "progress = TrainingProgress(40, 30, quiet=False)\n"
+        "from gemb.io import notes\n"
+        "from gemb.io.progress import StepProgress\n"
+        "notes.speak()\n"
+        "progress = StepProgress(40, 30)\n"
         "for step in range(31, 41):\n"
         "    time.sleep(0.15)\n"
         "    progress.step(step, 2.5, 150)\n"
-        "    if step == 39: progress.note('checkpoint at step 39')\n"
+        "    if step == 39: notes.tell('checkpoint at step 39')\n"
         "progress.close()\n"
     )
     ours, theirs = pty.openpty()
