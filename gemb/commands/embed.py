@@ -155,11 +155,12 @@ def embed(
         raise click.exceptions.Exit(2)
 
     from gemb.embedding import output as outputs
+    from gemb.io.paths import followed, is_stream
     from gemb.models import prompts
     from gemb.texts import inputs
     from gemb.texts.shards import shard as shard_of
 
-    target = None if output in (None, "-") else outputs.followed(Path(output or ""))
+    target = None if output in (None, "-") else followed(Path(output or ""))
     form = _format(output_format, output)
     if target is not None and not output_format:
         _say_form(target)
@@ -171,7 +172,7 @@ def embed(
         format=input_format,
         separator=b"\0" if null else b"\n",
         fields=fields,
-        live=outputs.is_stream(target),
+        live=is_stream(target),
     )
     _check_input(bool(texts), input_format, null, fields)
     paths = files or ("-",)

@@ -156,6 +156,7 @@ def mine(
     130/141/143 stopped by a signal.
     """
     from gemb.embedding import output as outputs
+    from gemb.io.paths import followed
     from gemb.training.mining import Rule
 
     first, last = _ranks(ranks)
@@ -177,7 +178,7 @@ def mine(
         raise click.UsageError("an empty name for -o")
     if str(pairs) == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError("standard input is a terminal; name a file of pairs")
-    target = None if output in (None, "-") else outputs.followed(Path(output or ""))
+    target = None if output in (None, "-") else followed(Path(output or ""))
     if target is not None and not dry_run:
         outputs.check(target, "jsonl")
     outputs.check_inputs(target, [str(pairs), *corpus], "jsonl")

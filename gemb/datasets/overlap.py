@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.arrays import Rows
+from gemb.datasets.rows import Rows
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.examples import digest, folded

@@ -29,7 +29,7 @@ from gemb.texts.examples import Example, Text, TextSpool, same_text
 from gemb.training.teacher import Teacher, Wanted
 
 if TYPE_CHECKING:
-    from gemb.arrays import Rows
+    from gemb.datasets.rows import Rows
 
 
 QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 64 MiB

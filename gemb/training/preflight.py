@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.arrays import Rows
 from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import evaluation_texts, refuse_overlap, texts_of
+from gemb.datasets.rows import Rows
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
 from gemb.recipe.schema import Batch

@@ -20,8 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemb.arrays import Rows
-from gemb.datasets.rows import open_source
+from gemb.datasets.rows import Rows, open_source
 from gemb.errors import GembError, UsageError
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text

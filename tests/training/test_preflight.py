@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.arrays import Rows
 from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import TextsOf, evaluation_texts, hold_out, overlapping
-from gemb.datasets.rows import open_source, prompts_of
+from gemb.datasets.rows import Rows, open_source, prompts_of
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.io.text import visible

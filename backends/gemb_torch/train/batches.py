@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gemb.arrays import Rows
 from gemb.datasets.batches import Batch, BatchOrder
+from gemb.datasets.rows import Rows
 from gemb.models.profile import CLOSING_TOKENS, cut_ids
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gemb.arrays import Rows
 from gemb.backend import Cut, Runtime, Training
 from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import hold_out
-from gemb.datasets.rows import open_source, prompts_of
+from gemb.datasets.rows import Rows, open_source, prompts_of
 from gemb.datasets.sets import Suite, open_suite
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
