@@ -112,7 +112,7 @@ def test_a_file_of_vectors_is_read_as_what_it_is(name, vectors):
     assert list(np.flatnonzero(~here)) == [3]
     lengths = np.linalg.norm(stored.vectors[here], axis=1) * np.linalg.norm(vectors[here], axis=1)
     cosines = (stored.vectors[here] * vectors[here]).sum(axis=1) / lengths
-    # One bit a number keeps sqrt(2 / pi) = 0.80 of the cosine, and 0.03 more or less in 128 numbers.
+    # One bit a number keeps sqrt(2 / pi) = 0.80 of the cosine, and 0.03 more or less in 128.
     assert cosines.min() > {"f32": 0.999, "f16": 0.999, "int8": 0.998, "ubinary": 0.7}[dtype]
 
 
