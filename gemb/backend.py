@@ -1,8 +1,12 @@
-"""The plugin interface: what a backend can do.
+"""The plugin interface: what a backend can do, and the values that pass between it and gemb.
 
 A backend is a class named by an entry point of the group `gemb.backends` (`gemb.plugins` finds it).
 The built-in ones come through the same door. It overrides the methods that it supports; the others
-refuse, and name who could. It imports its tensor library in its methods.
+refuse. It imports its tensor library in its methods. `backends/README.md` shows one.
+
+    Backend     what it is called, what it requires, and how a model is opened and described
+    Jobs        what a backend may do to model files beside: export, quantize, cut, train
+    Encoder     an open model: texts to token ids, token ids to vectors
 """
 
 from __future__ import annotations
@@ -15,17 +19,19 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from gemb.errors import UsageError
 from gemb.models.gguf_header import TENSORS
-from gemb.models.profile import ModelDescription, ModelProfile
+from gemb.models.profile import ModelDescription as ModelDescription
+from gemb.models.profile import ModelProfile as ModelProfile
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from gemb.arrays import TokenIds
-    from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
 
     Importance = Mapping[str, NDArray[np.float32]]  # tensor -> mean square of each column's input
+
+PRECISIONS = ("auto", "fp32", "bf16")  # of the arithmetic; a backend may have fewer
 
 
 class Encoder(Protocol):
@@ -53,7 +59,7 @@ class Runtime:
 
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int = 0  # 0: one for each core
-    precision: str = "auto"  # auto, fp32, bf16; of the arithmetic, where the backend has a choice
+    precision: str = "auto"  # one of `PRECISIONS`
     verbose: bool = False  # let native libraries speak
 
 
@@ -67,46 +73,28 @@ class Check:
     fix: str = ""  # the command that mends it
 
 
-class Backend:
-    """One way to run models. A subclass overrides the methods that it supports."""
+class Jobs:
+    """The work on model files that a backend may support, each method for itself."""
 
     name: ClassVar[str]
-    requires: ClassVar[Mapping[str, str]] = {}  # module -> what `pip install` wants
-    can: ClassVar[frozenset[str]] = frozenset()  # the methods below that it overrides
-
-    def can_open(self, model: Path) -> bool:
-        """Return whether the path looks like a model of this backend. Reads little."""
-        return False
-
-    def open(self, model: Path, runtime: Runtime) -> Encoder:
-        """Return the open model.
-
-        Raises:
-            UsageError: the files are not a model, or one that would be computed wrongly.
-        """
-        raise self._refusal("open")
-
-    def describe(self, model: Path) -> ModelDescription:
-        """Return what the model's files say of it. Loads no weights and no tensor library.
-
-        Raises:
-            UsageError: the files are not a model.
-        """
-        raise self._refusal("describe")
 
     def export_gguf(
         self, source: Path, target: Path | None, *, outtype: str, weights: bool = True
     ) -> None:
         """Write the model folder `source` as one GGUF file `target`.
 
-        Outtype f32, bf16, q8_0 or q4_0; auto: the types that it was trained for, or bf16.
-        Without a target nothing is written: what would be refused before writing is refused.
-        Without weights the file has its header and its length, and a hole: enough to plan with.
+        Args:
+            source: the model folder.
+            target: the file. None: nothing is written; what would be refused is refused.
+            outtype: f32, bf16, q8_0 or q4_0; auto: the types that the model was trained for, or
+                bf16.
+            weights: False: write the header, and make the file as long as it would be. That is
+                enough to plan a quantization with.
 
         Raises:
             UsageError: the folder holds what a GGUF file cannot.
         """
-        raise self._refusal("export_gguf")
+        raise self.cannot("export_gguf")
 
     def quantize(
         self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0
@@ -119,7 +107,7 @@ class Backend:
         Raises:
             UsageError: a rule or a type does not fit the file.
         """
-        raise self._refusal("quantize")
+        raise self.cannot("quantize")
 
     def importance(self, model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
         """Return how much each column of each matrix of a GGUF file matters to these texts.
@@ -127,38 +115,66 @@ class Backend:
         That is the mean square of what the column is multiplied with, float32 [row], by the name
         of the tensor. The texts have their prompts already.
         """
-        raise self._refusal("importance")
+        raise self.cannot("importance")
 
     def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder `target`, made from the folder `source`.
 
         Without a target nothing is written: what would be refused before writing is refused.
         """
-        raise self._refusal("cut")
+        raise self.cannot("cut")
 
-    def train(self, recipe: Recipe, training: Training) -> Verdict | None:
+    def train(self, recipe: Recipe, training: Training) -> None:
         """Train a model as the recipe says, into the run folder.
 
-        Returns what became of its scores on the recipe's evaluation sets, None without them.
+        The run folder holds the result: the model, the scores, and the verdict where the recipe
+        has evaluation sets (`gemb.recipe.run_folder.RunFolder`).
 
         Raises:
             UsageError: the recipe, the data or the model does not fit.
             Stopped: a signal came; the run can go on from its last checkpoint.
             GembError: a loss or gradient is not finite.
         """
-        raise self._refusal("train")
+        raise self.cannot("train")
+
+    def cannot(self, method: str) -> UsageError:
+        """Return the refusal of a method that this backend does not have."""
+        return UsageError(f"backend '{self.name}' cannot {method.replace('_', '-')}")
+
+
+class Backend(Jobs):
+    """One way to run models. A subclass overrides the methods that it supports."""
+
+    requires: ClassVar[Mapping[str, str]] = {}  # module -> the package to `pip install` for it
+    rank: ClassVar[int] = 0  # of several that could do the same, the highest does; built-in: 10
+
+    def can_open(self, model: Path) -> bool:
+        """Return whether the path looks like a model of this backend. Reads little."""
+        return False
+
+    def open(self, model: Path, runtime: Runtime) -> Encoder:
+        """Return the open model.
+
+        Raises:
+            UsageError: the files are not a model, or one that would be computed wrongly.
+        """
+        raise self.cannot("open")
+
+    def describe(self, model: Path) -> ModelDescription:
+        """Return what the model's files say of it. Loads no weights and no tensor library.
+
+        Raises:
+            UsageError: the files are not a model.
+        """
+        raise self.cannot("describe")
 
     def checks(self) -> list[Check]:
         """Return what `gemb doctor` prints of this backend, libraries and versions first."""
         return []
 
-    def _refusal(self, method: str) -> UsageError:
-        from gemb.plugins import backends
-
-        able = sorted(other.name for other in backends().values() if method in other.can)
-        verb = method.replace("_", "-")
-        who = f"; use --backend {' or '.join(able)}" if able else ""
-        return UsageError(f"backend '{self.name}' cannot {verb}{who}")
+    def can(self, method: str) -> bool:
+        """Return whether this backend overrides a method, one of `Backend`'s or `Jobs`'."""
+        return getattr(type(self), method) is not getattr(Backend, method)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +183,7 @@ class Cut:
 
     layers: tuple[int, ...] | None = None  # 0-based layers to keep, ascending; None: all
     vocab: int | None = None  # how many tokens to keep; None: all
-    vocab_texts: tuple[Path, ...] = field(default=())  # files whose most used tokens are kept
+    vocab_texts: tuple[Path, ...] = ()  # files whose most used tokens are kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +195,7 @@ class Training:
     dry_run: bool = False  # only look at the data and predict
     strict: bool = False  # a bad row stops
     baseline: bool = True  # evaluate before the first step
-    runtime: Runtime = field(default_factory=lambda: Runtime())
+    runtime: Runtime = Runtime()
     command: tuple[str, ...] = ()  # what starts this again: the processes of a run of several
     launch: str = "auto"  # none: only this process; torchrun: at least one beside it
     processes: int = 0  # on this machine; 0: one for each GPU, or one

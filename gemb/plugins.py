@@ -1,11 +1,12 @@
 """How gemb finds a backend: by name, for a model, or by what it can do.
 
 Backends are entry points of the group `gemb.backends`. Looking for one imports no tensor library.
+Where several would do, the one of the highest `Backend.rank` does whose libraries are installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,21 +16,25 @@ from gemb.errors import Missing, UsageError
 from gemb.io.notes import warn
 
 if TYPE_CHECKING:
-    from gemb.backend import Backend
-    from gemb.models.profile import ModelDescription
+    from gemb.backend import Backend, ModelDescription
 
 GROUP = "gemb.backends"
+
+_failed: dict[str, str] = {}  # name of a backend that does not import -> why
 
 
 @cache
 def backends() -> Mapping[str, Backend]:
-    """Return every installed backend by name. One that fails to import is named on stderr."""
+    """Return every installed backend by name, the highest rank first, equal ranks by name.
+
+    One that fails to import is named on stderr.
+    """
     from importlib.metadata import entry_points
 
-    found: dict[str, Backend] = {}
+    loaded: dict[str, Backend] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
-            found[entry.name] = entry.load()()
+            loaded[entry.name] = entry.load()()
         except Exception as error:  # a stranger's plugin may raise anything
             _failed[entry.name] = f"{type(error).__name__}: {error}"
             dist = entry.dist.name if entry.dist else "unknown package"
@@ -37,10 +42,7 @@ def backends() -> Mapping[str, Backend]:
                 f"backend '{entry.name}' of {dist} does not import ({_failed[entry.name]}); "
                 "it is left out"
             )
-    return found
-
-
-_failed: dict[str, str] = {}
+    return dict(sorted(loaded.items(), key=lambda item: -item[1].rank))
 
 
 def named(name: str) -> Backend:
@@ -50,34 +52,22 @@ def named(name: str) -> Backend:
         UsageError: there is none of this name.
         Missing: it does not import, or a library that it needs is not installed.
     """
-    found = backends()
+    installed = backends()
     if name in _failed:
         raise Missing(f"backend '{name}' does not import: {_failed[name]}")
-    if name not in found:
-        raise UsageError(f"no backend '{name}'; installed: {', '.join(found) or 'none'}")
-    return checked(found[name])
+    if name not in installed:
+        raise UsageError(f"no backend '{name}'; installed: {', '.join(installed) or 'none'}")
+    return checked(installed[name])
 
 
 def for_model(model: Path, name: str = "auto") -> Backend:
     """Return the backend that opens this model, or the one asked for by name.
 
     Raises:
-        UsageError: no backend knows this kind of file.
+        UsageError: no backend knows this kind of file, or the named one opens no model.
         Missing: the one that does needs a library that is not installed.
     """
-    if name != "auto":
-        return named(name)
-    return checked(_opener(model))
-
-
-def _opener(model: Path) -> Backend:
-    for backend in backends().values():
-        if backend.can_open(model):
-            return backend
-    raise UsageError(
-        f"{model}: no model that a backend knows; "
-        "a model is a .gguf file or a sentence-transformers folder with config.json"
-    )
+    return able("open", name) if name != "auto" else checked(_best(_openers(model)))
 
 
 def describe(model: Path) -> ModelDescription:
@@ -86,27 +76,62 @@ def describe(model: Path) -> ModelDescription:
     Raises:
         UsageError: no backend knows this kind of file, or the files are broken.
     """
-    return _opener(model).describe(model)
+    openers = _openers(model)
+    describers = [backend for backend in openers if backend.can("describe")]
+    return _best(describers or openers).describe(model)
 
 
-def able(method: str) -> Backend:
-    """Return the backend that has this method of `Backend`, its libraries checked.
+def able(method: str, name: str = "auto") -> Backend:
+    """Return the backend that has this method, or the one asked for by name; libraries checked.
+
+    Args:
+        method: of `Backend` or `Jobs`.
+        name: of the backend; auto: the best one that has the method.
 
     Raises:
-        UsageError: none has it.
+        UsageError: none has it, or the named one has not.
         Missing: a library that it needs is not installed.
     """
-    for backend in backends().values():
-        if method in backend.can:
-            return checked(backend)
-    raise UsageError(f"no installed backend can {method.replace('_', '-')}")
+    candidates = [backend for backend in backends().values() if backend.can(method)]
+    if name != "auto":
+        backend = named(name)
+        if backend.can(method):
+            return backend
+        others = " or ".join(other.name for other in candidates)
+        raise UsageError(f"{backend.cannot(method)}{others and f'; use --backend {others}'}")
+    if not candidates:
+        raise UsageError(f"no installed backend can {method.replace('_', '-')}")
+    return checked(_best(candidates))
 
 
 def checked(backend: Backend) -> Backend:
     """Return the backend, or raise Missing with the install command of what it lacks."""
-    for module, package in backend.requires.items():
-        if find_spec(module) is None:
-            raise Missing(
-                f"backend '{backend.name}' needs the module '{module}': pip install '{package}'"
-            )
+    if lacking := _lacking(backend):
+        module, package = next(iter(lacking.items()))
+        raise Missing(
+            f"backend '{backend.name}' needs the module '{module}': pip install '{package}'"
+        )
     return backend
+
+
+def _openers(model: Path) -> list[Backend]:
+    """Return the backends that know this kind of file, at least one."""
+    openers = [backend for backend in backends().values() if backend.can_open(model)]
+    if not openers:
+        raise UsageError(
+            f"{model}: no model that a backend knows; "
+            "a model is a .gguf file or a sentence-transformers folder with config.json"
+        )
+    return openers
+
+
+def _best(candidates: Sequence[Backend]) -> Backend:
+    """Return the first backend whose libraries are installed, or else the first."""
+    return next((backend for backend in candidates if not _lacking(backend)), candidates[0])
+
+
+def _lacking(backend: Backend) -> dict[str, str]:
+    """Return the modules that the backend requires and that are not installed -> packages."""
+    return {
+        module: package for module, package in backend.requires.items() if find_spec(module) is None
+    }

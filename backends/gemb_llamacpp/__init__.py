@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gemb.backend import Backend, Check, Encoder, Runtime
+from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
 from gemb.errors import UsageError
-from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
     from gemb.backend import Importance, Quantization, TensorPlan
@@ -20,7 +19,7 @@ class LlamaCppBackend(Backend):
 
     name = "llamacpp"
     requires: ClassVar[Mapping[str, str]] = {"llama_cpp": "gemb"}
-    can = frozenset({"open", "describe", "export_gguf", "quantize", "importance"})
+    rank = 10
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a file that begins as GGUF does, or is named so."""

@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from gemb.backend import Backend, Check, Cut, Encoder, Runtime, Training
+from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime, Training
 from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
-from gemb.models.profile import ModelDescription
 
 if TYPE_CHECKING:
-    from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
 
 
@@ -21,7 +19,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     requires: ClassVar[Mapping[str, str]] = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
-    can = frozenset({"open", "describe", "cut", "train"})
+    rank = 10
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a folder with a config.json."""
@@ -49,7 +47,7 @@ class TorchBackend(Backend):
 
         cut_folder(source, target, cut)
 
-    def train(self, recipe: Recipe, training: Training) -> Verdict | None:
+    def train(self, recipe: Recipe, training: Training) -> None:
         """Train a model; see `gemb_torch.launch` and `gemb_torch.train`."""
         # Machines end one after the other, of which torch would warn; read where it is loaded.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -59,7 +57,7 @@ class TorchBackend(Backend):
         with EarlyStop(None if training.dry_run else RunFolder(training.run)) as early:
             with early.leaving():
                 from gemb_torch.launch import run
-            return run(recipe, training, early)
+            run(recipe, training, early)
 
     def checks(self) -> list[Check]:
         """Return whether torch and tokenizers are here, and the devices."""

@@ -40,7 +40,6 @@ from gemb_torch.model.ranks import OtherProcessFailed
 from gemb_torch.train.run import train
 
 if TYPE_CHECKING:
-    from gemb.evaluation.verdict import Verdict
     from gemb.recipe.schema import Recipe
     from gemb_torch.train.stop import EarlyStop
 
@@ -181,7 +180,7 @@ _ERRORS = {error.exit_code: error for error in (NegativeAnswer, UsageError, Miss
 _STARTER = "GEMB_STARTER"  # environment variable: the process that started this one
 
 
-def run(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
+def run(recipe: Recipe, training: Training, early: EarlyStop) -> None:
     """Train, in as many processes as asked for; see `gemb.backend.Backend.train`.
 
     A process that torchrun started, by gemb or by the user, knows it by torchrun's variables RANK
@@ -193,22 +192,20 @@ def run(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
         GembError: a process failed: the line names it.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _train(recipe, _joined(recipe, training), early)
+        _train(recipe, _joined(recipe, training), early)
+        return
     count = 1 if training.launch == "none" else _count(training)
     if training.launch != "torchrun" and count * training.nodes == 1:
-        return _train(recipe, training, early)
+        _train(recipe, training, early)
+        return
     if training.nodes > 1 and not training.meeting:
         raise UsageError("--nnodes needs --rdzv HOST:PORT, a free port of one of the machines")
     _check_pairs(recipe, count * training.nodes)
     _start(training, count, early)
-    return None
 
 
-def _train(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
-    if recipe.stage != "adapt":
-        return train(recipe, training, early)
-    adapt(recipe, training, early)
-    return None
+def _train(recipe: Recipe, training: Training, early: EarlyStop) -> None:
+    (adapt if recipe.stage == "adapt" else train)(recipe, training, early)
 
 
 def _count(training: Training) -> int:

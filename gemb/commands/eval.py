@@ -266,7 +266,7 @@ def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
         return
     path = resolve(options.model)
     backend = for_model(path, options.backend)
-    if "describe" in backend.can:
+    if backend.can("describe"):
         check_dims(widths, backend.describe(path).matryoshka_dims)
 
 

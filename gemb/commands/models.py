@@ -17,6 +17,7 @@ from gemb.io.notes import note
 from gemb.models import card as gemma_terms
 from gemb.models import references
 from gemb.models.hub_cache import cache_folder
+from gemb.models.tensors import CLASSES
 
 if TYPE_CHECKING:
     from gemb.models.profile import ModelDescription
@@ -25,7 +26,7 @@ YES = click.option("--yes", is_flag=True, help="Do not ask.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 REFERENCE = click.argument("reference", type=ModelReference(), metavar="REF")
 
-CLASSES = ("token_embd", "attention", "ffn", "dense", "norm")  # of tensors, as they are shown
+SHOWN_CLASSES = (*CLASSES, "norm", "pooling")
 
 
 @click.group(cls=Group)
@@ -223,7 +224,7 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
     yield "vectors", f"{model.dim} wide" + (f"; also {smaller}" if smaller else "")
     yield "context", f"{model.max_tokens} tokens"
     yield "vocabulary", f"{model.vocabulary} tokens"
-    classes = [kind for kind in CLASSES if kind in model.types]
+    classes = [kind for kind in SHOWN_CLASSES if kind in model.types]
     for i, (kind, type_) in enumerate((kind, model.types[kind]) for kind in classes):
         yield "" if i else "types", f"{kind} {type_}"
     if model.trained_types:
@@ -249,7 +250,7 @@ def _size(model: ModelDescription) -> str:
 
 def _type(model: ModelDescription) -> str:
     """Return the types of the matrices, the commonest classes first: q4_0, or q8_0+q4_0."""
-    kinds = [kind for kind in CLASSES if kind in model.types and kind != "norm"]
+    kinds = [kind for kind in CLASSES if kind in model.types]
     return "+".join(dict.fromkeys(model.types[kind] for kind in kinds))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from gemb.backend import PRECISIONS
 from gemb.commands.params import FileSize, ModelReference
 from gemb.io import notes
 from gemb.models.references import DEFAULT
@@ -118,7 +119,7 @@ def runtime_options(command: F) -> F:
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+            type=click.Choice(PRECISIONS),
             default="auto",
             help="Arithmetic, where the backend has a choice.",
         ),

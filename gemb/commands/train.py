@@ -16,7 +16,8 @@ from gemb.commands.params import NewPath, Processes, RecipeName
 from gemb.commands.recipes import Override
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import is_quiet, note
-from gemb.plugins import able, named
+from gemb.plugins import able
+from gemb.training.outcome import speaks_for_all
 from gemb.training.slurm import batch_file
 
 if TYPE_CHECKING:
@@ -161,6 +162,7 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from gemb.recipe.chain import is_chain
     from gemb.recipe.file import find, read_recipe, read_tree
+    from gemb.recipe.run_folder import RunFolder
 
     tree = read_tree(find(recipe))
     if is_chain(tree):
@@ -170,7 +172,7 @@ def train(
     if launch == "slurm":
         click.echo(_slurm(click.get_current_context().params), nl=False)
         return
-    trainer = able("train") if backend == "auto" else named(backend)
+    trainer = able("train", backend)
     how = Training(
         run=run or Path("run"),
         resume=resume,
@@ -188,19 +190,28 @@ def train(
     if wanted.mixtures:
         from gemb.training.mixtures import search
 
-        verdict = search(wanted, how, trainer)
+        search(wanted, how, trainer)
     else:
-        verdict = trainer.train(wanted, how)
-    if verdict is None:
-        return
-    if as_json:
-        import json
+        trainer.train(wanted, how)
+    # A search is one process, whatever its runs start.
+    if not dry_run and (wanted.mixtures or speaks_for_all()):
+        _print_verdict(RunFolder(how.run).verdict, as_json=as_json)
 
-        click.echo(json.dumps(verdict.to_json()))
-    else:
-        click.echo(verdict.line)
-    if verdict.word == "REGRESSION":
-        raise NegativeAnswer(verdict.line)
+
+def _print_verdict(path: Path, *, as_json: bool) -> None:
+    """Print what became of the scores, where the run has compared them.
+
+    Raises:
+        NegativeAnswer: the model became worse.
+    """
+    import json
+
+    if not path.is_file():
+        return
+    verdict = json.loads(path.read_bytes())
+    click.echo(json.dumps(verdict) if as_json else verdict["line"])
+    if verdict["verdict"] == "REGRESSION":
+        raise NegativeAnswer(verdict["line"])
 
 
 # Options of `gemb train` that a chain hands on to its stages of training, with their defaults.

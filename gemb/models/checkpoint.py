@@ -15,6 +15,7 @@ from gemb.models.fingerprint import fingerprint
 from gemb.models.profile import ModelDescription
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
+from gemb.models.tensors import tensor_class
 
 # As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
@@ -99,7 +100,7 @@ def describe_folder(folder: Path) -> ModelDescription:
     tensors = checkpoint.tensors
     found: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
-        found.setdefault(_class_of(name), set()).add(tensor.dtype.lower())
+        found.setdefault(tensor_class(name), set()).add(tensor.dtype.lower())
     small = (folder / name for name in SMALL_FILES)
     files = {tensor.path for tensor in tensors.values()} | {path for path in small if path.exists()}
     return ModelDescription(
@@ -122,16 +123,6 @@ def describe_folder(folder: Path) -> ModelDescription:
         licence=checkpoint.licence(),
         trained_types=folder_types(folder),
     )
-
-
-def _class_of(name: str) -> str:
-    if name.startswith("embed_tokens"):
-        return "token_embd"
-    if "norm" in name:
-        return "norm"
-    if "self_attn" in name:
-        return "attention"
-    return "ffn" if ".mlp." in name else "dense"
 
 
 # The model folder that transformers and sentence-transformers read and write.

@@ -23,7 +23,7 @@ from gemb.models.config import write_json
 from gemb.models.folder import write_modules
 from gemb.models.gguf import ARCHITECTURE, GgufModel, number, wrong
 from gemb.models.gguf_header import Array, GgufHeader, TensorInfo, strings
-from gemb.models.qat import CONFIG_KEY, gguf_types
+from gemb.models.qat import CONFIG_KEY
 from gemb.models.safetensors import NewTensor, write_file
 from gemb.models.tensors import folder_name
 
@@ -254,7 +254,7 @@ def _config(model: GgufModel) -> dict[str, Any]:
         assert isinstance(value, float), "the file has not been checked"
         return float(str(np.float32(value)))
 
-    trained = gguf_types(model)
+    trained = model.trained_types()
     return {
         **({CONFIG_KEY: trained} if trained else {}),
         "architectures": ["Gemma3TextModel"],

@@ -20,6 +20,8 @@ from gemb.models.fingerprint import fingerprint
 from gemb.models.gguf_header import Array, GgufHeader, Scalar, TensorInfo, read_header, strings
 from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import CARD
+from gemb.models.qat import GGUF_KEY, gguf_types
+from gemb.models.tensors import tensor_class
 
 ARCHITECTURE = "gemma-embedding"
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -274,8 +276,6 @@ class GgufModel:
 
     def description(self) -> ModelDescription:
         """Return what `gemb models show` prints."""
-        from gemb.models.qat import gguf_types
-
         return ModelDescription(
             path=self.header.path,
             format="gguf",
@@ -294,15 +294,19 @@ class GgufModel:
             size_bytes=self.header.size_bytes,
             fingerprint=self.fingerprint(),
             licence=str(self.header.metadata.get("general.license", "")),
-            trained_types=gguf_types(self),
+            trained_types=self.trained_types(),
         )
 
     def types(self) -> dict[str, str]:
         """Return the types in each class of tensors: token_embd, attention, ffn, norm, dense."""
         found: dict[str, set[str]] = {}
         for name, tensor in self.header.tensors.items():
-            found.setdefault(class_of(name), set()).add(tensor.type)
+            found.setdefault(tensor_class(name), set()).add(tensor.type)
         return {kind: "+".join(sorted(types)) for kind, types in found.items()}
+
+    def trained_types(self) -> dict[str, str]:
+        """Return the types that the file was trained for, as `gemb.models.qat.gguf_types`."""
+        return gguf_types(self.types(), self.header.metadata.get(GGUF_KEY), self.header.path)
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.fingerprint`; `general.*` (names) is left out."""
@@ -403,12 +407,3 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
     for i in range(model.layers):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     return {f"{name}.weight": shape for name, shape in shapes.items()}
-
-
-def class_of(name: str) -> str:
-    """Return the class of a tensor: token_embd, attention, ffn, norm or dense."""
-    if name.startswith(("token_embd", "dense")):
-        return name.partition(".")[0].partition("_2")[0].partition("_3")[0]
-    if "norm" in name:
-        return "norm"
-    return "ffn" if ".ffn_" in name else "attention"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
+from gemb.models.tensors import FP16_OVERFLOW
 
 if TYPE_CHECKING:
     pass
@@ -341,8 +342,8 @@ def _power_of_two(value: object) -> bool:
 # llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
 # in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
 F16_REASON = (
-    "f16 overflows where a program computes in the type of the weights: this model's activations "
-    "reach 800,000, and fp16 ends at 65,504; use bf16, which is as small"
+    "f16 overflows where a program computes in the type of the weights: "
+    f"{FP16_OVERFLOW}; use bf16, which is as small"
 )
 
 # Types of a tensor: name -> (llama.cpp's number, values in a block, bytes in a block).

@@ -14,16 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 from gemb.errors import UsageError
 from gemb.models.config import read_json
-from gemb.models.tensors import CLASSES
-from gemb.recipe.schema import QatType
-
-if TYPE_CHECKING:
-    from gemb.models.gguf import GgufModel
-
+from gemb.models.tensors import CLASSES, QAT_TYPES
 
 CONFIG_KEY = "gemb_qat"
 GGUF_KEY = "gemb.qat"
@@ -35,18 +30,18 @@ def trained_types(raw: Mapping[str, Any], where: object) -> dict[str, str]:
     """Return the types that a folder's config.json names; empty where it names none.
 
     Raises:
-        UsageError: it names other ones than gemb has.
+        UsageError: it names other types than `QAT_TYPES`.
     """
-    found = raw.get(CONFIG_KEY)
-    if found is None:
+    types = raw.get(CONFIG_KEY)
+    if types is None:
         return {}
-    known = get_args(QatType)
-    if not isinstance(found, dict) or set(found) != set(CLASSES) or set(found.values()) - {*known}:
+    is_whole = isinstance(types, dict) and set(types) == set(CLASSES)
+    if not is_whole or not all(type_ in QAT_TYPES for type_ in types.values()):
         raise UsageError(
-            f"{where}: {CONFIG_KEY} is {json.dumps(found)}; it must give {', '.join(CLASSES)} one "
-            f"of {', '.join(known)} each"
+            f"{where}: {CONFIG_KEY} is {json.dumps(types)}; it must give {', '.join(CLASSES)} one "
+            f"of {', '.join(QAT_TYPES)} each"
         )
-    return found
+    return types
 
 
 def folder_types(folder: Path) -> dict[str, str]:
@@ -59,21 +54,25 @@ def folder_types(folder: Path) -> dict[str, str]:
     return trained_types(read_json(path), path)
 
 
-def gguf_types(model: GgufModel) -> dict[str, str]:
+def gguf_types(types: Types, stated: object, path: Path) -> dict[str, str]:
     """Return the types that a file was trained for; empty where it was not, or not as it is now.
+
+    Args:
+        types: that the file has, by class.
+        stated: its `gemb.qat`; None: it has none.
+        path: of the file, for the message.
 
     Raises:
         UsageError: its `gemb.qat` is not what gemb writes.
     """
-    said = model.header.metadata.get(GGUF_KEY)
-    if said is None:
+    if stated is None:
         return {}
     try:
-        trained = trained_types({CONFIG_KEY: json.loads(str(said))}, model.header.path)
+        trained = trained_types({CONFIG_KEY: json.loads(str(stated))}, path)
     except ValueError as error:
-        raise UsageError(f"{model.header.path}: {GGUF_KEY} is no JSON: {error}") from error
-    # Who quantized it again may have left the key as it was.
-    return trained if keeps(model.types(), trained) else {}
+        raise UsageError(f"{path}: {GGUF_KEY} is no JSON: {error}") from error
+    # A program that quantized the file again may have left the key as it was.
+    return trained if keeps(types, trained) else {}
 
 
 def file_types(outtype: str, trained: Types) -> dict[str, str]:

@@ -28,7 +28,6 @@ from gemb.backend import Backend, Training
 from gemb.datasets.sets import open_suite
 from gemb.errors import Missing, UsageError
 from gemb.evaluation.scores import Scores
-from gemb.evaluation.verdict import Verdict
 from gemb.io.atomic import new_file
 from gemb.io.notes import is_quiet, note, quieter
 from gemb.recipe.file import dump
@@ -162,8 +161,8 @@ def _shares(
 # Each run is one of `gemb train`, and each part is resumed from where it was stopped.
 
 
-def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | None:
-    """Find mixtures, train with the best, average; return what became of the best one's scores.
+def search(recipe: Recipe, training: Training, backend: Backend) -> None:
+    """Find mixtures, train with the best, average; the run folder holds the model and verdict.
 
     Without weights of its own a recipe's first mixture is an equal share for each source.
 
@@ -184,13 +183,13 @@ def search(recipe: Recipe, training: Training, backend: Backend) -> Verdict | No
     check_search(recipe.mixtures)
     if training.dry_run:
         _look(recipe, training, backend)
-        return None
+        return
     run = RunFolder(training.run)
     with run.begun(recipe, resumes=training.resume != "never"):
         found = _tried(recipe, training, backend, run)
         best = best_mixtures(found, recipe.mixtures.best)
         folders = [_finetuned(recipe, training, backend, mixture) for mixture in best]
-        return _cooked(recipe, training, folders)
+        _cook(recipe, training, folders)
 
 
 def _look(recipe: Recipe, training: Training, backend: Backend) -> None:
@@ -240,7 +239,7 @@ def _finetuned(recipe: Recipe, training: Training, backend: Backend, mixture: Mi
     return _train(_with(recipe, mixture), folder, training, backend).model
 
 
-def _cooked(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Verdict:
+def _cook(recipe: Recipe, training: Training, folders: Sequence[Path]) -> None:
     """Write the soup of these models, and compare it with them."""
     run = RunFolder(training.run)
     ingredients = open_ingredients([Named(str(folder), None) for folder in folders])
@@ -254,7 +253,6 @@ def _cooked(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Verd
         note(f"{one.name}: {score:.4f}")
     note(f"{run.model}, their mean: {found.soup:.4f}; the verdict is from {found.best}")
     run.write_json(run.verdict, found.verdict.to_json())
-    return found.verdict
 
 
 def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -> RunFolder:

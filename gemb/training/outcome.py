@@ -50,3 +50,11 @@ def outcomes(folder: Path) -> dict[int, Outcome]:
     return {
         int(path.stem): Outcome(*json.loads(path.read_bytes())) for path in folder.glob("*.json")
     }
+
+
+def speaks_for_all() -> bool:
+    """Return whether this process prints the run's result: the first of several, or the only one.
+
+    The process that started the others is none of them: it has set `FOLDER`, and has no rank.
+    """
+    return os.environ.get("RANK", "" if FOLDER in os.environ else "0") == "0"

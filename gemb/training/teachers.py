@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gemb.backend import Backend, Encoder, Runtime
+from gemb.backend import Encoder, Runtime
 from gemb.embedding.formats.lines import read_rows
 from gemb.embedding.pipeline import Embedder, plain_embedder
 from gemb.embedding.store import VectorStore, key_of
@@ -56,13 +56,13 @@ class ModelTeacher(Teacher):
         self._backend = for_model(self._path, backend)
         self._runtime = runtime
         self._encoder: Encoder | None = None
-        if type(self._backend).describe is Backend.describe:  # a plugin that has none
-            model = self._open().profile
-            weights, self.dim, self.prompts = model.fingerprint, model.dim, model.prompts
-        else:
+        if self._backend.can("describe"):
             described = self._backend.describe(self._path)
             weights, self.dim = described.fingerprint, described.dim
             self.prompts, self.licence = described.prompts, described.licence
+        else:
+            model = self._open().profile
+            weights, self.dim, self.prompts = model.fingerprint, model.dim, model.prompts
         self._max_tokens = max_tokens
         parts = f"{weights} {self._backend.name} {runtime.precision} {max_tokens or ''}".rstrip()
         self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()

@@ -15,22 +15,9 @@ from dataclasses import dataclass, replace
 from gemb.backend import Quantization, Rule
 from gemb.errors import NegativeAnswer
 from gemb.models.gguf_header import ALIGNMENT
+from gemb.models.tensors import MATRICES
 from gemb.weights.quantize import Candidate, Plan, Workshop
 from gemb.weights.types import is_matrix, quantization
-
-# Name of a class -> the pattern of its tensors' names.
-CLASSES = {
-    "token_embd": "^token_embd",
-    "attn_q": r"attn_q\.",
-    "attn_k": r"attn_k\.",
-    "attn_v": r"attn_v\.",
-    "attn_output": r"attn_output\.",
-    "ffn_gate": r"ffn_gate\.",
-    "ffn_up": r"ffn_up\.",
-    "ffn_down": r"ffn_down\.",
-    "dense_2": r"^dense_2\.",
-    "dense_3": r"^dense_3\.",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +41,7 @@ def sensitivity(shop: Workshop, base: Quantization, raised_to: str) -> Iterator[
     """
     whole = shop.made(base, keep=False)
     yield whole
-    for name, pattern in CLASSES.items():
+    for name, pattern in MATRICES.items():
         rule = Rule(pattern, raised_to)
         raised = shop.made(replace(base, rules=(rule, *base.rules)), keep=False)
         less = raised.measures.mean_cosine - whole.measures.mean_cosine
@@ -106,9 +93,11 @@ def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
         if not is_matrix(one.shape)
     )
     sizes = {
-        (kind, type_): _bytes_of(plans[type_], CLASSES[kind]) for kind in CLASSES for type_ in MIXED
+        (kind, type_): _bytes_of(plans[type_], MATRICES[kind])
+        for kind in MATRICES
+        for type_ in MIXED
     }
-    least = sum(min(sizes[kind, type_] for type_ in MIXED) for kind in CLASSES)
+    least = sum(min(sizes[kind, type_] for type_ in MIXED) for kind in MATRICES)
     if least > room:
         raise NegativeAnswer(
             f"nothing fits into {size_bytes / 1e6:g} MB: with 2 bits everywhere it is "
@@ -125,12 +114,12 @@ def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
         # Noise may make a class with little to gain look harmful; it still has some error.
         per_square = max(one.error_less, whole / 1000) / known
         for type_ in MIXED:
-            fitted = next(t.type for t in plans[type_] if re.search(CLASSES[one.name], t.name))
+            fitted = next(t.type for t in plans[type_] if re.search(MATRICES[one.name], t.name))
             errors[one.name, type_] = per_square * ROUNDING[fitted] ** 2
     chosen = _best(sizes, errors, room)
     patterns: dict[str, list[str]] = {}
     for kind, type_ in chosen.items():
-        patterns.setdefault(type_, []).append(CLASSES[kind])
+        patterns.setdefault(type_, []).append(MATRICES[kind])
     rules = tuple(Rule("|".join(some), type_) for type_, some in patterns.items())
     return Quantization(name=name, type="q8_0", rules=rules, label=name)
 
@@ -144,7 +133,7 @@ def _best(
     smallest of all fits.
     """
     front: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
-    for kind in CLASSES:
+    for kind in MATRICES:
         found = [
             (size + sizes[kind, type_], error + errors[kind, type_], {**types, kind: type_})
             for size, error, types in front

@@ -17,9 +17,10 @@ from gemb.evaluation.agreement import bar_for
 from gemb.io.atomic import check_file, new_file
 from gemb.io.notes import note, warn
 from gemb.io.paths import check_folder_of
-from gemb.models.gguf import GgufModel, class_of, open_gguf
+from gemb.models.gguf import GgufModel, open_gguf
 from gemb.models.gguf_header import GgufHeader
-from gemb.models.qat import GGUF_KEY, gguf_types
+from gemb.models.qat import GGUF_KEY
+from gemb.models.tensors import tensor_class
 from gemb.plugins import able
 from gemb.weights.measure import Measures, Yardstick, calibration_texts
 from gemb.weights.types import FILE_TYPES, PLAIN, is_matrix, trained
@@ -101,7 +102,7 @@ def _source(model: GgufModel) -> Source:
 
 def _trained(model: GgufModel) -> dict[str, str]:
     """Return the types that the model was trained for; none where its numbers are others by now."""
-    types = gguf_types(model)
+    types = model.trained_types()
     if not types and GGUF_KEY in model.header.metadata:
         warn(
             f"{model.header.path} was trained for its types, but its numbers are "
@@ -348,7 +349,7 @@ def _check_qat(model: Path, qat: Mapping[str, str], wanted: Quantization, plan: 
     for tensor in plan:
         if not is_matrix(tensor.shape):
             continue
-        kind = class_of(tensor.name)
+        kind = tensor_class(tensor.name)
         if tensor.wanted != qat.get(kind, tensor.source):
             raise UsageError(
                 f"{model} was trained to be {said}; {tensor.name} as {tensor.wanted} "

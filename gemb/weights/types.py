@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gemb.backend import Quantization, Rule
 from gemb.errors import UsageError
 from gemb.models.gguf_header import F16_REASON, TENSORS
+from gemb.models.tensors import CLASS_PATTERNS
 
 if TYPE_CHECKING:
     pass
@@ -93,15 +94,6 @@ FALLBACK = {
 }
 # Types whose quantizer wants to know which columns matter (`tensor_requires_imatrix`).
 WANTS_IMPORTANCE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
-
-
-# Classes of tensors that a model is trained for -> what their names have.
-QAT_CLASSES = {
-    "token_embd": "^token_embd",
-    "attention": r"attn_(q|k|v|output)\.",
-    "ffn": r"ffn_(gate|up|down)\.",
-    "dense": r"^dense_",
-}
 
 
 class Preset(NamedTuple):
@@ -181,7 +173,7 @@ def rule(text: str) -> Rule:
 
 def trained(qat: Mapping[str, str]) -> Quantization:
     """Return the types that a model was trained for, by class of tensors."""
-    rules = tuple(Rule(QAT_CLASSES[kind], type_) for kind, type_ in qat.items())
+    rules = tuple(Rule(CLASS_PATTERNS[kind], type_) for kind, type_ in qat.items())
     return Quantization(name="qat", type="q8_0", rules=rules, label="qat")
 
 

@@ -103,7 +103,6 @@ class FakeEncoder:
 
 class FakeBackend(Backend):
     name = "fake"
-    can = frozenset({"open", "describe"})
 
     def can_open(self, model):
         return model.suffix == ".fake"

@@ -29,7 +29,6 @@ from gemb.errors import UsageError
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
-from gemb.models.qat import gguf_types
 from gemb.models.tensors import gguf_name, tensor_class
 from gemb.plugins import able, for_model
 from gemb.recipe.file import load as load_recipe
@@ -441,14 +440,14 @@ def test_another_type_is_written_and_what_is_lost_is_said(
     changed = sum(np.count_nonzero(of_gguf(x, outtype) != x) for x in matrices)
     assert float(said[1]) == pytest.approx(100 * changed / sum(x.size for x in matrices), abs=0.06)
     assert float(said[1]) > 100 * share
-    assert gguf_types(open_gguf(tmp_path / "a.gguf")) == {}
+    assert open_gguf(tmp_path / "a.gguf").trained_types() == {}
 
 
 def test_f32_keeps_every_weight_and_a_way_through_it_the_types(trained, tmp_path, capsys):
     export(trained, tmp_path / "a.gguf", "f32")
     assert capsys.readouterr().err == ""
     for name in ("a.gguf", "b.gguf"):  # by way of a folder, then of the types' own file
-        assert gguf_types(open_gguf(tmp_path / name)) == TYPES
+        assert open_gguf(tmp_path / name).trained_types() == TYPES
         folder = tmp_path / name.replace(".gguf", "")
         folder.mkdir()
         unpack(open_gguf(tmp_path / name), folder)
@@ -541,4 +540,4 @@ def test_rows_that_no_block_fits_are_refused_and_the_type_that_fits_is_said(plac
     able("export_gguf").export_gguf(
         tmp_path / "fits" / "model", tmp_path / "fits.gguf", outtype="auto"
     )
-    assert gguf_types(open_gguf(tmp_path / "fits.gguf"))["ffn"] == "bf16"
+    assert open_gguf(tmp_path / "fits.gguf").trained_types()["ffn"] == "bf16"

@@ -391,7 +391,7 @@ def test_the_smallest_file_within_the_drop_is_kept(tiny_gguf: Path, tmp_path: Pa
 def test_sensitivity_raises_one_class_at_a_time(tiny_gguf: Path, tmp_path: Path):
     out, _ = _gemb(tiny_gguf, "--sensitivity", "-t", "q4_0", "--json")
     found = json.loads(out)
-    assert [one["class"] for one in found["classes"]] == list(quantize_search.CLASSES)
+    assert [one["class"] for one in found["classes"]] == list(quantize_search.MATRICES)
     for one in found["classes"]:
         assert one["tensors"]["q8_0"] == (3 if "_q" in one["class"] else one["tensors"]["q8_0"])
         assert one["bytes_more"] == one["size_bytes"] - found["base"]["size_bytes"] > 0
@@ -436,7 +436,7 @@ def test_a_size_that_nothing_fits_is_answered(tiny_gguf: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("scale", [1, 9_973])
 def test_the_mix_is_the_best_of_all(monkeypatch: pytest.MonkeyPatch, scale: int):
-    monkeypatch.setattr(quantize_search, "CLASSES", {"a": "", "b": "", "c": "", "d": ""})
+    monkeypatch.setattr(quantize_search, "MATRICES", {"a": "", "b": "", "c": "", "d": ""})
     monkeypatch.setattr(quantize_search, "MIXED", ("x", "y", "z"))
     random = np.random.default_rng(0)
     for _ in range(50):

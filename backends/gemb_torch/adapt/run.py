@@ -34,10 +34,10 @@ from gemb_torch.train.keeper import Keeper, run_folder
 from gemb_torch.train.look import MOMENTS, peak_bytes
 from gemb_torch.train.state import (
     Progress,
-    ended,
     read_progress,
     restore_optimizer,
     resumed,
+    tell_ended,
     write_state,
 )
 from gemb_torch.train.stop import EarlyStop, StopRequest
@@ -54,7 +54,7 @@ def adapt(recipe: Recipe, training: Training, early: EarlyStop) -> None:
     with run_folder(recipe, training, ranks) as run:
         if run.model.is_dir() and training.resume != "never":
             if ranks.is_first:
-                ended(run)
+                tell_ended(run)
             return
         begin = resumed(run, training.resume)
         adaptation = open_adaptation(recipe, training, ranks)

@@ -20,6 +20,7 @@ from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.profile import CLOSING_TOKENS, ModelProfile
+from gemb.models.tensors import FP16_OVERFLOW
 from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.model.frozen import FrozenEncoder, can_freeze
 from gemb_torch.model.model import EmbeddingGemma
@@ -192,10 +193,7 @@ def live_encoder(
 def dtype_of(precision: str) -> torch.dtype:
     """Return the type of the products; fp16 is refused."""
     if precision == "fp16":
-        raise UsageError(
-            "precision fp16: EmbeddingGemma's activations reach 800,000 and fp16 ends at 65,504; "
-            "use bf16 or fp32"
-        )
+        raise UsageError(f"precision fp16: {FP16_OVERFLOW}; use bf16 or fp32")
     if precision not in DTYPES:
         raise UsageError(f"precision '{precision}'; torch has {', '.join(DTYPES)}")
     return DTYPES[precision]

@@ -15,7 +15,7 @@ from gemb.backend import Training
 from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.scores import Scores
 from gemb.evaluation.similarities import similarities
-from gemb.evaluation.verdict import Verdict, verdict
+from gemb.evaluation.verdict import verdict
 from gemb.io import notes
 from gemb.io.notes import note
 from gemb.models.card import LICENCE as GEMMA
@@ -36,11 +36,11 @@ from gemb_torch.train.session import Session, open_session
 from gemb_torch.train.state import (
     Progress,
     checkpoint_path,
-    ended,
     read_progress,
     restore_optimizer,
     restore_unrounded,
     resumed,
+    tell_ended,
     write_state,
     write_unrounded,
 )
@@ -141,22 +141,24 @@ def logged(scores: Scores) -> dict[str, Any]:
 # A training run from end to end: look, measure, train, measure again, judge.
 
 
-def train(recipe: Recipe, training: Training, early: EarlyStop) -> Verdict | None:
+def train(recipe: Recipe, training: Training, early: EarlyStop) -> None:
     """Train; see `gemb.backend.Backend.train`."""
     ranks = Ranks()
     if training.dry_run:
         look(open_session(recipe, training, ranks))
-        return None
+        return
     with run_folder(recipe, training, ranks) as run:
         if run.model.is_dir() and training.resume != "never":
-            return ended(run) if ranks.is_first else None
+            if ranks.is_first:
+                tell_ended(run)
+            return
         begin = resumed(run, training.resume)
         session = open_session(recipe, training, ranks)
         early.check()
         look(session)
         early.check()
         ranks.first_then_all(partial(_teach, session))
-        return _Run(session, early, begin).go()
+        _Run(session, early, begin).go()
 
 
 def _teach(session: Session) -> None:
@@ -183,15 +185,15 @@ class _Run:
             progress=_restored(session, begin),
         )
 
-    def go(self) -> Verdict | None:
-        """Train to the end, and return what became of the scores.
+    def go(self) -> None:
+        """Train to the end.
 
         Raises:
             Stopped: a signal came, and the run is saved.
         """
         try:
             self._steps()
-            return self._end()
+            self._end()
         finally:
             self.keeper.close()
 
@@ -306,26 +308,25 @@ class _Run:
         start, teacher = self.session.start.licence(), self.session.teacher
         return GEMMA if teacher and teacher.licence == GEMMA else start
 
-    def _end(self) -> Verdict | None:
+    def _end(self) -> None:
         """Save the model, measure it, and judge."""
         session, run = self.session, self.session.run
         session.collect()
-        judged = self._judged() if self.is_first else None
+        if self.is_first:
+            self._judge()
         self.keeper.close()
         if self.is_first:
             report = write_report(run.path)
             note(f"model {run.model}, report {report}")
         session.ranks.wait()
-        return judged
 
-    def _judged(self) -> Verdict | None:
+    def _judge(self) -> None:
         run = self.session.run
         # Scored before it has its name: a run with a model has ended.
         scores = self._evaluate()
         if run.similarities.is_file():
             told = json.loads(run.similarities.read_bytes())
             run.write_json(run.similarities, {**told, "after": self.judge.similarities()})
-        judged = None
         if scores is not None:
             # The last step's checkpoint holds the model that is written below.
             saved = checkpoint_path(run.path, self.keeper.progress.step) / "model"
@@ -335,7 +336,6 @@ class _Run:
                 judged = verdict(Scores.load(run.scores("baseline")), scores)
                 run.write_json(run.verdict, judged.to_json())
         self._write_model(run.model)
-        return judged
 
 
 def _restored(session: Session, begin: Path | None) -> Progress:

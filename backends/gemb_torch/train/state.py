@@ -24,8 +24,6 @@ import torch
 from torch import Tensor, nn
 
 from gemb.errors import UsageError
-from gemb.evaluation.scores import Scores
-from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import note
 from gemb.models.safetensors import NewTensor, read_header, write_file
 from gemb.recipe.run_folder import RunFolder
@@ -213,17 +211,12 @@ def resumed(run: RunFolder, resume: str) -> Path | None:
     return found[-1] if found else None
 
 
-def ended(run: RunFolder) -> Verdict | None:
-    """Return what became of the scores in a run that has ended, and see that it has its page.
+def tell_ended(run: RunFolder) -> None:
+    """Say that a run has ended, and write its page if it has none.
 
     Raises:
-        UsageError: a file in the folder is not what its name says.
         OSError: the page cannot be written.
     """
     note(f"{run.path} has ended; its model is {run.model}")
     if not run.report.is_file():
         write_report(run.path)
-    before, after = run.scores("baseline"), run.scores("final")
-    if before.is_file() and after.is_file():
-        return verdict(Scores.load(before), Scores.load(after))
-    return None

@@ -258,7 +258,7 @@ def test_an_added_token_beyond_the_table_is_plain_text(encoder, tiny_model, chan
 @pytest.mark.parametrize(
     ("runtime", "error", "message"),
     [
-        (Runtime(precision="fp16"), UsageError, "reach 800,000 and fp16 ends at 65,504; use bf16"),
+        (Runtime(precision="fp16"), UsageError, "reach 800,000, and fp16 ends at 65,504; use bf16"),
         (Runtime(precision="int8"), UsageError, "precision 'int8'; torch has auto, fp32, bf16"),
         (Runtime(device="tpu"), UsageError, "device 'tpu'; torch has auto, cpu, cuda, cuda:0"),
         (Runtime(device="cpu:1"), UsageError, "device 'cpu:1'; torch has"),
