@@ -11,13 +11,12 @@ import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
+from gemb.embedding.formats.table import FORMATS, format_of
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.texts.records import Fields
 
-FORMATS = ("jsonl", "npy", "npz", "parquet", "csv", "f32", "base64")
-ARRAYS = ("npy", "npz", "f32", "base64")
 NO_INPUT = """
 Nothing to embed: standard input is a terminal. Give it texts:
   echo hello | gemb embed
@@ -73,7 +72,7 @@ GROUPS = {
 @click.option(
     "-O",
     "--output-format",
-    type=click.Choice(FORMATS),
+    type=click.Choice([form.name for form in FORMATS.values() if not form.is_for_people]),
     help="By default as the suffix of FILE says, else jsonl; on a terminal, a preview.",
 )
 @click.option("--dim", type=int, help="Width of the vectors: one that the model was trained for.")
@@ -218,24 +217,28 @@ def _format(chosen: str | None, output: str | None) -> str:
     if output in (None, "-"):
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
         return "preview" if on_terminal and output is None else "jsonl"
-    suffix = Path(output or "").suffix.lstrip(".").lower()
-    return suffix if suffix in FORMATS else "jsonl"
+    named = format_of(Path(output or ""))
+    return named.name if named else "jsonl"
 
 
 def _say_form(target: Path) -> None:
     """Say that a file whose suffix names no format gets JSON lines."""
     from gemb.io.notes import note
 
-    if target.suffix and target.suffix[1:].lower() not in (*FORMATS, "json", "ndjson"):
+    if target.suffix and not format_of(target):
         note(f"{target.name} gets JSON lines; -O names another format")
 
 
 def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:
     from gemb.io.paths import is_stream
 
-    if form == "f32" and dtype != "f32":
-        raise click.UsageError(f"-O f32 is raw float32; --dtype {dtype} goes with npy or base64")
-    if form == "parquet":
+    if dtype not in FORMATS[form].dtypes:
+        others = [other.name for other in FORMATS.values() if dtype in other.dtypes]
+        raise click.UsageError(
+            f"-O {form} is {' or '.join(FORMATS[form].dtypes)} alone; --dtype {dtype} goes with "
+            f"{', '.join(others)}"
+        )
+    if FORMATS[form].needs_pyarrow:
         from gemb.texts.tables import import_pyarrow
 
         import_pyarrow()
@@ -260,8 +263,8 @@ def _fields(
 
     keep_all = keep == "all"
     kept = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))
-    if form in ARRAYS and keep:
-        raise click.UsageError(f"--keep: {form} holds numbers alone; use jsonl, csv or parquet")
+    if not FORMATS[form].holds_fields and keep:
+        raise click.UsageError(f"--keep: {form} holds numbers alone; use another format")
     for name in kept:
         if name in RESERVED:
             hint = "; --id-field id makes it the row's id" if name == "id" else ""

@@ -221,9 +221,9 @@ def _run(
     import dataclasses
 
     from gemb.datasets.sets import open_suite
-    from gemb.evaluation.evaluate import check_dims
     from gemb.evaluation.scores import Scores, check_target
     from gemb.evaluation.verdict import check_sets, check_type, verdict
+    from gemb.models.profile import check_dims
 
     if output is not None:
         check_target(output)
@@ -258,7 +258,7 @@ def _run(
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     """Refuse a width that the model was not trained for, by what its files say, if they can."""
-    from gemb.evaluation.evaluate import check_dims
+    from gemb.models.profile import check_dims
     from gemb.models.references import resolve
     from gemb.plugins import for_model
 

@@ -10,18 +10,17 @@ import click
 
 from gemb.commands.options import ModelOptions, runtime_options
 from gemb.commands.params import ModelReference
+from gemb.embedding.formats.table import format_of, readable_suffixes
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.evaluation.agreement import Agreement
 
-VECTOR_SUFFIXES = (".npy", ".npz", ".parquet", ".jsonl", ".f32")
-
 
 @click.command()
-@click.argument("a", type=ModelReference(*VECTOR_SUFFIXES), metavar="A")
-@click.argument("b", type=ModelReference(*VECTOR_SUFFIXES), metavar="B")
+@click.argument("a", type=ModelReference(*readable_suffixes()), metavar="A")
+@click.argument("b", type=ModelReference(*readable_suffixes()), metavar="B")
 @click.option(
     "--texts",
     type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
@@ -63,11 +62,12 @@ def verify(
     Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for q8_0,
     0.8 for q4_0, the coarser one's of two types; 0.9999 for two files of float vectors.
     """
-    if all(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
+    are_vectors = [_names_vectors(name) for name in (a, b)]
+    if all(are_vectors):
         if texts is not None or task != "none":
             raise UsageError("--texts and --task are for models; A and B are files of vectors")
         agreement, usual_bar = _compare_files(Path(a), Path(b))
-    elif any(Path(name).suffix in VECTOR_SUFFIXES for name in (a, b)):
+    elif any(are_vectors):
         raise UsageError(
             f"{a} and {b}: compare two models or two files of vectors, not one of each"
         )
@@ -85,6 +85,11 @@ def verify(
         )
 
 
+def _names_vectors(name: str) -> bool:
+    form = format_of(Path(name))
+    return form is not None and bool(form.reader)
+
+
 def _compare_models(
     a: str, b: str, texts: Path | None, task: str, options: ModelOptions
 ) -> tuple[Agreement, float]:
@@ -99,7 +104,7 @@ def _compare_models(
 
 
 def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
-    from gemb.embedding.vectors import read_vectors
+    from gemb.embedding.formats.read import read_vectors
     from gemb.evaluation.agreement import compare_vectors, stored_bar
 
     file_a, file_b = read_vectors(a), read_vectors(b)

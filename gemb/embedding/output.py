@@ -8,11 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.vectors import VectorSpec, sidecar
 from gemb.errors import UsageError
-from gemb.io.paths import EFFECTIVE_IDS, check_folder_of, is_stream, part_of, status_of
+from gemb.io.paths import (
+    EFFECTIVE_IDS,
+    check_folder_of,
+    is_stream,
+    part_of,
+    status_of,
+)
 
-NEEDS_SIDECAR = ("npy", "f32", "csv", "base64")  # formats that cannot hold their description
 JOURNAL_MARK = b'{"gemb journal": '  # how every journal begins
 DESCRIPTION_LIMIT = 1 << 20  # bytes; a sidecar has less than a thousand and the prompt
 
@@ -53,7 +59,7 @@ def check_sidecar(path: Path, form: str) -> None:
         UsageError: the format needs that name.
     """
     beside = sidecar(path)
-    if form in NEEDS_SIDECAR and os.path.lexists(beside) and not describes_vectors(beside):
+    if FORMATS[form].needs_sidecar and os.path.lexists(beside) and not describes_vectors(beside):
         raise _in_the_way(beside, f"for what describes the vectors of {path.name}")
 
 
@@ -83,7 +89,7 @@ def check_inputs(path: Path | None, inputs: Sequence[str], form: str) -> None:
     if path is not None and not is_stream(path):
         beside = sidecar(path)
         written += [journal_of(path), part_of(path)]
-        if form in NEEDS_SIDECAR or describes_vectors(beside):
+        if FORMATS[form].needs_sidecar or describes_vectors(beside):
             written.append(beside)
     for name in inputs:
         if name == "-" and sys.stdin is None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from gemb.backend import Encoder
 from gemb.embedding.formats.base import Layout, Writer
-from gemb.embedding.formats.table import ARRAYS, WRITERS
+from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.journal import Header, Journal
-from gemb.embedding.output import NEEDS_SIDECAR, check_sidecar, describes_vectors, journal_of
+from gemb.embedding.output import check_sidecar, describes_vectors, journal_of
 from gemb.embedding.pipeline import Compute, Embedder, Plan, Row, Window, computing, embed
 from gemb.embedding.vectors import VectorSpec, sidecar
-from gemb.errors import SomeRowsFailed, UsageError
+from gemb.errors import SomeRowsFailed
 from gemb.io.atomic import new_file
 from gemb.io.notes import note, warn
 from gemb.io.paths import is_stream
@@ -106,7 +106,7 @@ class Job:
     on_error: str  # inline, skip, fail
     fields: Fields
     text_ids: bool
-    format: str  # a key of WRITERS
+    format: str  # a key of FORMATS
     output: Path | None  # no link; None: standard output
     resume: bool
     total: int | None  # sum of all `Record.size`, None: not known
@@ -115,21 +115,6 @@ class Job:
     def is_live(self) -> bool:
         """Whether rows are to come out as soon as they can, rather than the same in every run."""
         return is_stream(self.output)
-
-
-def width(encoder: Encoder, dim: int | None) -> int:
-    """Return the width of the vectors.
-
-    Raises:
-        UsageError: the model was not trained for this one.
-    """
-    profile = encoder.profile
-    if dim is None:
-        return profile.dim
-    if dim not in profile.matryoshka_dims:
-        sizes = ", ".join(map(str, profile.matryoshka_dims))
-        raise UsageError(f"--dim {dim}: the model was trained for {sizes}")
-    return dim
 
 
 def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: str) -> None:
@@ -141,14 +126,8 @@ def run(job: Job, records: Iterator[Record | None], encoder: Encoder, backend: s
         GembError: another run is writing this file.
     """
     profile = encoder.profile
-    dim = width(encoder, job.dim)
-    spec = VectorSpec(
-        model=profile.fingerprint,
-        prompt=job.prompt.template,
-        dim=dim,
-        dtype=job.dtype,
-        max_tokens=profile.max_tokens,
-    )
+    spec = VectorSpec.of(profile, job.prompt, dim=job.dim, dtype=job.dtype)
+    dim = spec.dim
     plan = Plan(
         prompt=job.prompt,
         dim=dim,
@@ -196,7 +175,7 @@ def _fate(job: Job) -> str:
     """Return what became of rows that failed."""
     if job.on_error == "skip":
         return "were left out"
-    if job.format in ARRAYS:
+    if not FORMATS[job.format].holds_fields:
         return "are NaN" if job.dtype in ("f32", "f16") else "are all zeros"
     return "have an error in the place of a vector"
 
@@ -221,14 +200,14 @@ def _write(
     """Write all windows."""
     writer: Writer | None = None
     for window in windows:
-        writer = writer or WRITERS[job.format](output, _layout(job, spec, window))
+        writer = writer or FORMATS[job.format].new_writer(output, _layout(job, spec, window))
         written = tally.sort(window.rows, on_long=job.on_long, on_error=job.on_error)
         if len(written) == len(window.rows):
             writer.write(window.rows, window.vectors)
         elif written:
             writer.write([window.rows[place] for place in written], window.vectors[written])
         progress.add(len(window.rows), tokens=window.tokens, size=window.size)
-    writer = writer or WRITERS[job.format](output, _layout(job, spec, None))
+    writer = writer or FORMATS[job.format].new_writer(output, _layout(job, spec, None))
     writer.finish()
 
 
@@ -251,7 +230,7 @@ def _commit(output: Output, job: Job, spec: VectorSpec, tally: Tally) -> None:
     if describes_vectors(beside):
         beside.unlink()
     output.commit()
-    if job.format in NEEDS_SIDECAR:
+    if FORMATS[job.format].needs_sidecar:
         text = spec.to_json(task=job.task, rows=tally.rows, failed=tally.failed)
         with new_file(beside) as part:
             part.write_text(text + "\n", encoding="utf-8")

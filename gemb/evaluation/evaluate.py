@@ -10,7 +10,7 @@ import numpy as np
 from gemb.arrays import Doubles, Rows, Vectors
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
 from gemb.embedding.pipeline import Progress, shortened, text_vectors
-from gemb.embedding.vectors import DTYPES, VectorSpec, packed, unpacked
+from gemb.embedding.vectors import DTYPES, packed, unpacked
 from gemb.errors import UsageError
 from gemb.evaluation.linear_probe import folded, predictions
 from gemb.evaluation.metrics import (
@@ -24,6 +24,7 @@ from gemb.evaluation.metrics import (
     resamples,
 )
 from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.models.profile import check_dims
 from gemb.models.prompts import for_task
 from gemb.texts.examples import Text
 from gemb.texts.records import Record
@@ -42,8 +43,7 @@ class Stored:
 
     def __init__(self, vectors: Vectors, size: Size) -> None:
         dim, dtype = size
-        spec = VectorSpec(model="", prompt="", dim=dim, dtype=dtype, max_tokens=0)
-        stored = packed(shortened(vectors, dim), spec)
+        stored = packed(shortened(vectors, dim), dtype, dim)
         signs = dtype == "ubinary"
         self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
         squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
@@ -128,18 +128,6 @@ def evaluate(
         rows=tuple(rows),
         evidence=evidence,
     )
-
-
-def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:
-    """Refuse a width that a model was not trained for.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for dim in dims:
-        if dim not in trained:
-            widths = ", ".join(map(str, trained))
-            raise UsageError(f"{dim} dimensions: the model was trained for {widths}")
 
 
 def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) -> tuple[Size, ...]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import shortened, text_vectors
 from gemb.errors import Missing, UsageError
-from gemb.evaluation.evaluate import check_dims
+from gemb.models.profile import check_dims
 from gemb.models.prompts import NO_TITLE, Prompt, for_task
 from gemb.texts.records import Record
 

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 from gemb import __version__
 from gemb import plugins as backends
 from gemb.backend import Encoder
-from gemb.embedding.run import width
+from gemb.embedding.formats.base import Description
+from gemb.embedding.formats.read import holds_vectors
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
 from gemb.index.source import PASSAGES, ROWS, STDIN, VECTORS, Source, described
 from gemb.index.state import Changes, State
 from gemb.index.sync import finish, now, update
-from gemb.index.vector_source import Described, describe
+from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
 from gemb.io.notes import note
@@ -250,7 +251,7 @@ def build_index(
     if source.kind == VECTORS:
         if dim is not None:
             raise UsageError("--dim: vectors that are there keep their width; leave it out")
-        found = describe(source.real()[0])
+        found = described_vectors(source.real()[0]).description
         if found.dtype not in DTYPES:
             raise UsageError(
                 f"{visible(source.paths[0])} has sign bits alone, which rank nothing exactly; "
@@ -268,13 +269,7 @@ def build_index(
                 f"--title-field: the prompt {around.template!r} has no place for a title; "
                 "--task document has one, and so has a --prompt with {title}"
             )
-        spec = VectorSpec(
-            model=profile.fingerprint,
-            prompt=around.template,
-            dim=width(encoder, dim),
-            dtype=dtype or "f16",
-            max_tokens=profile.max_tokens,
-        )
+        spec = VectorSpec.of(profile, around, dim=dim, dtype=dtype or "f16")
     job = Building(
         target=target,
         source=source,
@@ -322,7 +317,7 @@ def kept_reference(model: str) -> str:
 
 
 def _spec(
-    found: Described, path: str, model: str, model_is_named: bool, words: Prompt | None
+    found: Description, path: str, model: str, model_is_named: bool, words: Prompt | None
 ) -> tuple[VectorSpec, str]:
     """Return what the vectors of a file are, and the reference of their model, empty if unknown.
 
@@ -391,9 +386,7 @@ def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
             )
         return dataclasses.replace(source, kind=PASSAGES)
     inputs.check(source.paths)
-    from gemb.index.vector_source import is_vectors  # which knows sources
-
-    vectors = [path != STDIN and is_vectors(path) for path in source.paths]
+    vectors = [path != STDIN and holds_vectors(Path(path)) for path in source.paths]
     if any(vectors) and source.format == "auto":
         if not all(vectors):
             plain = source.paths[vectors.index(False)]

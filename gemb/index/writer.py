@@ -84,7 +84,7 @@ class Writer:
 
     def add(self, row: IndexRow, vector: Vectors) -> None:
         """Append a row and its unit vector, float32 [dim]."""
-        self.add_columns(row.columns(), packed(vector[None], self.spec))
+        self.add_columns(row.columns(), packed(vector[None], self.spec.dtype, self.spec.dim))
 
     def add_stored(self, row: IndexRow, stored: NDArray[Any]) -> None:
         """Append a row with the vector as it is stored, [1, dim]."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gemb.errors import UsageError
 
 if TYPE_CHECKING:
     from gemb.arrays import TokenIds
@@ -69,3 +71,15 @@ class ModelDescription:
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
     trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
+
+
+def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:
+    """Refuse a width that a model was not trained for.
+
+    Raises:
+        UsageError: one of `dims` is not among the `trained` ones.
+    """
+    for dim in dims:
+        if dim not in trained:
+            widths = ", ".join(map(str, trained))
+            raise UsageError(f"{dim} dimensions: the model was trained for {widths}")

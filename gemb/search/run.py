@@ -121,7 +121,6 @@ class _Ready:
 
 def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Ready:
     """Open the model, and walk in another thread meanwhile."""
-    from gemb.embedding.run import width
     from gemb.embedding.vectors import VectorSpec
     from gemb.io.caches import search_cache
     from gemb.models import prompts
@@ -139,18 +138,11 @@ def _ready(job: Job, sources: Sources, open_model: OPEN, live: LiveHits) -> _Rea
     gathering = pool.submit(gather, sources, cache=search_cache(), looked=looked)
     try:
         encoder = open_model(job.model)
-        dim = width(encoder, job.dim)
         profile = encoder.profile
         passages = prompts.for_task("document", profile.prompts)
         asked = prompts.for_task(job.task or "query", profile.prompts)
-        spec = VectorSpec(
-            model=profile.fingerprint,
-            prompt=passages.template,
-            dim=dim,
-            dtype="f16",
-            max_tokens=profile.max_tokens,
-        )
-        vectors = embedded(job.queries, encoder, asked, dim)
+        spec = VectorSpec.of(profile, passages, dim=job.dim, dtype="f16")
+        vectors = embedded(job.queries, encoder, asked, spec.dim)
         corpus = gathering.result()
     except BaseException:
         is_stopped.set()

@@ -7,17 +7,16 @@ import random
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from gemb.backend import Encoder, Runtime
-from gemb.embedding.formats.lines import read_rows
+from gemb.embedding.formats.read import open_vectors
+from gemb.embedding.formats.table import format_of
 from gemb.embedding.pipeline import Embedder, plain_embedder
 from gemb.embedding.store import VectorStore, key_of
-from gemb.embedding.vectors import META, VectorSpec, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import note, warn
 from gemb.io.progress import CountProgress
@@ -229,11 +228,6 @@ def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Want
 # are copied into the cache once, so that a file of any size is as fast as a model's vectors.
 
 
-READ = (".jsonl", ".parquet")
-TEXTLESS = (".npy", ".npz", ".f32", ".csv", ".base64")
-CHUNK = 4096  # rows at a time
-
-
 class Chunk(NamedTuple):
     """Rows that were read."""
 
@@ -248,13 +242,13 @@ def is_vectors(reference: str) -> bool:
     Raises:
         UsageError: it is a file of vectors without their texts.
     """
-    suffix = Path(reference).suffix
-    if suffix in TEXTLESS:
+    form = format_of(Path(reference))
+    if form and not (form.reader and form.holds_fields):
         raise UsageError(
-            f"{reference}: a teacher's file needs the texts of its vectors, and {suffix} has none: "
-            "gemb embed --keep text -o FILE.parquet (or FILE.jsonl)"
+            f"{reference}: a teacher's file needs the texts of its vectors, and .{form.name} has "
+            "none: gemb embed --keep text -o FILE.parquet (or FILE.jsonl)"
         )
-    return suffix in READ
+    return form is not None
 
 
 class FileTeacher(Teacher):
@@ -300,8 +294,7 @@ class FileTeacher(Teacher):
         self._store.describe(reference=self.reference)
         repeats = failed = 0
         for path in paths:
-            read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
-            for chunk in read(path):
+            for chunk in _chunks(path):
                 failed += chunk.failed
                 if chunk.vectors.shape[1:] != (self.dim,):
                     raise UsageError(
@@ -339,10 +332,9 @@ def _dim(paths: Sequence[Path]) -> int:
         UsageError: there are none.
     """
     for path in paths:
-        read = _read_parquet if path.suffix == ".parquet" else _read_jsonl
-        for chunk in read(path):
-            if chunk.words:
-                return int(chunk.vectors.shape[1])
+        reader = open_vectors(path)
+        if reader.description.dim and reader.count != 0:
+            return reader.description.dim
     raise UsageError(f"{paths[0]}: no vector in it")
 
 
@@ -369,64 +361,31 @@ def _words(path: str, task: object, text: object, title: object, template: str |
     return prompt.render(text, str(title) if title else None)
 
 
-def _numbers(stored: NDArray[Any], dtype: str, path: Path) -> NDArray[np.float32]:
-    if dtype not in ("f32", "f16", "int8"):
-        raise UsageError(f"{path}: {dtype} vectors are too coarse for a teacher: --dtype f16")
-    return unpacked(stored, dtype, stored.shape[1])
+def _chunks(path: Path) -> Iterator[Chunk]:
+    """Yield the rows of a file.
 
-
-def _read_jsonl(path: Path) -> Iterator[Chunk]:
-    words: list[str] = []
-    numbers: list[NDArray[Any]] = []
-    failed = 0
-    dtype = "f32"
-    for _, place, fields, vector in read_rows(path):
-        if vector is None:
-            failed += 1
-            continue
-        found = fields.get("dtype", "f32")
-        if numbers and found != dtype:
-            raise UsageError(f"{place}: {found} after rows of {dtype}")
-        dtype = found
-        words.append(
-            _words(place, fields.get("task"), fields.get("text"), fields.get("title"), None)
-        )
-        numbers.append(vector)
-        if len(words) == CHUNK:
-            yield Chunk(words, _numbers(np.array(numbers), dtype, path), failed)
-            words, numbers, failed = [], [], 0
-    if words or failed:
-        rows = np.array(numbers) if numbers else np.zeros((0, 0), np.float32)
-        yield Chunk(words, _numbers(rows, dtype, path), failed)
-
-
-def _read_parquet(path: Path) -> Iterator[Chunk]:
-    from gemb.texts.tables import import_pyarrow
-
-    pyarrow, parquet = import_pyarrow()
-    try:
-        file = parquet.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{path}: {str(error).splitlines()[0]}") from None
-    names = file.schema_arrow.names
-    described = (file.schema_arrow.metadata or {}).get(META.encode())
-    if described is None or "embedding" not in names:
-        raise UsageError(f"{path}: no vectors that gemb embed wrote")
-    spec = VectorSpec.from_json(described)
-    task = orjson.loads(described).get("task")
-    columns = [name for name in ("text", "title", "embedding") if name in names]
-    for batch in file.iter_batches(CHUNK, columns=columns):
-        column = batch.column("embedding")
-        valid = ~np.asarray(column.is_null())
-        texts = batch.column("text").to_pylist() if "text" in columns else [None] * len(valid)
-        titles = batch.column("title").to_pylist() if "title" in columns else [None] * len(valid)
+    Raises:
+        UsageError: it is damaged, has no texts, or has vectors that are too coarse.
+    """
+    reader = open_vectors(path)
+    description = reader.description
+    if description.dtype == "ubinary":
+        raise UsageError(f"{path}: ubinary vectors are too coarse for a teacher: --dtype f16")
+    template = description.spec.prompt if description.spec else None
+    for batch in reader.batches(("text", "title", "task")):
+        rows = np.flatnonzero(batch.has_vector)
         words = [
-            _words(str(path), task, texts[row], titles[row], spec.prompt)
-            for row in np.flatnonzero(valid).tolist()
+            _words(
+                f"{path}, {reader.unit} {batch.numbers[row]}",
+                batch.fields[row].get("task", description.task),
+                batch.fields[row].get("text"),
+                batch.fields[row].get("title"),
+                template,
+            )
+            for row in rows.tolist()
         ]
-        flat = column.flatten().to_numpy(zero_copy_only=False)
-        vectors = _numbers(flat.reshape(-1, column.type.list_size), spec.dtype, path)
-        yield Chunk(words, vectors, int((~valid).sum()))
+        vectors = batch.vectors(description)[rows]
+        yield Chunk(words, vectors, len(batch.numbers) - len(rows))
 
 
 def open_teacher(

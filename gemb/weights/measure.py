@@ -12,9 +12,10 @@ from gemb.backend import Runtime
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation.agreement import compare_vectors, encoded, prompted_ids
-from gemb.evaluation.evaluate import check_dims, evaluate
+from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import warn
+from gemb.models.profile import check_dims
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model
 from gemb.texts.inputs import Reading, read

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import gemb.models.references
-from gemb.embedding.vectors import VectorSpec, packed
+from gemb.embedding.vectors import packed
 from gemb.index.codes import Coder
 from gemb.index.mapped import read_ahead
 from gemb.index.ranking import exact, plan, two_stage
@@ -67,7 +67,6 @@ def make(source: Path, folder: Path, count: int, dtype: str) -> None:
     queries, real = vectors[:QUERIES], vectors[QUERIES:]
     np.save(folder / "queries.npy", queries)
     dim = real.shape[1]
-    spec = VectorSpec(model="", prompt="{text}", dim=dim, dtype=dtype, max_tokens=0)
     coder = Coder.fit(real[:20_000])
     random = np.random.default_rng(1)
     made = 0
@@ -76,7 +75,7 @@ def make(source: Path, folder: Path, count: int, dtype: str) -> None:
             turn = rotation(dim, random) if made else np.eye(dim, dtype=np.float32)
             for first in range(0, min(len(real), count - made), 4096):
                 some = real[first : min(first + 4096, count - made)] @ turn
-                packed(some, spec).tofile(stored)
+                packed(some, dtype, dim).tofile(stored)
                 coder.codes(some).tofile(codes)
             made += len(real)
     described = {"dtype": dtype, "dim": dim, "coder": coder.to_json(), "rows": count}

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from gemb.embedding.formats.base import Layout
-from gemb.embedding.formats.table import WRITERS
-from gemb.embedding.output import NEEDS_SIDECAR
+from gemb.embedding.formats.read import read_vectors
+from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.pipeline import Row
-from gemb.embedding.vectors import VectorSpec, packed, read_vectors, sidecar
+from gemb.embedding.vectors import DTYPES, VectorSpec, packed, sidecar, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.io.streams import AtomicFile
 from gemb.texts.records import Record, RowError
@@ -53,7 +53,7 @@ def rows_of(count: int, failed: int = -1) -> list[Row]:
 
 def written(form: str, spec: VectorSpec, vectors: np.ndarray, failed: int = -1, **layout) -> bytes:
     output = Memory()
-    writer = WRITERS[form](output, Layout(spec=spec, task="document", **layout))
+    writer = FORMATS[form].new_writer(output, Layout(spec=spec, task="document", **layout))
     rows = rows_of(len(vectors), failed)
     for start in range(0, len(rows), 3):  # windows of three
         writer.write(rows[start : start + 3], vectors[start : start + 3])
@@ -69,7 +69,7 @@ def test_arrays_come_back_as_they_were_packed(form: str, dtype: str, tmp_path: P
     spec = dataclasses.replace(SPEC, dtype=dtype)
     path = tmp_path / f"v.{form}"
     path.write_bytes(written(form, spec, vectors, failed=4))
-    if form in NEEDS_SIDECAR:
+    if FORMATS[form].needs_sidecar:
         sidecar(path).write_text(spec.to_json())
     found = read_vectors(path)
     assert found.spec == spec
@@ -86,7 +86,7 @@ def test_arrays_come_back_as_they_were_packed(form: str, dtype: str, tmp_path: P
 def test_npy_is_what_numpy_reads_and_a_pipe_has_the_same_bytes_as_a_file(tmp_path: Path) -> None:
     vectors = unit_rows(7)
     file = AtomicFile(tmp_path / "v.npy")
-    writer = WRITERS["npy"](file, Layout(spec=SPEC, task="document"))
+    writer = FORMATS["npy"].new_writer(file, Layout(spec=SPEC, task="document"))
     writer.write(rows_of(7), vectors)
     writer.finish()
     file.commit()
@@ -141,24 +141,30 @@ def test_base64_and_raw_are_little_endian_numbers(tmp_path: Path) -> None:
 
 
 def test_int8_of_a_text_does_not_depend_on_its_batch() -> None:
-    spec = dataclasses.replace(SPEC, dtype="int8")
     vectors = unit_rows(50)
-    together = packed(vectors, spec)
+    together = packed(vectors, "int8", 16)
     for place in range(50):
-        assert np.array_equal(packed(vectors[place : place + 1], spec)[0], together[place])
+        assert np.array_equal(packed(vectors[place : place + 1], "int8", 16)[0], together[place])
 
 
 def test_int8_is_a_fixed_scale_and_stops_at_127() -> None:
-    spec = dataclasses.replace(SPEC, dtype="int8", dim=6400)  # clip 8 / 80
-    row = np.zeros((1, 6400), np.float32)
+    row = np.zeros((1, 6400), np.float32)  # clip 8 / 80
     row[0, :5] = [0.1, -0.1, 0.05, 0.5, -0.5]
-    assert packed(row, spec)[0, :5].tolist() == [127, -127, 64, 127, -127]
+    assert packed(row, "int8", 6400)[0, :5].tolist() == [127, -127, 64, 127, -127]
 
 
 def test_bits_are_one_where_positive_and_the_first_is_the_highest() -> None:
     row = np.array([[1, -1, 1, 0, -1, -1, -1, 1, -1, 1] + [-1] * 6], np.float32)
-    spec = dataclasses.replace(SPEC, dtype="ubinary")
-    assert packed(row, spec).tolist() == [[0b10100001, 0b01000000]]
+    assert packed(row, "ubinary", 16).tolist() == [[0b10100001, 0b01000000]]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [16, 12])
+def test_the_width_of_a_spec_is_that_of_the_packed_rows(dtype: str, dim: int) -> None:
+    vectors = unit_rows(3, dim)
+    stored = packed(vectors, dtype, dim)
+    assert stored.shape == (3, dataclasses.replace(SPEC, dtype=dtype, dim=dim).width)
+    assert unpacked(stored, dtype, dim).shape == vectors.shape
 
 
 @pytest.mark.parametrize(
@@ -179,7 +185,7 @@ def test_parquet_keeps_fields_and_refuses_types_that_change(tmp_path: Path) -> N
     assert table["k"] == ["v0", "bad", "v2", "v3"]
     assert table["error"] == [None, "empty: the text is empty", None, None]
     assert table["embedding"][1] is None
-    writer = WRITERS["parquet"](Memory(), Layout(spec=SPEC, task="document", kept=["k"]))
+    writer = FORMATS["parquet"].new_writer(Memory(), Layout(spec=SPEC, task="document", kept=["k"]))
     rows = [Row(Record(1, "", kept={"k": value})) for value in ("text", 3)]
     writer.write(rows, unit_rows(2))
     with pytest.raises(GembError, match="--keep k: its values are of several types"):
@@ -195,12 +201,12 @@ def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> N
 
     objects = io.BytesIO()
     np.save(objects, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    refused("a.npy", objects.getvalue(), "allow_pickle=False")
+    refused("a.npy", objects.getvalue(), "Python objects in dtype")
     refused("b.npy", b"", "no vectors can be read")
     refused("b.npz", b"PK", "no vectors can be read")
     refused("c.jsonl", b"nope\n", "line 1: no row of vectors")
-    refused("d.f32", bytes(64), r"its width is in d\.f32\.json, which is not there")
-    refused("e.txt", b"", r"vectors are read from \.npy")
+    refused("d.f32", bytes(64), r"what its vectors are is in d\.f32\.json, which is not there")
+    refused("e.txt", b"", r"vectors are read from \.jsonl, \.npy, ")
     flat = io.BytesIO()
     np.save(flat, np.zeros(3, np.float32))
     refused("f.npy", flat.getvalue(), r"shape \[3\] is not \[rows, dim\]")
@@ -218,7 +224,7 @@ def test_json_lines_that_are_no_rows_of_one_width_are_refused_with_their_line(
         ('{"embedding":["a"]}', "line 2: no row of vectors"),
         ('{"embedding":[1]}', r"line 2: a vector of shape \[1\]; the rows before: \[2\]"),
         ('{"embedding":[[1,2]]}', r"line 2: a vector of shape \[1, 2\]"),
-        ('{"embedding":[1,2],"dtype":"int8"}', "its rows are of the types f32, int8"),
+        ('{"embedding":[1,2],"dtype":"int8"}', "line 2: int8 after rows of f32"),
     ):
         path.write_text(first + second)
         with pytest.raises(UsageError, match=message):
@@ -238,7 +244,7 @@ def test_vectors_of_other_than_real_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_kept_objects_are_json_in_csv() -> None:
     output = Memory()
-    writer = WRITERS["csv"](output, Layout(spec=SPEC, task="document", kept=["k"]))
+    writer = FORMATS["csv"].new_writer(output, Layout(spec=SPEC, task="document", kept=["k"]))
     writer.write([Row(Record(1, "", kept={"k": {"a": ["é", None]}}))], unit_rows(1))
     (_, row) = csv.reader(io.StringIO(output.data.decode()))
     assert row[1] == '{"a":["é",null]}'

@@ -75,7 +75,7 @@ def test_the_background_is_that_of_the_probes():
 @pytest.mark.parametrize("dtype", ["f16", "int8"])
 def test_the_type_of_the_numbers_changes_next_to_nothing(dtype):
     rows = corpus(300)
-    stored = packed(rows, spec(dtype))
+    stored = packed(rows, dtype, rows.shape[1])
     found, exact = (
         measure(stored, dtype, spec(dtype), Encoder()),
         measure(rows, "f32", spec(), Encoder()),

@@ -9,7 +9,7 @@ import pytest
 from test_index import ROWS, all_hits, error, inside, jsonl, log_texts, out, texts_encoded
 
 from fake_backend import Gemb, write_model
-from gemb.embedding.vectors import read_vectors
+from gemb.embedding.formats.read import read_vectors
 from gemb.index.reader import Index
 
 FILES = ["v.npy", "v.npz", "v.f32", "v.parquet", "v.jsonl"]
@@ -112,4 +112,4 @@ def test_vectors_that_rank_nothing_or_belong_to_another_model_are_refused(embedd
     data = (gemb.folder / "v.npz").read_bytes()
     (gemb.folder / "v.npz").write_bytes(data[: len(data) // 2])
     line = error(gemb, "index", "build", "w.gemb", "v.npz")
-    assert line.startswith("gemb: v.npz: no vectors of gemb embed can be read from it: ")
+    assert line.startswith("gemb: v.npz: no vectors can be read from it: ")

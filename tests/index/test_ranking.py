@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from gemb.embedding.vectors import VectorSpec, packed, unpacked
+from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import UsageError
 from gemb.index import codes as code_scan
 from gemb.index import ranking
@@ -24,8 +24,7 @@ def unit(rows, dim, seed=0, clusters=None):
 
 
 def stored_as(vectors, dtype):
-    spec = VectorSpec(model="m", prompt="{text}", dim=vectors.shape[1], dtype=dtype, max_tokens=8)
-    return packed(vectors, spec)
+    return packed(vectors, dtype, vectors.shape[1])
 
 
 def sorted_by_hand(queries, stored, dtype, k, rows=None):

@@ -389,7 +389,7 @@ def document(text, title=None):
 @pytest.mark.parametrize("name", ["v.jsonl", "v.parquet"])
 @pytest.mark.parametrize("dtype", ["f32", "f16", "int8"])
 def test_a_file_of_vectors_is_a_teacher_by_text_title_and_task(gemb, tmp_path, name, dtype):
-    from gemb.embedding.vectors import read_vectors
+    from gemb.embedding.formats.read import read_vectors
 
     path = vectors_file(gemb, name, "--title-field", "title", "--dtype", dtype)
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())

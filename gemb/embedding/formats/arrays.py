@@ -1,4 +1,7 @@
-"""Vectors as arrays: raw float32, .npy, .npz. A failed row is NaN, or zeros in int8 and ubinary."""
+"""Vectors as arrays: raw float32, .npy, .npz.
+
+A failed row is NaN, or zeros in int8 and ubinary; so it is when the file is read back.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import io
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import Layout, stored
+from gemb.embedding.formats.base import (
+    BATCH,
+    Batch,
+    Description,
+    Layout,
+    Reader,
+    description_beside,
+    no_description,
+    stored,
+)
 from gemb.embedding.pipeline import Row
+from gemb.embedding.vectors import NUMBERS, VectorSpec
 from gemb.io.streams import AtomicFile, Output, Sink
 from gemb.texts.records import Id
 
@@ -25,7 +38,7 @@ COPY = 1 << 20  # bytes at a time
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's first moment: equal runs give equal bytes
 
 
-class Raw:
+class F32Writer:
     """The numbers alone, little-endian, row after row."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
@@ -40,13 +53,12 @@ class Raw:
         """Nothing comes after the last row."""
 
 
-class Npy:
+class NpyWriter:
     """One array [rows, dim]. Its header needs the count: patched in a file, spooled for a pipe."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
         self._spec = layout.spec
         self._count = 0
-        self._empty = stored(np.zeros((0, self._spec.dim), np.float32), self._spec)
         self._output = output
         self._spool: Spool | None = None
         if isinstance(output, AtomicFile):
@@ -62,7 +74,7 @@ class Npy:
 
     def finish(self) -> None:
         """Write the header, now that the count is known."""
-        header = npy_header(self._empty, self._count)
+        header = npy_header(self._spec, self._count)
         if self._spool is None:
             assert isinstance(self._output, AtomicFile), "only a file can be patched"
             self._output.patch(0, header)
@@ -71,7 +83,7 @@ class Npy:
         self._spool.copy(self._output.write)
 
 
-class Npz:
+class NpzWriter:
     """Arrays `vectors`, `ids`, `tokens`, `failed` and the JSON text `meta`; no objects."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
@@ -83,7 +95,6 @@ class Npz:
         # Beside the output, which has room for it: /tmp is often small.
         folder = output.path.parent if isinstance(output, AtomicFile) else None
         self._vectors = Spool(folder)
-        self._empty = stored(np.zeros((0, layout.spec.dim), np.float32), layout.spec)
 
     def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
         """Hold the rows; their numbers go to a temporary file."""
@@ -98,7 +109,7 @@ class Npz:
         meta = self._layout.spec.to_json(rows=len(self._ids), failed=sum(self._failed))
         with zipfile.ZipFile(Sink(self._output), "w") as archive:
             with archive.open(_member("vectors"), "w", force_zip64=True) as member:
-                member.write(npy_header(self._empty, len(self._ids)))
+                member.write(npy_header(self._layout.spec, len(self._ids)))
                 self._vectors.copy(member.write)
             arrays = {
                 "ids": np.array(ids, dtype=np.str_ if self._layout.text_ids else np.int64),
@@ -144,13 +155,13 @@ class Spool:
             raise
 
 
-def npy_header(like: NDArray[Any], count: int) -> bytes:
-    """Return the header of a .npy file, `NPY_HEADER` bytes, for `count` rows as those of `like`.
+def npy_header(spec: VectorSpec, count: int) -> bytes:
+    """Return the header of a .npy file, `NPY_HEADER` bytes, for `count` rows of a spec.
 
     Source: numpy.lib.format, version 1.0.
     """
-    text = f"{{'descr': {like.dtype.str!r}, 'fortran_order': False, "
-    text += f"'shape': ({count}, {like.shape[1]}), }}"
+    text = f"{{'descr': {np.dtype(NUMBERS[spec.dtype]).str!r}, 'fortran_order': False, "
+    text += f"'shape': ({count}, {spec.width}), }}"
     room = NPY_HEADER - 10
     assert len(text) < room, "the header does not fit"
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", room) + f"{text:<{room - 1}}\n".encode()
@@ -158,3 +169,74 @@ def npy_header(like: NDArray[Any], count: int) -> bytes:
 
 def _member(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"{name}.npy", EPOCH)
+
+
+# Readers. An array on the disk is mapped, so that a file of any size can be read.
+
+
+class ArrayReader(Reader):
+    """Rows of one array, and their ids where there are any."""
+
+    _array: NDArray[Any]
+
+    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+        yield from _batches(self._array)
+
+
+class NpyReader(ArrayReader):
+    """A .npy file; without a sidecar it is an array of plain float vectors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._array = np.lib.format.open_memmap(path, mode="r")
+        self.description = description_beside(path) or _plain(self._array)
+        self.count = len(self._array)
+
+
+class F32Reader(ArrayReader):
+    """Raw float32, whose width the sidecar tells."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        description = description_beside(path)
+        if description is None:
+            raise no_description(path)
+        self.description = description
+        flat = np.memmap(path, "<f4", "r") if path.stat().st_size else np.zeros(0, np.float32)
+        self._array = flat.reshape(-1, description.dim)
+        self.count = len(self._array)
+
+
+class NpzReader(Reader):
+    """An archive of arrays, whose vectors are in memory while they are read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with np.load(path, allow_pickle=False) as arrays:
+            self.description = (
+                Description.from_json(str(arrays["meta"]))
+                if "meta" in arrays
+                else _plain(arrays["vectors"])
+            )
+
+    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+        with np.load(self.path, allow_pickle=False) as arrays:
+            vectors, ids = arrays["vectors"], arrays.get("ids", None)
+        yield from _batches(vectors, ids)
+
+
+def _batches(array: NDArray[Any], ids: NDArray[Any] | None = None) -> Iterator[Batch]:
+    for first in range(0, len(array), BATCH):
+        rows = np.array(array[first : first + BATCH])
+        fields: list[dict[str, object]] = [{}] * len(rows)
+        if ids is not None:
+            fields = [{"id": row_id} for row_id in ids[first : first + BATCH].tolist()]
+        numbers = range(first + 1, first + 1 + len(rows))
+        yield Batch(numbers, fields, rows, np.ones(len(rows), np.bool_))
+
+
+def _plain(array: NDArray[Any]) -> Description:
+    """Return the description of an array that nothing describes."""
+    if array.ndim != 2:
+        raise ValueError(f"shape {list(array.shape)} is not [rows, dim]")
+    return Description(dim=array.shape[1])

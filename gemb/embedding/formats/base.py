@@ -1,21 +1,34 @@
-"""What every writer of vectors has in common.
+"""What the writers and readers of vector files have in common.
 
-A writer is given each window's rows in order, then `finish`. What describes the numbers is in every
-row (JSON lines), in the file (npz, Parquet), or in a sidecar that the caller writes (the others).
+A writer gets the rows of each window in order, then `finish`. What describes the numbers is in
+every row (JSON lines), in the file (npz, Parquet), or in a sidecar that the caller writes (others).
+A reader describes the numbers, then gives the rows a batch at a time, as they are stored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.pipeline import Row
-from gemb.embedding.vectors import VectorSpec, packed
+from gemb.embedding.vectors import VectorSpec, packed, sidecar, stored_width, unpacked
+from gemb.errors import UsageError
+from gemb.io.text import visible
+
+if TYPE_CHECKING:
+    from gemb.embedding.pipeline import Row
+
+BATCH = 8192  # rows that a reader gives at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +52,126 @@ class Writer(Protocol):
 
 
 def stored(vectors: Vectors, spec: VectorSpec) -> NDArray[Any]:
-    """Return the rows as they are stored: packed, contiguous and little-endian."""
-    numbers = packed(vectors, spec)
+    """Return [n, dim] as it is stored: packed, contiguous and little-endian, [n, spec.width]."""
+    numbers = packed(vectors, spec.dtype, spec.dim)
     return np.ascontiguousarray(numbers, dtype=numbers.dtype.newbyteorder("<"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a file says of its vectors."""
+
+    dim: int  # components of a vector; 0: there is no vector in the file
+    dtype: str = "f32"  # one of DTYPES
+    task: str = ""  # name of the prompt; empty: the file does not say
+    fingerprint: str = ""  # of the spec; empty: the file does not say
+    spec: VectorSpec | None = None  # None: the file holds its fingerprint at most
+
+    @property
+    def width(self) -> int:
+        """How many numbers a stored row has."""
+        return stored_width(self.dtype, self.dim)
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Description:
+        """Return the description that `VectorSpec.to_json` wrote.
+
+        Raises:
+            UsageError: gemb did not write the text.
+        """
+        spec = VectorSpec.from_json(text)
+        return Description(
+            dim=spec.dim,
+            dtype=spec.dtype,
+            task=str(json.loads(text).get("task", "")),
+            fingerprint=spec.fingerprint,
+            spec=spec,
+        )
+
+
+class Batch(NamedTuple):
+    """Rows of a file."""
+
+    numbers: Sequence[int]  # of the rows, or of the lines of a text file, from 1
+    fields: Sequence[Mapping[str, Any]]  # what the file holds of each row beside its vector
+    stored: NDArray[Any]  # [rows, width]; anything where a row has no vector
+    has_vector: NDArray[np.bool_]  # [rows]; False where the text failed
+
+    def vectors(self, description: Description) -> Vectors:
+        """Return float32 [rows, dim], NaN where a row has no vector."""
+        vectors = unpacked(self.stored, description.dtype, description.dim)
+        vectors[~self.has_vector] = np.nan
+        return vectors
+
+
+class Reader(ABC):
+    """Reads the rows of a file of vectors. A subclass opens the file, and describes it."""
+
+    path: Path
+    description: Description
+    count: int | None = None  # of rows; None: only reading them tells
+    unit = "row"  # what `Batch.numbers` count
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Return whether a file with the format's suffix holds vectors of gemb. Reads little."""
+        return True
+
+    @abstractmethod
+    def __init__(self, path: Path) -> None: ...
+
+    def batches(self, fields: Collection[str] | None = None) -> Iterator[Batch]:
+        """Yield all rows.
+
+        Args:
+            fields: names of those that the caller uses, the others may be absent; None: all.
+
+        Raises:
+            UsageError: the file is damaged, or its rows are of different types or widths.
+        """
+        width = self.description.width
+        with readable(self.path):
+            for batch in self._batches(fields):
+                shape, kind = batch.stored.shape, batch.stored.dtype.kind
+                if shape[1:] != (width,):
+                    raise ValueError(f"shape {list(shape)} is not [rows, {width}]")
+                if kind not in "fiu":
+                    raise TypeError(f"{batch.stored.dtype} is no type of real numbers")
+                yield batch
+
+    @abstractmethod
+    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+        """Yield all rows; errors become those of `readable`."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of a file that it is damaged, where what reads it finds it so.
+
+    Raises:
+        UsageError: the file holds no vectors, or is damaged.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        reason = str(error).split("\n", 1)[0]
+        name = visible(str(path))
+        raise UsageError(f"{name}: no vectors can be read from it: {reason}") from None
+
+
+def description_beside(path: Path) -> Description | None:
+    """Return what the sidecar of a file says, None where there is no sidecar.
+
+    Raises:
+        UsageError: gemb did not write the sidecar.
+    """
+    beside = sidecar(path)
+    return Description.from_json(beside.read_bytes()) if beside.is_file() else None
+
+
+def no_description(path: Path) -> UsageError:
+    """Return the error of a file whose sidecar is needed and absent."""
+    return UsageError(
+        f"{visible(str(path))}: what its vectors are is in {visible(sidecar(path).name)}, which is "
+        "not there; gemb embed -o writes both"
+    )

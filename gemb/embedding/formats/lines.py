@@ -1,13 +1,13 @@
-"""Vectors that `gemb embed` wrote as JSON lines, row by row."""
+"""Vectors as lines of text: JSON lines, CSV, base64, and a preview for a terminal."""
 
 from __future__ import annotations
 
 import base64
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import orjson
@@ -15,53 +15,18 @@ from numpy.typing import NDArray
 from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import Layout, stored
+from gemb.embedding.formats.base import BATCH, Batch, Description, Layout, Reader, stored
 from gemb.embedding.pipeline import Row
+from gemb.embedding.vectors import DTYPES, NUMBERS
 from gemb.errors import UsageError
 from gemb.io.streams import Output
+from gemb.io.text import visible
 from gemb.texts.records import as_json
 
-
-class VectorRow(NamedTuple):
-    """A line."""
-
-    number: int  # from 1
-    place: str  # `FILE, line N`, for messages
-    fields: dict[str, Any]
-    vector: NDArray[np.float32] | None  # as it was stored, [width]; None: its text failed
+FIRST_LINES = 1000  # among which there is a row with a vector, if a file holds any
 
 
-def read_rows(path: Path) -> Iterator[VectorRow]:
-    """Yield the rows of a file; blank lines are passed over.
-
-    Raises:
-        UsageError: a line holds no row, or a vector of another shape than those before.
-        OSError: the file cannot be read.
-    """
-    width = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                fields = orjson.loads(line)
-                embedding = fields.get("embedding")
-                vector = None if embedding is None else np.array(embedding, np.float32)
-            except (ValueError, AttributeError, TypeError):
-                raise UsageError(f"{place}: no row of vectors") from None
-            if vector is not None:
-                if vector.ndim != 1 or (width and len(vector) != width):
-                    before = f"; the rows before: [{width}]" if width else ""
-                    raise UsageError(f"{place}: a vector of shape {list(vector.shape)}{before}")
-                width = len(vector)
-            yield VectorRow(number, place, fields, vector)
-
-
-# Vectors as lines of text: JSON lines, CSV, base64, and a preview for a terminal.
-
-
-class JsonLines:
+class JsonLinesWriter:
     """One object a row."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
@@ -94,7 +59,113 @@ class JsonLines:
         """Nothing comes after the last row."""
 
 
-class Preview:
+class JsonLinesReader(Reader):
+    """Rows of JSON lines; blank lines are passed over. The first vector decides type and width."""
+
+    unit = "line"
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Return whether the first vector, among the first lines, is one that gemb wrote."""
+        with path.open("rb") as file:
+            for _, line in zip(range(FIRST_LINES), file, strict=False):
+                try:
+                    row = orjson.loads(line)
+                except ValueError:
+                    return False
+                if not isinstance(row, dict) or not {"embedding", "error"} & row.keys():
+                    return False
+                if "embedding" in row:
+                    is_ours = "fingerprint" in row and row.get("dtype", "f32") in DTYPES
+                    return is_ours and isinstance(row["embedding"], list)
+        return False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.description = Description(dim=0)
+        for number, fields in self._rows():
+            embedding, dtype = fields.get("embedding"), fields.get("dtype", "f32")
+            if embedding is None:
+                continue
+            if dtype not in DTYPES:
+                raise UsageError(f"{self._place(number)}: no type {dtype!r} of vectors")
+            vector = self._vector(embedding, dtype, number)
+            if vector.ndim != 1:
+                raise UsageError(f"{self._place(number)}: a vector of shape {list(vector.shape)}")
+            self.description = Description(
+                dim=len(vector) * (8 if dtype == "ubinary" else 1),
+                dtype=dtype,
+                task=str(fields.get("task", "")),
+                fingerprint=str(fields.get("fingerprint", "")),
+            )
+            break
+
+    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+        width = self.description.width
+        blank = np.zeros(width, NUMBERS[self.description.dtype])
+        numbers: list[int] = []
+        rows: list[Mapping[str, Any]] = []
+        vectors: list[NDArray[Any] | None] = []
+
+        def batch() -> Batch:
+            has_vector = np.array([vector is not None for vector in vectors], np.bool_)
+            numbers_of = [blank if vector is None else vector for vector in vectors]
+            return Batch(numbers, rows, np.stack(numbers_of), has_vector)
+
+        for number, row in self._rows():
+            embedding = row.pop("embedding", None)
+            numbers.append(number)
+            rows.append(row)
+            vectors.append(None if embedding is None else self._checked(embedding, row, number))
+            if len(rows) == BATCH:
+                yield batch()
+                numbers, rows, vectors = [], [], []
+        if rows:
+            yield batch()
+
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Yield the number of each line that is not blank, from 1, and its fields."""
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.isspace():
+                    continue
+                try:
+                    fields = orjson.loads(line)
+                except ValueError:
+                    fields = None
+                if not isinstance(fields, dict):
+                    raise UsageError(f"{self._place(number)}: no row of vectors")
+                yield number, fields
+
+    def _checked(self, embedding: object, row: Mapping[str, Any], number: int) -> NDArray[Any]:
+        """Return a row's vector as it is stored, [width].
+
+        Raises:
+            UsageError: it is of another type or width than the first one.
+        """
+        dtype, width = self.description.dtype, self.description.width
+        own_dtype = row.get("dtype", "f32")
+        if own_dtype != dtype:
+            raise UsageError(f"{self._place(number)}: {own_dtype} after rows of {dtype}")
+        vector = self._vector(embedding, dtype, number)
+        if vector.shape != (width,):
+            shape = list(vector.shape)
+            raise UsageError(
+                f"{self._place(number)}: a vector of shape {shape}; the rows before: [{width}]"
+            )
+        return vector
+
+    def _vector(self, embedding: object, dtype: str, number: int) -> NDArray[Any]:
+        try:
+            return np.array(embedding, NUMBERS[dtype])
+        except (ValueError, TypeError, OverflowError):
+            raise UsageError(f"{self._place(number)}: no row of vectors") from None
+
+    def _place(self, number: int) -> str:
+        return f"{visible(str(self.path))}, line {number}"
+
+
+class PreviewWriter:
     """One short line a row, for a terminal."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
@@ -117,13 +188,13 @@ class Preview:
         """Nothing comes after the last row."""
 
 
-class Csv:
+class CsvWriter:
     """A header, then id, kept fields, error code, and one column for each component."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
         self._output = output
         self._layout = layout
-        width = stored(np.zeros((1, layout.spec.dim), np.float32), layout.spec).shape[1]
+        width = layout.spec.width
         self._blank = "," * (width - 1)
         output.write(_csv_line(["id", *layout.kept, "error", *(f"v{i}" for i in range(width))]))
 
@@ -146,7 +217,7 @@ class Csv:
         """Nothing comes after the last row."""
 
 
-class Base64:
+class Base64Writer:
     """A line for each row: its little-endian numbers in base64; NaN where it failed."""
 
     def __init__(self, output: Output, layout: Layout) -> None:

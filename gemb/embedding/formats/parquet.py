@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import Layout, stored
+from gemb.embedding.formats.base import BATCH, Batch, Description, Layout, Reader, stored
 from gemb.embedding.pipeline import Row
-from gemb.embedding.vectors import META
+from gemb.embedding.vectors import META, NUMBERS
 from gemb.errors import GembError
 from gemb.io.streams import Output, Sink
+from gemb.texts.records import RESERVED
 from gemb.texts.tables import import_pyarrow
 
 ROW_GROUP = 4096  # rows
 
 
-class Parquet:
+class ParquetWriter:
     """Columns id, kept fields, embedding (null where a row failed), tokens, truncated, error."""
 
     def __init__(self, output: Output, layout: Layout) -> None:
@@ -47,7 +49,7 @@ class Parquet:
     def _write_group(self) -> None:
         arrow, rows = self._arrow, self._rows
         spec = self._layout.spec
-        empty = stored(np.zeros((0, spec.dim), np.float32), spec)
+        empty = np.zeros((0, spec.width), NUMBERS[spec.dtype])
         numbers = np.concatenate([empty, *self._numbers])
         failed = np.array([row.error is not None for row in rows], np.bool_)
         ids = [row.record.id for row in rows]
@@ -86,3 +88,56 @@ class Parquet:
             ) from None
         # Of a first group without any value the type is not known: text fits most of what follows.
         return column.cast(arrow.string()) if arrow.types.is_null(column.type) else column
+
+
+class ParquetReader(Reader):
+    """Rows of a table with a column `embedding`, lists of one length; null where a row failed."""
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Return whether the schema holds the description that gemb writes."""
+        with path.open("rb") as file:
+            if file.read(4) != b"PAR1":
+                return False
+        parquet = import_pyarrow()[1]
+        return META.encode() in (parquet.ParquetFile(path).schema_arrow.metadata or {})
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        pyarrow, parquet = import_pyarrow()
+        self._file = parquet.ParquetFile(path)
+        schema = self._file.schema_arrow
+        kind = schema.field("embedding").type
+        if not pyarrow.types.is_fixed_size_list(kind):
+            raise TypeError(f"its column 'embedding' is {kind}, not lists of one length")
+        described = (schema.metadata or {}).get(META.encode())
+        self.description = (
+            Description(dim=kind.list_size)
+            if described is None
+            else Description.from_json(described)
+        )
+        self._width = kind.list_size
+        self.count = int(self._file.metadata.num_rows)
+
+    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+        # The other columns of our own tell of the vector, not of the row.
+        names = [
+            name
+            for name in self._file.schema_arrow.names
+            if (name == "id" or name not in RESERVED) and (fields is None or name in fields)
+        ]
+        first = 1
+        for table in self._file.iter_batches(BATCH, columns=[*names, "embedding"]):
+            embedding = table.column("embedding")
+            has_vector = ~np.asarray(embedding.is_null(), np.bool_)
+            flat = embedding.flatten().to_numpy(zero_copy_only=False)  # the null rows left out
+            numbers = np.zeros((len(has_vector), self._width), flat.dtype)
+            numbers[has_vector] = flat.reshape(-1, self._width)
+            columns = [table.column(name).to_pylist() for name in names]
+            rows = (
+                [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+                if names
+                else [{}] * len(has_vector)
+            )
+            yield Batch(range(first, first + len(rows)), rows, numbers, has_vector)
+            first += len(rows)

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.embedding.formats.read import read_vectors
 from gemb.embedding.output import check
-from gemb.embedding.vectors import read_vectors
 from gemb.errors import UsageError
 from gemb.io.atomic import check_file
 from gemb.io.paths import descriptor, is_stream
