@@ -161,8 +161,8 @@ def test_numbers_that_are_not_finite_stop_with_the_text_and_keep_the_others(gemb
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
-from gemb.caches import rows_cache, teachers_cache
-from gemb.teachers import Wanted, open_teacher
+from gemb.training.teacher import Wanted
+from gemb.training.teachers import open_teacher
 teacher = open_teacher("model.fake", Path("cache"), Runtime())
 texts = [f"text {n} " + "word " * n for n in range(20)]
 texts[3] = "this is notfinite"
@@ -324,7 +324,7 @@ def test_a_full_disk_names_the_file_and_keeps_what_was_there(tmp_path):
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from gemb.vector_store import VectorStore, key_of
+from gemb.embedding.store import VectorStore, key_of
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 store = VectorStore(Path(sys.argv[1]), 512)
 vectors = np.full((20, 512), 512 ** -0.5, np.float32)
