@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +13,9 @@ from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Recipe
+
+
+_FIX = "pip install 'gemb[torch]'"
 
 
 class TorchBackend(Backend):
@@ -60,7 +64,30 @@ class TorchBackend(Backend):
             run(recipe, training, early)
 
     def checks(self) -> list[Check]:
-        """Return whether torch and tokenizers are here, and the devices."""
-        from gemb_torch.checks import checks
+        """Return whether torch and tokenizers are here, and the device that `auto` would choose."""
+        checks = []
+        for library in self.requires:
+            try:
+                checks.append(Check(library, True, version(library)))
+            except PackageNotFoundError:
+                # It is an extra: without it the other backend still embeds.
+                checks.append(Check(library, True, f"not installed (optional: {_FIX})"))
+        if all("optional" not in check.detail for check in checks):
+            checks.append(_device())
+        return checks
 
-        return checks()
+
+def _device() -> Check:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library of the system's that torch links is absent
+        return Check("device", False, f"torch does not load: {error}", f"{_FIX} --force-reinstall")
+    if not torch.cuda.is_available():
+        from gemb_torch.model.frozen import can_freeze
+
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        fast = " and ".join(name for name, dtype in dtypes.items() if can_freeze(dtype))
+        detail = f"cpu, {torch.get_num_threads()} threads, oneDNN products in {fast or 'no type'}"
+        return Check("device", True, detail)
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return Check("device", True, f"cuda: {', '.join(names)}")
