@@ -11,8 +11,8 @@ from gemb.commands import COMMANDS
 from gemb.models.card import NOTICE
 from gemb.models.references import bundled
 from gemb.plugins import describe
-from gemb.recipe.checks import layers_in
 from gemb.recipe.file import find
+from gemb.recipe.layers import layers_in
 from readme_reference import (
     CARD,
     README,

@@ -13,7 +13,7 @@ from gemb.errors import UsageError
 from gemb.io.atomic import check_folder
 from gemb.models import references as models
 from gemb.plugins import able
-from gemb.recipe.checks import layers_in
+from gemb.recipe.layers import layers_in
 
 if TYPE_CHECKING:
     from gemb.models.checkpoint import Checkpoint

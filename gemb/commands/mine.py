@@ -12,7 +12,7 @@ import click
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath, DataPath
 from gemb.errors import UsageError
-from gemb.recipe.schema import Task
+from gemb.recipe.names import Task
 
 GROUPS = {
     "Output": ("output", "without", "dry_run"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from gemb.errors import UsageError
 from gemb.recipe.names import builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
-    from gemb.recipe.keys import Key, Kind
+    from gemb.recipe.keys import Key
     from gemb.recipe.schema import Recipe
 
 
@@ -41,7 +40,7 @@ class Override(RecipeKey):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Return the keys that begin so."""
-        known = [f"{path}=" for path, key in _keys() if key.kind.optional or not key.kind.block]
+        known = [f"{path}=" for path, key in _keys() if key.optional or not key.keys]
         return [CompletionItem(path) for path in known if path.startswith(incomplete)]
 
 
@@ -217,9 +216,9 @@ def schema(key: str, as_json: bool) -> None:
 
     found = find_key(key)
     if as_json:
-        print_json(json_schema(found.kind))
+        print_json(json_schema(found))
         return
-    rows = [_row(path, each) for path, each in every_key(found.kind, key)] or [_row(key, found)]
+    rows = [_row(path, each) for path, each in every_key(found, key)] or [_row(key, found)]
     print_table([("KEY", "TYPE", "DEFAULT", "MEANING"), *rows])
 
 
@@ -240,26 +239,25 @@ def _row(path: str, key: Key) -> tuple[str, ...]:
     """Return the columns of `schema` for a key."""
     import json
 
-    from gemb.recipe.keys import REQUIRED, to_plain
+    from gemb.recipe.keys import REQUIRED
 
     default = "required"
     if key.default is not REQUIRED:
-        default = "" if key.kind.block and key.default else json.dumps(to_plain(key.default))
-    return path, _type(key.kind), default, key.words
+        default = "" if key.keys and key.default else json.dumps(key.default)
+    return path, _type(key), default, key.meaning
 
 
-def _type(kind: Kind) -> str:
-    """Return what a key takes, in few words."""
-    if kind.block:
+def _type(key: Key) -> str:
+    """Return the values of a key in few words."""
+    if key.keys:
         words = "block"
-    elif kind.choices:
-        words = "|".join(kind.choices)
-    elif kind.item:
-        item = _type(kind.item).replace("number", "numbers").replace("block", "blocks")
+    elif key.item:
+        item = _type(key.item).replace("number", "numbers").replace("block", "blocks")
         words = f"list of {item}"
     else:
-        words = str(replace(kind, optional=False)).removeprefix("a ")
-    return words + ("|null" if kind.optional else "")
+        words = key.values.removeprefix("a ").removesuffix(", or null")
+        words = words.removeprefix("one of ").replace(", ", "|")
+    return words + ("|null" if key.optional else "")
 
 
 def _summary(recipe: Recipe) -> str:

@@ -13,9 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from msgspec import structs
+
 from gemb.errors import UsageError
 from gemb.recipe.file import find, read_recipe, read_tree
-from gemb.recipe.keys import ROOT, keys, to_plain
+from gemb.recipe.keys import ROOT, to_plain
 from gemb.recipe.read import override
 from gemb.recipe.run_folder import flat
 from gemb.recipe.schema import Recipe
@@ -122,14 +124,14 @@ def resolved_recipe(recipe: Recipe, place: Callable[[str, str], str]) -> Recipe:
     loss = recipe.loss
     if loss.distill:
         teacher = resolved(loss.distill.teacher, place)
-        loss = replace(loss, distill=replace(loss.distill, teacher=teacher))
-    return replace(
+        loss = structs.replace(loss, distill=structs.replace(loss.distill, teacher=teacher))
+    return structs.replace(
         recipe,
-        init=replace(recipe.init, model=resolved(recipe.init.model, place)),
-        data=tuple(replace(each, path=resolved(each.path, place)) for each in recipe.data),
+        init=structs.replace(recipe.init, model=resolved(recipe.init.model, place)),
+        data=tuple(structs.replace(each, path=resolved(each.path, place)) for each in recipe.data),
         held_out=tuple(resolved(each, place) for each in recipe.held_out),
         loss=loss,
-        eval=replace(recipe.eval, data=resolved(recipe.eval.data, place)),
+        eval=structs.replace(recipe.eval, data=resolved(recipe.eval.data, place)),
     )
 
 
@@ -353,9 +355,8 @@ def _choice(value: Value | None, stage: str, key: str, choices: Sequence[str]) -
 
 
 def _hint(key: str) -> str:
-    assert ROOT.block, "a recipe is a block"
     if near := difflib.get_close_matches(key, KEYS, 1):
         return f"did you mean '{near[0]}'?"
-    if key in [each.name for each in keys(ROOT.block)]:
+    if key in ROOT.keys:
         return f"did you mean 'with.{key}'?"
     return f"there are {', '.join(KEYS)}"

@@ -1,67 +1,16 @@
-"""Which layers of a model to keep: `all`, `0,1,5-8` or `greedy:12`."""
+"""What one key of a recipe cannot tell alone: keys that go together, texts with a grammar."""
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 from gemb.errors import UsageError
 from gemb.models.checkpoint import GGUF_POOLINGS
+from gemb.recipe.keys import to_plain
+from gemb.recipe.layers import layer_choice
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Adapt, Loss, Recipe
-
-_MOST = 10_000  # a range of more would only fill the memory
-
-
-@dataclass(frozen=True)
-class LayerChoice:
-    """The layers, or how many are to be left; neither: all."""
-
-    layers: tuple[int, ...] | None = None
-    greedy: int | None = None  # remove one by one, that which costs the least cosine
-
-
-def layer_choice(text: str) -> LayerChoice:
-    """Return the choice.
-
-    Raises:
-        ValueError: it is none; the message says why.
-    """
-    word, colon, count = text.partition(":")
-    if word == "greedy":
-        if not (colon and _is_number(count) and 1 <= int(count) < _MOST):
-            raise ValueError("greedy wants the layers to be left, as in greedy:12")
-        return LayerChoice(greedy=int(count))
-    return LayerChoice() if text == "all" else LayerChoice(layers=layers_in(text))
-
-
-def layers_in(text: str) -> tuple[int, ...]:
-    """Return the layers of `0,1,6-8`.
-
-    Raises:
-        ValueError: it is no such list; the message says why.
-    """
-    found: list[int] = []
-    for item in text.split(","):
-        first, dash, last = item.strip().partition("-")
-        if not _is_number(first) or (dash and not _is_number(last)):
-            raise ValueError("numbers from 0, as in 0-5,11")
-        if last and int(last) < int(first):
-            raise ValueError(f"{item.strip()} ends before it begins")
-        if int(last or first) >= _MOST:
-            raise ValueError(f"no model has layer {last or first}")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 100
-
-
-# What one key of a recipe cannot tell alone: keys that go together, texts with a grammar.
-
 
 SPARE = 8  # tokens around a text that adaptation adds at least: BOS, EOS, marks
 _GIVE = "give loss.contrastive, loss.distill or both"
@@ -216,7 +165,7 @@ def _quantized(recipe: Recipe) -> Iterator[Problem]:
         return
     if recipe.pooling not in GGUF_POOLINGS:
         yield "qat", f"trains for a GGUF file, which has no {recipe.pooling} pooling"
-    if set(dataclasses.astuple(recipe.qat)) == {"f32"}:
+    if set(to_plain(recipe.qat).values()) == {"f32"}:
         yield "qat", "rounds nothing: every type is f32; null switches it off"
 
 

@@ -71,7 +71,6 @@ def read_recipe(tree: Value, overrides: Sequence[str] = ()) -> Recipe:
         tree = override(tree, words)
     reader = RecipeReader()
     recipe = reader.read(tree)
-    assert isinstance(recipe, Recipe), recipe
     for key, problem in problems(recipe):
         raise UsageError(f"{reader.place(key).of(key)} {problem}")
     return recipe

@@ -1,13 +1,20 @@
-"""The recipes that come with gemb, by name."""
+"""What recipes name: each other, the tasks of their data, the sample data that comes with gemb."""
 
 from __future__ import annotations
 
 import os
 import re
 from pathlib import Path
+from typing import Literal
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
+
+# What the texts of training data are for: which of the model's prompts they get.
+Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
+
+SAMPLE = "@sample"
+FOLDER = Path(__file__).parents[1] / "data" / "sample"  # of the sample data
 
 
 def builtin_recipes() -> Path:
@@ -19,13 +26,6 @@ def builtin_recipes() -> Path:
 def recipe_names() -> list[str]:
     """Return the names of the recipes that come with gemb, without .yaml, sorted."""
     return sorted(path.stem for path in builtin_recipes().glob("*.yaml"))
-
-
-# The sample data that comes with gemb: `@sample/facts.jsonl` in a recipe.
-
-
-SAMPLE = "@sample"
-FOLDER = Path(__file__).parents[1] / "data" / "sample"
 
 
 def sample_names() -> list[str]:

@@ -1,14 +1,14 @@
-"""TODO."""
+"""The types of a recipe's `qat`, and whether a model's rows can be packed in them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
 from gemb.models.qat import Types
 from gemb.models.tensors import BLOCK, tensor_class
+from gemb.recipe.keys import to_plain
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Recipe
@@ -18,7 +18,7 @@ _PACKED = ("q4_0", "q8_0")
 
 def wanted_types(recipe: Recipe) -> dict[str, str]:
     """Return the types of a recipe's `qat`; empty where it has none."""
-    return asdict(recipe.qat) if recipe.qat else {}
+    return to_plain(recipe.qat) if recipe.qat else {}
 
 
 def check_model(types: Types, reference: str) -> None:

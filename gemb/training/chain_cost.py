@@ -27,7 +27,7 @@ from gemb.models import references as models
 from gemb.models.config import read_json, whole_number
 from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.recipe.chain import Chain, Stage, references
-from gemb.recipe.checks import layer_choice, layers_in
+from gemb.recipe.layers import layer_choice, layers_in
 from gemb.recipe.schema import Adapt, Recipe
 from gemb.training.ul2 import OBJECTIVES
 

@@ -22,7 +22,8 @@ from gemb.io.paths import is_stream
 from gemb.io.progress import CountProgress
 from gemb.io.streams import Stream
 from gemb.io.text import duration
-from gemb.recipe.schema import Source, Task
+from gemb.recipe.names import Task
+from gemb.recipe.schema import Source
 from gemb.texts.examples import Text
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields

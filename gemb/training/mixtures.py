@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from msgspec import structs
 
 from gemb.backend import Backend, Training
 from gemb.datasets.sets import open_suite
@@ -199,7 +200,7 @@ def _look(recipe: Recipe, training: Training, backend: Backend) -> None:
         f"{recipe.mixtures.steps} steps each; then the best {recipe.mixtures.best} as below, and "
         "their soup"
     )
-    backend.train(replace(recipe, mixtures=None), training)
+    backend.train(structs.replace(recipe, mixtures=None), training)
 
 
 def _tried(recipe: Recipe, training: Training, backend: Backend, run: RunFolder) -> list[Trial]:
@@ -282,19 +283,19 @@ def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -
 def _short(recipe: Recipe, mixture: Mixture) -> Recipe:
     """Return the recipe of a trial: fewer steps, and one evaluation, at the end."""
     assert recipe.mixtures, "there is a search"
-    return replace(
+    return structs.replace(
         _with(recipe, mixture),
-        run=replace(recipe.run, steps=recipe.mixtures.steps),
-        eval=replace(recipe.eval, every_steps=0),
-        checkpoint=replace(recipe.checkpoint, keep=1),
+        run=structs.replace(recipe.run, steps=recipe.mixtures.steps),
+        eval=structs.replace(recipe.eval, every_steps=0),
+        checkpoint=structs.replace(recipe.checkpoint, keep=1),
     )
 
 
 def _with(recipe: Recipe, mixture: Mixture) -> Recipe:
     """Return the recipe with a mixture's weights."""
     pairs = zip(recipe.data, mixture.weights, strict=True)
-    data = tuple(replace(source, weight=weight) for source, weight in pairs)
-    return replace(recipe, data=data, mixtures=None)
+    data = tuple(structs.replace(source, weight=weight) for source, weight in pairs)
+    return structs.replace(recipe, data=data, mixtures=None)
 
 
 def _score(run: RunFolder) -> float:

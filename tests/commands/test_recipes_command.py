@@ -60,7 +60,7 @@ def test_cp_writes_a_file_that_checks_and_overwrites_none(gemb):
 def test_check_names_the_line_or_the_override(gemb):
     lines(gemb("recipes", "cp", "smoke", "my.yaml"))
     assert refusal(gemb("recipes", "check", "my.yaml", "optimizer.lr=oops")) == (
-        "gemb: optimizer.lr=oops: optimizer.lr wants a number above 0, not 'oops'"
+        "gemb: optimizer.lr=oops: optimizer.lr must be a number above 0, not 'oops'"
     )
     file = gemb.folder / "my.yaml"
     file.write_text(file.read_text().replace("  lr: 1e-4", "  rl: 1e-4"))
@@ -126,9 +126,9 @@ def test_schema_of_what_is_no_key_is_refused(gemb, key, message):
 
 def test_the_json_schema_is_one_document(gemb):
     whole = json.loads(gemb("recipes", "schema", "--json").stdout)
-    assert set(whole["properties"]) == set(to_plain(load(find("smoke"))))
+    assert set(whole["$defs"]["Recipe"]["properties"]) == set(to_plain(load(find("smoke"))))
     part = json.loads(gemb("recipes", "schema", "optimizer", "--json").stdout)
-    assert part["properties"] == whole["properties"]["optimizer"]["properties"]
+    assert part["$defs"]["Optimizer"] == whole["$defs"]["Optimizer"]
 
 
 def test_keys_are_completed():

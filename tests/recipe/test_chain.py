@@ -128,7 +128,7 @@ def test_what_is_dumped_is_the_same_chain():
         ("stages:\n  a: {train: embeddinggemma}", "a.train: embeddinggemma is a chain; name a"),
         ("stages:\n  a: {train: smoke, with: 3}", "my.yaml:2: a.with wants a block of a recipe"),
         ("stages:\n  a: {train: smoke, with: {sed: 1}}", "my.yaml:2: unknown key 'sed'; did you"),
-        ("stages:\n  a: {train: smoke, with: {seed: x}}", "my.yaml:2: seed wants a whole number"),
+        ("stages:\n  a: {train: smoke, with: {seed: x}}", "my.yaml:2: seed must be a whole number"),
         ("stages:\n  a: {train: smoke, with: {data: {9: {}}}}", "no a.with.data.9; there are 3"),
         ("stages:\n  a: {train: smoke, if_worse: no}", "a.if_worse wants one of stop, go_on, not"),
         ("stages:\n  a: {train: stage:b}", "stage:b: no stage 'b' before this one; before it are"),
@@ -156,7 +156,10 @@ def test_what_is_wrong_is_told_with_its_line(text, message):
         ("frst.seed=1", "frst.seed=1: of a chain write STAGE.KEY=VALUE; did you mean 'first'?"),
         ("seed=1", "its stages are first, second, mean"),
         ("first.sed=1", "first.sed=1: unknown key 'sed'; did you mean 'seed'?"),
-        ("first.run.steps=x", "first.run.steps=x: run.steps wants a whole number from 0, not 'x'"),
+        (
+            "first.run.steps=x",
+            "first.run.steps=x: run.steps must be a whole number from 0, not 'x'",
+        ),
         ("mean.seed=1", "mean is a command; its one key is run"),
     ],
 )

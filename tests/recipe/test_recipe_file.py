@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import inspect, structs
 
 from gemb.errors import UsageError
-from gemb.recipe.checks import LayerChoice, layer_choice, problems
+from gemb.models.tensors import QAT_TYPES
+from gemb.recipe.checks import problems
 from gemb.recipe.file import dump, find, load
-from gemb.recipe.keys import REQUIRED, Kind, every_key, json_schema, keys, to_plain
+from gemb.recipe.keys import REQUIRED, ROOT, Key, every_key, json_schema, to_plain
+from gemb.recipe.layers import LayerChoice, layer_choice
 from gemb.recipe.names import FOLDER, builtin_recipes, recipe_names, resolve_data, sample_names
 from gemb.recipe.read import RecipeReader
 from gemb.recipe.schema import Distill, Loss, Recipe, Source, SpreadOut
@@ -128,53 +131,55 @@ def test_where_text_is_wanted_a_number_is_the_text_as_written(recipe):
         ("stage: distill", "my.yaml:7: key 'stage' is given twice, first in line 1"),
         (
             "optimizer:\n  lr: fast",
-            "my.yaml:8: optimizer.lr wants a number above 0, not 'fast'",
+            "my.yaml:8: optimizer.lr must be a number above 0, not 'fast'",
         ),
-        ("optimizer: {lr: '1e-5'}", "optimizer.lr wants a number above 0, not '1e-5'"),
-        ("optimizer: {lr: 0}", "optimizer.lr wants a number above 0, not 0"),
-        ("optimizer: {lr: .inf}", "optimizer.lr wants a number above 0, not .inf"),
-        ("optimizer: {lr: .nan}", "optimizer.lr wants a number above 0, not .nan"),
-        ("optimizer: {lr: true}", "optimizer.lr wants a number above 0, not true"),
-        ("optimizer: {lr: }", "optimizer.lr wants a number above 0, not empty"),
-        ("optimizer: {lr: [1]}", "optimizer.lr wants a number above 0, not a list"),
-        ("optimizer: {lr: {}}", "optimizer.lr wants a number above 0, not a block"),
-        ("optimizer: {beta1: 1}", "optimizer.beta1 wants a number from 0 to below 1, not 1"),
+        ("optimizer: {lr: '1e-5'}", "optimizer.lr must be a number above 0, not '1e-5'"),
+        ("optimizer: {lr: 0}", "optimizer.lr must be a number above 0, not 0"),
+        ("optimizer: {lr: .inf}", "optimizer.lr must be a number above 0, not .inf"),
+        ("optimizer: {lr: .nan}", "optimizer.lr must be a number above 0, not .nan"),
+        ("optimizer: {lr: true}", "optimizer.lr must be a number above 0, not true"),
+        ("optimizer: {lr: }", "optimizer.lr must be a number above 0, not empty"),
+        ("optimizer: {lr: [1]}", "optimizer.lr must be a number above 0, not a list"),
+        ("optimizer: {lr: {}}", "optimizer.lr must be a number above 0, not a block"),
+        ("optimizer: {beta1: 1}", "optimizer.beta1 must be a number from 0 to below 1, not 1"),
         (
             "optimizer: {warmup_fraction: 1.5}",
-            "optimizer.warmup_fraction wants a number from 0 to 1, not 1.5",
+            "optimizer.warmup_fraction must be a number from 0 to 1, not 1.5",
         ),
-        ("batch: {pairs: 1}", "batch.pairs wants a whole number from 2, not 1"),
-        ("batch: {pairs: 64.0}", "batch.pairs wants a whole number from 2, not 64.0"),
-        ("seed: 99999999999999999999", "seed wants a whole number from 0, not 9999999999"),
-        ("seed: 9223372036854775808", "seed wants a whole number from 0, not 92233720368"),
-        ("run: {compile: yes}", "run.compile wants true or false, not 'yes'"),
-        ("run: {compile: 1}", "run.compile wants true or false, not 1"),
+        ("batch: {pairs: 1}", "batch.pairs must be a whole number from 2, not 1"),
+        ("batch: {pairs: 64.0}", "batch.pairs must be a whole number from 2, not 64.0"),
+        ("seed: 99999999999999999999", "seed must be a whole number from 0, not 9999999999"),
+        ("seed: 9223372036854775808", "seed must be a whole number from 0, not 92233720368"),
+        ("run: {compile: yes}", "run.compile must be true or false, not 'yes'"),
+        ("run: {compile: 1}", "run.compile must be true or false, not 1"),
         (
             "run: {precision: fp16}",
-            "run.precision wants one of bf16, fp32, not 'fp16': EmbeddingGemma's activations "
+            "run.precision must be one of bf16, fp32, not 'fp16': EmbeddingGemma's activations "
             "reach 800,000, and fp16 ends at 65,504; take bf16",
         ),
         (
             "optimizer: {decay: cosin}",
-            "wants one of cosine, linear, none, not 'cosin'; did you mean 'cosine'?",
+            "must be one of cosine, linear, none, not 'cosin'; did you mean 'cosine'?",
         ),
-        ("eval: {dims: 768}", "eval.dims wants a list, each a whole number from 1, not 768"),
-        ("eval: {dims: [768, x]}", "eval.dims.1 wants a whole number from 1, not 'x'"),
-        ("eval: {dims: [0]}", "eval.dims.0 wants a whole number from 1, not 0"),
+        ("eval: {dims: 768}", "eval.dims must be a list, each a whole number from 1, not 768"),
+        ("eval: {dims: [768, x]}", "eval.dims.1 must be a whole number from 1, not 'x'"),
+        ("eval: {dims: [0]}", "eval.dims.0 must be a whole number from 1, not 0"),
         (
             "eval: {dims: [128, 256]}",
             "my.yaml:7: eval.dims wants the widest first, each once: [256, 128], not [128, 256]",
         ),
-        ("eval: {data: null}", "eval.data wants text, not null"),
-        ("eval: {data: }", "eval.data wants text, not empty"),
-        ("eval: {data: [x]}", "eval.data wants text, not a list"),
+        ("eval: {data: null}", "eval.data must be text, not null"),
+        ("eval: {data: }", "eval.data must be text, not empty"),
+        ("eval: {data: [x]}", "eval.data must be text, not a list"),
         (
             "eval:",
-            "eval wants a block with the keys data, every_steps, dims, shared_documents, not empty",
+            "eval must be a block with the keys data, every_steps, dims, shared_documents, not "
+            "empty",
         ),
         (
             "eval: null",
-            "eval wants a block with the keys data, every_steps, dims, shared_documents, not null",
+            "eval must be a block with the keys data, every_steps, dims, shared_documents, not "
+            "null",
         ),
         (
             "batch: {micro_tokens: 100}",
@@ -205,10 +210,14 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
             "(triplets) or distill (a teacher); it is one of adapt, pretrain, finetune, distill",
         ),
         ("init: {from: mini}", "init: {}", "my.yaml:2: init lacks 'from': model reference"),
-        ("init: {from: mini}", "init: mini", "init wants a block with the keys from, keep_layers"),
+        (
+            "init: {from: mini}",
+            "init: mini",
+            "init must be a block with the keys from, keep_layers",
+        ),
         ("from: mini", "model: mini", "my.yaml:2: unknown key 'init.model'; "),
         ("from: mini", "from: ' '", "my.yaml:2: init.from is empty; name a model"),
-        ("- path: pairs.jsonl", "path: pairs.jsonl", "data wants a list, each a block with the"),
+        ("- path: pairs.jsonl", "path: pairs.jsonl", "data must be a list, each a block with the"),
         ("- path: pairs.jsonl", "- name: a", "my.yaml:4: data.0 lacks 'path': JSONL, CSV"),
         ("- path: pairs.jsonl", "- path: ''", "my.yaml:4: data.0.path is empty; name a file"),
         (
@@ -244,7 +253,11 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
             "my.yaml:6: loss.contrastive is empty: write {} for its defaults, null for none",
         ),
         ("contrastive: {}", "contrastive: {weight: 0}", "loss has no weight above 0 on what"),
-        ("contrastive: {}", "contrastive: {temperature: 0}", "temperature wants a number above 0"),
+        (
+            "contrastive: {}",
+            "contrastive: {temperature: 0}",
+            "temperature must be a number above 0",
+        ),
         ("contrastive: {}", "distill: {}", "my.yaml:6: loss.distill lacks 'teacher': model"),
         (
             "contrastive: {}",
@@ -264,7 +277,7 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
         (
             "contrastive: {}",
             "distill: {teacher: t, sides: [document]}",
-            "loss.distill.sides.0 wants one of query, positive, negative, not 'document'",
+            "loss.distill.sides.0 must be one of query, positive, negative, not 'document'",
         ),
         ("contrastive: {}", "contrastive: {}\n  matryoshka: []", "loss.matryoshka is empty; [768]"),
         (
@@ -378,7 +391,7 @@ def test_an_override_switches_an_optional_block_off_and_on(recipe):
 
 def test_overrides_alone_can_give_what_is_missing(recipe):
     loaded = recipe("stage: finetune\n", "init.from=mini", "data.0.path=a", "loss.contrastive={}")
-    assert loaded == dataclasses.replace(recipe(), data=(Source(path="a"),))
+    assert loaded == structs.replace(recipe(), data=(Source(path="a"),))
 
 
 @pytest.mark.parametrize(
@@ -386,13 +399,16 @@ def test_overrides_alone_can_give_what_is_missing(recipe):
     [
         ("optimizer.lr", "'optimizer.lr' is no KEY=VALUE, such as optimizer.lr=2e-5"),
         ("=3", "'=3' is no KEY=VALUE, such as optimizer.lr=2e-5"),
-        ("optimizer.lr=oops", "optimizer.lr=oops: optimizer.lr wants a number above 0, not 'oops'"),
-        ("optimizer.lr=-1", "optimizer.lr=-1: optimizer.lr wants a number above 0, not -1"),
-        ("optimizer.lr=", "optimizer.lr=: optimizer.lr wants a number above 0, not empty"),
+        (
+            "optimizer.lr=oops",
+            "optimizer.lr=oops: optimizer.lr must be a number above 0, not 'oops'",
+        ),
+        ("optimizer.lr=-1", "optimizer.lr=-1: optimizer.lr must be a number above 0, not -1"),
+        ("optimizer.lr=", "optimizer.lr=: optimizer.lr must be a number above 0, not empty"),
         ("optimizer.lrr=1", "optimizer.lrr=1: unknown key 'optimizer.lrr'; did you mean 'lr'?"),
         ("optimizer.lr.x=1", "optimizer.lr.x=1: optimizer.lr has no keys below it"),
         ("lr=1", "lr=1: unknown key 'lr'; did you mean 'optimizer.lr'?"),
-        ("data.1=x", "data.1=x: data.1 wants a block with the keys path, name, weight, task"),
+        ("data.1=x", "data.1=x: data.1 must be a block with the keys path, name, weight, task"),
         ("data.2.path=x", "data.2.path=x: no data.2; there is data.0 to data.1, which adds one"),
         ("data.x.path=x", "data.x.path=x: no data.x; there is data.0 to data.1, which adds one"),
         ("data.1.name=x", "data.1.name=x: data.1 lacks 'path': JSONL"),
@@ -407,9 +423,9 @@ def test_overrides_alone_can_give_what_is_missing(recipe):
         ("loss.contrastive=", "loss.contrastive=: loss.contrastive is empty: write {} for"),
         ("batch.max_tokens=4096", "batch.max_tokens=4096: batch has micro_tokens 2048, fewer"),
         ("loss.contrastive=null", "loss.contrastive=null: loss has nothing that draws"),
-        ("run.precision=fp16", "run.precision=fp16: run.precision wants one of bf16, fp32, not"),
-        ("seed={a: &x 1}", "seed={a: &x 1}: seed wants a whole number from 0, not '{a: &x 1}'"),
-        ("seed={a: 1, a: 2}", "seed={a: 1, a: 2}: seed wants a whole number"),
+        ("run.precision=fp16", "run.precision=fp16: run.precision must be one of bf16, fp32, not"),
+        ("seed={a: &x 1}", "seed={a: &x 1}: seed must be a whole number from 0, not '{a: &x 1}'"),
+        ("seed={a: 1, a: 2}", "seed={a: 1, a: 2}: seed must be a whole number"),
     ],
 )
 def test_an_override_is_checked_like_the_file_and_named(recipe, words, message):
@@ -446,39 +462,39 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.samp
 )  # fmt: skip
 
 
-def values(kind: Kind) -> st.SearchStrategy[object]:
-    given_ = _values(kind)
-    return st.none() | given_ if kind.optional else given_
+def values(key: Key) -> st.SearchStrategy[object]:
+    given_ = _values(key)
+    return st.none() | given_ if key.optional else given_
 
 
-def _values(kind: Kind) -> st.SearchStrategy[object]:
-    if kind.choices:
-        return st.sampled_from(kind.choices)
-    if kind.item:
-        return st.lists(values(kind.item), max_size=3).map(tuple)
-    if kind.block:
+def _values(key: Key) -> st.SearchStrategy[object]:
+    kind = key.type
+    if isinstance(kind, inspect.LiteralType):
+        return st.sampled_from(kind.values)
+    if key.item:
+        return st.lists(values(key.item), max_size=3).map(tuple)
+    if isinstance(kind, inspect.StructType):
+        names = {entry.name: entry.encode_name for entry in structs.fields(kind.cls)}
         return st.builds(
-            kind.block, **{key.attribute: values(key.kind) for key in keys(kind.block)}
+            kind.cls, **{name: values(key.keys[inside]) for name, inside in names.items()}
         )
-    if kind.scalar is bool:
+    if isinstance(kind, inspect.BoolType):
         return st.booleans()
-    if kind.scalar is int:
-        return st.integers(int(kind.limits.at_least or 0), 2**63 - 1)
-    if kind.scalar is float:
-        limits = kind.limits
-        top = limits.below if limits.at_most is None else limits.at_most
+    if isinstance(kind, inspect.IntType):
+        return st.integers(int(kind.ge or 0), 2**63 - 1)
+    if isinstance(kind, inspect.FloatType):
         return st.floats(
             0,
-            top,
-            exclude_min=limits.above is not None,
-            exclude_max=limits.below is not None,
+            kind.lt if kind.le is None else kind.le,
+            exclude_min=kind.gt is not None,
+            exclude_max=kind.lt is not None,
             allow_infinity=False,
         )
     return WORDS
 
 
 @settings(max_examples=60, deadline=None)
-@given(values(Kind(block=Recipe)))
+@given(values(ROOT))
 def test_what_is_dumped_loads_as_the_same(tmp_path_factory, recipe):
     text = dump(recipe)
     assert RecipeReader().read(read_text(text, Place("recipe.yaml"))) == recipe
@@ -515,27 +531,27 @@ class TestShippedRecipes:
         assert re.fullmatch(r"# [A-Z].*\.", lines[0]), "what it is for"
         missing = []
 
-        def look(node: yaml.Node, kind: Kind, at: str) -> None:
-            if kind.item:
-                if kind.item.block:
+        def look(node: yaml.Node, key: Key, at: str) -> None:
+            if key.item:
+                if key.item.keys:
                     for i, item in enumerate(node.value):
-                        look(item, kind.item, f"{at}.{i}")
+                        look(item, key.item, f"{at}.{i}")
                 return
-            if not kind.block or isinstance(node, yaml.ScalarNode):
+            if not key.keys or isinstance(node, yaml.ScalarNode):
                 return
-            given_ = {key.value: (key, value) for key, value in node.value}
-            for key in keys(kind.block):
-                if key.name not in given_:
-                    missing.append(f"{at}.{key.name}")
+            given_ = {name.value: (name, value) for name, value in node.value}
+            for name, inner in key.keys.items():
+                if name not in given_:
+                    missing.append(f"{at}.{name}")
                     continue
-                mark, value = given_[key.name]
+                mark, value = given_[name]
                 line = lines[mark.start_mark.line]
-                holds_more = key.kind.block or (key.kind.item and key.kind.item.block)
+                holds_more = inner.keys or (inner.item and inner.item.keys)
                 if not holds_more and not re.search(r"  # \S.{3}", line):
-                    missing.append(f"{at}.{key.name}'s comment")
-                look(value, key.kind, f"{at}.{key.name}")
+                    missing.append(f"{at}.{name}'s comment")
+                look(value, inner, f"{at}.{name}")
 
-        look(yaml.compose(path.read_text(encoding="utf-8")), Kind(block=Recipe), "")
+        look(yaml.compose(path.read_text(encoding="utf-8")), ROOT, "")
         assert missing == []
 
 
@@ -579,29 +595,37 @@ def test_sample_data_is_found_by_name_and_other_paths_are_the_shells(monkeypatch
             resolve_data(name)
 
 
-def test_every_key_has_words_and_a_default_that_fits():
+def test_every_key_has_a_meaning_and_a_default_that_fits():
     for path, key in every_key():
-        assert key.words, path
-        if key.kind.scalar in (int, float) and key.default not in (REQUIRED, None):
-            assert key.kind.limits.hold(key.default), path
+        assert key.meaning, path
+        if key.default is not REQUIRED:
+            assert msgspec.convert(msgspec.to_builtins(key.default), key.annotation) == key.default
     assert {"init.from", "data.N.prompts.query", "loss.distill.teacher"} <= {
         path for path, _ in every_key()
     }
 
 
+def test_qat_has_the_types_that_a_model_may_be_trained_for():
+    for key in ROOT.keys["qat"].keys.values():
+        assert key.choices == QAT_TYPES
+
+
 def test_the_json_schema_says_what_the_types_say():
     schema = json_schema()
-    assert schema["required"] == ["stage", "init", "data"]
-    assert schema["additionalProperties"] is False
-    assert set(schema["properties"]) == {field.name for field in dataclasses.fields(Recipe)}
-    optimizer = schema["properties"]["optimizer"]["properties"]
+    blocks = schema["$defs"]
+    assert schema["$ref"] == "#/$defs/Recipe"
+    assert blocks["Recipe"]["required"] == ["stage", "init", "data"]
+    assert blocks["Recipe"]["additionalProperties"] is False
+    assert set(blocks["Recipe"]["properties"]) == set(ROOT.keys)
+    optimizer = blocks["Optimizer"]["properties"]
     assert optimizer["lr"]["exclusiveMinimum"] == 0
     assert optimizer["lr"]["default"] == 2e-5
-    assert optimizer["decay"]["enum"] == ["cosine", "linear", "none"]
-    loss = schema["properties"]["loss"]["properties"]
+    assert optimizer["lr"]["description"].startswith("peak; ")
+    assert set(optimizer["decay"]["enum"]) == {"cosine", "linear", "none"}
+    loss = blocks["Loss"]["properties"]
     assert loss["distill"]["anyOf"][1] == {"type": "null"}
     assert loss["matryoshka"]["items"] == {"type": "integer", "minimum": 1}
-    assert set(loss) == {field.name for field in dataclasses.fields(Loss)}
+    assert set(loss) == {entry.name for entry in structs.fields(Loss)}
     json.dumps(schema, allow_nan=False)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from gemb.models.checkpoint import open_checkpoint
@@ -50,7 +51,7 @@ CASES = {
     "hard negatives": Case(Loss(matryoshka=(96,), contrastive=NCE)),
     "matryoshka": Case(Loss(matryoshka=(96, 48, 16), contrastive=NCE)),
     "spread-out": Case(Loss(matryoshka=(96, 48), contrastive=NCE, spread_out=SpreadOut())),
-    "distillation": Case(replace(EVERYTHING, contrastive=None, spread_out=None)),
+    "distillation": Case(structs.replace(EVERYTHING, contrastive=None, spread_out=None)),
     "activation checkpointing": Case(EVERYTHING, recomputes=True),
     "attention pooling": Case(EVERYTHING, pooling="attention"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from msgspec import structs
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -73,7 +74,7 @@ def start_of(
     counted = [Texts(one.name, one.read) for one in texts]
     names = [f"<unused{number}>" for number in range(_MARKS)]
     counted.append(Texts("marks", lambda: iter(names)))
-    init = replace(recipe.init, model=str(whole.resolve()))
+    init = structs.replace(recipe.init, model=str(whole.resolve()))
     folder = starting_folder(init, work, texts=counted, runtime=runtime, seed=recipe.seed)
     return open_checkpoint(folder)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from msgspec import structs
 from numpy.typing import NDArray
 
 from gemb.backend import Cut, Runtime, Training
@@ -32,7 +33,7 @@ from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.prompts import for_task
 from gemb.models.tokenizer import load_tokenizer
-from gemb.recipe.checks import LayerChoice, layer_choice
+from gemb.recipe.layers import LayerChoice, layer_choice
 from gemb.recipe.qat import check_model, wanted_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
@@ -79,7 +80,7 @@ def quickly_made(init: Init) -> Init:
     """
     greedy = _choice(init).greedy
     layers = init.keep_layers if greedy is None else f"0-{greedy - 1}"
-    return replace(init, keep_layers=layers, vocab=0)
+    return structs.replace(init, keep_layers=layers, vocab=0)
 
 
 def starting_folder(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor, nn
 
 from gemb.errors import UsageError
@@ -156,7 +156,7 @@ def test_gradients_that_are_not_finite_stay_as_they_are(wrong):
 
 
 def rates(steps: int, **changed: object) -> list[float]:
-    recipe = replace(Optimizer(), **changed)
+    recipe = structs.replace(Optimizer(), **changed)
     return [rate(recipe, step, steps) for step in range(steps)]
 
 

@@ -1,0 +1,52 @@
+"""Which layers of a model to keep: `all`, `0,1,5-8` or `greedy:12`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_MOST = 10_000  # a range of more would only fill the memory
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """The layers, or how many are to be left; neither: all."""
+
+    layers: tuple[int, ...] | None = None
+    greedy: int | None = None  # remove one by one, that which costs the least cosine
+
+
+def layer_choice(text: str) -> LayerChoice:
+    """Return the choice.
+
+    Raises:
+        ValueError: it is none; the message says why.
+    """
+    word, colon, count = text.partition(":")
+    if word == "greedy":
+        if not (colon and _is_number(count) and 1 <= int(count) < _MOST):
+            raise ValueError("greedy wants the layers to be left, as in greedy:12")
+        return LayerChoice(greedy=int(count))
+    return LayerChoice() if text == "all" else LayerChoice(layers=layers_in(text))
+
+
+def layers_in(text: str) -> tuple[int, ...]:
+    """Return the layers of `0,1,6-8`.
+
+    Raises:
+        ValueError: it is no such list; the message says why.
+    """
+    found: list[int] = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not _is_number(first) or (dash and not _is_number(last)):
+            raise ValueError("numbers from 0, as in 0-5,11")
+        if last and int(last) < int(first):
+            raise ValueError(f"{item.strip()} ends before it begins")
+        if int(last or first) >= _MOST:
+            raise ValueError(f"no model has layer {last or first}")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 100
