@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, get_args, get_origin
 
 import msgspec
-from msgspec import NODEFAULT as REQUIRED
 from msgspec import inspect
 
 from gemb.recipe.schema import Recipe
 
+REQUIRED = msgspec.NODEFAULT  # instead of a default
 _LIMITS = {"gt": "above", "ge": "from", "lt": "to below", "le": "to"}
 
 

@@ -46,7 +46,7 @@ class Block(Struct, frozen=True, forbid_unknown_fields=True):
     """A part of a recipe."""
 
 
-class Init(Block, kw_only=True):
+class Init(Block, frozen=True, kw_only=True):
     """The model that training starts from."""
 
     model: Annotated[
@@ -60,7 +60,7 @@ class Init(Block, kw_only=True):
     ] = 0
 
 
-class Prompts(Block, kw_only=True):
+class Prompts(Block, frozen=True, kw_only=True):
     """The words around the texts of a source: templates with {text}, perhaps {title}."""
 
     query: Annotated[str, Meta(description="of the query; empty: as the task says")] = ""
@@ -69,7 +69,7 @@ class Prompts(Block, kw_only=True):
     ] = ""
 
 
-class Source(Block, kw_only=True):
+class Source(Block, frozen=True, kw_only=True):
     """A file or folder of pairs. Every batch comes from one source."""
 
     path: Annotated[
@@ -89,7 +89,7 @@ class Source(Block, kw_only=True):
     rows: Annotated[Count, Meta(description="only the first so many; 0: all")] = 0
 
 
-class Batch(Block, kw_only=True):
+class Batch(Block, frozen=True, kw_only=True):
     """How much text a step sees."""
 
     pairs: Annotated[
@@ -114,7 +114,7 @@ class Batch(Block, kw_only=True):
     ] = 2048
 
 
-class Adapt(Block, kw_only=True):
+class Adapt(Block, frozen=True, kw_only=True):
     """A decoder becomes an encoder-decoder, whose encoder is kept (T5Gemma, arXiv 2504.06225)."""
 
     objective: Annotated[
@@ -137,7 +137,7 @@ class Adapt(Block, kw_only=True):
     ] = 1000
 
 
-class Contrastive(Block, kw_only=True):
+class Contrastive(Block, frozen=True, kw_only=True):
     """NCE with in-batch negatives (paper, eq. 2 and 3)."""
 
     weight: Annotated[Weight, Meta(description="in the sum of losses")] = 1.0
@@ -152,7 +152,7 @@ class Contrastive(Block, kw_only=True):
     ] = True
 
 
-class SpreadOut(Block, kw_only=True):
+class SpreadOut(Block, frozen=True, kw_only=True):
     """Global orthogonal regulariser (paper, eq. 4)."""
 
     weight: Annotated[
@@ -161,7 +161,7 @@ class SpreadOut(Block, kw_only=True):
     ] = 1.0
 
 
-class Distill(Block, kw_only=True):
+class Distill(Block, frozen=True, kw_only=True):
     """Geometric embedding distillation (paper, eq. 5)."""
 
     teacher: Annotated[
@@ -183,7 +183,7 @@ class Distill(Block, kw_only=True):
     ] = 0.0
 
 
-class Loss(Block, kw_only=True):
+class Loss(Block, frozen=True, kw_only=True):
     """What is minimised: the weighted sum of the parts that are given."""
 
     matryoshka: Annotated[
@@ -194,7 +194,7 @@ class Loss(Block, kw_only=True):
     distill: Annotated[Distill | None, Meta(description="null: none")] = None
 
 
-class Qat(Block, kw_only=True):
+class Qat(Block, frozen=True, kw_only=True):
     """Quantization-aware training: weights are rounded as in the file, gradients are not (paper).
 
     Norms stay f32.
@@ -206,7 +206,7 @@ class Qat(Block, kw_only=True):
     dense: Annotated[QatType, Meta(description="of the two dense layers", extra=_TYPES)] = "q4_0"
 
 
-class Optimizer(Block, kw_only=True):
+class Optimizer(Block, frozen=True, kw_only=True):
     """AdamW and its schedule."""
 
     lr: Annotated[
@@ -234,7 +234,7 @@ class Optimizer(Block, kw_only=True):
     ] = 1.0
 
 
-class Run(Block, kw_only=True):
+class Run(Block, frozen=True, kw_only=True):
     """How long, and how."""
 
     steps: Annotated[Count, Meta(description="0: as many as `epochs` takes")] = 0
@@ -257,7 +257,7 @@ class Run(Block, kw_only=True):
     ] = 2
 
 
-class Evaluation(Block, kw_only=True):
+class Evaluation(Block, frozen=True, kw_only=True):
     """The user's own development set, as `gemb eval` takes it."""
 
     data: Annotated[
@@ -278,7 +278,7 @@ class Evaluation(Block, kw_only=True):
     ] = False
 
 
-class Saving(Block, kw_only=True):
+class Saving(Block, frozen=True, kw_only=True):
     """Checkpoints to resume from."""
 
     every_steps: Annotated[
@@ -290,7 +290,7 @@ class Saving(Block, kw_only=True):
     keep: Annotated[OneOrMore, Meta(description="how many of the last to keep")] = 2
 
 
-class Mixtures(Block, kw_only=True):
+class Mixtures(Block, frozen=True, kw_only=True):
     """A search of the weights of `data`, by short runs; the best run in full and are averaged."""
 
     trials: Annotated[
@@ -312,7 +312,7 @@ class Mixtures(Block, kw_only=True):
     best: Annotated[OneOrMore, Meta(description="how many run in full (paper's Table 4: 3)")] = 3
 
 
-class Recipe(Block, kw_only=True):
+class Recipe(Block, frozen=True, kw_only=True):
     """One stage of training."""
 
     stage: Annotated[
