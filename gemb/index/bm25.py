@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.index.hits import Ranked
-from gemb.index.where import Where, reading_rows
+from gemb.index.where import reading_rows
 from gemb.texts.words import query_words
 
 # As FTS5 has them: https://www.sqlite.org/fts5.html#the_bm25_function
@@ -113,7 +113,7 @@ def by_words(
     connection: sqlite3.Connection,
     text: str,
     k: int,
-    where: Where | None = None,
+    rows: NDArray[np.int64] | None = None,
     *,
     share: float = SHARE,
 ) -> Ranked:
@@ -127,7 +127,7 @@ def by_words(
         connection: with the tables `rows` and `words`.
         text: a query as the user wrote it, without a prompt.
         k: how many; fewer where fewer rows have enough of the words.
-        where: which rows to look at.
+        rows: the only ones to look at, ascending; None: all.
         share: of the score that a row of average length has which has every word once, words that
             no row has among them: less is nothing.
 
@@ -139,14 +139,14 @@ def by_words(
         match = _match(counts)
         if not match:
             return Ranked(np.empty(0, np.int64), np.empty(0, np.float64))
-        # CROSS JOIN: the words come first, then the filter looks at the rows that they found.
-        condition = f"AND {where.sql}" if where else ""
-        join = "CROSS JOIN rows ON rows.slot = words.rowid" if where else ""
-        found = connection.execute(
-            f"SELECT words.rowid, -bm25(words, ?, 1.0) AS score FROM words {join} "
-            f"WHERE words MATCH ? {condition} ORDER BY score DESC, words.rowid LIMIT ?",
-            (TITLE, match, *(where.parameters if where else ()), k),
-        ).fetchall()
+        ranked = connection.execute(
+            "SELECT rowid, -bm25(words, ?, 1.0) AS score FROM words "
+            "WHERE words MATCH ? ORDER BY score DESC, rowid",
+            (TITLE, match),
+        )
+        passing = ranked if rows is None else (row for row in ranked if _has(rows, row[0]))
+        found = list(islice(passing, k))
+        ranked.close()
         last = connection.execute("SELECT max(slot) FROM rows").fetchone()[0] or 0
     least = share * idf(np.array(list(counts.values())), last + 1).sum()
     good = [(slot, score) for slot, score in found if score >= least]
@@ -154,6 +154,12 @@ def by_words(
         np.array([slot for slot, _ in good], np.int64),
         np.array([score for _, score in good], np.float64),
     )
+
+
+def _has(rows: NDArray[np.int64], row: int) -> bool:
+    """Return whether a row is one of these, which are in ascending order."""
+    place = int(rows.searchsorted(row))
+    return place < len(rows) and int(rows[place]) == row
 
 
 def _counts(connection: sqlite3.Connection, words: Sequence[str]) -> dict[str, int]:

@@ -1,97 +1,139 @@
-"""A filter of rows, as the user writes it: `lang='en' and year>=2024`.
+"""`--where`: an expression of SQLite over the fields of an index's rows.
 
-A field is id, path, line, last_line, title, text, or one that was kept with a row; `a.b` is b
-inside the field a. The value is a number, true, false, or a text, which needs quotes only where it
-is not a single word. A number is compared with numbers, and with texts that are numbers: all that a
-CSV file holds are texts. `like` is SQL's, with % and _; `~` finds a part of a text; `has` a member
-of a list. These two pass over the case of ASCII letters; `=` does not. A row that lacks a field
-passes no test of it, nor a negated one, but `is null`: so it is in SQL.
+    lang = 'en' and year >= 2024 and lower(title) like '%refund%'
 
-Names and values never become part of an SQL text: they are bound to it.
+A field is id, path, line, last_line, title, text, or one that was kept with a row; `a.b` is the
+field b inside the field a, and a name that is no word stands in double quotes. A row without a
+field has NULL. `has(tags, 'x')` asks for a member of a list.
+
+Fields have no types: all that a CSV file holds is text. So a field takes the type of the constant
+that it is compared with. Compared with a number, a text that is a number counts as that number,
+and another text is neither less nor greater; compared with a text, a number is its digits; compared
+with true or false, so are 'True' and 'false'.
+
+SQLite gets operators, numbers and allowed functions as they are written. Names of fields and texts
+are bound to the statement, and an authorizer refuses all but reading the columns of `rows`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import json
 import re
 import sqlite3
+import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.errors import GembError, UsageError
-from gemb.index.where_syntax import ORDERED, Every, Filter, Not, Some, Test, Value, parse, tests
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-
 COLUMNS = ("id", "path", "line", "last_line", "title", "text")
-LOOKED_AT = 1000  # rows whose kept fields are listed before all are
+# They make no value much larger than what they get, and reach nothing outside of the statement.
+_FUNCTIONS = """abs cast ceil ceiling coalesce date datetime floor glob has ifnull iif instr
+    json_array_length json_extract json_type json_valid julianday length like lower ltrim max min
+    nullif round rtrim sign strftime substr substring time trim trunc typeof unicode unixepoch
+    upper"""
+FUNCTIONS = frozenset(_FUNCTIONS.split())
+_KEYWORDS = """and as between case collate else end escape false glob in is isnull like not notnull
+    null or then true when"""
+KEYWORDS = frozenset(_KEYWORDS.split())
+INSTEAD = {  # of what is no expression of SQLite, or none that is allowed
+    "~": "FIELD like '%part%'",
+    "!~": "FIELD not like '%part%'",
+    "has": "has(FIELD, VALUE)",
+    "regexp": "FIELD like '%part%', or FIELD glob '*part*'",
+    "select": "one expression; for a member of a list: has(FIELD, VALUE)",
+}
+SAMPLED_ROWS = 1000  # whose kept fields are listed before those of all rows are
+LONGEST = 100_000  # characters of an expression
+LARGEST = 64 << 20  # bytes of a value that an expression makes
+MOST_S = 600.0  # each row is read once: ten million take about ten seconds
+STEPS = 100_000  # of SQLite's machine between two looks at the clock: a millisecond
 
-Bound = str | int | float
-_NUMERIC = "CAST(? AS NUMERIC)"  # makes SQLite read a text that it is compared with as a number
-_TEXTUAL = "CAST(? AS TEXT)"  # and this a number as a text
-_IS_NUMBER = "<= CAST(9e999 AS NUMERIC)"  # every text that is no number is above all numbers
-_LITERAL = re.compile(r"[\\%_]")
-_NO_NAME = re.compile(r'["\\\x00-\x1f\x7f]')
+_TOKEN = re.compile(
+    r"""(?P<space> \s+ )
+    | (?P<text> '(?:[^']|'')*' )
+    | (?P<quoted> "(?:[^"]|"")*" )
+    | (?P<number> (?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?(?!\w) )
+    | (?P<word> [^\W\d]\w*(?:\.\w+)* )
+    | (?P<mark> ->>?|!=|==|<>|<=|>=|!~|\|\||[-+*/%&|~<>=(),] )
+    """,
+    re.VERBOSE,
+)
+_UNQUOTABLE = re.compile(r'["\\\x00-\x1f\x7f]')  # in a path of SQLite's JSON functions
+_BY_ORDER = ("<", "<=", ">", ">=", "between")
+_BY_EQUALITY = ("=", "==", "!=", "<>", "is", "in")
 
 
 class Where(NamedTuple):
-    """A filter, as a condition of SQL on a table `rows`."""
+    """A filter, ready to be run."""
 
-    sql: str  # an expression with a `?` for each parameter, in brackets where it needs them
-    parameters: tuple[Bound, ...]
-
-    @property
-    def reads_kept(self) -> bool:
-        """Whether it looks into the JSON of kept fields: 0.7 microseconds a row, not 0.1."""
-        return "rows.kept" in self.sql
+    sql: str  # a statement that gives the slots of the rows that pass, ascending
+    values: tuple[str, ...]  # of its parameters: constant texts, then paths of kept fields
+    reads_kept: bool  # it looks into the JSON of kept fields: 0.7 microseconds a row, not 0.1
 
 
 def condition(text: str, kept: Collection[str]) -> Where:
-    """Return a filter as a condition.
+    """Return a filter as a statement on the table `rows`.
 
     Args:
         text: as the user wrote it.
         kept: the names of the fields that rows have beside `COLUMNS`.
 
     Raises:
-        UsageError: it is no filter, or a field is not there.
+        UsageError: it names a field that is not there, or uses what is not allowed.
     """
-    return _compiled(parse(text), kept)
+    return _compiled(_tokens(text), kept)
 
 
 def condition_for(connection: sqlite3.Connection, text: str) -> Where:
-    """Return a filter as a condition on the table `rows` of this connection.
+    """Return a filter as a statement on the table `rows` of this connection.
 
     Raises:
-        UsageError: it is no filter, or no row has one of its fields.
+        UsageError: as `condition`, or SQLite does not understand the expression.
         GembError: the rows cannot be read.
     """
-    found = parse(text)
+    tokens = _tokens(text)
     with reading_rows():
-        kept = _kept(connection, LOOKED_AT)
-        if any(_path(test.field, kept) is None for test in tests(found)):
+        kept = _kept(connection, SAMPLED_ROWS)
+        if any(token.is_name and _column(token.name, kept) is None for token in tokens):
             kept = _kept(connection, -1)  # a field that few rows have
-    return _compiled(found, kept)
+    where = _compiled(tokens, kept)
+    try:
+        with _guarded(connection):
+            connection.execute(f"EXPLAIN {where.sql}", where.values).close()
+    except sqlite3.Error as error:
+        raise _wrong(_complaint(text) or str(error)) from None
+    return where
 
 
 def matching(connection: sqlite3.Connection, where: Where) -> NDArray[np.int64]:
     """Return the slots of the rows that pass, int64 [n], ascending.
 
     Raises:
+        UsageError: the expression cannot take the value of a row, or it takes too long.
         GembError: the rows cannot be read.
     """
     import numpy as np
 
-    query = f"SELECT slot FROM rows WHERE {where.sql} ORDER BY slot"
-    with reading_rows():
-        rows = connection.execute(query, where.parameters)
-        return np.fromiter((slot for (slot,) in rows), np.int64)
+    with reading_rows(), _guarded(connection):
+        try:
+            rows = connection.execute(where.sql, where.values)
+            return np.fromiter((slot for (slot,) in rows), np.int64)
+        except sqlite3.Error as error:
+            if error.sqlite_errorname == "SQLITE_INTERRUPT":
+                raise _wrong(f"it takes over {MOST_S:.0f} s") from None
+            # Kept fields are JSON, if they are not damaged; other texts need not be.
+            is_damage = "JSON" in str(error) and not _JSON.search(where.sql.replace(_EXTRACT, ""))
+            if error.sqlite_errorname in ("SQLITE_ERROR", "SQLITE_TOOBIG") and not is_damage:
+                raise _wrong(f"it cannot take the value of a row: {error}") from None
+            raise
 
 
 @contextmanager
@@ -110,6 +152,48 @@ def reading_rows() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _guarded(connection: sqlite3.Connection) -> Iterator[None]:
+    """Let a statement read the columns of `rows` by the allowed functions, for a time."""
+    readable = {*COLUMNS, "slot", "kept", ""}  # the last: of a statement that needs no column
+    functions = FUNCTIONS | {"->", "->>"}
+
+    def authorized(action: int, first: str | None, second: str | None, *_: str | None) -> int:
+        is_allowed = (
+            action == sqlite3.SQLITE_SELECT
+            or (action == sqlite3.SQLITE_READ and first == "rows" and second in readable)
+            or (action == sqlite3.SQLITE_FUNCTION and second in functions)
+        )
+        return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
+
+    deadline = time.monotonic() + MOST_S
+    longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
+    connection.create_function("has", 2, _has, deterministic=True)
+    connection.set_authorizer(authorized)
+    connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None, 0)
+        connection.set_authorizer(None)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, longest)
+
+
+def _has(held: object, member: object) -> bool | None:
+    """Return whether a list has a member; a value that is no list is its own only member."""
+    import orjson
+
+    members = [held]
+    if isinstance(held, str) and held.startswith("["):
+        with contextlib.suppress(ValueError):
+            members = orjson.loads(held)
+    return (
+        None
+        if held is None
+        else any(m is not None and (m == member or str(m) == str(member)) for m in members)
+    )
+
+
 def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
     """Return the names of the kept fields of so many rows, -1 for all."""
     names = connection.execute(
@@ -119,12 +203,118 @@ def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
     return {str(name) for (name,) in names}
 
 
-def _path(field: str, kept: Collection[str]) -> str | None:
-    """Return the JSON path of a kept field, '' where it is a column, None where it is unknown."""
+# An expression as tokens, and the statement that is made of them.
+
+
+class _Token(NamedTuple):
+    kind: str  # text, quoted, number, word, mark; empty before the first and after the last
+    text: str
+    is_name: bool = False  # it can only be the name of a field
+
+    @property
+    def name(self) -> str:
+        return self.text[1:-1].replace('""', '"') if self.kind == "quoted" else self.text
+
+    @property
+    def constant_type(self) -> str:
+        """Number, text or truth; empty: it is no constant."""
+        is_truth = self.kind == "word" and self.text.lower() in ("true", "false")
+        return "truth" if is_truth else self.kind if self.kind in ("number", "text") else ""
+
+
+def _tokens(text: str) -> list[_Token]:
+    """Return the tokens of an expression, between two empty ones.
+
+    Raises:
+        UsageError: it is too long, or has what no expression has.
+    """
+    if len(text) > LONGEST:
+        raise _wrong(f"{len(text):,} characters; {LONGEST:,} are read")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _wrong(f"character {error.start + 1} is no valid UTF-8") from None
+    tokens = [_Token("", "")]
+    position = depth = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        depth += text.startswith("(", position) - text.startswith(")", position)
+        if match is None or depth < 0 or text.startswith(("--", "/*"), position):
+            what = "has no end" if text[position] in "'\"" else "cannot stand here"
+            rest = visible(text[position:], 30)
+            raise _wrong(f"at character {position + 1}, {rest} {what}")
+        position = match.end()
+        if match.lastgroup == "space":
+            continue
+        kind, token = str(match.lastgroup), match[0]
+        is_plain = token.lower() in KEYWORDS or tokens[-1].text.lower() in ("as", "collate")
+        is_called = text[position:].lstrip().startswith("(") and kind == "word"
+        is_name = kind == "quoted" or (kind == "word" and not is_plain and not is_called)
+        tokens.append(_Token(kind, token, is_name))
+    if len(tokens) == 1:
+        raise _wrong("it is empty; one filter is lang='en' and year>=2024")
+    return [*tokens, _Token("", "")]
+
+
+def _compiled(tokens: Sequence[_Token], kept: Collection[str]) -> Where:
+    """Return the statement of an expression.
+
+    Raises:
+        UsageError: a name is no field, or a function is not allowed.
+    """
+    texts: list[str] = []
+    columns: dict[str, str] = {}  # of `COLUMNS`, or JSON paths -> their names in the statement
+    parts: list[str] = []
+    for number, token in enumerate(tokens):
+        column = _column(token.name, kept) if token.is_name else None
+        word = token.text.lower()
+        is_other = token.kind in ("word", "mark") and word not in KEYWORDS | FUNCTIONS
+        if token.kind == "text":
+            texts.append(token.text[1:-1].replace("''", "'"))
+            parts.append(f"?{len(texts)}")
+        elif column is not None:
+            name = columns.setdefault(column, f"field{len(columns)}")
+            parts.append(_typed(name, tokens, number))
+        elif word in INSTEAD and (token.is_name or is_other):
+            raise _wrong(f"instead of {word}: {INSTEAD[word]}")
+        elif token.is_name:
+            raise _unknown(token.name, kept)
+        elif token.kind == "word" and is_other and tokens[number + 1].text == "(":
+            raise _wrong(f"the function {visible(token.text, 40)} is not allowed")
+        else:
+            parts.append(token.text)
+    paths = [column for column in columns if column not in COLUMNS]
+    selected = ["slot"]
+    for column, name in columns.items():
+        # A path that is no UTF-8 is kept as bytes.
+        sql = "CAST(path AS TEXT)" if column == "path" else column
+        if column in paths:
+            sql = f"{_EXTRACT}?{len(texts) + 1 + paths.index(column)})"
+        selected.append(f"{sql} AS {name}")
+    return Where(
+        f"SELECT slot FROM (SELECT {', '.join(selected)} FROM rows) "
+        f"WHERE ({' '.join(parts)}) ORDER BY slot",
+        (*texts, *paths),
+        bool(paths),
+    )
+
+
+_EXTRACT = "json_extract(kept, "
+_JSON = re.compile("json_|->", re.IGNORECASE)
+
+
+def _column(field: str, kept: Collection[str]) -> str | None:
+    """Return the column of a field: its JSON path, or one of `COLUMNS`; None: it is unknown.
+
+    Raises:
+        UsageError: SQLite has no path to a field of this name.
+    """
+    if _UNQUOTABLE.search(field):
+        raise _wrong(f"a field with such a name cannot be tested: {visible(field, 40)}")
     if field in kept:
         return f'$."{field}"'
     if field in COLUMNS:
-        return ""
+        return field
     parts = field.split(".")
     for count in range(len(parts) - 1, 0, -1):
         if (head := ".".join(parts[:count])) in kept and all(parts[count:]):
@@ -132,126 +322,50 @@ def _path(field: str, kept: Collection[str]) -> str | None:
     return None
 
 
-def _compiled(found: Filter, kept: Collection[str]) -> Where:
-    for test in tests(found):
-        _check(test, kept)
-    return _sql(found, kept)
+def _typed(name: str, tokens: Sequence[_Token], number: int) -> str:
+    """Return a field in the type of the constant that it is compared with."""
+    before, after = tokens[max(0, number - 2) : number], tokens[number + 1 : number + 6]
+    operator, constant = "", _Token("", "")
+    if len(before) == 2:
+        constant, operator = before[0], before[1].text
+    if not constant.constant_type or operator not in (*_BY_ORDER, *_BY_EQUALITY):
+        rest = [token for token in after if token.text.lower() not in ("not", "(", "-", "+")]
+        operator, constant = rest[0].text.lower(), rest[min(1, len(rest) - 1)]
+    if operator not in (*_BY_ORDER, *_BY_EQUALITY):
+        return name
+    match constant.constant_type:
+        case "text":
+            return f"CAST({name} AS TEXT)"
+        case "truth":
+            return f"(CASE lower({name}) WHEN 'true' THEN 1 WHEN 'false' THEN 0 ELSE {name} END)"
+        case "number":
+            # Every text that is no number is above all numbers.
+            other = "" if operator in _BY_ORDER else f"ELSE {name} "
+            is_number = f"{name} <= CAST(9e999 AS NUMERIC)"
+            return f"(CASE WHEN {is_number} THEN CAST({name} AS NUMERIC) {other}END)"
+    return name
 
 
-def _check(test: Test, kept: Collection[str]) -> None:
-    name = visible(test.field, 40)
-    if _NO_NAME.search(test.field):
-        raise UsageError(f"--where: a field with such a name cannot be tested: {name}")
-    if _path(test.field, kept) is None:
-        names = [*sorted(kept), *COLUMNS]
-        close = difflib.get_close_matches(test.field, names, 1, 0.6)
-        shown = ", ".join(visible(one, 40) for one in names[:20])
-        more = ", ..." if len(names) > 20 else ""
-        hint = f"did you mean '{visible(close[0], 40)}'? " if close else ""
-        raise UsageError(f"--where: no field '{name}'; {hint}there are: {shown}{more}")
-    for word in test.bare:
-        if word in COLUMNS or word in kept:
-            word = visible(word, 40)
-            raise UsageError(
-                f"--where: {name} is compared with the field {word}; for the word: '{word}'"
-            )
+def _unknown(field: str, kept: Collection[str]) -> UsageError:
+    names = [*sorted(kept), *COLUMNS]
+    close = difflib.get_close_matches(field, names, 1, 0.6)
+    hint = f"did you mean {visible(close[0], 40)}? " if close else ""
+    shown = ", ".join(visible(name, 40) for name in names[:20]) + (", ..." if names[20:] else "")
+    field = visible(field, 40)
+    return _wrong(f"no field {field}; {hint}there are: {shown}; for a text: '{field}'")
 
 
-def _sql(part: Filter, kept: Collection[str]) -> Where:
-    match part:
-        case Test():
-            return _tested(part, _path(part.field, kept) or "")
-        case Not():
-            inner = _sql(part.part, kept)
-            return Where(f"(NOT {inner.sql})", inner.parameters)
-        case Every():
-            return _joined("AND", [_sql(one, kept) for one in part.parts])
-        case Some():
-            return _joined("OR", [_sql(one, kept) for one in part.parts])
+def _complaint(text: str) -> str:
+    """Return what SQLite says of the user's own words; empty: they are an expression."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.set_authorizer(lambda *_: sqlite3.SQLITE_DENY)
+        try:
+            connection.execute("EXPLAIN SELECT " + text.replace("\0", " "))
+        except sqlite3.Error as error:
+            words = str(error)
+            return words if "syntax" in words or "incomplete" in words else ""
+    return ""
 
 
-def _joined(operator: str, parts: Sequence[Where]) -> Where:
-    sql = f" {operator} ".join(part.sql for part in parts)
-    return Where(f"({sql})", tuple(value for part in parts for value in part.parameters))
-
-
-def _tested(test: Test, path: str) -> Where:
-    # The plus takes a column's type away, so that a cast on the other side converts what it holds.
-    column = f'+rows."{test.field}"'  # one of COLUMNS: nothing else has no path
-    if test.field == "path" and not path:
-        column = "CAST(rows.path AS TEXT)"  # one that is no UTF-8 is kept as bytes
-    subject = Where("json_extract(rows.kept, ?)", (path,)) if path else Where(column, ())
-    match test.operator:
-        case "null":
-            return Where(f"({subject.sql} IS NULL)", subject.parameters)
-        case "in":
-            return _one_of(subject, path, test.values)
-        case "has" if path:
-            return _member(subject, path, test.values[0])
-        case "like" | "~":
-            return _alike(subject, test.operator, str(test.values[0]))
-        case "=" | "has":
-            return _equal(subject, path, test.values[0])
-        case "!=":
-            equal = _equal(subject, path, test.values[0])
-            return Where(f"(NOT {equal.sql})", equal.parameters)
-    return _ordered(subject, test.operator, test.values[0])
-
-
-def _equal(subject: Where, path: str, value: Value) -> Where:
-    if isinstance(value, bool):
-        word = "true" if value else "false"
-        as_text = Where(f"(lower({subject.sql}) = ?)", (*subject.parameters, word))
-        if not path:
-            return as_text
-        as_json = Where("(json_type(rows.kept, ?) = ?)", (path, word))
-        return _joined("OR", [as_json, as_text])
-    cast = _TEXTUAL if isinstance(value, str) else _NUMERIC
-    return Where(f"({subject.sql} = {cast})", (*subject.parameters, value))
-
-
-def _ordered(subject: Where, operator: str, value: Value) -> Where:
-    assert operator in ORDERED, operator
-    if isinstance(value, str):
-        return Where(f"({subject.sql} {operator} {_TEXTUAL})", (*subject.parameters, value))
-    compared = Where(f"({subject.sql} {operator} {_NUMERIC})", (*subject.parameters, value))
-    if operator in ("<", "<="):
-        return compared
-    return _joined("AND", [compared, Where(f"({subject.sql} {_IS_NUMBER})", subject.parameters)])
-
-
-def _alike(subject: Where, operator: str, value: str) -> Where:
-    if operator == "like":
-        return Where(f"({subject.sql} LIKE ?)", (*subject.parameters, value))
-    literal = _LITERAL.sub(lambda match: "\\" + match[0], value)
-    return Where(f"({subject.sql} LIKE ? ESCAPE '\\')", (*subject.parameters, f"%{literal}%"))
-
-
-def _one_of(subject: Where, path: str, values: Sequence[Value]) -> Where:
-    texts = [value for value in values if isinstance(value, str)]
-    truths = {value for value in values if isinstance(value, bool)}
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    parts = [_equal(subject, path, value) for value in truths]
-    among = "IN (SELECT value FROM json_each(?))"  # one parameter, however many values
-    if texts:
-        sql = f"(CAST({subject.sql} AS TEXT) {among})"
-        parts.append(Where(sql, (*subject.parameters, json.dumps(texts, ensure_ascii=False))))
-    if numbers:
-        sql = f"({subject.sql} {_IS_NUMBER} AND CAST({subject.sql} AS NUMERIC) {among})"
-        parts.append(Where(sql, (*subject.parameters, *subject.parameters, json.dumps(numbers))))
-    return parts[0] if len(parts) == 1 else _joined("OR", parts)
-
-
-def _member(subject: Where, path: str, value: Value) -> Where:
-    """Return a test of a list's members; a field that is no list is its own only member."""
-    if isinstance(value, bool):
-        test, bound = "member.type = ?", "true" if value else "false"
-        test_bound: tuple[Bound, ...] = (bound,)
-    else:
-        test = f"+member.value = {_TEXTUAL if isinstance(value, str) else _NUMERIC}"
-        test_bound = (value,)
-    sql = (
-        f"(CASE WHEN {subject.sql} IS NULL THEN NULL ELSE EXISTS "
-        f"(SELECT 1 FROM json_each(rows.kept, ?) AS member WHERE {test}) END)"
-    )
-    return Where(sql, (*subject.parameters, path, *test_bound))
+def _wrong(reason: str) -> UsageError:
+    return UsageError(f"--where: {visible(reason)}")

@@ -23,7 +23,6 @@ from gemb.search.queries import NO_FLOOR, Query, QueryHits, Wanted, above
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
-    from gemb.index.where import Where
 
 
 # Queries that were trained against documents; all other tasks go with themselves.
@@ -109,7 +108,6 @@ class Rows:
 
     numbers: Ints | None  # ascending; None: all
     count: int
-    where: Where | None
 
 
 def rows_of(index: Index, filter_: str | None) -> Rows:
@@ -119,7 +117,7 @@ def rows_of(index: Index, filter_: str | None) -> Rows:
         UsageError: it is no filter, or a field is not there.
     """
     if filter_ is None:
-        return Rows(numbers=index.alive, count=index.count, where=None)
+        return Rows(numbers=index.alive, count=index.count)
     from gemb.index.where import condition_for, matching
 
     where = condition_for(index.connection, filter_)
@@ -129,7 +127,7 @@ def rows_of(index: Index, filter_: str | None) -> Rows:
     numbers = matching(index.connection, where)
     if index.alive is not None:
         numbers = np.intersect1d(numbers, index.alive, assume_unique=True)
-    return Rows(numbers=numbers, count=len(numbers), where=where)
+    return Rows(numbers=numbers, count=len(numbers))
 
 
 def search_index(
@@ -219,7 +217,7 @@ def _hybrid(
     """Return what is near in meaning or shares words."""
     from gemb.index.bm25 import by_words
 
-    words = by_words(index.connection, query.text, depth(wanted, ALL), rows.where).rows
+    words = by_words(index.connection, query.text, depth(wanted, ALL), rows.numbers).rows
     order = fused([dense, words]).rows
     if wanted.k is not None:
         order = order[: max(4 * wanted.k, DEPTH)]

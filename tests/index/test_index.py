@@ -435,7 +435,7 @@ def test_info_says_what_an_index_is(gemb: Gemb) -> None:
         (["sync", "docs"], "docs is no index: it has no manifest.json"),
         (["info", "l.txt"], "l.txt is no index"),
         (["rm", "l.gemb"], "name an ID or a PATH, or --where FILTER"),
-        (["rm", "l.gemb", "--where", "colour=1"], "--where: no field 'colour'"),
+        (["rm", "l.gemb", "--where", "colour=1"], "--where: no field colour"),
         (["compact", "docs"], "docs is no index"),
     ],
 )
@@ -501,8 +501,8 @@ def test_a_folder_and_a_filter_reach_names_that_are_no_utf8(gemb: Gemb) -> None:
     out(gemb, "index", "build", "d.gemb", "docs")
     for where in (
         "path like 'docs/sub/%'",
-        "path ~ 'SUB/'",
-        "path>='docs/sub/' and path<docs/sub0",
+        "path like '%SUB/%'",
+        "path>='docs/sub/' and path<'docs/sub0'",
     ):
         assert out(gemb, "index", "rm", "d.gemb", "-n", "--where", where) == "-2 rows\n", where
     assert out(gemb, "index", "rm", "d.gemb", "docs/sub") == "-2 rows (11 in all)\n"
