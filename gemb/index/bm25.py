@@ -1,8 +1,12 @@
-"""BM25 of texts that are in no index: one pass over them, for a query's words alone."""
+"""Ranking by words: SQLite's FTS5 and its BM25, for the rows of an index and the passages of files.
+
+Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English questions,
+300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2, debian-desc 85.7 87.8,
+narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of weight 2: boolq 89.1.
+"""
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, islice
@@ -10,14 +14,14 @@ from itertools import accumulate, islice
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Ints
 from gemb.index.hits import Ranked
+from gemb.index.schema import TOKENIZER
 from gemb.index.where import reading_rows
 from gemb.texts.words import query_words
 
-# As FTS5 has them: https://www.sqlite.org/fts5.html#the_bm25_function
-K1 = 1.2
-B = 0.75
-LEAST_IDF = 1e-6  # of a word that half of the texts have
+TITLE = 2.0  # weight of a word in the title; in the text it is 1
+LEAST_IDF = 1e-6  # of a word that half of the texts have, in FTS5
 
 # A row with few of a question's words does the fused ranking harm: where the vectors are good they
 # rank it better. nDCG@10 of EmbeddingGemma-300M on six sets of 150 questions, the mean, and on 180
@@ -25,95 +29,44 @@ LEAST_IDF = 1e-6  # of a word that half of the texts have
 # 82.4; fused: all rows 78.2 and 79.7, from a share of 0.6 83.5 and 80.7, from 0.8 84.9 and 82.2.
 SHARE = 0.8
 
-# A word is also found with another of these endings, and without its own.
-ENDINGS = "ing|ies|ed|es|e|s|y"
-_ENDING = re.compile(f"(?:{ENDINGS})$")
-_SHORTEST = 3  # letters that stay
-
-
-def word_scores(query: str, texts: Iterable[str], *, share: float = SHARE) -> NDArray[np.float32]:
-    """Return the BM25 of each text for a query, float32 [n]; 0 where they share too few words.
-
-    The formula is that of FTS5, with a text's length in characters. Words are compared without
-    regard to case, and to a common English ending.
-
-    Args:
-        query: as the user wrote it, without a prompt.
-        texts: the passages; they are read once, and not kept.
-        share: of the score that a text of average length has which has every word once, words that
-            no text has among them: less is nothing.
-    """
-    stems = list(dict.fromkeys(map(_stem, query_words(query))))
-    patterns = [_pattern(stem) for stem in stems]
-    lengths: list[int] = []
-    rows: list[int] = []
-    numbers: list[int] = []  # of the stem
-    counts: list[int] = []  # how often the row has it
-    for row, text in enumerate(texts):
-        lengths.append(len(text))
-        lower = text.lower()
-        for number, stem in enumerate(stems):
-            if stem in lower and (count := len(patterns[number].findall(lower))):
-                rows.append(row)
-                numbers.append(number)
-                counts.append(count)
-    return _bm25(lengths, len(stems), np.array([rows, numbers, counts], np.int64), share)
-
-
-def idf(found_in: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Return what each word weighs that so many of `count` texts have, float64 [words]."""
-    weights: NDArray[np.float64] = np.log((count - found_in + 0.5) / (found_in + 0.5))
-    return np.maximum(weights, LEAST_IDF)
-
-
-def _bm25(
-    lengths: Sequence[int], stems: int, hits: NDArray[np.int64], share: float
-) -> NDArray[np.float32]:
-    """Return each row's score; `hits` is [3, hits]: rows, numbers of stems, counts."""
-    scores = np.zeros(len(lengths), np.float64)
-    if not hits.size:
-        return scores.astype(np.float32)
-    rows, numbers, counts = hits
-    weights = idf(np.bincount(numbers, minlength=stems), len(lengths))
-    relative = np.array(lengths)[rows] / np.mean(lengths)
-    parts = counts * (K1 + 1) / (counts + K1 * (1 - B + B * relative))
-    np.add.at(scores, rows, weights[numbers] * parts)
-    scores[scores < share * weights.sum()] = 0
-    return scores.astype(np.float32)
-
-
-def _stem(word: str) -> str:
-    shorter = _ENDING.sub("", word)
-    return shorter if len(shorter) >= _SHORTEST else word
-
-
-def _pattern(stem: str) -> re.Pattern[str]:
-    ending = f"(?:{ENDINGS})?" if len(stem) >= _SHORTEST else ""
-    literal = re.escape(stem)  # it comes first: re looks for a literal beginning fast
-    return re.compile(rf"{literal}(?<![^\W_]{literal}){ending}(?![^\W_])")
-
-
-# The rows that share words with a query, by SQLite's FTS5 and its BM25.
-#
-# Porter's stemmer and the weight of a title were chosen by nDCG@10 on six sets of English
-# questions, 300 of each, without and with the stemmer: boolq 86.7 88.8, cosqa 37.3 39.2,
-# debian-desc 85.7 87.8, narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of
-# weight 2: boolq 89.1.
-
-
-TITLE = 2.0  # weight of a word in the title; in the text it is 1
-
 # FTS5 scores every row that it finds, at one to two microseconds a row, and counts the rows that
 # have a word at a tenth of that: so many bear a query.
 MOST_FOUND = 200_000
 MOST_COUNTED = 2_000_000
 
 
+def words_table(passages: Iterable[tuple[str | None, str]]) -> sqlite3.Connection:
+    """Return a database in memory for `by_words`, whose rows are passages: titles and texts.
+
+    The passages have the rows 0, 1, 2 and so on. Ten million characters take 0.3 s.
+    """
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute(
+        f"CREATE VIRTUAL TABLE words USING fts5(title, text, content='', {TOKENIZER})"
+    )
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO words(rowid, title, text) VALUES (?, ?, ?)",
+        ((row, title, text) for row, (title, text) in enumerate(passages)),
+    )
+    connection.execute("COMMIT")
+    return connection
+
+
+def word_scores(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Return the BM25 of each text for a query, float32 [n]; 0 where they share too few words."""
+    texts = list(texts)
+    found = by_words(words_table((None, text) for text in texts), query, max(1, len(texts)))
+    scores = np.zeros(len(texts), np.float32)
+    scores[found.rows] = found.scores
+    return scores
+
+
 def by_words(
     connection: sqlite3.Connection,
     text: str,
     k: int,
-    rows: NDArray[np.int64] | None = None,
+    rows: Ints | None = None,
     *,
     share: float = SHARE,
 ) -> Ranked:
@@ -124,7 +77,7 @@ def by_words(
     next to nothing to a score. Where even the rarest is too common, rows must have all the words.
 
     Args:
-        connection: with the tables `rows` and `words`.
+        connection: with the table `words`.
         text: a query as the user wrote it, without a prompt.
         k: how many; fewer where fewer rows have enough of the words.
         rows: the only ones to look at, ascending; None: all.
@@ -144,11 +97,11 @@ def by_words(
             "WHERE words MATCH ? ORDER BY score DESC, rowid",
             (TITLE, match),
         )
-        passing = ranked if rows is None else (row for row in ranked if _has(rows, row[0]))
+        passing = ranked if rows is None else (row for row in ranked if _is_among(row[0], rows))
         found = list(islice(passing, k))
         ranked.close()
-        last = connection.execute("SELECT max(slot) FROM rows").fetchone()[0] or 0
-    least = share * idf(np.array(list(counts.values())), last + 1).sum()
+        last = connection.execute("SELECT max(id) FROM words_docsize").fetchone()[0] or 0
+    least = share * _idf(np.array(list(counts.values())), last + 1).sum()
     good = [(slot, score) for slot, score in found if score >= least]
     return Ranked(
         np.array([slot for slot, _ in good], np.int64),
@@ -156,10 +109,16 @@ def by_words(
     )
 
 
-def _has(rows: NDArray[np.int64], row: int) -> bool:
-    """Return whether a row is one of these, which are in ascending order."""
+def _is_among(row: int, rows: Ints) -> bool:
+    """Return whether a row is one of `rows`, which are ascending."""
     place = int(rows.searchsorted(row))
     return place < len(rows) and int(rows[place]) == row
+
+
+def _idf(counts: Ints, total: int) -> NDArray[np.float64]:
+    """Return what each word weighs that so many of `total` rows have, float64 [words]."""
+    weights: NDArray[np.float64] = np.log((total - counts + 0.5) / (counts + 0.5))
+    return np.maximum(weights, LEAST_IDF)
 
 
 def _counts(connection: sqlite3.Connection, words: Sequence[str]) -> dict[str, int]:

@@ -99,7 +99,8 @@ def path_of(column: str | bytes | None) -> str | None:
 # and its slot stands in `removed` until the index is compacted.
 
 
-TABLES = """
+TOKENIZER = 'tokenize="porter unicode61 remove_diacritics 2"'  # `gemb.index.bm25` says why
+TABLES = f"""
 CREATE TABLE rows(
     slot INTEGER PRIMARY KEY,
     id,                         -- integer or text; NULL of a passage of a file
@@ -127,9 +128,8 @@ CREATE TABLE files(             -- that were read for passages, as they were the
     inode INTEGER NOT NULL,
     passages INTEGER NOT NULL   -- 0: a binary or an empty file
 ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5(  -- `gemb.index.bm25` says why Porter's stemmer
-    title, text, content='rows', content_rowid='slot',
-    tokenize="porter unicode61 remove_diacritics 2"
+CREATE VIRTUAL TABLE words USING fts5(
+    title, text, content='rows', content_rowid='slot', {TOKENIZER}
 );
 CREATE TRIGGER rows_in AFTER INSERT ON rows BEGIN
     INSERT INTO words(rowid, title, text) VALUES (new.slot, new.title, new.text);
