@@ -119,17 +119,13 @@ def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
 
 
 def _read_texts(path: Path) -> tuple[str, ...]:
-    texts = []
-    with click.open_file(str(path), "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                texts.append(line.decode().rstrip("\r\n"))
-            except UnicodeDecodeError:
-                raise UsageError(f"{path}, line {number}: no valid UTF-8") from None
-    texts = [text for text in texts if text.strip()]
+    from gemb.texts.contents import shown
+    from gemb.texts.lines import text_lines
+
+    texts = tuple(text for _, text in text_lines(str(path)))
     if not texts:
-        raise UsageError(f"{path}: no text to compare the models on")
-    return tuple(texts)
+        raise UsageError(f"{shown(str(path))}: no text to compare the models on")
+    return texts
 
 
 def _table(agreement: Agreement) -> str:

@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import orjson
 
-from gemb.datasets.files import RawRow, json_lines, shown
+from gemb.datasets.files import RawRow, open_file
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.texts.lines import BOM, Oversize, blocks, split
+from gemb.texts.contents import shown
+from gemb.texts.lines import Line, file_lines
 
 COLUMNS = "query-id, corpus-id, score"
 SCORE_NAMES = ("score", "relevance", "label", "grade")
@@ -39,35 +40,31 @@ def judgements(path: Path) -> Iterator[Judgement]:
 
     A pair that was judged before with another grade is wrong; the same again is not.
     """
-    known: dict[int, float] = {}  # hash of a pair -> its grade
-    with path.open("rb", buffering=0) as file:
-        for number, line in enumerate(split(blocks(file.fileno(), live=False), b"\n"), 1):
-            one = _judgement(number, line)
-            if one is None:
-                continue
-            pair = hash((one.query, one.document))
-            before = one.grade if one.reason else known.setdefault(pair, one.grade)
-            if before != one.grade:
-                words = (
-                    f"query '{visible(one.query, 40)}' and document '{visible(one.document, 40)}'"
-                )
-                one = one._replace(
-                    reason=f"{words} have grade {one.grade:g} here, and {before:g} in a line before"
-                )
-            yield one
+    grades: dict[int, float] = {}  # of a pair, by its hash
+    for line in file_lines(path):
+        judgement = _judgement(line)
+        if judgement is None:
+            continue
+        _, query, document, grade, reason = judgement
+        before = grade if reason else grades.setdefault(hash((query, document)), grade)
+        if before != grade:
+            reason = (
+                f"query '{visible(query, 40)}' and document '{visible(document, 40)}' have grade "
+                f"{grade:g} here, and {before:g} in a line before"
+            )
+            judgement = judgement._replace(reason=reason)
+        yield judgement
 
 
-def _judgement(number: int, line: bytes | Oversize | None) -> Judgement | None:
+def _judgement(line: Line) -> Judgement | None:
     """Return what a line says, None where it is blank or names the columns."""
-    if not isinstance(line, bytes):
-        return _wrong(number, "the line is too long")
-    try:
-        text = (line.removeprefix(BOM) if number == 1 else line).decode().rstrip("\r")
-    except UnicodeDecodeError:
-        return _wrong(number, "no valid UTF-8")
+    number = line.number
+    text, error = line.text()
+    if error:
+        return _wrong(number, error.message)
     if not text.strip():
         return None
-    cells = text.split("\t")
+    cells = text.removesuffix("\r").split("\t")
     if len(cells) != 3:
         return _wrong(number, f"{len(cells)} columns, not {COLUMNS} with tabs between")
     if number == 1 and cells[2].strip().lower() in SCORE_NAMES:
@@ -185,13 +182,15 @@ def open_folder(path: Path) -> BeirFolder:
 
 def _find(path: Path, places: Places) -> None:
     """Set the places of the ids that are in a file; of an id that stands there twice, the first."""
-    with path.open("rb", buffering=0) as file:
-        for row in json_lines(file.fileno()):
-            if row.values is None:
-                continue  # if it was wanted, it is missed by its id
-            key = text_id(row.values)
-            if key is not None and places.get(key) == (0, 0):
-                places[key] = (row.offset, row.size)
+    file = open_file(path)
+    if not file.in_place:
+        raise UsageError(f"{shown(path)} is compressed; its lines are read in place: gunzip it")
+    for row in file.rows():
+        if row.values is None:
+            continue  # if a judgement names it, that is missed by its id
+        key = text_id(row.values)
+        if key is not None and places.get(key) == (0, 0):
+            places[key] = (row.offset, row.size)
 
 
 def _read(fd: int, place: tuple[int, int]) -> dict[str, object]:

@@ -1,33 +1,93 @@
-"""The texts of a source of which no pairs are asked: what adaptation reads.
+"""Texts without their pairs: what adaptation reads, and what a smaller vocabulary is chosen by.
 
-A line of a .txt or .md file is a text. Of JSONL, CSV, TSV and Parquet (.gz too) it is the column
-`text`; where there is none, the query and its positives, one under the other.
+A line of a .txt or .md file is a text. Of JSONL, CSV, TSV and Parquet (.gz too) adaptation reads
+the column `text`; where there is none, the query and its positives, one under the other.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import BadRow, Layout, known
-from gemb.datasets.files import GZIP, Parts, RawRow, open_file, shown
+from gemb.datasets.files import RawRow, open_file
 from gemb.datasets.rows import KEPT_BAD, Readable, bad_row_stops, name_of
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
-from gemb.texts.lines import Oversize, blocks, read_blocks, split
+from gemb.texts.contents import is_gzip, shown
+from gemb.texts.inputs import format_by_name
+from gemb.texts.lines import file_lines
+from gemb.texts.tables import json_value
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
+COUNTED = ("query", "positive", "negative", "title", "text")  # fields of JSON lines
+BATCH_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A source of texts, which can be read more than once."""
+
+    name: str  # in messages
+    read: Callable[[], Iterator[str]]
+
+    def batches(self) -> Iterator[list[str]]:
+        """Yield the texts, some megabytes at a time.
+
+        Raises:
+            UsageError: there is no text, or what `read` raises.
+        """
+        batch: list[str] = []
+        size = count = 0
+        for text in self.read():
+            batch.append(text)
+            size += len(text)
+            if size > BATCH_CHARACTERS:
+                yield batch
+                count += len(batch)
+                batch, size = [], 0
+        if not batch and not count:
+            raise UsageError(f"{self.name}: no text in it (JSON fields: {', '.join(COUNTED)})")
+        if batch:
+            yield batch
+
+
+def counted_texts(path: Path) -> Texts:
+    """Return the texts of a file whose tokens are counted: its lines, or of JSON lines `COUNTED`.
+
+    Reading raises UsageError where the file is missing or broken.
+    """
+    return Texts(str(path), lambda: _counted(path))
+
+
+def _counted(path: Path) -> Iterator[str]:
+    is_json = format_by_name(path) == "jsonl"
+    for line in file_lines(path):
+        if line.error:
+            raise UsageError(f"{shown(path)}:{line.number}: {line.error.message}")
+        if is_json:
+            row, error = json_value(line.data, lenient=True)
+            if error or not isinstance(row, dict):
+                reason = f": {error.message}" if error else ""
+                raise UsageError(f"{shown(path)}:{line.number}: no JSON object{reason}")
+            values = [row.get(name) for name in COUNTED]
+            yield from (_whole(value) for value in values if isinstance(value, str) and value)
+        elif line.data and not line.data.isspace():
+            yield line.data.removesuffix(b"\r").decode(errors="replace")
+
+
+def _whole(text: str) -> str:
+    """Return the text; what is half a character, or no UTF-8 in a table, is `?`."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass
 class PlainTexts:
-    """A source; `read` goes through it once, and counts what it leaves out."""
+    """A source of adaptation; `read` goes through it once, and counts what it leaves out."""
 
     source: Source
     strict: bool = False  # a bad row is an error
@@ -79,18 +139,14 @@ class PlainTexts:
         return self.path.is_file() and plain.endswith(LINES)
 
     def _lines(self) -> Iterator[str | RawRow]:
-        with self.path.open("rb", buffering=0) as file:
-            is_gzip = file.read(len(GZIP)) == GZIP
-            file.seek(0)
-            self.format = "lines" + " (gzip)" * is_gzip
-            if not is_gzip:
-                yield from _decoded(split(blocks(file.fileno(), live=False), b"\n"))
-                return
-            try:
-                with gzip.GzipFile(fileobj=file) as unzipped:
-                    yield from _decoded(split(read_blocks(unzipped.read), b"\n"))
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise UsageError(f"{shown(self.path)}: no whole gzip file: {error}") from None
+        with self.path.open("rb") as file:
+            self.format = "lines" + " (gzip)" * is_gzip(file.read(2))
+        for line in file_lines(self.path):
+            text, error = line.text()
+            if error:
+                yield RawRow(line.number, None, error.message)
+            elif text and not text.isspace():
+                yield text.removesuffix("\r")
 
     def _rows(self) -> Iterator[str | RawRow]:
         file: Readable = open_folder(self.path) if self.path.is_dir() else open_file(self.path)
@@ -125,28 +181,15 @@ class PlainTexts:
                 raise BadRow("no 'text'" if "text" not in values else "'text' is not text")
         else:
             query, positives, _ = self._layout.row(values)
-            text = "\n".join([query, *(one.text for one in positives)])
+            text = "\n".join([query, *(positive.text for positive in positives)])
         if not text.strip():
             raise BadRow("'text' is empty")
-        # A lone surrogate (an escape in JSON) is no character.
-        return text.encode("utf-8", "replace").decode("utf-8")
+        return _whole(text)
 
     def _leave_out(self, row: RawRow) -> None:
-        place = f"{shown(Path(self.path.name))}:{row.number}"
+        place = f"{shown(self.path.name)}:{row.number}"
         if self.strict:
             raise bad_row_stops(place, row.reason)
         self.bad_count += 1
         if len(self.bad) < KEPT_BAD:
             self.bad.append((place, row.reason))
-
-
-def _decoded(parts: Parts) -> Iterator[str | RawRow]:
-    """Yield the lines that are not empty."""
-    for number, part in enumerate(parts, 1):
-        if isinstance(part, Oversize):
-            yield RawRow(number, None, f"{part.size} bytes in a line")
-        elif part and part.strip():
-            try:
-                yield part.decode().rstrip("\r")
-            except UnicodeDecodeError as error:
-                yield RawRow(number, None, f"byte {error.start + 1} is no valid UTF-8")

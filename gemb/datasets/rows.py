@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
-from gemb.datasets.files import RawRow, json_row, open_file, shown
+from gemb.datasets.files import RawRow, json_row, open_file
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
@@ -29,7 +29,9 @@ from gemb.io.text import visible
 from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
+from gemb.texts.contents import shown
 from gemb.texts.examples import Example, Text, digest, folded
+from gemb.texts.lines import Line
 
 # A recipe's task -> gemb's tasks of the query and of the positive (with its negatives). Source: the
 # model card of google/embeddinggemma-300m: asymmetric tasks search documents, the others compare
@@ -342,7 +344,7 @@ class Rows:
 
     def _parse(self, line: bytes) -> tuple[str, list[Text], list[Text]]:
         if self._layout:
-            return self._layout.row(json_row(line, 0, 0).values or {})
+            return self._layout.row(json_row(Line(0, line, 0, 0)).values or {})
         query, positives, negatives = orjson.loads(line)
         return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
 

@@ -10,6 +10,8 @@ from typing import Any
 from gemb.datasets.beir import COLUMNS, find_judgements, judgements, text_id
 from gemb.errors import UsageError
 from gemb.texts.examples import Text
+from gemb.texts.lines import text_lines
+from gemb.texts.tables import json_value
 
 KINDS = ("retrieval", "rerank")
 QRELS = ("qrels.tsv", *(f"qrels/{part}.tsv" for part in ("test", "dev", "val", "validation")))
@@ -127,7 +129,7 @@ def read_table(path: Path) -> Table:
     Raises:
         UsageError: the columns are not these, or a score is no number.
     """
-    lines = _lines(path)
+    lines = text_lines(path)
     _, first = next(lines, (1, ""))
     header = first.split("\t")
     names = [name.strip().lower() for name in header]
@@ -193,27 +195,10 @@ def _number(cell: str, path: Path, line: int) -> float:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    import orjson
-
-    for number, line in _lines(path):
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {number}: no valid JSON: {error}") from None
+    for number, line in text_lines(path):
+        row, error = json_value(line.encode())
+        if error:
+            raise UsageError(f"{path}, line {number}: no valid JSON: {error.message}")
         if not isinstance(row, dict):
             raise UsageError(f"{path}, line {number}: no JSON object")
         yield number, row
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line that is not blank."""
-    if not path.is_file():
-        raise UsageError(f"no such file: {path}")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise UsageError(f"{path}, line {number}: no valid UTF-8") from None
-            if text.strip():
-                yield number, text

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +15,10 @@ from gemb.index.hits import Hit
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
+from gemb.texts.contents import shown
+from gemb.texts.lines import text_lines
 from gemb.texts.records import Record
+from gemb.texts.tables import json_value
 from gemb.texts.words import wanted_stems, words_of
 
 if TYPE_CHECKING:
@@ -114,51 +115,27 @@ def read_queries(path: str) -> list[Query]:
     Raises:
         UsageError: there is no such file, no query in it, an empty one, or an id twice.
     """
-    name = "standard input" if path == "-" else visible(path)
-    found: list[Query] = []
-    seen: dict[str, str] = {}
-    for number, line in enumerate(_content(path).split(b"\n"), 1):
-        if not line.strip():
-            continue
-        query = _query(line, number, f"{name}, line {number}")
-        if query.id in seen:
-            raise UsageError(f"{query.place}: the id {query.id!r} is that of {seen[query.id]}, too")
-        seen[query.id] = f"line {number}"
-        found.append(query)
-    if not found:
-        raise UsageError(f"{name} has no query")
-    return found
+    queries: dict[str, Query] = {}  # by id
+    for number, line in text_lines(path):
+        query = _query(line.strip(), number, f"{shown(path)}, line {number}")
+        if query.id in queries:
+            before = queries[query.id].place.rpartition(", ")[2]
+            raise UsageError(f"{query.place}: the id {query.id!r} is that of {before}, too")
+        queries[query.id] = query
+    if not queries:
+        raise UsageError(f"{shown(path)} has no query")
+    return list(queries.values())
 
 
-def _content(path: str) -> bytes:
-    if path == "-":
-        if sys.stdin is None:
-            raise UsageError("standard input is closed; name a file of queries")
-        data = sys.stdin.buffer.read()
-    else:
-        if not Path(path).exists():
-            raise UsageError(f"no such file: {visible(path)}")
-        if Path(path).is_dir():
-            raise UsageError(f"{visible(path)} is a folder; queries are the lines of a file")
-        data = Path(path).read_bytes()
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-def _query(line: bytes, number: int, place: str) -> Query:
-    try:
-        text = line.decode().strip()
-    except UnicodeDecodeError:
-        raise UsageError(f"{place}: no valid UTF-8") from None
+def _query(text: str, number: int, place: str) -> Query:
     if not text.startswith("{"):
         return Query(str(number), text, place)
-    import orjson
 
     from gemb.datasets.beir import text_id
 
-    try:
-        row = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{place}: no valid JSON: {error}") from None
+    row, error = json_value(text.encode())
+    if error:
+        raise UsageError(f"{place}: no valid JSON: {error.message}")
     words = next((row[name] for name in TEXT_NAMES if isinstance(row.get(name), str)), None)
     if words is None:
         has = ", ".join(visible(name, 40) for name in row) or "nothing"

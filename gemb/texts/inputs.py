@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import os
-import re
 import shlex
 import stat
 import sys
@@ -17,17 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.io.notes import note
-from gemb.texts.lines import (
-    Oversize,
-    Records,
-    blocks,
-    json_records,
-    read_blocks,
-    split,
-    text_records,
-)
-from gemb.texts.records import Fields, from_text
+from gemb.io.notes import note, warn
+from gemb.texts.contents import STDIN, is_gzip, shown
+from gemb.texts.lines import Line, Lines, read_lines
+from gemb.texts.records import Fields, Id, Record, RowError, from_fields, from_text, unfit
+from gemb.texts.tables import RETURN_INSIDE, Cells, ParquetFile, cell_rows, json_value
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -36,12 +30,9 @@ SUFFIXES = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-COMPRESSED = {  # first bytes, as a pattern -> what prints it
-    rb"\x1f\x8b": "zcat",
-    rb"\x28\xb5\x2f\xfd": "zstdcat",
-    rb"BZh[1-9]1AY&SY": "bzcat",
-    rb"\xfd7zXZ": "xzcat",
-}
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+
+Records = Iterator[Record | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +58,10 @@ def check(paths: Sequence[str]) -> None:
     Raises:
         UsageError: standard input is closed, or a path is no file.
     """
-    if paths.count("-") > 1:
+    if paths.count(STDIN) > 1:
         raise UsageError("standard input (-) is given twice; it can be read once")
     for path in paths:
-        if path == "-":
+        if path == STDIN:
             if sys.stdin is None:
                 raise UsageError("standard input is closed; give a FILE or -e TEXT")
         else:
@@ -95,140 +86,226 @@ def _check_file(path: str) -> None:
 
 def total_size(paths: Sequence[str], reading: Reading) -> int | None:
     """Return the sum of all `Record.size` to come, or None where it is not known."""
-    if not all(path != "-" and Path(path).is_file() for path in paths):
-        return None
-    if any(_format(path, reading) == "parquet" for path in paths):
-        return None
-    return sum(Path(path).stat().st_size for path in paths)
+    total = 0
+    for path in paths:
+        if path == STDIN or not Path(path).is_file() or format_of(path, reading) == "parquet":
+            return None
+        with Path(path).open("rb") as file:
+            if is_gzip(file.read(2)):
+                return None
+            total += os.fstat(file.fileno()).st_size
+    return total
+
+
+def format_of(path: str | Path, reading: Reading) -> str:
+    """Return the format in which an input is read, by its name: `lines` where that says nothing."""
+    if reading.format != "auto":
+        return reading.format
+    return format_by_name(path) or "lines" if reading.separator == b"\n" else "lines"
+
+
+def format_by_name(path: str | Path) -> str:
+    """Return the format that a file's name says, that of a compressed file too; else nothing."""
+    return SUFFIXES.get(Path(os.fspath(path).lower().removesuffix(".gz")).suffix, "")
 
 
 def read(paths: Sequence[str], reading: Reading) -> Records:
-    """Yield the records of all files, in order. With several files an id is `path:number`."""
+    """Yield the records of all files, in order. With several files an id is `path:number`.
+
+    Raises:
+        UsageError: an input is no text, or a field that was named cannot be there.
+        Missing: Parquet without pyarrow.
+    """
     for path in paths:
-        label = _printable(path) if len(paths) > 1 else None
-        if _format(path, reading) == "parquet":
-            from gemb.texts.tables import read_parquet
-
-            yield from read_parquet(path, reading.fields, label)
+        label = os.fsencode(path).decode(errors="replace") if len(paths) > 1 else None
+        if format_of(path, reading) == "parquet":
+            yield from _parquet_records(path, reading.fields, label)
         else:
-            yield from _read_bytes(path, reading, label)
+            lines = read_lines(path, separator=reading.separator, live=reading.live)
+            yield from _records(lines, path, reading, label)
 
 
-def _read_bytes(path: str, reading: Reading, label: str | None) -> Records:
-    if path == "-":
-        yield from _parse(_stdin(reading.live), path, reading, label)
-        return
-    with Path(path).open("rb", buffering=0) as file:
-        live = reading.live and not stat.S_ISREG(os.fstat(file.fileno()).st_mode)
-        yield from _parse(blocks(file.fileno(), live=live), path, reading, label)
-
-
-def _stdin(live: bool) -> Iterator[bytes | None]:
-    try:
-        fd = sys.stdin.fileno()
-    except OSError:  # a test's or a notebook's stream
-        return read_blocks(sys.stdin.buffer.read)
-    return blocks(fd, live=live and not stat.S_ISREG(os.fstat(fd).st_mode))
-
-
-def _parse(
-    stream: Iterator[bytes | None], path: str, reading: Reading, label: str | None
-) -> Records:
-    parts = split(stream, reading.separator)
-    name = "standard input" if path == "-" else _printable(path)
-    form = _format(path, reading)
-    for first in parts:
+def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Records:
+    for first in lines:
         if first is not None:
             break
         yield None
     else:
         return
-    parts = itertools.chain([first], parts)
-    _refuse_foreign(first, path, name, form)
+    lines = itertools.chain([first], lines)
+    name, form = shown(path), format_of(path, reading)
     if reading.format == "auto" and reading.separator == b"\n" and form == "lines":
-        form = _sniffed(first, path, name, reading)
-    if form in ("csv", "tsv"):
-        from gemb.texts.tables import read_csv
-
-        yield from read_csv(parts, reading.fields, name, label, "," if form == "csv" else "\t")
+        form = _format_by_line(first, path, reading)
+    if form in DELIMITERS:
+        rows = cell_rows(lines, DELIMITERS[form])
+        yield from table_records(rows, reading.fields, name, label)
     elif form == "jsonl":
-        fields = reading.fields
-        fields = fields if fields.text else dataclasses.replace(fields, text=("text",))
-        yield from json_records(parts, fields, name, label)
+        yield from _json_records(lines, reading.fields, name, label)
+    elif reading.fields.named():
+        raise UsageError(
+            f"{name}: plain lines have no field '{reading.fields.named()[0]}'; "
+            "name the format with -I jsonl, csv, tsv or parquet"
+        )
     else:
-        if reading.fields.named():
-            raise UsageError(
-                f"{name}: plain lines have no field '{reading.fields.named()[0]}'; "
-                "name the format with -I jsonl, csv, tsv or parquet"
-            )
-        yield from text_records(parts, label, are_lines=reading.separator == b"\n")
+        yield from _text_records(lines, label, are_lines=reading.separator == b"\n")
 
 
-def _format(path: str, reading: Reading) -> str:
-    if reading.format != "auto":
-        return reading.format
-    by_suffix = SUFFIXES.get(Path(path).suffix.lower(), "lines")
-    return by_suffix if reading.separator == b"\n" else "lines"
-
-
-def _refuse_foreign(first: bytes | Oversize, path: str, name: str, form: str) -> None:
-    """Raise UsageError where the first bytes are those of a compressed or a Parquet file."""
-    if not isinstance(first, bytes):
-        return
-    for magic, tool in COMPRESSED.items():
-        if re.match(magic, first):
-            if form == "lines":  # reviews.csv.gz
-                form = SUFFIXES.get(Path(Path(path).stem).suffix.lower(), "lines")
-            words = (
-                f"{tool} | gemb embed"
-                if path == "-"
-                else f"{tool} {shlex.quote(name)} | gemb embed"
-            )
-            words += "" if form == "lines" else f" -I {form}"
-            raise UsageError(f"{name} is compressed: {words}")
-    if first.startswith(b"PAR1"):
-        raise UsageError(f"{name} is a Parquet file: gemb embed -I parquet FILE")
-
-
-def _sniffed(first: bytes | Oversize, path: str, name: str, reading: Reading) -> str:
-    """Return the format that the first record shows.
+def _format_by_line(first: Line, path: str, reading: Reading) -> str:
+    """Return the format that the first line shows: lines or jsonl.
 
     Raises:
         UsageError: it begins a JSON array of rows.
     """
-    is_json = path.lower().endswith(".json")
-    if not isinstance(first, bytes):
+    name, is_json = shown(path), path.lower().endswith(".json")
+    if first.error:
         if is_json:
             raise UsageError(f"{name}: its first line has {first.size} bytes; {_array_hint(path)}")
         return "lines"
-    value = _json_value(first) if first.lstrip()[:1] in (b"{", b"[") else None
+    begin = first.data.lstrip()[:1]
+    value = json_value(first.data)[0] if begin in (b"{", b"[") else None
     is_rows = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-    if is_rows or (is_json and first.lstrip().startswith(b"[")):
+    if is_rows or (is_json and begin == b"["):
         raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; -I lines takes it raw")
     if isinstance(value, dict):
         if reading.names_options:
             note(f"{name} is read as JSON lines, for its first line is one; -I lines takes it raw")
         return "jsonl"
-    if b"\0" in first and reading.names_options:
+    if b"\0" in first.data and reading.names_options:
         note(f"{name} holds NUL bytes; for texts that end in NUL: -0")
     return "lines"
 
 
 def _array_hint(path: str) -> str:
-    file = "" if path == "-" else f" {shlex.quote(_printable(path))}"
+    file = "" if path == STDIN else f" {shlex.quote(shown(path))}"
     return f"of an array make lines: jq -c '.[]'{file} | gemb embed"
 
 
-def _json_value(line: bytes) -> object:
-    """Return the value that the line is, None where it is no JSON."""
-    import orjson
+def _text_records(lines: Lines, label: str | None, *, are_lines: bool) -> Records:
+    """Yield a record for each text; of a line, without the CR before its end."""
+    for line in lines:
+        if line is None:
+            yield None
+            continue
+        record_id, place = _place(line.number, label)
+        text, error = line.text()
+        if are_lines:
+            text = text.removesuffix("\r")
+        error = error or unfit(text)
+        yield Record(record_id, place, text, error=error, size=line.size)
 
-    try:
-        value: object = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return value
+
+def _place(number: int, label: str | None, what: str = "line") -> tuple[Id, str]:
+    """Return the id of a row that names none, and its place for messages."""
+    if label is None:
+        return number, f"{what} {number}"
+    return f"{label}:{number}", f"{label}:{number}"
 
 
-def _printable(path: str) -> str:
-    return os.fsencode(path).decode(errors="replace")
+def _json_records(lines: Lines, fields: Fields, name: str, label: str | None) -> Records:
+    """Yield the records of JSON lines; say at the end which field that was named no row had."""
+    fields = fields if fields.text else dataclasses.replace(fields, text=("text",))
+    absent = {field for field in (fields.title, *fields.keep) if field in fields.named()}
+    rows = 0
+    for line in lines:
+        if line is None:
+            yield None
+        elif line.error or (line.data and not line.data.isspace()):
+            rows += 1
+            yield _json_record(line, fields, absent, *_place(line.number, label))
+    for field in sorted(absent) if rows else ():
+        warn(f"{name}: none of its {rows} rows has a field '{field}'")
+
+
+def _json_record(line: Line, fields: Fields, absent: set[str], record_id: Id, place: str) -> Record:
+    value, error = (None, line.error) if line.error else json_value(line.data)
+    if isinstance(value, dict):
+        absent.difference_update(value)
+        if fields.id and isinstance(value.get(fields.id), float):
+            # orjson makes a float of an integer over 64 bits: its digits are in the line.
+            try:
+                numbers = json.loads(line.data, parse_float=str, parse_int=str)
+            except RecursionError:
+                error = RowError("bad_json", "nested too deep")
+                return Record(record_id, place, error=error, size=line.size)
+            value[fields.id] = numbers[fields.id]
+        return from_fields(value, fields, record_id, place, line.size)
+    if isinstance(value, str) and not fields.named()[1:]:
+        return Record(record_id, place, value, error=unfit(value), size=line.size)
+    error = error or RowError("bad_json", "not an object")
+    return Record(record_id, place, error=error, size=line.size)
+
+
+def table_records(
+    rows: Iterator[Cells | None], fields: Fields, name: str, label: str | None
+) -> Records:
+    """Yield the rows of a table whose first row names its columns.
+
+    A row's number is that of the line on which it begins: the first row's is 2.
+
+    Raises:
+        UsageError: the row of column names cannot be read, or a column that was named is not there.
+    """
+    columns: list[str] | None = None
+    for row in rows:
+        if row is None:
+            yield None
+        elif columns is None:
+            columns = _column_names(row, name)
+            fields = _settled(fields, columns, name)
+        else:
+            record_id, place = _place(row.number, label)
+            values, error = row.by_name(columns)
+            if error:
+                yield Record(record_id, place, error=error, size=row.size)
+            else:
+                yield from_fields(values, fields, record_id, place, row.size)
+
+
+def _column_names(row: Cells, name: str) -> list[str]:
+    if row.error:
+        hint = "; if all lines end so: tr '\\r' '\\n'" if row.error.message == RETURN_INSIDE else ""
+        reason = f"{row.error.message}{hint}"
+        raise UsageError(f"{name}: the row of column names cannot be read: {reason}")
+    if unfit("-", *row.cells):
+        raise UsageError(f"{name}: the row of column names is no valid UTF-8; iconv converts it")
+    return [cell.removeprefix("\ufeff") for cell in row.cells]
+
+
+def _parquet_records(path: str, fields: Fields, label: str | None) -> Records:
+    """Yield the rows of a Parquet file, numbered from 1.
+
+    Raises:
+        UsageError: a column that was named is not there.
+    """
+    with ParquetFile(path) as table:
+        fields = _settled(fields, table.columns, shown(path))
+        columns = None if fields.keep_all else list(dict.fromkeys(fields.named()))
+        for number, values in enumerate(table.rows(columns), 1):
+            yield from_fields(values, fields, *_place(number, label, "row"), 1)
+
+
+def _settled(fields: Fields, columns: Sequence[str], name: str) -> Fields:
+    """Return the fields with the text column settled, every one found among the columns.
+
+    Raises:
+        UsageError: one is not there, or the text column is not clear.
+    """
+    if not fields.text:
+        if "text" in columns:
+            fields = dataclasses.replace(fields, text=("text",))
+        elif len(columns) == 1:
+            fields = dataclasses.replace(fields, text=(columns[0],))
+        else:
+            raise UsageError(f"{name}: which column is the text? --text-field {_list(columns)}")
+    if fields.title_may_lack:
+        title = fields.title if fields.title in columns else None
+        fields = dataclasses.replace(fields, title=title, title_may_lack=False)
+    for field in fields.named():
+        if field not in columns:
+            raise UsageError(f"{name}: no column '{field}'; it has: {_list(columns)}")
+    return fields
+
+
+def _list(columns: Sequence[str]) -> str:
+    names = ", ".join(column[:40] for column in columns[:8])
+    return names + (f", ... ({len(columns)} in all)" if len(columns) > 8 else "")

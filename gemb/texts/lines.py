@@ -1,33 +1,112 @@
-"""A stream of bytes as records that end in a newline or a NUL, with a mark where the input idles.
+"""A file or stream as lines, or as texts that end in NUL, with a mark where the input idles.
 
-Memory stays flat: a record is held only up to `LONGEST`, and a longer one is skipped to its end.
+Memory stays flat: a line is held only up to `LONGEST`, and a longer one is skipped to its end.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import select
+import stat
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from gemb.io.notes import warn
-from gemb.texts.records import Fields, Id, Record, RowError, from_fields, unfit
+from gemb.errors import UsageError
+from gemb.texts.contents import BOM, STDIN, Blocks, plain, shown
+from gemb.texts.records import RowError
 
 BLOCK = 1 << 18  # bytes asked for at a time
-LONGEST = 16 << 20  # bytes of a record
+LONGEST = 16 << 20  # bytes of a line
 IDLE_S = 0.05  # after this long without input, what is pending is worked off
-BOM = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True)
-class Oversize:
-    """A record longer than `LONGEST`: its bytes are gone."""
+class Line(NamedTuple):
+    """A line of an input, or a text that ends in NUL."""
 
-    size: int  # bytes
+    number: int  # from 1
+    data: bytes  # without its separator; UTF-8, if it is right
+    offset: int  # bytes before it in the plain text; in a plain file, where it begins
+    size: int  # bytes, those of its separator counted
+    error: RowError | None = None  # it is longer than `LONGEST`: its bytes are gone
+
+    def text(self) -> tuple[str, RowError | None]:
+        """Return the text, or why there is none."""
+        return ("", self.error) if self.error else utf8(self.data)
 
 
-def blocks(fd: int, *, live: bool) -> Iterator[bytes | None]:
+def utf8(data: bytes) -> tuple[str, RowError | None]:
+    """Return bytes as text, or why they are none."""
+    try:
+        return data.decode(), None
+    except UnicodeDecodeError as error:
+        byte = f"0x{data[error.start]:02x}"
+        message = f"byte {error.start + 1} ({byte}) is no valid UTF-8"
+        return "", RowError("invalid_utf8", message)
+
+
+Lines = Iterator[Line | None]  # None: a live input idles
+
+
+def read_lines(path: str, *, separator: bytes = b"\n", live: bool = False) -> Lines:
+    """Yield the lines of a file; `-` is standard input.
+
+    Args:
+        path: the file.
+        separator: one byte.
+        live: whether to mark with None where a pipe idles.
+
+    Raises:
+        UsageError: it is no text: see `gemb.texts.contents.plain`.
+        OSError: it cannot be read.
+    """
+    if path == STDIN:
+        yield from split(plain(_stdin(live=live), path), separator)
+        return
+    with Path(path).open("rb", buffering=0) as file:
+        fd = file.fileno()
+        is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        start = len(BOM) if is_regular and os.pread(fd, len(BOM), 0) == BOM else 0
+        stream = blocks(fd, live=live and not is_regular)
+        yield from split(plain(stream, path), separator, start=start)
+
+
+def file_lines(path: str | Path) -> Iterator[Line]:
+    """Yield the lines of a file, bad ones too.
+
+    Raises:
+        UsageError: there is no such file, or it is no text.
+    """
+    if path == STDIN and sys.stdin is None:
+        raise UsageError("standard input is closed; name a file")
+    try:
+        for line in read_lines(os.fspath(path)):
+            assert line is not None, "only a live input idles"
+            yield line
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {shown(path)}") from None
+    except IsADirectoryError:
+        raise UsageError(f"{shown(path)} is a folder; name a file") from None
+    except OSError as error:
+        raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
+
+
+def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """Yield number and text of each line that is not blank.
+
+    Raises:
+        UsageError: there is no such file, it is no text, or one of its lines is none.
+    """
+    for line in file_lines(path):
+        text, error = line.text()
+        if error:
+            raise UsageError(f"{shown(path)}, line {line.number}: {error.message}")
+        if text and not text.isspace():
+            yield line.number, text.removesuffix("\r")
+
+
+def blocks(fd: int, *, live: bool) -> Blocks:
     """Yield what can be read from a file descriptor, and None once each time that it idles.
 
     Args:
@@ -43,31 +122,43 @@ def blocks(fd: int, *, live: bool) -> Iterator[bytes | None]:
         yield block
 
 
-def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    """Yield what a stream without a file descriptor gives."""
+def _stdin(*, live: bool) -> Blocks:
+    try:
+        fd = sys.stdin.fileno()
+    except OSError:  # a test's or a notebook's stream
+        return _read_blocks(sys.stdin.buffer.read)
+    return blocks(fd, live=live and not stat.S_ISREG(os.fstat(fd).st_mode))
+
+
+def _read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
     while block := read(BLOCK):
         yield block
 
 
-def split(stream: Iterator[bytes | None], separator: bytes) -> Iterator[bytes | Oversize | None]:
-    """Yield records without their separator; the last needs none. None is passed through.
+def split(stream: Blocks, separator: bytes, *, start: int = 0) -> Lines:
+    """Yield the lines of a stream; the last one needs no separator. None is passed through.
 
-    A UTF-8 byte order mark at the beginning is dropped.
+    Args:
+        stream: plain text, cut anywhere.
+        separator: one byte.
+        start: offset of the first line: the bytes of a mark before it.
     """
-    held: list[bytes] = []  # of the record whose end has not come yet
+    held: list[bytes] = []  # of the line whose end has not come yet
     size = 0
-    is_first = True
+    number, offset = 0, start
     for block in stream:
         if block is None:
             yield None
             continue
         *ended, tail = block.split(separator)
-        if ended:
-            size += len(ended[0])
-            whole = _whole([*held, ended[0]], size)
-            yield _without_bom(whole) if is_first else whole
-            yield from ended[1:]
-            is_first = False
+        for part in ended:
+            number += 1
+            size += len(part) + 1
+            if size - 1 > LONGEST:
+                yield Line(number, b"", offset, size, _too_big(size - 1))
+            else:
+                yield Line(number, b"".join([*held, part]) if held else part, offset, size)
+            offset += size
             held, size = [], 0
         if tail:
             size += len(tail)
@@ -75,118 +166,11 @@ def split(stream: Iterator[bytes | None], separator: bytes) -> Iterator[bytes | 
                 held.append(tail)
             else:
                 held.clear()
-    if size:
-        whole = _whole(held, size)
-        yield _without_bom(whole) if is_first else whole
+    if size > LONGEST:
+        yield Line(number + 1, b"", offset, size, _too_big(size))
+    elif size:
+        yield Line(number + 1, b"".join(held), offset, size)
 
 
-def _whole(parts: list[bytes], size: int) -> bytes | Oversize:
-    return Oversize(size) if size > LONGEST else b"".join(parts)
-
-
-def _without_bom(record: bytes | Oversize) -> bytes | Oversize:
-    return record.removeprefix(BOM) if isinstance(record, bytes) else record
-
-
-# Byte records as records: a text each, or a JSON object each. A broken one spoils no other.
-#
-# An iterator holds None where a live input idles.
-
-
-Parts = Iterator[bytes | Oversize | None]
-Records = Iterator[Record | None]
-
-
-def text_records(parts: Parts, label: str | None, *, are_lines: bool) -> Records:
-    """Yield a record for each part; of a line, without the CR before its end.
-
-    Args:
-        parts: the bytes between separators.
-        label: of the file, for ids and places; None: they are numbers alone.
-        are_lines: the separator is a line's end.
-    """
-    yield from _each(parts, label, lambda *part: _from_line(are_lines, *part))
-
-
-def _each(
-    parts: Parts, label: str | None, parse: Callable[[bytes, Id, str], Record | None]
-) -> Records:
-    """Yield what `parse(part, id, place)` makes of each part; its None is left out."""
-    number = 0
-    for part in parts:
-        if part is None:
-            yield None
-            continue
-        number += 1
-        place = f"{label}:{number}" if label else f"line {number}"
-        record_id: Id = place if label else number
-        if isinstance(part, Oversize):
-            yield _oversize(part, record_id, place)
-        elif record := parse(part, record_id, place):
-            yield record
-
-
-def json_records(parts: Parts, fields: Fields, name: str, label: str | None) -> Records:
-    """Yield the records of JSON lines; say at the end which field that was named no row had."""
-    absent = {name for name in (fields.title, *fields.keep) if name in fields.named()}
-    rows = 0
-    for record in _each(parts, label, lambda *part: _from_json(fields, absent, *part)):
-        rows += record is not None
-        yield record
-    for field in sorted(absent) if rows else ():
-        warn(f"{name}: none of its {rows} rows has a field '{field}'")
-
-
-def _oversize(part: Oversize, record_id: Id, place: str) -> Record:
-    """Return the record of a row that was skipped for its length."""
-    message = f"{part.size} bytes; a row may have {LONGEST}"
-    return Record(record_id, place, error=RowError("too_big", message), size=part.size)
-
-
-def _from_line(is_lines: bool, part: bytes, record_id: Id, place: str) -> Record:
-    size = len(part) + 1
-    if is_lines:
-        part = part.removesuffix(b"\r")
-    try:
-        text = part.decode()
-    except UnicodeDecodeError as error:
-        return Record(record_id, place, error=_no_utf8(part, error), size=size)
-    return Record(record_id, place, text, error=unfit(text), size=size)
-
-
-def _from_json(
-    fields: Fields, absent: set[str], part: bytes, record_id: Id, place: str
-) -> Record | None:
-    import orjson
-
-    size = len(part) + 1
-    if not part or part.isspace():
-        return None  # as every reader of JSON lines takes it
-    try:
-        value = orjson.loads(part)
-    except orjson.JSONDecodeError as failure:
-        try:
-            part.decode()
-            error = RowError("bad_json", str(failure))
-        except UnicodeDecodeError as undecodable:
-            error = _no_utf8(part, undecodable)
-        return Record(record_id, place, error=error, size=size)
-    if isinstance(value, dict):
-        absent.difference_update(value)
-        if fields.id and isinstance(value.get(fields.id), float):
-            # orjson makes a float of an integer over 64 bits: its digits are in the line.
-            try:
-                value[fields.id] = json.loads(part, parse_float=str, parse_int=str)[fields.id]
-            except RecursionError:
-                error = RowError("bad_json", "nested too deep")
-                return Record(record_id, place, error=error, size=size)
-        return from_fields(value, fields, record_id, place, size)
-    if isinstance(value, str) and not fields.named()[1:]:
-        return Record(record_id, place, value, error=unfit(value), size=size)
-    error = RowError("bad_json", "not an object")
-    return Record(record_id, place, error=error, size=size)
-
-
-def _no_utf8(part: bytes, error: UnicodeDecodeError) -> RowError:
-    byte = f"0x{part[error.start]:02x}"
-    return RowError("invalid_utf8", f"byte {error.start + 1} ({byte}) is no valid UTF-8")
+def _too_big(size: int) -> RowError:
+    return RowError("too_big", f"{size} bytes; a row may have {LONGEST}")

@@ -1,88 +1,103 @@
-"""Tables as records: CSV and TSV with real line numbers, Parquet by batches."""
+"""Rows of JSON lines, CSV, TSV and Parquet, with the numbers of their lines.
+
+A row that cannot be read has an error, and spoils no other.
+"""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
-import itertools
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemb.errors import Missing, UsageError
-from gemb.texts.lines import LONGEST, Oversize
-from gemb.texts.records import Fields, Id, Record, RowError, from_fields, unfit
+from gemb.io.text import visible
+from gemb.texts.contents import STDIN, shown
+from gemb.texts.lines import LONGEST, Lines, utf8
+from gemb.texts.records import RowError
 
 ROWS = 1024  # of a Parquet file at a time
 RETURN_INSIDE = "a carriage return stands inside the line"
 
 
-def read_csv(
-    parts: Iterator[bytes | Oversize | None],
-    fields: Fields,
-    name: str,
-    label: str | None,
-    delimiter: str,
-) -> Iterator[Record | None]:
-    """Yield the rows of a table whose first row names its columns. Blank lines are left out.
+def json_value(data: bytes, *, lenient: bool = False) -> tuple[Any, RowError | None]:
+    """Return the value of a line of JSON lines, or why it has none.
 
-    A row's number is that of the line on which it begins: the first row's is 2. Quotes are read as
-    leniently as spreadsheets do: `"a"b` is the cell `ab`.
-
-    Raises:
-        UsageError: the row of column names cannot be read, or a column that was named is not there.
+    Args:
+        data: the line.
+        lenient: take what Python's json writes, too: NaN, infinities, halves of characters.
     """
-    columns: list[str] | None = None
-    for row in csv_rows(parts, delimiter):
-        if row is None:
-            yield None
-        elif columns is None:
-            columns = _header(row.cells, row.error, name)
-            fields = resolved(fields, columns, name)
-        else:
-            yield _row(row, columns, fields, label)
+    import orjson
+
+    try:
+        return orjson.loads(data), None
+    except orjson.JSONDecodeError as failure:
+        if lenient:
+            try:
+                return json.loads(data), None
+            except (ValueError, RecursionError):
+                pass
+        return None, utf8(data)[1] or RowError("bad_json", str(failure))
 
 
-class CsvRow(NamedTuple):
-    """The cells of a row as they stand, or why they cannot be read."""
+class Cells(NamedTuple):
+    """The cells of a row of CSV or TSV as they stand, or why they cannot be read."""
 
     number: int  # of the line on which it begins, from 1
     cells: list[str]  # bytes that are no UTF-8 are surrogates
     error: RowError | None
     size: int  # bytes
 
+    def by_name(self, columns: Sequence[str]) -> tuple[dict[str, str], RowError | None]:
+        """Return the cells by the names of their columns, or why that cannot be."""
+        if self.error:
+            return {}, self.error
+        if len(self.cells) != len(columns):
+            message = f"{len(self.cells)} columns; the first line has {len(columns)}"
+            return {}, RowError("bad_csv", message)
+        return dict(zip(columns, self.cells, strict=True)), None
 
-def csv_rows(parts: Iterator[bytes | Oversize | None], delimiter: str) -> Iterator[CsvRow | None]:
-    """Yield the rows, the one with column names too, but no blank lines; None where input idles."""
+
+def cell_rows(lines: Lines, delimiter: str, *, quoted: bool = True) -> Iterator[Cells | None]:
+    """Yield the rows, the one with column names too, but no blank lines; None where input idles.
+
+    Args:
+        lines: of the table.
+        delimiter: between cells.
+        quoted: a cell in quotes may hold delimiters and newlines, and `"a"b` is the cell `ab`, as
+            spreadsheets have it. Else a cell is what stands between delimiters, quotes and all
+            (IANA, text/tab-separated-values).
+    """
+    return _quoted(lines, delimiter) if quoted else _unquoted(lines, delimiter)
+
+
+def _unquoted(lines: Lines, delimiter: str) -> Iterator[Cells | None]:
+    for line in lines:
+        if line is None:
+            yield None
+        elif line.error:
+            yield Cells(line.number, [], line.error, line.size)
+        elif line.data and not line.data.isspace():
+            text = line.data.removesuffix(b"\r").decode(errors="surrogateescape")
+            yield Cells(line.number, text.split(delimiter), None, line.size)
+
+
+def _quoted(lines: Lines, delimiter: str) -> Iterator[Cells | None]:
     csv.field_size_limit(LONGEST)
-    lines = _Lines(parts)
-    reader = csv.reader(lines, delimiter=delimiter)
-    while not lines.ended:
-        lines.begin()
+    feed = _Feed(lines)
+    reader = csv.reader(feed, delimiter=delimiter)
+    while not feed.ended:
+        feed.begin()
         try:
             cells = next(reader, None)
-            error = lines.fault(cells or [])
+            error = feed.fault(cells or [])
         except csv.Error as failure:
             cells, error = [], RowError("bad_csv", _reason(failure))
         if cells is None:  # the input idles, or it has ended
             yield None
         elif error or cells:
-            yield CsvRow(lines.first, cells, error, lines.size)
-
-
-def _header(cells: list[str], error: RowError | None, name: str) -> list[str]:
-    """Return the names of the columns.
-
-    Raises:
-        UsageError: they cannot be read.
-    """
-    if error:
-        hint = "; if all lines end so: tr '\\r' '\\n'" if error.message == RETURN_INSIDE else ""
-        raise UsageError(f"{name}: the row of column names cannot be read: {error.message}{hint}")
-    columns = [cell.removeprefix("\ufeff") for cell in cells]
-    if unfit("-", *columns):
-        raise UsageError(f"{name}: the row of column names is no valid UTF-8; iconv converts it")
-    return columns
+            yield Cells(feed.first, cells, error, feed.size)
 
 
 def _reason(failure: csv.Error) -> str:
@@ -90,109 +105,86 @@ def _reason(failure: csv.Error) -> str:
     return RETURN_INSIDE if "new-line character" in str(failure) else str(failure)
 
 
-def _row(row: CsvRow, columns: list[str], fields: Fields, label: str | None) -> Record:
-    place = f"{label}:{row.number}" if label else f"line {row.number}"
-    record_id: Id = place if label else row.number
-    error = row.error
-    if not error and len(row.cells) != len(columns):
-        error = RowError("bad_csv", f"{len(row.cells)} columns; the header has {len(columns)}")
-    if error:
-        return Record(record_id, place, error=error, size=row.size)
-    values = dict(zip(columns, row.cells, strict=True))
-    return from_fields(values, fields, record_id, place, row.size)
-
-
-class _Lines:
+class _Feed:
     """Lines for `csv.reader`. Where the input idles between two rows the iterator ends for once."""
 
-    def __init__(self, parts: Iterator[bytes | Oversize | None]) -> None:
-        self._parts = parts
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
         self._number = 0
         self.ended = False
         self.begin()
 
     def begin(self) -> None:
-        """Say that a row begins."""
+        """Begin a row."""
         self.first = self._number + 1  # line number, from 1
         self.size = 0  # bytes of the row
-        self._oversize = False
-        self._open = False  # the input ended inside the row, which only a quote makes possible
+        self._is_too_big = False
+        self._is_open = False  # the input ended inside the row, which only a quote makes possible
 
     def fault(self, cells: list[str]) -> RowError | None:
         """Return what is wrong with the lines of the row that has just been read."""
-        if self._oversize:
+        if self._is_too_big:
             return RowError("too_big", f"a row may have {LONGEST} bytes")
-        if self._open:
+        if self._is_open:
             line = self._number + 1 - cells[-1].count("\n")
             return RowError("bad_csv", f"a quote opened on line {line} is never closed")
         return None
 
-    def __iter__(self) -> _Lines:
+    def __iter__(self) -> _Feed:
         return self
 
     def __next__(self) -> str:
-        for part in self._parts:
-            if part is None:
+        for line in self._lines:
+            if line is None:
                 if self.size == 0:
                     raise StopIteration
                 continue  # in the middle of a quoted field
-            self._number += 1
-            if isinstance(part, Oversize):
-                self.size += part.size
-                self._oversize = True
-                return "\n"
-            self.size += len(part) + 1
-            return part.decode(errors="surrogateescape") + "\n"
+            self._number = line.number
+            self.size += line.size
+            self._is_too_big |= line.error is not None
+            return line.data.decode(errors="surrogateescape") + "\n"
         self.ended = True
-        self._open = self.size > 0
+        self._is_open = self.size > 0
         raise StopIteration
 
 
-def read_parquet(path: str, fields: Fields, label: str | None) -> Iterator[Record]:
-    """Yield the rows of a Parquet file, numbered from 1.
+class ParquetFile:
+    """A Parquet file that is open; a context manager.
 
     Raises:
         Missing: pyarrow is not installed.
-        UsageError: it is no Parquet file, or a column that was named is not there.
+        UsageError: it is no Parquet file, or it is damaged; so from `rows`, too.
     """
-    pyarrow, parquet = import_pyarrow()
-    if path == "-" or not Path(path).is_file():
-        raise UsageError("Parquet is read from a file, not from a pipe: gemb embed -I parquet FILE")
-    try:
-        file = parquet.ParquetFile(path)
-        fields = resolved(fields, file.schema_arrow.names, path)
-        columns = None if fields.keep_all else list(dict.fromkeys(fields.named()))
-        batches = file.iter_batches(batch_size=ROWS, columns=columns)
-        rows: Iterator[Mapping[str, object]] = itertools.chain.from_iterable(
-            batch.to_pylist() for batch in batches
-        )
-        for number, values in enumerate(rows, 1):
-            place = f"{label}:{number}" if label else f"row {number}"
-            yield from_fields(values, fields, place if label else number, place, 1)
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{path}: no readable Parquet file: {_one_line(error)}") from None
 
+    def __init__(self, path: str | Path) -> None:
+        pyarrow, parquet = import_pyarrow()
+        if path == STDIN or not Path(path).is_file():
+            raise UsageError("Parquet is read from a file, not from a pipe: -I parquet FILE")
+        self._name = shown(path)
+        self._failures = (pyarrow.ArrowException, OSError)
+        try:
+            self._file = parquet.ParquetFile(path)
+        except self._failures as error:
+            raise self._unreadable(error) from None
+        self.columns: list[str] = self._file.schema_arrow.names
 
-def resolved(fields: Fields, columns: Sequence[str], name: str) -> Fields:
-    """Return the fields with the text column settled, every one found among the columns.
+    def __enter__(self) -> ParquetFile:
+        return self
 
-    Raises:
-        UsageError: one is not there, or the text column is not clear.
-    """
-    if not fields.text:
-        if "text" in columns:
-            fields = dataclasses.replace(fields, text=("text",))
-        elif len(columns) == 1:
-            fields = dataclasses.replace(fields, text=(columns[0],))
-        else:
-            raise UsageError(f"{name}: which column is the text? --text-field {_list(columns)}")
-    if fields.title_may_lack:
-        title = fields.title if fields.title in columns else None
-        fields = dataclasses.replace(fields, title=title, title_may_lack=False)
-    for wanted in fields.named():
-        if wanted not in columns:
-            raise UsageError(f"{name}: no column '{wanted}'; it has: {_list(columns)}")
-    return fields
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[Mapping[str, object]]:
+        """Yield the values of each row by column, those of these columns; None: of all."""
+        try:
+            for batch in self._file.iter_batches(batch_size=ROWS, columns=columns):
+                yield from batch.to_pylist()
+        except self._failures as error:
+            raise self._unreadable(error) from None
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        reason = visible(str(error).split("\n", 1)[0])
+        return UsageError(f"{self._name}: no readable Parquet file: {reason}")
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -207,12 +199,3 @@ def import_pyarrow() -> tuple[Any, Any]:
     except ImportError:
         raise Missing("Parquet needs pyarrow: pip install 'gemb[parquet]'") from None
     return pyarrow, pyarrow.parquet
-
-
-def _list(columns: Sequence[str]) -> str:
-    shown = ", ".join(column[:40] for column in columns[:8])
-    return shown + (f", ... ({len(columns)} in all)" if len(columns) > 8 else "")
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).split("\n", 1)[0]

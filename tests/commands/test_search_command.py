@@ -299,7 +299,7 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("--like", "tree/orders.md:99", "tree"), "tree/orders.md: no passage has line 99"),
         (("-f", "q", "--like", "a:1"), "-f FILE and --like are both given; one at a time"),
         (("-f", "absent", "tree"), "no such file: absent"),
-        (("-f", "tree", "tree"), "tree is a folder; queries are the lines of a file"),
+        (("-f", "tree", "tree"), "tree is a folder; name a file"),
         (("x", "tree", "-l", "--json"), "-l and --json are given; one form at a time"),
         (("x", "tree", "-0", "--json"), "-0 is for names and lines, not for --json"),
         (("x", "tree", "--full", "-C3"), "--full shows whole passages; -A, -B, -C"),
@@ -343,7 +343,7 @@ def test_without_a_query_the_usage_shows_how_to_ask(shop: Gemb):
         (b'{"text": "a"}\n{"text": ""}\n', "q, line 2: it is empty"),
         (b'{"txt": "a"}\n', "q, line 1: no 'text' or 'query'; it has: txt"),
         (b'{"text": \n', "q, line 1: no valid JSON"),
-        (b"\xff\xfe\n", "q, line 1: no valid UTF-8"),
+        (b"\xff\xfe\n", "q, line 1: byte 1 (0xff) is no valid UTF-8"),
         (
             b'{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n',
             "q, line 2: the id '1' is that",

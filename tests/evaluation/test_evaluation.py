@@ -358,7 +358,10 @@ BAD = {
         "{}: every score is 2; there is nothing to rank",
     ),
     "one.tsv": ("sentence1\tsentence2\tscore\na\tb\t2\n", "{}: 1 pairs; at least two are needed"),
-    "latin.tsv": (b"sentence1\tsentence2\tscore\n\xe9\tb\t2\n", "{}, line 2: no valid UTF-8"),
+    "latin.tsv": (
+        b"sentence1\tsentence2\tscore\n\xe9\tb\t2\n",
+        "{}, line 2: byte 1 (0xe9) is no valid UTF-8",
+    ),
     "label.jsonl": (
         '{"text": "a", "kind": 1}\n',
         "{}, line 1: no 'text' and 'label'; it has: text, kind",

@@ -18,13 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from gemb.datasets.files import shown
-from gemb.datasets.plain_texts import PlainTexts
+from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
+from gemb.texts.contents import shown
 from gemb.training.ul2 import SHORTEST, Task, choose, spans, taken_apart
-from gemb_torch.cut.vocabulary import Texts, batches
 
 _VERSION = 1  # of the files in the cache
 _LONG_BYTES = 1 << 28  # from here on the user is told why nothing happens
@@ -109,7 +108,7 @@ def _about(folder: Path, stamp: str) -> dict[str, Any] | None:
 def _fill(folder: Path, texts: PlainTexts, tokenizer: Tokenizer, stamp: str) -> None:
     end = 0
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "ends.bin").open("wb") as ends:
-        for batch in batches(Texts(texts.name, texts.read)):
+        for batch in Texts(texts.name, texts.read).batches():
             encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             sizes = np.array([len(encoding.ids) for encoding in encoded], np.int64)
             for encoding in encoded:

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from gemb.backend import Training
-from gemb.datasets.plain_texts import PlainTexts
+from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.caches import tokens_cache
@@ -31,7 +31,6 @@ from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Adapt, Recipe
 from gemb.training.ul2 import OBJECTIVES, Task, most_spans
 from gemb_torch.adapt.order import Ids, TextOrder, TokenStore, tokenized
-from gemb_torch.cut.vocabulary import Texts
 from gemb_torch.model.encode import device_of
 from gemb_torch.model.ranks import Ranks
 from gemb_torch.model.seq2seq import Seq2Seq

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gemb.datasets.plain_texts import Texts, counted_texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note, warn
@@ -19,7 +20,7 @@ from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.folder import HEAD_FILES, SETTINGS, TOKENIZER_FILES, copy_files, write_readme
 from gemb.models.safetensors import NewTensor, StoredTensor, write_file
-from gemb_torch.cut.vocabulary import SmallerTokenizer, Texts, of_file, smaller_tokenizer
+from gemb_torch.cut.vocabulary import SmallerTokenizer, smaller_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +54,7 @@ def cut_folder(
     tokenizer = None
     if cut.vocab is not None and cut.vocab != checkpoint.config.vocab_size:
         if texts is None:
-            texts = [of_file(path) for path in cut.vocab_texts]
+            texts = [counted_texts(path) for path in cut.vocab_texts]
         tokenizer = smaller_tokenizer(checkpoint, cut.vocab, texts)
     _warn_of_kinds(checkpoint, layers)
     if target is None:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from gemb.arrays import TokenIds
     from gemb.backend import Runtime
-    from gemb_torch.cut.vocabulary import Texts
+    from gemb.datasets.plain_texts import Texts
 
     LayerTeacher = Callable[[Sequence[tuple[str, str]]], NDArray[np.float32] | None]
 

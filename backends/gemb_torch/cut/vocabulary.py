@@ -1,11 +1,16 @@
-"""The texts whose tokens are counted: plain lines, or rows of JSON, gzipped or not."""
+"""Choose the tokens to keep, and rewrite the tokenizer's files for them.
+
+Byte-pair encoding reaches a token through smaller ones: `▁the` is joined from `▁t` and `he`, say.
+A token is kept together with every token on its way, down to its characters. Then a text whose
+tokens were all kept is cut exactly as before, since each of its joins is still there and no new
+one is; a text that had others is cut into smaller pieces, at worst into bytes, and still comes
+back whole.
+"""
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from gemb.datasets.plain_texts import Texts
 from gemb.errors import UsageError
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
@@ -21,82 +27,6 @@ from gemb.models.config import read_json, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-
-FIELDS = ("query", "positive", "negative", "title", "text")  # of a JSON row, where they are strings
-_BATCH_CHARACTERS = 2_000_000
-
-
-@dataclass(frozen=True)
-class Texts:
-    """A source of texts, which can be read more than once."""
-
-    name: str  # in messages
-    read: Callable[[], Iterator[str]]
-
-
-def of_file(path: Path) -> Texts:
-    """Return the texts of a file; reading raises UsageError where it is missing or broken."""
-    return Texts(str(path), lambda: _texts(path))
-
-
-def batches(texts: Texts) -> Iterator[list[str]]:
-    """Yield the texts, some megabytes at a time.
-
-    Raises:
-        UsageError: there is no text, or what `texts.read` raises.
-    """
-    batch: list[str] = []
-    size = count = 0
-    for text in texts.read():
-        batch.append(text)
-        size += len(text)
-        if size > _BATCH_CHARACTERS:
-            yield batch
-            count += len(batch)
-            batch, size = [], 0
-    if not batch and not count:
-        raise UsageError(f"{texts.name}: no text in it (JSON fields: {', '.join(FIELDS)})")
-    if batch:
-        yield batch
-
-
-def _texts(path: Path) -> Iterator[str]:
-    stem = path.name.removesuffix(".gz")
-    is_json = stem.endswith((".jsonl", ".ndjson"))
-    try:
-        with gzip.open(path, "rb") if stem != path.name else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = line.decode("utf-8", "replace")
-                if is_json:
-                    yield from _fields(path, number, text)
-                elif text.strip():
-                    yield text.rstrip("\n")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"{path}: no such file to count tokens in") from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise UsageError(f"{path}: not a whole gzip file: {error}") from error
-
-
-def _fields(path: Path, number: int, line: str) -> Iterator[str]:
-    try:
-        row = json.loads(line)
-        values = [row.get(field) for field in FIELDS]
-    except (ValueError, AttributeError) as error:
-        raise UsageError(f"{path}:{number}: no JSON object: {error}") from error
-    for value in values:
-        if isinstance(value, str) and value:
-            # A lone surrogate (an escape in JSON) is no character.
-            yield value.encode("utf-8", "replace").decode("utf-8")
-
-
-# Choose the tokens to keep, and rewrite the tokenizer's files for them.
-#
-# Byte-pair encoding reaches a token through smaller ones: `▁the` is joined from `▁t` and `he`, say.
-# A token is kept together with every token on its way, down to its characters. Then a text whose
-# tokens were all kept is cut exactly as before, since each of its joins is still there and no new
-# one is; a text that had others is cut into smaller pieces, at worst into bytes, and still comes
-# back whole.
 
 
 _FIRST = 5  # pad, eos, bos, unk, mask: models and programs know them by these ids
@@ -223,7 +153,7 @@ def _counts(tokenizer: Tokenizer, texts: Sequence[Texts], rows: int) -> NDArray[
     """Return how often each source uses each token, int64 [sources, rows]."""
     counts = np.zeros((len(texts), rows), np.int64)
     for row, source in zip(counts, texts, strict=True):
-        for batch in batches(source):
+        for batch in source.batches():
             # The prompts end with a space: the first word of a text has a space before it.
             encoded = tokenizer.encode_batch_fast(
                 [f" {text}" for text in batch], add_special_tokens=False

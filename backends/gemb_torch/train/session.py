@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gemb.backend import Cut, Runtime, Training
 from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import hold_out
+from gemb.datasets.plain_texts import Texts
 from gemb.datasets.rows import Rows, open_source, prompts_of
 from gemb.datasets.sets import Suite, open_suite
 from gemb.errors import UsageError
@@ -40,7 +41,6 @@ from gemb.recipe.schema import Recipe
 from gemb.training.teacher import Teacher, Wanted
 from gemb.training.teachers import FileTeacher, open_teacher
 from gemb_torch.cut.cut import cut_folder
-from gemb_torch.cut.vocabulary import Texts
 from gemb_torch.model.encode import device_of
 from gemb_torch.model.model import EmbeddingGemma
 from gemb_torch.model.ranks import Ranks

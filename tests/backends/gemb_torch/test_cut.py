@@ -272,7 +272,7 @@ def test_texts_are_read_from_gzipped_json_rows_too(
     [
         ("a.jsonl", b'{"text": "a"}\n[1]\n', r"a.jsonl:2: no JSON object"),
         ("a.jsonl", b'{"other": "a"}\n', "no text in it"),
-        ("a.txt.gz", b"not gzip", "not a whole gzip file"),
+        ("a.txt.gz", b"not gzip", "no whole gzip file"),
         ("a.txt", b"", "no text in it"),
     ],
 )
