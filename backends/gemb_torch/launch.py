@@ -1,38 +1,35 @@
-"""torchrun's agent, which starts this machine's processes; here with gemb's signals and ends.
+"""One run by several processes: this one starts them, or is one of them, or works alone.
 
-torchrun's own answer to SIGTERM and Ctrl-C is to end the processes; here they are told, and save.
-Its own answer to a process that failed waits up to 30 s for each of the others.
-
-Source: `torch.distributed.elastic.agent.server`, whose documentation tells what to override.
+Each process knows its part by torchrun's variables: RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE.
+A torchrun of the user's may start them as well. The process that starts them hands signals on, so
+that they save; when one fails, it gives the others a second to say what they saw and ends them.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
+import socket
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
-from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
-from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 
 from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
 from gemb.io import notes
 from gemb.io.machine import cores
+from gemb.io.signals import SignalContext
 from gemb.training.outcome import FOLDER, Outcome, outcomes
 from gemb_torch.adapt.run import adapt
 from gemb_torch.model.encode import device_of
@@ -44,140 +41,14 @@ if TYPE_CHECKING:
     from gemb_torch.train.stop import EarlyStop
 
 
-_FORWARDED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_GRACE_S = 1.0  # for the others to say what they saw, when one has failed
-_POLL_S = 0.05
-_MEETING_S = 900  # for all machines to come: torchrun's own
-_LEAVING_S = 300  # for the others' last words, when this machine's processes have ended well
-
-
-@dataclass(frozen=True, kw_only=True)
-class Processes:
-    """What is to run on this machine."""
-
-    command: Sequence[str]
-    count: int
-    machines: int
-    meeting: str  # HOST:PORT of the first machine
-    environment: Mapping[str, str]  # of all of them, beside this process's own
-    logs: Path  # what all but the first say
-    name: str  # the same on all machines
-
-
-@dataclass
-class Ended:
-    """How they ended."""
-
-    failed: dict[int, int] = field(default_factory=dict)  # rank -> code, -signal; not ended by us
-    asked: int = 0  # the signal that came first; 0: none
-    local: dict[int, int] = field(default_factory=dict)  # rank -> number on this machine
-
-
-def run_processes(processes: Processes) -> Ended:
-    """Run them to their end, which is one for all.
-
-    Raises:
-        RendezvousError: the machines did not find each other.
-    """
-    meeting = RendezvousParameters(
-        backend="c10d",
-        endpoint=processes.meeting,
-        run_id=processes.name,
-        min_nodes=processes.machines,
-        max_nodes=processes.machines,
-        local_addr="localhost" if processes.machines == 1 else None,
-        timeout=_MEETING_S,
-    )
-    handler = get_rendezvous_handler(meeting)
-    # Nothing is to be done twice: a run goes on from its checkpoints.
-    spec = WorkerSpec(
-        role="gemb",
-        local_world_size=processes.count,
-        entrypoint=processes.command[0],
-        args=tuple(processes.command[1:]),
-        rdzv_handler=handler,
-        max_restarts=0,
-        monitor_interval=_POLL_S,
-    )
-    logs = DefaultLogsSpecs(
-        log_dir=str(processes.logs), redirects=dict.fromkeys(range(1, processes.count), Std.ALL)
-    )
-    before = {number: signal.getsignal(number) for number in _FORWARDED}
-    os.environ.update(processes.environment)
-    agent = _Agent(spec, logs)
-    try:
-        agent.run()
-    finally:
-        for number, was in before.items():
-            signal.signal(number, was)
-        handler.shutdown()
-    return agent.ended
-
-
-class _Agent(LocalElasticAgent):
-    def __init__(self, spec: WorkerSpec, logs: DefaultLogsSpecs) -> None:
-        super().__init__(spec, logs, exit_barrier_timeout=_LEAVING_S)
-        self.ended = Ended()
-        self._running: dict[int, int] = {}  # rank -> process
-
-    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        for worker in worker_group.workers:
-            self.ended.local[worker.global_rank] = worker.local_rank
-            self._running[worker.global_rank] = started[worker.local_rank]
-        for number in _FORWARDED:
-            signal.signal(number, self._forward)
-        return started
-
-    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._see_failures()
-        if self.ended.failed:
-            until = time.monotonic() + _GRACE_S
-            while time.monotonic() < until and self._alive():
-                time.sleep(_POLL_S)
-            self._see_failures()
-            for process in self._alive():
-                os.killpg(process, signal.SIGKILL)
-        result: RunResult = super()._monitor_workers(worker_group)
-        return result
-
-    def _see_failures(self) -> None:
-        for rank, process in self._running.items():
-            code = _code(process)
-            if code:
-                self.ended.failed.setdefault(rank, code)
-
-    def _alive(self) -> list[int]:
-        return [process for process in self._running.values() if _code(process) is None]
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        # Each process has a session of its own: nothing else tells it of Ctrl-C.
-        self.ended.asked = self.ended.asked or number
-        for process in self._alive():
-            os.kill(process, number)
-
-
-def _code(process: int) -> int | None:
-    """Return a child's exit code, negative for a signal, and None while it runs.
-
-    The child is left for the agent to collect; one that was collected has ended well.
-    """
-    try:
-        seen = os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return 0
-    if seen is None:
-        return None
-    return seen.si_status if seen.si_code == os.CLD_EXITED else -seen.si_status
-
-
-# One run by several processes: this one starts them, or is one of them, or works alone.
-
-
+_STARTER = "GEMB_STARTER"  # environment variable: the process that started this one
 # The others wait while the first process evaluates, or a teacher embeds the whole data.
 _PATIENCE = timedelta(days=2)
+_GRACE_S = 1.0  # for the others to say what they saw, when one has failed
+_POLL_S = 0.05
+_MEETING_S = 900  # for all machines to come
+_LEAVING_S = 300  # for the other machines' processes to end, when this machine's have ended well
 _ERRORS = {error.exit_code: error for error in (NegativeAnswer, UsageError, Missing, Stopped)}
-_STARTER = "GEMB_STARTER"  # environment variable: the process that started this one
 
 
 def run(recipe: Recipe, training: Training, early: EarlyStop) -> None:
@@ -201,7 +72,7 @@ def run(recipe: Recipe, training: Training, early: EarlyStop) -> None:
     if training.nodes > 1 and not training.meeting:
         raise UsageError("--nnodes needs --rdzv HOST:PORT, a free port of one of the machines")
     _check_pairs(recipe, count * training.nodes)
-    _start(training, count, early)
+    _start(training, count)
 
 
 def _train(recipe: Recipe, training: Training, early: EarlyStop) -> None:
@@ -244,7 +115,17 @@ def _joined(recipe: Recipe, training: Training) -> Training:
         threading.Thread(target=_end_with, args=[int(starter)], daemon=True).start()
     # What processes tell each other of their work are CPU tensors, on a GPU too.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    store = None
+    if starter:  # which holds the store already, or a starter on another machine does
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, timeout=_PATIENCE, wait_for_workers=False)
+    dist.init_process_group(
+        backend,
+        store=store,
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
+        timeout=_PATIENCE,
+    )
     threads = max(1, (training.runtime.threads or cores()) // here)
     return replace(training, runtime=replace(training.runtime, device=str(device), threads=threads))
 
@@ -256,46 +137,190 @@ def _end_with(starter: int) -> None:
     os._exit(1)
 
 
-def _start(training: Training, count: int, early: EarlyStop) -> None:
+def _start(training: Training, count: int) -> None:
     """Start the processes, wait for their end, and end as they did."""
-    with early.leaving():
-        from torch.distributed.elastic.rendezvous import RendezvousError
-
     threads = max(1, (training.runtime.threads or cores()) // count)
+    meeting = meet(training.meeting or "localhost:0", training.nodes, count)
     with tempfile.TemporaryDirectory(prefix="gemb-processes-") as folder:
-        processes = Processes(
-            command=training.command,
-            count=count,
-            machines=training.nodes,
-            meeting=training.meeting or "localhost:0",
-            environment={
+        os.environ.update(
+            {
                 FOLDER: folder,
                 _STARTER: str(os.getpid()),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-            },
-            logs=Path(folder) / "logs",
-            name=os.environ.get("SLURM_JOB_ID", "gemb"),
+                "MASTER_ADDR": meeting.host,
+                "MASTER_PORT": str(meeting.port),
+                "WORLD_SIZE": str(meeting.world_size),
+                "LOCAL_WORLD_SIZE": str(count),
+            }
         )
+        ranks = range(meeting.first_rank, meeting.first_rank + count)
+        ended = run_processes(training.command, ranks, Path(folder))
+        if not ended.failed:
+            meeting.leave(training.nodes)
+        end_as(ended, outcomes(Path(folder)), Path(folder))
+
+
+class Meeting(NamedTuple):
+    """Where the processes of all machines find each other."""
+
+    host: str
+    port: int
+    first_rank: int  # on this machine
+    world_size: int  # processes of all machines
+    store: dist.TCPStore
+    is_host: bool  # whether the store is in this process
+
+    def leave(self, machines: int) -> None:
+        """Keep the store until every machine's processes have ended: they may need it."""
+        self.store.add("ended", 1)
+        until = time.monotonic() + _LEAVING_S
+        while self.is_host and self.store.add("ended", 0) < machines and time.monotonic() < until:
+            time.sleep(_POLL_S)
+
+
+def meet(address: str, machines: int, count: int) -> Meeting:
+    """Meet the starters on the other machines, which are numbered as they come.
+
+    The machine that has the address holds a store, by which they learn of each other; of several
+    starters on it, the first one.
+
+    Args:
+        address: HOST:PORT; port 0 is a free one.
+        machines: that are expected.
+        count: processes of this machine.
+
+    Raises:
+        UsageError: the address is none.
+        GembError: the machines did not come.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise UsageError(f"--rdzv {address!r}: HOST:PORT, a free port of one of the machines")
+    until = time.monotonic() + _MEETING_S
+    try:
+        store, is_host = _store(host, int(port), until)
+        machine = store.add("machines", 1) - 1
+        store.set(f"processes/{machine}", str(count))
+        keys = [f"processes/{number}" for number in range(machines)]
+        while not store.check(keys):
+            if time.monotonic() > until:
+                raise TimeoutError(f"{store.add('machines', 0)} of them came")
+            time.sleep(_POLL_S)
+        counts = [int(store.get(key)) for key in keys]
+    except (OSError, RuntimeError) as error:  # torch's own errors are RuntimeErrors
+        raise GembError(
+            f"the {machines} machines did not meet at {address}: {error}; the same command must "
+            "run on each, and one of them must have this name"
+        ) from error
+    if machine >= machines:
+        raise GembError(f"{machines} machines met at {address} before this one came")
+    return Meeting(host, store.port, sum(counts[:machine]), sum(counts), store, is_host)
+
+
+def _store(host: str, port: int, until: float) -> tuple[dist.TCPStore, bool]:
+    """Return the store of the meeting, and whether this process holds it."""
+    listener = _listener(host, port)
+    if listener is not None:
+        port, descriptor = listener.getsockname()[1], listener.detach()
+        store = dist.TCPStore(
+            host, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+        )
+        return store, True
+    while True:  # in Python, where a signal is heard meanwhile
         try:
-            logging.disable(logging.CRITICAL)  # the agent's own words
-            ended = run_processes(processes)
-        except RendezvousError as error:
-            raise GembError(
-                f"the {training.nodes} machines did not meet at {training.meeting}: {error}; the "
-                "same command must run on each, and one of them must have this name"
-            ) from error
+            socket.create_connection((host, port), timeout=1).close()
+            return dist.TCPStore(host, port, wait_for_workers=False), False
+        except OSError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(_POLL_S)
+
+
+def _listener(host: str, port: int) -> socket.socket | None:
+    """Listen; None where the host is another machine, or another process here has the port."""
+    for family, kind, *_, address in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM):
+        with suppress(OSError):
+            with socket.socket(family, kind) as probe:
+                probe.bind(address)  # fails where the address is another machine's
+            is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+            return socket.create_server(("", port), family=family, dualstack_ipv6=is_dual)
+    return None
+
+
+@dataclass
+class Ended:
+    """How the processes of this machine ended."""
+
+    failed: dict[int, int] = field(default_factory=dict)  # rank -> code, -signal; not ended by us
+    asked: int = 0  # the signal that came first; 0: none
+
+
+class _Processes(SignalContext):
+    """The processes of this machine. Each has a session of its own, and is told of signals."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_rank: dict[int, subprocess.Popen[bytes]] = {}
+        self.asked = 0
+
+    def _come(self, number: int, frame: FrameType | None) -> None:
+        self.asked = self.asked or number
+        for process in list(self.by_rank.values()):
+            process.send_signal(number)
+
+    def start(self, rank: int, command: Sequence[str], local: int, log: Path | None) -> None:
+        with log.open("wb") if log else nullcontext() as errors:
+            self.by_rank[rank] = subprocess.Popen(
+                command,
+                env={**os.environ, "RANK": str(rank), "LOCAL_RANK": str(local)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL if log else None,
+                stderr=errors,
+                start_new_session=True,
+            )
+        if self.asked:  # the signal came before this one was there to be told
+            self.by_rank[rank].send_signal(self.asked)
+
+    def failed(self) -> dict[int, int]:
+        """Return the codes of those that ended otherwise than well, by rank."""
+        return {rank: code for rank, each in self.by_rank.items() if (code := each.poll())}
+
+    def running(self) -> list[subprocess.Popen[bytes]]:
+        return [process for process in self.by_rank.values() if process.poll() is None]
+
+
+def run_processes(command: Sequence[str], ranks: range, logs: Path) -> Ended:
+    """Run the processes of this machine to their end; one that fails ends the others.
+
+    Args:
+        command: of each.
+        ranks: theirs. The first one's output is this process's.
+        logs: where RANK.log holds what another one says on stderr.
+    """
+    with _Processes() as processes:
+        try:
+            for local, rank in enumerate(ranks):
+                processes.start(rank, command, local, logs / f"{rank}.log" if local else None)
+            while processes.running() and not processes.failed():
+                time.sleep(_POLL_S)
+            until = time.monotonic() + _GRACE_S
+            while processes.running() and time.monotonic() < until:
+                time.sleep(_POLL_S)
+            return Ended(processes.failed(), processes.asked)
         finally:
-            logging.disable(logging.NOTSET)
-        end_as(ended, outcomes(Path(folder)), processes.logs)
+            for process in processes.running():
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
     """Return or raise as the processes did.
 
     Args:
-        ended: how those ended that the agent did not end.
+        ended: how those ended that were not ended from here.
         told: what processes said of their end.
-        logs: what they printed.
+        logs: the folder of RANK.log, what they printed on stderr.
     """
     if not ended.failed:
         for _, outcome in sorted(told.items()):
@@ -309,7 +334,7 @@ def end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
     rank = min(ended.failed, key=lambda rank: _guilt(rank, ended.failed[rank], told.get(rank)))
     code, cause = ended.failed[rank], told.get(rank)
     if cause is None:
-        raise GembError(_unsaid(rank, code, _last_line(logs, ended.local[rank])))
+        raise GembError(_unsaid(rank, code, _last_line(logs / f"{rank}.log")))
     error = _ERRORS.get(cause.code, GembError)
     # What is wrong with the command is no process's own.
     words = cause.line if error in (UsageError, Missing) else f"rank {rank} failed: {cause.line}"
@@ -334,14 +359,10 @@ def _unsaid(rank: int, code: int, last: str) -> str:
     return f"rank {rank} was killed by {signal.Signals(-code).name}{hint}; --resume auto goes on"
 
 
-def _last_line(logs: Path, number: int) -> str:
-    """Return the last line on stderr of this machine's process of this number."""
-    lines = [
-        line
-        for log in logs.rglob(f"{number}/stderr.log")
-        for line in log.read_text("utf-8", "replace").splitlines()
-        if line.strip()
-    ]
+def _last_line(log: Path) -> str:
+    """Return the last line of a process that has a log."""
+    text = log.read_text("utf-8", "replace") if log.is_file() else ""
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
 
 

@@ -409,7 +409,7 @@ def test_the_cause_is_told_and_not_what_the_others_saw_of_it(tmp_path, monkeypat
     assert told_in(tmp_path, monkeypatch, 0, OtherProcessFailed("it broke")) == 5
     assert told_in(tmp_path, monkeypatch, 1, GembError("step 7: the loss is not finite")) == 5
     with pytest.raises(GembError) as caught:
-        end_as(Ended(failed={0: 5, 1: 5}, local={0: 0, 1: 1}), outcomes(tmp_path), tmp_path)
+        end_as(Ended(failed={0: 5, 1: 5}), outcomes(tmp_path), tmp_path)
     assert str(caught.value) == "rank 1 failed: step 7: the loss is not finite"
 
 
