@@ -157,10 +157,10 @@ def mine(
     """
     from gemb.embedding import output as outputs
     from gemb.io.paths import followed
-    from gemb.training.mining import Rule
+    from gemb.training.mining import NegativeRule
 
     first, last = _ranks(ranks)
-    rule = Rule(
+    rule = NegativeRule(
         negatives=negatives,
         margin=margin,
         absolute_margin=absolute_margin,
@@ -183,10 +183,10 @@ def mine(
         outputs.check(target, "jsonl")
     outputs.check_inputs(target, [str(pairs), *corpus], "jsonl")
 
-    from gemb.training.mine_run import Job, run
+    from gemb.training.mine_run import MineJob, run
 
     run(
-        Job(
+        MineJob(
             pairs=pairs,
             corpus=corpus,
             task=task,

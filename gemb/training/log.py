@@ -7,6 +7,7 @@ who reads passes over it, and who resumes removes it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ from gemb.errors import UsageError
 from gemb.io.atomic import new_file
 
 OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMetrics:
+    """A line about one step: its fields are the keys. A stage of training may add some."""
+
+    step: int  # from 1
+    loss: float
+    parts: dict[str, float]  # of the loss, by name, before their weights
+    tokens: int  # that the model has seen in the run so far
+    tokens_per_s: float  # of this step
+    step_s: float  # seconds that it took
+    data_s: float  # of these, spent in waiting for data
+    lr: float
+    grad_norm: float  # before clipping
 
 
 class MetricsLog:

@@ -27,7 +27,7 @@ from gemb.recipe.schema import Source
 from gemb.texts.examples import Text
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields
-from gemb.training.mining import Mine, Mined, Rule
+from gemb.training.mining import MinedRow, NegativeMiner, NegativeRule
 from gemb.training.teacher import Teacher
 from gemb.training.teachers import open_teacher
 
@@ -35,13 +35,13 @@ DIGITS = 5  # of a score; a stored vector is float16, so that the sixth means no
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class MineJob:
     """What a run is to do."""
 
     pairs: Path  # - is standard input
     corpus: tuple[str, ...]  # files of candidates; empty: those of the pairs
     task: Task
-    rule: Rule
+    rule: NegativeRule
     without: str  # keep, drop: a row for which there is no negative
     output: Path | None  # no link; None: standard output
     dry_run: bool
@@ -51,8 +51,8 @@ class Job:
     cache: Path | None
 
 
-def run(job: Job) -> None:
-    """Mine.
+def run(job: MineJob) -> None:
+    """NegativeMiner.
 
     Raises:
         UsageError: the pairs or the corpus cannot be read, or are too few.
@@ -68,29 +68,29 @@ def run(job: Job) -> None:
             job.model, job.cache or teachers_cache(), job.runtime, backend=job.backend
         )
         prompts = prompts_of(rows.source, teacher.prompts)
-        mine = Mine(rows, _corpus(job.corpus) if job.corpus else None, prompts)
-        mine.check(job.rule)
-        if mine.own_negatives:
+        miner = NegativeMiner(rows, _corpus(job.corpus) if job.corpus else None, prompts)
+        miner.check(job.rule)
+        if miner.own_negatives:
             fate = "are not taken over" if job.corpus else "are candidates as any other text"
-            note(f"{mine.own_negatives} rows have negatives already; these {fate}")
+            note(f"{miner.own_negatives} rows have negatives already; these {fate}")
         if job.dry_run:
-            _predict(job, mine, teacher, rows.format)
+            _predict(job, miner, teacher, rows.format)
             return
-        teacher.fill(mine.wanted())
-        _write(job, mine, teacher)
+        teacher.fill(miner.teacher_texts())
+        _write(job, miner, teacher)
 
 
-def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
-    count = len(mine.rows)
+def _write(job: MineJob, miner: NegativeMiner, teacher: Teacher) -> None:
+    count = len(miner.rows)
     without = fewer = 0
     progress = CountProgress(count, "looking for negatives", "rows")
     try:
         with _sink(job.output) as write:
-            for block in mine.run(teacher, job.rule):
-                kept = [one for one in block if one.negatives or job.without == "keep"]
-                write(b"".join(map(_line, kept)))
-                without += sum(not one.negatives for one in block)
-                fewer += sum(0 < len(one.negatives) < job.rule.negatives for one in block)
+            for block in miner.run(teacher, job.rule):
+                rows = [row for row in block if row.negatives or job.without == "keep"]
+                write(b"".join(map(_line, rows)))
+                without += sum(not row.negatives for row in block)
+                fewer += sum(0 < len(row.negatives) < job.rule.negatives for row in block)
                 progress.add(len(block))
     finally:
         progress.close()
@@ -107,32 +107,32 @@ def _write(job: Job, mine: Mine, teacher: Teacher) -> None:
         note("; ".join(words))
 
 
-def _predict(job: Job, mine: Mine, teacher: Teacher, form: str) -> None:
+def _predict(job: MineJob, miner: NegativeMiner, teacher: Teacher, form: str) -> None:
     """Say what there is to do, and how long it takes."""
-    filling = teacher.predict(mine.wanted())
-    searching = mine.search_seconds(teacher.dim, job.rule)
+    estimate = teacher.predict(miner.teacher_texts())
+    searching = miner.search_seconds(teacher.dim, job.rule)
     note(
-        f"{len(mine.rows)} rows of {form}; {mine.candidates} candidates; "
-        f"{filling.texts} texts have no vector of {teacher.reference} in {teacher.folder} yet"
+        f"{len(miner.rows)} rows of {form}; {miner.candidates} candidates; "
+        f"{estimate.texts} texts have no vector of {teacher.reference} in {teacher.folder} yet"
     )
     note(
-        f"about {duration(filling.seconds)} for the vectors and {duration(searching)} for the "
+        f"about {duration(estimate.seconds)} for the vectors and {duration(searching)} for the "
         "search; no output was written (-n)"
     )
 
 
-def _line(one: Mined) -> bytes:
+def _line(row: MinedRow) -> bytes:
     """Return a row of the output."""
-    example = one.example
+    example = row.example
     line: dict[str, object] = {"query": example.query.text, "positive": example.positive.text}
     if example.positive.title:
         line["title"] = example.positive.title
     line["negatives"] = [
         {"text": text.text, "title": text.title} if text.title else text.text
-        for text in one.negatives
+        for text in row.negatives
     ]
-    line["positive_score"] = round(one.positive_score, DIGITS)
-    line["negative_scores"] = [round(score, DIGITS) for score in one.scores]
+    line["positive_score"] = round(row.positive_score, DIGITS)
+    line["negative_scores"] = [round(score, DIGITS) for score in row.scores]
     return orjson.dumps(line) + b"\n"
 
 

@@ -26,7 +26,7 @@ from gemb.embedding.nearest import CANDIDATES, Nearest, nearest
 from gemb.errors import UsageError
 from gemb.models.prompts import Prompt
 from gemb.texts.examples import Example, Text, TextSpool, same_text
-from gemb.training.teacher import Teacher, Wanted
+from gemb.training.teacher import Teacher, TeacherText
 
 if TYPE_CHECKING:
     from gemb.datasets.rows import Rows
@@ -36,7 +36,7 @@ QUERIES = 2048  # a block: its scores are QUERIES x nearest.CANDIDATES float32, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rule:
+class NegativeRule:
     """Which candidates are negatives."""
 
     negatives: int = 4  # a row, at most
@@ -57,7 +57,7 @@ class Rule:
         return self.last_rank or needed
 
 
-class Mined(NamedTuple):
+class MinedRow(NamedTuple):
     """A row and its negatives, hardest first."""
 
     example: Example
@@ -66,7 +66,7 @@ class Mined(NamedTuple):
     scores: list[float]
 
 
-class Mine:
+class NegativeMiner:
     """The rows of a pairs file, and the candidates of their negatives."""
 
     def __init__(
@@ -100,7 +100,7 @@ class Mine:
         if corpus is None:
             self.candidates = len(self._texts)
 
-    def check(self, rule: Rule) -> None:
+    def check(self, rule: NegativeRule) -> None:
         """Refuse to look for more negatives than there are candidates.
 
         Raises:
@@ -115,28 +115,28 @@ class Mine:
                 "choose them from; fewer with -k, or more texts with --corpus"
             )
 
-    def wanted(self) -> _Wanted:
+    def teacher_texts(self) -> _Repeatable:
         """Return every text whose vector is needed; it can be iterated over again and again."""
-        return _Wanted(self._all_wanted)
+        return _Repeatable(self._all_texts)
 
-    def _all_wanted(self) -> Iterator[Wanted]:
+    def _all_texts(self) -> Iterator[TeacherText]:
         yield from self._both()
         for number in range(self.candidates):
             yield self._candidate(number)
 
-    def _both(self) -> Iterator[Wanted]:
+    def _both(self) -> Iterator[TeacherText]:
         """Yield each row's query and positive."""
         for row in range(len(self.rows)):
             example = self.rows[row]
-            yield Wanted(self._query_prompt.render(*example.query), example.place)
-            yield Wanted(self._text_prompt.render(*example.positive), example.place)
+            yield TeacherText(self._query_prompt.render(*example.query), example.place)
+            yield TeacherText(self._text_prompt.render(*example.positive), example.place)
 
-    def _candidate(self, number: int) -> Wanted:
+    def _candidate(self, number: int) -> TeacherText:
         text = self._texts[number]
-        return Wanted(self._text_prompt.render(text.text, text.title))
+        return TeacherText(self._text_prompt.render(text.text, text.title))
 
-    def run(self, teacher: Teacher, rule: Rule) -> Iterator[list[Mined]]:
-        """Yield the rows in their order, a block at a time. The teacher has all `wanted`."""
+    def run(self, teacher: Teacher, rule: NegativeRule) -> Iterator[list[MinedRow]]:
+        """Yield the rows in their order, a block at a time. The teacher has all `teacher_texts`."""
         places = _places(teacher, map(self._candidate, range(self.candidates)))
         both = _places(teacher, self._both())
         queries, positives = both[0::2], both[1::2]
@@ -164,7 +164,7 @@ class Mine:
                 for row in range(block.start, block.stop)
             ]
 
-    def search_seconds(self, dim: int, rule: Rule) -> float:
+    def search_seconds(self, dim: int, rule: NegativeRule) -> float:
         """Return about how long `run` takes, by a block of random vectors of this width."""
         vectors = np.random.default_rng(0).standard_normal((CANDIDATES, dim)).astype(np.float32)
         vectors /= np.sqrt(dim)
@@ -194,9 +194,11 @@ class Mine:
         numbers = np.concatenate([numbers, itself[with_itself]])
         return rows, numbers
 
-    def _mined(self, row: int, score: float, found: Nearest, at: int, rule: Rule) -> Mined:
+    def _mined(
+        self, row: int, score: float, found: Nearest, at: int, rule: NegativeRule
+    ) -> MinedRow:
         ranks = chosen_ranks(int((found.numbers[at] >= 0).sum()), rule, row)
-        return Mined(
+        return MinedRow(
             self.rows[row],
             score,
             [self._texts[number] for number in found.numbers[at][ranks].tolist()],
@@ -204,7 +206,7 @@ class Mine:
         )
 
 
-def chosen_ranks(count: int, rule: Rule, row: int) -> Sequence[int]:
+def chosen_ranks(count: int, rule: NegativeRule, row: int) -> Sequence[int]:
     """Return which of the `count` nearest are taken, ascending, from 0."""
     first, last = rule.first_rank - 1, min(count, rule.last_rank or count)
     if rule.seed is None or last - first <= rule.negatives:
@@ -214,7 +216,7 @@ def chosen_ranks(count: int, rule: Rule, row: int) -> Sequence[int]:
     return [first + rank for rank in chosen]
 
 
-def _ceiling(positive: NDArray[np.float32], rule: Rule) -> NDArray[np.float32]:
+def _ceiling(positive: NDArray[np.float32], rule: NegativeRule) -> NDArray[np.float32]:
     """Return the highest score of a negative, [n], by the least score of the query's positives."""
     below = np.minimum(
         positive - np.abs(positive) * np.float32(1 - rule.margin),
@@ -250,13 +252,13 @@ class _Groups:
         return rows, self._positives[np.repeat(self._starts[groups], counts) + within]
 
 
-class _Wanted:
+class _Repeatable:
     """An iterable that begins anew each time."""
 
-    def __init__(self, source: Callable[[], Iterator[Wanted]]) -> None:
+    def __init__(self, source: Callable[[], Iterator[TeacherText]]) -> None:
         self._source = source
 
-    def __iter__(self) -> Iterator[Wanted]:
+    def __iter__(self) -> Iterator[TeacherText]:
         return self._source()
 
 
@@ -265,9 +267,9 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(first, min(count, first + QUERIES))
 
 
-def _places(teacher: Teacher, wanted: Iterable[Wanted]) -> Ints:
+def _places(teacher: Teacher, texts: Iterable[TeacherText]) -> Ints:
     """Return where the teacher has each text's vector, 8 bytes a text."""
-    source = iter(wanted)
+    source = iter(texts)
     found = [np.zeros(0, np.int64)]
     while chunk := list(islice(source, 4096)):
         found.append(teacher.rows(chunk))

@@ -1,12 +1,12 @@
-"""What a training run is about to do with its data, said before the first step."""
+"""What a training run will do with its data, shown before the first step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from gemb.datasets.overlap import evaluation_texts, refuse_overlap, texts_of
 from gemb.datasets.rows import Rows
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
-from gemb.recipe.schema import Batch
+from gemb.recipe.schema import Batch, Recipe
 from gemb.texts.examples import Example, folded
 
 if TYPE_CHECKING:
@@ -27,9 +27,26 @@ SAMPLED = 10_000  # rows of which the tokens are counted, over all sources
 LEAST, MOST = 200, 1_000  # of a source
 EXAMPLES = 3
 LONGEST = 2_000  # characters of an example's text in JSON
+WIDTH = 240  # the same for a terminal
+BAD_SHOWN = 3  # bad rows of a source
+HEAD = ("source", "rows", "share", "passes", "query", "positive", "cut", "format")
 
-Tokenize = Callable[[Sequence[str]], Sequence[Sized]]
 Side = tuple[str, str]  # query, positive or negative; and the text as the model sees it
+
+
+class Renderer(Protocol):
+    """The data of a run, and how its rows become token ids."""
+
+    @property
+    def sources(self) -> Sequence[Rows]:
+        """The rows."""
+
+    @property
+    def prompts(self) -> Sequence[tuple[Prompt, Prompt]]:
+        """Of query and positive, of each source."""
+
+    def tokenize(self, texts: Sequence[str]) -> Sequence[Sized]:
+        """Return the ids of texts with their prompts; nothing is cut."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +93,7 @@ class SourceCheck:
 
 @dataclass(frozen=True)
 class Preflight:
-    """The check before the first step; `gemb.preflight_lines` writes it for a terminal."""
+    """The check before the first step."""
 
     sources: tuple[SourceCheck, ...]
     examples: tuple[Rendered, ...]
@@ -101,62 +118,70 @@ class Preflight:
         """Return all of it, fit for JSON; long texts of the examples are shortened."""
         examples = [
             {
-                "source": one.source,
-                "place": one.place,
-                "sides": [(side, visible(text, LONGEST)) for side, text in one.sides],
+                "source": example.source,
+                "place": example.place,
+                "sides": [(side, visible(text, LONGEST)) for side, text in example.sides],
             }
-            for one in self.examples
+            for example in self.examples
         ]
         total = {"examples": examples, "total_tokens": self.total_tokens}
         return {**dataclasses.asdict(self), **total}
 
     def lines(self) -> list[str]:
         """Return the lines for a terminal; no character of the data is obeyed by one."""
-        return lines(self)
+        cut = f"cut: texts over {self.max_tokens} tokens"
+        return [
+            *table([HEAD, *map(_cells, self.sources)]),
+            f"query, positive: tokens, median/95 %/longest; {cut}",
+            *_bad(self.sources),
+            *_duplicates(self.sources),
+            "",
+            *_example_lines(self.examples),
+            *table([("data", f"{self.rows:,} rows{_bad_count(self.bad)}"), *_plan(self)]),
+        ]
 
 
 def preflight(
-    batch: Batch,
-    sources: Sequence[Rows],
+    recipe: Recipe,
+    renderer: Renderer,
     order: BatchOrder,
-    tokenize: Tokenize,
-    prompts: Sequence[tuple[Prompt, Prompt]],
     *,
     steps: int,
     suite: Suite | None = None,
-    shared_documents: bool = False,
-    held_out: Sequence[str] = (),
     overlap_listing: Path | None = None,
 ) -> Preflight:
-    """Look at the data of a run.
+    """Check the data of a run, and measure samples of it.
 
     Args:
-        batch: the recipe's.
-        sources: the data.
+        recipe: its `batch`, `held_out` and `eval.shared_documents` are read.
+        renderer: the data, and how its rows become token ids.
         order: of the batches; it is not moved.
-        tokenize: texts to ids, not cut.
-        prompts: of query and positive, of each source.
         steps: of the run, each of `batch.accumulate` batches.
         suite: the evaluation whose texts must not be trained on.
-        shared_documents: positives and negatives may be documents of the evaluation.
-        held_out: sets that the sources' held-out rows are of, as the recipe names them.
         overlap_listing: the file to write training rows with such texts to.
 
     Raises:
         UsageError: a training text stands in the evaluation set.
     """
+    batch, sources = recipe.batch, renderer.sources
     against = evaluation_texts(texts_of(suite) if suite else ())
     shared = refuse_overlap(
-        sources, against, shared_documents=shared_documents, listing=overlap_listing
+        sources,
+        against,
+        shared_documents=recipe.eval.shared_documents,
+        listing=overlap_listing,
     )
     sampled = min(MOST, max(LEAST, SAMPLED // len(sources)))
     batches = steps * batch.accumulate
     checks, drawn = [], []
-    for number, (rows, words) in enumerate(zip(sources, prompts, strict=True)):
+    for rows, prompts, share in zip(sources, renderer.prompts, order.shares, strict=True):
         sample = [rows[row] for row in _sample(len(rows), sampled, order.seed)]
-        drawn.append((order.shares[number], rows, words, sample))
-        share = order.shares[number]
-        checks.append(_check(rows, words, sample, batch, tokenize, share, batches))
+        drawn.append((share, rows, prompts, sample))
+        sides = [side for example in sample for side in render(example, prompts, batch.negatives)]
+        tokens = renderer.tokenize([text for _, text in sides])
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
+        is_query = np.array([side == "query" for side, _ in sides])
+        checks.append(_check(rows, sample, lengths, is_query, batch, share, batches))
     total = sum(len(rows) for rows in sources)
     step_pairs = batch.pairs * batch.accumulate
     return Preflight(
@@ -172,7 +197,7 @@ def preflight(
         evaluation=suite.name if suite else "",
         evaluation_texts=len(against.ids),
         shared_rows=shared,
-        held_out=tuple(held_out),
+        held_out=recipe.held_out,
     )
 
 
@@ -187,16 +212,13 @@ def _sample(rows: int, count: int, seed: int) -> list[int]:
 
 def _check(
     rows: Rows,
-    prompts: tuple[Prompt, Prompt],
     sample: Sequence[Example],
+    sizes: NDArray[np.int64],
+    is_query: NDArray[np.bool_],
     batch: Batch,
-    tokenize: Tokenize,
     share: float,
     batches: int,
 ) -> SourceCheck:
-    sides = [side for example in sample for side in render(example, prompts, batch.negatives)]
-    sizes = np.array([len(ids) for ids in tokenize([text for _, text in sides])], np.int64)
-    is_query = np.array([side == "query" for side, _ in sides])
     queries, positives = np.asarray(rows.query_ids), np.asarray(rows.positive_ids)
     # Sorting the pairs' own hash, an odd multiple of one id and the other, needs no 16-byte keys.
     pairs = queries * np.uint64(0x9E3779B97F4A7C15) ^ positives
@@ -227,12 +249,12 @@ def render(example: Example, prompts: tuple[Prompt, Prompt], negatives: int) -> 
     query, document = prompts
     sides = [("query", query.render(*example.query))]
     sides.append(("positive", document.render(*example.positive)))
-    return sides + [("negative", document.render(*one)) for one in example.negatives[:negatives]]
+    return sides + [("negative", document.render(*text)) for text in example.negatives[:negatives]]
 
 
 def _contradicts(example: Example, negatives: int) -> bool:
     positive = folded(example.positive.text)
-    return any(folded(one.text) == positive for one in example.negatives[:negatives])
+    return any(folded(text.text) == positive for text in example.negatives[:negatives])
 
 
 def _repeated(ids: NDArray[np.uint64]) -> int:
@@ -249,35 +271,13 @@ def _examples(
     drawn: Sequence[tuple[float, Rows, tuple[Prompt, Prompt], Sequence[Example]]], batch: Batch
 ) -> Iterator[Rendered]:
     """Yield the examples, of the sources with the largest shares; of fewer sources, several."""
-    largest = sorted(drawn, key=lambda one: -one[0])
+    largest = sorted(drawn, key=lambda source: -source[0])
     for number in range(EXAMPLES):
         _, rows, prompts, sample = largest[number % len(largest)]
         turn = number // len(largest)
         if turn < len(sample):
             sides = render(sample[turn], prompts, batch.negatives)
             yield Rendered(rows.name, sample[turn].place, tuple(sides))
-
-
-# The check before a run as lines for a terminal.
-
-
-BAD_SHOWN = 3  # bad rows of a source
-WIDTH = 240  # characters of an example's text
-
-HEAD = ("source", "rows", "share", "passes", "query", "positive", "cut", "format")
-
-
-def lines(check: Preflight) -> list[str]:
-    """Return the lines, without their ends."""
-    return [
-        *table([HEAD, *map(_cells, check.sources)]),
-        f"query, positive: tokens, median/95 %/longest; cut: texts over {check.max_tokens} tokens",
-        *_bad(check.sources),
-        *_duplicates(check.sources),
-        "",
-        *_example_lines(check),
-        *table([("data", f"{check.rows:,} rows{_bad_count(check.bad)}"), *_plan(check)]),
-    ]
 
 
 def _cells(source: SourceCheck) -> tuple[str, ...]:
@@ -340,8 +340,8 @@ def _duplicates(sources: Sequence[SourceCheck]) -> Iterator[str]:
             )
 
 
-def _example_lines(check: Preflight) -> Iterator[str]:
-    for number, example in enumerate(check.examples, 1):
+def _example_lines(examples: Sequence[Rendered]) -> Iterator[str]:
+    for number, example in enumerate(examples, 1):
         yield f"example {number}: {example.source}, {example.place}"
         yield from (f"  {side:<8}  {visible(text, WIDTH)}" for side, text in example.sides)
         yield ""

@@ -1,7 +1,7 @@
 """Teachers: whose vectors a student learns from, computed once and kept on disk for every run.
 
-A teacher is any model reference (`teacher_model.py`), or files of vectors that `gemb embed --keep
-text` wrote (`teacher_files.py`). Either way the vectors lie in a `VectorStore` by the words that
+A teacher is any model reference, or files of vectors that `gemb embed --keep text` wrote
+(`gemb.training.teachers` has both). Either way the vectors lie in a `VectorStore` by the words that
 the teacher sees, so that runs with other data, orders or seeds share them.
 """
 
@@ -22,8 +22,8 @@ from gemb.errors import GembError
 CHUNK = 1024  # texts that are looked up together
 
 
-class Wanted(NamedTuple):
-    """A text whose vector is wanted."""
+class TeacherText(NamedTuple):
+    """A text whose vector is needed."""
 
     words: str  # with the teacher's prompt around it, as `Prompt.render` gives them
     place: str = ""  # for messages: pairs.jsonl:17
@@ -34,7 +34,7 @@ class Wanted(NamedTuple):
         return f"{self.place} ({short!r})" if self.place else repr(short)
 
 
-class Filling(NamedTuple):
+class FillEstimate(NamedTuple):
     """What a fill has to do."""
 
     texts: int  # that have no vector
@@ -56,11 +56,11 @@ class Teacher:
         """Where its vectors are kept."""
         return self._store.folder
 
-    def fill(self, wanted: Iterable[Wanted]) -> int:
-        """See to it that every text has a vector, and return how many were computed.
+    def fill(self, texts: Iterable[TeacherText]) -> int:
+        """Compute the vectors that are missing, and return how many.
 
         Args:
-            wanted: texts, repeats allowed. What can be iterated over again, as a list can, is
+            texts: repeats allowed. What can be iterated over again, as a list can, is
                 counted first, so that the time left can be told.
 
         Raises:
@@ -70,55 +70,55 @@ class Teacher:
         """
         raise NotImplementedError
 
-    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+    def predict(self, texts: Iterable[TeacherText]) -> FillEstimate:
         """Return what `fill` has to do; a few texts are embedded, and kept, to time it.
 
         Args:
-            wanted: can be iterated over again and again.
+            texts: can be iterated over again and again.
 
         Raises:
             UsageError, GembError: as `fill`.
         """
         raise NotImplementedError
 
-    def absent(self, wanted: Iterable[Wanted]) -> Iterator[tuple[bytes, Wanted]]:
+    def absent(self, texts: Iterable[TeacherText]) -> Iterator[tuple[bytes, TeacherText]]:
         """Yield the key and each text that has no vector when it is its turn; repeats too."""
-        source = iter(wanted)
+        source = iter(texts)
         while chunk := list(islice(source, CHUNK)):
-            keys = [key_of(one.words) for one in chunk]
-            for place in np.flatnonzero(self._store.find(keys) < 0).tolist():
-                yield keys[place], chunk[place]
+            keys = [key_of(text.words) for text in chunk]
+            for at in np.flatnonzero(self._store.find(keys) < 0).tolist():
+                yield keys[at], chunk[at]
 
-    def missing(self, wanted: Iterable[Wanted]) -> int:
+    def missing(self, texts: Iterable[TeacherText]) -> int:
         """Return how many different texts have no vector yet."""
-        return self._missing(wanted)[0]
+        return self._missing(texts)[0]
 
-    def _missing(self, wanted: Iterable[Wanted]) -> tuple[int, int]:
+    def _missing(self, texts: Iterable[TeacherText]) -> tuple[int, int]:
         """Return how many different texts have no vector yet, and their characters.
 
         24 bytes of memory for each.
         """
         keys, chars = bytearray(), array("q")
-        for key, one in self.absent(wanted):
+        for key, text in self.absent(texts):
             keys += key
-            chars.append(len(one.words))
+            chars.append(len(text.words))
         different = np.unique(np.frombuffer(keys, f"S{KEY_BYTES}"), return_index=True)[1]
         return len(different), int(np.frombuffer(chars, np.int64)[different].sum())
 
-    def rows(self, wanted: Sequence[Wanted]) -> NDArray[np.int64]:
+    def rows(self, texts: Sequence[TeacherText]) -> NDArray[np.int64]:
         """Return where the vectors are, int64 [n], as `at` takes it.
 
         Raises:
             GembError: `fill` was not given one of them.
         """
-        keys = [key_of(one.words) for one in wanted]
+        keys = [key_of(text.words) for text in texts]
         rows = self._store.find(keys)
         if (rows < 0).any():
             self._store.reload()  # another process may have filled them in
             rows = self._store.find(keys)
         absent = np.flatnonzero(rows < 0)
         if len(absent):
-            first = wanted[int(absent[0])].shown()
+            first = texts[int(absent[0])].shown()
             raise GembError(
                 f"{len(absent)} texts have no vector of the teacher {self.reference} in "
                 f"{self.folder}, the first: {first}; was the cache removed during the run?"
@@ -129,10 +129,10 @@ class Teacher:
         """Return unit vectors, float32 [n, dim], read from the disk."""
         return self._store.gather(rows)
 
-    def vectors(self, wanted: Sequence[Wanted]) -> NDArray[np.float32]:
+    def vectors(self, texts: Sequence[TeacherText]) -> NDArray[np.float32]:
         """Return unit vectors, float32 [n, dim], of texts that `fill` has seen.
 
         Raises:
             GembError: one has no vector, or the cache is damaged.
         """
-        return self.at(self.rows(wanted))
+        return self.at(self.rows(texts))

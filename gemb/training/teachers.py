@@ -1,4 +1,8 @@
-"""A model as a teacher: it computes the vectors that are not in the cache yet, and keeps them."""
+"""The two kinds of teachers: a model, and files of vectors that `gemb embed --keep text` wrote.
+
+A model computes the vectors that are not in the cache yet. Files are copied into the cache once, so
+that a file of any size is as fast as a model's vectors.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ from gemb.models.prompts import CARD, TASKS, Prompt, for_task
 from gemb.models.references import resolve
 from gemb.plugins import for_model
 from gemb.texts.records import Record
-from gemb.training.teacher import Filling, Teacher, Wanted
+from gemb.training.teacher import FillEstimate, Teacher, TeacherText
 
 if TYPE_CHECKING:
     from gemb.embedding.pipeline import Row
@@ -67,17 +71,17 @@ class ModelTeacher(Teacher):
         self.fingerprint = hashlib.blake2b(parts.encode(), digest_size=8).hexdigest()
         self._store = VectorStore(cache / self.fingerprint, self.dim)
 
-    def fill(self, wanted: Iterable[Wanted]) -> int:
+    def fill(self, texts: Iterable[TeacherText]) -> int:
         """As `Teacher.fill` says; flushed every few seconds, so that a killed run goes on."""
         try:
-            return self._fill(wanted)
+            return self._fill(texts)
         finally:
             self._encoder = None
 
-    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+    def predict(self, texts: Iterable[TeacherText]) -> FillEstimate:
         """As `Teacher.predict` says: by the characters of a random sample."""
-        texts, chars = self._missing(wanted)
-        sample = _some((one for _, one in self.absent(wanted)), sum(SAMPLE))
+        count, chars = self._missing(texts)
+        sample = _sample((text for _, text in self.absent(texts)), sum(SAMPLE))
         warm, timed = sample[: SAMPLE[0]], sample[SAMPLE[0] :]
         try:
             self._fill(warm, shown=False)  # loads the model
@@ -86,22 +90,22 @@ class ModelTeacher(Teacher):
             took = time.monotonic() - began
         finally:
             self._encoder = None
-        size = sum(len(one.words) for one in timed)
-        return Filling(texts, took * chars / size if done else 0.0)
+        size = sum(len(text.words) for text in timed)
+        return FillEstimate(count, took * chars / size if done else 0.0)
 
-    def _fill(self, wanted: Iterable[Wanted], *, shown: bool = True) -> int:
-        is_told = iter(wanted) is not wanted  # it can be counted first
-        if is_told and not self.missing(wanted):
+    def _fill(self, texts: Iterable[TeacherText], *, shown: bool = True) -> int:
+        is_countable = iter(texts) is not texts  # it can be counted first
+        if is_countable and not self.missing(texts):
             return 0
         done = cut = 0
         with self._store.locked():
             # Another run may have filled some in while this one waited.
-            total, chars = self._missing(wanted) if is_told else (None, 0)
+            total, chars = self._missing(texts) if is_countable else (None, 0)
             progress = CountProgress(
                 total, f"vectors of {self.reference}", "texts", shown=shown, work=chars
             )
             try:
-                for keys, rows, vectors in self._computed(wanted):
+                for keys, rows, vectors in self._computed(texts):
                     self._store.append(keys, vectors)
                     progress.add(
                         len(rows),
@@ -120,41 +124,41 @@ class ModelTeacher(Teacher):
         return done
 
     def _computed(
-        self, wanted: Iterable[Wanted]
+        self, texts: Iterable[TeacherText]
     ) -> Iterator[tuple[list[bytes], list[Row], NDArray[np.float32]]]:
         """Yield keys, rows and vectors, [n, dim], of batches that take about FLUSH_S each."""
         embedder: Embedder | None = None
         chars = FIRST_CHARS
-        for window in _windows(self.absent(wanted)):
+        for window in _windows(self.absent(texts)):
             # Some were looked up before the last window was written, and may have been in it.
             known = self._store.find(list(window)) >= 0
-            texts = [
+            pending = [
                 item for item, is_known in zip(window.items(), known, strict=True) if not is_known
             ]
-            if not texts:
+            if not pending:
                 continue
             embedder = embedder or self._embedder()
-            texts.sort(key=lambda item: -len(item[1].words))
+            pending.sort(key=lambda item: -len(item[1].words))
             at = 0
-            while at < len(texts):
+            while at < len(pending):
                 size, end = 0, at
-                while end < len(texts) and (end == at or size < chars):
-                    size += len(texts[end][1].words)
+                while end < len(pending) and (end == at or size < chars):
+                    size += len(pending[end][1].words)
                     end += 1
-                batch, at = texts[at:end], end
+                batch, at = pending[at:end], end
                 began = time.monotonic()
-                records = [Record(n, one.place, one.words) for n, (_, one) in enumerate(batch)]
+                records = [Record(n, text.place, text.words) for n, (_, text) in enumerate(batch)]
                 computed = embedder.window(records)
-                self._check(computed.rows, [one for _, one in batch])
+                self._check(computed.rows, [text for _, text in batch])
                 yield [key for key, _ in batch], computed.rows, computed.vectors
                 took = max(time.monotonic() - began, FLUSH_S / 8)
                 chars = max(FIRST_CHARS, min(int(size * FLUSH_S / took), 2 * chars))
 
-    def _check(self, rows: Sequence[Row], wanted: Sequence[Wanted]) -> None:
-        for row, one in zip(rows, wanted, strict=True):
+    def _check(self, rows: Sequence[Row], texts: Sequence[TeacherText]) -> None:
+        for row, text in zip(rows, texts, strict=True):
             if row.error:
                 raise GembError(
-                    f"the teacher {self.reference} has no vector for {one.shown()}: "
+                    f"the teacher {self.reference} has no vector for {text.shown()}: "
                     f"{row.error.message}"
                 )
 
@@ -193,27 +197,27 @@ class ModelTeacher(Teacher):
         return plain_embedder(encoder, words, profile.dim, max_tokens=self._most_tokens())
 
 
-def _some(texts: Iterable[Wanted], most: int) -> list[Wanted]:
+def _sample(texts: Iterable[TeacherText], most: int) -> list[TeacherText]:
     """Return a few texts, each as likely as any other."""
-    chosen: list[Wanted] = []
+    chosen: list[TeacherText] = []
     dice = random.Random(0)
-    for number, one in enumerate(texts):
+    for number, text in enumerate(texts):
         if number < most:
-            chosen.append(one)
-        elif (place := dice.randrange(number + 1)) < most:
-            chosen[place] = one
+            chosen.append(text)
+        elif (at := dice.randrange(number + 1)) < most:
+            chosen[at] = text
     return list(dict.fromkeys(chosen))
 
 
-def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Wanted]]:
+def _windows(texts: Iterable[tuple[bytes, TeacherText]]) -> Iterator[dict[bytes, TeacherText]]:
     """Yield texts by the window, each once."""
-    window: dict[bytes, Wanted] = {}
+    window: dict[bytes, TeacherText] = {}
     size = 0
-    for key, one in texts:
+    for key, text in texts:
         if key in window:
             continue
-        window[key] = one
-        size += len(one.words)
+        window[key] = text
+        size += len(text.words)
         if len(window) == WINDOW_TEXTS or size > WINDOW_CHARS:
             yield window
             window, size = {}, 0
@@ -221,15 +225,8 @@ def _windows(texts: Iterable[tuple[bytes, Wanted]]) -> Iterator[dict[bytes, Want
         yield window
 
 
-# Files of vectors as a teacher: what `gemb embed --keep text` wrote, as JSON lines or Parquet.
-#
-# A row is found by its text, its title and its task: its key is that of the words which the model
-# card puts around them (`gemb.prompts.CARD`), whatever words the model that made it saw. The rows
-# are copied into the cache once, so that a file of any size is as fast as a model's vectors.
-
-
-class Chunk(NamedTuple):
-    """Rows that were read."""
+class FileRows(NamedTuple):
+    """Rows of a file of vectors."""
 
     words: list[str]
     vectors: NDArray[np.float32]  # [len(words), dim]
@@ -252,7 +249,11 @@ def is_vectors(reference: str) -> bool:
 
 
 class FileTeacher(Teacher):
-    """Vectors that were computed elsewhere."""
+    """Vectors that were computed elsewhere.
+
+    A row is found by its text, its title and its task: its key is that of the words which the model
+    card puts around them (`gemb.models.prompts.CARD`), whatever words the model that made it saw.
+    """
 
     def __init__(self, reference: str, cache: Path) -> None:
         """Copy the files into the cache, unless they are there.
@@ -272,9 +273,9 @@ class FileTeacher(Teacher):
             with self._store.locked():
                 self._copy(paths)
 
-    def fill(self, wanted: Iterable[Wanted]) -> int:
+    def fill(self, texts: Iterable[TeacherText]) -> int:
         """As `Teacher.fill` says; nothing is computed."""
-        absent = dict(self.absent(wanted))
+        absent = dict(self.absent(texts))
         if not absent:
             return 0
         first = next(iter(absent.values()))
@@ -284,9 +285,9 @@ class FileTeacher(Teacher):
             f"to make them: gemb embed -m MODEL --task {task} --keep text TEXTS.jsonl -o MORE.jsonl"
         )
 
-    def predict(self, wanted: Iterable[Wanted]) -> Filling:
+    def predict(self, texts: Iterable[TeacherText]) -> FillEstimate:
         """As `Teacher.predict` says; nothing is computed."""
-        return Filling(self.fill(wanted), 0.0)
+        return FillEstimate(self.fill(texts), 0.0)
 
     def _copy(self, paths: Sequence[Path]) -> None:
         if self._store.describes().get("is_whole"):  # another run did it meanwhile
@@ -319,10 +320,10 @@ class FileTeacher(Teacher):
 
 def _paths(reference: str) -> list[Path]:
     path = Path(reference)
-    found = [path] if path.is_file() else sorted(path.parent.glob(path.name))
-    if not found:
+    paths = [path] if path.is_file() else sorted(path.parent.glob(path.name))
+    if not paths:
         raise UsageError(f"{reference}: no such file of vectors")
-    return found
+    return paths
 
 
 def _dim(paths: Sequence[Path]) -> int:
@@ -361,7 +362,7 @@ def _words(path: str, task: object, text: object, title: object, template: str |
     return prompt.render(text, str(title) if title else None)
 
 
-def _chunks(path: Path) -> Iterator[Chunk]:
+def _chunks(path: Path) -> Iterator[FileRows]:
     """Yield the rows of a file.
 
     Raises:
@@ -385,7 +386,7 @@ def _chunks(path: Path) -> Iterator[Chunk]:
             for row in rows.tolist()
         ]
         vectors = batch.vectors(description)[rows]
-        yield Chunk(words, vectors, len(batch.numbers) - len(rows))
+        yield FileRows(words, vectors, len(batch.numbers) - len(rows))
 
 
 def open_teacher(

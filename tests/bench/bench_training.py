@@ -38,8 +38,8 @@ from gemb.recipe.file import find, load
 from gemb_torch.model.ranks import Ranks
 from gemb_torch.train.batches import Prepared
 from gemb_torch.train.gradients import TokenBatch
-from gemb_torch.train.session import Session, open_session
-from gemb_torch.train.steps import StepDone, training_steps
+from gemb_torch.train.run import ContrastiveMetrics, TrainingRun
+from gemb_torch.train.state import Progress
 
 MICRO_BATCHES = (8, 16, 32)
 RATIO, DATA_SHARE, REST_SHARE, GIB = 1.5, 0.05, 0.10, 8.0
@@ -83,51 +83,47 @@ class Turns:
 class Ours:
     """gemb's own steps, and how long each was in the model."""
 
-    def __init__(self, session: Session, steps: int) -> None:
-        self.session = session
+    def __init__(self, run: TrainingRun) -> None:
         self.passes: list[float] = []
         self.peak = 0  # bytes, up to the end of the last passes
-        self.done: list[StepDone] = []
-        self.steps = training_steps(
-            session.recipe,
-            self,
-            session.optimizer,
-            prepared(session),
-            session.rounding,
-            begin=0,
-            steps=steps,
-        )
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.session.gradients, name)
+        self.metrics: list[ContrastiveMetrics] = []
+        self.tokens: list[int] = []  # of each step
+        self.progress = Progress(step=0, order=run.order().state())
+        self.run = run
+        self.batches = prepared(run)
+        self.gradients = run.gradients
+        run.gradients = self  # type: ignore[assignment]
 
     def add(self, batch: TokenBatch, *rows: Any) -> Any:
         started = time.perf_counter()
-        computed = self.session.gradients.add(batch, *rows)
+        computed = self.gradients.add(batch, *rows)
         self.passes.append(time.perf_counter() - started)
         self.peak = status("VmHWM")
         return computed
 
     def step(self) -> None:
-        self.done.append(next(self.steps))
+        metrics, progress = self.run.step(self.progress, self.batches)
+        self.metrics.append(metrics)
+        self.tokens.append(progress.tokens - self.progress.tokens)
+        self.progress = progress
 
 
-def prepared(session: Session) -> Iterator[Prepared]:
+def prepared(run: TrainingRun) -> Iterator[Prepared]:
     """Yield batches, each made when it is wanted: no thread may work in another's turn."""
-    order = session.order()
+    order = run.order()
     for batch in order:
-        yield Prepared(session.maker.make(batch), order.state())
+        yield Prepared(run.maker.make(batch), order.state())
 
 
 def speed(options: argparse.Namespace, precision: str) -> bool:
     pairs, max_tokens = options.pairs or 32, options.max_tokens or 256
     with tempfile.TemporaryDirectory() as run:
-        session = open_ours(options, precision, pairs, max_tokens, Path(run))
-        ours = Ours(session, options.rounds + 1)
+        training_run = open_ours(options, precision, pairs, max_tokens, Path(run))
+        ours = Ours(training_run)
         turns = {"gemb": Turns(ours.step)}
         for size in options.micro_batch or MICRO_BATCHES:
             name = f"sentence-transformers, {size} texts"
-            turns[name] = Turns(peer(session, options.model, precision, size, max_tokens))
+            turns[name] = Turns(peer(training_run, options.model, precision, size, max_tokens))
         for turn in range(options.rounds + 1):
             for contender in turns.values():
                 contender.take(counts=turn > 0)
@@ -136,7 +132,7 @@ def speed(options: argparse.Namespace, precision: str) -> bool:
 
 def open_ours(
     options: argparse.Namespace, precision: str, pairs: int, max_tokens: int, run: Path
-) -> Session:
+) -> TrainingRun:
     recipe = load(
         find("finetune"),
         [
@@ -157,11 +153,11 @@ def open_ours(
         ],
     )
     runtime = Runtime(device="cpu", threads=options.threads)
-    return open_session(recipe, Training(run=run, runtime=runtime), Ranks())
+    return TrainingRun(recipe, Training(run=run, runtime=runtime), Ranks())
 
 
 def peer(
-    session: Session, model: Path, precision: str, size: int, max_tokens: int
+    training_run: TrainingRun, model: Path, precision: str, size: int, max_tokens: int
 ) -> Callable[[], None]:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.losses import (
@@ -172,11 +168,11 @@ def peer(
     student.train()
     student.max_seq_length = max_tokens
     loss = CachedMultipleNegativesRankingLoss(student, scale=20.0, mini_batch_size=size)
-    recipe = session.recipe.optimizer
+    recipe = training_run.recipe.optimizer
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True
     )
-    batches = rendered(session)
+    batches = rendered(training_run)
 
     def step() -> None:
         features = [student.preprocess(list(side)) for side in next(batches)]
@@ -189,11 +185,11 @@ def peer(
     return step
 
 
-def rendered(session: Session) -> Iterator[tuple[list[str], list[str]]]:
+def rendered(training_run: TrainingRun) -> Iterator[tuple[list[str], list[str]]]:
     """Yield the same batches as text with prompts: queries and positives."""
-    for batch in session.order():
-        rows = session.sources[batch.source]
-        query, positive = session.maker.prompts[batch.source]
+    for batch in training_run.order():
+        rows = training_run.sources[batch.source]
+        query, positive = training_run.maker.prompts[batch.source]
         examples = [rows[int(row)] for row in batch.rows]
         yield (
             [query.render(*example.query) for example in examples],
@@ -202,7 +198,7 @@ def rendered(session: Session) -> Iterator[tuple[list[str], list[str]]]:
 
 
 def report(precision: str, pairs: int, ours: Ours, turns: dict[str, Turns]) -> bool:
-    tokens = [done.tokens for done in ours.done[1:]]
+    tokens = ours.tokens[1:]
     rates = {
         name: median(n / s for n, s in zip(tokens, each.seconds, strict=True))
         for name, each in turns.items()
@@ -216,11 +212,11 @@ def report(precision: str, pairs: int, ours: Ours, turns: dict[str, Turns]) -> b
             ratio += f", by cpu {median(work):.2f} x" + (", its best" if name == best else "")
         cpu = median(each.cpu)
         print(f"  {name:34} {rates[name]:6.0f} tokens/s  cpu {cpu:6.1f} s  {ratio}", flush=True)
-    step = [done.seconds for done in ours.done[1:]]
-    data = median(done.data_s / done.seconds for done in ours.done[1:])
+    metrics = ours.metrics[1:]
+    data = median(each.data_s / each.step_s for each in metrics)
     rest = median(
-        1 - (passes + done.data_s) / seconds
-        for passes, done, seconds in zip(ours.passes[1:], ours.done[1:], step, strict=True)
+        1 - (passes + each.data_s) / each.step_s
+        for passes, each in zip(ours.passes[1:], metrics, strict=True)
     )
     print(f"  of a step: data {data:.1%}, neither data nor passes through the model {rest:.1%}")
     return rates["gemb"] / rates[best] >= RATIO and data <= DATA_SHARE and rest <= REST_SHARE
@@ -229,21 +225,21 @@ def report(precision: str, pairs: int, ours: Ours, turns: dict[str, Turns]) -> b
 def memory(options: argparse.Namespace, precision: str) -> bool:
     pairs, max_tokens = options.pairs or 2048, options.max_tokens or 32
     with tempfile.TemporaryDirectory() as run:
-        session = open_ours(options, precision, pairs, max_tokens, Path(run))
+        training_run = open_ours(options, precision, pairs, max_tokens, Path(run))
         before = status("VmRSS")
-        ours = Ours(session, 1)
+        ours = Ours(training_run)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         ours.step()
-        peak, rows = status("VmHWM"), len(session.optimizer.row_ids)
-        trained = sum(p.numel() for p in session.optimizer.parameters.values())
-    gradients = 4 * (trained + rows * session.model.config.hidden_size)  # bytes; as each moment
+        peak, rows = status("VmHWM"), len(training_run.optimizer.row_ids)
+        trained = sum(p.numel() for p in training_run.optimizer.parameters.values())
+    gradients = 4 * (trained + rows * training_run.model.config.hidden_size)  # as each moment
     # In the passes of the first step the optimizer has no state yet.
     beyond = max(ours.peak - before - gradients, peak - before - 3 * gradients) / 2**30
     print(
-        f"{precision}: {pairs} pairs, {ours.done[-1].tokens} tokens, {options.micro_tokens} at a "
+        f"{precision}: {pairs} pairs, {ours.tokens[-1]} tokens, {options.micro_tokens} at a "
         f"time: peak {peak / 2**30:.1f} GiB, {beyond:.1f} GiB beyond weights, gradients and "
-        f"optimizer state; {ours.done[-1].seconds:.0f} s a step, "
-        f"{ours.done[-1].data_s / ours.done[-1].seconds:.1%} of it for the data"
+        f"optimizer state; {ours.metrics[-1].step_s:.0f} s a step, "
+        f"{ours.metrics[-1].data_s / ours.metrics[-1].step_s:.1%} of it for the data"
     )
     return beyond <= GIB
 

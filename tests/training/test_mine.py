@@ -17,8 +17,8 @@ from gemb.errors import UsageError
 from gemb.models.prompts import for_task
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Text, TextSpool
-from gemb.training.mining import Mine, Rule, chosen_ranks
-from gemb.training.teacher import Wanted
+from gemb.training.mining import NegativeMiner, NegativeRule, chosen_ranks
+from gemb.training.teacher import TeacherText
 from gemb.training.teachers import open_teacher
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dog", "red", "planet", "sum"]
@@ -33,7 +33,7 @@ class FixedTeacher:
         rows = np.array(list(vectors.values()), np.float32)
         self.array = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    def rows(self, wanted: list[Wanted]) -> np.ndarray:
+    def rows(self, wanted: list[TeacherText]) -> np.ndarray:
         return np.array([self.names.index(one.words) for one in wanted], np.int64)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ def pairs(folder: Path, rows: list[dict[str, object]]):
 
 
 def mined(rows, teacher, rule, corpus=None):
-    found = Mine(rows, corpus, RAW).run(teacher, rule)
+    found = NegativeMiner(rows, corpus, RAW).run(teacher, rule)
     return [one for block in found for one in block]
 
 
@@ -75,7 +75,7 @@ def circle(tmp_path):
 
 def first_row(circle, **rule):
     rows, teacher = circle
-    return negatives(rows, teacher, Rule(**{"negatives": 2, **rule}))[0]
+    return negatives(rows, teacher, NegativeRule(**{"negatives": 2, **rule}))[0]
 
 
 def test_what_scores_nearly_as_high_as_the_positive_is_no_negative(circle):
@@ -108,7 +108,7 @@ def test_a_positive_below_zero_keeps_its_margin_below_it(tmp_path):
     angles = {"q": 0, "a": 120, "far": 119, "other far": 0}
     teacher = FixedTeacher({name: angle(degrees) for name, degrees in angles.items()})
     # The positive scores -0.5; a plain product would let -0.485 pass.
-    assert negatives(rows, teacher, Rule(negatives=1))[0] == []
+    assert negatives(rows, teacher, NegativeRule(negatives=1))[0] == []
 
 
 def test_all_positives_of_a_query_are_none_of_its_negatives_and_the_least_sets_the_margin(tmp_path):
@@ -122,7 +122,7 @@ def test_all_positives_of_a_query_are_none_of_its_negatives_and_the_least_sets_t
     )
     angles = {"q": 0, "Q ": 1, "x": 90, "a": 10, "c": 60, "b": 40}
     teacher = FixedTeacher({name: angle(degrees) for name, degrees in angles.items()})
-    found = negatives(rows, teacher, Rule(negatives=2, margin=1.0))
+    found = negatives(rows, teacher, NegativeRule(negatives=2, margin=1.0))
     # b is nearer to q than c is, so it may be an answer, too.
     assert (found[0], found[2]) == ([], [])
     # c is nearer to x than its positive b; a is not.
@@ -130,7 +130,7 @@ def test_all_positives_of_a_query_are_none_of_its_negatives_and_the_least_sets_t
     # With c at 30 degrees, nearer than b, the least of both positives lets b pass.
     angles["c"] = 30
     teacher = FixedTeacher({name: angle(degrees) for name, degrees in angles.items()})
-    assert negatives(rows, teacher, Rule(negatives=2, margin=1.0))[0] == ["b"]
+    assert negatives(rows, teacher, NegativeRule(negatives=2, margin=1.0))[0] == ["b"]
 
 
 def test_copies_of_the_positive_and_of_the_query_are_no_negatives(tmp_path):
@@ -146,11 +146,11 @@ def test_copies_of_the_positive_and_of_the_query_are_no_negatives(tmp_path):
     )
     names = ["q", "x", "y", "z", "w", "The  Answer", "the answer", "Q", "ﬁne", "fine"]
     teacher = FixedTeacher({name: angle(n) for n, name in enumerate(names)})
-    mine = Mine(rows, None, RAW)
+    mine = NegativeMiner(rows, None, RAW)
     assert mine.candidates == 3
-    found = negatives(rows, teacher, Rule(negatives=2, margin=0.0, max_score=1.0))
+    found = negatives(rows, teacher, NegativeRule(negatives=2, margin=0.0, max_score=1.0))
     assert all(not each for each in found)  # margin 0: nothing is below zero here
-    found = negatives(rows, teacher, Rule(negatives=3, margin=1.0))
+    found = negatives(rows, teacher, NegativeRule(negatives=3, margin=1.0))
     assert "Q" not in found[0]
     assert "The  Answer" not in found[1]
     assert "ﬁne" not in found[4]
@@ -161,39 +161,39 @@ def test_with_a_corpus_positives_are_no_candidates_but_are_known_in_it(circle):
     corpus = [Text("far"), Text("P"), Text("near"), Text("near")]
     teacher.names[teacher.names.index("back")] = "P"
     teacher.array[teacher.names.index("P")] = angle(34)
-    found = Mine(rows, corpus, RAW)
+    found = NegativeMiner(rows, corpus, RAW)
     assert found.candidates == 3
     teacher.names.append("back")
     teacher.array = np.concatenate([teacher.array, [angle(170)]]).astype(np.float32)
-    assert negatives(rows, teacher, Rule(negatives=3), corpus)[0] == ["near", "far"]
+    assert negatives(rows, teacher, NegativeRule(negatives=3), corpus)[0] == ["near", "far"]
 
 
 def test_negatives_that_the_rows_have_are_candidates(tmp_path):
     rows = pairs(tmp_path, [{"query": "q", "positive": "p", "negatives": ["far", "near"]}])
     teacher = FixedTeacher({name: angle(degrees) for name, degrees in ANGLES.items()})
-    assert negatives(rows, teacher, Rule(negatives=2))[0] == ["near", "far"]
-    assert Mine(rows, None, RAW).own_negatives == 1
+    assert negatives(rows, teacher, NegativeRule(negatives=2))[0] == ["near", "far"]
+    assert NegativeMiner(rows, None, RAW).own_negatives == 1
 
 
 def test_more_negatives_than_there_are_candidates_are_refused(circle):
     rows, _ = circle
-    mine = Mine(rows, None, RAW)
-    mine.check(Rule(negatives=5))
+    mine = NegativeMiner(rows, None, RAW)
+    mine.check(NegativeRule(negatives=5))
     with pytest.raises(UsageError, match="6 negatives a row, and only 5 different texts"):
-        mine.check(Rule(negatives=6))
+        mine.check(NegativeRule(negatives=6))
     with pytest.raises(UsageError, match="4 negatives a row from rank 3 on, and only 5"):
-        mine.check(Rule(negatives=4, first_rank=3))
-    Mine(rows, [Text(name) for name in "abc"], RAW).check(Rule(negatives=3))
+        mine.check(NegativeRule(negatives=4, first_rank=3))
+    NegativeMiner(rows, [Text(name) for name in "abc"], RAW).check(NegativeRule(negatives=3))
 
 
 def test_a_random_choice_depends_on_seed_and_row_alone_and_is_hardest_first():
-    rule = Rule(negatives=3, first_rank=3, last_rank=20, seed=0)
+    rule = NegativeRule(negatives=3, first_rank=3, last_rank=20, seed=0)
     chosen = [list(chosen_ranks(100, rule, row)) for row in range(200)]
     assert chosen == [list(chosen_ranks(100, rule, row)) for row in range(200)]
     assert all(each == sorted(set(each)) and len(each) == 3 for each in chosen)
     taken = {rank for each in chosen for rank in each}
     assert taken == set(range(2, 20))
-    other = Rule(negatives=3, first_rank=3, last_rank=20, seed=1)
+    other = NegativeRule(negatives=3, first_rank=3, last_rank=20, seed=1)
     assert chosen != [list(chosen_ranks(100, other, row)) for row in range(200)]
     assert list(chosen_ranks(4, rule, 0)) == [2, 3]
 
@@ -259,8 +259,8 @@ def mined_by_both(tiny_model, tmp_path_factory):
     prompts = (for_task("query", teacher.prompts), for_task("document", teacher.prompts))
 
     def ours(rule):
-        mine = Mine(rows, None, prompts)
-        teacher.fill(mine.wanted())
+        mine = NegativeMiner(rows, None, prompts)
+        teacher.fill(mine.teacher_texts())
         return [
             (one.example.query.text, one.example.positive.text, [t.text for t in one.negatives])
             for block in mine.run(teacher, rule)
@@ -291,13 +291,13 @@ def mined_by_both(tiny_model, tmp_path_factory):
 @pytest.mark.parametrize(
     ("rule", "options"),
     [
-        (Rule(negatives=3), {"num_negatives": 3, "relative_margin": 0.05}),
+        (NegativeRule(negatives=3), {"num_negatives": 3, "relative_margin": 0.05}),
         (
-            Rule(negatives=2, margin=1.0, absolute_margin=0.03, first_rank=4),
+            NegativeRule(negatives=2, margin=1.0, absolute_margin=0.03, first_rank=4),
             {"num_negatives": 2, "absolute_margin": 0.03, "range_min": 3},
         ),
         (
-            Rule(negatives=4, margin=1.0, max_score=0.8),
+            NegativeRule(negatives=4, margin=1.0, max_score=0.8),
             {"num_negatives": 4, "absolute_margin": 0.0, "max_score": 0.8},
         ),
     ],

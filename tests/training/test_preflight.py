@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,23 @@ from gemb.datasets.rows import Rows, open_source, prompts_of
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.recipe.schema import Batch, Prompts, Source
+from gemb.models.prompts import Prompt
+from gemb.recipe.schema import Batch, Evaluation, Init, Prompts, Recipe, Source
 from gemb.training.preflight import Preflight, preflight
 
 
-def characters(texts: Sequence[str]) -> list[list[int]]:
-    """A tokenizer whose tokens can be counted by hand."""
-    return [list(map(ord, text)) for text in texts]
+@dataclass
+class Characters:
+    """A renderer whose tokens, characters, can be counted by hand."""
+
+    sources: Sequence[Rows]
+
+    @property
+    def prompts(self) -> list[tuple[Prompt, Prompt]]:
+        return [prompts_of(rows.source, {}) for rows in self.sources]
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return [list(map(ord, text)) for text in texts]
 
 
 def source(path: Path, rows: Sequence[object], **settings: object) -> Rows:
@@ -44,16 +55,20 @@ def check(
     settings = Batch(**{"pairs": 2, **batch})
     if held_out:
         hold_out(sources, open_suite(held_out))
+    recipe = Recipe(
+        stage="finetune",
+        init=Init(model="none"),
+        data=tuple(rows.source for rows in sources),
+        held_out=(held_out.name,) if held_out else (),
+        batch=settings,
+        eval=Evaluation(shared_documents=shared_documents),
+    )
     return preflight(
-        settings,
-        sources,
+        recipe,
+        Characters(sources),
         BatchOrder(sources, pairs=settings.pairs, seed=1),
-        characters,
-        [prompts_of(rows.source, {}) for rows in sources],
         steps=steps,
         suite=open_suite(evaluation) if evaluation else None,
-        shared_documents=shared_documents,
-        held_out=[held_out.name] if held_out else [],
         overlap_listing=evaluation.parent / "overlap.tsv" if evaluation else None,
     )
 

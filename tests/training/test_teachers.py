@@ -19,7 +19,7 @@ from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.models.prompts import for_task
-from gemb.training.teacher import Wanted
+from gemb.training.teacher import TeacherText
 from gemb.training.teachers import open_teacher
 
 TEXTS = ["the quick brown fox", "a red planet", "what is it", "der Hund", "日本語", "sum of x"]
@@ -32,7 +32,9 @@ def teacher(tiny_model, tmp_path):
 
 
 def wanted(texts, prompt="{text}"):
-    return [Wanted(prompt.replace("{text}", text), f"x.jsonl:{n}") for n, text in enumerate(texts)]
+    return [
+        TeacherText(prompt.replace("{text}", text), f"x.jsonl:{n}") for n, text in enumerate(texts)
+    ]
 
 
 def encoded(model, texts):
@@ -161,13 +163,13 @@ def test_numbers_that_are_not_finite_stop_with_the_text_and_keep_the_others(gemb
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
-from gemb.training.teacher import Wanted
+from gemb.training.teacher import TeacherText
 from gemb.training.teachers import open_teacher
 teacher = open_teacher("model.fake", Path("cache"), Runtime())
 texts = [f"text {n} " + "word " * n for n in range(20)]
 texts[3] = "this is notfinite"
 try:
-    teacher.fill([Wanted(t, f"p.jsonl:{n}") for n, t in enumerate(texts)])
+    teacher.fill([TeacherText(t, f"p.jsonl:{n}") for n, t in enumerate(texts)])
 except Exception as error:
     print(type(error).__name__, error)
 """
@@ -194,7 +196,7 @@ from gemb.caches import rows_cache, teachers_cache
 from gemb import teacher_model, teachers
 teacher_model.FLUSH_S, teacher_model.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
-wanted = [teachers.Wanted(f"text {n}") for n in range(400)]
+wanted = [teachers.TeacherText(f"text {n}") for n in range(400)]
 print("filling", flush=True)
 done = teacher.fill(wanted)
 found = teacher.vectors(wanted)
@@ -383,7 +385,7 @@ def vectors_file(gemb: Gemb, name: str, *more: str) -> Path:
 
 
 def document(text, title=None):
-    return Wanted(for_task("document", {}).render(text, title))
+    return TeacherText(for_task("document", {}).render(text, title))
 
 
 @pytest.mark.parametrize("name", ["v.jsonl", "v.parquet"])
@@ -404,7 +406,7 @@ def test_a_file_of_vectors_is_a_teacher_by_text_title_and_task(gemb, tmp_path, n
 def test_a_file_that_lacks_texts_says_how_many_and_how_to_make_them(gemb, tmp_path):
     path = vectors_file(gemb, "v.jsonl", "--title-field", "title")
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())
-    query = Wanted(for_task("query", {}).render("what is it"), "p.jsonl:3")
+    query = TeacherText(for_task("query", {}).render("what is it"), "p.jsonl:3")
     with pytest.raises(UsageError) as caught:
         teacher.fill([document("a red planet"), document("the fox"), query, query])
     assert "lacks 2 of the texts, the first: 'title: none | text: the fox'" in str(caught.value)
@@ -414,7 +416,7 @@ def test_a_file_that_lacks_texts_says_how_many_and_how_to_make_them(gemb, tmp_pa
 def test_several_files_are_one_teacher(gemb, tmp_path):
     documents = vectors_file(gemb, "d.parquet", "--title-field", "title")
     queries = vectors_file(gemb, "q.parquet", "--task", "query")
-    query = Wanted(for_task("query", {}).render("what is it"))
+    query = TeacherText(for_task("query", {}).render("what is it"))
     both = open_teacher(f"{gemb.folder}/*.parquet", tmp_path / "cache", Runtime())
     assert both.fill([document("a red planet"), query]) == 0
     found = both.vectors([document("what is it"), query])
@@ -426,7 +428,7 @@ def test_a_prompt_of_ones_own_is_known_from_parquet_alone(gemb, tmp_path):
     own = ("--prompt", "mine: {text}")
     path = vectors_file(gemb, "v.parquet", *own)
     teacher = open_teacher(str(path), tmp_path / "cache", Runtime())
-    assert teacher.fill([Wanted("mine: a red planet")]) == 0
+    assert teacher.fill([TeacherText("mine: a red planet")]) == 0
     path = vectors_file(gemb, "v.jsonl", *own)
     with pytest.raises(
         UsageError, match=r"v.jsonl, line 1: its prompt is not in the file \(task '"

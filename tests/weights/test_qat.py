@@ -37,8 +37,7 @@ from gemb_torch.model.ranks import Ranks
 from gemb_torch.model.rounding import Rounding, round_to
 from gemb_torch.model.sharding import full, shard
 from gemb_torch.train.objective import objective
-from gemb_torch.train.run import Judge
-from gemb_torch.train.session import open_session
+from gemb_torch.train.run import TrainingRun
 from gradient_cases import (
     CASES,
     TABLE,
@@ -410,8 +409,7 @@ def test_what_is_measured_in_the_run_is_the_rounded_model(place, trained, tiny_m
         save_file(tensors, file)
     recipe = load_recipe(place / "recipe.yaml")
     training = Training(run=tmp_path / "look", runtime=Runtime(device="cpu"))
-    session = open_session(recipe, training, Ranks(alone=True))
-    with Judge(session)._encoder() as encoder:
+    with TrainingRun(recipe, training, Ranks(alone=True)).encoder() as encoder:
         ids = encoder.tokenize(["the red planet", "quick brown fox"])
         found = encoder.encode(ids)
     right, wrong = (

@@ -1,7 +1,13 @@
-"""The texts of a source as tokens, kept in the cache: each source is tokenized once.
+"""The texts of a run of adaptation: tokenized once, drawn in a fixed order, taken apart by a task.
 
-`tokens.bin` has the ids of all texts one after the other, int32, without BOS and EOS; `ends.bin`
-where each text ends, int64; `about.json` what they are of. They are mapped, not loaded.
+A source is tokenized into the cache: `tokens.bin` has the ids of all texts one after the other,
+int32, without BOS and EOS; `ends.bin` where each text ends, int64; `about.json` what they are of.
+They are mapped, not loaded.
+
+A text longer than `longest` is cut into equal parts. Parts come from the sources by weight, and
+within a source each part once before any comes again. Everything is drawn from the seed and the
+number of the example alone, so that a run goes on after a stop as if there had been none, and the
+number of processes changes nothing.
 """
 
 from __future__ import annotations
@@ -126,14 +132,6 @@ def _fill(folder: Path, texts: PlainTexts, tokenizer: Tokenizer, stamp: str) -> 
     (folder / "about.json").write_text(json.dumps(about), encoding="utf-8")
 
 
-# Which texts a run of adaptation reads, in which order, and how each is taken apart.
-#
-# A text longer than `longest` is cut into equal parts. Parts come from the sources by weight, and
-# within a source each part once before any comes again. Everything is drawn from the seed and the
-# number of the example alone, so that a run goes on after a stop as if there had been none, and the
-# number of processes changes nothing.
-
-
 @dataclass(frozen=True, kw_only=True)
 class Ids:
     """The tokenizer's own tokens."""
@@ -157,6 +155,10 @@ class Example:
     def tokens(self) -> int:
         """Of input and target."""
         return len(self.inputs) + len(self.targets)
+
+    def place(self, stores: Sequence[TokenStore]) -> str:
+        """Return what a message calls it: the source and the number of its text, from 1."""
+        return f"{stores[self.source].name}:{self.text + 1}"
 
 
 class TextOrder:
@@ -210,13 +212,13 @@ class TextOrder:
 
     def step(self) -> list[Example]:
         """Return the examples of the next step: as many as fit."""
-        found: list[Example] = []
+        examples: list[Example] = []
         left = self.tokens
         while True:
             example, drawn = self._example()
-            if found and example.tokens > left:
-                return found
-            found.append(example)
+            if examples and example.tokens > left:
+                return examples
+            examples.append(example)
             left -= example.tokens
             self._number += 1
             self._drawn = drawn
@@ -265,7 +267,8 @@ class TextOrder:
     def _order(self, source: int, passes: int) -> NDArray[np.int64]:
         key = source, passes
         if key not in self._orders:
-            self._orders = {one: order for one, order in self._orders.items() if one[0] != source}
+            for old in [known for known in self._orders if known[0] == source]:
+                del self._orders[old]
             random = np.random.default_rng([self.seed, source, passes, 1])
             self._orders[key] = random.permutation(len(self.parts[source]))
         return self._orders[key]

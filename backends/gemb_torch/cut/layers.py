@@ -28,6 +28,7 @@ from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.config import read_json
+from gemb.models.profile import CLOSING_TOKENS, cut_ids
 from gemb.models.prompts import for_task
 from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.model.encode import (
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
 
 
 TEXTS = 200  # over all sources
+TOKENS = 64  # of a text; the rest is cut off
+TASKS = ("query", "document")  # every other text is taken as one or the other
 _FIRST = 2000  # of a source, among which the texts are chosen
 
 
@@ -69,7 +72,7 @@ class Removal(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRemoval:
-    """Everything that decides the order."""
+    """Everything that decides the order in which layers are removed."""
 
     checkpoint: Checkpoint
     texts: Sequence[Texts]
@@ -178,19 +181,11 @@ def _write(path: Path, key: str, order: Sequence[Removal]) -> None:
         part.write_text(json.dumps({"key": key, "removed": steps}, indent=1) + "\n", "utf-8")
 
 
-# A model on a bench: its layers are left out in turn, and what that costs is measured.
-
-
-TOKENS = 64  # of a text; the rest is cut off
-TASKS = ("query", "document")  # every other text is taken as one or the other
-_Any = Any  # rotations: whatever a model's `begin` gives
-
-
 class _Layers(Protocol):
-    """A model, layer by layer; x is the residual stream [T, D]."""
+    """A model, layer by layer: x is the residual stream [T, D]; rotations are the model's own."""
 
-    def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, _Any]: ...
-    def step(self, layer: int, x: Tensor, rotations: _Any, packing: Packing) -> Tensor: ...
+    def begin(self, ids: Tensor, packing: Packing) -> tuple[Tensor, Any]: ...
+    def step(self, layer: int, x: Tensor, rotations: Any, packing: Packing) -> Tensor: ...  # noqa: ANN401
     def end(self, x: Tensor, packing: Packing) -> Tensor: ...
 
 
@@ -288,8 +283,8 @@ class LayerBench:
         """Return the mean cosine to the targets without the layer at each place of `left`."""
         cosines = np.empty((len(places), self.count))
 
-        def run(one: _Pass) -> None:
-            cosines[:, one.rows] = self._cosines(one, left, places).cpu().numpy()
+        def run(texts: _Pass) -> None:
+            cosines[:, texts.rows] = self._cosines(texts, left, places).cpu().numpy()
 
         for _ in self.pool.map(run, self.passes):
             pass
@@ -298,32 +293,32 @@ class LayerBench:
         return means
 
     @torch.inference_mode()
-    def _cosines(self, one: _Pass, left: Sequence[int], places: Sequence[int]) -> Tensor:
-        x, rotations = self.layers.begin(one.ids, one.packing)
-        targets = self.targets[one.rows]
-        found = []
+    def _cosines(self, texts: _Pass, left: Sequence[int], places: Sequence[int]) -> Tensor:
+        x, rotations = self.layers.begin(texts.ids, texts.packing)
+        targets = self.targets[texts.rows]
+        cosines = []
         for place, layer in enumerate(left):
             if place in places:
                 without = x.clone()
                 for later in left[place + 1 :]:
-                    without = self.layers.step(later, without, rotations, one.packing)
-                found.append((self.layers.end(without, one.packing) * targets).sum(-1))
-            x = self.layers.step(layer, x, rotations, one.packing)
-        return torch.stack(found)
+                    without = self.layers.step(later, without, rotations, texts.packing)
+                cosines.append((self.layers.end(without, texts.packing) * targets).sum(-1))
+            x = self.layers.step(layer, x, rotations, texts.packing)
+        return torch.stack(cosines)
 
     def _vectors(self, layers: Sequence[int]) -> Tensor:
         """Return the texts' vectors, [texts, width], as these layers make them."""
 
-        def run(one: _Pass) -> Tensor:
-            x, rotations = self.layers.begin(one.ids, one.packing)
+        def run(texts: _Pass) -> Tensor:
+            x, rotations = self.layers.begin(texts.ids, texts.packing)
             for layer in layers:
-                x = self.layers.step(layer, x, rotations, one.packing)
-            return self.layers.end(x, one.packing)
+                x = self.layers.step(layer, x, rotations, texts.packing)
+            return self.layers.end(x, texts.packing)
 
         parts = list(self.pool.map(run, self.passes))
         vectors = torch.empty(self.count, parts[0].shape[1], device=self.device)
-        for one, part in zip(self.passes, parts, strict=True):
-            vectors[one.rows] = part
+        for texts, part in zip(self.passes, parts, strict=True):
+            vectors[texts.rows] = part
         return vectors
 
 
@@ -332,8 +327,8 @@ def token_ids(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> list[
     tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size)
     prompts = {task: for_task(task, checkpoint.prompts) for task in TASKS}
     whole = tokenize(tokenizer, [prompts[task].render(text) for task, text in pairs])
-    most = min(TOKENS, checkpoint.max_tokens)
-    return [ids if len(ids) <= most else np.append(ids[: most - 1], ids[-1]) for ids in whole]
+    limit = min(TOKENS, checkpoint.max_tokens)
+    return [cut_ids(ids, limit, CLOSING_TOKENS) for ids in whole]
 
 
 def product_dtype(runtime: Runtime) -> torch.dtype:

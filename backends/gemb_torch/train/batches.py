@@ -24,7 +24,7 @@ from gemb.models.profile import CLOSING_TOKENS, cut_ids
 from gemb.models.prompts import Prompt
 from gemb.models.tokenizer import tokenize
 from gemb.texts.examples import Example, Text
-from gemb.training.teacher import Teacher, Wanted
+from gemb.training.teacher import Teacher, TeacherText
 from gemb_torch.model.ranks import Ranks
 from gemb_torch.train.gradients import TokenBatch
 
@@ -67,7 +67,7 @@ class BatchMaker:
             (query if place < len(examples) else positive).render(*text)
             for place, text in enumerate(texts)
         ]
-        ids = tokenize(self.tokenizer, rendered)
+        ids = self.tokenize(rendered)
         return TokenBatch(
             source=rows.name,
             places=[example.place for example in examples],
@@ -79,10 +79,14 @@ class BatchMaker:
             cut=sum(len(text_ids) > self.max_tokens for text_ids in ids),
         )
 
-    def wanted(self, batch: Batch) -> list[Wanted]:
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return the ids of texts with their prompts, int32 [tokens] each; nothing is cut."""
+        return tokenize(self.tokenizer, texts)
+
+    def teacher_texts(self, batch: Batch) -> list[TeacherText]:
         """Return what the teacher must know for a batch, of all processes."""
         examples = [self.sources[batch.source][int(row)] for row in batch.rows]
-        return self._wanted(batch.source, examples, *self._texts(examples))
+        return self._teacher_texts(batch.source, examples, *self._texts(examples))
 
     def _texts(self, examples: Sequence[Example]) -> tuple[list[Text], list[int]]:
         """Return queries, positives and negatives, and whose the negatives are."""
@@ -96,19 +100,21 @@ class BatchMaker:
             owners += [owner] * len(own)
         return queries + positives + negatives, owners
 
-    def _wanted(
+    def _teacher_texts(
         self,
         source: int,
         examples: Sequence[Example],
         texts: Sequence[Text],
         owners: Sequence[int],
-    ) -> list[Wanted]:
+    ) -> list[TeacherText]:
         """Return what the teacher must know of texts and owners as `_texts` returns them."""
         query, positive = self.teacher_prompts[source]
         count = len(examples)
         whose = [*range(count), *range(count), *owners]
         return [
-            Wanted((query if number < count else positive).render(*text), examples[owner].place)
+            TeacherText(
+                (query if number < count else positive).render(*text), examples[owner].place
+            )
             for number, (text, owner) in enumerate(zip(texts, whose, strict=True))
         ]
 
@@ -122,25 +128,25 @@ class BatchMaker:
         if self.teacher is None:
             return None
         with self.teacher_lock:
-            return self.teacher.vectors(self._wanted(source, examples, texts, owners))
+            return self.teacher.vectors(self._teacher_texts(source, examples, texts, owners))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TeacherTexts:
     """What the teacher must know for a run; it can be iterated over again."""
 
     maker: BatchMaker
     order: Callable[[], BatchOrder]  # at the run's beginning
     batches: int
 
-    def __iter__(self) -> Iterator[Wanted]:
+    def __iter__(self) -> Iterator[TeacherText]:
         """Yield every text, batch by batch."""
         for batch in islice(self.order(), self.batches):
-            yield from self.maker.wanted(batch)
+            yield from self.maker.teacher_texts(batch)
 
 
 def prepared(order: BatchOrder, maker: BatchMaker, workers: int) -> Iterator[Prepared]:
-    """Yield the batches of an endless order, each made before it is wanted.
+    """Yield the batches of an endless order, each made ahead.
 
     A failure to make one is raised where it would have been yielded.
     """

@@ -1,16 +1,15 @@
-"""What every run does beside its steps: hold its folder, count, log, save, stop.
+"""What `train` and `adapt` have in common beside their steps: folder, log, checkpoints, stop.
 
-`train` and `adapt` differ in what a step is and in what a checkpoint holds; this is the rest.
+They differ in what a step is and in what a checkpoint holds.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from gemb.backend import Training
 from gemb.errors import GembError, Stopped
@@ -19,7 +18,7 @@ from gemb.io.notes import note
 from gemb.io.progress import StepProgress
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.training.log import MetricsLog
+from gemb.training.log import MetricsLog, StepMetrics
 from gemb.training.report import write_report
 from gemb_torch.model.ranks import Ranks
 from gemb_torch.train.state import (
@@ -75,53 +74,22 @@ class Keeper:
         self.bar = StepProgress(steps, progress.step)
         self._saved_at = time.monotonic()
 
-    def log(self, step: int, **fields: object) -> None:
+    def log(self, *, step: int, **fields: object) -> None:
         """Write a line of metrics."""
         if self._log is not None:
             self._log.write(step=step, **fields)
 
-    def count(
-        self,
-        step: int,
-        order: Mapping[str, Any],
-        *,
-        loss: float,
-        tokens: int,
-        pairs: int,
-        seconds: float,
-        **fields: object,
-    ) -> None:
-        """Count a step that has ended, and log it if it is its turn.
+    def count(self, metrics: StepMetrics, progress: Progress) -> None:
+        """Take a step that has ended, and log it if it is its turn.
 
         Args:
-            step: its number, from 1.
-            order: where the order of the data stands after it.
-            loss: of the step.
-            tokens: of the step, all processes together.
-            pairs: the same; in adaptation, texts.
-            seconds: that it took.
-            fields: what else the log says of it.
+            metrics: its numbers.
+            progress: how far the run is after it.
         """
-        before = self.progress
-        self.progress = replace(
-            before,
-            step=step,
-            order=order,
-            tokens=before.tokens + tokens,
-            pairs=before.pairs + pairs,
-            seconds=before.seconds + seconds,
-        )
-        self.bar.step(step, loss, tokens)
-        if step % self.recipe.run.log_every and step != self.steps:
-            return
-        self.log(
-            step,
-            loss=loss,
-            tokens=self.progress.tokens,
-            tokens_per_s=tokens / seconds,
-            step_s=seconds,
-            **fields,
-        )
+        self.bar.step(progress.step, metrics.loss, progress.tokens - self.progress.tokens)
+        self.progress = progress
+        if progress.step % self.recipe.run.log_every == 0 or progress.step == self.steps:
+            self.log(**asdict(metrics))
 
     def end_step(self, request: StopRequest, save: Callable[[], None]) -> None:
         """Save if it is time to, and stop if a signal came. All processes call this together.

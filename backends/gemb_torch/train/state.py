@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,26 @@ class Progress:
     pairs: int = 0
     seconds: float = 0.0  # spent in steps
     best: float | None = None  # mean of the evaluation, the best so far
+
+    def after(
+        self, order: Mapping[str, Any], *, tokens: int, pairs: int, seconds: float
+    ) -> Progress:
+        """Return the progress one step later.
+
+        Args:
+            order: where the order of the data stands then.
+            tokens: of the step, all processes together.
+            pairs: the same; in adaptation, texts.
+            seconds: that the step took.
+        """
+        return replace(
+            self,
+            step=self.step + 1,
+            order=order,
+            tokens=self.tokens + tokens,
+            pairs=self.pairs + pairs,
+            seconds=self.seconds + seconds,
+        )
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -350,7 +350,7 @@ def test_numbers_that_are_not_finite_stop_with_the_step_and_its_texts(train):
 def test_too_few_marks_are_refused(train, tiny_model, tmp_path):
     from gemb.models.tokenizer import load_tokenizer
     from gemb.training.ul2 import UL2
-    from gemb_torch.adapt.session import ids_of
+    from gemb_torch.adapt.start import ids_of
 
     tokenizer = load_tokenizer(tiny_model / "tokenizer.json", 10_000)
     assert ids_of(tokenizer, tiny_model, UL2, 10).marks.tolist() == [5]

@@ -12,12 +12,12 @@ import pytest
 
 import gemb_torch.cut.layers as layer_removal
 from gemb.backend import Cut, Runtime
+from gemb.datasets.plain_texts import Texts
 from gemb.errors import UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import able
 from gemb_torch.cut.layers import TOKENS, LayerBench, LayerRemoval, Removal, token_ids
-from gemb_torch.cut.vocabulary import Texts
 from tiny_model import TEXT, TinyShape, write_tiny_model
 
 WORDS = TEXT.split()

@@ -18,9 +18,9 @@ from gemb.errors import GembError
 from gemb_torch.model.ranks import OtherProcessFailed, Ranks
 from gemb_torch.model.sharding import full, shard
 from gemb_torch.train.adamw import clip
+from gemb_torch.train.finite import check_loss
 from gemb_torch.train.gradients import Computed
 from gemb_torch.train.objective import objective
-from gemb_torch.train.steps import _check_vectors
 from gradient_cases import (
     CASES,
     batch_of,
@@ -187,11 +187,11 @@ def blame_a_row(ranks: Ranks, folder: Path) -> None:
     assert (part.start <= at_fault < part.stop) == (ranks.rank == 1)
     made = Computed(loss=torch.tensor(float("nan")), parts={}, vectors=vectors)
     with pytest.raises(GembError) as caught:  # in all processes the same
-        _check_vectors(3, mine, made, ranks)
+        check_loss(3, mine, made, ranks)
     assert str(caught.value).startswith(f"step 3: a vector is not finite; rows a:{at_fault};")
     finite = replace(made, vectors=torch.ones(1, 4))
     with pytest.raises(GembError) as caught:
-        _check_vectors(3, mine, finite, ranks)
+        check_loss(3, mine, finite, ranks)
     assert "the loss is not finite; rows a:0, a:1, a:2 and 11 more;" in str(caught.value)
 
 

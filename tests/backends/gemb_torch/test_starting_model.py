@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-import gemb_torch.train.session as starting_model
+import gemb_torch.train.start as starting_model
 from gemb.backend import Cut, Runtime
+from gemb.datasets.plain_texts import Texts, counted_texts
 from gemb.errors import Missing, UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.references import bundled
 from gemb.plugins import able
 from gemb.recipe.schema import Init
-from gemb_torch.cut.vocabulary import Texts, of_file
-from gemb_torch.train.session import quickly_made, starting_folder
+from gemb_torch.train.start import quickly_made, starting_folder
 from tiny_model import TEXT
 
 FP32 = Runtime(device="cpu", precision="fp32")
@@ -220,7 +220,7 @@ def test_what_is_no_model_is_refused(tiny_gguf: Path, tmp_path: Path):
 def test_files_can_be_the_texts(tiny_model: Path, tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"query": "日本", "positive": "日本語 日本語"}) + "\n", "utf-8")
-    folder = _start(tiny_model, tmp_path, texts=(of_file(rows),), vocab=330)
+    folder = _start(tiny_model, tmp_path, texts=(counted_texts(rows),), vocab=330)
     assert "日" in Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
 
 

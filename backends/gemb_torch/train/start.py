@@ -1,17 +1,15 @@
-"""The model folder that training starts from: `init: {from, keep_layers, vocab}` of a recipe."""
+"""What a run starts from: its rows, its teacher, and the model of `init` in its recipe."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,39 +17,28 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from gemb.backend import Cut, Runtime, Training
-from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import hold_out
 from gemb.datasets.plain_texts import Texts
-from gemb.datasets.rows import Rows, open_source, prompts_of
-from gemb.datasets.sets import Suite, open_suite
+from gemb.datasets.rows import Rows, open_source
+from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.caches import rows_cache, teachers_cache
-from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models import references as models
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.prompts import for_task
-from gemb.models.tokenizer import load_tokenizer
 from gemb.recipe.layers import LayerChoice, layer_choice
-from gemb.recipe.qat import check_model, wanted_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
-from gemb.training.teacher import Teacher, Wanted
+from gemb.training.teacher import Teacher, TeacherText
 from gemb.training.teachers import FileTeacher, open_teacher
 from gemb_torch.cut.cut import cut_folder
-from gemb_torch.model.encode import device_of
 from gemb_torch.model.model import EmbeddingGemma
-from gemb_torch.model.ranks import Ranks
-from gemb_torch.model.rounding import Rounding
-from gemb_torch.model.sharding import Sharding, shard
 from gemb_torch.model.weights import load
-from gemb_torch.train.adamw import AdamW
-from gemb_torch.train.batches import BatchMaker
-from gemb_torch.train.gradients import Gradients
 from gemb_torch.train.losses import check_widths
-from gemb_torch.train.objective import objective, trains_widths
+from gemb_torch.train.objective import trains_widths
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Init
@@ -199,198 +186,42 @@ def _is_made(folder: Path, made_from: Mapping[str, object]) -> bool:
     return path.is_file() and read_json(path) == made_from
 
 
-# What a training run works with: data, model, teacher, optimizer, opened from the recipe.
-
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """The parts of a run."""
-
-    recipe: Recipe
-    training: Training
-    run: RunFolder
-    ranks: Ranks
-    device: torch.device
-    sources: Sequence[Rows]
-    suite: Suite | None
-    start: Checkpoint  # the folder that training starts from
-    teacher: Teacher | None
-    model: EmbeddingGemma
-    maker: BatchMaker
-    gradients: Gradients
-    rounding: Rounding  # of the model in training
-    optimizer: AdamW
-    steps: int  # of the whole run
-    sharding: Sharding | None  # where `model` is not the one in training, but the one to look at
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the products."""
-        return torch.bfloat16 if self.recipe.run.precision == "bf16" else torch.float32
-
-    def collect(self, *, moments: bool = False) -> None:
-        """Bring the first process's `model` up to date; all processes call this together.
-
-        Args:
-            moments: the optimizer's too, until `optimizer.forget`.
-        """
-        if self.sharding is not None:
-            self.sharding.collect()
-            if moments:
-                self.optimizer.collect(keep=self.ranks.is_first)
-
-    def spread(self) -> None:
-        """Take the weights of the first process's `model`; all processes call this together."""
-        if self.sharding is not None:
-            self.sharding.spread()
-
-    def order(self) -> BatchOrder:
-        """Return the order of the data, at its beginning."""
-        return _order(self.recipe, self.sources)
-
-
-def open_session(recipe: Recipe, training: Training, ranks: Ranks) -> Session:
-    """Open everything; nothing is computed yet but what makes the starting model.
-
-    Raises:
-        UsageError: something does not fit together.
-        Missing: a model, a file or a library is not here.
-    """
-    run = RunFolder(training.run)
-    types = wanted_types(recipe)
-    if types:
-        ranks.first_then_all(partial(check_model, types, recipe.init.model))
-    device = device_of(training.runtime.device)
-    torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
-    suite = open_suite(recipe.eval.data) if recipe.eval.data else None
-    sources = ranks.first_then_all(partial(_sources, recipe, training))
-    teacher = _teacher(recipe, training.runtime)
-    begin = partial(_starting_checkpoint, recipe, training, run, sources, teacher)
-    start = ranks.first_then_all(begin)
-    _check_dims(recipe, start, teacher)
-    model = _model(recipe, start, device)
-    trained, sharding = model, None
-    if recipe.run.shard == "fsdp2" and ranks.count > 1:
-        trained = _model(recipe, start, device)
-        shard(trained, ranks, device)
-        if not ranks.is_first:
-            model.to("cpu")
-        sharding = Sharding(model, trained, ranks.is_first)
-    maker = BatchMaker(
-        sources=sources,
-        prompts=[prompts_of(rows.source, start.prompts) for rows in sources],
-        tokenizer=load_tokenizer(start.folder / "tokenizer.json", start.config.vocab_size),
-        max_tokens=min(recipe.batch.max_tokens, start.max_tokens),
-        negatives=recipe.batch.negatives,
-        ranks=ranks,
-        teacher=teacher,
-        teacher_prompts=[
-            prompts_of(rows.source, teacher.prompts if teacher else {}) for rows in sources
-        ],
-    )
-    gradients = Gradients(
-        model=trained,
-        objective=partial(objective, recipe.loss),
-        ranks=ranks,
-        micro_tokens=recipe.batch.micro_tokens,
-        autocast=_autocast(recipe, device),
-        device=device,
-        width=start.dim,
-        is_sharded=sharding is not None,
-    )
-    return Session(
-        recipe=recipe,
-        training=training,
-        run=run,
-        ranks=ranks,
-        device=device,
-        sources=sources,
-        suite=suite,
-        start=start,
-        teacher=teacher,
-        model=model,
-        maker=maker,
-        gradients=gradients,
-        rounding=Rounding(trained, types, table=sharding is not None),
-        optimizer=AdamW(trained, recipe.optimizer, whole_table=sharding is not None),
-        sharding=sharding,
-        steps=_steps(recipe, sources),
-    )
-
-
-def _model(recipe: Recipe, start: Checkpoint, device: torch.device) -> EmbeddingGemma:
-    model = load(start, device=device, pooling=recipe.pooling).train()
-    model.recomputes = recipe.run.activation_checkpointing
-    if recipe.run.compile:
-        for block in model.blocks():
-            block.compile()
-    return model
-
-
-def _order(recipe: Recipe, sources: Sequence[Rows]) -> BatchOrder:
-    return BatchOrder(sources, pairs=recipe.batch.pairs, seed=recipe.seed)
-
-
-def _steps(recipe: Recipe, sources: Sequence[Rows]) -> int:
-    if recipe.run.steps:
-        return recipe.run.steps
-    batches = recipe.run.epochs * _order(recipe, sources).steps_per_epoch
-    return max(1, math.ceil(batches / recipe.batch.accumulate))
-
-
-def _sources(recipe: Recipe, training: Training) -> list[Rows]:
-    cache = rows_cache()
-    sources = [open_source(source, cache, strict=training.strict) for source in recipe.data]
-    if recipe.held_out:
-        hold_out(sources, open_suite(*recipe.held_out))
-    return sources
-
-
-def _teacher(recipe: Recipe, runtime: Runtime) -> Teacher | None:
-    distill = recipe.loss.distill
-    if distill is None:
-        return None
-    return open_teacher(
-        distill.teacher,
-        teachers_cache(),
-        replace(runtime, precision=recipe.run.precision),
-        max_tokens=recipe.batch.max_tokens,  # what the student does not see it cannot learn
-    )
-
-
-def _starting_checkpoint(
-    recipe: Recipe,
-    training: Training,
-    run: RunFolder,
-    sources: Sequence[Rows],
-    teacher: Teacher | None,
+def starting_checkpoint(
+    recipe: Recipe, training: Training, sources: Sequence[Rows], teacher: Teacher | None
 ) -> Checkpoint:
-    begin = partial(
-        starting_folder,
+    """Return the folder that training starts from; made where the recipe cuts or unpacks a model.
+
+    Args:
+        recipe: its `init` and seed are read.
+        training: for a dry run the folder is a temporary one, and what takes long is not chosen.
+        sources: whose texts decide which layers and tokens are kept.
+        teacher: whose vectors layers are measured against.
+    """
+    init, work = recipe.init, RunFolder(training.run).start
+    if training.dry_run:
+        init, work = quickly_made(init), forgotten_folder()
+    folder = starting_folder(
+        init,
+        work,
         texts=[Texts(rows.name, partial(_texts, rows)) for rows in sources],
         runtime=training.runtime,
         seed=recipe.seed,
         teacher=None if teacher is None else partial(_taught, teacher),
     )
-    if not training.dry_run:
-        return open_checkpoint(begin(recipe.init, run.start))
-    return open_checkpoint(begin(quickly_made(recipe.init), forgotten_folder()))
+    return open_checkpoint(folder)
 
 
 def _taught(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32] | None:
     """Return the teacher's vectors of (task, text); None where its files lack some of them."""
-    wanted = [Wanted(for_task(task, teacher.prompts).render(text)) for task, text in pairs]
-    if isinstance(teacher, FileTeacher) and teacher.missing(wanted):
+    texts = [TeacherText(for_task(task, teacher.prompts).render(text)) for task, text in pairs]
+    if isinstance(teacher, FileTeacher) and teacher.missing(texts):
         note(
             f"{teacher.reference} has not both prompts' vectors of the texts that layers are "
             "measured with: they are measured against the whole model"
         )
         return None
-    teacher.fill(wanted)
-    return teacher.vectors(wanted)
+    teacher.fill(texts)
+    return teacher.vectors(texts)
 
 
 def _texts(rows: Rows) -> Iterator[str]:
@@ -401,7 +232,42 @@ def _texts(rows: Rows) -> Iterator[str]:
         yield example.positive.text
 
 
-def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> None:
+def open_sources(recipe: Recipe, *, strict: bool) -> list[Rows]:
+    """Return the rows of the recipe's data, without those that its held-out sets have."""
+    sources = [open_source(source, rows_cache(), strict=strict) for source in recipe.data]
+    if recipe.held_out:
+        hold_out(sources, open_suite(*recipe.held_out))
+    return sources
+
+
+def distillation_teacher(recipe: Recipe, training: Training) -> Teacher | None:
+    """Return whom the recipe's loss learns from, None where it has no distillation."""
+    if recipe.loss.distill is None:
+        return None
+    return open_teacher(
+        recipe.loss.distill.teacher,
+        teachers_cache(),
+        replace(training.runtime, precision=recipe.run.precision),
+        max_tokens=recipe.batch.max_tokens,  # what the student does not see it cannot learn
+    )
+
+
+def open_model(recipe: Recipe, start: Checkpoint, device: torch.device) -> EmbeddingGemma:
+    """Return the model to train, with the recipe's pooling."""
+    model = load(start, device=device, pooling=recipe.pooling).train()
+    model.recomputes = recipe.run.activation_checkpointing
+    if recipe.run.compile:
+        for block in model.blocks():
+            block.compile()
+    return model
+
+
+def check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> None:
+    """Refuse widths of the loss that the model or the teacher does not have.
+
+    Raises:
+        UsageError: and it names the key.
+    """
     for width in recipe.loss.matryoshka:
         if width > start.dim and trains_widths(recipe.loss):
             raise UsageError(
@@ -410,8 +276,3 @@ def _check_dims(recipe: Recipe, start: Checkpoint, teacher: Teacher | None) -> N
     distill = recipe.loss.distill
     if teacher is not None and distill is not None and distill.weight:
         check_widths(start.dim, teacher.dim, distill.teacher)
-
-
-def _autocast(recipe: Recipe, device: torch.device) -> Callable[[], AbstractContextManager[None]]:
-    is_mixed = recipe.run.precision == "bf16"
-    return partial(torch.autocast, device.type, torch.bfloat16, enabled=is_mixed)
