@@ -192,9 +192,8 @@ FILL = """
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
-from gemb.caches import rows_cache, teachers_cache
-from gemb import teacher_model, teachers
-teacher_model.FLUSH_S, teacher_model.FIRST_CHARS = 0.01, 200
+from gemb.training import teachers
+teachers.FLUSH_S, teachers.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
 wanted = [teachers.TeacherText(f"text {n}") for n in range(400)]
 print("filling", flush=True)
