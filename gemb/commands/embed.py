@@ -11,10 +11,11 @@ import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
-from gemb.embedding.formats.table import FORMATS, format_of
+from gemb.embedding.formats.table import FORMATS, Format, format_of
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
+    from gemb.embedding.output import Target
     from gemb.texts.records import Fields
 
 NO_INPUT = """
@@ -153,25 +154,21 @@ def embed(
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
-    from gemb.embedding import output as outputs
-    from gemb.io.paths import followed, is_stream
+    from gemb.embedding.output import Target
     from gemb.models import prompts
     from gemb.texts import inputs
     from gemb.texts.shards import shard as shard_of
 
-    target = None if output in (None, "-") else followed(Path(output or ""))
-    form = _format(output_format, output)
-    if target is not None and not output_format:
-        _say_form(target)
-    if target is not None:
-        outputs.check(target, form)
-    _check_form(form, dtype, target, resume)
-    fields = _fields(text_field, title_field, id_field, keep, form)
+    target = Target.of(output, _format(output_format, output))
+    _say_form(target, is_chosen=output_format is not None)
+    target.check()
+    _check_form(target, dtype, resume=resume)
+    fields = _fields(text_field, title_field, id_field, keep, target.form)
     reading = inputs.Reading(
         format=input_format,
         separator=b"\0" if null else b"\n",
         fields=fields,
-        live=is_stream(target),
+        live=target.is_stream,
     )
     _check_input(bool(texts), input_format, null, fields)
     paths = files or ("-",)
@@ -179,70 +176,68 @@ def embed(
     words = prompts.custom(prompt) if prompt is not None else None
     if not texts:
         inputs.check(paths)
-        outputs.check_inputs(target, paths, form)
+        target.check_inputs(paths)
     records = inputs.from_texts(texts) if texts else inputs.read(paths, reading)
 
     model = options.open()
 
-    from gemb.embedding.run import Job, run
+    from gemb.embedding.pipeline import Embedder
+    from gemb.embedding.run import EmbedJob, run
 
     task = task or "document"
-    around = words or prompts.for_task(task, model.encoder.profile.prompts)
-    if title_field and not around.takes_title:
-        raise click.UsageError(
-            f"--title-field: the prompt {around.template!r} has no place for a title; "
-            "--task document has one, and so has a --prompt with {title}"
-        )
-    job = Job(
-        prompt=around,
-        task="custom" if words else task,
+    embedder = Embedder.of(
+        model.encoder,
+        words or task,
         dim=dim,
         dtype=dtype,
         on_long=on_long,
+        has_titles=title_field is not None,
+    )
+    job = EmbedJob(
+        target=target,
+        task="custom" if words else task,
         on_error=on_error,
         fields=fields,
         text_ids=id_field is not None or len(paths) > 1,
-        format=form,
-        output=target,
         resume=resume,
+        backend=model.backend,
         total=None if texts or part else inputs.total_size(paths, reading),
     )
-    run(job, part.of(records) if part else records, model.encoder, model.backend)
+    run(job, part.of(records) if part else records, embedder)
 
 
-def _format(chosen: str | None, output: str | None) -> str:
+def _format(chosen: str | None, output: str | None) -> Format:
     """Return the format of the output: the one asked for, or as the name or the terminal says."""
     if chosen:
-        return chosen
+        return FORMATS[chosen]
     if output in (None, "-"):
         on_terminal = sys.stdout is not None and sys.stdout.isatty()
-        return "preview" if on_terminal and output is None else "jsonl"
-    named = format_of(Path(output or ""))
-    return named.name if named else "jsonl"
+        return FORMATS["preview" if on_terminal and output is None else "jsonl"]
+    return format_of(Path(output or "")) or FORMATS["jsonl"]
 
 
-def _say_form(target: Path) -> None:
+def _say_form(target: Target, *, is_chosen: bool) -> None:
     """Say that a file whose suffix names no format gets JSON lines."""
     from gemb.io.notes import note
 
-    if target.suffix and not format_of(target):
-        note(f"{target.name} gets JSON lines; -O names another format")
+    path = target.path
+    if path is not None and not is_chosen and path.suffix and not format_of(path):
+        note(f"{path.name} gets JSON lines; -O names another format")
 
 
-def _check_form(form: str, dtype: str, target: Path | None, resume: bool) -> None:
-    from gemb.io.paths import is_stream
-
-    if dtype not in FORMATS[form].dtypes:
-        others = [other.name for other in FORMATS.values() if dtype in other.dtypes]
+def _check_form(target: Target, dtype: str, *, resume: bool) -> None:
+    form = target.form
+    if dtype not in form.dtypes:
+        others = ", ".join(other.name for other in FORMATS.values() if dtype in other.dtypes)
         raise click.UsageError(
-            f"-O {form} is {' or '.join(FORMATS[form].dtypes)} alone; --dtype {dtype} goes with "
-            f"{', '.join(others)}"
+            f"-O {form.name} is {' or '.join(form.dtypes)} alone; "
+            f"--dtype {dtype} goes with {others}"
         )
-    if FORMATS[form].needs_pyarrow:
+    if form.needs_pyarrow:
         from gemb.texts.tables import import_pyarrow
 
         import_pyarrow()
-    if resume and is_stream(target):
+    if resume and target.is_stream:
         raise click.UsageError("--resume needs -o FILE: what went into a pipe is gone")
 
 
@@ -257,14 +252,14 @@ def _check_input(has_texts: bool, input_format: str, null: bool, fields: Fields)
 
 
 def _fields(
-    text: tuple[str, ...], title: str | None, record_id: str | None, keep: str | None, form: str
+    text: tuple[str, ...], title: str | None, record_id: str | None, keep: str | None, form: Format
 ) -> Fields:
     from gemb.texts.records import RESERVED, Fields
 
     keep_all = keep == "all"
     kept = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))
-    if not FORMATS[form].holds_fields and keep:
-        raise click.UsageError(f"--keep: {form} holds numbers alone; use another format")
+    if keep and not form.holds_fields:
+        raise click.UsageError(f"--keep: {form.name} holds numbers alone; use another format")
     for name in kept:
         if name in RESERVED:
             hint = "; --id-field id makes it the row's id" if name == "id" else ""

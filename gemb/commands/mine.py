@@ -155,8 +155,8 @@ def mine(
     Exit codes: 0 done, 2 wrong usage or data, 4 something is absent, 5 the run failed,
     130/141/143 stopped by a signal.
     """
-    from gemb.embedding import output as outputs
-    from gemb.io.paths import followed
+    from gemb.embedding.formats.table import FORMATS
+    from gemb.embedding.output import Target
     from gemb.training.mining import NegativeRule
 
     first, last = _ranks(ranks)
@@ -178,10 +178,10 @@ def mine(
         raise click.UsageError("an empty name for -o")
     if str(pairs) == "-" and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError("standard input is a terminal; name a file of pairs")
-    target = None if output in (None, "-") else followed(Path(output or ""))
-    if target is not None and not dry_run:
-        outputs.check(target, "jsonl")
-    outputs.check_inputs(target, [str(pairs), *corpus], "jsonl")
+    target = Target.of(output, FORMATS["jsonl"])
+    if not dry_run:
+        target.check()
+    target.check_inputs([str(pairs), *corpus])
 
     from gemb.training.mine_run import MineJob, run
 
@@ -192,7 +192,7 @@ def mine(
             task=task,
             rule=rule,
             without=without,
-            output=target,
+            output=target.path,
             dry_run=dry_run,
             model=options.model,
             backend=options.backend,

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.embedding.output import check_journal
 from gemb.embedding.pipeline import Compute, Computed
 from gemb.errors import GembError, UsageError
 from gemb.io.locks import lock_file
@@ -62,12 +61,12 @@ class Journal:
     def __init__(self, path: Path, header: Header, compute: Compute, *, resume: bool) -> None:
         """Open and lock the file; without `resume` what it holds is thrown away.
 
+        `Target.check` has seen that what is there is a journal.
+
         Raises:
             GembError: another run holds it.
-            UsageError: it was written by a run of another model, prompt, width or backend, or is
-                no journal.
+            UsageError: it was written by a run of another model, prompt, width or backend.
         """
-        check_journal(path)
         self.path = path
         self.rows = 0  # that the file holds
         self.is_older = False  # whether an earlier run left it

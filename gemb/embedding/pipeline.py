@@ -1,4 +1,9 @@
-"""How far the vectors of many texts are, on stderr."""
+"""Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
+
+While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
+device does not wait for input. `Embedder` computes a window, `embed` a stream of records,
+`text_vectors` a list of them.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +19,16 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from gemb.arrays import Vectors
-from gemb.errors import GembError
+from gemb.embedding.vectors import VectorSpec
+from gemb.errors import GembError, UsageError
 from gemb.io.progress import CountProgress
 from gemb.models.profile import cut_ids
-from gemb.models.prompts import Prompt
+from gemb.models.prompts import Prompt, for_task
 from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:
     from gemb.arrays import TokenIds
     from gemb.backend import Encoder
-
-
-@contextmanager
-def text_progress(what: str) -> Iterator[Progress]:
-    """Yield what is to be called as texts get vectors; the bar comes with the first of them.
-
-    Args:
-        what: is embedded, in words.
-    """
-    bar: CountProgress | None = None
-
-    def show(done: Done) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = CountProgress(done.all_texts, what, "texts", work=done.all_characters)
-        bar.add(done.texts, done.tokens, done.characters)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()
-
-
-# Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
-#
-# While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a
-# fast device does not wait for input.
 
 
 T = TypeVar("T")
@@ -164,29 +142,65 @@ def by_halves(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) ->
     return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a text becomes token ids."""
-
-    prompt: Prompt
-    dim: int
-    max_tokens: int
-    closing_tokens: int  # kept at the end of a text that is cut
-    on_long: str  # truncate, error, skip
-
-
 class Embedder:
-    """Computes windows, and remembers the vectors of recent texts."""
+    """An open model with its prompt and width: computes windows, and remembers recent texts."""
 
-    def __init__(self, encoder: Encoder, plan: Plan, compute: Compute) -> None:
-        self.plan = plan
+    def __init__(self, encoder: Encoder, spec: VectorSpec, *, on_long: str = "truncate") -> None:
+        """Take an open model, which must be the one of the spec.
+
+        Args:
+            encoder: the open model.
+            spec: of the vectors.
+            on_long: what becomes of a text of more than `spec.max_tokens`: truncate, error, skip.
+        """
+        self.spec = spec
+        self.profile = encoder.profile
+        self.on_long = on_long
+        self.compute = computing(encoder, spec.dim)  # a journal may stand in front of it
+        self._prompt = Prompt(spec.prompt)
         self._tokenize = encoder.tokenize
-        self._compute = compute
         self._recent: OrderedDict[bytes, Vectors] = OrderedDict()
+
+    @staticmethod
+    def of(
+        encoder: Encoder,
+        prompt: Prompt | str,
+        *,
+        dim: int | None = None,
+        dtype: str = "f32",
+        max_tokens: int | None = None,
+        on_long: str = "truncate",
+        has_titles: bool = False,
+    ) -> Embedder:
+        """Return the embedder of an open model for a task.
+
+        Args:
+            encoder: the open model.
+            prompt: around each text; or the name of a task, for the model's own prompt.
+            dim: width of the vectors; None: the model's.
+            dtype: in which the vectors will be stored, one of DTYPES.
+            max_tokens: of a text with its prompt; None: as many as the model takes.
+            on_long: what becomes of a longer text: truncate, error, skip.
+            has_titles: the user named a field of titles.
+
+        Raises:
+            UsageError: the model was not trained for this width, there is no such task, or the
+                prompt has no place for a title.
+        """
+        profile = encoder.profile
+        if isinstance(prompt, str):
+            prompt = for_task(prompt, profile.prompts)
+        if has_titles and not prompt.takes_title:
+            raise UsageError(
+                f"--title-field: the prompt {prompt.template!r} has no place for a title; "
+                "--task document has one, and so has a --prompt with {title}"
+            )
+        spec = VectorSpec.of(profile, prompt, dim=dim, dtype=dtype, max_tokens=max_tokens)
+        return Embedder(encoder, spec, on_long=on_long)
 
     def window(self, records: Sequence[Record]) -> Window:
         """Return the rows of these records, with their vectors."""
-        vectors = np.full((len(records), self.plan.dim), np.nan, np.float32)
+        vectors = np.full((len(records), self.spec.dim), np.nan, np.float32)
         rows = [Row(record, error=record.error) for record in records]
         keys: dict[int, bytes] = {}  # row -> digest of its ids
         fresh: dict[bytes, TokenIds] = {}  # what must be computed
@@ -208,9 +222,9 @@ class Embedder:
 
     def _tokenized(self, rows: list[Row]) -> dict[int, TokenIds]:
         """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
-        plan = self.plan
+        limit = self.spec.max_tokens
         places = [place for place, row in enumerate(rows) if row.error is None]
-        texts = [plan.prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
+        texts = [self._prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
         cut: dict[int, TokenIds] = {}
         for place, ids in zip(places, self._token_ids(texts), strict=True):
             record = rows[place].record
@@ -219,13 +233,13 @@ class Embedder:
                 continue
             count = len(ids)
             error = None
-            if count > plan.max_tokens:
-                if plan.on_long == "truncate":
-                    ids = cut_ids(ids, plan.max_tokens, plan.closing_tokens)
+            if count > limit:
+                if self.on_long == "truncate":
+                    ids = cut_ids(ids, limit, self.profile.closing_tokens)
                 else:
-                    message = f"{count} tokens; the model takes {plan.max_tokens}"
+                    message = f"{count} tokens; the model takes {limit}"
                     error = RowError("too_long", message)
-            rows[place] = Row(record, count, error is None and count > plan.max_tokens, error)
+            rows[place] = Row(record, count, error is None and count > limit, error)
             cut[place] = ids
         return cut
 
@@ -235,14 +249,14 @@ class Embedder:
         A merge of tokens looks at its neighbours: where the beginning has twice the tokens wanted,
         the first half of them is that of the whole text.
         """
-        if self.plan.on_long != "truncate":
+        if self.on_long != "truncate":
             return by_halves(self._tokenize, texts)
         found = by_halves(self._tokenize, [text[:LOOKED_AT] for text in texts])
         for place, text in enumerate(texts):
             size = LOOKED_AT
             while size < len(text):
                 ids = found[place]
-                if isinstance(ids, RowError) or len(ids) >= 2 * self.plan.max_tokens:
+                if isinstance(ids, RowError) or len(ids) >= 2 * self.spec.max_tokens:
                     break
                 size *= 2
                 found[place] = by_halves(self._tokenize, [text[:size]])[0]
@@ -252,7 +266,7 @@ class Embedder:
         """Compute what is new; return vectors and messages of failure by digest."""
         if not fresh:
             return {}, {}
-        computed = self._compute(list(fresh.values()))
+        computed = self.compute(list(fresh.values()))
         keys = list(fresh)
         failed = {keys[row]: message for row, message in computed.failed.items()}
         return dict(zip(keys, computed.vectors, strict=True)), failed
@@ -279,35 +293,9 @@ class Embedder:
 NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")
 
 
-def plain_embedder(
-    encoder: Encoder,
-    prompt: Prompt,
-    dim: int,
-    *,
-    max_tokens: int | None = None,
-    on_long: str = "truncate",
-) -> Embedder:
-    """Return an embedder with nothing in front of its encoder.
-
-    Args:
-        encoder: the open model.
-        prompt: around each text.
-        dim: width of the vectors: one that the model was trained for.
-        max_tokens: of a text with its prompt; None: what the model takes.
-        on_long: what becomes of a longer text: truncate, error, skip.
-    """
-    profile = encoder.profile
-    plan = Plan(
-        prompt=prompt,
-        dim=dim,
-        max_tokens=max_tokens or profile.max_tokens,
-        closing_tokens=profile.closing_tokens,
-        on_long=on_long,
-    )
-    return Embedder(encoder, plan, computing(encoder, dim))
-
-
-def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iterator[list[Record]]:
+def windows(
+    records: Iterable[Record | None], spec: VectorSpec, *, live: bool
+) -> Iterator[list[Record]]:
     """Yield records by the window, and an empty list where the input idles.
 
     Without `live` the windows depend on the records alone, so that a resumed run repeats them.
@@ -328,7 +316,7 @@ def windows(records: Iterable[Record | None], plan: Plan, *, live: bool) -> Iter
         window.append(record)
         text = "" if record.error else record.text  # that of an error may not be UTF-8
         length = len(text) if text.isascii() else len(text.encode())
-        size += min(length, 4 * plan.max_tokens) + len(plan.prompt.template)
+        size += min(length, 4 * spec.max_tokens) + len(spec.prompt)
         is_late = live and time.monotonic() - began > WINDOW_S
         if size >= limit or len(window) == WINDOW_ROWS or is_late:
             yield window
@@ -348,7 +336,7 @@ def embed(records: Iterable[Record | None], embedder: Embedder, *, live: bool) -
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-embed")
     pending: Future[Window] | None = None
     try:
-        for window in windows(records, embedder.plan, live=live):
+        for window in windows(records, embedder.spec, live=live):
             following = pool.submit(embedder.window, window) if window else None
             if pending:
                 yield pending.result()
@@ -390,7 +378,7 @@ def text_vectors(
     """
     profile = encoder.profile
     vectors = np.empty((len(records), profile.dim), np.float32)
-    embedder = plain_embedder(encoder, Prompt("{text}"), profile.dim)
+    embedder = Embedder.of(encoder, "none")
     # Texts of one length share a batch; the longest come first, so that the time left, which is
     # told by characters, does not grow towards the end.
     ordered = sorted(records, key=lambda record: -len(record.text))
@@ -409,3 +397,25 @@ def text_vectors(
             size = sum(len(row.record.text) for row in window.rows)
             progress(Done(len(window.rows), tokens, size, len(records), characters))
     return vectors, cut
+
+
+@contextmanager
+def text_progress(what: str) -> Iterator[Progress]:
+    """Yield what is to be called as texts get vectors; the bar comes with the first of them.
+
+    Args:
+        what: is embedded, in words.
+    """
+    bar: CountProgress | None = None
+
+    def show(done: Done) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = CountProgress(done.all_texts, what, "texts", work=done.all_characters)
+        bar.add(done.texts, done.tokens, done.characters)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()

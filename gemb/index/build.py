@@ -19,6 +19,7 @@ from gemb import plugins as backends
 from gemb.backend import Encoder
 from gemb.embedding.formats.base import Description
 from gemb.embedding.formats.read import holds_vectors
+from gemb.embedding.pipeline import Embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
@@ -262,14 +263,10 @@ def build_index(
         task = found.task or _task(spec.prompt, model)
     else:
         encoder = open_encoder()
-        profile = encoder.profile
-        around = words or prompts.for_task(task, profile.prompts)
-        if source.title and not around.takes_title:
-            raise UsageError(
-                f"--title-field: the prompt {around.template!r} has no place for a title; "
-                "--task document has one, and so has a --prompt with {title}"
-            )
-        spec = VectorSpec.of(profile, around, dim=dim, dtype=dtype or "f16")
+        has_titles = bool(source.title)
+        spec = Embedder.of(
+            encoder, words or task, dim=dim, dtype=dtype or "f16", has_titles=has_titles
+        ).spec
     job = Building(
         target=target,
         source=source,

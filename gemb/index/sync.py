@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.backend import Encoder
-from gemb.embedding.pipeline import Window, embed, plain_embedder
+from gemb.embedding.pipeline import Embedder, Window, embed
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.differences import MayRemove, file_changes, row_changes
@@ -142,13 +142,7 @@ def _embed(
     """Give the records vectors, and write the rows that wait for them."""
     first = next(records, None)
     if first is not None:
-        embedder = plain_embedder(
-            open_encoder(),
-            state.prompt,
-            spec.dim,
-            max_tokens=spec.max_tokens,
-            on_long=state.source.on_long,
-        )
+        embedder = Embedder(open_encoder(), spec, on_long=state.source.on_long)
         progress = InputProgress(state.total)
         try:
             for window in embed(itertools.chain([first], records), embedder, live=False):

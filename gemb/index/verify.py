@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.pipeline import plain_embedder
+from gemb.embedding.pipeline import Embedder
 from gemb.errors import GembError
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index, committed
@@ -20,7 +20,6 @@ from gemb.index.state import counted
 from gemb.index.sync import OpenEncoder, check_model
 from gemb.io.text import visible
 from gemb.models.hub import show_size
-from gemb.models.prompts import Prompt
 from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in
@@ -154,7 +153,7 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
     encoder = open_encoder()
     check_model(encoder.profile.fingerprint, index.spec, index.folder)
     spec = index.spec
-    embedder = plain_embedder(encoder, Prompt(spec.prompt), spec.dim, max_tokens=spec.max_tokens)
+    embedder = Embedder(encoder, spec)
     made = embedder.window([record for _, record in texts]).vectors
     stored = np.stack([index.vector(slot) for slot, _ in texts])
     cosines = np.einsum("nd,nd->n", made, stored)

@@ -12,12 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.pipeline import Window, embed, plain_embedder
+from gemb.embedding.pipeline import Embedder, Window, embed
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.hits import Hit
 from gemb.io.text import visible
-from gemb.models.prompts import Prompt
 from gemb.search.cache import PassageTable, VectorCache, scores_of
 from gemb.search.corpus import Passages
 from gemb.search.gather import Sources, gather_into
@@ -194,9 +193,7 @@ class PassageSearch:
     def embed_missing(self, promise: Promise) -> Iterator[None]:
         """Embed and compare window by window."""
         spec = self._spec
-        embedder = plain_embedder(
-            self._encoder, Prompt(spec.prompt), spec.dim, max_tokens=spec.max_tokens
-        )
+        embedder = Embedder(self._encoder, spec)
         try:
             for window in embed(self._records(promise), embedder, live=False):
                 self._take(window)

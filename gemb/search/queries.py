@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.pipeline import embed, plain_embedder
+from gemb.embedding.pipeline import Embedder, embed
 from gemb.errors import GembError, UsageError
 from gemb.index.hits import Hit
 from gemb.io.notes import note
@@ -187,7 +187,7 @@ def _vectors(
     """Return the vectors, float32 [len(records), dim], and how many texts were cut."""
     vectors = np.zeros((len(records), dim), np.float32)
     first = cut = 0
-    for window in embed(records, plain_embedder(encoder, prompt, dim), live=False):
+    for window in embed(records, Embedder.of(encoder, prompt, dim=dim), live=False):
         for row in window.rows:
             if row.error:
                 raise GembError(f"{row.record.place}: {row.error.message}")

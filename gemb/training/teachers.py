@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gemb.backend import Encoder, Runtime
 from gemb.embedding.formats.read import open_vectors
 from gemb.embedding.formats.table import format_of
-from gemb.embedding.pipeline import Embedder, plain_embedder
+from gemb.embedding.pipeline import Embedder
 from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import note, warn
@@ -193,8 +193,7 @@ class ModelTeacher(Teacher):
             max_tokens=self._most_tokens(),
         )
         # The words have their prompt.
-        words = Prompt("{text}")
-        return plain_embedder(encoder, words, profile.dim, max_tokens=self._most_tokens())
+        return Embedder.of(encoder, "none", max_tokens=self._most_tokens())
 
 
 def _sample(texts: Iterable[TeacherText], most: int) -> list[TeacherText]:

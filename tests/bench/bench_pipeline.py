@@ -65,8 +65,10 @@ class Instant:
 
 def measure(form: str, count: int, folder: Path) -> dict[str, float]:
     """Run one format in this process."""
-    from gemb.embedding.run import Job, run
-    from gemb.models.prompts import for_task
+    from gemb.embedding.formats.table import FORMATS
+    from gemb.embedding.output import Target
+    from gemb.embedding.pipeline import Embedder
+    from gemb.embedding.run import EmbedJob, run
     from gemb.texts import inputs
     from gemb.texts.records import Fields
 
@@ -77,23 +79,20 @@ def measure(form: str, count: int, folder: Path) -> dict[str, float]:
         )
     encoder = Instant()
     reading = inputs.Reading()
-    job = Job(
-        prompt=for_task("document", {}),
+    target = Target.of(str(folder / f"v.{form}"), FORMATS[form])
+    job = EmbedJob(
+        target=target,
         task="document",
-        dim=None,
-        dtype="f32",
-        on_long="truncate",
         on_error="inline",
         fields=Fields(),
         text_ids=False,
-        format=form,
-        output=folder / f"v.{form}",
         resume=False,
+        backend="instant",
         total=None,
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, cpu_began = time.perf_counter(), time.process_time()
-    run(job, inputs.read([str(source)], reading), encoder, "instant")
+    run(job, inputs.read([str(source)], reading), Embedder.of(encoder, "document"))
     wall, cpu = time.perf_counter() - began, time.process_time() - cpu_began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {

@@ -10,12 +10,12 @@ import pytest
 
 from fake_backend import install
 from gemb.embedding import pipeline
-from gemb.embedding.pipeline import Embedder, Plan, Row, Window, computing, embed, windows
+from gemb.embedding.pipeline import Embedder, Row, Window, embed, windows
+from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
-from gemb.models.prompts import Prompt
 from gemb.texts.records import Record, RowError
 
-PLAN = Plan(prompt=Prompt("say: {text}"), dim=8, max_tokens=6, closing_tokens=1, on_long="truncate")
+SPEC = VectorSpec(model="", prompt="say: {text}", dim=8, dtype="f32", max_tokens=6)
 
 
 class Counting:
@@ -52,8 +52,13 @@ def records(*texts: str) -> list[Record]:
     return [Record(number, f"line {number}", text) for number, text in enumerate(texts, 1)]
 
 
-def run(encoder: Counting, found: list[Record | None], plan: Plan = PLAN) -> Window:
-    embedder = Embedder(encoder, plan, computing(encoder, plan.dim))
+def run(
+    encoder: Counting,
+    found: list[Record | None],
+    spec: VectorSpec = SPEC,
+    on_long: str = "truncate",
+) -> Window:
+    embedder = Embedder(encoder, spec, on_long=on_long)
     done = list(embed(iter(found), embedder, live=False))
     rows = [row for window in done for row in window.rows]
     return Window(rows, np.concatenate([window.vectors for window in done]))
@@ -83,7 +88,7 @@ def test_equal_texts_are_computed_once_across_windows(encoder: Counting) -> None
 
 def test_only_recent_texts_are_remembered(encoder: Counting, monkeypatch) -> None:
     monkeypatch.setattr(pipeline, "RECENT", 2)
-    embedder = Embedder(encoder, PLAN, computing(encoder, 8))
+    embedder = Embedder(encoder, SPEC)
     for text in ("a", "b", "a", "c", "a", "b"):
         window = embedder.window(records(text))
         assert np.array_equal(window.vectors[0], encoder.alone(f"say: {text}"))
@@ -103,7 +108,7 @@ def test_a_text_of_just_the_length_is_not_cut(encoder: Counting) -> None:
 
 
 def test_long_texts_are_errors_when_asked_for(encoder: Counting) -> None:
-    found = run(encoder, records("a", "a b c d"), dataclasses.replace(PLAN, on_long="error"))
+    found = run(encoder, records("a", "a b c d"), on_long="error")
     assert codes(found.rows) == [None, "too_long"]
     assert found.rows[1].error == RowError("too_long", "7 tokens; the model takes 6")
     assert np.isnan(found.vectors[1]).all()
@@ -138,7 +143,7 @@ def test_a_row_that_came_with_an_error_is_not_computed(encoder: Counting) -> Non
 
 
 def test_a_shorter_vector_is_the_beginning_of_length_one_again(encoder: Counting) -> None:
-    found = run(encoder, records("a"), dataclasses.replace(PLAN, dim=4))
+    found = run(encoder, records("a"), dataclasses.replace(SPEC, dim=4))
     full = encoder.alone("say: a").astype(np.float64)
     expected = full[:4] / np.sqrt((full[:4] ** 2).sum())
     assert found.vectors.shape == (1, 4)
@@ -146,14 +151,14 @@ def test_a_shorter_vector_is_the_beginning_of_length_one_again(encoder: Counting
 
 
 def test_titles_reach_the_prompt(encoder: Counting) -> None:
-    plan = dataclasses.replace(PLAN, prompt=Prompt("{title} | {text}"))
-    found = run(encoder, [Record(1, "line 1", "a", title="T"), *records("a")], plan)
+    spec = dataclasses.replace(SPEC, prompt="{title} | {text}")
+    found = run(encoder, [Record(1, "line 1", "a", title="T"), *records("a")], spec)
     assert np.array_equal(found.vectors[0], encoder.alone("T | a"))
     assert np.array_equal(found.vectors[1], encoder.alone("none | a"))
 
 
 def test_the_first_window_is_small_and_they_grow_to_a_limit() -> None:
-    sizes = [len(one) for one in windows(records(*["x" * 10] * 5000), PLAN, live=False)]
+    sizes = [len(one) for one in windows(records(*["x" * 10] * 5000), SPEC, live=False)]
     assert sizes[0] <= 64
     assert max(sizes) == pipeline.WINDOW_ROWS
     assert sum(sizes) == 5000
@@ -169,7 +174,7 @@ def test_an_idle_input_is_worked_off_before_more_is_awaited(encoder: Counting) -
         assert seen == [1], "the vector is out before the next text is read"
         yield second
 
-    embedder = Embedder(encoder, PLAN, computing(encoder, 8))
+    embedder = Embedder(encoder, SPEC)
     for window in embed(stream(), embedder, live=True):
         seen.extend(int(row.record.id) for row in window.rows)
     assert seen == [1, 2]

@@ -15,7 +15,8 @@ import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.embedding.formats.read import read_vectors
-from gemb.embedding.output import check
+from gemb.embedding.formats.table import FORMATS
+from gemb.embedding.output import Target
 from gemb.errors import UsageError
 from gemb.io.atomic import check_file
 from gemb.io.paths import descriptor, is_stream
@@ -287,7 +288,7 @@ def test_what_lies_in_dev_and_proc_is_a_stream_and_is_never_replaced(tmp_path: P
     assert descriptor(tmp_path / "again") == descriptor(Path("/dev/stdout")) == 1
     assert descriptor(tmp_path / "v.npy") is None
     with pytest.raises(UsageError, match="no such device or open file"):
-        check(Path("/dev/none"), "npy")
+        Target.of("/dev/none", FORMATS["npy"]).check()
     with pytest.raises(UsageError, match="is no regular file"):
         check_file(tmp_path / "again", overwrite=True)
 
@@ -299,7 +300,7 @@ def test_a_folder_that_takes_no_files_is_refused_before_the_model_loads(gemb: Ge
     try:
         os.seteuid(65534 if user == 0 else user)
         with pytest.raises(UsageError, match=f"^{folder}: nothing can be written to this folder"):
-            check(folder / "v.npy", "npy")
+            Target.of(str(folder / "v.npy"), FORMATS["npy"]).check()
     finally:
         os.seteuid(user)
         folder.rmdir()
