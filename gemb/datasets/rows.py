@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +23,7 @@ from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
 from gemb.datasets.files import RawRow, json_row, open_file
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_folder
+from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt, custom, for_task
@@ -378,7 +378,9 @@ def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
     about = _load(folder, stamp)
     if about is None:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(folder.with_suffix(".lock")):  # the ranks of a run begin at the same time
+        # The ranks of a run begin together. The lock is beside the folder, which is replaced.
+        lock = folder.with_suffix(".lock")
+        with locked(lock, waiting(f"is indexing {shown(path)}")):
             about = _load(folder, stamp)
             if about is None:
                 for part in cache.glob(f".{folder.name}.*"):
@@ -415,14 +417,6 @@ def _load(folder: Path, stamp: str) -> About | None:
     except (OSError, ValueError, TypeError):
         return None
     return about if about.stamp == stamp and sizes(folder) == about.sizes else None
-
-
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Wait until no other process is in this block with the same lock file."""
-    with lock.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:

@@ -29,6 +29,7 @@ import numpy as np
 
 from gemb.embedding.pipeline import Compute, Computed
 from gemb.errors import GembError, UsageError
+from gemb.io.atomic import naming, pwrite_all
 from gemb.io.locks import lock_file
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Journal:
         self._compute = compute
         self._dim = header.dim
         self._digest = hashlib.blake2b(digest_size=16)
-        self._fd = lock_file(path, partial(_refusal, path), "start no second gemb embed of it")
+        self._fd = lock_file(path, partial(_refuse, path))
         self._reader = open(self._fd, "rb", closefd=False)  # noqa: SIM115
         self._end = 0  # of what is whole; the next window is written here
         size = os.fstat(self._fd).st_size
@@ -173,17 +174,11 @@ class Journal:
             yield digest, Computed(vectors, {int(row): text for row, text in failed.items()})
 
     def _append(self, data: bytes) -> None:
-        view = memoryview(data)
-        try:
-            while view:
-                written = os.pwrite(self._fd, view, self._end)
-                self._end += written
-                view = view[written:]
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
+        with naming(self.path):
+            pwrite_all(self._fd, data, self._end)
+        self._end += len(data)
 
 
-def _refusal(path: Path, _file: int) -> GembError:
+def _refuse(path: Path, _holder: str) -> None:
     output = path.name.removesuffix(".journal")
-    return GembError(f"another gemb embed is writing {output}; wait for it")
+    raise GembError(f"another gemb embed is writing {output}; wait for it")

@@ -15,7 +15,6 @@ float32.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,8 +27,8 @@ from numpy.typing import NDArray
 
 from gemb.arrays import Rows
 from gemb.errors import GembError, UsageError
-from gemb.io.atomic import new_file
-from gemb.io.notes import note
+from gemb.io.atomic import naming, new_file, write_all
+from gemb.io.locks import LOCK, locked, waiting
 
 FORMAT = 1
 KEY_BYTES = 16  # two texts of 10^12 share a key with odds of 1e-15
@@ -180,17 +179,9 @@ class VectorStore:
             OSError: the folder cannot be made or written to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                note(f"another run is filling {self.folder}; this one waits for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with locked(self.folder / LOCK, waiting(f"is filling {self.folder}")):
             self.reload()
             yield
-        finally:
-            os.close(file)
 
     def _sort_in(self, keys: bytes) -> None:
         """Sort keys of the rows that follow the sorted ones in."""
@@ -214,13 +205,7 @@ def _halves(keys: bytes) -> NDArray[np.uint64]:
 
 def _write(path: Path, start: int, data: bytes) -> None:
     """Make the file `start` bytes and then the data, on the disk."""
-    try:
-        with path.open("ab", buffering=0) as file:
-            file.truncate(start)
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) :]
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = str(path)
-        raise
+    with naming(path), path.open("ab", buffering=0) as file:
+        file.truncate(start)
+        write_all(file.write, data)
+        os.fsync(file.fileno())

@@ -28,7 +28,8 @@ from gemb.index.state import Changes, State
 from gemb.index.sync import finish, now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
-from gemb.io.locks import locked_index
+from gemb.io.atomic import sync_folder
+from gemb.io.locks import LOCK, locked_index
 from gemb.io.notes import note
 from gemb.io.paths import check_folder_of
 from gemb.io.text import visible
@@ -126,7 +127,7 @@ def is_part(part: Path) -> bool:
     """Return whether a folder is what a stopped build left."""
     if not part.is_dir() or is_index(part):
         return part.is_dir()
-    return all(path.name == "lock" or path.name.startswith(HALF) for path in part.iterdir())
+    return all(path.name == LOCK or path.name.startswith(HALF) for path in part.iterdir())
 
 
 def _filled(job: Building, part: Path, fill: Fill, encoder: Encoder | None) -> Changes:
@@ -178,7 +179,7 @@ def _manifest(job: Building, part: Path) -> Manifest:
             return found
         note(f"{visible(str(part))}, what another build left, is removed")
     for path in part.iterdir():
-        if path.name != "lock":
+        if path.name != LOCK:
             path.unlink()
     write_manifest(part, manifest)
     return manifest
@@ -198,19 +199,11 @@ def _replace(part: Path, target: Path) -> None:
             if old.exists():
                 old.replace(target)
             raise
-        _sync_folder(target)
-        _sync_folder(target.parent)
+        sync_folder(target)
+        sync_folder(target.parent)
         for path in target.parent.iterdir():  # and what a kill at this place left before
             if path.name.startswith(f".{target.name}.") and path.name.endswith(".old"):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 # One run of `gemb index build`: from a source and a model to a whole index.

@@ -18,6 +18,7 @@ from gemb.index.codes import Coder
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, committed
 from gemb.index.schema import COLUMNS, LOOKUPS, Column, IndexRow, open_to_write, readable
+from gemb.io.atomic import naming, pwrite_all
 
 COMMIT_S = 2.0  # a kill loses so much work, or so many bytes of vectors
 COMMIT_BYTES = 64 << 20
@@ -241,16 +242,11 @@ class _Appended:
         """Write rows behind the others, on the disk, and return their CRC-32."""
         data = memoryview(np.ascontiguousarray(rows, self._numbers).data).cast("B")
         crc = zlib.crc32(data)
-        try:
-            while data:
-                written = os.pwrite(self._file, data, self._end)
-                self._end += written
-                data = data[written:]
+        with naming(self._path):
+            pwrite_all(self._file, data, self._end)
+            self._end += len(data)
             if sync:
                 os.fsync(self._file)
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
         return crc
 
     def sync(self) -> None:

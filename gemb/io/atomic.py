@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -124,6 +124,41 @@ def new_folder(target: Path) -> Iterator[Path]:
         if old.exists() and not target.exists():
             old.replace(target)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def naming(file: Path | str) -> Iterator[None]:
+    """Let an error of the system in the block name this file."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(file)
+        raise
+
+
+def write_all(write: Callable[[memoryview], int], data: bytes | memoryview) -> None:
+    """Write all of the data by a file's `write`, which may take a part of it at a time."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[write(rest) :]
+
+
+def pwrite_all(file: int, data: bytes | memoryview, start: int) -> None:
+    """Write all of the data into an open file, from its byte `start` on."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(file, rest, start)
+        start += written
+        rest = rest[written:]
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _beside(target: Path, suffix: str) -> Path:

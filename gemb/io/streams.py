@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gemb.errors import UsageError
+from gemb.io.atomic import naming, pwrite_all, sync_folder, write_all
 from gemb.io.paths import descriptor, part_of
 
 
@@ -43,14 +44,9 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Write all of the data, and flush it."""
-        view = memoryview(data)
-        try:
-            while view:
-                view = view[self._file.write(view) :]
+        with naming(self._name):
+            write_all(self._file.write, data)
             self._file.flush()
-        except OSError as error:
-            error.filename = self._name
-            raise
 
     def commit(self) -> None:
         """Nothing is left to do."""
@@ -82,32 +78,21 @@ class AtomicFile:
 
     def write(self, data: bytes) -> None:
         """Write all of the data."""
-        try:
-            view = memoryview(data)
-            while view:
-                view = view[self._file.write(view) :]
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
+        with naming(self.path):
+            write_all(self._file.write, data)
 
     def patch(self, start: int, data: bytes) -> None:
         """Overwrite the bytes from `start` on."""
-        os.pwrite(self._file.fileno(), data, start)
+        with naming(self.path):
+            pwrite_all(self._file.fileno(), data, start)
 
     def commit(self) -> None:
         """Bring the data to the disk, then give it its name."""
-        try:
+        with naming(self.path):
             os.fsync(self._file.fileno())
-        except OSError as error:
-            error.filename = str(self.path)
-            raise
         self._file.close()
         self._part.replace(self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def abandon(self) -> None:
         """Remove what was written."""
@@ -157,9 +142,6 @@ class Sink:
 def _opened(path: Path) -> FileIO:
     """Open what is there already; a descriptor goes on where it stands, as `>&3` of a shell."""
     number = descriptor(path)
-    try:
-        found = os.open(path, os.O_WRONLY | os.O_APPEND) if number is None else os.dup(number)
-    except OSError as error:
-        error.filename = str(path)
-        raise
-    return FileIO(found, "wb")
+    with naming(path):
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND) if number is None else os.dup(number)
+    return FileIO(opened, "wb")

@@ -135,7 +135,7 @@ class RunFolder:
             part.write_text(text + "\n", encoding="utf-8")
 
     def _is_others(self) -> bool:
-        return any(path.name != locks.RUN_LOCK for path in self.path.iterdir())
+        return any(path.name != locks.LOCK for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
         before, now = flat(to_plain(load(self.recipe))), flat(to_plain(recipe))

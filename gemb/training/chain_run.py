@@ -314,9 +314,7 @@ def run_chain(chain: Chain, path: Path, options: Options) -> list[tuple[str, ...
 def _check_folder(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; name a folder for the chain's run")
-    others = (
-        [each for each in path.iterdir() if each.name != locks.RUN_LOCK] if path.exists() else []
-    )
+    others = [each for each in path.iterdir() if each.name != locks.LOCK] if path.exists() else []
     if others and not (path / "chain.yaml").is_file():
         raise UsageError(f"{path} is no run of a chain and not empty; name another folder")
 

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from gemb.errors import UsageError
-from gemb.io.atomic import new_file
+from gemb.io.atomic import naming, new_file, write_all
 
 OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -63,13 +63,8 @@ class MetricsLog:
         Raises:
             OSError: the line could not be written, or only a part of it.
         """
-        line = memoryview(orjson.dumps({"step": step, **fields}, option=OPTIONS))
-        try:
-            while line:
-                line = line[self._file.write(line) :]
-        except OSError as error:
-            error.filename = str(self._path)
-            raise
+        with naming(self._path):
+            write_all(self._file.write, orjson.dumps({"step": step, **fields}, option=OPTIONS))
 
     def close(self) -> None:
         """Close the file."""

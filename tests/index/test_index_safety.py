@@ -249,7 +249,8 @@ def test_a_second_writer_waits_and_says_so(gemb: Gemb, built: Path) -> None:
         assert second.stderr is not None
         note = second.stderr.readline().decode()
         assert note == (
-            f"gemb: note: process {os.getpid()} is writing l.gemb; this one waits for it\n"
+            f"gemb: note: process {os.getpid()} on {os.uname().nodename} is writing l.gemb; "
+            "this one waits for it\n"
         )
         assert len(all_hits(gemb, "l.gemb")) == 50, "a reader does not wait"
         assert second.poll() is None

@@ -255,7 +255,7 @@ def test_of_two_that_fill_at_once_the_second_waits_and_computes_nothing_again(ge
     vectors = units(5, 768)
     with store.locked():
         second = fill(gemb, "b.npy")
-        assert "note: another run is filling" in second.stderr.readline()
+        assert f"note: process {os.getpid()} on " in second.stderr.readline()
         store.append([key_of(f"text {n}") for n in range(5)], vectors)
     out, _ = second.communicate(timeout=60)
     assert out == "filling\n395\n"

@@ -5,12 +5,12 @@ A failed row is NaN, or zeros in int8 and ubinary; so it is when the file is rea
 
 from __future__ import annotations
 
-import contextlib
 import io
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from gemb.embedding.formats.base import (
 )
 from gemb.embedding.pipeline import Row
 from gemb.embedding.vectors import NUMBERS, VectorSpec
+from gemb.io.atomic import naming, write_all
 from gemb.io.streams import AtomicFile, Output, Sink
 from gemb.texts.records import Id
 
@@ -134,10 +135,8 @@ class Spool:
 
     def write(self, data: bytes) -> None:
         """Write all of the data."""
-        view = memoryview(data)
         with self._named():
-            while view:
-                view = view[self._file.write(view) :]
+            write_all(self._file.write, data)
 
     def copy(self, write: Callable[[bytes], object]) -> None:
         """Pass all of it on, and close it."""
@@ -146,13 +145,8 @@ class Spool:
             write(block)
         self._file.close()
 
-    @contextlib.contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            error.filename = f"a temporary file in {self._folder}"
-            raise
+    def _named(self) -> AbstractContextManager[None]:
+        return naming(f"a temporary file in {self._folder}")
 
 
 def npy_header(spec: VectorSpec, count: int) -> bytes:
