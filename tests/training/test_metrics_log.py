@@ -102,7 +102,7 @@ def test_lines_survive_a_kill_right_after_they_were_written(tmp_path: Path) -> N
     program = (
         "import os, signal, sys\n"
         "from pathlib import Path\n"
-        "from gemb.metrics_log import MetricsLog\n"
+        "from gemb.training.log import MetricsLog\n"
         "log = MetricsLog(Path(sys.argv[1]), 0)\n"
         "for step in range(1, 4): log.write(step=step)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
