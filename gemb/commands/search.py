@@ -20,10 +20,9 @@ from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
+    from gemb.search.corpus import Sources
     from gemb.search.forms import Form, Write
-    from gemb.search.gather import Sources
-    from gemb.search.queries import Query
-    from gemb.search.run import Job
+    from gemb.search.queries import Query, SearchJob
 
 
 def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
@@ -56,10 +55,6 @@ def form_of(chosen: Chosen, write: Write, *, is_silent: bool) -> Form:
         from gemb.search.forms import TrecRun
 
         return TrecRun(write, by_rank=chosen.hybrid)
-    if chosen.template is not None:
-        from gemb.search.template import FormatLines
-
-        return FormatLines(write, chosen.template, is_null=chosen.null, is_terminal=is_terminal)
     is_grouped = is_terminal if chosen.heading is None else chosen.heading
     if chosen.as_json or (is_many and not is_grouped):
         from gemb.search.forms import JsonHits
@@ -109,14 +104,13 @@ def check(chosen: Chosen) -> None:
         "-l": chosen.names,
         "-c": chosen.count,
         "--json": chosen.as_json,
-        "--format": chosen.template is not None,
         "--trec": chosen.trec,
     }
     given = [name for name, is_given in forms.items() if is_given]
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} are given; one form at a time")
     if chosen.queries_from is not None and (chosen.names or chosen.count):
-        raise click.UsageError(f"{given[0]} is for one query; with -f: --json, --format or --trec")
+        raise click.UsageError(f"{given[0]} is for one query; with -f: --json or --trec")
     if chosen.lines and chosen.passages not in (None, "lines"):
         raise click.UsageError(f"--lines and --passages {chosen.passages} are given; one of them")
     if chosen.hybrid and chosen.like is not None:
@@ -128,10 +122,6 @@ def check(chosen: Chosen) -> None:
         raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
     if chosen.full and (chosen.before, chosen.after, chosen.context) != (None,) * 3:
         raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
-    if chosen.template is not None:
-        from gemb.search.template import parsed
-
-        parsed(chosen.template)
 
 
 def check_files(chosen: Chosen, paths: Sequence[str]) -> None:
@@ -253,8 +243,6 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
     def open_model(reference: str) -> Encoder:
         return dataclasses.replace(options, model=reference or options.model).open().encoder
 
-    from gemb.search import run as search_run
-
     if chosen.check_recall is not None:
         from gemb.search.recall import run_recall
 
@@ -264,10 +252,14 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
             job, index, open_model, chosen.check_recall, write, as_json=chosen.as_json
         )
     elif index is not None:
-        code = search_run.run_index(job, index, open_model, form)
+        from gemb.search.index import run_index
+
+        code = run_index(job, index, open_model, form)
     else:
+        from gemb.search.files import run_files
+
         sources = _sources(chosen, paths)
-        code = search_run.run_files(job, sources, open_model, form, is_silent=is_silent)
+        code = run_files(job, sources, open_model, form, is_silent=is_silent)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -348,19 +340,18 @@ def _index_of(paths: tuple[str, ...]) -> Path | None:
     return Path(found[0])
 
 
-def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
-    from gemb.search.queries import Wanted
-    from gemb.search.run import Job
+def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> SearchJob:
+    from gemb.search.queries import Criteria, SearchJob
 
     k = chosen.top_k if chosen.top_k is not None else None if chosen.count else 10
     if chosen.names and k:
         k *= PASSAGES_A_FILE
     source = click.get_current_context().get_parameter_source("model")
     is_given = source is click.core.ParameterSource.COMMANDLINE
-    return Job(
+    return SearchJob(
         queries=queries,
         like=chosen.like,
-        wanted=Wanted(
+        criteria=Criteria(
             k=k or None,
             min_score=chosen.min_score,
             is_weak=chosen.weak,
@@ -376,7 +367,7 @@ def _job(chosen: Chosen, queries: list[Query], options: ModelOptions) -> Job:
 
 
 def _sources(chosen: Chosen, paths: tuple[str, ...]) -> Sources:
-    from gemb.search.gather import Sources
+    from gemb.search.corpus import Sources
     from gemb.texts.inputs import Reading
     from gemb.texts.records import Fields
     from gemb.texts.walk import Walk

@@ -50,7 +50,6 @@ GROUPS = {
         "quiet",
         "null",
         "as_json",
-        "template",
         "trec",
         "heading",
         "with_filename",
@@ -124,9 +123,7 @@ OPTIONS = (
         "--title-field", metavar="NAME", help="Field of the title, for the document prompt."
     ),
     click.option("--id-field", metavar="NAME", help="Field of the id; else rows are numbered."),
-    click.option(
-        "--keep", metavar="A,B|all", help="Fields of a table to copy to --json and --format."
-    ),
+    click.option("--keep", metavar="A,B|all", help="Fields of a table to copy to --json."),
     click.option(
         "-k",
         "--top-k",
@@ -178,13 +175,6 @@ OPTIONS = (
     ),
     click.option(
         "--json", "as_json", is_flag=True, help="JSON lines: rank, score, id, path, line, ..."
-    ),
-    click.option(
-        "--format",
-        "template",
-        metavar="TEMPLATE",
-        help=r"'{score:.2f}\t{path}:{line}\t{text}'; also rank, title, passage, id, first_line, "
-        "last_line, query, query_id, kept fields.",
     ),
     click.option("--trec", is_flag=True, help="A run for trec_eval."),
     click.option(
@@ -243,7 +233,6 @@ class Chosen:
     count: bool
     null: bool
     as_json: bool
-    template: str | None
     trec: bool
     heading: bool | None
     with_filename: bool

@@ -53,15 +53,6 @@ def words_table(passages: Iterable[tuple[str | None, str]]) -> sqlite3.Connectio
     return connection
 
 
-def word_scores(query: str, texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return the BM25 of each text for a query, float32 [n]; 0 where they share too few words."""
-    texts = list(texts)
-    found = by_words(words_table((None, text) for text in texts), query, max(1, len(texts)))
-    scores = np.zeros(len(texts), np.float32)
-    scores[found.rows] = found.scores
-    return scores
-
-
 def by_words(
     connection: sqlite3.Connection,
     text: str,

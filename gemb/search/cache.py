@@ -44,7 +44,7 @@ class VectorCache:
         Raises:
             UsageError: the folder holds something else.
         """
-        self._spec = spec
+        self.spec = spec
         self._is_said = is_said
         self._store = (
             VectorStore(folder / spec.fingerprint, spec.dim) if folder else None
@@ -73,7 +73,7 @@ class VectorCache:
         if not self._rows:
             assert self._store is not None, "rows of a store"
             return self._store.gather(rows)
-        vectors = np.empty((len(rows), self._spec.dim), np.float32)
+        vectors = np.empty((len(rows), self.spec.dim), np.float32)
         here = rows >= IN_MEMORY
         vectors[here] = self._in_memory()[rows[here] - IN_MEMORY]
         if self._store is not None and not here.all():
@@ -131,7 +131,7 @@ class VectorCache:
             if store.is_shorter():  # what was read may be another's by now
                 raise FileNotFoundError(2, "it was removed meanwhile", str(store.folder))
             if not store.describes():
-                store.describe(spec=self._spec.to_json())
+                store.describe(spec=self.spec.to_json())
             new = np.flatnonzero(store.find(keys) < 0)  # another search may have been here
             if len(new):
                 store.append([keys[place] for place in new.tolist()], vectors[new])
@@ -206,18 +206,20 @@ class Row(NamedTuple):
 class PassageTable:
     """The table of one cache folder; used by one thread at a time."""
 
-    def __init__(self, folder: Path, kind: str) -> None:
+    def __init__(self, folder: Path | None, kind: str) -> None:
         """Open or make it. Where that fails it is as if it were empty, and a note says why.
 
         Args:
-            folder: of the cache.
-            kind: how files are split, one of `gemb.search.passages.KINDS`.
+            folder: of the cache; None: nothing is kept.
+            kind: how files are split, one of `gemb.texts.passages.KINDS`.
         """
-        self._path = folder / "passages.sqlite"
+        self._path = (folder or Path()) / "passages.sqlite"
         self._rules = f"{VERSION} {kind}"
         self._database: sqlite3.Connection | None = None
         self._may_write = True
         self.has_failed = False  # and a note has said so
+        if folder is None:
+            return
         try:
             self._open(folder)
         except (OSError, sqlite3.Error) as error:

@@ -1,116 +1,272 @@
-"""The passages of files and streams by number, with their texts where they are: on the disk."""
+"""What is searched: sources in, passages out, and their texts where they are: on the disk."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
 from collections import OrderedDict
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.arrays import Ints
 from gemb.embedding.store import key_of
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
-from gemb.search.cache import FIELDS, PassageTable, unpacked
+from gemb.io.text import visible
+from gemb.search.cache import BINARY, FIELDS, UNDECODABLE, PassageTable, Row, unpacked
+from gemb.texts import inputs
+from gemb.texts.inputs import Reading
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record
-from gemb.texts.walk import Entry, Skipped, read_text
+from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, walk
 
+KEEP_S = 2.0  # seconds of splitting that a kill may cost
 HELD = 1 << 24  # characters of files' texts that are held for the next passage
 _LINE = re.compile(r"line (\d+)$")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """What is searched."""
+
+    paths: tuple[str, ...]  # files, folders, -, pipes
+    walk: Walk = field(default_factory=Walk)
+    kind: str = "auto"  # how files are split: one of `gemb.texts.passages.KINDS`
+    # How streams (-, pipes) are read: each line is a passage, or JSON lines, by their first line.
+    stream: Reading = field(default_factory=Reading)
+    # How files named by the user are read whose rows are passages (JSONL, CSV, Parquet); None:
+    # all files are split.
+    rows: Reading | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """Passages 0 to n - 1: those of files, in the order of the files, then rows and lines.
+
+    Nothing in it changes. The texts of files are not in it: `PassageTexts` reads them.
+    """
+
+    kind: str  # how files were split
+    files: Sequence[Entry]  # those that have passages
+    firsts: Ints  # [files + 1]: number of each file's first passage, then of the first record
+    table: NDArray[Any]  # of FIELDS: the files' passages
+    titles: Mapping[int, Sequence[str]]  # by file: of those that were split just now
+    records: Sequence[tuple[str | None, Record]]  # path (None: standard input), row or line
+    keys: Sequence[bytes]  # [n]: what stands for each passage in a cache of vectors
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def files_of(self, numbers: Ints) -> Ints:
+        """Return the file of each passage, int64 [n]; that of a record is beyond all files."""
+        return np.minimum(np.searchsorted(self.firsts, numbers, "right") - 1, len(self.files))
+
+    def passages_of(self, file: int) -> range:
+        """Return the numbers of a file's passages."""
+        return range(int(self.firsts[file]), int(self.firsts[file + 1]))
+
+    def number_at(self, path: str, line: int) -> int:
+        """Return the number of the passage that holds a line of a file.
+
+        Raises:
+            UsageError: no such file was searched, or no passage has this line: it is blank, or
+                beyond the file's end.
+        """
+        real = os.path.abspath(path)  # noqa: PTH100 - resolves no links
+        for file, entry in enumerate(self.files):
+            if entry.real == real:
+                for number in self.passages_of(file):
+                    row = self.table[number]
+                    if row["line"] <= line <= row["last_line"]:
+                        return number
+                raise UsageError(f"{path}: no passage has line {line}; name a line with text")
+        raise UsageError(f"{path} is not among the files that are searched")
+
+
 def passage_key(title: str | None, text: str) -> bytes:
-    """Return what stands for a passage in a store of one prompt's vectors."""
+    """Return what stands for a passage in a cache of vectors with one prompt, 16 bytes."""
     return key_of(f"{title or ''}\0{text}")
 
 
-class Passages:
-    """Numbers 0 to n - 1: the files' passages in the order of the files, then those of streams."""
+# Sources to passages: files are walked, looked up in the table of earlier searches, and split
+# where they are new or have changed; streams and tables are read.
 
-    def __init__(self, kind: str, skipped: Skipped, known: PassageTable | None) -> None:
-        self.skipped = skipped
-        self.entries: list[Entry] = []
-        self.records: list[tuple[str | None, Record]] = []  # path of the stream or table
-        self.table: NDArray[Any] = np.zeros(0, FIELDS)  # of the files' passages
-        self._kind = kind
-        self.known = known  # what earlier searches saw
-        self._firsts: NDArray[np.int64] = np.zeros(1, np.int64)  # of each file's passages
-        self._titles: dict[int, Sequence[str]] = {}
-        self._keys: list[bytes] = []
-        self._held: OrderedDict[int, str] = OrderedDict()
-        self._refused: set[int] = set()  # files that cannot be read any more, as was said
 
-    def fill(
-        self,
-        files: Sequence[tuple[Entry, bytes]],
-        titles: dict[int, Sequence[str]],
-        records: list[tuple[str | None, Record]],
-    ) -> None:
-        """Take the passages.
+def gather(
+    sources: Sources,
+    table: PassageTable,
+    skipped: Skipped,
+    looked: Callable[[int], None] = lambda files: None,
+) -> Corpus:
+    """Return the passages of the sources.
+
+    It needs no model: call it in a thread while the model is opened.
+
+    Args:
+        sources: what is searched.
+        table: of the files that earlier searches split; new ones are put into it.
+        skipped: counts what cannot be read.
+        looked: called after each file with the number of files so far; what it raises ends the
+            walk, and what was split by then is kept.
+
+    Raises:
+        UsageError: a stream or table cannot be read as `sources` says.
+    """
+    readings = [(path, _reading(path, sources)) for path in sources.paths]
+    trees = [path for path, reading in readings if reading is None]
+    files: list[Entry] = []
+    passages: list[bytes] = []
+    titles: dict[int, Sequence[str]] = {}
+    for entry, row, is_new in _rows(trees, sources, table, skipped, looked):
+        if row.flags & BINARY:
+            skipped.binary_file(entry.path, is_named=entry.is_named)
+        elif row.flags & UNDECODABLE:
+            skipped.undecodable.append(entry.path)
+        if row.passages:
+            if is_new:
+                titles[len(files)] = json.loads(row.titles)
+            files.append(entry)
+            passages.append(row.passages)
+    records = [
+        record
+        for path, reading in readings
+        if reading is not None
+        for record in _records(path, reading, skipped)
+    ]
+    counts = [len(part) // FIELDS.itemsize for part in passages]
+    all_passages = unpacked(b"".join(passages))
+    keys: list[bytes] = all_passages["key"].tolist()
+    keys += [passage_key(record.title, record.text) for _, record in records]
+    return Corpus(
+        kind=sources.kind,
+        files=files,
+        firsts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+        table=all_passages,
+        titles=titles,
+        records=records,
+        keys=keys,
+    )
+
+
+def _reading(path: str, sources: Sources) -> Reading | None:
+    """Return how the rows or lines of a path are read, None where files are split."""
+    if is_stream(path):
+        return sources.stream
+    return sources.rows if os.path.isfile(path) else None  # noqa: PTH113
+
+
+def _rows(
+    trees: Sequence[str],
+    sources: Sources,
+    table: PassageTable,
+    skipped: Skipped,
+    looked: Callable[[int], None],
+) -> Iterator[tuple[Entry, Row, bool]]:
+    """Yield the files under `trees` as rows of the table, and whether each was split just now."""
+    known: dict[bytes, Row] = {}
+    # Resolves no links.
+    for root in dict.fromkeys(os.path.abspath(tree) for tree in trees):  # noqa: PTH100
+        known |= table.under(root)
+    unsaved: list[Row] = []
+    saved_at = time.monotonic()
+    try:
+        for count, entry in enumerate(walk(trees, sources.walk, skipped), 1):
+            row = known.pop(os.fsencode(entry.real), None)
+            if row and (row.size, row.mtime_ns, row.inode) == entry[2:5]:
+                yield entry, row, False
+            elif row := _split(entry, sources.kind, skipped):
+                unsaved.append(row)
+                yield entry, row, True
+            if time.monotonic() - saved_at > KEEP_S:
+                table.put(unsaved)
+                unsaved, saved_at = [], time.monotonic()
+            looked(count)
+    finally:
+        table.put(unsaved)
+    table.forget([real for real in known if not os.path.lexists(real)])
+
+
+def _split(entry: Entry, kind: str, skipped: Skipped) -> Row | None:
+    """Return a file as a row of the table, None where it cannot be read."""
+    own = Skipped(silent=True)
+    text = read_text(entry, own)
+    if text is None and not own.binary:
+        skipped.adopt(own)
+        return None
+    text = text or ""
+    flags = BINARY if own.binary else UNDECODABLE if own.undecodable else 0
+    parts = split(text, entry.real, kind)
+    titles = list(dict.fromkeys(part.title or "" for part in parts))
+    numbers = {title: number for number, title in enumerate(titles)}
+    passages = np.array(
+        [
+            (
+                part.start,
+                part.end,
+                part.line,
+                part.last_line,
+                numbers[part.title or ""],
+                passage_key(part.title, text[part.start : part.end]),
+            )
+            for part in parts
+        ],
+        FIELDS,
+    )
+    real = os.fsencode(entry.real)
+    return Row(real, *entry[2:5], flags, passages.tobytes(), json.dumps(titles))
+
+
+def _records(path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[str | None, Record]]:
+    """Yield the rows of a stream or table that have a text; count those that cannot be read."""
+    inputs.check([path])
+    name = None if path == "-" else path
+    for record in inputs.read([path], replace(reading, live=False)):
+        if record is None:
+            continue
+        if record.error is None:
+            yield name, record
+        elif record.error.code != "empty":
+            skipped.failure(f"{name or 'standard input'}, {record.place}", record.error.message)
+
+
+# Passages to texts.
+
+
+class PassageTexts:
+    """The texts of a corpus, read from its files as they are asked for; a few are held."""
+
+    def __init__(self, corpus: Corpus, table: PassageTable, skipped: Skipped) -> None:
+        """Read nothing yet.
 
         Args:
-            files: each with its passages, of FIELDS, as bytes.
-            titles: of some files' passages, by the file's number; the others' are in the table.
-            records: of streams and tables, with their paths.
+            corpus: the passages.
+            table: of the files that were split by earlier searches: it has their titles.
+            skipped: counts files that cannot be read any more, and passages that are gone.
         """
-        self.entries = [entry for entry, _ in files]
-        counts = [len(part) // FIELDS.itemsize for _, part in files]
-        self._firsts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.table = unpacked(b"".join(part for _, part in files))
-        self._titles = titles
-        self.records = records
+        self.corpus = corpus
+        self._table = table
+        self.skipped = skipped
+        self._titles = dict(corpus.titles)
+        self._held: OrderedDict[int, str] = OrderedDict()
+        self._sizes: dict[int, int] = {}  # of files that have changed since they were gathered
+        self._refused: set[int] = set()  # files that cannot be read any more, as was said
 
-    def __len__(self) -> int:
-        return len(self.table) + len(self.records)
-
-    def keys(self) -> list[bytes]:
-        """Return each passage's key."""
-        if len(self._keys) != len(self):
-            of_files: list[bytes] = self.table["key"].tolist()
-            of_records = [passage_key(record.title, record.text) for _, record in self.records]
-            self._keys = of_files + of_records
-        return self._keys
-
-    def file_of(self, number: int) -> int:
-        """Return the number of a passage's file; that of a stream's is beyond all files'."""
-        if number >= len(self.table):
-            return len(self.entries)
-        return int(np.searchsorted(self._firsts, number, "right")) - 1
-
-    def files_of(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return `file_of` each, int64 [n]."""
-        files: NDArray[np.int64] = np.searchsorted(self._firsts, numbers, "right") - 1
-        return np.minimum(files, len(self.entries))
-
-    def of_file(self, file: int) -> range:
-        """Return the numbers of a file's passages."""
-        return range(int(self._firsts[file]), int(self._firsts[file + 1]))
-
-    def record(self, number: int) -> Record | None:
-        """Return a passage as a record whose id is its number, None where its file has changed."""
-        if number >= len(self.table):
-            path, record = self.records[number - len(self.table)]
-            return replace(record, id=number, place=f"{path or 'standard input'}, {record.place}")
-        file = self.file_of(number)
-        row = self.table[number]
-        text, title = self._passage(file, row)
-        if text is None:
-            return None
-        return Record(number, f"{self.entries[file].path}:{row['line']}", text, title)
-
-    def text_of(self, file: int) -> str | None:
+    def of_file(self, file: int) -> str | None:
         """Return all of a file's text, None where it has none any more."""
         if file in self._held:
             self._held.move_to_end(file)
             return self._held[file]
+        entry = self.corpus.files[file]
+        entry = entry._replace(size=self._sizes.get(file, entry.size))
         # A file that is known from an earlier search was not opened in this one so far.
         own = Skipped(silent=True)
-        text = read_text(self.entries[file], own)
+        text = read_text(entry, own)
         if own.failed and file not in self._refused:
             self._refused.add(file)
             self.skipped.adopt(own)
@@ -120,14 +276,36 @@ class Passages:
                 self._held.popitem(last=False)
         return text
 
-    def drop_texts(self) -> None:
+    def forget(self) -> None:
         """Hold no texts any more: files are read again."""
         self._held.clear()
 
+    def record(self, number: int) -> Record | None:
+        """Return a passage as a record whose id is its number, None where its file has changed."""
+        corpus = self.corpus
+        if number >= len(corpus.table):
+            path, record = corpus.records[number - len(corpus.table)]
+            return replace(record, id=number, place=f"{path or 'standard input'}, {record.place}")
+        file, row = self._row(number)
+        text, title = self._passage(file, row)
+        if text is None:
+            return None
+        return Record(number, f"{corpus.files[file].path}:{row['line']}", text, title)
+
+    def titles_and_texts(self) -> Iterator[tuple[str | None, str]]:
+        """Yield all passages' titles and texts, in order; those that are gone are empty."""
+        for number in range(len(self.corpus)):
+            record = self.record(number)
+            yield (record.title, record.text) if record else (None, "")
+
     def hit(self, number: int, score: float) -> Hit | None:
-        """Return a passage as what was found, None where it is there no longer."""
-        if number >= len(self.table):
-            path, record = self.records[number - len(self.table)]
+        """Return a passage as a hit, None where it is not there any more.
+
+        Where its file has changed since it was gathered, its lines are those of now.
+        """
+        corpus = self.corpus
+        if number >= len(corpus.table):
+            path, record = corpus.records[number - len(corpus.table)]
             match = _LINE.search(record.place)
             at = int(match[1]) if match else None
             return Hit(
@@ -140,8 +318,7 @@ class Passages:
                 id=record.id,
                 kept=record.kept,
             )
-        file = self.file_of(number)
-        row = self.table[number]
+        file, row = self._row(number)
         text, title = self._passage(file, row)
         line, last_line = int(row["line"]), int(row["last_line"])
         if text is None:
@@ -150,17 +327,58 @@ class Passages:
                 return None
             passage, text = moved
             title, line, last_line = passage.title, passage.line, passage.last_line
-        path = self.entries[file].path
+        path = corpus.files[file].path
         return Hit(score=score, text=text, path=path, line=line, last_line=last_line, title=title)
 
+    def hits(
+        self, ranked: Iterable[tuple[int, float]], k: int | None, *, is_last: bool = True
+    ) -> list[Hit]:
+        """Return the first k passages of a ranking that are still there.
+
+        Args:
+            ranked: numbers and scores, best first.
+            k: how many; None: all.
+            is_last: count those that are gone.
+        """
+        hits: list[Hit] = []
+        for number, score in ranked:
+            if k is not None and len(hits) == k:
+                break
+            hit = self.hit(number, score)
+            if hit:
+                hits.append(hit)
+            elif is_last:
+                self.lose(number)
+        return hits
+
+    def hit_at(self, path: str, line: int) -> Hit:
+        """Return the passage that holds a line of a file, as a hit with score 1.
+
+        Raises:
+            UsageError: no such file was searched, no passage has this line, or the file cannot be
+                read any more.
+        """
+        hit = self.hit(self.corpus.number_at(path, line), 1.0)
+        if hit is None:
+            raise UsageError(
+                f"{visible(path)}: it cannot be read any more, or has changed just now"
+            )
+        return hit
+
     def lose(self, number: int) -> None:
-        """Count a passage that is no longer where it was found, if nothing was said of its file."""
-        if self.file_of(number) not in self._refused:
+        """Count a passage that is not there any more, if nothing was said of its file."""
+        is_of_file = number < len(self.corpus.table)
+        if not is_of_file or self._row(number)[0] not in self._refused:
             self.skipped.changed += 1
+
+    def _row(self, number: int) -> tuple[int, Any]:
+        """Return a passage's file and its row of FIELDS."""
+        file = int(np.searchsorted(self.corpus.firsts, number, "right")) - 1
+        return file, self.corpus.table[number]
 
     def _passage(self, file: int, row: Any) -> tuple[str | None, str | None]:  # noqa: ANN401
         """Return text and title of a passage; no text where its file has changed."""
-        whole = self.text_of(file)
+        whole = self.of_file(file)
         if whole is None:
             return None, None
         text = whole[int(row["start"]) : int(row["end"])]
@@ -169,39 +387,21 @@ class Passages:
 
     def _title(self, file: int, number: int) -> str | None:
         if file not in self._titles:
-            known = self.known.titles(self.entries[file].real) if self.known else []
-            self._titles[file] = known
+            self._titles[file] = self._table.titles(self.corpus.files[file].real)
         titles = self._titles[file]
         return (titles[number] or None) if number < len(titles) else None
 
     def _moved(self, file: int, key: bytes) -> tuple[Passage, str] | None:
         """Return the passage where it is now in its file, and its text."""
-        entry = self.entries[file]
+        real = self.corpus.files[file].real
         try:
-            size = os.stat(entry.real).st_size  # noqa: PTH116
+            self._sizes[file] = os.stat(real).st_size  # noqa: PTH116
         except OSError:
             return None
-        self.entries[file] = entry._replace(size=size)
         self._held.pop(file, None)
-        whole = self.text_of(file)
-        for passage in split(whole or "", entry.real, self._kind):
-            text = (whole or "")[passage.start : passage.end]
+        whole = self.of_file(file) or ""
+        for passage in split(whole, real, self.corpus.kind):
+            text = whole[passage.start : passage.end]
             if passage_key(passage.title, text) == key:
                 return passage, text
         return None
-
-    def number_at(self, path: str, line: int) -> int:
-        """Return the number of the passage that holds a line of a file.
-
-        Raises:
-            UsageError: no such file was searched, or the line is blank or beyond its end.
-        """
-        real = os.path.abspath(path)  # noqa: PTH100 - resolves no links
-        for file, entry in enumerate(self.entries):
-            if entry.real == real:
-                for number in self.of_file(file):
-                    row = self.table[number]
-                    if row["line"] <= line <= row["last_line"]:
-                        return number
-                raise UsageError(f"{path}: no passage has line {line}; name a line with text")
-        raise UsageError(f"{path} is not among the files that are searched")

@@ -1,83 +1,294 @@
-"""Search of files and standard input: what answers, and what is better than chance."""
+"""Search of files, folders and standard input, stage by stage.
+
+sources -> passages -> (known, missing) -> scored -> hits -> answers, each from the one before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import signal
+import sqlite3
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gemb.arrays import Ints, Vectors
 from gemb.embedding.vectors import VectorSpec
+from gemb.errors import UsageError
 from gemb.index.floor import measure
-from gemb.index.hits import Hit
-from gemb.search.hybrid import chosen, depth, with_words
-from gemb.search.passage_search import Answer, Corpus
-from gemb.search.queries import NO_FLOOR, Query, QueryHits, Wanted, above
+from gemb.index.hits import Hit, fused
+from gemb.io.caches import search_cache
+from gemb.io.notes import is_quiet, note
+from gemb.io.text import visible
+from gemb.models.prompts import for_task
+from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth, exit_code, show
+from gemb.search.cache import PassageTable, VectorCache
+from gemb.search.corpus import Corpus, PassageTexts, Sources, gather
+from gemb.search.forms import Form
+from gemb.search.live import LiveHits
+from gemb.search.queries import (
+    Criteria,
+    ModelOpener,
+    Query,
+    SearchJob,
+    embedded,
+    passage_vector,
+)
+from gemb.search.scoring import Progress, Ranking, add_known, sample, scored, split_known
+from gemb.texts.walk import Skipped
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
+    from gemb.texts.records import Id
 
 
+STOP_S = 1.0  # that a walk may take to end
 SAMPLE = 4096  # vectors from which chance is told
 
 
+class StopWalk(Exception):
+    """Ends a walk in another thread."""
+
+
+def run_files(
+    job: SearchJob, sources: Sources, open_model: ModelOpener, form: Form, *, is_silent: bool
+) -> int:
+    """Search files, folders and standard input; return the exit code.
+
+    As grep's it is 2 where a file could not be read, unless `is_silent` and something was found.
+
+    Raises:
+        UsageError: an input cannot be read as `sources` says, or --like names no passage.
+        GembError: the model fails.
+    """
+    queries = list(job.queries)
+    live = LiveHits()
+    skipped = Skipped()
+    with _gathering(sources, skipped, live) as gathered:
+        encoder = open_model(job.model)
+        prompt = for_task("document", encoder.profile.prompts)
+        spec = VectorSpec.of(encoder.profile, prompt, dim=job.dim, dtype="f16")
+        query_prompt = for_task(job.task or "query", encoder.profile.prompts)
+        vectors = embedded(queries, encoder, query_prompt, spec.dim)
+        corpus, table = gathered.result()
+    texts = PassageTexts(corpus, table, skipped)
+    cache = VectorCache(search_cache(), spec, is_said=table.has_failed)
+    like: Hit | None = None
+    if job.like is not None:
+        like = texts.hit_at(*file_and_line(job.like))
+        queries = [Query(job.like, like.text, job.like)]
+        vectors = passage_vector(like.text, like.title, encoder, prompt, spec.dim)
+    try:
+        answers = search_files(
+            texts, cache, queries, vectors, encoder, job.criteria, seen=live.show, like=like
+        )
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
+        live.close()
+        if live.last and not is_quiet():
+            _say_stopped(live.last, texts, job.queries, vectors, form)
+        raise
+    finally:
+        live.close()
+    # Of many queries each waits for all before it; the words they share must do.
+    finder = encoder if len(queries) == 1 else None
+    for answer in answers:
+        show(answer, form, finder, prompt)
+    skipped.say()
+    if not len(corpus) and not skipped.failed:
+        only_stdin = sources.paths == ("-",)
+        note(
+            "nothing to search: standard input has no text"
+            if only_stdin
+            else "nothing to search: there is no text in what was named; files that are hidden, "
+            "ignored by git, or not wanted by -g are left out (--hidden, --no-ignore)"
+        )
+    code = exit_code(answers, len(corpus), job.criteria)
+    return code if not skipped.failed or (is_silent and not code) else 2
+
+
+@contextmanager
+def _gathering(
+    sources: Sources, skipped: Skipped, live: LiveHits
+) -> Iterator[Future[tuple[Corpus, PassageTable]]]:
+    """Gather the passages in another thread; where the caller fails the walk is ended."""
+    is_stopped = threading.Event()
+
+    def looked(files: int) -> None:
+        if is_stopped.is_set():
+            raise StopWalk
+        live.looked(files)
+
+    def gathered() -> tuple[Corpus, PassageTable]:
+        table = PassageTable(search_cache(), sources.kind)
+        return gather(sources, table, skipped, looked), table
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")
+    future = pool.submit(gathered)
+    try:
+        yield future
+    except BaseException:
+        is_stopped.set()
+        wait([future], STOP_S)  # what was split is kept
+        raise
+    finally:
+        live.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 def search_files(
-    corpus: Corpus,
+    texts: PassageTexts,
+    cache: VectorCache,
     queries: Sequence[Query],
-    vectors: NDArray[np.float32],
+    vectors: Vectors,
     encoder: Encoder,
-    spec: VectorSpec,
-    wanted: Wanted,
+    criteria: Criteria,
     *,
-    seen: Callable[[Answer], None],
+    seen: Callable[[Progress, PassageTexts], None] = lambda progress, texts: None,
     like: Hit | None = None,
 ) -> list[QueryHits]:
     """Return the answers to each query, in order.
 
     Args:
-        corpus: the passages.
+        texts: of the corpus.
+        cache: of its vectors.
         queries: as texts.
         vectors: of the queries, unit rows [Q, dim].
         encoder: the open model.
-        spec: of the passages' vectors.
-        wanted: what is wanted of them.
-        seen: is called with each answer on the way.
+        criteria: of the answers.
+        seen: called after each window of passages.
         like: the passage that the only query is; it is no answer to itself, and there is no floor
             but one that was asked for.
 
     Raises:
         GembError: the model fails on every passage.
     """
-    is_auto = wanted.min_score is None and like is None and not wanted.is_weak
-    given = NO_FLOOR if wanted.min_score is None or wanted.is_weak else wanted.min_score
-    floor = given
-    k = None if wanted.k is None else depth(wanted, 0) + (like is not None)
-    words = [query.text for query in queries]
-    # Where all that reach a floor are wanted, which the vectors tell, each passage gets its vector
-    # first. Else what is under the floor is found as well: a user may ask how far it was.
+    corpus = texts.corpus
+    is_auto = criteria.min_score is None and like is None and not criteria.is_weak
+    given = NO_FLOOR if criteria.min_score is None or criteria.is_weak else criteria.min_score
+    # Where all that reach a floor are asked for, which the vectors tell, each passage gets its
+    # vector first. Else what is under the floor is ranked as well: a user may ask how far it was.
+    k = None if criteria.k is None else depth(criteria, 0) + (like is not None)
     first_k = 1 if k is None and is_auto else k
     least = given if k is None else NO_FLOOR
-    last: Answer | None = None
-    for last in corpus.search(vectors, encoder, spec, words=words, k=first_k, floor=least):
-        seen(last)
+
+    known, missing = split_known(corpus, cache)
+    words = [query.text for query in queries]
+    steps = scored(
+        known, missing, texts, cache, vectors, encoder, words=words, k=first_k, floor=least
+    )
+    with closing(steps):
+        for progress in steps:
+            seen(progress, texts)
+    ranking = progress.ranking
+
+    floor = given
     if is_auto and len(corpus):
-        floor = measure(corpus.sample(SAMPLE, spec), "f32", spec, encoder).floor(len(corpus))
+        if missing:
+            known, _ = split_known(corpus, cache)
+        floor = measure(sample(known, cache, SAMPLE), "f32", cache.spec, encoder).floor(len(corpus))
         if k is None:
-            for last in corpus.search(vectors, encoder, spec, k=None, floor=floor):
-                seen(last)
-    hits = last.hits if last else [[] for _ in queries]
-    if like is not None:
-        hits = [[hit for hit in one if not _is_same(hit, like)][: wanted.k] for one in hits]
-    found: list[QueryHits] = []
-    for query, vector, some in zip(queries, vectors, hits, strict=True):
-        if wanted.is_hybrid:
-            fused = with_words(corpus, query, vector, some, spec)
-            found.append(chosen(query, vector, fused, floor, wanted))
-        else:
-            found.append(above(query, vector, some, floor, wanted))
-    return found
+            ranking = Ranking(len(queries), None, floor)
+            add_known(ranking, known, cache, vectors)
+
+    texts.forget()  # hits are what the files hold now
+    words_of_all: sqlite3.Connection | None = None
+    if criteria.is_hybrid:
+        from gemb.index.bm25 import words_table
+
+        words_of_all = words_table(texts.titles_and_texts())
+    answers: list[QueryHits] = []
+    for place, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
+        hits = texts.hits(ranking.best(place), ranking.k)
+        if like is not None:
+            hits = [hit for hit in hits if not _is_same(hit, like)][: criteria.k]
+        if words_of_all:
+            hits = with_words(query, vector, hits, words_of_all, texts, cache)
+        answers.append(above(query, vector, hits, floor, criteria))
+    return answers
 
 
 def _is_same(hit: Hit, other: Hit) -> bool:
     return (hit.path, hit.id, hit.line, hit.text) == (other.path, other.id, other.line, other.text)
+
+
+def with_words(
+    query: Query,
+    vector: Vectors,
+    hits: Sequence[Hit],
+    words: sqlite3.Connection,
+    texts: PassageTexts,
+    cache: VectorCache,
+) -> list[Hit]:
+    """Return the hits of two rankings, fused: `hits` by meaning, and passages by words (BM25).
+
+    Args:
+        query: as text.
+        vector: of the query, [dim].
+        hits: best first.
+        words: of all passages, as `words_table` makes it.
+        texts: of the corpus.
+        cache: of its vectors.
+    """
+    from gemb.index.bm25 import by_words
+
+    numbers = by_words(words, query.text, DEPTH).rows
+    rows = cache.find([texts.corpus.keys[number] for number in numbers.tolist()])
+    numbers, rows = numbers[rows >= 0], rows[rows >= 0]
+    cosines = (cache.gather(rows) @ vector).tolist() if len(rows) else []
+    worded = texts.hits(zip(numbers.tolist(), cosines, strict=True), None, is_last=False)
+    places: dict[tuple[str | None, Id | None, int | None, str], int] = {}
+    distinct: list[Hit] = []
+    rankings: list[Ints] = []
+    for ranking in (hits, worded):
+        order: list[int] = []
+        for hit in ranking:
+            key = hit.path, hit.id, hit.line, hit.text
+            if key not in places:
+                places[key] = len(distinct)
+                distinct.append(hit)
+            order.append(places[key])
+        rankings.append(np.array(order, np.int64))
+    return [distinct[place] for place in fused(rankings).rows.tolist()]
+
+
+def file_and_line(like: str) -> tuple[str, int]:
+    """Return the path and the line of FILE:LINE.
+
+    Raises:
+        UsageError: it is none.
+    """
+    path, _, line = like.rpartition(":")
+    if not path or not line.isascii() or not line.isdigit() or not int(line[:9]):
+        raise UsageError(
+            f"--like {visible(like)}: without an index it is FILE:LINE, such as README.md:12"
+        )
+    return path, int(line[:9])
+
+
+def _say_stopped(
+    progress: Progress,
+    texts: PassageTexts,
+    queries: Sequence[Query],
+    vectors: Vectors,
+    form: Form,
+) -> None:
+    """Show the best hits so far on a terminal, and say what is kept."""
+    ranking = progress.ranking
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    if is_terminal and len(queries) == 1 and ranking.k is not None:
+        hits = texts.hits(ranking.best(0), ranking.k, is_last=False)
+        if hits:
+            # Without the encoder: another thread may still be at work with it.
+            answer = QueryHits(
+                query=queries[0], vector=vectors[0], hits=hits, floor=NO_FLOOR, best_below=None
+            )
+            show(answer, form, None, None)
+    note(
+        f"stopped: {ranking.count:,} of {progress.total:,} passages were searched; they are kept, "
+        "and the same search goes on from there"
+    )

@@ -1,4 +1,4 @@
-"""Whether a query can be put to an index: same model, prompts that belong together, one size."""
+"""Search of an index: checks that the queries fit it, then rows, scores, hits and answers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ import numpy as np
 
 from gemb.arrays import Floats, Ints
 from gemb.errors import UsageError
-from gemb.index.hits import fused
+from gemb.index.hits import Hit, fused
 from gemb.index.mapped import read_ahead
 from gemb.index.ranking import plan, ranked
 from gemb.index.reader import Index
 from gemb.io.notes import note
 from gemb.io.text import visible
-from gemb.search.hybrid import DEPTH, chosen, depth
-from gemb.search.queries import NO_FLOOR, Query, QueryHits, Wanted, above
+from gemb.models.prompts import Prompt, for_task
+from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth, exit_code, show
+from gemb.search.forms import Form
+from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -27,6 +29,49 @@ if TYPE_CHECKING:
 
 # Queries that were trained against documents; all other tasks go with themselves.
 ASYMMETRIC = ("query", "code", "qa", "fact")
+ALL = 10_000  # rows of a query at most, where all that reach the floor are asked for
+BATCH = 256  # queries
+KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memory
+NOTED = 3_000_000  # with more rows it is said
+
+
+def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Form) -> int:
+    """Search an index; return the exit code.
+
+    Raises:
+        UsageError: the index is of another model, prompt or size than asked for, or a filter or
+            row that is named is wrong.
+        GembError: the index is damaged, or the model fails.
+    """
+    criteria = job.criteria
+    with Index.open(folder) as index:
+        check_asked(index, folder, task=job.task, dim=job.dim)
+        rows = rows_of(index, criteria.where)
+        like: int | None = None
+        finder: Encoder | None = None  # of the best lines
+        prompt = Prompt(index.spec.prompt)
+        if job.like is not None:
+            like = index.find(job.like)
+            vectors = index.vector(like)[None]
+            (hit,) = index.hits(np.array([like]), np.ones(1, np.float32))
+            queries = [Query(job.like, hit.text, job.like)]
+        else:
+            warm_up(index, rows, criteria)
+            queries = list(job.queries)
+            encoder = open_model(job.model or index.model)
+            check_model(index, folder, encoder, given=job.model, force=job.force)
+            query_prompt = for_task(job.task or own_task(index), encoder.profile.prompts)
+            vectors = embedded(queries, encoder, query_prompt, index.spec.dim)
+            # Of many queries each waits for all before it; the words they share must do.
+            finder = encoder if len(queries) == 1 else None
+        answers: list[QueryHits] = []
+        for answer in search_index(index, rows, queries, vectors, criteria, like=like):
+            show(answer, form, finder, prompt)
+            answers.append(answer)
+    if not rows.count:
+        why = "no row passes --where" if criteria.where else "it has no rows"
+        note(f"{visible(str(folder))}: {why}")
+    return exit_code(answers, rows.count, criteria)
 
 
 def check_asked(index: Index, folder: Path, *, task: str | None, dim: int | None) -> None:
@@ -93,15 +138,6 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, for
     )
 
 
-# Search of an index: which rows answer queries, filtered first, ranked by meaning and by words.
-
-
-ALL = 10_000  # rows of a query at most, where all that reach the floor are wanted
-BATCH = 256  # queries
-KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memory
-NOTED = 3_000_000  # with more rows it is said
-
-
 @dataclass(frozen=True, kw_only=True)
 class Rows:
     """The rows of an index that are looked at."""
@@ -135,7 +171,7 @@ def search_index(
     rows: Rows,
     queries: Sequence[Query],
     vectors: Floats,
-    wanted: Wanted,
+    criteria: Criteria,
     *,
     like: int | None = None,
 ) -> Iterator[QueryHits]:
@@ -146,24 +182,24 @@ def search_index(
         rows: of it, to look at.
         queries: as texts.
         vectors: of the queries, unit rows [Q, dim].
-        wanted: what is wanted of them.
+        criteria: of the answers.
         like: the row that the only query is; it is no answer to itself, and there is no floor but
             one that was asked for.
 
     Raises:
         GembError: a row is damaged.
     """
-    floor = _floor(index, rows.count, wanted, has_query=like is None)
+    floor = _floor(index, rows.count, criteria, has_query=like is None)
     for first in range(0, len(queries), BATCH):
-        some = vectors[first : first + BATCH]
-        k = min(depth(wanted, ALL), rows.count) + (like is not None)
+        batch = vectors[first : first + BATCH]
+        k = min(depth(criteria, ALL), rows.count) + (like is not None)
         if not rows.count:
-            found_rows = np.full((len(some), 0), -1, np.int64)
-            found_scores = np.zeros((len(some), 0), np.float32)
+            found_rows = np.full((len(batch), 0), -1, np.int64)
+            found_scores = np.zeros((len(batch), 0), np.float32)
         else:
-            how = plan(wanted.accuracy, rows.count, k)
+            how = plan(criteria.accuracy, rows.count, k)
             found = ranked(
-                some,
+                batch,
                 index.stored,
                 index.codes,
                 index.coder,
@@ -173,30 +209,29 @@ def search_index(
                 rows=rows.numbers,
             )
             found_rows, found_scores = found.rows, found.scores
-        for place, query in enumerate(queries[first : first + BATCH]):
-            vector = some[place]
-            one, scores = found_rows[place], found_scores[place]
-            if like is not None:
-                keep = one != like
-                one, scores = one[keep], scores[keep]
-            if wanted.is_hybrid:
-                yield _hybrid(index, rows, query, vector, one, floor, wanted)
-                continue
-            hits = index.hits(one[: wanted.k], scores[: wanted.k])
-            yield above(query, vector, hits, floor, wanted)
+        for query, vector, slots, scores in zip(
+            queries[first : first + BATCH], batch, found_rows, found_scores, strict=True
+        ):
+            if criteria.is_hybrid:
+                hits = _with_words(index, rows, query, vector, slots, criteria)
+            else:
+                if like is not None:
+                    slots, scores = slots[slots != like], scores[slots != like]
+                hits = index.hits(slots[: criteria.k], scores[: criteria.k])
+            yield above(query, vector, hits, floor, criteria)
 
 
-def warm_up(index: Index, rows: Rows, wanted: Wanted) -> None:
+def warm_up(index: Index, rows: Rows, criteria: Criteria) -> None:
     """Have the system read what a search will scan, while a model is opened."""
-    k = min(depth(wanted, ALL), rows.count)
-    if index.codes is not None and plan(wanted.accuracy, rows.count, k).candidates is not None:
+    k = min(depth(criteria, ALL), rows.count)
+    if index.codes is not None and plan(criteria.accuracy, rows.count, k).candidates is not None:
         read_ahead(index.codes)
 
 
-def _floor(index: Index, count: int, wanted: Wanted, *, has_query: bool) -> float:
+def _floor(index: Index, count: int, criteria: Criteria, *, has_query: bool) -> float:
     """Return the least score among `count` rows: as asked for, else what chance explains."""
-    if wanted.min_score is not None:
-        return wanted.min_score
+    if criteria.min_score is not None:
+        return criteria.min_score
     entries = index.manifest.background
     if entries is None or not has_query or not count:
         return NO_FLOOR
@@ -205,21 +240,15 @@ def _floor(index: Index, count: int, wanted: Wanted, *, has_query: bool) -> floa
     return Background.from_json(entries).floor(count)
 
 
-def _hybrid(
-    index: Index,
-    rows: Rows,
-    query: Query,
-    vector: Floats,
-    dense: Ints,
-    floor: float,
-    wanted: Wanted,
-) -> QueryHits:
-    """Return what is near in meaning or shares words."""
+def _with_words(
+    index: Index, rows: Rows, query: Query, vector: Floats, by_meaning: Ints, criteria: Criteria
+) -> list[Hit]:
+    """Return the hits of two rankings, fused: `by_meaning`, and rows by words (BM25)."""
     from gemb.index.bm25 import by_words
 
-    words = by_words(index.connection, query.text, depth(wanted, ALL), rows.numbers).rows
-    order = fused([dense, words]).rows
-    if wanted.k is not None:
-        order = order[: max(4 * wanted.k, DEPTH)]
+    words = by_words(index.connection, query.text, depth(criteria, ALL), rows.numbers).rows
+    order = fused([by_meaning, words]).rows
+    if criteria.k is not None:
+        order = order[: max(4 * criteria.k, DEPTH)]
     scores = np.array([float(index.vector(row) @ vector) for row in order.tolist()], np.float32)
-    return chosen(query, vector, index.hits(order, scores), floor, wanted)
+    return index.hits(order, scores)

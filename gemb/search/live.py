@@ -9,11 +9,13 @@ import time
 from gemb.index.hits import Hit
 from gemb.io.notes import is_quiet, tell
 from gemb.io.text import cut, duration, visible
+from gemb.search.corpus import PassageTexts
 from gemb.search.forms import shown_name
-from gemb.search.passage_search import Answer
+from gemb.search.scoring import Progress
 
 DELAY_S = 1.0  # what is done by then needs no report
 EVERY_S = 0.2  # on a terminal
+HITS_EVERY_S = 0.5  # on a terminal, with the best hits
 LINE_EVERY_S = 30.0  # off a terminal
 MOST_HITS = 5
 
@@ -29,7 +31,8 @@ class LiveHits:
         )
         self._began = time.monotonic()
         self._shown_at = self._began
-        self._first: tuple[Answer, float] | None = None  # and when it came
+        self.last: Progress | None = None  # with any passage compared
+        self._first: tuple[int, int, float] | None = None  # done, tokens, and when it was
         self._rows = 0
 
     def looked(self, files: int) -> None:
@@ -39,24 +42,28 @@ class LiveHits:
             self._shown_at = now
             self._draw([f"{files:,} files"])
 
-    def show(self, answer: Answer) -> None:
-        """Draw how far it is."""
+    def show(self, progress: Progress, texts: PassageTexts) -> None:
+        """Draw how far it is, and the best hits so far; it may be called often."""
         now = time.monotonic()
-        self._first = self._first or (answer, now)
-        is_over = answer.is_last or answer.done >= answer.total
-        if self._quiet or is_over or now - self._began < DELAY_S:
+        done = progress.ranking.count
+        if done:
+            self.last = progress
+            self._first = self._first or (done, progress.tokens, now)
+        is_due = now - self._began >= DELAY_S and now - self._shown_at >= (
+            HITS_EVERY_S if self._is_terminal else LINE_EVERY_S
+        )
+        if self._quiet or not is_due or done >= progress.total:
             return
-        words = self._words(answer, now)
+        self._shown_at = now
+        line = self._line(progress, now)
         if not self._is_terminal:
-            if now - self._shown_at >= LINE_EVERY_S:
-                self._shown_at = now
-                tell(words)
+            tell(line)
             return
-        rows = [words]
-        best = answer.hits[0] if len(answer.hits) == 1 else []
-        if best:
-            rows[0] += "; best so far:"
-            rows += [_row(hit) for hit in best[:MOST_HITS]]
+        ranking = progress.ranking
+        hits = []
+        if ranking.k is not None and ranking.queries == 1:
+            hits = texts.hits(ranking.best(0), min(ranking.k, MOST_HITS), is_last=False)
+        rows = [f"{line}; best so far:", *map(_row, hits)] if hits else [line]
         self._draw(rows)
 
     def _draw(self, rows: list[str]) -> None:
@@ -73,16 +80,17 @@ class LiveHits:
             sys.stderr.flush()
             self._rows = 0
 
-    def _words(self, answer: Answer, now: float) -> str:
-        words = f"{answer.done:,} of {answer.total:,} passages"
-        first, since = self._first or (answer, now)
+    def _line(self, progress: Progress, now: float) -> str:
+        done = progress.ranking.count
+        line = f"{done:,} of {progress.total:,} passages"
+        first_done, first_tokens, since = self._first or (done, progress.tokens, now)
         seconds = max(1e-9, now - since)
-        if answer.tokens > first.tokens:
-            words += f", {(answer.tokens - first.tokens) / seconds:,.0f} tokens/s"
-        done = answer.done - first.done
-        if done:
-            words += f", {duration((answer.total - answer.done) * seconds / done)} left"
-        return words
+        if progress.tokens > first_tokens:
+            line += f", {(progress.tokens - first_tokens) / seconds:,.0f} tokens/s"
+        if done > first_done:
+            left = (progress.total - done) * seconds / (done - first_done)
+            line += f", {duration(left)} left"
+        return line
 
 
 def _row(hit: Hit) -> str:

@@ -23,7 +23,7 @@ from gemb.search.forms import Write
 if TYPE_CHECKING:
     from gemb.index.codes import Coder, Codes
     from gemb.index.ranking import Found
-    from gemb.search.run import OPEN, Job
+    from gemb.search.queries import ModelOpener, SearchJob
 
 
 EQUAL = 2e-6  # two dot products of float32, summed in different orders, may differ so much
@@ -135,7 +135,13 @@ def _one_by_one(rank: Callable[[Floats], Found], queries: Floats) -> float:
 
 
 def run_recall(
-    job: Job, folder: Path, open_model: OPEN, count: int, write: Write, *, as_json: bool
+    job: SearchJob,
+    folder: Path,
+    open_model: ModelOpener,
+    count: int,
+    write: Write,
+    *,
+    as_json: bool,
 ) -> int:
     """Measure recall with queries of the user's, or with rows of the index; return the exit code.
 
@@ -158,19 +164,18 @@ def run_recall(
     from gemb.models import prompts
     from gemb.search.index import check_asked, check_model, own_task, rows_of
     from gemb.search.queries import embedded
-    from gemb.search.recall import check_recall, rows_as_queries
 
     with Index.open(folder) as index:
         check_asked(index, folder, task=job.task, dim=job.dim)
-        rows = rows_of(index, job.wanted.where)
+        rows = rows_of(index, job.criteria.where)
         shown = visible(os.fspath(folder))
         if not rows.count:
             raise UsageError(f"--check-recall: {shown} has no rows to look at")
         if index.codes is None or index.coder is None:
             raise UsageError(f"--check-recall: {shown} has no codes, so that every search is exact")
-        k = job.wanted.k or 10
+        k = job.criteria.k or 10
         # What `auto` would do is exact for few rows, of which nothing can be missed.
-        accuracy = "balanced" if job.wanted.accuracy == "auto" else job.wanted.accuracy
+        accuracy = "balanced" if job.criteria.accuracy == "auto" else job.criteria.accuracy
         how = plan(accuracy, rows.count, k)
         dtype = index.spec.dtype
         own = None  # the rows that the queries are

@@ -30,8 +30,9 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.models.prompts import for_task
 from gemb.models.references import resolve
 from gemb.plugins import for_model
-from gemb.search.gather import Sources
-from gemb.search.passage_search import gather
+from gemb.search.cache import PassageTable, VectorCache
+from gemb.search.corpus import Corpus, Sources, gather
+from gemb.texts.walk import Skipped
 
 QUERY = "how is the header of a file parsed"
 
@@ -67,19 +68,24 @@ def fill(root: Path, cache: Path) -> VectorSpec:
         max_tokens=profile.max_tokens,
     )
     began = time.perf_counter()
-    corpus = gather(Sources(paths=(str(root),)), cache=cache)
+    corpus = gathered(root, cache)
     took = time.perf_counter() - began
-    size = sum(entry.size for entry in corpus.entries)
-    print(f"{len(corpus.entries):,} files, {size / 1e6:.0f} MB, {len(corpus):,} passages")
+    size = sum(entry.size for entry in corpus.files)
+    print(f"{len(corpus.files):,} files, {size / 1e6:.0f} MB, {len(corpus):,} passages")
     print(f"first walk and split: {took:.2f} s")
-    keys = list(dict.fromkeys(corpus.keys()))
+    keys = list(dict.fromkeys(corpus.keys))
     random = np.random.default_rng(0)
     for first in range(0, len(keys), 8192):
         some = keys[first : first + 8192]
         vectors = random.standard_normal((len(some), spec.dim), np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        corpus.vectors(spec).add(some, vectors)
+        VectorCache(cache, spec).add(some, vectors)
     return spec
+
+
+def gathered(root: Path, cache: Path) -> Corpus:
+    """Walk the tree, and split what is new."""
+    return gather(Sources(paths=(str(root),)), PassageTable(cache, "auto"), Skipped())
 
 
 def whole(root: Path, cache: Path, runs: int) -> None:
@@ -103,10 +109,10 @@ def parts(root: Path, cache: Path, spec: VectorSpec, runs: int) -> None:
     walks, scans = [], []
     for _ in range(runs):
         times = [(time.perf_counter(), time.process_time())]
-        corpus = gather(Sources(paths=(str(root),)), cache=cache)
+        corpus = gathered(root, cache)
         times.append((time.perf_counter(), time.process_time()))
-        vectors = corpus.vectors(spec)
-        vectors.scores(vectors.find(corpus.keys()), query)
+        vectors = VectorCache(cache, spec)
+        vectors.scores(vectors.find(corpus.keys), query)
         times.append((time.perf_counter(), time.process_time()))
         steps = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(times)]
         walks.append(steps[0])

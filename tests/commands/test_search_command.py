@@ -303,7 +303,6 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("x", "tree", "-l", "--json"), "-l and --json are given; one form at a time"),
         (("x", "tree", "-0", "--json"), "-0 is for names and lines, not for --json"),
         (("x", "tree", "--full", "-C3"), "--full shows whole passages; -A, -B, -C"),
-        (("x", "tree", "--format", "{"), "--format: a '{' alone; write '{{' for the character"),
         (("x", "tree", "--where", "a=1"), "--where is for an index: gemb index build NAME PATH"),
         (("--like", "a:1", "--hybrid"), "--hybrid ranks by the words of a query; --like has none"),
         (("x", "tree", "--lines", "--passages", "code"), "--lines and --passages code are given"),

@@ -17,7 +17,8 @@ from gemb.index import bm25
 from gemb.index.bm25 import by_words, words_table
 from gemb.index.hits import Hit, fused
 from gemb.index.schema import TABLES
-from gemb.search.queries import Wanted, above, from_words
+from gemb.search.answers import above
+from gemb.search.queries import Criteria, from_words
 from gemb.texts.words import MOST, query_words
 
 
@@ -225,7 +226,7 @@ def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
     ]
 
     def kept(text: str, hits: list[Hit], **wanted: object) -> list[float]:
-        found = above(from_words(text), vector, hits, 0.35, Wanted(**wanted))
+        found = above(from_words(text), vector, hits, 0.35, Criteria(**wanted))
         return [hit.score for hit in found.hits]
 
     assert kept("ace gperf", hits) == [0.4, 0.2]
@@ -233,4 +234,4 @@ def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
     assert kept("?!", hits) == [0.4]
     assert kept("ace gperf", hits, min_score=0.35) == [0.4]  # a floor that was asked for is one
     assert kept("ace gperf", hits, is_weak=True) == [0.4, 0.2, 0.1]
-    assert above(from_words("absent"), vector, hits[1:], 0.35, Wanted()).best_below == 0.2
+    assert above(from_words("absent"), vector, hits[1:], 0.35, Criteria()).best_below == 0.2

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tree import as_nobody
-from test_tree_search import OLD, write
 
+from file_search import FileSearch
+from file_trees import OLD, as_nobody, write
 from gemb.errors import GembError
 from gemb.search.cache import FIELDS, PassageTable, Row, VectorCache
-from gemb.search.gather import Sources
-from gemb.search.passage_search import gather
 from word_encoder import WordEncoder
 
 SPEC = WordEncoder().spec
@@ -29,8 +27,8 @@ def row(name: str, *, mtime_ns: int = OLD * 10**9, count: int = 1) -> Row:
 def search(folder: str, cache: Path) -> tuple[list[str], int]:
     """Search for a cat; return texts of hits and how many texts were embedded."""
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=(folder,)), cache=cache)
-    answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+    files = FileSearch(folder, cache=cache)
+    answer = files.search(encoder.queries("cat"), encoder)
     return [hit.text for hit in answer.hits[0]], encoder.texts - 1
 
 
@@ -167,8 +165,9 @@ def test_a_full_disk_costs_the_cache_and_not_the_search(tmp_path: Path, limit: i
     folder = tmp_path / "many"
     write(folder, {f"{number:03}.txt": f"cat number {number} " * 30 for number in range(300)})
     calm = search(str(folder), tmp_path / "calm")
-    tests = str(Path(__file__).parents[1] / "support")
-    environment = {**os.environ, "PYTHONPATH": f"{tests}:{os.environ.get('PYTHONPATH', '')}"}
+    here = Path(__file__).parent
+    paths = (str(here), str(here.parent / "support"), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "PYTHONPATH": ":".join(paths)}
     command = [sys.executable, "-c", LIMITED, str(folder), str(tmp_path / "cache"), str(limit)]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=120, env=environment, check=False
@@ -207,10 +206,10 @@ def test_a_cache_that_is_removed_during_a_search_does_no_harm(
     first = search(str(pets), cache)
     write(pets, {"fish.txt": "the fish sleeps"})
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=(str(pets),)), cache=cache)
-    assert corpus.missing(SPEC) == 1
+    files = FileSearch(str(pets), cache=cache)
+    assert files.missing(SPEC) == 1
     shutil.rmtree(cache / SPEC.fingerprint)
-    answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+    answer = files.search(encoder.queries("cat"), encoder)
     assert answer.hits[0][0].text == first[0][0]
     assert answer.done == 4
     assert "it was removed meanwhile" in capsys.readouterr().err
@@ -229,8 +228,8 @@ def test_a_damaged_file_of_vectors_is_named(pets: Path, tmp_path: Path) -> None:
 
 def test_another_model_has_vectors_of_its_own(pets: Path, tmp_path: Path) -> None:
     search(str(pets), tmp_path)
-    corpus = gather(Sources(paths=(str(pets),)), cache=tmp_path)
+    files = FileSearch(str(pets), cache=tmp_path)
     other = WordEncoder(dim=32)
-    assert corpus.missing(other.spec) == 3
-    list(corpus.search(other.queries("cat"), other, other.spec))
-    assert corpus.missing(other.spec) == corpus.missing(SPEC) == 0
+    assert files.missing(other.spec) == 3
+    files.search(other.queries("cat"), other)
+    assert files.missing(other.spec) == files.missing(SPEC) == 0

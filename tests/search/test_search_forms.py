@@ -1,9 +1,8 @@
-"""How hits are written: as grep does, as JSON lines, as a template says, as names, as a run."""
+"""How hits are written: as grep does, as JSON lines, as names, as a run."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb.errors import UsageError
 from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
@@ -22,7 +20,6 @@ from gemb.models.prompts import Prompt
 from gemb.search.excerpts import Context, Excerpt, compared, excerpts
 from gemb.search.forms import Form, GrepLines, JsonHits, NameList, TrecRun
 from gemb.search.queries import Query
-from gemb.search.template import FIELDS, FormatLines, parsed
 from gemb.search.terminal import TerminalHits, part_with
 from gemb.texts.words import wanted_stems, words_of
 from word_encoder import WordEncoder
@@ -233,8 +230,6 @@ def test_a_terminal_gets_no_escape_code_of_a_text():
     assert grep([one]) == f"shop.py:1:{text}\n"
     assert grep([one], is_terminal=True) == "shop.py:1:the \\x1b[2Jrefund  of\\x07 it\n"
     assert "\x1b" not in terminal([one])
-    form = shown(lambda w: FormatLines(w, "{text}", is_null=False, is_terminal=True), [one])
-    assert b"\x1b" not in form
 
 
 def test_a_terminal_shows_files_by_their_best_hit_with_scores_and_lines():
@@ -339,8 +334,6 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_a_pipe_and_is_shown_on_a_ter
     context = Context(0, 0)
     lines = shown(lambda w: GrepLines(w, context, PLAIN), [one])
     assert lines.startswith(name + b":12:")
-    template = lambda w: FormatLines(w, "{path}", is_null=False, is_terminal=False)  # noqa: E731
-    assert shown(template, [one]) == name + b"\n"
     names = lambda w: NameList(w, PLAIN, is_null=False, counts=True, most=None)  # noqa: E731
     assert shown(names, [one]) == name + b":1\n"
     # What ends a line or is obeyed stays out of a pipe, too.
@@ -376,66 +369,6 @@ def test_a_run_has_six_columns_whatever_stands_in_the_ids():
     assert float(lines[0][4]) == 0.714
     by_rank = shown(lambda write: TrecRun(write, by_rank=True), hits).decode().splitlines()
     assert [line.split(" ")[4] for line in by_rank] == ["1", "0.5", "0.333333333"]
-
-
-def formatted(template: str, one: Hit | None = None, **more: bool) -> str:
-    settings = {"is_null": False, "is_terminal": False, **more}
-    return shown(lambda w: FormatLines(w, template, **settings), [one or hit()]).decode()
-
-
-@pytest.mark.parametrize(
-    ("template", "line"),
-    [
-        (r"{score:.2f}\t{path}:{line}", "0.71\tshop.py:12"),
-        ("{rank} {query_id} {query}", "1 q 1 refund an order"),
-        ("{first_line}-{last_line}|{title}|{id}", "11-14||"),
-        ("{{{path:>10}}}", "{   shop.py}"),
-        ("{lang:<4}|{score}", "en  |0.7140"),
-        (r"a\\b\0c{line:05d}", "a\\b\0c00012"),
-        ("", ""),
-    ],
-)
-def test_a_template_is_filled(template: str, line: str):
-    assert formatted(template, hit(kept={"lang": "en"})) == line + "\n"
-
-
-def test_a_template_may_ask_for_all_of_the_passage():
-    assert formatted("{passage}", is_null=True) == ORDERS + "\0"
-    assert formatted("{text}").strip() == '"""Cancel an order, and refund what was paid."""'
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{score", "--format: a '{' alone; write '{{' for the character"),
-        ("score}", "--format: a '}' alone; write '}}' for the character"),
-        ("{}", "--format: a field without a name; there are rank, score, query, query_id, path"),
-        ("{scor}", "--format: no field 'scor'; did you mean 'score'?"),
-        ("{text.__class__}", "--format: no field 'text.__class__'; there are rank, score, query"),
-        ("{zzz}", "--format: no field 'zzz'; there are "),
-        ("{path:d}", "--format: {path:d}: the field is no number"),
-        ("{score:x}", "--format: {score:x}: no width or precision; as in {score:.2f}"),
-        ("{path:99999999}", "--format: {path:99999999}: no width or precision"),
-        (r"\q", r"--format: no escape '\\q'; there are \t \n \r \0 \e \\"),
-        ("{line:.2d}", "--format: {line:.2d}: Precision not allowed"),
-    ],
-)
-def test_a_template_that_is_wrong_is_refused_in_one_line(template: str, message: str):
-    with pytest.raises(UsageError) as caught:
-        formatted(template)
-    assert str(caught.value).startswith(message)
-
-
-@given(st.text(alphabet="{}\\:.<>^09dfx%,scoreidpath ", max_size=20))
-def test_no_template_breaks_anything_but_itself(template: str):
-    with contextlib.suppress(UsageError):
-        assert isinstance(formatted(template), str)
-
-
-def test_every_field_that_the_help_names_is_there():
-    found = formatted(" ".join(f"{{{name}}}" for name in FIELDS if name != "passage"))
-    assert len(parsed(" ".join(f"{{{name}}}" for name in FIELDS))) == 2 * len(FIELDS) - 1
-    assert found.startswith("1 0.7140 refund an order q 1 shop.py 12 ")
 
 
 def test_an_excerpt_of_an_empty_text_has_one_line():

@@ -136,7 +136,7 @@ def test_colours_are_as_the_user_says(
 def test_nothing_in_a_name_or_a_text_moves_the_cursor(shop: Gemb):
     evil = shop.folder / "tree" / "a\x1b[2J\x07\nb.txt"
     evil.write_text("cancel an order \x1b]0;title\x07 \x1b[2J now\n")
-    for form in ((), ("--no-heading",), ("-l",), ("--format", "{path} {text}")):
+    for form in ((), ("--no-heading",), ("-l",)):
         screen = on_terminal(
             shop, "search", "cancel an order", "tree", "--weak", "--color=never", *form
         )

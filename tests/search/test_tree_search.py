@@ -11,25 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from file_search import FileSearch, Found
+from file_trees import OLD, write
 from gemb.errors import GembError, UsageError
 from gemb.search.cache import PassageTable
 from gemb.search.corpus import passage_key
-from gemb.search.gather import Sources
-from gemb.search.passage_search import Answer, Corpus, gather
+from gemb.search.scoring import sample, split_known
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
 from gemb.texts.records import Fields
 from word_encoder import WordEncoder
-
-OLD = 1_600_000_000  # seconds: files this old are not taken for ones that may still change
-
-
-def write(root: Path, files: dict[str, str], mtime: int = OLD) -> None:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        os.utime(path, (mtime, mtime))
 
 
 @pytest.fixture
@@ -65,17 +56,14 @@ def found(
     query: str = "the cat sleeps on the mat",
     cache: Path | None = None,
     k: int | None = 5,
-    **more: object,
-) -> Answer:
-    corpus = gather(Sources(paths=paths, **more), cache=cache)
-    queries = encoder.queries(query)
-    answers = list(corpus.search(queries, encoder, encoder.spec, words=[query], k=k))
-    assert [answer.is_last for answer in answers] == [False] * (len(answers) - 1) + [True]
-    assert answers[-1].done == answers[-1].total == len(corpus)
-    return answers[-1]
+) -> Found:
+    files = FileSearch(*paths, cache=cache)
+    answer = files.search(encoder.queries(query), encoder, [query], k)
+    assert answer.done == answer.total == len(files)
+    return answer
 
 
-def places(answer: Answer) -> list[tuple[str | None, int | None]]:
+def places(answer: Found) -> list[tuple[str | None, int | None]]:
     return [(hit.path, hit.line) for hit in answer.hits[0]]
 
 
@@ -92,8 +80,8 @@ def test_the_ranking_is_that_of_all_passages_compared_one_by_one(tree: Path, cac
             for place, score in enumerate(scores.tolist()):
                 wanted[place].append((-score, str(path), one.line))
     for folder in (None, cache, cache):
-        corpus = gather(Sources(paths=("docs",)), cache=folder)
-        answer = list(corpus.search(vectors, encoder, encoder.spec, words=queries, k=7))[-1]
+        files = FileSearch("docs", cache=folder)
+        answer = files.search(vectors, encoder, words=queries, k=7)
         for hits, all_ in zip(answer.hits, wanted, strict=True):
             best = sorted(all_)[:7]
             assert [(hit.path, hit.line) for hit in hits] == [row[1:] for row in best]
@@ -160,35 +148,36 @@ def test_a_file_of_the_same_size_and_time_that_was_just_written_is_read_again(
 
 def test_what_shares_words_with_the_query_comes_first(tree: Path) -> None:
     encoder = WordEncoder(sleep_s=0.002)
-    corpus = gather(Sources(paths=("docs",)))
+    files = FileSearch("docs")
     queries = encoder.queries("the cat sleeps on the mat")
-    answers = list(
-        corpus.search(queries, encoder, encoder.spec, words=["cat sleeps mat"], every_s=0, k=3)
-    )
-    assert len(answers) > 3
-    first = answers[0]
-    assert first.done < first.total / 4
+    steps = files.steps(queries, encoder, ["cat sleeps mat"], k=3)
+    assert next(steps).ranking.count == 0  # nothing is known
+    first = files.found(next(steps))
+    assert 0 < first.done < first.total / 4
     assert first.hits[0][0].path == "docs/cat.md"
-    assert [answer.done for answer in answers] == sorted(answer.done for answer in answers)
+    done = [step.ranking.count for step in steps]
+    assert len(done) > 3
+    assert done == sorted(done)
+    assert done[-1] == first.total
 
 
 def test_an_interrupted_search_keeps_what_it_embedded(tree: Path, cache: Path) -> None:
     encoder = WordEncoder(sleep_s=0.001)
-    corpus = gather(Sources(paths=("docs",)), cache=cache)
+    files = FileSearch("docs", cache=cache)
     queries = encoder.queries("cat")
-    search = corpus.search(queries, encoder, encoder.spec, words=["cat"], every_s=0)
-    done = [answer.done for answer in itertools.islice(search, 4)][-1]
-    search.close()
-    assert 0 < done < len(corpus)
-    later = gather(Sources(paths=("docs",)), cache=cache)
-    assert later.missing(encoder.spec) == len(corpus) - done
-    search = later.search(queries, encoder, encoder.spec, words=["cat"], every_s=0)
-    next(search)
+    steps = files.steps(queries, encoder, ["cat"])
+    done = [step.ranking.count for step in itertools.islice(steps, 4)][-1]
+    steps.close()
+    assert 0 < done < len(files)
+    later = FileSearch("docs", cache=cache)
+    assert later.missing(encoder.spec) == len(files) - done
+    steps = later.steps(queries, encoder, ["cat"])
+    next(steps)
     with pytest.raises(KeyboardInterrupt):
-        search.throw(KeyboardInterrupt)
-    assert later.missing(encoder.spec) < len(corpus)
-    list(later.search(queries, encoder, encoder.spec, words=["cat"]))
-    assert gather(Sources(paths=("docs",)), cache=cache).missing(encoder.spec) == 0
+        steps.throw(KeyboardInterrupt)
+    assert later.missing(encoder.spec) < len(files)
+    later.search(queries, encoder, words=["cat"])
+    assert FileSearch("docs", cache=cache).missing(encoder.spec) == 0
 
 
 def test_equal_passages_are_embedded_once_and_all_found(tree: Path, cache: Path) -> None:
@@ -202,14 +191,14 @@ def test_equal_passages_are_embedded_once_and_all_found(tree: Path, cache: Path)
 
 def test_a_floor_and_no_k_give_all_that_reach_it(tree: Path) -> None:
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=("docs",)))
+    files = FileSearch("docs")
     queries = encoder.queries("noun1 noun2 noun3")
-    everything = list(corpus.search(queries, encoder, encoder.spec, k=None))[-1].hits[0]
-    assert len(everything) == len(corpus)
+    everything = files.search(queries, encoder, k=None).hits[0]
+    assert len(everything) == len(files)
     floor = everything[20].score
-    some = list(corpus.search(queries, encoder, encoder.spec, k=None, floor=floor))[-1].hits[0]
+    some = files.search(queries, encoder, k=None, floor=floor).hits[0]
     assert some == [hit for hit in everything if hit.score >= floor]
-    none = list(corpus.search(queries, encoder, encoder.spec, floor=1.1))[-1].hits
+    none = files.search(queries, encoder, floor=1.1).hits
     assert none == [[]]
 
 
@@ -221,14 +210,14 @@ def test_lines_of_standard_input_are_passages_and_are_cached(
     for texts in (4, 1):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         before = encoder.texts
-        corpus = gather(Sources(paths=("-",)), cache=cache)
+        files = FileSearch("-", cache=cache)
         queries = encoder.queries("cat")
-        hits = list(corpus.search(queries, encoder, encoder.spec))[-1].hits[0]
+        hits = files.search(queries, encoder).hits[0]
         assert encoder.texts - before == texts
         assert (hits[0].text, hits[0].path, hits[0].line) == ("the cat sleeps", None, 3)
         assert hits[0].id == 3
         assert len(hits) == 3
-        assert corpus.skipped.failed == 1
+        assert files.skipped.failed == 1
 
 
 def test_rows_of_tables_keep_their_fields(tree: Path, cache: Path) -> None:
@@ -239,13 +228,13 @@ def test_rows_of_tables_keep_their_fields(tree: Path, cache: Path) -> None:
     encoder = WordEncoder()
     fields = Fields(text=("text",), title="title", title_may_lack=True, keep_all=True)
     rows = Reading(fields=fields)
-    corpus = gather(Sources(paths=("pets.jsonl", "docs"), rows=rows), cache=cache)
-    assert len(corpus.records) == 2
+    files = FileSearch("pets.jsonl", "docs", rows=rows, cache=cache)
+    assert len(files.corpus.records) == 2
     queries = encoder.queries("title Tom text the cat")
-    hit = list(corpus.search(queries, encoder, encoder.spec))[-1].hits[0][0]
+    hit = files.search(queries, encoder).hits[0][0]
     assert (hit.path, hit.line, hit.title, hit.kept) == ("pets.jsonl", 2, "Tom", {"n": 2})
     with pytest.raises(UsageError, match="plain lines have no field 'text'"):
-        gather(Sources(paths=("docs/cat.md",), rows=rows))
+        FileSearch("docs/cat.md", rows=rows)
 
 
 def test_a_pipe_is_read_as_standard_input_is(tree: Path) -> None:
@@ -264,11 +253,11 @@ def test_one_bad_passage_fails_alone_and_is_named(
 ) -> None:
     write(tree, {"docs/bad.txt": "this is poison"})
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=("docs",)))
+    files = FileSearch("docs")
     queries = encoder.queries("cat")
-    answer = list(corpus.search(queries, encoder, encoder.spec))[-1]
+    answer = files.search(queries, encoder)
     assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
-    assert corpus.skipped.failed == 1
+    assert files.skipped.failed == 1
     assert capsys.readouterr().err == ("gemb: warning: docs/bad.txt:1: RuntimeError: poisoned\n")
 
 
@@ -277,17 +266,17 @@ def test_hits_are_checked_against_their_files(
 ) -> None:
     encoder = WordEncoder()
     query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
-    corpus = gather(Sources(paths=("docs",)), cache=cache)
-    list(corpus.search(query, encoder, encoder.spec))
+    files = FileSearch("docs", cache=cache)
+    files.search(query, encoder)
     text = (tree / "docs/cat.md").read_text()
     write(tree, {"docs/cat.md": "Some words before, which are many.\n" * 6 + "\n" + text})
-    moved = list(corpus.search(query, encoder, encoder.spec, k=1))[-1].hits[0][0]
+    moved = files.search(query, encoder, k=1).hits[0][0]
     assert (moved.path, moved.line, moved.last_line) == ("docs/cat.md", 8, 10)
     (tree / "docs/cat.md").unlink()
-    gone = list(corpus.search(query, encoder, encoder.spec, k=1))[-1].hits[0][0]
+    gone = files.search(query, encoder, k=1).hits[0][0]
     assert gone.path != "docs/cat.md"
-    assert corpus.skipped.changed == 1
-    corpus.skipped.say()
+    assert files.skipped.changed == 1
+    files.skipped.say()
     line = "gemb: note: 1 passage has changed during the search and is left out\n"
     assert capsys.readouterr().err == line
 
@@ -297,44 +286,47 @@ def test_a_file_that_can_no_longer_be_read_is_named_and_counted(
 ) -> None:
     encoder = WordEncoder()
     query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
-    list(gather(Sources(paths=("docs",)), cache=cache).search(query, encoder, encoder.spec))
-    corpus = gather(Sources(paths=("docs",)), cache=cache)  # every file is known: none is opened
+    FileSearch("docs", cache=cache).search(query, encoder)
+    files = FileSearch("docs", cache=cache)  # every file is known: none is opened
     (tree / "docs/cat.md").unlink()
     (tree / "docs/cat.md").symlink_to("cat.md")  # to itself
     with pytest.raises(UsageError, match=r"^docs/cat.md: it cannot be read any more"):
-        corpus.at("docs/cat.md", 1)
+        files.texts.hit_at("docs/cat.md", 1)
     for _ in range(2):
-        answer = list(corpus.search(query, encoder, encoder.spec, k=3))[-1]
+        answer = files.search(query, encoder, k=3)
         assert "docs/cat.md" not in {hit.path for hit in answer.hits[0]}
-    corpus.skipped.say()
-    assert (corpus.skipped.failed, corpus.skipped.changed) == (1, 0)
+    files.skipped.say()
+    assert (files.skipped.failed, files.skipped.changed) == (1, 0)
     assert capsys.readouterr().err == (
         "gemb: warning: docs/cat.md: too many levels of symbolic links\n"
     )
 
 
 def test_a_passage_is_found_by_file_and_line(tree: Path) -> None:
-    corpus = gather(Sources(paths=("docs",)))
+    files = FileSearch("docs")
     text = (tree / "docs/03.txt").read_text()
     second = split(text, "03.txt")[1]
-    hit = corpus.at(str(tree / "docs/03.txt"), second.line)
+    hit = files.texts.hit_at(str(tree / "docs/03.txt"), second.line)
     assert hit.text == text[second.start : second.end]
     assert hit.path == "docs/03.txt"
     with pytest.raises(UsageError, match=r"^docs/03.txt: no passage has line 99; name a line"):
-        corpus.at("docs/03.txt", 99)
+        files.texts.hit_at("docs/03.txt", 99)
     with pytest.raises(UsageError, match=r"^elsewhere is not among the files"):
-        corpus.at("elsewhere", 1)
+        files.texts.hit_at("elsewhere", 1)
 
 
 def test_a_sample_is_of_what_has_a_vector(tree: Path, cache: Path) -> None:
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=("docs",)), cache=cache)
-    assert corpus.sample(10, encoder.spec).shape == (0, 64)
-    list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))
-    sample = corpus.sample(10, encoder.spec)
-    assert sample.shape == (10, 64)
-    assert corpus.sample(10_000, encoder.spec).shape == (len(corpus), 64)
-    np.testing.assert_allclose(np.linalg.norm(sample, axis=1), 1, atol=1e-6)
+    files = FileSearch("docs", cache=cache)
+    vectors = files.cache(encoder.spec)
+    known, _ = split_known(files.corpus, vectors)
+    assert sample(known, vectors, 10).shape == (0, 64)
+    files.search(encoder.queries("cat"), encoder)
+    known, _ = split_known(files.corpus, vectors)
+    some = sample(known, vectors, 10)
+    assert some.shape == (10, 64)
+    assert sample(known, vectors, 10_000).shape == (len(files), 64)
+    np.testing.assert_allclose(np.linalg.norm(some, axis=1), 1, atol=1e-6)
 
 
 def test_nothing_to_search_is_an_empty_answer(tree: Path, cache: Path) -> None:
@@ -351,15 +343,16 @@ def test_two_titles_make_two_passages_of_one_text() -> None:
 SEARCHER = """
 import sys
 from pathlib import Path
-from gemb.search.tree_search import Sources, gather
+from file_search import FileSearch
 from word_encoder import WordEncoder
 
 encoder = WordEncoder(sleep_s=float(sys.argv[2]))
-corpus = gather(Sources(paths=("docs",)), cache=Path(sys.argv[1]))
+files = FileSearch("docs", cache=Path(sys.argv[1]))
 queries = encoder.queries("cat mat")
-for answer in corpus.search(queries, encoder, encoder.spec, words=["cat"], every_s=0):
-    print(answer.done, flush=True)
-print(*(f"{hit.path}:{hit.line}:{hit.score:.3f}" for hit in answer.hits[0]))
+for step in files.steps(queries, encoder, ["cat"]):
+    print(step.ranking.count, flush=True)
+hits = files.found(step, is_last=True).hits[0]
+print(*(f"{hit.path}:{hit.line}:{hit.score:.3f}" for hit in hits))
 """
 
 
@@ -382,8 +375,8 @@ def test_two_searches_at_once_share_the_cache(tree: Path, cache: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=("docs",)), cache=cache)
-    assert corpus.missing(encoder.spec) == 0
+    files = FileSearch("docs", cache=cache)
+    assert files.missing(encoder.spec) == 0
     keys = (cache / encoder.spec.fingerprint / "keys.bin").read_bytes()
     assert len(keys) == 16 * len({keys[at : at + 16] for at in range(0, len(keys), 16)})
 
@@ -401,7 +394,7 @@ def test_a_killed_search_leaves_a_cache_that_works(tree: Path, cache: Path, answ
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert output.splitlines()[-1] == calm
-    assert isinstance(gather(Sources(paths=("docs",)), cache=cache), Corpus)
+    assert FileSearch("docs", cache=cache).missing(WordEncoder().spec) == 0
 
 
 def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone(
@@ -410,17 +403,17 @@ def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone
     write(tree, {"docs/bad.txt": "this is poison", "docs/worse.txt": "more poison"})
     encoder = WordEncoder()
     for failed in (2, 1):
-        corpus = gather(Sources(paths=("docs",)), cache=cache)
-        answer = list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))[-1]
+        files = FileSearch("docs", cache=cache)
+        answer = files.search(encoder.queries("cat"), encoder)
         assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
         assert answer.done == answer.total - 2
-        assert corpus.skipped.failed == failed
+        assert files.skipped.failed == failed
     assert capsys.readouterr().err.splitlines()[2:] == [
         "gemb: warning: 2 passages: the backend fails on every text: RuntimeError: poisoned"
     ]
-    corpus = gather(Sources(paths=("docs/bad.txt", "docs/worse.txt")), cache=cache)
+    files = FileSearch("docs/bad.txt", "docs/worse.txt", cache=cache)
     with pytest.raises(GembError, match="the backend fails on every text"):
-        list(corpus.search(encoder.queries("cat"), encoder, encoder.spec))
+        files.search(encoder.queries("cat"), encoder)
 
 
 def test_a_name_that_is_no_utf8_does_no_harm(tree: Path, cache: Path) -> None:
@@ -431,7 +424,7 @@ def test_a_name_that_is_no_utf8_does_no_harm(tree: Path, cache: Path) -> None:
         hit = found(encoder, "odd", cache=cache).hits[0][0]
         assert hit.path == f"odd/{name}"
         assert hit.title == "caf\ufffd \x1b[1m\n.txt"
-    assert gather(Sources(paths=("odd",)), cache=cache).at(f"odd/{name}", 1).text == hit.text
+    assert FileSearch("odd", cache=cache).texts.hit_at(f"odd/{name}", 1).text == hit.text
 
 
 def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> None:
@@ -440,7 +433,7 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        gather(Sources(paths=("docs",)), cache=cache, looked=stop)
+        FileSearch("docs", cache=cache, looked=stop)
     table = PassageTable(cache, "auto")
     assert len(table.under(str(tree / "docs"))) == 20
 
@@ -448,19 +441,20 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
 def test_after_the_most_promising_passages_files_come_whole(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gemb.search.passage_search.FIRST_BEST", 5)
+    monkeypatch.setattr("gemb.search.scoring.FIRST_BEST", 5)
     (tree / "docs/17.txt").rename(tree / "docs/quux.txt")
     encoder = WordEncoder()
-    corpus = gather(Sources(paths=("docs",)))
+    files = FileSearch("docs")
     order: list[int] = []
-    record = corpus.record
-    monkeypatch.setattr(corpus, "record", lambda number: order.append(number) or record(number))
+    record = files.texts.record
+    monkeypatch.setattr(files.texts, "record", lambda at: order.append(at) or record(at))
     words = ["a cat, or a dog in a file named quux"]
-    list(corpus.search(encoder.queries("cat"), encoder, encoder.spec, words=words))
-    assert sorted(order) == list(range(len(corpus)))  # each once
-    files = [corpus.entries[corpus.file_of(number)].path for number in order]
-    assert set(files[:2]) == {"docs/cat.md", "docs/dog.md"}
-    assert files[2:5] == ["docs/quux.txt"] * 3
-    runs = [name for name, _ in itertools.groupby(files[5:])]
+    files.search(encoder.queries("cat"), encoder, words=words)
+    assert sorted(order) == list(range(len(files)))  # each once
+    corpus = files.corpus
+    names = [corpus.files[file].path for file in corpus.files_of(np.array(order)).tolist()]
+    assert set(names[:2]) == {"docs/cat.md", "docs/dog.md"}
+    assert names[2:5] == ["docs/quux.txt"] * 3
+    runs = [name for name, _ in itertools.groupby(names[5:])]
     assert len(runs) == len(set(runs))
     assert runs[0] == "docs/quux.txt"
