@@ -1,21 +1,24 @@
-"""Ask the Hugging Face hub what pulling a model means, and remove models from its cache.
+"""Pull models from the Hugging Face hub into its cache, and remove them.
 
-No pickle is ever part of a plan: only JSON, text and safetensors, or one GGUF file.
-`gemb.hub_download` carries a plan out.
+No pickle is ever part of a plan: only JSON, text and safetensors, or one GGUF file. `plan` says
+what pulling a model means, and `fetch` does it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 from gemb.errors import GembError, Missing, UsageError
 from gemb.models.hub_cache import (
@@ -44,6 +47,8 @@ ROOT_FILES = (  # names, or how they begin
 NEEDED = ("config.json", "tokenizer.json")
 MODULE_FOLDERS = ("_Dense", "_Pooling")
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".md")
+READ_SIZE = 1 << 20  # bytes
+TIMEOUT_S = 30  # without a byte
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,20 @@ class Plan:
         """Return one line: what, how much, under which licence."""
         licence = f"licence {self.licence}" if self.licence else "no licence named"
         gated = ", gated" if self.gated else ""
-        left = sum(file.size_bytes for file in self.to_download)
+        left = sum(file.size_bytes - self._partial_bytes(file) for file in self.to_download)
         here = "" if left == self.size_bytes else f", {show_size(left)} of it to download"
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
         return f"{self.name}: {show_size(self.size_bytes)} in {count}{here}, {licence}{gated}"
+
+    def blob(self, file: HubFile) -> Path:
+        """Return where the cache keeps a large file, and under another name a part of it."""
+        return repo_folder(self.name.repo) / "blobs" / file.sha256
+
+    def _partial_bytes(self, file: HubFile) -> int:
+        """Return how many bytes of a file came before its download was stopped."""
+        blob = self.blob(file)
+        parts = (blob, _partial(blob)) if file.sha256 else ()
+        return max((part.stat().st_size for part in parts if part.is_file()), default=0)
 
 
 def plan(name: HubName) -> Plan:
@@ -185,6 +200,8 @@ def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
         ) from None
     except errors.RevisionNotFoundError:
         raise Missing(f"{name.repo} on the hub has no revision '{name.revision}'") from None
+    except errors.LocalEntryNotFoundError as error:  # the library looked for a copy here
+        raise _unreachable(what, error.__cause__ or error) from None
     except errors.EntryNotFoundError:
         raise Missing(f"{what} is not on the hub") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
@@ -196,8 +213,14 @@ def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
         # httpx's errors are no OSError, requests' are; those of the disk have a number and a file.
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise
-        why = (str(error) or type(error).__name__).strip().splitlines()[0]
-        raise Missing(f"cannot get {what}: {site} cannot be reached ({why})") from None
+        raise _unreachable(what, error) from None
+
+
+def _unreachable(what: str, error: BaseException) -> Missing:
+    from huggingface_hub import constants
+
+    why = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return Missing(f"cannot get {what}: {constants.ENDPOINT} cannot be reached ({why})")
 
 
 def _hub_file(sibling: object) -> HubFile:
@@ -237,14 +260,9 @@ def _remove_file(name: HubName) -> int:
     return size
 
 
-# Download what a plan names into the hub's cache: resumed, checked, in the library's layout.
-#
-# huggingface_hub drops a part of a file when it is stopped (its pull request 4228), so a gigabyte
-# over a poor line would begin again each time. Large files are therefore fetched here, into a
-# partial file beside the cache's blobs, and the library links them when they are whole and checked.
-
-
-READ_SIZE = 1 << 20
+# Download. huggingface_hub forgets a part of a file when it is stopped (its pull request 4228), so
+# a gigabyte over a poor line would begin again each time. Large files therefore come into a partial
+# file beside the cache's blobs; once whole and checked they are blobs, which the library links.
 
 
 def fetch(plan: Plan) -> Path:
@@ -256,24 +274,84 @@ def fetch(plan: Plan) -> Path:
         Missing: the hub cannot be reached, or does not let this user have the files.
         GembError: a file is not what the hub says it is; it is removed.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import snapshot_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     if not sys.stderr.isatty():
         disable_progress_bars()
-    for file in plan.to_download:
-        with hub_errors(plan.name, file.name):
+    if files := plan.to_download:
+        for file in files:
             if file.sha256:
-                _fetch_blob(plan, file)
+                with hub_errors(plan.name, file.name):
+                    _fetch_blob(plan, file)
+        with hub_errors(plan.name):
             # By revision, not by commit: then the cache notes which commit `main` is.
-            path = hf_hub_download(plan.name.repo, file.name, revision=plan.name.revision)
-        if not file.sha256:
-            check(Path(path), file)
+            snapshot = snapshot_download(
+                plan.name.repo,
+                revision=plan.name.revision,
+                allow_patterns=[glob.escape(file.name) for file in files],
+            )
+        for file in files:
+            path = Path(snapshot, file.name)
+            if not file.sha256 and path.is_file():
+                check(path, file)
     # The library notes the revision when it downloads; here all files may have been there already.
     found = find(plan.name) or find(HubName(plan.name.repo, plan.name.file, plan.commit))
     if found is None:
         raise Missing(f"{plan.name} on the hub lacks a file that gemb needs; pull another model")
     return found
+
+
+def _fetch_blob(plan: Plan, file: HubFile) -> None:
+    """Put a large file among the cache's blobs, whose names are their SHA-256."""
+    blob = plan.blob(file)
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(blob)
+    with partial.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # another pull of the same file: wait for it
+        stream.seek(0, os.SEEK_END)  # which may have been stopped half-way
+        if blob.exists():
+            partial.unlink(missing_ok=True)
+            return
+        _append_rest(plan, file, stream)
+        stream.flush()
+        check(partial, file)
+        partial.replace(blob)
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.gemb-partial")
+
+
+def _append_rest(plan: Plan, file: HubFile, stream: BinaryIO) -> None:
+    """Append what the partial file lacks; try again as long as each try brings something.
+
+    Raises:
+        OSError: the hub does not answer, or the disk is full.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]
+
+    url = hf_hub_url(plan.name.repo, file.name, revision=plan.commit)
+    headers = build_hf_headers()
+    address = get_hf_file_metadata(url).location
+    if urlsplit(address).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # the token is for the hub, not for its storage
+    size = file.size_bytes
+    with tqdm(
+        total=size, initial=stream.tell(), desc=file.name, unit="B", unit_scale=True
+    ) as progress:
+        while (begin := stream.tell()) < size:
+            request = Request(address, headers={**headers, "Range": f"bytes={begin}-"})
+            try:
+                with urlopen(request, timeout=TIMEOUT_S) as answer:
+                    while block := answer.read(READ_SIZE):
+                        stream.write(block)
+                        progress.update(len(block))
+            except (ConnectionError, TimeoutError, HTTPException):
+                pass
+            if stream.tell() == begin:
+                raise ConnectionError(f"it sends nothing of {file.name} beyond byte {begin}")
 
 
 def check_all(plan: Plan) -> None:
@@ -307,36 +385,3 @@ def check(path: Path, file: HubFile) -> None:
         path.resolve().unlink()
         path.unlink(missing_ok=True)
         raise GembError(f"{file.name}: the download is broken, and removed; run the command again")
-
-
-def _fetch_blob(plan: Plan, file: HubFile) -> None:
-    """Put a large file among the cache's blobs, whose names are their SHA-256."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
-
-    blob = repo_folder(plan.name.repo) / "blobs" / file.sha256
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    partial = blob.with_name(f"{file.sha256}.gemb-partial")
-    with partial.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # another pull of the same file: wait for it
-        stream.seek(0, os.SEEK_END)  # which may have been stopped half-way
-        if blob.exists():
-            partial.unlink(missing_ok=True)
-            return
-        url = hf_hub_url(plan.name.repo, file.name, revision=plan.commit)
-        headers = build_hf_headers()
-        place = get_hf_file_metadata(url).location
-        if urlsplit(place).netloc != urlsplit(url).netloc:
-            headers.pop("authorization", None)  # the token is for the hub, not for its storage
-        http_get(
-            place,
-            stream,
-            resume_size=stream.tell(),
-            headers=headers,
-            expected_size=file.size_bytes,
-            displayed_filename=file.name,
-        )
-        stream.flush()
-        check(partial, file)
-        partial.replace(blob)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -35,7 +36,9 @@ NEEDED = {name for name in FOLDER if wanted(name)}
 CODE = """
 import sys
 from gemb.errors import GembError
-from gemb.models import resolve
+from gemb.io.notes import speak
+from gemb.models.references import resolve
+speak()
 try:
     print(resolve(sys.argv[1]))
 except GembError as error:
@@ -79,7 +82,8 @@ def test_only_what_opening_needs_is_downloaded_and_the_amount_is_said_first(pull
     answer = pull.resolve("org/model")
     size = sum(len(FOLDER[name]) for name in NEEDED)
     assert f"downloading org/model: {show_size(size)} in 7 files, licence gemma" in answer.stderr
-    got = {path.partition("/main/")[2] for method, path, _ in pull.hub.requests if "/main/" in path}
+    address = re.compile("/org/model/resolve/[^/]+/(.+)")
+    got = {match[1] for _, path, _ in pull.hub.requests if (match := address.fullmatch(path))}
     assert got == NEEDED
     assert not any(name.endswith((".bin", ".onnx")) for name in got)
     folder = Path(answer.stdout.strip())
@@ -103,7 +107,6 @@ def test_one_file_of_a_repository_is_pulled_alone(pull):
 
 
 def test_a_killed_download_goes_on_where_it_stopped(pull):
-    # The library hands over 10 MiB at a time, so the file must be larger than that.
     large = np.random.default_rng(0).bytes(24_000_000)
     pull.hub.files["model.safetensors"] = large
     pull.hub.stall_after = 12_000_000
@@ -126,13 +129,47 @@ def test_a_killed_download_goes_on_where_it_stopped(pull):
     pull.hub.stall_after = 0
     pull.hub.requests.clear()
     answer = pull.resolve("org/model")
-    assert "of it to download" in answer.stderr
+    small = sum(len(FOLDER[name]) for name in NEEDED - {"model.safetensors"})
+    assert f"24 MB in 7 files, {show_size(24_000_000 - begun + small)} of it" in answer.stderr
     gets = [
         span for method, path, span in pull.hub.requests if method == "GET" and "model.s" in path
     ]
     assert gets[0] == f"bytes={begun}-"
     assert (Path(answer.stdout.strip()) / "model.safetensors").read_bytes() == large
     assert not list(blobs.glob("*.gemb-partial"))
+
+
+def test_a_connection_that_breaks_again_and_again_is_taken_up_where_it_broke(pull):
+    pull.hub.break_after = 200_000
+    answer = pull.resolve("org/model")
+    assert (Path(answer.stdout.strip()) / "model.safetensors").read_bytes() == WEIGHTS
+    spans = [
+        span
+        for method, path, span in pull.hub.requests
+        if method == "GET" and path.endswith("/model.safetensors") and "2_Dense" not in path
+    ]
+    assert spans == ["bytes=0-", "bytes=200000-", "bytes=400000-"]
+
+
+def test_a_file_of_which_nothing_more_comes_is_kept_for_the_next_time(pull):
+    pull.hub.break_after, pull.hub.total = 200_000, 400_000
+    answer = pull.resolve("org/model")
+    assert answer.returncode != 0
+    assert answer.stderr.splitlines()[-1].startswith("4 cannot get org/model/model.safetensors: ")
+    assert "it sends nothing of model.safetensors beyond byte 400000" in answer.stderr
+    [partial] = (pull.home / "hub" / "models--org--model" / "blobs").glob("*.gemb-partial")
+    assert partial.read_bytes() == WEIGHTS[:400_000]
+
+
+def test_a_revision_is_noted_so_that_it_is_found_again_without_the_network(pull):
+    first = pull.resolve("org/model@v1")
+    assert first.stdout.endswith("/models--org--model/snapshots/" + "c" * 40 + "\n")
+    refs = pull.home / "hub" / "models--org--model" / "refs"
+    assert {path.name: path.read_text() for path in refs.iterdir()} == {"v1": "c" * 40}
+    pull.env["HF_HUB_OFFLINE"] = "1"
+    for reference in ("org/model@v1", "org/model@" + "c" * 40):
+        assert pull.resolve(reference).stdout == first.stdout
+    assert "gemb models pull org/model" in pull.resolve("org/model").stderr, "no main"
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])

@@ -28,6 +28,8 @@ class FakeHub:
     commit: str = "c" * 40
     lie: str = ""  # the name of a file whose digest is given wrong
     stall_after: int = 0  # bytes of a file after which no more come; 0: never
+    break_after: int = 0  # bytes of an answer after which the connection ends; 0: never
+    total: int = 0  # bytes of a file beyond which no answer has any; 0: no limit
     go_on: Event = field(default_factory=Event)
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     url: str = ""
@@ -53,6 +55,16 @@ class FakeHub:
             "siblings": siblings,
         }
 
+    def tree(self) -> list[dict]:
+        entries = []
+        for sibling in self.info()["siblings"]:
+            entry = {"type": "file", "path": sibling["rfilename"], "size": sibling["size"]}
+            entry["oid"] = sibling["blobId"]
+            if "lfs" in sibling:
+                entry["lfs"] = {**sibling["lfs"], "oid": sibling["lfs"]["sha256"]}
+            entries.append(entry)
+        return entries
+
 
 class Handler(BaseHTTPRequestHandler):
     """Answers for the hub that a subclass names."""
@@ -70,11 +82,19 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         if self.command == "GET":
-            stall = self.hub.stall_after
-            self.wfile.write(body[:stall] if stall else body)
-            if stall and len(body) > stall:
-                self.hub.go_on.wait()
+            stop = self.hub.stall_after or self.hub.break_after
+            self.wfile.write(body[: self.room(stop, headers or {})])
+            if stop and len(body) > stop:
+                if self.hub.stall_after:
+                    self.hub.go_on.wait()
                 self.close_connection = True
+
+    def room(self, stop: int, headers: dict[str, str]) -> int | None:
+        """Return how many bytes of an answer are sent; None: all."""
+        begin = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+        if begin and self.hub.total:
+            return min(stop, self.hub.total - int(begin[1]))
+        return stop or None
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -84,6 +104,10 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range", "")))
         if re.fullmatch(r"/api/models/org/model(/revision/[^/]+)?", path):
             body = json.dumps(self.hub.info()).encode()
+            self.answer(200, body, {"Content-Type": "application/json"})
+            return
+        if re.fullmatch(r"/api/models/org/model/tree/[^/]+", path):
+            body = json.dumps(self.hub.tree()).encode()
             self.answer(200, body, {"Content-Type": "application/json"})
             return
         match = re.fullmatch(r"/org/model/resolve/([^/]+)/(.+)", path)
