@@ -80,7 +80,7 @@ class Jobs:
 
     def export_gguf(
         self, source: Path, target: Path | None, *, outtype: str, weights: bool = True
-    ) -> None:
+    ) -> Mapping[str, str]:
         """Write the model folder `source` as one GGUF file `target`.
 
         Args:
@@ -90,6 +90,9 @@ class Jobs:
                 bf16.
             weights: False: write the header, and make the file as long as it would be. That is
                 enough to plan a quantization with.
+
+        Returns:
+            The types in the file, by class of tensors (`gemb.models.tensors.CLASSES`).
 
         Raises:
             UsageError: the folder holds what a GGUF file cannot.

@@ -1,4 +1,9 @@
-"""Load a checked GGUF file, while Python imports what will use it."""
+"""Token ids to unit vectors: packed into small batches, on several contexts of one loaded model.
+
+In a packed batch attention is computed over the other texts, too, and then masked: about 100 tokens
+a batch beat 2048 for short texts. One thread each on several contexts beats several threads on one,
+which wait for each other after every operation.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +20,6 @@ from gemb.backend import Runtime
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.models.gguf import GgufModel
-from gemb_llamacpp import native
 from gemb_llamacpp.context import MOST_SEQUENCES, Context
 from gemb_llamacpp.native import llama, uses_gpu
 
@@ -23,30 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gemb.arrays import TokenIds
-
-
-def open_encoder(model: GgufModel, runtime: Runtime) -> LlamaCppEncoder:
-    """Return the open model.
-
-    Raises:
-        Missing: a GPU is asked for, and this llama-cpp-python was built without.
-        GembError: llama.cpp does not load the file.
-    """
-    native.set_verbose(runtime.verbose)
-    native.llama()
-    with ThreadPoolExecutor(1) as pool:
-        # Reading 262,144 tokens takes llama.cpp 0.3 s, numpy's import 0.1 s: both at once.
-        pointer = pool.submit(native.open_model, model.header.path, device=runtime.device)
-        from gemb_llamacpp.encode import LlamaCppEncoder
-
-        return LlamaCppEncoder(model, pointer.result(), runtime)
-
-
-# Token ids to unit vectors: packed into small batches, on several contexts of one loaded model.
-#
-# In a packed batch attention is computed over strangers, too, and then masked: about 100 tokens a
-# batch beat 2048 for short texts. One thread each on several contexts beats several threads on one,
-# which wait for each other after every operation.
 
 
 # Measured with texts of 22 tokens: 64 is 7 % faster than 128 with 4 bits, 4 % slower with bf16.
@@ -58,15 +38,16 @@ _LONG = 128  # tokens of a text that is worth several threads
 
 
 class LlamaCppEncoder:
-    """An open GGUF file."""
+    """An open GGUF file; see `gemb.backend.Encoder`."""
 
     def __init__(self, model: GgufModel, pointer: int, runtime: Runtime) -> None:
+        """Keep the model at `pointer`, which `native.open_model` gave, and free it in the end."""
         library = llama()
         self.profile = model.profile()
         self._model = model
         self.pointer = pointer
         self._vocabulary = library.llama_model_get_vocab(pointer)
-        # Who has fp32 weights wants their exactness more than a tenth of the time.
+        # Users of fp32 weights prefer their exactness to a tenth of the time.
         self._flash = self.profile.dtype != "f32"
         on_gpu = uses_gpu(runtime.device)
         self._threads = runtime.threads or cores()
@@ -126,43 +107,43 @@ class LlamaCppEncoder:
         # A long text that is alone gets all threads; for a short one their waiting costs more.
         threads = self._threads if workers == 1 and longest >= _LONG else 1
 
-        def drain(place: int) -> None:
+        def drain(worker: int) -> None:
             while True:
                 with lock:
                     rows = next(queue, None)
                 if rows is None:
                     return
-                vectors[rows] = self._isolated(place, [batch[row] for row in rows], threads)
+                vectors[rows] = self._isolated(worker, [batch[row] for row in rows], threads)
 
         if workers == 1:
             drain(0)
         else:
-            running = [self._pool.submit(drain, place) for place in range(workers)]
+            running = [self._pool.submit(drain, worker) for worker in range(workers)]
             wait(running)  # where one fails, the others' contexts must be free before a new try
-            for done in running:
-                done.result()
+            for future in running:
+                future.result()
         return unit(vectors)
 
-    def _isolated(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
+    def _isolated(self, worker: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
         """Return the vectors; where one is not finite, each is computed again, alone.
 
-        In a packed batch a masked stranger counts zero times, and zero times NaN is NaN.
+        In a packed batch another text counts zero times, and zero times NaN is NaN.
         """
-        vectors = self._run(place, texts, threads)
+        vectors = self._run(worker, texts, threads)
         if len(texts) > 1 and not np.isfinite(vectors).all():
-            vectors = np.concatenate([self._run(place, [ids], threads) for ids in texts])
+            vectors = np.concatenate([self._run(worker, [ids], threads) for ids in texts])
         return vectors
 
-    def _run(self, place: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
+    def _run(self, worker: int, texts: list[TokenIds], threads: int) -> NDArray[np.float32]:
         total = sum(map(len, texts))
-        context = self._contexts[place]
+        context = self._contexts[worker]
         if context is None or context.capacity < total or context.grows_for(total):
             # One at a time: growing takes a megabyte a token until it is given back.
             with self._growing:
                 if context is None or context.capacity < total:
-                    context = self._contexts[place] = None  # freed before the next one is made
+                    context = self._contexts[worker] = None  # freed before the next one is made
                     capacity = max(_SMALLEST, 1 << (total - 1).bit_length())
-                    context = self._contexts[place] = Context(
+                    context = self._contexts[worker] = Context(
                         self.pointer,
                         capacity=capacity,
                         dim=self.profile.dim,

@@ -1,12 +1,11 @@
-"""From tokenizer.json to llama.cpp's vocabulary: tokens, types and scores.
+"""Write a model folder as one GGUF file, tensor by tensor, in this process.
 
-transformers runs Gemma's tokenizer as byte-pair encoding: of all neighbours that have a merge, the
-one of the lowest rank joins first. llama.cpp runs it as SentencePiece does: of all neighbours
-whose join is a token, the one of the highest score joins first, the leftmost of equals. The two
-give the same ids where (a) every split of a token into two tokens has a merge, and (b) a token's
-merges stand together, so that ranks of pairs are ranks of tokens. Gemma's merges were made so from
-SentencePiece's scores (transformers `SentencePieceExtractor`). Runs of newlines, spaces and tabs
-had equal scores there, so their merges are interleaved; they get equal scores here.
+Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`),
+and always with the two dense layers, which that converter leaves out unless told. Norm weights
+get the + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type;
+quantized blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
+
+A model that was trained for types (`gemb.qat`) has them in the file unless another is asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from gemb.io.notes import note
 from gemb.models.card import history_of, in_file, known_as, title_of
 from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
 from gemb.models.config import PATTERN, read_json
+from gemb.models.gguf import ARCHITECTURE, check_both_kinds
 from gemb.models.gguf_header import F16_REASON
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
@@ -33,11 +33,288 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_FILE_TYPES = {
+    "f32": "ALL_F32",
+    "bf16": "MOSTLY_BF16",
+    "q8_0": "MOSTLY_Q8_0",
+    "q4_0": "MOSTLY_Q4_0",
+}
+_ROWS = 4096  # of a tensor in memory at a time
 
 # llama.cpp's `llama_token_type`
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 _NOT_GEMMAS = "{path}: {what}; gemb writes GGUF for Gemma's tokenizer alone"
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One tensor of the file, and where its numbers come from."""
+
+    name: str  # in the file
+    stored: StoredTensor
+    type: str  # f32, bf16, q8_0 or q4_0
+
+
+def export(source: Path, target: Path | None, outtype: str, *, weights: bool = True) -> Types:
+    """Write the model folder `source` as the GGUF file `target`, which is overwritten.
+
+    Args:
+        source: a sentence-transformers folder of EmbeddingGemma.
+        target: the file. It is whole only when this returns. None: only check.
+        outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32; auto: the
+            types that the model was trained for, bf16 where it was trained for none.
+        weights: False: write the header alone, and make the file as long as it would be.
+
+    Returns:
+        The types in the file, by class of tensors.
+
+    Raises:
+        UsageError: another outtype, or a folder that such a file cannot hold.
+        OSError: the file cannot be written.
+    """
+    import gguf
+
+    if outtype == "f16":
+        raise UsageError(F16_REASON)
+    if outtype not in ("auto", *_FILE_TYPES):
+        raise UsageError(f"no outtype '{outtype}'; outtypes: auto, {', '.join(_FILE_TYPES)}")
+    checkpoint = open_checkpoint(source)
+    _check(checkpoint)
+    trained = folder_types(source)
+    types = file_types(outtype, trained)
+    tensors = [
+        # A norm has no class of `types`.
+        _Tensor(gguf_name(name), stored, types.get(tensor_class(name), "f32"))
+        for name, stored in checkpoint.tensors.items()
+    ]
+    writer = gguf.GGUFWriter(None, ARCHITECTURE)
+    _add_metadata(writer, checkpoint, types)
+    if keeps(types, trained):
+        writer.add_string(GGUF_KEY, json.dumps(trained))
+    _add_vocabulary(writer, read_vocabulary(source, checkpoint.config.vocab_size))
+    for tensor in tensors:
+        _add_tensor(writer, tensor)
+    if target is not None:
+        change = _Change() if trained and weights else None
+        _write(writer, target, tensors, weights, change)
+        if change is not None and change.changed:
+            _tell(source, outtype, types, trained, change)
+    return types
+
+
+def _check(checkpoint: Checkpoint) -> None:
+    """Refuse a model that the file cannot hold."""
+    source, config = checkpoint.folder, checkpoint.config
+    if checkpoint.pooling not in GGUF_POOLINGS:
+        raise UsageError(
+            f"{source}: {checkpoint.pooling} pooling: a GGUF file has no place for it; only "
+            f"{', '.join(GGUF_POOLINGS)} can be exported"
+        )
+    if config.query_pre_attn_scalar != config.head_dim:
+        raise UsageError(
+            f"{source}: query_pre_attn_scalar {config.query_pre_attn_scalar:g} is not head_dim "
+            f"{config.head_dim}: a gemma-embedding GGUF has no place for it"
+        )
+    if checkpoint.dim != config.hidden_size:
+        raise UsageError(
+            f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
+            "llama.cpp requires the two to be equal"
+        )
+    check_both_kinds(source, config.is_sliding)
+
+
+def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types) -> None:
+    import gguf
+
+    config = checkpoint.config
+    writer.add_type("model")
+    writer.add_name(title_of(checkpoint.folder))
+    changes = [f"Modified from {known_as(checkpoint.folder)} by `gemb export-gguf`."]
+    changes += history_of(checkpoint.folder)
+    for key, words in in_file(checkpoint.licence(), "\n".join(changes)).items():
+        writer.add_string(key, words)
+    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_context_length(checkpoint.max_tokens)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_rope_freq_base_swa(config.rope_local_theta)
+    writer.add_sliding_window(config.sliding_window)
+    if config.is_sliding != tuple((i + 1) % PATTERN != 0 for i in range(config.num_hidden_layers)):
+        writer.add_sliding_window_pattern(list(config.is_sliding))
+    writer.add_pooling_type(gguf.PoolingType(GGUF_POOLINGS[checkpoint.pooling]))
+    for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
+        writer.add_dense_features_dims(dense, size_in, size_out)
+    writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))
+    for name, words in checkpoint.prompts.items():
+        writer.add_string(f"gemb.prompt.{name}", words)
+
+
+# The tensors.
+
+
+def _add_tensor(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
+    """Name the tensor in the header."""
+    import gguf
+    import numpy as np
+
+    stored = tensor.stored
+    kind = gguf.GGMLQuantizationType[tensor.type.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if stored.shape[-1] % block:
+        raise UsageError(
+            f"{stored.path}: tensor {tensor.name} has rows of {stored.shape[-1]} values; "
+            f"{tensor.type} packs {block} together, so export with --outtype bf16"
+        )
+    shape = gguf.quant_shape_to_byte_shape(stored.shape, kind)
+    size = int(np.prod(shape))
+    writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
+
+
+def _write(
+    writer: gguf.GGUFWriter,
+    target: Path,
+    tensors: Sequence[_Tensor],
+    weights: bool,
+    change: _Change | None,
+) -> None:
+    """Write the file; without weights a hole stands where they would be."""
+    try:
+        writer.write_header_to_file(target)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        assert writer.fout is not None, "the header has just been written"
+        (file,) = writer.fout
+        if not weights:
+            file.truncate(_end(writer, file.tell()))
+            return
+        for tensor in tensors:
+            # Not by the writer's `write_tensor_data`: numpy's `tofile` hides why a write failed.
+            file.write(bytes(-file.tell() % writer.data_alignment))
+            for block in _blocks(tensor, change):
+                file.write(block.data)
+    finally:
+        writer.close()
+
+
+def _end(writer: gguf.GGUFWriter, position: int) -> int:
+    """Return the length of a file whose header ends at a position."""
+    (tensors,) = writer.tensors
+    for tensor in tensors.values():
+        position += -position % writer.data_alignment + tensor.nbytes
+    return position
+
+
+def _blocks(tensor: _Tensor, change: _Change | None) -> Iterator[NDArray[np.uint8]]:
+    """Yield a tensor's bytes in the file, some rows at a time, and count what they change."""
+    import gguf
+    import numpy as np
+
+    stored, where = tensor.stored, f"{tensor.stored.path}: tensor {tensor.name}"
+    kind = gguf.GGMLQuantizationType[tensor.type.upper()]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    is_norm = len(stored.shape) == 1
+    for begin in range(0, stored.shape[0], _ROWS):
+        values = stored.float32(begin, begin + _ROWS)
+        if is_norm:
+            values = values + np.float32(1)
+        if not np.isfinite(values).all():
+            raise UsageError(f"{where} holds numbers that are not finite")
+        with np.errstate(all="ignore"):  # the scales are looked at below
+            packed = gguf.quantize(np.ascontiguousarray(values), kind).view(np.uint8)
+        if block > 1:
+            scales = packed.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)
+            if not np.isfinite(scales).all():
+                raise UsageError(
+                    f"{where} has numbers too large for {tensor.type}'s fp16 scales; export with "
+                    "--outtype bf16"
+                )
+        if change is not None and not is_norm:
+            change.count(values, packed, kind)
+        yield np.ascontiguousarray(packed)
+
+
+@dataclass
+class _Change:
+    """How far the numbers in the file are from the folder's."""
+
+    numbers: int = 0
+    changed: int = 0
+    squares: float = 0.0  # of the numbers
+    error_squares: float = 0.0  # of the differences
+
+    def count(
+        self,
+        values: NDArray[np.float32],
+        packed: NDArray[np.uint8],
+        kind: gguf.GGMLQuantizationType,
+    ) -> None:
+        """Count some rows and what stands for them in the file."""
+        import gguf
+        import numpy as np
+
+        difference = gguf.dequantize(packed, kind).reshape(values.shape) - values
+        self.numbers += values.size
+        self.changed += int(np.count_nonzero(difference))
+        self.squares += float(np.vdot(values, values))
+        self.error_squares += float(np.vdot(difference, difference))
+
+    def __str__(self) -> str:
+        """Return `34.0% of the weights change, by 1.23% of their size (root mean square)`."""
+        size = math.sqrt(self.error_squares / (self.squares or 1))
+        share = self.changed / max(1, self.numbers)
+        return f"{share:.1%} of the weights change, by {size:.2g} of their root mean square"
+
+
+def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Change) -> None:
+    """Say what is lost of the numbers that were trained."""
+    if outtype == "auto":
+        note(
+            f"{source} says that it was trained as {in_words(trained)}, but its weights are others "
+            f"now and were rounded again: {change}"
+        )
+    else:
+        note(
+            f"{source} was trained as {in_words(trained)}; as {in_words(types)} {change}; without "
+            "--outtype they are kept"
+        )
+
+
+# The vocabulary: from tokenizer.json to llama.cpp's tokens, types and scores.
+#
+# transformers runs Gemma's tokenizer as byte-pair encoding: of all neighbours that have a merge,
+# the one of the lowest rank joins first. llama.cpp runs it as SentencePiece does: of all
+# neighbours whose join is a token, the one of the highest score joins first, the leftmost of
+# equals. The two give the same ids where (a) every split of a token into two tokens has a merge,
+# and (b) a token's merges stand together, so that ranks of pairs are ranks of tokens. Gemma's
+# merges were made so from SentencePiece's scores (transformers `SentencePieceExtractor`). Runs of
+# newlines, spaces and tabs had equal scores there, so their merges are interleaved; they get equal
+# scores here.
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_scores(vocabulary.scores)
+    writer.add_token_types(vocabulary.types)
+    writer.add_bos_token_id(vocabulary.bos)
+    writer.add_eos_token_id(vocabulary.eos)
+    writer.add_unk_token_id(vocabulary.unk)
+    writer.add_pad_token_id(vocabulary.pad)
+    if vocabulary.mask is not None:
+        writer.add_mask_token_id(vocabulary.mask)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(True)
+    writer.add_add_space_prefix(False)
 
 
 @dataclass(frozen=True)
@@ -80,7 +357,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     if missing:
         raise UsageError(_NOT_GEMMAS.format(path=path, what=f"no byte token <0x{missing[0]:02X}>"))
     scores = _scores(path, ids, model["merges"])
-    roles = {name: by_id_of(path, ids, f"<{name}>") for name in ("pad", "eos", "bos", "unk")}
+    roles = {name: _id_of(path, ids, f"<{name}>") for name in ("pad", "eos", "bos", "unk")}
     return Vocabulary(
         tokens=tokens,
         types=[_type(token, added) for token in tokens],
@@ -90,7 +367,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     )
 
 
-def by_id_of(path: Path, ids: dict[str, int], token: str) -> int:
+def _id_of(path: Path, ids: dict[str, int], token: str) -> int:
     """Return a token's id, or refuse a tokenizer without it."""
     if token not in ids:
         raise UsageError(_NOT_GEMMAS.format(path=path, what=f"no token {token}"))
@@ -154,261 +431,3 @@ def _scores(path: Path, ids: dict[str, int], merges: list[Any]) -> dict[str, flo
         end = max(end, last[token])
         scores[token] = -float(group)
     return scores
-
-
-# Write a model folder as one GGUF file, tensor by tensor, in this process.
-#
-# Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`),
-# and always with the two dense layers, which that converter leaves out unless told. Norm weights
-# get the + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type;
-# quantized blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
-#
-# A model that was trained for types (`gemb.qat`) has them in the file unless another is asked for.
-
-
-ARCHITECTURE = "gemma-embedding"
-_FILE_TYPES = {
-    "f32": "ALL_F32",
-    "bf16": "MOSTLY_BF16",
-    "q8_0": "MOSTLY_Q8_0",
-    "q4_0": "MOSTLY_Q4_0",
-}
-_ROWS = 4096  # of a tensor in memory at a time
-
-
-@dataclass
-class _Change:
-    """How far the numbers in the file are from the folder's."""
-
-    numbers: int = 0
-    changed: int = 0
-    squares: float = 0.0  # of the numbers
-    error_squares: float = 0.0  # of the differences
-
-    def count(
-        self,
-        values: NDArray[np.float32],
-        packed: NDArray[np.uint8],
-        kind: gguf.GGMLQuantizationType,
-    ) -> None:
-        """Count some rows and what stands for them in the file."""
-        import gguf
-        import numpy as np
-
-        difference = gguf.dequantize(packed, kind).reshape(values.shape) - values
-        self.numbers += values.size
-        self.changed += int(np.count_nonzero(difference))
-        self.squares += float(np.vdot(values, values))
-        self.error_squares += float(np.vdot(difference, difference))
-
-    def __str__(self) -> str:
-        """Return `34.0% of the weights change, by 1.23% of their size (root mean square)`."""
-        size = math.sqrt(self.error_squares / (self.squares or 1))
-        share = self.changed / max(1, self.numbers)
-        return f"{share:.1%} of the weights change, by {size:.2g} of their root mean square"
-
-
-def export(source: Path, target: Path | None, outtype: str, *, weights: bool = True) -> None:
-    """Write the model folder `source` as the GGUF file `target`, which is overwritten.
-
-    Args:
-        source: a sentence-transformers folder of EmbeddingGemma.
-        target: the file. It is whole only when this returns. None: only check.
-        outtype: f32, bf16, q8_0 or q4_0, of every tensor but the norms, which stay F32; auto: the
-            types that the model was trained for, bf16 where it was trained for none.
-        weights: False: write the header alone, and make the file as long as it would be.
-
-    Raises:
-        UsageError: another outtype, or a folder that such a file cannot hold.
-        OSError: the file cannot be written.
-    """
-    import gguf
-
-    if outtype == "f16":
-        raise UsageError(F16_REASON)
-    if outtype not in ("auto", *_FILE_TYPES):
-        raise UsageError(f"no outtype '{outtype}'; outtypes: auto, {', '.join(_FILE_TYPES)}")
-    checkpoint = open_checkpoint(source)
-    trained = folder_types(source)
-    types = file_types(outtype, trained)
-    _check(checkpoint)
-    vocabulary = read_vocabulary(source, checkpoint.config.vocab_size)
-    writer = gguf.GGUFWriter(None, ARCHITECTURE)
-    _add_metadata(writer, checkpoint, types)
-    if keeps(types, trained):
-        writer.add_string(GGUF_KEY, json.dumps(trained))
-    _add_vocabulary(writer, vocabulary)
-    for name, tensor in checkpoint.tensors.items():
-        _add_tensor(writer, gguf_name(name), tensor, _type_of(name, types))
-    if target is None:
-        return
-    try:
-        writer.write_header_to_file(target)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        assert writer.fout is not None, "the header has just been written"
-        (file,) = writer.fout
-        if not weights:
-            file.truncate(_end(writer, file.tell()))
-            return
-        change = _Change() if trained else None
-        for name, tensor in checkpoint.tensors.items():
-            # Not by the writer's `write_tensor_data`: numpy's `tofile` hides why a write failed.
-            file.write(bytes(-file.tell() % writer.data_alignment))
-            for block in _blocks(gguf_name(name), tensor, _type_of(name, types), change):
-                file.write(block.data)
-    finally:
-        writer.close()
-    if change is not None and change.changed:
-        _tell(source, outtype, types, trained, change)
-
-
-def _end(writer: gguf.GGUFWriter, position: int) -> int:
-    """Return the length of a file whose header ends at a position."""
-    (tensors,) = writer.tensors
-    for tensor in tensors.values():
-        position += -position % writer.data_alignment + tensor.nbytes
-    return position
-
-
-def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Change) -> None:
-    """Say what is lost of the numbers that were trained."""
-    if outtype == "auto":
-        note(
-            f"{source} says that it was trained as {in_words(trained)}, but its weights are others "
-            f"now and were rounded again: {change}"
-        )
-    else:
-        note(
-            f"{source} was trained as {in_words(trained)}; as {in_words(types)} {change}; without "
-            "--outtype they are kept"
-        )
-
-
-def _check(checkpoint: Checkpoint) -> None:
-    """Refuse a model that the file cannot hold."""
-    source, config = checkpoint.folder, checkpoint.config
-    if checkpoint.pooling not in GGUF_POOLINGS:
-        raise UsageError(
-            f"{source}: {checkpoint.pooling} pooling: a GGUF file has no place for it; only "
-            f"{', '.join(GGUF_POOLINGS)} can be exported"
-        )
-    if config.query_pre_attn_scalar != config.head_dim:
-        raise UsageError(
-            f"{source}: query_pre_attn_scalar {config.query_pre_attn_scalar:g} is not head_dim "
-            f"{config.head_dim}: a gemma-embedding GGUF has no place for it"
-        )
-    if checkpoint.dim != config.hidden_size:
-        raise UsageError(
-            f"{source}: vectors of {checkpoint.dim} from a width of {config.hidden_size}: "
-            "llama.cpp wants the two equal"
-        )
-    if len(set(config.is_sliding)) < 2:
-        kind, other = ("sliding", "global") if config.is_sliding[0] else ("global", "sliding")
-        raise UsageError(
-            f"{source}: its attention is {kind} in every layer ({len(config.is_sliding)}), and "
-            f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
-        )
-
-
-def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types) -> None:
-    import gguf
-
-    config = checkpoint.config
-    writer.add_type("model")
-    writer.add_name(title_of(checkpoint.folder))
-    changes = [f"Modified from {known_as(checkpoint.folder)} by `gemb export-gguf`."]
-    changes += history_of(checkpoint.folder)
-    for key, words in in_file(checkpoint.licence(), "\n".join(changes)).items():
-        writer.add_string(key, words)
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    writer.add_context_length(checkpoint.max_tokens)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_rope_freq_base_swa(config.rope_local_theta)
-    writer.add_sliding_window(config.sliding_window)
-    if config.is_sliding != tuple((i + 1) % PATTERN != 0 for i in range(config.num_hidden_layers)):
-        writer.add_sliding_window_pattern(list(config.is_sliding))
-    writer.add_pooling_type(gguf.PoolingType(GGUF_POOLINGS[checkpoint.pooling]))
-    for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
-        writer.add_dense_features_dims(dense, size_in, size_out)
-    writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))
-    for name, words in checkpoint.prompts.items():
-        writer.add_string(f"gemb.prompt.{name}", words)
-
-
-def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_token_list(vocabulary.tokens)
-    writer.add_token_scores(vocabulary.scores)
-    writer.add_token_types(vocabulary.types)
-    writer.add_bos_token_id(vocabulary.bos)
-    writer.add_eos_token_id(vocabulary.eos)
-    writer.add_unk_token_id(vocabulary.unk)
-    writer.add_pad_token_id(vocabulary.pad)
-    if vocabulary.mask is not None:
-        writer.add_mask_token_id(vocabulary.mask)
-    writer.add_add_bos_token(True)
-    writer.add_add_eos_token(True)
-    writer.add_add_space_prefix(False)
-
-
-def _type_of(name: str, types: Types) -> str:
-    """Return the type of a tensor of the folder: a norm has no class of `types`."""
-    return types.get(tensor_class(name), "f32")
-
-
-def _add_tensor(writer: gguf.GGUFWriter, name: str, tensor: StoredTensor, outtype: str) -> None:
-    import gguf
-    import numpy as np
-
-    kind = gguf.GGMLQuantizationType[outtype.upper()]
-    block, _ = gguf.GGML_QUANT_SIZES[kind]
-    if tensor.shape[-1] % block:
-        raise UsageError(
-            f"{tensor.path}: tensor {name} has rows of {tensor.shape[-1]} values; {outtype} packs "
-            f"{block} together, so export with --outtype bf16"
-        )
-    shape = gguf.quant_shape_to_byte_shape(tensor.shape, kind)
-    size = int(np.prod(shape))
-    writer.add_tensor_info(name, shape, np.dtype(np.uint8), size, raw_dtype=kind)
-
-
-def _blocks(
-    name: str, tensor: StoredTensor, outtype: str, change: _Change | None
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield a tensor's bytes in the file, some rows at a time, and count what they change."""
-    import gguf
-    import numpy as np
-
-    kind = gguf.GGMLQuantizationType[outtype.upper()]
-    is_norm = len(tensor.shape) == 1
-    for begin in range(0, tensor.shape[0], _ROWS):
-        values = tensor.float32(begin, begin + _ROWS)
-        if is_norm:
-            values = values + np.float32(1)
-        if not np.isfinite(values).all():
-            raise UsageError(f"{tensor.path}: tensor {name} holds numbers that are not finite")
-        with np.errstate(all="ignore"):  # the scales are looked at below
-            packed = gguf.quantize(np.ascontiguousarray(values), kind)
-        block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        packed = packed.view(np.uint8)
-        if block > 1:
-            scales = packed.reshape(-1, block_bytes)[:, :2].copy().view(np.float16)
-            if not np.isfinite(scales).all():
-                raise UsageError(
-                    f"{tensor.path}: tensor {name} has numbers too large for {outtype}'s fp16 "
-                    "scales; export with --outtype bf16"
-                )
-        if change is not None and not is_norm:
-            change.count(values, packed, kind)
-        yield np.ascontiguousarray(packed)

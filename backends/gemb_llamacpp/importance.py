@@ -21,8 +21,8 @@ from gemb.io.machine import cores
 from gemb.models.gguf import open_gguf
 from gemb.models.profile import cut_ids
 from gemb_llamacpp.context import Context
-from gemb_llamacpp.encode import open_encoder
-from gemb_llamacpp.native import function, llama
+from gemb_llamacpp.encode import LlamaCppEncoder
+from gemb_llamacpp.native import function, llama, open_model, set_verbose
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -68,7 +68,9 @@ def importance(model: Path, texts: Sequence[str], runtime: Runtime) -> Importanc
         GembError: llama.cpp's tensors have another shape than the one known here.
     """
     checked = open_gguf(model)
-    encoder = open_encoder(checked, Runtime(device="cpu", verbose=runtime.verbose))
+    set_verbose(runtime.verbose)
+    pointer = open_model(model, device="cpu")
+    encoder = LlamaCppEncoder(checked, pointer, Runtime(device="cpu"))
     squares = _Squares(frozenset(checked.header.tensors))
     watch = llama().ggml_backend_sched_eval_callback(squares)
     limit = min(checked.max_tokens, _TOKENS)

@@ -58,7 +58,7 @@ def llama() -> ModuleType:
 
 
 def set_verbose(verbose: bool) -> None:
-    """Let the library's own words through to stderr, or not."""
+    """Let the library's own words through to stderr from now on, or not."""
     global _is_verbose
     _is_verbose = verbose
 
@@ -86,7 +86,7 @@ def open_model(path: Path, *, device: str) -> int:
     """Return a pointer to the loaded model; its weights stay in the file where they can.
 
     Args:
-        path: a file that `gemb.gguf_model.open_gguf` has checked.
+        path: a file that `gemb.models.gguf.open_gguf` has checked.
         device: auto, cpu, cuda or cuda:N.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,18 +11,18 @@ from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_file
 from gemb.models import references as models
-from gemb.models.gguf_header import F16_REASON
 from gemb.weights.export import OUTTYPES, Exported, check_export, export_gguf
+
+if TYPE_CHECKING:
+    from gemb.models.qat import Types
 
 
 class OutType(click.Choice[str]):
-    """One of `OUTTYPES`; f16 is refused with its reason."""
+    """One of `OUTTYPES`; or f16, which the backend refuses with its reason."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the type."""
-        if value == "f16":
-            self.fail(F16_REASON, param, ctx)
-        return super().convert(value, param, ctx)
+        return value if value == "f16" else super().convert(value, param, ctx)
 
 
 @click.command("export-gguf")
@@ -84,26 +85,24 @@ def export(
     if not source.is_dir():
         raise UsageError(f"{source} is a file; export-gguf takes a model folder")
     if dry_run:
-        check_export(source, outtype=outtype, verify=verify)
-        click.echo(_plan(source, output, outtype, verify, as_json))
+        types = check_export(source, outtype=outtype, verify=verify)
+        click.echo(_plan(source, output, types, verify, as_json))
         return
     done = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
     click.echo(_json(done) if as_json else _line(done))
 
 
-def _plan(source: Path, output: Path, outtype: str, verify: bool, as_json: bool) -> str:
+def _plan(source: Path, output: Path, types: Types, verify: bool, as_json: bool) -> str:
     import json
 
     from gemb.models.checkpoint import open_checkpoint
-    from gemb.models.qat import file_types, folder_types, in_words
+    from gemb.models.qat import in_words
     from gemb.models.tensors import tensor_class
+    from gemb.weights.types import bits
 
-    checkpoint = open_checkpoint(source)
-    types = file_types(outtype, folder_types(source))
-    bits = {"f32": 32.0, "bf16": 16.0, "q8_0": 8.5, "q4_0": 4.5}
     size = sum(
-        tensor.count * bits[types.get(tensor_class(name), "f32")] / 8
-        for name, tensor in checkpoint.tensors.items()
+        tensor.count * bits(types.get(tensor_class(name), "f32")) / 8
+        for name, tensor in open_checkpoint(source).tensors.items()
     )
     outtype = in_words(types)
     if as_json:

@@ -128,7 +128,7 @@ def pattern(header: GgufHeader, layers: int) -> tuple[bool, ...]:
     return tuple(period == 0 or i % period < period - 1 for i in range(layers))
 
 
-def check_both_kinds(header: GgufHeader, is_sliding: tuple[bool, ...]) -> None:
+def check_both_kinds(model: Path, is_sliding: tuple[bool, ...]) -> None:
     """Refuse a model without a sliding or without a global layer.
 
     llama.cpp fills the mask of either kind whether or not a layer uses it, and aborts where it has
@@ -137,7 +137,7 @@ def check_both_kinds(header: GgufHeader, is_sliding: tuple[bool, ...]) -> None:
     if len(set(is_sliding)) < 2:
         kind, other = ("sliding", "global") if is_sliding[0] else ("global", "sliding")
         raise UsageError(
-            f"{header.path}: its attention is {kind} in every layer ({len(is_sliding)}), and "
+            f"{model}: its attention is {kind} in every layer ({len(is_sliding)}), and "
             f"llama.cpp aborts on that; cut the model again and keep a {other} layer, too"
         )
 
@@ -348,7 +348,7 @@ def open_gguf(path: Path) -> GgufModel:
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
     is_sliding = pattern(header, layers)
-    check_both_kinds(header, is_sliding)
+    check_both_kinds(path, is_sliding)
     vocabulary = check_tokenizer(header)
     model = GgufModel(
         header=header,

@@ -33,12 +33,12 @@ class Exported:
     agreement: Agreement | None  # of the source and the file
 
 
-def check_export(source: Path, *, outtype: str, verify: bool) -> None:
-    """Raise what `export_gguf` would before it writes; nothing is written."""
+def check_export(source: Path, *, outtype: str, verify: bool) -> Types:
+    """Return the types of the file, after raising what `export_gguf` would before it writes."""
     backend = able("export_gguf")
     if verify:
         _runner(source)
-    backend.export_gguf(source, None, outtype=outtype)
+    return backend.export_gguf(source, None, outtype=outtype)
 
 
 def export_gguf(
@@ -64,13 +64,11 @@ def export_gguf(
         Missing: the backend that runs `source` is not installed, so nothing can be verified.
         UsageError: the folder is no model, or one that a GGUF file cannot hold.
     """
-    from gemb.models.qat import file_types, folder_types
-
     backend = able("export_gguf")
     runner = _runner(source) if verify else None
     with new_file(target) as part:
-        backend.export_gguf(source, part, outtype=outtype)
-        size, types = part.stat().st_size, file_types(outtype, folder_types(source))
+        types = backend.export_gguf(source, part, outtype=outtype)
+        size = part.stat().st_size
         if runner is None:
             return Exported(target=target, size_bytes=size, types=types, bar=None, agreement=None)
 

@@ -92,7 +92,7 @@ FALLBACK = {
     "q5_k": "q5_1",
     "q6_k": "q8_0",
 }
-# Types whose quantizer wants to know which columns matter (`tensor_requires_imatrix`).
+# Types whose quantizer requires an importance matrix (`tensor_requires_imatrix`).
 WANTS_IMPORTANCE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs")
 
 

@@ -177,7 +177,9 @@ def test_every_type_makes_a_file_that_runs(wide: Path, tmp_path: Path, name: str
 
 
 def test_a_type_that_wants_an_importance_says_so(wide: Path, tmp_path: Path, corpus: Path):
-    with pytest.raises(UsageError, match=r"iq2_xxs for \S+ wants to know .* --imatrix CORPUS"):
+    with pytest.raises(
+        UsageError, match=r"iq2_xxs for \S+ requires an importance .* --imatrix CORPUS"
+    ):
         _gemb(wide, "-t", "iq2_xxs", "-o", tmp_path / "a.gguf")
     with pytest.raises(UsageError, match=r"a table that is only looked up in has none"):
         _gemb(wide, "-t", "q8_0", "--tensor", "token_embd=iq2_xxs", "-o", tmp_path / "a.gguf")
