@@ -1,200 +1,87 @@
-"""What `gemb train` and `gemb recipes` say of chains, and what a stage's command means."""
+"""What `gemb train` and `gemb recipes` have in common about chains."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from gemb.commands.eval import PREFIXES
-from gemb.commands.params import ModelReference
-from gemb.commands.printing import print_json, print_table
+from gemb.commands.printing import print_table
 from gemb.errors import UsageError
 
 if TYPE_CHECKING:
-    from gemb.recipe.chain import Chain, Words
+    from gemb.recipe.chain import Chain
     from gemb.recipe.yaml_text import Value
-    from gemb.training.chain_cost import Plan
-    from gemb.training.chain_run import Status
 
-
-_WHAT = 100  # characters of a command that a plan shows
-# Parameters of commands that name files: `gemb eval --data`, `gemb quantize --eval`, ...
-_FILES = ("data", "sets", "texts", "more_texts", "corpus", "pairs")
+TERAFLOPS = 400.0  # that an H100 reaches, at 40 % of its peak
 
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
-    """Return the chain of a file, its commands checked by their own options."""
-    from gemb.recipe.chain import read_chain
-
-    group = click.get_current_context().find_root()
-    return read_chain(tree, overrides, lambda words: _parsed(group, words))
-
-
-def command_options(name: str) -> frozenset[str]:
-    """Return the names of a command's options."""
-    command = _command(click.get_current_context().find_root(), name)
-    return frozenset(parameter.name or "" for parameter in command.params)
-
-
-def print_plan(
-    path: Path, overrides: Sequence[str], gpu: str, share: float, fill: float, *, as_json: bool
-) -> None:
-    """Print what a chain will cost, or a recipe, which is a chain of one."""
-    import dataclasses
-
-    from gemb.recipe.chain import Chain, Stage, is_chain
-    from gemb.recipe.file import read_recipe, read_tree
-    from gemb.training.chain_cost import Gpu, plan
-
-    tree = read_tree(path)
-    if is_chain(tree):
-        chain = checked_chain(tree, overrides)
-    else:
-        chain = Chain((Stage(name=path.stem, recipe=read_recipe(tree, overrides)),))
-    found = plan(chain, Gpu(name=gpu, share=share, fill=fill))
-    if as_json:
-        print_json({**dataclasses.asdict(found), "gpu_hours": found.gpu_hours})
-        return
-    print_table(plan_rows(found))
-    for line in plan_words(found):
-        click.echo(line)
-
-
-def plan_rows(plan: Plan, statuses: dict[str, Status] | None = None) -> list[tuple[str, ...]]:
-    """Return the plan as a table, its head first; with what is to be done, where that is known."""
-    from textwrap import shorten
-
-    rows = []
-    for cost in plan.costs:
-        cells = (
-            cost.stage,
-            cost.kind,
-            _count(cost.steps),
-            _short(cost.tokens),
-            _short(cost.parameters),
-            f"{cost.memory_bytes / 1e9:.1f} GB" if cost.memory_bytes else "",
-            _hours(cost.gpu_hours),
-        )
-        state = (statuses[cost.stage].word,) if statuses else ()
-        rows.append((*cells, *state, shorten(cost.does, _WHAT, placeholder=" ...")))
-    head = ("STAGE", "KIND", "STEPS", "TOKENS", "NUMBERS", "MEMORY", "GPU-HOURS")
-    return [(*head, *(("STATE",) if statuses else ()), "WHAT"), *rows]
-
-
-def plan_words(plan: Plan) -> list[str]:
-    """Return what the plan rests upon, and its sum."""
-    from gemb.training.chain_cost import PEAKS
-
-    gpu = plan.gpu
-    lines = [
-        f"together {_hours(plan.gpu_hours) or 'no'} GPU-hours of {gpu.name}: 6 N operations a "
-        f"token (8 N where it is computed twice), at {gpu.share:.0%} of "
-        f"{PEAKS[gpu.name] / 1e12:.0f} TFLOP/s (--share, --gpu), without attention's own products "
-        "(of the 300M 5% more at 128 tokens, 19% at 512), evaluation and commands; texts "
-        f"{gpu.fill:.0%} as long as max_tokens (--fill); memory of one process, libraries apart"
-    ]
-    if plan.assumed:
-        lines.append(
-            f"not here, and taken to be as big as EmbeddingGemma-300M: {', '.join(plan.assumed)}"
-        )
-    unknown = [cost.stage for cost in plan.costs if cost.parameters and cost.tokens is None]
-    if unknown:
-        lines.append(f"the data decides how long: {', '.join(unknown)} (run.epochs)")
-    return lines
-
-
-def _command(root: click.Context, name: str) -> click.Command:
-    assert isinstance(root.command, click.Group), root.command
-    command = root.command.get_command(root, name)
-    assert command, name
-    return command
-
-
-def _parsed(root: click.Context, words: Sequence[str]) -> Words:
-    """Return what a command's options make of its words.
+    """Return the chain of a file; the options of its commands are known ones.
 
     Raises:
-        UsageError: they refuse them.
+        UsageError: something in it or in an override is not right.
     """
-    from gemb.recipe.chain import OUTPUTS, Words
+    from gemb.recipe.chain import read_chain
 
-    name, ours = words[0], "chain-output"
-    command = _command(root, name)
-    output = ["-o", ours] if OUTPUTS[name] else []
+    return read_chain(tree, overrides, _check_options)
+
+
+def _check_options(words: Sequence[str]) -> None:
+    """Refuse an option that the command of a stage does not have, or one without its value.
+
+    Raises:
+        UsageError: there is one.
+    """
+    root = click.get_current_context().find_root()
+    assert isinstance(root.command, click.Group), root.command
+    command = root.command.get_command(root, words[0])
+    assert command, words[0]
+    context = click.Context(command, parent=root, info_name=words[0])
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # of --help
-            context = command.make_context(name, [*output, *words[1:]], parent=root)
-    except click.exceptions.Exit as error:
-        raise UsageError(f"gemb {name} would only print something, and end") from error
+        command.make_parser(context).parse_args(list(words[1:]))
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
         message = message[:1].lower() + message[1:]
-        raise UsageError(f"{message} (see gemb {name} --help)") from error
-    given = context.params
-    if output and str(given["output"]) != ours:
-        raise UsageError("-o is the chain's to say: leave it out")
-    if given.get("dry_run"):
-        raise UsageError("-n makes nothing that a later stage could take: leave it out")
-    is_folder = _checked(name, given)
-    references: list[str] = []
-    files: list[str] = []
-    others: list[str] = []
-    for parameter in command.params:
-        named = [each for each in _texts(given.get(parameter.name or "")) if each != ours]
-        if isinstance(parameter.type, ModelReference):
-            references += named
-        elif parameter.name in _FILES:
-            files += [each for each in named if not each.startswith(PREFIXES)]
-        else:
-            others += named
-    if name == "soup":
-        references = [each.partition("=")[0] for each in references]
-    # `gemb eval --baseline` takes a file of scores, too.
-    files += [each for each in references if Path(each).suffix == ".json"]
-    references = [each for each in references if each not in files]
-    return Words(tuple(references), tuple(files), tuple(others), is_folder=is_folder)
+        raise UsageError(f"{message} (see gemb {words[0]} --help)") from error
 
 
-def _checked(name: str, given: Mapping[str, Any]) -> bool:
-    """Refuse what a command would refuse hours later; return whether it writes several files.
+def print_plan(
+    chain: Chain, teraflops: float = TERAFLOPS, states: Sequence[str] | None = None
+) -> None:
+    """Print what the stages cost; with `states` a column of what is to be done for each."""
+    from textwrap import shorten
 
-    Raises:
-        UsageError: options or types that do not go together.
-    """
-    if name == "soup":
-        from gemb.commands.soup import check_words
+    from gemb.training.chain_cost import plan
 
-        check_words(**{key: given[key] for key in ("words", "method", "last", "data", "keep")})
-    if name == "quantize":
-        from gemb.commands.quantize import Asked, wanted_files
+    costs, absent = plan(chain)
+    head = ("STAGE", "KIND", "STEPS", "TOKENS", "LAYERS", "HOURS", "STATE", "WHAT")
+    rows = [head]
+    for cost, state in zip(costs, states or [""] * len(costs), strict=True):
+        steps = "" if cost.steps is None else f"{cost.steps:,}"
+        hours = _hours(cost.hours(teraflops))
+        numbers = (_short(cost.tokens), _short(cost.parameters), hours, state)
+        does = shorten(cost.does, 100, placeholder=" ...")
+        rows.append((cost.stage, cost.kind, steps, *numbers, does))
+    print_table([row if states else (*row[:6], *row[7:]) for row in rows])
+    hours = _hours(sum(cost.hours(teraflops) or 0 for cost in costs)) or "no"
+    click.echo(
+        f"together {hours} hours of a GPU that reaches {teraflops:g} TFLOP/s (--tflops): 6 "
+        "operations a token for each number in the model's layers, all texts as long as max_tokens"
+    )
+    if absent:
+        click.echo(f"not here, and taken to be as big as EmbeddingGemma-300M: {', '.join(absent)}")
+    if unknown := [cost.stage for cost in costs if cost.parameters and not cost.tokens]:
+        click.echo(f"the data decides how long: {', '.join(unknown)} (run.epochs)")
 
-        return len(wanted_files(Asked(**given))) > 1 and given["max_drop"] is None
-    return False
 
-
-def _texts(value: Any) -> Iterator[str]:  # noqa: ANN401
-    if isinstance(value, tuple):
-        for each in value:
-            yield from _texts(each)
-    elif isinstance(value, str | Path):
-        yield str(value)
-
-
-def _short(number: float | None) -> str:
+def _short(number: int | None) -> str:
     """Return 1.8T, 314B, 20M, 512."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number is not None and number >= size:
             return f"{number / size:.3g}{letter}"
-    return "" if number is None else f"{number:.0f}"
-
-
-def _count(number: int | None) -> str:
-    return "" if number is None else f"{number:,}"
+    return "" if number is None else str(number)
 
 
 def _hours(hours: float | None) -> str:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.shell_completion import CompletionItem
 
 from gemb.models import references as models
 from gemb.recipe.names import recipe_names, resolve_data
+
+if TYPE_CHECKING:
+    from gemb.recipe.keys import Key
 
 
 class ModelReference(click.ParamType[str]):
@@ -130,6 +135,38 @@ class RecipeName(click.ParamType[str]):
     ) -> list[CompletionItem[str]]:
         """Return the names of the recipes, and the paths here that could be recipes."""
         return _matching(recipe_names(), _paths(incomplete, (".yaml", ".yml")), incomplete)
+
+
+class RecipeKey(click.ParamType[str]):
+    """The path of a key, `optimizer.lr`; completed by what a recipe can hold."""
+
+    name = "key"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the keys that begin so."""
+        return [CompletionItem(path) for path, _ in _keys() if path.startswith(incomplete)]
+
+
+class Override(RecipeKey):
+    """`KEY=VALUE`, completed as far as the sign; of a block, its keys are given."""
+
+    name = "override"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[str]]:
+        """Return the keys that begin so."""
+        known = [f"{path}=" for path, key in _keys() if key.optional or not key.keys]
+        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
+
+
+def _keys() -> Iterator[tuple[str, Key]]:
+    from gemb.recipe.keys import every_key
+
+    for path, key in every_key():
+        yield path.replace(".N", ".0"), key
 
 
 def _matching(names: list[str], paths: list[str], incomplete: str) -> list[CompletionItem[str]]:

@@ -2,53 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from click.shell_completion import CompletionItem
 
-from gemb.commands.params import NewPath, RecipeName
+from gemb.commands.chains import TERAFLOPS, checked_chain, print_plan
+from gemb.commands.params import NewPath, Override, RecipeKey, RecipeName
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import UsageError
-from gemb.recipe.names import builtin_recipes, recipe_names
+from gemb.recipe.names import SCRIPTS, builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
     from gemb.recipe.keys import Key
     from gemb.recipe.schema import Recipe
-
-
-class RecipeKey(click.ParamType[str]):
-    """The path of a key, `optimizer.lr`; completed by what a recipe can hold."""
-
-    name = "key"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[str]]:
-        """Return the keys that begin so."""
-        return [CompletionItem(path) for path, _ in _keys() if path.startswith(incomplete)]
-
-
-class Override(RecipeKey):
-    """`KEY=VALUE`, completed as far as the sign; of a block, its keys are given."""
-
-    name = "override"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[str]]:
-        """Return the keys that begin so."""
-        known = [f"{path}=" for path, key in _keys() if key.optional or not key.keys]
-        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
-
-
-def _keys() -> Iterator[tuple[str, Key]]:
-    from gemb.recipe.keys import every_key
-
-    for path, key in every_key():
-        yield path.replace(".N", ".0"), key
 
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -66,7 +33,8 @@ def recipes() -> None:
     gemb recipes check my.yaml optimizer.lr=1e-5
     gemb recipes plan embeddinggemma
 
-    RECIPE is a name that `ls` prints, or a YAML file. ./NAME is always a file.
+    RECIPE is a name that `ls` prints, or a YAML file. ./NAME is always a file. `show` and `cp` know
+    slurm.sh, too, the batch file of a run on a SLURM cluster.
     """
 
 
@@ -134,16 +102,13 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
         raise UsageError("--resolved prints YAML; give it or --json")
     tree = read_tree(find(recipe))
     if is_chain(tree):
-        from gemb.commands.chains import checked_chain
-
         chain = checked_chain(tree, overrides)
         if as_json:
-            print_json({stage.name: stage.plain() for stage in chain.stages})
+            print_json({name: stage.to_json() for name, stage in chain.items()})
         elif resolved:
             click.echo(dump_chain(chain), nl=False)
         else:
-            names = ", ".join(stage.name for stage in chain.stages)
-            click.echo(f"{recipe}: fine; a chain of {len(chain.stages)} stages: {names}")
+            click.echo(f"{recipe}: fine; a chain of {len(chain)} stages: {', '.join(chain)}")
         return
     checked = read_recipe(tree, overrides)
     if as_json:
@@ -158,44 +123,44 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
 @RECIPE
 @OVERRIDES
 @click.option(
-    "--gpu",
-    type=click.Choice(["h100", "h200", "b200", "a100", "l4", "tpu-v5e"]),
-    default="h100",
+    "--tflops",
+    "teraflops",
+    type=click.FloatRange(0, min_open=True),
+    default=TERAFLOPS,
     show_default=True,
-    help="Whose peak counts, of bf16 products.",
-)
-@click.option(
-    "--share",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.4,
-    show_default=True,
-    help="Share of the peak that is reached.",
-)
-@click.option(
-    "--fill",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="How long texts are on average, as a share of max_tokens.",
+    help="10^12 operations a second that the GPU reaches; 400: an H100 at 40 % of its peak.",
 )
 @JSON
-def plan(
-    recipe: str, overrides: tuple[str, ...], gpu: str, share: float, fill: float, as_json: bool
-) -> None:
-    """Print what a recipe or a chain will cost, stage by stage.
+def plan(recipe: str, overrides: tuple[str, ...], teraflops: float, as_json: bool) -> None:
+    """Print what a recipe or a chain costs, stage by stage.
 
-    It is arithmetic, and nothing is run: 6 operations for each number of the model and token, at a
-    share of a GPU's peak. A model that is not here is taken to be as big as EmbeddingGemma-300M.
+    Nothing is run. One formula: 6 operations for each token and number in the model's layers, texts
+    as long as max_tokens. A model that is not here is taken to be as big as EmbeddingGemma-300M.
 
     \b
     gemb recipes plan embeddinggemma
-    gemb recipes plan embeddinggemma --gpu tpu-v5e --share 0.5 --fill 0.3
+    gemb recipes plan embeddinggemma --tflops 150
     gemb train embeddinggemma -o RUN -n      (the same, and which stages of RUN are done)
     """
-    from gemb.commands.chains import print_plan
-    from gemb.recipe.file import find
+    import dataclasses
 
-    print_plan(find(recipe), overrides, gpu, share, fill, as_json=as_json)
+    from gemb.recipe.chain import Stage, is_chain
+    from gemb.recipe.file import find, read_recipe, read_tree
+    from gemb.training.chain_cost import plan as chain_plan
+
+    path = find(recipe)
+    tree = read_tree(path)
+    if is_chain(tree):
+        chain = checked_chain(tree, overrides)
+    else:
+        chain = {path.stem: Stage(name=path.stem, recipe=read_recipe(tree, overrides))}
+    if not as_json:
+        print_plan(chain, teraflops)
+        return
+    costs, absent = chain_plan(chain)
+    rows = [{**dataclasses.asdict(cost), "hours": cost.hours(teraflops)} for cost in costs]
+    hours = sum(cost.hours(teraflops) or 0 for cost in costs)
+    print_json({"costs": rows, "tflops": teraflops, "assumed": absent, "hours": hours})
 
 
 @recipes.command()
@@ -232,7 +197,7 @@ def _read(recipe: str) -> str:
     from gemb.recipe.file import find
     from gemb.recipe.yaml_text import file_text
 
-    return file_text(find(recipe))
+    return file_text(builtin_recipes() / recipe if recipe in SCRIPTS else find(recipe))
 
 
 def _row(path: str, key: Key) -> tuple[str, ...]:

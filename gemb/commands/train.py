@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from gemb.backend import Runtime, Training
 from gemb.commands.options import quiet_option
-from gemb.commands.params import NewPath, Processes, RecipeName
-from gemb.commands.recipes import Override
+from gemb.commands.params import NewPath, Override, Processes, RecipeName
+from gemb.commands.printing import print_table
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import is_quiet, note
 from gemb.plugins import able
 from gemb.training.outcome import speaks_for_all
-from gemb.training.slurm import batch_file
 
 if TYPE_CHECKING:
+    from gemb.recipe.schema import Recipe
     from gemb.recipe.yaml_text import Value
 
 
@@ -84,11 +84,17 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--launch",
-    type=click.Choice(["auto", "none", "torchrun", "slurm"]),
+    type=click.Choice(["auto", "none", "torchrun"]),
     default="auto",
     show_default=True,
-    help="auto: torchrun for more than one process; none: this process alone; slurm, with -n: "
-    "print a batch file.",
+    help="auto: torchrun for more than one process; none: this process alone.",
+)
+@click.option(
+    "--from",
+    "first",
+    default="",
+    metavar="STAGE",
+    help="Of a chain: run this stage and those after it again.",
 )
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Look at the data, predict time and memory, and end."
@@ -109,6 +115,7 @@ def train(
     nodes: int,
     meeting: str,
     launch: str,
+    first: str,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -137,11 +144,12 @@ def train(
     \b
     gemb train finetune -o runs/a --nproc 8
     gemb train finetune -o runs/a --nproc 8 --nnodes 4 --rdzv host1:29500   (on each of four)
-    gemb train finetune -o runs/a --nproc 8 --nnodes 4 --launch slurm -n | sbatch
+    gemb recipes cp slurm.sh job.sh                                         (for SLURM)
 
     A chain (gemb recipes show embeddinggemma) is run stage by stage, each in RUN/STAGE. The same
-    command goes on where it was stopped, and leaves out what is done and has not changed; KEY is
-    STAGE.KEY. gemb recipes plan tells what it costs.
+    command goes on where it was stopped, and leaves out what is done and has not changed; --from
+    STAGE runs a stage and those after it again. KEY is STAGE.KEY. gemb recipes plan prints the
+    cost.
 
     \b
     gemb train embeddinggemma-mini -o runs/paper
@@ -162,18 +170,8 @@ def train(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from gemb.recipe.chain import is_chain
     from gemb.recipe.file import find, read_recipe, read_tree
-    from gemb.recipe.run_folder import RunFolder
 
-    tree = read_tree(find(recipe))
-    if is_chain(tree):
-        _train_chain(tree, click.get_current_context().params)
-        return
-    wanted = read_recipe(tree, overrides)
-    if launch == "slurm":
-        click.echo(_slurm(click.get_current_context().params), nl=False)
-        return
-    trainer = able("train", backend)
-    how = Training(
+    training = Training(
         run=run or Path("run"),
         resume=resume,
         dry_run=dry_run,
@@ -187,15 +185,34 @@ def train(
         nodes=nodes,
         meeting=meeting,
     )
-    if wanted.mixtures:
-        from gemb.training.mixtures import search
-
-        search(wanted, how, trainer)
+    tree = read_tree(find(recipe))
+    if is_chain(tree):
+        if as_json or nodes > 1 or meeting:
+            raise UsageError(
+                f"{recipe} is a chain, which has no --json, --nnodes and --rdzv; its recipes have: "
+                "gemb train RUN/stages/NAME.yaml"
+            )
+        _train_chain(tree, overrides, run, training, backend=backend, first=first)
+    elif first:
+        raise UsageError(f"{recipe} is no chain, which --from is for")
     else:
-        trainer.train(wanted, how)
+        _train(read_recipe(tree, overrides), training, backend, as_json=as_json)
+
+
+def _train(recipe: Recipe, training: Training, backend: str, *, as_json: bool) -> None:
+    """Train by one recipe, and print the verdict."""
+    from gemb.recipe.run_folder import RunFolder
+
+    trainer = able("train", backend)
+    if recipe.mixtures:
+        from gemb.training.mixtures import run_search
+
+        run_search(recipe.mixtures, recipe, training, trainer)
+    else:
+        trainer.train(recipe, training)
     # A search is one process, whatever its runs start.
-    if not dry_run and (wanted.mixtures or speaks_for_all()):
-        _print_verdict(RunFolder(how.run).verdict, as_json=as_json)
+    if not training.dry_run and (recipe.mixtures or speaks_for_all()):
+        _print_verdict(RunFolder(training.run).verdict, as_json=as_json)
 
 
 def _print_verdict(path: Path, *, as_json: bool) -> None:
@@ -214,94 +231,56 @@ def _print_verdict(path: Path, *, as_json: bool) -> None:
         raise NegativeAnswer(verdict["line"])
 
 
-# Options of `gemb train` that a chain hands on to its stages of training, with their defaults.
-_HANDED_ON = {"backend": "auto", "device": "auto", "threads": 0, "processes": 0, "launch": "auto"}
-_NAMES = {"processes": "nproc"}
+def _train_chain(
+    tree: Value,
+    overrides: Sequence[str],
+    run: Path | None,
+    training: Training,
+    *,
+    backend: str,
+    first: str,
+) -> None:
+    """Run the stages of a chain, those from `first` on again, or only show them."""
+    from gemb.commands.chains import checked_chain, print_plan
+    from gemb.training.chain_run import ChainRun, Options, Status, run_chain
 
-
-def _train_chain(tree: Value, given: Mapping[str, Any]) -> None:
-    """Run the stages of a chain, or only show them."""
-    from gemb.commands.chains import checked_chain, command_options, plan_rows, plan_words
-    from gemb.commands.printing import print_table
-
-    if given["resume"] not in ("never", "auto"):
+    if training.resume not in ("never", "auto"):
         raise UsageError("a chain goes on by itself: --resume FOLDER is of one recipe")
-    if given["as_json"] or given["nodes"] > 1 or given["meeting"] or given["launch"] == "slurm":
-        raise UsageError(
-            f"{given['recipe']} is a chain, which has no --json, --nnodes, --rdzv and "
-            "--launch slurm; its recipes have: gemb train RUN/stages/NAME.yaml"
-        )
-    chain, run = checked_chain(tree, given["overrides"]), given["run"]
-    if given["dry_run"]:
-        from gemb.training.chain_cost import Gpu, plan
-        from gemb.training.chain_run import ChainRun, Status
-
-        found = plan(chain, Gpu())
-        statuses = ChainRun(chain, run).statuses() if run else None
-        print_table(plan_rows(found, statuses))
-        for line in plan_words(found):
-            click.echo(line)
-        every = {stage.name: Status("new") for stage in chain.stages}
-        if absent := ChainRun(chain, run or Path("run")).absent_inputs(statuses or every):
+    chain = checked_chain(tree, overrides)
+    names = list(chain)
+    if first and first not in names:
+        raise UsageError(f"--from {first}: no such stage; there are {', '.join(names)}")
+    chain_run = ChainRun(chain, training.run, names[names.index(first) :] if first else ())
+    if training.dry_run:
+        new = {name: Status("new") for name in chain}
+        statuses = chain_run.statuses() if run else new
+        print_plan(chain, states=[status.word for status in statuses.values()] if run else None)
+        if absent := chain_run.absent_inputs(statuses):
             note(absent)
         return
-    from gemb.recipe.chain import OUTPUTS
-    from gemb.training.chain_run import Options, run_chain
-
-    options: list[str] = []
-    for name, default in _HANDED_ON.items():
-        if given[name] != default:
-            options += [f"--{_NAMES.get(name, name)}", str(given[name])]
-    flags = {"--strict": given["strict"], "--no-baseline": given["no_baseline"], "-q": is_quiet()}
-    options += [flag for flag, is_given in flags.items() if is_given]
-    shared = {}
-    if given["threads"]:
-        shared["threads"] = ["-j", str(given["threads"])]
-    if is_quiet():
-        shared["quiet"] = ["-q"]
-    commands = {
-        name: tuple(
-            word
-            for option, words in shared.items()
-            if option in command_options(name)
-            for word in words
-        )
-        for name in OUTPUTS
-    }
     # As this process was started, so that it is the same Python with the same packages.
     own = len(sys.orig_argv) - len(sys.argv) + 1
-    program = (sys.executable, *sys.orig_argv[1:own])
-    print_table(
-        run_chain(
-            chain,
-            run,
-            Options(program=program, train=tuple(options), commands=commands),
-        )
+    quiet = ("-q",) if is_quiet() else ()
+    threads = ("-j", str(training.runtime.threads)) if training.runtime.threads else ()
+    options = Options(
+        program=(sys.executable, *sys.orig_argv[1:own]),
+        train=(*_options(training, backend), *threads, *quiet),
+        commands=(*threads, *quiet),
     )
+    print_table(run_chain(chain_run, options))
 
 
-def _slurm(given: Mapping[str, Any]) -> str:
-    """Return the batch file; the run's command in it has the options that were given.
-
-    Raises:
-        UsageError: an option is missing.
-    """
-    if not given["dry_run"]:
-        raise UsageError("--launch slurm prints a batch file and starts nothing: say so with -n")
-    if given["run"] is None:
-        raise UsageError("where to? -o RUN names the run's folder, on a disk that all machines see")
-    if not given["processes"]:
-        raise UsageError("--launch slurm: how many GPUs has a machine? --nproc N")
-    words = ["gemb", "train", given["recipe"], *given["overrides"], "-o", str(given["run"])]
-    flags = {"--strict": "strict", "--no-baseline": "no_baseline", "--json": "as_json"}
-    words += [flag for flag, name in flags.items() if given[name]]
-    words += ["-q"] if is_quiet() else []
-    for option, default in (("backend", "auto"), ("device", "auto"), ("threads", 0)):
-        if given[option] != default:
-            words += [f"--{option}", str(given[option])]
-    return batch_file(
-        words,
-        name=f"gemb-{given['run'].resolve().name}",
-        nodes=given["nodes"],
-        processes=given["processes"],
-    )
+def _options(training: Training, backend: str) -> Iterator[str]:
+    """Yield the options that a chain hands on to its stages of training."""
+    for option, value, default in (
+        ("--backend", backend, "auto"),
+        ("--device", training.runtime.device, "auto"),
+        ("--nproc", training.processes, 0),
+        ("--launch", training.launch, "auto"),
+    ):
+        if value != default:
+            yield from (option, str(value))
+    if training.strict:
+        yield "--strict"
+    if not training.baseline:
+        yield "--no-baseline"

@@ -14,6 +14,7 @@ from gemb.io.text import visible
 Task = Literal["retrieval", "similarity", "code", "qa", "fact", "classification", "clustering"]
 
 SAMPLE = "@sample"
+SCRIPTS = ("slurm.sh",)  # beside the recipes
 FOLDER = Path(__file__).parents[1] / "data" / "sample"  # of the sample data
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -101,10 +101,30 @@ def override(tree: Value, words: str, stage: str = "") -> Value:
     return _put(tree, ROOT, path.split("."), Value(data, place, text), "")
 
 
+def changed(tree: Value, changes: Value) -> Value:
+    """Return the tree with a block of changes in it: blocks key by key, lists by number or whole.
+
+    Raises:
+        UsageError: there is no such key.
+    """
+    for parts, value in _leaves(changes):
+        tree = _put(tree, ROOT, parts, value, "")
+    return tree
+
+
+def _leaves(value: Value, parts: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Value]]:
+    if isinstance(value.data, dict) and (value.data or not parts):
+        for name, child in value.data.items():
+            yield from _leaves(child, (*parts, name))
+    else:
+        yield parts, value
+
+
 def _put(tree: Value | None, key: Key, parts: Sequence[str], new: Value, path: str) -> Value:
     """Return `tree` with `new` below it; None stands for what is not there yet."""
     if not parts:
-        return new
+        is_kept = tree and isinstance(tree.data, dict) and new.data == {} and not new.place.key
+        return tree if tree and is_kept else new
     here = tree.place if tree and tree.data is not None else new.place
     (name, *rest), below = parts, join(path, parts[0])
     if key.keys:

@@ -1,9 +1,17 @@
-"""Mixtures to try: weights of a recipe's sources, drawn at random, then by what did well.
+"""A search of mixtures: weights of a recipe's sources by short runs, the best in full, their soup.
 
-As EmbeddingGemma was made (arXiv 2509.20354): a first mixture, some drawn from a Dirichlet
-distribution, then Bayesian optimisation. This is Optuna's tree-structured Parzen estimator, with a
-share p of n sources told to it as exp(-n p): with such numbers uniform, the mixtures are those of a
-flat Dirichlet distribution (Optuna's FAQ, "How do I suggest variables which represent the
+    RUN/recipe.yaml         the recipe, every key of it
+    RUN/mixtures.json       the trials and their scores
+    RUN/tried/NN/           the run of a trial; its weights are removed when its score is known
+    RUN/finetuned/NN/       the full run of one of the best
+    RUN/model/              the mean of those runs' models
+
+Each run is one of `gemb train`, and each part is resumed from where it was stopped.
+
+EmbeddingGemma (arXiv 2509.20354) had a first mixture, some drawn from a Dirichlet distribution,
+then Bayesian optimisation. The optimisation is Optuna's tree-structured Parzen estimator here. A
+share p of n sources is given to it as exp(-n p): with such numbers uniform, the mixtures are those
+of a flat Dirichlet distribution (Optuna's FAQ, "How do I suggest variables which represent the
 proportion?").
 """
 
@@ -64,20 +72,19 @@ class Trial:
     score: float  # mean of the sets' main metrics, higher is better
 
 
-def next_mixture(recipe: Recipe, trials: Sequence[Trial]) -> Mixture:
-    """Return what to try after these. It depends on them and the recipe alone.
+def next_mixture(search: Mixtures, recipe: Recipe, trials: Sequence[Trial]) -> Mixture:
+    """Return the mixture to try after these trials; it depends on nothing else.
 
     Raises:
         Missing: Optuna is not installed, and it is time for it.
     """
-    assert recipe.mixtures, "there is a search"
     number, count = len(trials), len(recipe.data)
     if number == 0:
-        own = [1.0 if one.weight is None else one.weight for one in recipe.data]
+        own = [1.0 if source.weight is None else source.weight for source in recipe.data]
         return Mixture(number=0, origin="own", weights=_shares(own))
-    if number <= recipe.mixtures.seeds:
+    if number <= search.seeds:
         random = np.random.default_rng([recipe.seed, number])
-        drawn = random.dirichlet([recipe.mixtures.concentration] * count)
+        drawn = random.dirichlet([search.concentration] * count)
         return Mixture(number=number, origin="drawn", weights=_shares(drawn))
     searched = _searched(trials, count, recipe.seed)
     return Mixture(number=number, origin="searched", weights=_shares(searched))
@@ -91,26 +98,26 @@ def best_mixtures(trials: Sequence[Trial], count: int) -> list[Mixture]:
     """
     chosen: list[Mixture] = []
     for trial in sorted(trials, key=lambda trial: -trial.score):
-        one = trial.mixture
+        weights = trial.mixture.weights
         is_new = all(
-            max(abs(a - b) for a, b in zip(one.weights, other.weights, strict=True)) >= APART
+            max(abs(a - b) for a, b in zip(weights, other.weights, strict=True)) >= APART
             for other in chosen
         )
         if is_new and len(chosen) < count:
-            chosen.append(one)
+            chosen.append(trial.mixture)
     return chosen
 
 
-def check_search(mixtures: Mixtures) -> None:
+def check_search(search: Mixtures) -> None:
     """Refuse a search that would need what is not installed.
 
     Raises:
         Missing: it is Optuna.
     """
-    if mixtures.trials > mixtures.seeds + 1 and find_spec("optuna") is None:
+    if search.trials > search.seeds + 1 and find_spec("optuna") is None:
         raise Missing(
             "the search of mixtures needs the module 'optuna': pip install 'gemb[mixtures]'; with "
-            f"mixtures.trials={mixtures.seeds + 1} there are drawn ones alone"
+            f"mixtures.trials={search.seeds + 1} there are drawn ones alone"
         )
 
 
@@ -151,18 +158,7 @@ def _shares(
     return tuple(max(LEAST, round(float(weight) / total, DIGITS)) for weight in weights)
 
 
-# A search of mixtures: short runs, the best in full, and their soup.
-#
-#     RUN/recipe.yaml         the recipe, every key of it
-#     RUN/mixtures.json       what was tried, and what came of it
-#     RUN/tried/NN/           the run of a mixture; its weights go when its score is known
-#     RUN/finetuned/NN/       the full run of one of the best
-#     RUN/model/              the mean of those runs' models
-#
-# Each run is one of `gemb train`, and each part is resumed from where it was stopped.
-
-
-def search(recipe: Recipe, training: Training, backend: Backend) -> None:
+def run_search(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> None:
     """Find mixtures, train with the best, average; the run folder holds the model and verdict.
 
     Without weights of its own a recipe's first mixture is an equal share for each source.
@@ -172,7 +168,6 @@ def search(recipe: Recipe, training: Training, backend: Backend) -> None:
         Missing: what proposes mixtures is not installed.
         Stopped: a signal came; `--resume auto` goes on.
     """
-    assert recipe.mixtures, "there is a search"
     if "RANK" in os.environ:
         raise UsageError(
             "a search of mixtures starts a run after the other: gemb train --nproc N, not torchrun"
@@ -181,54 +176,51 @@ def search(recipe: Recipe, training: Training, backend: Backend) -> None:
         raise UsageError("a search of mixtures works on one machine: --nnodes 1")
     if training.resume not in ("never", "auto"):
         raise UsageError(f"--resume {training.resume}: a search of mixtures goes on with auto")
-    check_search(recipe.mixtures)
+    check_search(search)
     if training.dry_run:
-        _look(recipe, training, backend)
+        _look(search, recipe, training, backend)
         return
     run = RunFolder(training.run)
     with run.begun(recipe, resumes=training.resume != "never"):
-        found = _tried(recipe, training, backend, run)
-        best = best_mixtures(found, recipe.mixtures.best)
+        trials = _trials(search, recipe, training, backend)
+        best = best_mixtures(trials, search.best)
         folders = [_finetuned(recipe, training, backend, mixture) for mixture in best]
         _cook(recipe, training, folders)
 
 
-def _look(recipe: Recipe, training: Training, backend: Backend) -> None:
-    assert recipe.mixtures, "there is a search"
+def _look(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> None:
     note(
-        f"{recipe.mixtures.trials} mixtures of {len(recipe.data)} sources, "
-        f"{recipe.mixtures.steps} steps each; then the best {recipe.mixtures.best} as below, and "
-        "their soup"
+        f"{search.trials} mixtures of {len(recipe.data)} sources, {search.steps} steps each; then "
+        f"the best {search.best} as below, and their soup"
     )
     backend.train(structs.replace(recipe, mixtures=None), training)
 
 
-def _tried(recipe: Recipe, training: Training, backend: Backend, run: RunFolder) -> list[Trial]:
+def _trials(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> list[Trial]:
     """Return the trials, after running those that are still to do."""
-    assert recipe.mixtures, "there is a search"
+    run = RunFolder(training.run)
     trials = read_trials(run.mixtures) if run.mixtures.is_file() else []
     if not trials:
         _keep(run, trials)  # from here on it is a search that can go on
-    while len(trials) < recipe.mixtures.trials:
-        mixture = next_mixture(recipe, trials)
+    while len(trials) < search.trials:
+        mixture = next_mixture(search, recipe, trials)
         folder = training.run / "tried" / f"{mixture.number:02}"
         # The first shows what all are like.
         with quieter() if mixture.number else nullcontext():
-            score = _score(_train(_short(recipe, mixture), folder, training, backend))
+            score = _score(_train(_short(search, recipe, mixture), folder, training, backend))
         trials.append(Trial(mixture=mixture, score=score))
         _keep(run, trials)
         for name in ("model", "best", "checkpoints", "start"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        _tell(recipe, trials)
-    return trials[: recipe.mixtures.trials]
+        _tell(search, trials)
+    return trials[: search.trials]
 
 
-def _tell(recipe: Recipe, trials: Sequence[Trial]) -> None:
-    assert recipe.mixtures, "there is a search"
+def _tell(search: Mixtures, trials: Sequence[Trial]) -> None:
     last, best = trials[-1], max(trials, key=lambda trial: trial.score)
     shares = ", ".join(f"{weight:.2f}" for weight in last.mixture.weights)
     note(
-        f"mixture {last.mixture.number} of {recipe.mixtures.trials} ({last.mixture.origin}: "
+        f"mixture {last.mixture.number} of {search.trials} ({last.mixture.origin}: "
         f"{shares}): {last.score:.4f}; the best is {best.mixture.number}: {best.score:.4f}"
     )
 
@@ -249,11 +241,11 @@ def _cook(recipe: Recipe, training: Training, folders: Sequence[Path]) -> None:
         note(LOSES_TYPES)
     scorer = Scorer(suite=open_suite(recipe.eval.data), near=run.path, runtime=training.runtime)
     with quieter():
-        found = compared(ingredients, ingredients, scorer, "mean", run.model)
-    for one, score in zip(ingredients, found.scores, strict=True):
-        note(f"{one.name}: {score:.4f}")
-    note(f"{run.model}, their mean: {found.soup:.4f}; the verdict is from {found.best}")
-    run.write_json(run.verdict, found.verdict.to_json())
+        comparison = compared(ingredients, ingredients, scorer, "mean", run.model)
+    for ingredient, score in zip(ingredients, comparison.scores, strict=True):
+        note(f"{ingredient.name}: {score:.4f}")
+    note(f"{run.model}, their mean: {comparison.soup:.4f}; the verdict is from {comparison.best}")
+    run.write_json(run.verdict, comparison.verdict.to_json())
 
 
 def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -> RunFolder:
@@ -280,12 +272,11 @@ def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -
     return run
 
 
-def _short(recipe: Recipe, mixture: Mixture) -> Recipe:
+def _short(search: Mixtures, recipe: Recipe, mixture: Mixture) -> Recipe:
     """Return the recipe of a trial: fewer steps, and one evaluation, at the end."""
-    assert recipe.mixtures, "there is a search"
     return structs.replace(
         _with(recipe, mixture),
-        run=structs.replace(recipe.run, steps=recipe.mixtures.steps),
+        run=structs.replace(recipe.run, steps=search.steps),
         eval=structs.replace(recipe.eval, every_steps=0),
         checkpoint=structs.replace(recipe.checkpoint, keep=1),
     )
@@ -315,10 +306,12 @@ def read_trials(path: Path) -> list[Trial]:
     try:
         return [
             Trial(
-                mixture=Mixture(**{**one["mixture"], "weights": tuple(one["mixture"]["weights"])}),
-                score=float(one["score"]),
+                mixture=Mixture(
+                    **entry["mixture"] | {"weights": tuple(entry["mixture"]["weights"])}
+                ),
+                score=float(entry["score"]),
             )
-            for one in json.loads(path.read_bytes())["trials"]
+            for entry in json.loads(path.read_bytes())["trials"]
         ]
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path}: no mixtures that gemb train kept: {error}") from error

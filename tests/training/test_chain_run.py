@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from gemb.errors import UsageError
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.fingerprint import path_fingerprint
+from gemb.recipe.chain import read_chain
+from gemb.recipe.yaml_text import Place, read_text
+from gemb.training.chain_run import ChainRun
 from tiny_model import TinyShape, write_tiny_model
 
 Answer = subprocess.CompletedProcess[str]
@@ -122,15 +126,48 @@ def test_an_output_that_is_gone_is_missed_where_a_stage_needs_it(go, work):
     assert set(states(go(SOUPS, "-o", "run")).values()) == {"done"}, "no stage is to be run"
     line = refusal(go(SOUPS.replace("../b", "../b ../a"), "-o", "run"), 4)
     assert line == (
-        "gemb: run/two/model: stage both needs it, and it is not there; put it back, or remove "
-        "run/stages/two.json, and two is run again"
+        "gemb: run/two/model: stage both needs it, and it is not there; put it back, or make it "
+        "again with --from two"
     )
+    again = go(SOUPS.replace("../b", "../b ../a"), "-o", "run", "--from", "two")
+    assert states(again) == {"one": "done", "two": "new", "both": "new", "same": "new"}
+
+
+def test_from_runs_a_stage_and_those_after_it_again(go, work):
+    states(go(SOUPS, "-o", "run"))
+    looked = go(SOUPS, "-o", "run", "--from", "both", "-n").stdout.splitlines()
+    assert [line.split()[2] for line in looked[1:5]] == ["done", "done", "new", "new"]
+    before = (work / "run/both/model/model.safetensors").stat().st_mtime_ns
+    again = go(SOUPS, "-o", "run", "--from", "both")
+    assert states(again) == {"one": "done", "two": "done", "both": "new", "same": "new"}
+    assert (work / "run/both/model/model.safetensors").stat().st_mtime_ns > before
+    assert set(states(go(SOUPS, "-o", "run")).values()) == {"done"}
+
+
+def test_of_several_files_one_must_be_named(tmp_path):
+    chain = read_chain(
+        read_text(
+            "stages:\n  small: {run: quantize mini -t q8_0}\n  next: {run: eval stage:small}\n",
+            Place("my.yaml"),
+        ),
+        (),
+        lambda words: None,
+    )
+    run = ChainRun(chain, tmp_path)
+    (tmp_path / "small").mkdir()
+    for name in ("model-q8_0.gguf", "model-q4_0.gguf"):
+        (tmp_path / "small" / name).touch()
+        if name == "model-q8_0.gguf":
+            assert run.output("small") == tmp_path / "small" / name
+    with pytest.raises(UsageError, match=r"is several files, model-q4_0\.gguf, model-q8_0\.gguf"):
+        run.output("small")
+    assert run.output("small", "/model-q4_0.gguf") == tmp_path / "small/model-q4_0.gguf"
 
 
 def test_nothing_begins_when_an_input_of_a_later_stage_is_not_there(go, work):
     for text, path in (
         (SOUPS.replace("../b", "../c"), "../c"),
-        (SOUPS + "  last: {run: eval stage:both --data dev}\n", "dev"),
+        (SOUPS + "  last: {run: eval stage:both --data dev/}\n", "dev"),
         (SOUPS + "  last: {train: smoke, with: {data: [{path: x.jsonl}]}}\n", "x.jsonl"),
     ):
         line = refusal(go(text, "-o", "run"), 4)

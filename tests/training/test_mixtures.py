@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import random
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec import structs
 from test_soup import contents, numbers
 
 from gemb.errors import Missing, UsageError
@@ -83,14 +83,17 @@ def recipe(work, monkeypatch):
 
 
 def _of_four(recipe, **changes):
-    sources = tuple(dataclasses.replace(recipe.data[0], name=str(i), weight=None) for i in range(4))
-    wanted = dataclasses.replace(recipe.mixtures, **changes)
-    return dataclasses.replace(recipe, data=sources, mixtures=wanted)
+    sources = tuple(structs.replace(recipe.data[0], name=str(i), weight=None) for i in range(4))
+    wanted = structs.replace(recipe.mixtures, **changes)
+    return structs.replace(recipe, data=sources, mixtures=wanted)
 
 
 def test_the_first_mixture_is_the_recipes_own(recipe):
-    assert next_mixture(recipe, []) == Mixture(number=0, origin="own", weights=(0.75, 0.25))
-    assert next_mixture(_of_four(recipe), []).weights == (0.25,) * 4
+    assert next_mixture(recipe.mixtures, recipe, []) == Mixture(
+        number=0, origin="own", weights=(0.75, 0.25)
+    )
+    four = _of_four(recipe)
+    assert next_mixture(four.mixtures, four, []).weights == (0.25,) * 4
 
 
 @pytest.mark.parametrize("concentration", [1.0, 5.0])
@@ -99,7 +102,7 @@ def test_drawn_mixtures_are_those_of_a_dirichlet_distribution(recipe, concentrat
     drawn = []
     for number in range(1, 3001):
         trials = _Numbered(number)
-        drawn.append(next_mixture(wide, trials).weights)
+        drawn.append(next_mixture(wide.mixtures, wide, trials).weights)
     shares = np.array(drawn)
     np.testing.assert_allclose(shares.sum(axis=1), 1, atol=0.004)  # each is rounded
     # Mean 1/4; variance p (1 - p) / (4 a + 1). Three thousand draws: 4 standard errors.
@@ -129,10 +132,10 @@ def test_the_search_finds_better_mixtures_than_chance(recipe):
     for seed in range(5):
         found = {}
         for seeds in (10, 30):  # 20 searched; all drawn
-            wanted = dataclasses.replace(_of_four(recipe, seeds=seeds, trials=31), seed=seed)
+            wanted = structs.replace(_of_four(recipe, seeds=seeds, trials=31), seed=seed)
             trials: list[Trial] = []
             while len(trials) < 31:
-                mixture = next_mixture(wanted, trials)
+                mixture = next_mixture(wanted.mixtures, wanted, trials)
                 trials.append(Trial(mixture=mixture, score=score(mixture)))
             assert [trial.mixture.origin for trial in trials].count("drawn") == seeds
             found[seeds] = max(trial.score for trial in trials)
@@ -144,8 +147,8 @@ def test_a_mixture_depends_on_the_trials_before_it_alone(recipe):
     wide = _of_four(recipe, seeds=2, trials=9)
     trials: list[Trial] = []
     while len(trials) < 9:
-        mixture = next_mixture(wide, trials)
-        assert next_mixture(wide, list(trials)) == mixture
+        mixture = next_mixture(wide.mixtures, wide, trials)
+        assert next_mixture(wide.mixtures, wide, list(trials)) == mixture
         assert min(mixture.weights) >= 0.001
         trials.append(Trial(mixture=mixture, score=mixture.weights[0]))
     assert len({trial.mixture.weights for trial in trials}) == 9

@@ -419,8 +419,6 @@ def test_the_cause_is_told_and_not_what_the_others_saw_of_it(tmp_path, monkeypat
         (["--nproc", "16"], "batch.pairs=8 is less than the 16 processes that share it"),
         (["--nproc", "0"], "'0' is neither auto nor a number from 1 on"),
         (["--nnodes", "2"], "--nnodes needs --rdzv HOST:PORT"),
-        (["--launch", "slurm", "--nproc", "8"], "say so with -n"),
-        (["--launch", "slurm", "-n"], "--nproc N"),
     ],
 )
 def test_what_cannot_be_is_refused(options, line, recipe, tmp_path):
@@ -432,14 +430,11 @@ def test_what_cannot_be_is_refused(options, line, recipe, tmp_path):
 
 
 def test_the_batch_file_runs_the_command_and_queues_the_job_again_on_75(recipe, tmp_path):
-    answer = gemb(
-        *("train", str(recipe), "optimizer.lr=1e-5", "-o", "a run", "--nproc", "8"),
-        *("--nnodes", "4", "--launch", "slurm", "-n", "-q"),
-        cwd=tmp_path,
-    )
+    answer = gemb("recipes", "cp", "slurm.sh", "job.sh", cwd=tmp_path)
     assert (answer.returncode, answer.stderr) == (0, "")
-    for line in ("--nodes=4", "--gpus-per-node=8", "--signal=USR1@300", "--requeue"):
-        assert f"#SBATCH {line}\n" in answer.stdout
+    text = (tmp_path / "job.sh").read_text()
+    for line in ("--nodes=1", "--gpus-per-node=8", "--signal=USR1@300", "--requeue"):
+        assert f"#SBATCH {line}\n" in text
     programs = tmp_path / "bin"
     programs.mkdir()
     for name, body in {
@@ -449,12 +444,14 @@ def test_the_batch_file_runs_the_command_and_queues_the_job_again_on_75(recipe, 
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
     ran = subprocess.run(
-        ["bash", "-c", answer.stdout],
+        ["bash", "job.sh", str(recipe), "optimizer.lr=1e-5", "-o", "a run", "-q"],
         cwd=tmp_path,
         env={
             "PATH": f"{programs}:{os.environ['PATH']}",
             "SLURM_JOB_ID": "42",
             "SLURM_JOB_NODELIST": "node[7-8]",
+            "SLURM_NNODES": "2",
+            "SLURM_GPUS_ON_NODE": "4",
         },
         check=False,
     )
@@ -463,6 +460,6 @@ def test_the_batch_file_runs_the_command_and_queues_the_job_again_on_75(recipe, 
     command = words[words.index("gemb") :]
     assert command == [
         *("gemb", "train", str(recipe), "optimizer.lr=1e-5", "-o", "a run", "-q"),
-        *("--nnodes", "4", "--nproc", "8", "--rdzv", "node7:29500", "--resume", "auto"),
+        *("--nnodes", "2", "--nproc", "4", "--rdzv", "node7:29500", "--resume", "auto"),
     ]
     assert (tmp_path / "scontrol.log").read_text().splitlines()[-1] == "requeue 42"
