@@ -5,8 +5,8 @@
 #   sbatch job.sh finetune.yaml optimizer.lr=1e-5 -o /shared/runs/a
 #
 # The arguments are those of gemb train; RUN is a folder on a disk that all machines see. On each
-# machine one gemb train starts a process for each GPU by torchrun; they meet at the job's first
-# host. USR1 comes 300 s before the time is up: the run saves its state and leaves with 75, and the
+# machine one gemb train starts a process for each GPU, with torchrun's variables; they meet at the
+# job's first host. USR1 comes 300 s before the time is up: the run saves its state and leaves with 75, and the
 # job is queued again and goes on there. The same run without SLURM is, on each of two machines:
 #
 #   gemb train finetune.yaml -o /shared/runs/a --nnodes 2 --nproc 8 --rdzv HOST:29500 --resume auto

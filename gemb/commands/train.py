@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", "none", "torchrun"]),
     default="auto",
     show_default=True,
-    help="auto: torchrun for more than one process; none: this process alone.",
+    help="auto: processes beside this one, if more than one trains; torchrun: always; none: never.",
 )
 @click.option(
     "--from",
@@ -137,9 +137,9 @@ def train(
     A recipe with `mixtures:` searches the weights of its sources by short runs, trains in full with
     the best, and averages these models: RUN/model.
 
-    With --nproc it starts so many processes by torchrun, which share each batch: the gradients are
-    those of one process. Under a torchrun of yours (`torchrun -m gemb train ...`) it trains the
-    same, and each process tells its own failure.
+    With --nproc it starts so many processes, which share each batch: the gradients are those of one
+    process. Under a torchrun of yours (`torchrun -m gemb train ...`) it trains the same, and each
+    process prints its own failure.
 
     \b
     gemb train finetune -o runs/a --nproc 8
