@@ -151,8 +151,8 @@ def dump_chain(chain: Chain) -> str:
     """Return the chain as YAML, every key of its recipes; `read_chain` reads it as an equal one."""
     stages: dict[str, dict[str, Any]] = {}
     for stage in chain.values():
-        does = {"with": to_plain(stage.recipe)} if stage.recipe else {}
-        stages[stage.name] = does or {"run": shlex.join(stage.command)}
+        does: dict[str, Any] = {"run": shlex.join(stage.command)}
+        stages[stage.name] = {"with": to_plain(stage.recipe)} if stage.recipe else does
         if stage.goes_on_if_worse:
             stages[stage.name]["if_worse"] = "go_on"
     return write_text({"stages": stages})
