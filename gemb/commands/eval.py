@@ -1,4 +1,4 @@
-"""What `gemb eval` says of a model's scores: a table or JSON, and notes beside it."""
+"""`gemb eval`: how good a model is, on the user's own sets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import AnyPath, ModelReference
+from gemb.embedding.vectors import DTYPES
 from gemb.errors import NegativeAnswer
 from gemb.io.notes import note, warn
 from gemb.models.references import DEFAULT
@@ -23,72 +24,6 @@ if TYPE_CHECKING:
     from gemb.evaluation.verdict import Verdict
 
 
-def in_words(scores: Scores, found: Verdict | None, *, every_metric: bool) -> str:
-    """Return a line for each set and type: the metric, its units, and a column for each width.
-
-    Args:
-        scores: of the model.
-        found: what became of them since another model's; it is the last line. None: nothing is
-            compared.
-        every_metric: of a set; else the main one alone.
-    """
-    dims = list(dict.fromkeys(size.dim for size in scores.sizes))
-    types = list(dict.fromkeys(size.dtype for size in scores.sizes))
-    units = {one.name: str(one.units) for one in scores.sets}
-    main = {(one.name, one.metric) for one in scores.sets}
-    shown = [row for row in scores.rows if every_metric or (row.set, row.metric) in main]
-    if len(scores.sets) > 1:
-        shown += scores.means()
-    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
-    for row in shown:
-        lines.setdefault((row.set, row.metric, row.dtype), {})[row.dim] = row
-    head = ["set", "metric", "n", *(["dtype"] if len(types) > 1 else []), *map(str, dims)]
-    table = [head]
-    for (name, metric, dtype), cells in lines.items():
-        kind = [dtype] if len(types) > 1 else []
-        table.append([name, metric, units.get(name, ""), *kind, *map(_cell, cells.values())])
-    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
-    text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in table
-    ]
-    return "\n".join(text + ([found.line] if found else []))
-
-
-def _cell(row: Row) -> str:
-    return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
-
-
-def in_json(scores: Scores, found: Verdict | None) -> str:
-    """Return all of it as one JSON document."""
-    document = {**scores.to_json(), **({"verdict": found.to_json()} if found else {})}
-    return json.dumps(document, ensure_ascii=False, indent=2)
-
-
-def tell_notes(scores: Scores, longest: int) -> None:
-    """Say on stderr what is not in the table: prompts, texts that were cut, what is left out.
-
-    Args:
-        scores: of the model.
-        longest: tokens of a text that the model takes.
-    """
-    if scores.cut:
-        warn(f"{scores.cut} of {scores.texts} texts were cut at {longest} tokens")
-    for one in scores.sets:
-        if one.left_out:
-            warn(f"{one.name}: {one.left_out}; they take no part")
-    users: dict[tuple[str, ...], list[str]] = {}
-    for one in scores.sets:
-        users.setdefault(tuple(dict.fromkeys(one.prompts)), []).append(one.name)
-    for prompts, names in users.items():
-        words = " and ".join(f"'{prompt}'" for prompt in prompts)
-        note(f"prompts of {', '.join(names)}: {words}")
-
-
-# `gemb eval`: how good a model is, on the user's own sets.
-
-
-DTYPES = ("f32", "f16", "int8", "ubinary")
 PREFIXES = ("builtin:", "mteb:")
 GROUPS = {
     "What is measured": ("data", "dims", "dtypes", "baseline"),
@@ -243,17 +178,19 @@ def _run(
         before = _scores(suite, other, widths, types, options, f"eval {baseline}")
         del other
     after = _scores(suite, encoder, widths, types, options, "eval")
-    tell_notes(after, encoder.profile.max_tokens)
-    found = verdict(before, after) if before else None
+    _say_notes(after, encoder.profile.max_tokens)
+    comparison = verdict(before, after) if before else None
     try:  # neither a full disk nor a reader that went away takes the result from the other
         click.echo(
-            in_json(after, found) if as_json else in_words(after, found, every_metric=every_metric)
+            _in_json(after, comparison)
+            if as_json
+            else _in_words(after, comparison, every_metric=every_metric)
         )
     finally:
         if output is not None:
             after.save(output)
-    if found and found.word == "REGRESSION":
-        raise NegativeAnswer(f"worse than {baseline}: {found.line.removeprefix('VERDICT ')}")
+    if comparison and comparison.word == "REGRESSION":
+        raise NegativeAnswer(f"worse than {baseline}: {comparison.line.removeprefix('VERDICT ')}")
 
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
@@ -309,11 +246,73 @@ def _run_mteb(
 
     _check_dims(options, widths)
     loaded = tasks_named(tasks)
-    found = run(loaded, options.open().encoder, widths)
+    results = run(loaded, options.open().encoder, widths)
     if as_json:
-        click.echo(json.dumps([row._asdict() for row in found], ensure_ascii=False, indent=2))
+        click.echo(json.dumps([row._asdict() for row in results], ensure_ascii=False, indent=2))
         return
-    for row in found:
+    for row in results:
         click.echo(
             f"{row.task}  {row.split}  {row.subset}  {row.metric}  {row.dim}  {row.value:.5f}"
         )
+
+
+def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) -> str:
+    """Return a line for each set and type: the metric, its units, and a column for each width.
+
+    Args:
+        scores: of the model.
+        verdict: what became of them since another model's; it is the last line. None: nothing is
+            compared.
+        every_metric: of a set; else the main one alone.
+    """
+    dims = list(dict.fromkeys(size.dim for size in scores.sizes))
+    types = list(dict.fromkeys(size.dtype for size in scores.sizes))
+    units = {dataset.name: str(dataset.units) for dataset in scores.sets}
+    main = {(dataset.name, dataset.metric) for dataset in scores.sets}
+    shown = [row for row in scores.rows if every_metric or (row.set, row.metric) in main]
+    if len(scores.sets) > 1:
+        shown += scores.means()
+    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
+    for row in shown:
+        lines.setdefault((row.set, row.metric, row.dtype), {})[row.dim] = row
+    head = ["set", "metric", "n", *(["dtype"] if len(types) > 1 else []), *map(str, dims)]
+    table = [head]
+    for (name, metric, dtype), cells in lines.items():
+        kind = [dtype] if len(types) > 1 else []
+        table.append([name, metric, units.get(name, ""), *kind, *map(_cell, cells.values())])
+    widths = [max(len(line[column]) for line in table) for column in range(len(head))]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in table
+    ]
+    return "\n".join(text + ([verdict.line] if verdict else []))
+
+
+def _cell(row: Row) -> str:
+    return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
+
+
+def _in_json(scores: Scores, verdict: Verdict | None) -> str:
+    """Return all of it as one JSON document."""
+    document = {**scores.to_json(), **({"verdict": verdict.to_json()} if verdict else {})}
+    return json.dumps(document, ensure_ascii=False, indent=2)
+
+
+def _say_notes(scores: Scores, longest: int) -> None:
+    """Say on stderr what is not in the table: prompts, texts that were cut, what is left out.
+
+    Args:
+        scores: of the model.
+        longest: tokens of a text that the model takes.
+    """
+    if scores.cut:
+        warn(f"{scores.cut} of {scores.texts} texts were cut at {longest} tokens")
+    for dataset in scores.sets:
+        if dataset.left_out:
+            warn(f"{dataset.name}: {dataset.left_out}; they take no part")
+    users: dict[tuple[str, ...], list[str]] = {}
+    for dataset in scores.sets:
+        users.setdefault(tuple(dict.fromkeys(dataset.prompts)), []).append(dataset.name)
+    for prompts, names in users.items():
+        words = " and ".join(f"'{prompt}'" for prompt in prompts)
+        note(f"prompts of {', '.join(names)}: {words}")

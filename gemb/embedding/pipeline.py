@@ -387,9 +387,7 @@ def text_vectors(
     for window in embed(ordered, embedder, live=False):
         for row in window.rows:
             if row.error:
-                raise GembError(
-                    f"no score: a text of {row.record.place} has no vector: {row.error.message}"
-                )
+                raise GembError(f"a text of {row.record.place} has no vector: {row.error.message}")
             cut += row.is_cut
         vectors[[int(row.record.id) for row in window.rows]] = window.vectors
         if progress:

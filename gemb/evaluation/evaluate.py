@@ -1,4 +1,10 @@
-"""Vectors as `gemb embed --dim --dtype` stores them, for scoring."""
+"""A model on evaluation sets: every text embedded once, every size of vector scored from that.
+
+A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
+rounded; queries and documents alike. The way of a score, of an nDCG for one: `evaluate` embeds the
+texts of all sets, `_retrieval` ranks the documents of each query, `metrics.of_rankings` gives each
+query its nDCG, and `_rows` the mean over the queries with its interval.
+"""
 
 from __future__ import annotations
 
@@ -34,43 +40,7 @@ if TYPE_CHECKING:
     from gemb.models.profile import ModelProfile
 
 
-class Stored:
-    """Vectors as they are stored, as float32: whole numbers where the type has them.
-
-    The products of whole numbers are exact in float32 (below 2^24), so equal similarities are tied
-    and not ordered by the last bit of a sum.
-    """
-
-    def __init__(self, vectors: Vectors, size: Size) -> None:
-        dim, dtype = size
-        stored = packed(shortened(vectors, dim), dtype, dim)
-        signs = dtype == "ubinary"
-        self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
-        squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
-        self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
-        if dtype == "f32":
-            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
-
-    @property
-    def unit(self) -> Vectors:
-        """Return rows of length one."""
-        rows: Vectors = self.codes / self.lengths[:, None]
-        return rows
-
-    def cosines(self, rows: slice | Rows, other: Stored) -> Vectors:
-        """Return the cosines of these rows with all rows of the other, [rows, N]."""
-        products = self.codes[rows] @ other.codes.T
-        found: Vectors = products / (self.lengths[rows, None] * other.lengths)
-        return found
-
-
-# A model on evaluation sets: every text embedded once, every size of vector scored from that.
-#
-# A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one
-# again, rounded; queries and documents alike.
-
-
-_CELLS = 1 << 24  # similarities in memory at a time
+CELLS = 1 << 24  # similarities in memory at a time
 
 
 def evaluate(
@@ -87,7 +57,7 @@ def evaluate(
         suite: the sets; each kind has its prompts, from the model's own dictionary.
         encoder: the open model.
         dims: widths that it was trained for; none: all of them.
-        dtypes: of gemb.vectors.DTYPES.
+        dtypes: of gemb.embedding.vectors.DTYPES.
         progress: called as texts are embedded.
 
     Raises:
@@ -97,26 +67,26 @@ def evaluate(
     sizes = _sizes(encoder.profile, dims, dtypes)
     embedded = _Embedded(suite, encoder, progress)
     sets, rows, evidence = [], [], {}
-    for one in suite.sets:
+    for dataset in suite.sets:
         description = SetDescription(
-            name=one.name,
-            kind=one.kind,
-            metric=one.metric,
-            units=one.units,
-            fingerprint=one.fingerprint,
-            prompts=tuple(embedded.prompts[part.task].template for part in one.parts),
-            left_out=one.left_out,
+            name=dataset.name,
+            kind=dataset.kind,
+            metric=dataset.metric,
+            units=dataset.units,
+            fingerprint=dataset.fingerprint,
+            prompts=tuple(embedded.prompts[part.task].template for part in dataset.parts),
+            left_out=dataset.left_out,
         )
         sets.append(description)
-        found = {
+        statistics = {
             (size, metric): statistic
             for size in sizes
-            for metric, statistic in _scored(one, embedded, size).items()
+            for metric, statistic in _scored(dataset, embedded, size).items()
         }
-        rows += _rows(description, found)
-        for (size, metric), statistic in found.items():
-            if metric == one.metric:
-                evidence[one.name, size] = statistic
+        rows += _rows(description, statistics)
+        for (size, metric), statistic in statistics.items():
+            if metric == dataset.metric:
+                evidence[dataset.name, size] = statistic
     return Scores(
         model=encoder.profile.fingerprint,
         arithmetic=encoder.profile.dtype,
@@ -139,17 +109,18 @@ def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) ->
     return tuple(Size(dim, dtype) for dtype in dict.fromkeys(dtypes) for dim in widths)
 
 
-def _rows(one: SetDescription, found: Mapping[tuple[Size, str], Statistic]) -> list[Row]:
-    parts: dict[tuple[Size, str], list[Doubles]] = {key: [] for key in found}
-    for counts in resamples(one.units, one.seed):
-        for key, statistic in found.items():
+def _rows(dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statistic]) -> list[Row]:
+    """Return the score of each size and metric, with its interval by bootstrap."""
+    parts: dict[tuple[Size, str], list[Doubles]] = {key: [] for key in statistics}
+    for counts in resamples(dataset.units, dataset.seed):
+        for key, statistic in statistics.items():
             parts[key].append(statistic.of(counts))
     rows = []
-    for (size, metric), statistic in found.items():
+    for (size, metric), statistic in statistics.items():
         low, high = interval(np.concatenate(parts[size, metric]))
         rows.append(
             Row(
-                set=one.name,
+                set=dataset.name,
                 metric=metric,
                 dim=size.dim,
                 dtype=size.dtype,
@@ -165,17 +136,19 @@ class _Embedded:
     """The vectors of a suite's texts, each distinct one once."""
 
     def __init__(self, suite: Suite, encoder: Encoder, progress: Progress | None) -> None:
-        parts = [(one, part) for one in suite.sets for part in one.parts]
+        parts = [(dataset, part) for dataset in suite.sets for part in dataset.parts]
         tasks = dict.fromkeys(part.task for _, part in parts)
         self.prompts = {task: for_task(task, encoder.profile.prompts) for task in tasks}
         self._row: dict[str, int] = {}  # what the model sees -> row of the vectors
         records: list[Record] = []
-        for one, part in parts:
+        for dataset, part in parts:
             for text in part.texts:
-                seen = self._rendered(part.task, text)
-                if seen not in self._row:
-                    self._row[seen] = len(records)
-                    records.append(Record(len(records), f"{one.name}: {text.text[:40]!r}", seen))
+                prompted = self._rendered(part.task, text)
+                if prompted not in self._row:
+                    self._row[prompted] = len(records)
+                    records.append(
+                        Record(len(records), f"{dataset.name}: {text.text[:40]!r}", prompted)
+                    )
         self.count = len(records)
         self._vectors, self.cut = text_vectors(records, encoder, progress)
 
@@ -186,90 +159,123 @@ class _Embedded:
         """Return the row of each text of a part in the vectors, [N]."""
         return np.array([self._row[self._rendered(part.task, text)] for text in part.texts], int)
 
-    def stored(self, rows: Rows, size: Size) -> Stored:
+    def stored(self, rows: Rows, size: Size) -> StoredVectors:
         """Return these rows as they are stored."""
-        return Stored(self._vectors[rows], size)
+        return StoredVectors(self._vectors[rows], size)
 
 
-def _scored(one: EvaluationSet, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+def _scored(dataset: EvaluationSet, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
     """Return the metrics of a set for one size of vector, the main one first."""
-    match one:
+    match dataset:
         case SentencePairs(kind="bitext"):
-            return _bitext(one, embedded, size)
+            return _bitext(dataset, embedded, size)
         case SentencePairs():
-            return _pairs(one, embedded, size)
+            return _pairs(dataset, embedded, size)
         case Retrieval():
-            return _retrieval(one, embedded, size)
+            return _retrieval(dataset, embedded, size)
         case Classification():
-            return _classification(one, embedded, size)
-    raise AssertionError(one.kind)
+            return _classification(dataset, embedded, size)
+    raise AssertionError(dataset.kind)
 
 
-def _pairs(one: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
-    left, right = (embedded.stored(embedded.rows(part), size) for part in one.parts)
+def _pairs(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    left, right = (embedded.stored(embedded.rows(part), size) for part in dataset.parts)
     products = np.einsum("nd,nd->n", left.codes, right.codes, dtype=np.float64)
     cosines = products / (left.lengths.astype(np.float64) * right.lengths)
-    form: Form = "spearman" if one.kind == "sts" else "average_precision"
-    return {one.metric: Statistic(form, cosines, one.gold)}
+    form: Form = "spearman" if dataset.kind == "sts" else "average_precision"
+    return {dataset.metric: Statistic(form, cosines, dataset.gold)}
 
 
-def _bitext(one: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+def _bitext(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
     """Score 1 for a pair whose sides are each other's nearest, 1/2 where one side alone finds."""
-    rows = [embedded.rows(part) for part in one.parts]
+    rows = [embedded.rows(part) for part in dataset.parts]
     stored = [embedded.stored(some, size) for some in rows]
-    hits = np.zeros(one.units)
+    hits = np.zeros(dataset.units)
     for here, there in ((0, 1), (1, 0)):
-        for part in _chunks(one.units, one.units):
+        for part in _chunks(dataset.units, dataset.units):
             nearest = stored[here].cosines(part, stored[there]).argmax(axis=1)
             hits[part] += (rows[there][nearest] == rows[there][part]) / 2
-    return {one.metric: Statistic("mean", hits)}
+    return {dataset.metric: Statistic("mean", hits)}
 
 
-def _retrieval(one: Retrieval, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
-    queries = embedded.stored(embedded.rows(one.parts[0]), size)
+def _retrieval(dataset: Retrieval, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
+    """Rank the documents of each query; in reranking those that are judged for it."""
+    queries = embedded.stored(embedded.rows(dataset.parts[0]), size)
     # Equal documents get one column, so that their scores are tied to the last bit.
-    rows, column = np.unique(embedded.rows(one.parts[1]), return_inverse=True)
+    rows, column = np.unique(embedded.rows(dataset.parts[1]), return_inverse=True)
     documents = embedded.stored(rows, size)
     count = len(column)
-    grades = np.zeros((one.units, DEPTH))
-    ideal = np.zeros((one.units, 10))
-    relevant = np.zeros(one.units)
+    grades = np.zeros((dataset.units, DEPTH))
+    ideal = np.zeros((dataset.units, 10))
+    relevant = np.zeros(dataset.units)
     graded = np.zeros(count)
-    for part in _chunks(one.units, count):
+    for part in _chunks(dataset.units, count):
         for query, unique in zip(
             range(part.start, part.stop), queries.cosines(part, documents), strict=True
         ):
-            judged, given = one.judged[query]
+            judged, given = dataset.judged[query]
             scores = unique[column]
-            if one.kind == "rerank":
+            if dataset.kind == "rerank":
                 others = np.ones(count, bool)
                 others[judged] = False
                 scores[others] = -np.inf
-            if one.own[query] >= 0:
-                scores[one.own[query]] = -np.inf
-            found = best(scores)
+            if dataset.own[query] >= 0:
+                scores[dataset.own[query]] = -np.inf
+            ranking = best(scores)
             graded[judged] = given
-            grades[query, : len(found)] = graded[found]
+            grades[query, : len(ranking)] = graded[ranking]
             graded[judged] = 0
             highest = np.sort(given)[::-1][:10]
             ideal[query, : len(highest)] = highest
             relevant[query] = (given > 0).sum()
     metrics = of_rankings(grades, ideal, relevant)
-    names = [one.metric, *(name for name in RANKING if name != one.metric)]
+    names = [dataset.metric, *(name for name in RANKING if name != dataset.metric)]
     return {name: Statistic("mean", metrics[name]) for name in names}
 
 
-def _classification(one: Classification, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
-    train = embedded.stored(embedded.rows(one.parts[0]), size).unit
-    if one.test:
-        test = embedded.stored(embedded.rows(one.parts[1]), size).unit
-        found = predictions(train, one.train_labels, test)
-        hits = np.array(found) == np.array(one.test_labels)
+def _classification(
+    dataset: Classification, embedded: _Embedded, size: Size
+) -> dict[str, Statistic]:
+    train = embedded.stored(embedded.rows(dataset.parts[0]), size).unit
+    if dataset.test:
+        test = embedded.stored(embedded.rows(dataset.parts[1]), size).unit
+        labels = predictions(train, dataset.train_labels, test)
+        hits = np.array(labels) == np.array(dataset.test_labels)
     else:
-        hits = np.array(folded(train, one.train_labels)) == np.array(one.train_labels)
-    return {one.metric: Statistic("mean", hits.astype(np.float64))}
+        hits = np.array(folded(train, dataset.train_labels)) == np.array(dataset.train_labels)
+    return {dataset.metric: Statistic("mean", hits.astype(np.float64))}
 
 
 def _chunks(rows: int, columns: int) -> list[slice]:
-    step = max(1, _CELLS // columns)
+    step = max(1, CELLS // columns)
     return [slice(begin, min(begin + step, rows)) for begin in range(0, rows, step)]
+
+
+class StoredVectors:
+    """Vectors as they are stored, as float32: whole numbers where the type has them.
+
+    The products of whole numbers are exact in float32 (below 2^24), so equal similarities are tied
+    and not ordered by the last bit of a sum.
+    """
+
+    def __init__(self, vectors: Vectors, size: Size) -> None:
+        dim, dtype = size
+        stored = packed(shortened(vectors, dim), dtype, dim)
+        signs = dtype == "ubinary"
+        self.codes: Vectors = unpacked(stored, dtype, dim) if signs else stored.astype(np.float32)
+        squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
+        self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
+        if dtype == "f32":
+            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
+
+    @property
+    def unit(self) -> Vectors:
+        """Return rows of length one."""
+        rows: Vectors = self.codes / self.lengths[:, None]
+        return rows
+
+    def cosines(self, rows: slice | Rows, other: StoredVectors) -> Vectors:
+        """Return the cosines of these rows with all rows of the other, [rows, N]."""
+        products = self.codes[rows] @ other.codes.T
+        cosines: Vectors = products / (self.lengths[rows, None] * other.lengths)
+        return cosines

@@ -1,9 +1,13 @@
-"""The numbers of an evaluation: rank correlation, average precision, and what a ranking is worth.
+"""The metrics of an evaluation, and how sure a score is.
 
 Every metric is defined as in the program that people compare with: `spearman` as in
 scipy.stats.spearmanr, `average_precision` as in sklearn.metrics.average_precision_score, and the
 metrics of a ranking as in NIST's trec_eval 9 (`ndcg_cut_10`, `recall_10`, `recall_100`, `map_cut`,
-`recip_rank`). Legend: R resamples, N units (pairs, queries, rows), K places of a ranking.
+`recip_rank`). How sure a score is says the percentile bootstrap over pairs, queries or rows (Efron
+1979). A set's resamples depend on its content alone, so that two models are measured on the same
+ones: the difference of their resampled scores is the paired bootstrap.
+
+Legend: R resamples, N units (pairs, queries, rows), K places of a ranking.
 """
 
 from __future__ import annotations
@@ -19,6 +23,11 @@ from gemb.arrays import Doubles, Rows
 
 DEPTH = 100  # places of a ranking that count, at most
 RANKING = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
+RESAMPLES = 2000
+LEVEL = 0.95
+_CELLS = 1 << 21  # counts in memory at a time
+
+Form = Literal["mean", "spearman", "average_precision"]
 
 
 def spearman(a: Doubles, b: Doubles, counts: Doubles | None = None) -> Doubles:
@@ -92,8 +101,8 @@ def best(scores: NDArray[np.float32], places: int = DEPTH) -> Rows:
         least = np.partition(scores, len(scores) - places)[len(scores) - places]
         rows = np.flatnonzero(scores >= least)
     rows = rows[np.argsort(-scores[rows], kind="stable")][:places]
-    found: Rows = rows[np.isfinite(scores[rows])]
-    return found
+    ranking: Rows = rows[np.isfinite(scores[rows])]
+    return ranking
 
 
 def of_rankings(grades: Doubles, ideal: Doubles, relevant: Doubles) -> dict[str, Doubles]:
@@ -121,19 +130,6 @@ def of_rankings(grades: Doubles, ideal: Doubles, relevant: Doubles) -> dict[str,
         "mrr@10": 1 / first,
         "map@100": (hits * precision).sum(axis=1) / relevant,
     }
-
-
-# How sure a score is: percentile bootstrap over pairs, queries or rows (Efron 1979).
-#
-# A set's resamples depend on its content alone, so that two models are measured on the same ones:
-# the difference of their resampled scores is the paired bootstrap.
-
-
-RESAMPLES = 2000
-LEVEL = 0.95
-_CELLS = 1 << 21  # counts in memory at a time
-
-Form = Literal["mean", "spearman", "average_precision"]
 
 
 class Interval(NamedTuple):

@@ -20,7 +20,7 @@ class Size(NamedTuple):
     """How a vector is stored."""
 
     dim: int
-    dtype: str  # of gemb.vectors.DTYPES
+    dtype: str  # of gemb.embedding.vectors.DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +67,14 @@ class Scores:
     sizes: tuple[Size, ...]
     rows: tuple[Row, ...]  # of each set and size, the main metric first
     evidence: Mapping[tuple[str, Size], Statistic]  # of each set's main metric
-    _known: dict[tuple[str, Size], Doubles] = field(default_factory=dict, repr=False, compare=False)
+    _resampled: dict[tuple[str, Size], Doubles] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def metric(self) -> str:
         """The main metric, or `mean` where the sets have several."""
-        metrics = {one.metric for one in self.sets}
+        metrics = {dataset.metric for dataset in self.sets}
         return metrics.pop() if len(metrics) == 1 else "mean"
 
     @property
@@ -88,26 +90,26 @@ class Scores:
 
     def mean(self, dim: int, dtype: str = "f32") -> float:
         """Return the mean of the sets' main metrics."""
-        return float(np.mean([self.main(one.name, dim, dtype).value for one in self.sets]))
+        return float(np.mean([self.main(dataset.name, dim, dtype).value for dataset in self.sets]))
 
     def main(self, name: str, dim: int, dtype: str = "f32") -> Row:
         """Return the main score of a set."""
-        metric = next(one.metric for one in self.sets if one.name == name)
-        wanted = (name, metric, dim, dtype)
-        return next(row for row in self.rows if (row.set, row.metric, *_size(row)) == wanted)
+        metric = next(dataset.metric for dataset in self.sets if dataset.name == name)
+        key = (name, metric, dim, dtype)
+        return next(row for row in self.rows if (row.set, row.metric, *_size(row)) == key)
 
     def resampled(self, size: Size) -> Doubles:
         """Return the mean of the sets' main metrics in each resample, [R]."""
-        every = np.stack([self.resampled_set(one, size) for one in self.sets])
-        mean: Doubles = every.mean(axis=0)
+        scores = np.stack([self.resampled_set(dataset, size) for dataset in self.sets])
+        mean: Doubles = scores.mean(axis=0)
         return mean
 
-    def resampled_set(self, one: SetDescription, size: Size) -> Doubles:
+    def resampled_set(self, dataset: SetDescription, size: Size) -> Doubles:
         """Return the main metric of a set in each resample, [R]."""
-        key = (one.name, size)
-        if key not in self._known:
-            self._known[key] = self.evidence[key].resampled(one.seed)
-        return self._known[key]
+        key = (dataset.name, size)
+        if key not in self._resampled:
+            self._resampled[key] = self.evidence[key].resampled(dataset.seed)
+        return self._resampled[key]
 
     def means(self) -> tuple[Row, ...]:
         """Return the mean of the sets for each size, with its interval."""
@@ -137,7 +139,7 @@ class Scores:
             "cut": self.cut,
             "metric": self.metric,
             "sizes": [size._asdict() for size in self.sizes],
-            "sets": [asdict(one) for one in self.sets],
+            "sets": [asdict(dataset) for dataset in self.sets],
             "means": [asdict(row) for row in self.means()],
             "rows": [asdict(row) for row in self.rows],
         }
@@ -187,11 +189,11 @@ class Scores:
 
 def _from_json(document: dict[str, Any]) -> Scores:
     evidence = {}
-    for one in document["evidence"]:
-        form: Form = one["form"]
-        gold = None if one["gold"] is None else np.array(one["gold"], np.float64)
-        statistic = Statistic(form, np.array(one["values"], np.float64), gold)
-        evidence[one["set"], Size(one["dim"], one["dtype"])] = statistic
+    for entry in document["evidence"]:
+        form: Form = entry["form"]
+        gold = None if entry["gold"] is None else np.array(entry["gold"], np.float64)
+        statistic = Statistic(form, np.array(entry["values"], np.float64), gold)
+        evidence[entry["set"], Size(entry["dim"], entry["dtype"])] = statistic
     return Scores(
         model=document["model"],
         arithmetic=document["arithmetic"],
@@ -199,7 +201,8 @@ def _from_json(document: dict[str, Any]) -> Scores:
         texts=document["texts"],
         cut=document["cut"],
         sets=tuple(
-            SetDescription(**{**one, "prompts": tuple(one["prompts"])}) for one in document["sets"]
+            SetDescription(**{**entry, "prompts": tuple(entry["prompts"])})
+            for entry in document["sets"]
         ),
         sizes=tuple(Size(**size) for size in document["sizes"]),
         rows=tuple(Row(**row) for row in document["rows"]),

@@ -52,11 +52,11 @@ class Verdict:
     @property
     def line(self) -> str:
         """`VERDICT WIN ndcg@10 0.412 → 0.437 (+0.025, 95% CI +0.011 to +0.040)`."""
-        one = self.main
-        widths = f" {one.before_dim} → {one.dim} dims" if one.before_dim != one.dim else ""
+        main = self.main
+        widths = f" {main.before_dim} → {main.dim} dims" if main.before_dim != main.dim else ""
         return (
-            f"VERDICT {one.word} {one.metric}{widths} {one.before:.3f} → {one.after:.3f} "
-            f"({one.difference:+.3f}, 95% CI {one.low:+.3f} to {one.high:+.3f})"
+            f"VERDICT {main.word} {main.metric}{widths} {main.before:.3f} → {main.after:.3f} "
+            f"({main.difference:+.3f}, 95% CI {main.low:+.3f} to {main.high:+.3f})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,13 +65,13 @@ class Verdict:
             "verdict": self.word,
             "line": self.line,
             **_json(self.main),
-            "sets": [_json(one) for one in self.sets],
-            "sizes": [_json(one) for one in self.sizes],
+            "sets": [_json(difference) for difference in self.sets],
+            "sizes": [_json(difference) for difference in self.sizes],
         }
 
 
-def _json(one: Difference) -> dict[str, Any]:
-    return {**asdict(one), "word": one.word}
+def _json(difference: Difference) -> dict[str, Any]:
+    return {**asdict(difference), "word": difference.word}
 
 
 def verdict(before: Scores, after: Scores) -> Verdict:
@@ -83,10 +83,10 @@ def verdict(before: Scores, after: Scores) -> Verdict:
     Raises:
         UsageError: the two were not evaluated on the same sets, or not in the same type.
     """
-    check_sets(before, {one.name: one.fingerprint for one in after.sets})
+    check_sets(before, {dataset.name: dataset.fingerprint for dataset in after.sets})
     old, new = before.widest, after.widest
     check_type(before, new.dtype)
-    sets = tuple(_of_set(before, after, name, old, new) for name in _names(after))
+    sets = tuple(_of_set(before, after, dataset.name, old, new) for dataset in after.sets)
     both = [size for size in after.sizes if size in before.sizes]
     return Verdict(
         main=_of_mean(before, after, old, new),
@@ -95,24 +95,20 @@ def verdict(before: Scores, after: Scores) -> Verdict:
     )
 
 
-def _names(scores: Scores) -> list[str]:
-    return [one.name for one in scores.sets]
-
-
-def check_sets(before: Scores, found: Mapping[str, str]) -> None:
+def check_sets(before: Scores, fingerprints: Mapping[str, str]) -> None:
     """Refuse scores of other sets than these, each with its fingerprint.
 
     Raises:
         UsageError: a set is missing on one side, or its content is another.
     """
-    known = {one.name: one.fingerprint for one in before.sets}
-    for name in [*known, *found]:
-        if name not in known or name not in found:
+    known = {dataset.name: dataset.fingerprint for dataset in before.sets}
+    for name in [*known, *fingerprints]:
+        if name not in known or name not in fingerprints:
             missing = "the new scores have" if name in known else "the baseline has"
             raise UsageError(
                 f"{missing} no set '{name}'; a comparison needs the same sets on both sides"
             )
-        if known[name] != found[name]:
+        if known[name] != fingerprints[name]:
             raise UsageError(
                 f"the set '{name}' has changed since the baseline; evaluate the baseline again"
             )
@@ -139,10 +135,10 @@ def _of_mean(before: Scores, after: Scores, old: Size, new: Size) -> Difference:
 
 
 def _of_set(before: Scores, after: Scores, name: str, old: Size, new: Size) -> Difference:
-    one = next(one for one in after.sets if one.name == name)
-    low, high = interval(after.resampled_set(one, new) - before.resampled_set(one, old))
+    dataset = next(dataset for dataset in after.sets if dataset.name == name)
+    low, high = interval(after.resampled_set(dataset, new) - before.resampled_set(dataset, old))
     values = before.main(name, *old).value, after.main(name, *new).value
-    return _difference(name, one.metric, old, new, values, (low, high))
+    return _difference(name, dataset.metric, old, new, values, (low, high))
 
 
 def _difference(

@@ -251,7 +251,7 @@ def test_texts_that_are_cut_are_counted(tmp_path):
 
 def test_a_text_without_a_vector_ends_the_evaluation_and_is_named(tmp_path):
     folder = beir(tmp_path / "set", {"1": "poison", "2": "y"}, {"q": "z"}, [("q", "1", 1)])
-    with pytest.raises(GembError, match=r"^no score: a text of set: 'poison' has no vector: .*poi"):
+    with pytest.raises(GembError, match=r"^a text of set: 'poison' has no vector: .*poi"):
         evaluate(open_suite(folder), FakeEncoder())
 
 

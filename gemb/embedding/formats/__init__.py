@@ -1,4 +1,6 @@
-"""The formats of vector files: one table of names, suffixes, writers and readers.
+"""The formats of vector files.
 
-`table` has an entry for each format; `lines`, `arrays` and `parquet` hold the families.
+`table.FORMATS` has an entry for each format, with the names of its writer and its reader, which are
+in `lines`, `arrays` and `parquet`. `read.open_vectors` and `read.read_vectors` read a file by its
+suffix. A new format is one entry and one file: `base.Writer` and `base.Reader` say what it must do.
 """
