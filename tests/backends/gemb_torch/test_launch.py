@@ -11,14 +11,16 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gemb.errors import GembError, NegativeAnswer
+from gemb.errors import GembError, NegativeAnswer, UsageError
 from gemb.training.outcome import hand_over, outcomes
+from gemb_torch import launch
 from gemb_torch.launch import Ended, end_as
 from gemb_torch.model.ranks import OtherProcessFailed
 from tiny_model import TEXT
@@ -165,9 +167,7 @@ def test_the_same_pairs_are_looked_at_however_many_processes_there_are(alone, of
 
 
 def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        meeting = f"localhost:{free.getsockname()[1]}"
+    meeting = f"localhost:{free_port()}"
     run = tmp_path / "run"
     words = ["train", str(recipe), "-o", str(run), "-q", "--nproc", "1", "--nnodes", "2"]
     machines = [start(*words, "--rdzv", meeting) for _ in range(2)]
@@ -411,6 +411,41 @@ def test_the_cause_is_told_and_not_what_the_others_saw_of_it(tmp_path, monkeypat
     with pytest.raises(GembError) as caught:
         end_as(Ended(failed={0: 5, 1: 5}), outcomes(tmp_path), tmp_path)
     assert str(caught.value) == "rank 1 failed: step 7: the loss is not finite"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return int(free.getsockname()[1])
+
+
+def test_machines_that_meet_share_the_ranks_out_between_them():
+    address = f"localhost:{free_port()}"
+    with ThreadPoolExecutor(3) as pool:
+        meetings = list(pool.map(lambda count: launch.meet(address, 3, count), (1, 2, 4)))
+    assert [meeting.world_size for meeting in meetings] == [7] * 3
+    assert sum(meeting.is_host for meeting in meetings) == 1
+    ranks = [
+        rank
+        for meeting, count in zip(meetings, (1, 2, 4), strict=True)
+        for rank in range(meeting.first_rank, meeting.first_rank + count)
+    ]
+    assert sorted(ranks) == list(range(7))
+    with ThreadPoolExecutor(3) as pool:  # the one that holds the store waits for the others
+        list(pool.map(lambda meeting: meeting.leave(3), meetings))
+
+
+def test_machines_that_do_not_come_are_told(monkeypatch):
+    monkeypatch.setattr(launch, "_MEETING_S", 0.3)
+    address = f"localhost:{free_port()}"
+    with pytest.raises(GembError, match=f"the 2 machines did not meet at {address}: 1 of them"):
+        launch.meet(address, 2, 1)
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":1", "localhost:", "localhost:x", "a:70000"])
+def test_a_meeting_without_host_and_port_is_refused(address):
+    with pytest.raises(UsageError, match="HOST:PORT, a free port of one of the machines"):
+        launch.meet(address, 2, 1)
 
 
 @pytest.mark.parametrize(
