@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, not exported
 
 from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
@@ -118,7 +119,7 @@ def _joined(recipe: Recipe, training: Training) -> Training:
     store = None
     if starter:  # which holds the store already, or a starter on another machine does
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, timeout=_PATIENCE, wait_for_workers=False)
+        store = TCPStore(address, port, timeout=_PATIENCE, wait_for_workers=False)
     dist.init_process_group(
         backend,
         store=store,
@@ -167,7 +168,7 @@ class Meeting(NamedTuple):
     port: int
     first_rank: int  # on this machine
     world_size: int  # processes of all machines
-    store: dist.TCPStore
+    store: TCPStore
     is_host: bool  # whether the store is in this process
 
     def leave(self, machines: int) -> None:
@@ -217,19 +218,19 @@ def meet(address: str, machines: int, count: int) -> Meeting:
     return Meeting(host, store.port, sum(counts[:machine]), sum(counts), store, is_host)
 
 
-def _store(host: str, port: int, until: float) -> tuple[dist.TCPStore, bool]:
+def _store(host: str, port: int, until: float) -> tuple[TCPStore, bool]:
     """Return the store of the meeting, and whether this process holds it."""
     listener = _listener(host, port)
     if listener is not None:
         port, descriptor = listener.getsockname()[1], listener.detach()
-        store = dist.TCPStore(
+        store = TCPStore(
             host, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
         )
         return store, True
     while True:  # in Python, where a signal is heard meanwhile
         try:
             socket.create_connection((host, port), timeout=1).close()
-            return dist.TCPStore(host, port, wait_for_workers=False), False
+            return TCPStore(host, port, wait_for_workers=False), False
         except OSError:
             if time.monotonic() > until:
                 raise

@@ -153,7 +153,7 @@ class EmbeddingGemma(nn.Module):
         self.recomputes = False  # layers again in the backward pass, for less memory (training)
         # `nn.Embedding(V, D)` draws numbers, which on the meta device imports the compiler: 1.3 s.
         table = torch.empty(config.vocab_size, config.hidden_size)
-        self.embed_tokens = nn.Embedding(*table.shape, _weight=table)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=table)
         self.layers = nn.ModuleList(
             Block(config, is_sliding=is_sliding) for is_sliding in config.is_sliding
         )
