@@ -54,7 +54,7 @@ def start_of(
             write_encoder(source, part, seed=recipe.seed)
             open_checkpoint(part)
             write_json(part / _MADE_FROM, made_from)
-    counted = [Texts(one.name, one.read) for one in texts]
+    counted = [Texts(source.name, source.read) for source in texts]
     names = [f"<unused{number}>" for number in range(_MARKS)]
     counted.append(Texts("marks", lambda: iter(names)))
     init = structs.replace(recipe.init, model=str(whole.resolve()))
@@ -82,6 +82,6 @@ def ids_of(tokenizer: Tokenizer, folder: Path, tasks: Sequence[Task], longest: i
 
 
 def _files(source: Path) -> list[list[str | int]]:
-    found = sorted(source.glob("*")) if source.is_dir() else [source]
-    abouts = [(path.name, path.stat()) for path in found if path.is_file()]
+    paths = sorted(source.glob("*")) if source.is_dir() else [source]
+    abouts = [(path.name, path.stat()) for path in paths if path.is_file()]
     return [[name, about.st_size, about.st_mtime_ns] for name, about in abouts]

@@ -128,15 +128,15 @@ class Decoder(nn.Module):
 
     def cross_attentions(self) -> nn.ModuleList:
         """Return all that no decoder has alone, as one module."""
-        found = nn.ModuleList()
+        modules = nn.ModuleList()
         for block in self.layers:
             assert isinstance(block, DecoderBlock)
-            found += [
+            modules += [
                 block.cross_attn,
                 block.pre_cross_attn_layernorm,
                 block.post_cross_attn_layernorm,
             ]
-        return found
+        return modules
 
 
 def attend_across(q: Tensor, k: Tensor, v: Tensor, memory: Memory, scale: float) -> Tensor:

@@ -25,6 +25,7 @@ from gemb.models.qat import Types
 from gemb.models.tensors import BLOCK, tensor_class
 from gemb_torch.model.sharding import local
 
+TABLE = "embed_tokens.weight"
 _CPU_NUMBERS = 1 << 17  # that are rounded at a time: they stay in a CPU's cache
 _CUDA_NUMBERS = 1 << 24
 _BELOW_HALF = 0.5 - 2**-25  # trunc(|x| + this) rounds half away from zero below 2**22
@@ -99,19 +100,15 @@ def _give_back(blocks: Tensor, codes: Tensor, scale: Tensor) -> None:
     blocks[nothing] = 0
 
 
-# A model's weights as its GGUF file will hold them, for a while: quantization-aware training.
-#
-# Each step is computed with rounded weights, and its gradients change the weights as they are: the
-# rounding counts as the identity (straight-through, arXiv 1308.3432; for integers arXiv 1712.05877,
-# section 3). Weights are rounded once a step, not once a micro-batch; of the token table, only the
-# rows that the step uses.
-
-
-TABLE = "embed_tokens.weight"
-
-
 class Rounding:
-    """Rounds the weights of a model, and gives them back; without types it does nothing."""
+    """Rounds the weights of a model as its GGUF file will, and gives them back.
+
+    Quantization-aware training: each step is computed with rounded weights, and its gradients
+    change the weights as they are: the rounding counts as the identity (straight-through, arXiv
+    1308.3432; for integers arXiv 1712.05877, section 3). Weights are rounded once a step, not once
+    a micro-batch; of the token table, only the rows that the step uses. Without types it does
+    nothing.
+    """
 
     def __init__(self, model: nn.Module, types: Types, *, table: bool) -> None:
         """Take the model as it is.

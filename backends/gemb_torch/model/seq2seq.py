@@ -21,6 +21,8 @@ from gemb_torch.model.fused import product_dtype
 from gemb_torch.model.model import Block, EmbeddingGemma
 from gemb_torch.model.packing import Packing, pack
 
+_LOGITS = 1 << 25  # numbers at a time: 128 MB of fp32
+
 
 class Sequences(NamedTuple):
     """Some pairs of input and target, packed."""
@@ -137,21 +139,13 @@ def _runs(first: Sequence[int], second: Sequence[int], max_padding: float) -> li
     return counts
 
 
-# Cross-entropy of the next token over a large vocabulary, in the memory of some rows of it.
-#
-# The logits of a thousand tokens over 262,144 rows would be a gigabyte, and their gradient another.
-# Here they are made for some tokens at a time, and turned into the gradients of states and table at
-# once, which is possible because the loss is a sum (the idea of Liger kernel's fused linear
-# cross-entropy, arXiv 2410.10989).
-#
-#     T tokens    D width of a token    V tokens of the vocabulary
-
-
-_LOGITS = 1 << 25  # numbers at a time: 128 MB of fp32
-
-
 def token_losses(states: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sum of -log softmax(states tableᵀ)[target], and each one.
+    """Return the sum of -log softmax(states tableᵀ)[target], and the losses of each target.
+
+    The logits of a thousand tokens over 262,144 rows would be a gigabyte, and their gradient
+    another. Here they are made for some tokens at a time, and turned into the gradients of states
+    and table at once, which is possible because the loss is a sum (the idea of Liger kernel's fused
+    linear cross-entropy, arXiv 2410.10989).
 
     Args:
         states: fp32 [T, D].

@@ -126,10 +126,10 @@ class AdamW:
         """The tokens whose rows have moments, ascending."""
         if self.rows is not None:
             return self.rows.ids
-        found = self._found()
-        if f"{_TABLE}.{_MOMENTS[0]}" not in found:
+        moments = self._whole()
+        if f"{_TABLE}.{_MOMENTS[0]}" not in moments:
             return np.empty(0, np.int64)
-        used = torch.stack([found[f"{_TABLE}.{moment}"].any(1) for moment in _MOMENTS]).any(0)
+        used = torch.stack([moments[f"{_TABLE}.{moment}"].any(1) for moment in _MOMENTS]).any(0)
         return used.nonzero().flatten().cpu().numpy()
 
     def moments(self) -> dict[str, Tensor]:
@@ -137,16 +137,16 @@ class AdamW:
 
         Where they are spread over processes, as of the last `collect`.
         """
-        found = dict(self._found())
+        moments = dict(self._whole())
         if self.rows is not None:
             rows = zip(_MOMENTS, self.rows.moments, strict=True)
-            return found | {f"{_TABLE}.{moment}": values for moment, values in rows}
+            return moments | {f"{_TABLE}.{moment}": values for moment, values in rows}
         used = torch.from_numpy(self.row_ids)
         for moment in _MOMENTS:
             name = f"{_TABLE}.{moment}"
-            if name in found:
-                found[name] = found[name][used.to(found[name].device)]
-        return found
+            if name in moments:
+                moments[name] = moments[name][used.to(moments[name].device)]
+        return moments
 
     def collect(self, *, keep: bool) -> None:
         """Put together what is spread, for `moments`; all processes call this together.
@@ -164,7 +164,7 @@ class AdamW:
         """Let go of what `collect` kept."""
         self._collected = None
 
-    def _found(self) -> dict[str, Tensor]:
+    def _whole(self) -> dict[str, Tensor]:
         return self._spread() if self._collected is None else self._collected
 
     def _spread(self) -> dict[str, Tensor]:

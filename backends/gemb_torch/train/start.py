@@ -47,23 +47,21 @@ if TYPE_CHECKING:
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
 _COUNTED = 50_000_000  # characters of a source whose tokens are counted
+_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
 
 
-_TEMPORARY: list[TemporaryDirectory[str]] = []
-
-
-def forgotten_folder() -> Path:
-    """Return a new folder for what a look at the data makes: it goes when the process ends."""
+def temporary_folder() -> Path:
+    """Return a new folder for what a dry run makes: it is removed when the process ends."""
     folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
     _TEMPORARY.append(folder)
     return Path(folder.name)
 
 
-def quickly_made(init: Init) -> Init:
-    """Return what is as deep, for a look: what takes long to find out, tokens and layers, can wait.
+def quick_init(init: Init) -> Init:
+    """Return a model for a dry run: as deep, with layers and tokens that take no time to choose.
 
     Raises:
-        UsageError: the choice of layers is none.
+        UsageError: `keep_layers` is no choice of layers.
     """
     greedy = _choice(init).greedy
     layers = init.keep_layers if greedy is None else f"0-{greedy - 1}"
@@ -199,7 +197,7 @@ def starting_checkpoint(
     """
     init, work = recipe.init, RunFolder(training.run).start
     if training.dry_run:
-        init, work = quickly_made(init), forgotten_folder()
+        init, work = quick_init(init), temporary_folder()
     folder = starting_folder(
         init,
         work,

@@ -68,9 +68,9 @@ class Progress:
 
 def checkpoints(run: Path) -> list[Path]:
     """Return the run's checkpoints, the latest last."""
-    found = (run / "checkpoints").glob("step-*") if (run / "checkpoints").is_dir() else ()
+    paths = (run / "checkpoints").glob("step-*") if (run / "checkpoints").is_dir() else ()
     return sorted(
-        (path for path in found if _NAME.fullmatch(path.name) and path.is_dir()), key=_step
+        (path for path in paths if _NAME.fullmatch(path.name) and path.is_dir()), key=_step
     )
 
 
@@ -102,7 +102,7 @@ def read_progress(checkpoint: Path) -> Progress:
     try:
         stored = json.loads(path.read_bytes())
         # A checkpoint of an earlier version may say more.
-        known = [one.name for one in fields(Progress)]
+        known = [field.name for field in fields(Progress)]
         return Progress(**{name: stored[name] for name in known if name in stored})
     except (OSError, ValueError, TypeError) as error:
         raise UsageError(
@@ -170,10 +170,10 @@ def remove_others(run: Path, step: int, keep: int) -> None:
 
     What is later is of a run that was taken back to an earlier checkpoint.
     """
-    found = checkpoints(run)
-    kept = [path for path in found if _step(path) <= step][-max(1, keep) :]
-    for old in found:
-        if old in kept:
+    saved = checkpoints(run)
+    last = [path for path in saved if _step(path) <= step][-max(1, keep) :]
+    for old in saved:
+        if old in last:
             continue
         # First out of sight: a kill while it is removed must not leave half a checkpoint.
         gone = old.with_name(f".{old.name}.old")
@@ -195,9 +195,6 @@ def remove_parts(run: Path) -> None:
 def _step(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     return int(match[1]) if match else -1
-
-
-# Where a run goes on from, and what is left to do of one that has ended.
 
 
 def check_resume(run: RunFolder, resume: str) -> None:
@@ -227,8 +224,8 @@ def resumed(run: RunFolder, resume: str) -> Path | None:
         return None
     if resume != "auto":
         return Path(resume)
-    found = checkpoints(run.path)
-    return found[-1] if found else None
+    saved = checkpoints(run.path)
+    return saved[-1] if saved else None
 
 
 def tell_ended(run: RunFolder) -> None:

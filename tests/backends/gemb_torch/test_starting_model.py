@@ -18,7 +18,7 @@ from gemb.models.checkpoint import open_checkpoint
 from gemb.models.references import bundled
 from gemb.plugins import able
 from gemb.recipe.schema import Init
-from gemb_torch.train.start import quickly_made, starting_folder
+from gemb_torch.train.start import quick_init, starting_folder
 from tiny_model import TEXT
 
 FP32 = Runtime(device="cpu", precision="fp32")
@@ -230,7 +230,7 @@ def test_a_look_starts_from_as_many_layers_as_the_run_will(
 ):
     """Else it foretells the speed and memory of another model."""
     runs = _start(tiny_model, tmp_path / "run", keep_layers=layers, vocab=325)
-    init = quickly_made(Init(model=str(tiny_model), keep_layers=layers, vocab=325))
+    init = quick_init(Init(model=str(tiny_model), keep_layers=layers, vocab=325))
     unread = [Texts("unread", _unread)]
     look = starting_folder(init, tmp_path / "look", texts=unread, runtime=FP32)
     deep = [open_checkpoint(folder).config.num_hidden_layers for folder in (runs, look)]
