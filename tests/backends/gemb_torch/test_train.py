@@ -198,7 +198,7 @@ def test_a_run_that_made_its_model_worse_says_so_each_time(train, tmp_path):
     for resume in ("auto", "run/checkpoints/step-000004"):
         again = train(*words, "--resume", resume)
         assert (again.returncode, again.stdout) == (1, done.stdout), again.stderr
-        assert "run has ended" in again.stderr
+        assert again.stderr == f"gemb: {done.stdout}", "-q hides the note that it has ended"
     assert "REGRESSION" in (run / "report.html").read_text()
     told = train(*words, "--resume", "auto", "--json")
     assert json.loads(told.stdout) == json.loads((run / "verdict.json").read_text())
