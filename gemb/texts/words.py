@@ -1,13 +1,17 @@
-"""The words of a query, for a search by words."""
+"""The words of queries and texts: how they are told apart, compared and weighed.
+
+`query_words` gives SQLite's FTS5 whole words, for it has a stemmer of its own. Everything else
+compares stems: which line answers best, which words are marked, what is embedded first.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from math import log
 from typing import NamedTuple
 
@@ -15,6 +19,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST = 256  # different words of one query; a passage that serves as a query has about 200
+STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
+MOST_TERMS = 32  # of all queries together, by which passages are put in order
+
+# cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}"
+    r"|[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
+    r"|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
+)
+_STOP_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """a about an and are as at be been by can could did do does for from had has have how i
+        if in into is it its me my no not of on or our should so that the their them then there
+        these they this to us was we were what when where which who why will with would you your""",
+    )
+)
 
 
 def query_words(text: str) -> list[str]:
@@ -34,26 +55,6 @@ def _is_of_a_word(character: str) -> bool:
     )
 
 
-# The words of a query, and where a text has them: in any form of a word, in identifiers, too.
-
-
-# cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
-_PART = re.compile(
-    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}"
-    r"|[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
-    r"|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
-)
-STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
-_EVERYWHERE = frozenset(
-    re.findall(
-        r"\w+",
-        """a about an and are as at be been by can could did do does for from had has have how i
-        if in into is it its me my no not of on or our should so that the their them then there
-        these they this to us was we were what when where which who why will with would you your""",
-    )
-)
-
-
 class Word(NamedTuple):
     """A word of a text: `text[start:end]`."""
 
@@ -64,14 +65,25 @@ class Word(NamedTuple):
 
 def words_of(text: str) -> Iterator[Word]:
     """Yield the words of a text, with the stems by which they are compared."""
-    for match in _PART.finditer(text):
-        yield Word(_common_stem(match[0].lower()), match.start(), match.end())
+    for match in _WORD.finditer(text):
+        yield Word(_stem(match[0].lower()), match.start(), match.end())
 
 
 def wanted_stems(query: str) -> frozenset[str]:
-    """Return the stems of a query; words that stand everywhere count where there are no others."""
-    spelled = {match[0].lower() for match in _PART.finditer(query)}
-    return frozenset(_common_stem(word) for word in (spelled - _EVERYWHERE or spelled))
+    """Return the stems of a query; stop words count where there are no others."""
+    return frozenset(_ordered_stems(query))
+
+
+def _ordered_stems(query: str) -> list[str]:
+    words = [match[0].lower() for match in _WORD.finditer(query)]
+    telling = [word for word in words if word not in _STOP_WORDS]
+    return list(dict.fromkeys(map(_stem, telling or words)))
+
+
+def _stem(word: str) -> str:
+    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
+        word = word[:-1]
+    return word[:STEM]
 
 
 def weights(stems: frozenset[str], texts: Sequence[str]) -> dict[str, float]:
@@ -82,44 +94,25 @@ def weights(stems: frozenset[str], texts: Sequence[str]) -> dict[str, float]:
     return {stem: log(1 + len(texts) / (1 + having[stem])) for stem in stems}
 
 
-def _common_stem(word: str) -> str:
-    if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
-        word = word[:-1]
-    return word[:STEM]
-
-
-# How promising a passage is before it has a vector: by the words that it shares with the queries.
-#
-# It decides in what order passages are embedded, and nothing else: what it misjudges comes later.
-
-
-MOST_TERMS = 32  # of all queries together
-_WORD = re.compile(r"\w+")
-_ENDINGS = ("ations", "ation", "ings", "ing", "ies", "ied", "ers", "er", "es", "ed", "s", "e", "y")
-# Words that say nothing of what is looked for, in the languages of most queries.
-_COMMON_WORDS = (
-    "the and for with what where which when how does why who that this are was can from into not "
-    "der die das und wie ist wird den les des est une que qui dans los las como por para del"
-)
-_COMMON = frozenset(_COMMON_WORDS.split())
-
-
 @dataclass(frozen=True)
 class Promise:
-    """The stems of the queries' words."""
+    """How promising a passage is before it has a vector: by the words it shares with the queries.
+
+    It decides in what order passages are embedded, and nothing else: what it misjudges comes later.
+    So a stem is looked for as a part of the text, without taking the text's words apart.
+    """
 
     terms: tuple[str, ...]
 
     @staticmethod
     def of(queries: Sequence[str]) -> Promise:
         """Return the terms of these queries, the first of each query first."""
-        lists = [
-            [_stem(word) for word in _WORD.findall(query.lower()) if _counts(word)]
+        stems = (
+            [stem for stem in _ordered_stems(query) if len(stem) > 2 or not stem.isascii()]
             for query in queries
-        ]
-        longest = max(map(len, lists), default=0)
-        terms = [found[place] for place in range(longest) for found in lists if place < len(found)]
-        return Promise(tuple(dict.fromkeys(terms))[:MOST_TERMS])
+        )
+        terms = chain.from_iterable(zip_longest(*stems))
+        return Promise(tuple(dict.fromkeys(filter(None, terms)))[:MOST_TERMS])
 
     def found(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
         """Return which terms stand in which part of a text, bool [len(spans), len(terms)]."""
@@ -133,16 +126,5 @@ class Promise:
         """Return how promising each part is, float32 [n]: a rare term weighs more."""
         count = len(found)
         often = found.sum(axis=0)
-        weights = [math.log((count + 1) / (times + 0.5)) for times in often.tolist()]
+        weights = [log((count + 1) / (times + 0.5)) for times in often.tolist()]
         return (found @ np.array(weights, np.float32)).astype(np.float32)
-
-
-def _counts(word: str) -> bool:
-    return (len(word) > 2 or not word.isascii()) and word not in _COMMON
-
-
-def _stem(word: str) -> str:
-    for ending in _ENDINGS:
-        if len(word) - len(ending) >= 4 and word.endswith(ending):
-            return word.removesuffix(ending)
-    return word
