@@ -1,7 +1,11 @@
-"""The largest set of rows in which no query and no positive stands twice.
+"""Which rows make which batch: fixed by the seed and the data, whoever asks and whenever.
 
-Rows are the edges between queries and positives of a bipartite graph, such a set is a matching, and
-augmenting paths find a largest one (Berge 1957; the search is Kuhn's).
+Every batch comes from one source, chosen by the weights. Inside a source an epoch is a permutation
+of its rows. A row whose query or positive stands in the batch already would be a false negative: it
+waits for the next batch of its source. What is left at the end of an epoch begins the next one, so
+no row is dropped; those held out are in no batch, and move no other. The random numbers are
+Philox's raw 64-bit words, keyed by what they are for: they need no state, and numpy keeps those
+words the same between versions (NEP 19), as it does not for `Generator.permutation`.
 """
 
 from __future__ import annotations
@@ -19,112 +23,10 @@ from numpy.typing import NDArray
 from gemb.errors import UsageError
 from gemb.recipe.schema import Source
 
-
-def largest_matching(
-    queries: NDArray[np.uint64],
-    positives: NDArray[np.uint64],
-    *,
-    enough: int,
-    start: Collection[int] = (),
-) -> NDArray[np.int64]:
-    """Return rows with distinct queries and positives: as many as there can be, or `enough`.
-
-    Args:
-        queries: ids, uint64 [rows].
-        positives: ids, uint64 [rows].
-        enough: stop at so many rows.
-        start: rows that fit together; their queries and positives are in the result, too, though
-            perhaps by other rows.
-    """
-    first = _first_fit(queries, positives, enough)
-    if not len(queries) or (not start and len(first) == enough):
-        return first
-    graph = _Graph(_numbered(queries), _numbered(positives), start)
-    for begin in range(graph.left_count):
-        if len(graph.left_row) >= enough:
-            break
-        if begin not in graph.left_row:
-            graph.augment(begin)
-    return np.fromiter(graph.left_row.values(), np.int64)
-
-
-class _Graph:
-    """Rows between two kinds of nodes; the left kind has fewer."""
-
-    def __init__(
-        self, left: NDArray[np.int64], right: NDArray[np.int64], start: Collection[int]
-    ) -> None:
-        if left.max() > right.max():
-            left, right = right, left
-        self._left, self._right = left, right
-        self.left_count = int(left.max()) + 1
-        self._by_left = np.argsort(left, kind="stable")
-        self._begins = np.searchsorted(left[self._by_left], np.arange(self.left_count + 1))
-        self.left_row = {int(left[row]): row for row in start}  # the row that covers a node
-        self._right_row = {int(right[row]): row for row in start}
-        self._dead: set[int] = set()  # right nodes from which none that is free can be reached
-
-    def augment(self, begin: int) -> None:
-        """Cover this left node, too, by a shortest path to a free right node, if there is one."""
-        came_by: dict[int, int] = {}  # right node -> the row that led there
-        queue = [begin]
-        for node in queue:
-            for row in self._by_left[self._begins[node] : self._begins[node + 1]].tolist():
-                other = int(self._right[row])
-                if other in self._dead or other in came_by:
-                    continue
-                came_by[other] = row
-                if other not in self._right_row:
-                    self._turn(other, came_by)
-                    return
-                queue.append(int(self._left[self._right_row[other]]))
-        self._dead.update(came_by)
-
-    def _turn(self, free: int, came_by: dict[int, int]) -> None:
-        """Take the path's rows that are not taken, and leave those that are."""
-        before: int | None = came_by[free]
-        while before is not None:
-            row = came_by[free]
-            node = int(self._left[row])
-            before = self.left_row.get(node)
-            self.left_row[node], self._right_row[free] = row, row
-            if before is not None:
-                free = int(self._right[before])
-
-
-def _first_fit(
-    queries: NDArray[np.uint64], positives: NDArray[np.uint64], enough: int
-) -> NDArray[np.int64]:
-    """Return the rows that fit to those before, of the first few: mostly that is enough."""
-    few = 8 * enough
-    seen: tuple[set[int], set[int]] = set(), set()
-    rows: list[int] = []
-    pairs = zip(queries[:few].tolist(), positives[:few].tolist(), strict=True)
-    for row, (query, positive) in enumerate(pairs):
-        if len(rows) < enough and query not in seen[0] and positive not in seen[1]:
-            seen[0].add(query)
-            seen[1].add(positive)
-            rows.append(row)
-    return np.array(rows, np.int64)
-
-
-def _numbered(ids: NDArray[np.uint64]) -> NDArray[np.int64]:
-    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
-
-
-# Which rows make which batch: fixed by the seed and the data, whoever asks and whenever.
-#
-# Every batch comes from one source, chosen by the weights. Inside a source an epoch is a
-# permutation of its rows. A row whose query or positive stands in the batch already would be a
-# false negative: it waits for the next batch of its source. What is left at the end of an epoch
-# begins the next one, so no row is dropped; those held out are in no batch, and move no other. The
-# random numbers are Philox's raw 64-bit words, keyed by what they are for: they need no state, and
-# numpy keeps those words the same between versions (NEP 19), as it does not for
-# `Generator.permutation`.
-
-
 WAITING_TRIED = 4  # times the pairs of a batch: waiting rows that are looked at before fresh ones
 BLOCK = 1 << 20  # rows whose ids are hashed at a time
+
+RowNumbers = NDArray[np.uint32] | NDArray[np.int64]  # uint32 where all fit: half the memory
 
 
 class Keyed(Protocol):
@@ -251,7 +153,8 @@ def shares(sources: Sequence[Keyed]) -> list[float]:
             "(the rows are then the weights)"
         )
     weights = [
-        float(len(rows) if one is None else one) for rows, one in zip(sources, given, strict=True)
+        float(len(rows) if weight is None else weight)
+        for rows, weight in zip(sources, given, strict=True)
     ]
     for rows, weight in zip(sources, weights, strict=True):
         if not (0 <= weight < math.inf):
@@ -310,7 +213,7 @@ class _SourceOrder:
         self._waiting = deque(waiting)
         self._is_waiting = set(waiting)
 
-    def _rows_of(self, epoch: int) -> NDArray[np.int64]:
+    def _rows_of(self, epoch: int) -> RowNumbers:
         """Return the rows of an epoch in their order: what is held out moves no other row."""
         order = _permutation(*self._key, epoch, len(self._queries))
         return order[~np.isin(order, self._held_out)] if len(self._held_out) else order
@@ -402,10 +305,10 @@ class _SourceOrder:
         return self._digest
 
 
-def _permutation(seed: int, source: int, epoch: int, rows: int) -> NDArray[np.int64]:
-    """Return the order of a source's rows in an epoch: 64 random bits each, sorted."""
+def _permutation(seed: int, source: int, epoch: int, rows: int) -> RowNumbers:
+    """Return the order of a source's rows in an epoch, [rows]: 64 random bits each, sorted."""
     order = np.argsort(_words(seed, source, epoch, 0, rows), kind="stable")
-    return order.astype(np.uint32) if rows < 1 << 32 else order  # half the memory
+    return order.astype(np.uint32) if rows < 1 << 32 else order
 
 
 def _words(seed: int, source: int, epoch: int, step: int, count: int) -> NDArray[np.uint64]:
@@ -414,3 +317,101 @@ def _words(seed: int, source: int, epoch: int, step: int, count: int) -> NDArray
     philox = np.random.Philox(key=key, counter=counter)
     words: NDArray[np.uint64] = philox.random_raw(count)
     return words
+
+
+# The largest set of rows in which no query and no positive stands twice.
+#
+# Rows are the edges between queries and positives of a bipartite graph, such a set is a matching,
+# and augmenting paths find a largest one (Berge 1957; the search is Kuhn's).
+
+
+def largest_matching(
+    queries: NDArray[np.uint64],
+    positives: NDArray[np.uint64],
+    *,
+    enough: int,
+    start: Collection[int] = (),
+) -> NDArray[np.int64]:
+    """Return rows with distinct queries and positives: as many as there can be, or `enough`.
+
+    Args:
+        queries: ids, uint64 [rows].
+        positives: ids, uint64 [rows].
+        enough: stop at so many rows.
+        start: rows that fit together; their queries and positives are in the result, too, though
+            perhaps by other rows.
+    """
+    first = _first_fit(queries, positives, enough)
+    if not len(queries) or (not start and len(first) == enough):
+        return first
+    graph = _Graph(_numbered(queries), _numbered(positives), start)
+    for begin in range(graph.left_count):
+        if len(graph.left_row) >= enough:
+            break
+        if begin not in graph.left_row:
+            graph.augment(begin)
+    return np.fromiter(graph.left_row.values(), np.int64)
+
+
+class _Graph:
+    """Rows between two kinds of nodes; the left kind has fewer."""
+
+    def __init__(
+        self, left: NDArray[np.int64], right: NDArray[np.int64], start: Collection[int]
+    ) -> None:
+        if left.max() > right.max():
+            left, right = right, left
+        self._left, self._right = left, right
+        self.left_count = int(left.max()) + 1
+        self._by_left = np.argsort(left, kind="stable")
+        self._begins = np.searchsorted(left[self._by_left], np.arange(self.left_count + 1))
+        self.left_row = {int(left[row]): row for row in start}  # the row that covers a node
+        self._right_row = {int(right[row]): row for row in start}
+        self._dead: set[int] = set()  # right nodes from which none that is free can be reached
+
+    def augment(self, begin: int) -> None:
+        """Cover this left node, too, by a shortest path to a free right node, if there is one."""
+        came_by: dict[int, int] = {}  # right node -> the row that led there
+        queue = [begin]
+        for node in queue:
+            for row in self._by_left[self._begins[node] : self._begins[node + 1]].tolist():
+                other = int(self._right[row])
+                if other in self._dead or other in came_by:
+                    continue
+                came_by[other] = row
+                if other not in self._right_row:
+                    self._turn(other, came_by)
+                    return
+                queue.append(int(self._left[self._right_row[other]]))
+        self._dead.update(came_by)
+
+    def _turn(self, free: int, came_by: dict[int, int]) -> None:
+        """Take the path's rows that are not taken, and leave those that are."""
+        before: int | None = came_by[free]
+        while before is not None:
+            row = came_by[free]
+            node = int(self._left[row])
+            before = self.left_row.get(node)
+            self.left_row[node], self._right_row[free] = row, row
+            if before is not None:
+                free = int(self._right[before])
+
+
+def _first_fit(
+    queries: NDArray[np.uint64], positives: NDArray[np.uint64], enough: int
+) -> NDArray[np.int64]:
+    """Return the rows that fit to those before, of the first few: mostly that is enough."""
+    few = 8 * enough
+    seen: tuple[set[int], set[int]] = set(), set()
+    rows: list[int] = []
+    pairs = zip(queries[:few].tolist(), positives[:few].tolist(), strict=True)
+    for row, (query, positive) in enumerate(pairs):
+        if len(rows) < enough and query not in seen[0] and positive not in seen[1]:
+            seen[0].add(query)
+            seen[1].add(positive)
+            rows.append(row)
+    return np.array(rows, np.int64)
+
+
+def _numbered(ids: NDArray[np.uint64]) -> NDArray[np.int64]:
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)

@@ -13,7 +13,7 @@ Recognised by the names of its columns:
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,8 +21,6 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.examples import Text
 
-QUERIES = ("query", "anchor", "question", "sentence1")
-POSITIVES = ("positive", "answer", "sentence2", "passage", "document", "response")
 SCORES = ("score", "scores", "label", "labels", "similarity", "similarity_score")
 ACCEPTED = (
     "query and positive (or anchor, question, sentence1 with positive, answer, sentence2, passage, "
@@ -30,6 +28,29 @@ ACCEPTED = (
     "query, positive_passages, negative_passages; a BEIR folder"
 )
 MOST_POSITIVES = 1 << 16  # of one query in one row
+
+
+@dataclass(frozen=True)
+class Form:
+    """The names of columns by which one kind of rows is known."""
+
+    maker: str  # as `Layout` has it
+    queries: tuple[str, ...]  # the first name is chosen where others are there, too
+    positives: tuple[str, ...]  # so here; the first name says that no score is to be obeyed
+    negative: str = ""
+    title: str = ""
+
+
+FORMS = (  # the first that fits counts
+    Form("Tevatron", ("query",), ("positive_passages",), "negative_passages"),
+    Form("FlagEmbedding", ("query",), ("pos",), "neg"),
+    Form(
+        "",
+        ("query", "anchor", "question", "sentence1"),
+        ("positive", "answer", "sentence2", "passage", "document", "response"),
+        title="title",
+    ),
+)
 
 Row = tuple[str, list[Text], list[Text]]  # query, positives, negatives
 
@@ -97,9 +118,9 @@ def recognise(columns: Collection[str], where: str) -> Layout:
     """
     layout = known(columns, where)
     if layout is None:
-        found = ", ".join(visible(column, 40) for column in list(columns)[:12]) or "none"
+        names = ", ".join(visible(column, 40) for column in list(columns)[:12]) or "none"
         raise UsageError(
-            f"{where}: no training data by its columns ({found}); accepted: {ACCEPTED}"
+            f"{where}: no training data by its columns ({names}); accepted: {ACCEPTED}"
         )
     return layout
 
@@ -110,34 +131,33 @@ def known(columns: Collection[str], where: str) -> Layout | None:
     Raises:
         UsageError: two fit, or a score says that not every pair is a positive one.
     """
-    if "query" in columns and "positive_passages" in columns:
-        return Layout("Tevatron", "query", "positive_passages", "negative_passages")
-    if "query" in columns and "pos" in columns:
-        return Layout("FlagEmbedding", "query", "pos", "neg")
-    queries = [name for name in QUERIES if name in columns]
-    positives = [name for name in POSITIVES if name in columns]
-    if not queries or not positives:
-        return None
-    if "positive" in positives:
-        positives = ["positive"]  # other columns may be there: this one says what it is
-    if len(queries) > 1 and queries[0] != "query":
-        raise UsageError(f"{where}: which is the query, {' or '.join(queries)}? Name one 'query'")
-    if len(positives) > 1:
-        names = " or ".join(positives)
-        raise UsageError(f"{where}: which is the positive, {names}? Name one 'positive'")
-    scores = [name for name in SCORES if name in columns]
-    if scores and positives[0] != "positive":
-        raise UsageError(
-            f"{where}: its column '{scores[0]}' grades the pairs, and training takes positive "
-            "pairs alone; keep the rows with a high grade, and leave the column out"
-        )
-    return Layout("", queries[0], positives[0], title="title")
+    for form in FORMS:
+        query = _chosen(form.queries, columns, "query", where)
+        positive = _chosen(form.positives, columns, "positive", where) if query else ""
+        if not query or not positive:
+            continue
+        scores = [name for name in SCORES if name in columns]
+        if scores and positive != form.positives[0]:
+            raise UsageError(
+                f"{where}: its column '{scores[0]}' grades the pairs, and training takes positive "
+                "pairs alone; keep the rows with a high grade, and leave the column out"
+            )
+        return Layout(form.maker, query, positive, form.negative, form.title)
+    return None
+
+
+def _chosen(names: Sequence[str], columns: Collection[str], what: str, where: str) -> str:
+    """Return which of the names a column has, empty: none; beside the first one others may be."""
+    present = [name for name in names if name in columns]
+    if len(present) > 1 and present[0] != names[0]:
+        raise UsageError(f"{where}: which is the {what}, {' or '.join(present)}? Name one '{what}'")
+    return present[0] if present else ""
 
 
 @lru_cache(maxsize=256)
 def _negative_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
-    found = [(match, name) for name in columns if (match := _NEGATIVE.fullmatch(name))]
-    return tuple(name for match, name in sorted(found, key=lambda one: int(one[0][1] or 0)))
+    matches = [match for name in columns if (match := _NEGATIVE.fullmatch(name))]
+    return tuple(match[0] for match in sorted(matches, key=lambda match: int(match[1] or 0)))
 
 
 def _passages(column: str, values: Mapping[str, object], title: str | None) -> list[Text]:
@@ -149,14 +169,14 @@ def _passages(column: str, values: Mapping[str, object], title: str | None) -> l
         _check(column, value)
         return [Text(value, title)]
     texts: list[Text] = []
-    for one in value if isinstance(value, list) else [value]:
-        words, own_title = (
-            (one.get("text"), one.get("title")) if isinstance(one, dict) else (one, title)
-        )
-        if not isinstance(words, str) or not isinstance(own_title, str | None):
-            raise BadRow(f"'{column}' is {_kind(one)}, not text")
-        _check(column, words)
-        texts.append(Text(words, own_title or None))
+    for passage in value if isinstance(value, list) else [value]:
+        text, own_title = passage, title
+        if isinstance(passage, dict):
+            text, own_title = passage.get("text"), passage.get("title")
+        if not isinstance(text, str) or not isinstance(own_title, str | None):
+            raise BadRow(f"'{column}' is {_kind(passage)}, not text")
+        _check(column, text)
+        texts.append(Text(text, own_title or None))
     return texts
 
 
