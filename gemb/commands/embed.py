@@ -13,6 +13,7 @@ from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
 from gemb.embedding.formats.table import FORMATS, Format, format_of
 from gemb.models.prompts import TASKS
+from gemb.texts import INPUT_FORMATS
 
 if TYPE_CHECKING:
     from gemb.embedding.output import Target
@@ -48,7 +49,7 @@ GROUPS = {
 @click.option(
     "-I",
     "--input-format",
-    type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
+    type=click.Choice(INPUT_FORMATS),
     default="auto",
     help="auto (the default) goes by the suffix, then by the first line.",
 )

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from gemb.commands.options import WALK
 from gemb.errors import UsageError
+from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -32,7 +33,7 @@ OPTIONS = (
     click.option(
         "-I",
         "--input-format",
-        type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
+        type=click.Choice(INPUT_FORMATS),
         default="auto",
         help="auto (the default) goes by the suffix, then by the first line.",
     ),
@@ -59,7 +60,7 @@ OPTIONS = (
     ),
     click.option(
         "--passages",
-        type=click.Choice(["auto", "lines", "code", "markdown", "prose"]),
+        type=click.Choice(PASSAGE_KINDS),
         help="How files become passages.  [default: auto for a DIR; a FILE becomes rows]",
     ),
     *WALK,

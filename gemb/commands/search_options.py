@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from gemb.commands.options import WALK
+from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,13 +104,13 @@ OPTIONS = (
     click.option("--lines", is_flag=True, help="Each line is a passage: --passages lines."),
     click.option(
         "--passages",
-        type=click.Choice(["auto", "lines", "code", "markdown", "prose"]),
+        type=click.Choice(PASSAGE_KINDS),
         help="How files become passages.  [default: auto]",
     ),
     click.option(
         "-I",
         "--input-format",
-        type=click.Choice(["auto", "lines", "jsonl", "csv", "tsv", "parquet"]),
+        type=click.Choice(INPUT_FORMATS),
         default="auto",
         help="FILEs are tables, whose rows are passages; auto (the default): they are texts.",
     ),

@@ -30,7 +30,7 @@ RowNumbers = NDArray[np.uint32] | NDArray[np.int64]  # uint32 where all fit: hal
 
 
 class Keyed(Protocol):
-    """What the order needs of a source: `gemb.training_rows.Rows` has it."""
+    """What the order needs of a source: `gemb.datasets.rows.Rows` has it."""
 
     @property
     def name(self) -> str:

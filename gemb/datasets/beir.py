@@ -107,7 +107,7 @@ def text_id(row: Mapping[str, object]) -> str | None:
 
 # A BEIR folder as training data: every judgement above 0 is a pair.
 #
-# Layout: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/train.tsv (`gemb.beir`).
+# Layout: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/train.tsv.
 # Of the corpus only the places of relevant documents are held: memory grows with the judgements.
 
 

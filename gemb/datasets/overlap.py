@@ -2,9 +2,10 @@
 
 A run whose data has one stops, unless the recipe holds the set out: then its rows are not drawn.
 
-Texts are compared as `gemb.same_text.folded` makes them, all of them: the queries, positives and
-negatives of every row, by the hashes that the index holds (64 bits of BLAKE2b: among 10**7 training
-and 10**6 evaluation texts, two different ones have the same hash with a chance of 10**-6).
+All texts of every row are compared, its query, positives and negatives, as
+`gemb.texts.examples.folded` makes them, by the hashes that the index holds (64 bits of BLAKE2b:
+among 10**7 training and 10**6 evaluation texts, two different ones have the same hash with a chance
+of 10**-6).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class RetrievalFiles:
     judged: Mapping[str, Mapping[str, float]]  # query id -> document id -> grade; ids that exist
     unknown: int  # judgements that name other ids
     kind: str  # of KINDS; empty: set.json does not say
-    task: str  # of the queries, of gemb.prompts.TASKS
+    task: str  # of the queries, of `gemb.models.prompts.TASKS`
 
 
 @dataclass(frozen=True)

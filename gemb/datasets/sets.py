@@ -31,7 +31,7 @@ MAIN = {
 class Part:
     """Texts of a set that have one prompt."""
 
-    task: str  # of gemb.prompts.TASKS
+    task: str  # of `gemb.models.prompts.TASKS`
     texts: Sequence[Text]
 
 

@@ -50,7 +50,7 @@ class Source:
     ignore: bool = True
     follow: bool = False
     most_bytes: int = MOST_BYTES
-    split: str = "auto"  # one of `gemb.search.passages.KINDS`
+    split: str = "auto"  # one of `gemb.texts.PASSAGE_KINDS`
 
     @property
     def is_stdin(self) -> bool:

@@ -211,7 +211,7 @@ class PassageTable:
 
         Args:
             folder: of the cache; None: nothing is kept.
-            kind: how files are split, one of `gemb.texts.passages.KINDS`.
+            kind: how files are split, one of `gemb.texts.PASSAGE_KINDS`.
         """
         self._path = (folder or Path()) / "passages.sqlite"
         self._rules = f"{VERSION} {kind}"

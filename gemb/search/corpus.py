@@ -37,7 +37,7 @@ class Sources:
 
     paths: tuple[str, ...]  # files, folders, -, pipes
     walk: Walk = field(default_factory=Walk)
-    kind: str = "auto"  # how files are split: one of `gemb.texts.passages.KINDS`
+    kind: str = "auto"  # how files are split: one of `gemb.texts.PASSAGE_KINDS`
     # How streams (-, pipes) are read: each line is a passage, or JSON lines, by their first line.
     stream: Reading = field(default_factory=Reading)
     # How files named by the user are read whose rows are passages (JSONL, CSV, Parquet); None:

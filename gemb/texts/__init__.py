@@ -1,5 +1,8 @@
 """Texts in: records of streams and tables, files of a tree, passages of a file.
 
-`inputs` opens what a user names, `walk` finds the files of a folder, `passages` splits a text.
-May import: `io`, `errors`, `arrays`.
+`inputs` reads what a user names, `contents` decides what its bytes are, `walk` finds the files of a
+folder, `passages` splits a text. May import: `io`, `errors`, `arrays`.
 """
+
+INPUT_FORMATS = ("auto", "lines", "jsonl", "csv", "tsv", "parquet")  # auto: by name and bytes
+PASSAGE_KINDS = ("auto", "lines", "code", "markdown", "prose")  # how a text becomes passages

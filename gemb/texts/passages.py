@@ -20,7 +20,6 @@ from gemb.texts.units import (
 )
 
 VERSION = 2  # of the rules: another one makes other passages of the same text
-KINDS = ("auto", "lines", "code", "markdown", "prose")
 
 _HEADED = {".md": "#", ".markdown": "#", ".mkd": "#", ".mdx": "#", ".rmd": "#", ".qmd": "#"}
 _HEADED |= {".adoc": "=", ".asciidoc": "=", ".org": "*", ".rst": "", ".rest": "", ".txt": ""}
@@ -44,9 +43,9 @@ def split(text: str, name: str, kind: str = "auto") -> list[Passage]:
     """Return the passages of a file's text, in order; they do not overlap.
 
     Args:
-        text: all of the file, as `gemb.search.reading.read_text` gives it.
+        text: all of the file, as `gemb.texts.walk.read_text` gives it.
         name: the file's path or name; its end says the kind, and it stands in the titles.
-        kind: one of KINDS; auto: by the name, then by the looks of the text.
+        kind: one of `gemb.texts.PASSAGE_KINDS`; auto: by the name, then by the looks of the text.
     """
     name = os.path.basename(name)  # noqa: PTH119
     name = name.encode(errors="surrogateescape").decode(errors="replace")  # the model takes UTF-8

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import itertools
 import os
 from pathlib import Path
@@ -156,6 +157,19 @@ def test_parquet_rows_as_pyarrow_wrote_them(tmp_path: Path) -> None:
     assert records[-1].kept == {"other": 0.5}
     with pytest.raises(UsageError, match="no readable Parquet file"):
         read(write(tmp_path, "b.parquet", b"nothing"))
+
+
+def test_gzip_is_read_as_what_its_name_says_without_gz(tmp_path: Path) -> None:
+    for name, data in (
+        ("a.txt.gz", "x\ny\n"),
+        ("a.jsonl.gz", '{"text": "x"}\n{"text": "y"}\n'),
+        ("a.csv.gz", "text\nx\ny\n"),
+    ):
+        path = write(tmp_path, name, gzip.compress(data.encode()))
+        assert [record.text for record in read(path)] == ["x", "y"]
+        assert inputs.total_size([str(path)], Reading()) is None
+    path = write(tmp_path, "b.txt", "x\ny\n")
+    assert inputs.total_size([str(path)], Reading()) == sum(record.size for record in read(path))
 
 
 def test_several_files_have_ids_with_their_path(tmp_path: Path) -> None:

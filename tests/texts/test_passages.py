@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gemb.texts.passages import KINDS, Passage, split
+from gemb.texts import PASSAGE_KINDS
+from gemb.texts.passages import Passage, split
 from gemb.texts.units import MOST
 
 LINES = st.lists(
@@ -35,7 +36,7 @@ def parts(text: str, name: str = "x", kind: str = "auto") -> list[tuple[str, str
 
 
 @settings(max_examples=300, deadline=None)
-@given(LINES, st.sampled_from(KINDS), st.sampled_from(["x.py", "x.md", "x.txt", "x"]))
+@given(LINES, st.sampled_from(PASSAGE_KINDS), st.sampled_from(["x.py", "x.md", "x.txt", "x"]))
 @example(["猫" * 5000], "prose", "x")
 @example(["x" * 5000 + " y"], "code", "x")
 def test_passages_hold_all_words_whole_in_order_with_their_lines(
