@@ -9,6 +9,7 @@ from gemb.commands.embed import embed
 from gemb.commands.eval import evaluate
 from gemb.commands.export_gguf import export
 from gemb.commands.index import index
+from gemb.commands.manual import show_help
 from gemb.commands.mine import mine
 from gemb.commands.models import models
 from gemb.commands.quantize import quantize
@@ -34,4 +35,5 @@ COMMANDS: tuple[click.Command, ...] = (
     soup,
     doctor,
     completion,
+    show_help,
 )

@@ -19,7 +19,7 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def _hint(self, ctx: click.Context, name: str) -> str:
-        if name in ("help", "version"):  # commands of other tools
+        if name in ("help", "version"):  # commands of other tools; the root has help
             near = [f"{ctx.find_root().command_path} --{name}"]
         else:
             import difflib  # a misspelt name is rare

@@ -1,20 +1,16 @@
 """Write the generated parts of README.md and of mini's card.
 
-`python tests/support/readme_reference.py` does it.
-
-The command reference comes from `--help`, the file map from the first lines of the files, and the
-facts in the card from the model's file.
+`python tests/support/readme_reference.py` does it. The commands come from `--help`, the packages
+from their docstrings, and the facts in the card from the model's file.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-import click
-
-from gemb.cli import HELP, gemb
+from gemb.commands import COMMANDS
 from gemb.models.hub import show_size
 from gemb.models.references import bundled
 from gemb.plugins import describe
@@ -22,35 +18,44 @@ from gemb.plugins import describe
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CARD = ROOT / "gemb" / "data" / "mini.md"
-FOLDERS = (
-    "gemb",
+PACKAGES = (  # from the command line down
     "gemb/commands",
-    "gemb/index",
+    "gemb/training",
+    "gemb/weights",
     "gemb/search",
+    "gemb/evaluation",
+    "gemb/index",
+    "gemb/datasets",
+    "gemb/embedding",
+    "gemb/recipe",
+    "gemb/models",
+    "gemb/texts",
+    "gemb/io",
     "backends/gemb_torch",
     "backends/gemb_llamacpp",
 )
-WIDTH = 90
 
 
-def reference() -> str:
-    """Return the help of every command, in Markdown."""
-    return "\n".join(_sections(gemb, click.Context(gemb, info_name="gemb", **HELP)))
+def commands() -> str:
+    """Return every command with the first sentence of its help, as a Markdown table."""
+    lines = ["| command | what it does |", "|---|---|"]
+    for command in COMMANDS:
+        lines.append(f"| `gemb {command.name}` | {_first_sentence(command.help or '')} |")
+    return "\n".join(lines) + "\n"
 
 
-def file_map() -> str:
-    """Return every source file with the first sentence of its docstring, in Markdown."""
-    lines = []
-    for folder in FOLDERS:
-        lines += ["", f"**{folder}**", "", "| file | what it is for |", "|---|---|"]
-        for path in sorted((ROOT / folder).glob("*.py")):
-            words = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            lines.append(f"| {path.name} | {words.splitlines()[0].replace('|', chr(92) + '|')} |")
-    return "\n".join(lines[1:])
+def packages() -> str:
+    """Return every package with the first sentence of its docstring, as a Markdown table."""
+    lines = ["| package | what it is for |", "|---|---|"]
+    for package in PACKAGES:
+        source = (ROOT / package / "__init__.py").read_text(encoding="utf-8")
+        words = ast.get_docstring(ast.parse(source)) or ""
+        lines.append(f"| `{package}` | {_first_sentence(words)} |")
+    return "\n".join(lines) + "\n"
 
 
 def facts(path: Path) -> str:
-    """Return what a model's file says of itself, in Markdown."""
+    """Return what a model's file says of itself, as a Markdown table."""
     model = describe(path)
     kinds = [f"{kind} {type_}" for kind, type_ in sorted(model.types.items())]
     rows = (
@@ -69,7 +74,7 @@ def facts(path: Path) -> str:
 
 def readme_parts() -> dict[str, str]:
     """Return the generated parts of README.md."""
-    return {"commands": reference(), "files": file_map()}
+    return {"commands": commands(), "packages": packages()}
 
 
 def card_parts() -> dict[str, str]:
@@ -93,13 +98,9 @@ def replaced(text: str, parts: Mapping[str, str]) -> str:
     return text
 
 
-def _sections(group: click.Group, parent: click.Context) -> Iterator[str]:
-    for name in group.list_commands(parent):
-        command = group.commands[name]
-        context = click.Context(command, parent=parent, info_name=name, terminal_width=WIDTH)
-        yield f"### {context.command_path}\n\n```text\n{command.get_help(context)}\n```\n"
-        if isinstance(command, click.Group):
-            yield from _sections(command, context)
+def _first_sentence(text: str) -> str:
+    """Return the first line, without its last dot."""
+    return text.strip().splitlines()[0].rstrip(".").replace("|", "\\|")
 
 
 if __name__ == "__main__":

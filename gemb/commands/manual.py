@@ -1,0 +1,133 @@
+"""`gemb help TOPIC`, and the man pages: both from `--help` and the texts in gemb/data/help."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+SECTION = "1"  # of the manual: programs
+WIDTH = 90  # columns of an options table in a man page
+CONTEXT = {"help_option_names": ["-h", "--help"]}
+_PACKAGE = Path(__file__).parents[1]
+
+
+def topics() -> dict[str, Path]:
+    """Return the file of each topic, by name."""
+    files = {path.stem: path for path in sorted((_PACKAGE / "data" / "help").glob("*.md"))}
+    recipes = [_PACKAGE / "recipes" / "README.md", _PACKAGE.parent / "recipes" / "README.md"]
+    files["recipes"] = next((path for path in recipes if path.is_file()), recipes[0])
+    return dict(sorted(files.items()))
+
+
+def title(path: Path) -> str:
+    """Return the first line of a topic, without its mark."""
+    with path.open(encoding="utf-8") as file:
+        return file.readline().lstrip("# ").strip()
+
+
+@click.command(name="help")
+@click.argument("words", nargs=-1, metavar="[TOPIC|COMMAND...]")
+@click.pass_context
+def show_help(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Explain a topic, or show the help of a command.
+
+    Without a TOPIC the topics are listed.
+
+    \b
+    gemb help
+    gemb help vectors
+    gemb help index build
+    """
+    if not words:
+        names = topics()
+        widest = max(map(len, names))
+        click.echo("Topics:\n")
+        for name, path in names.items():
+            click.echo(f"  {name.ljust(widest)}  {title(path)}")
+        click.echo("\ngemb help TOPIC explains one; gemb COMMAND --help shows a command's options.")
+    elif len(words) == 1 and words[0] in topics() and words[0] not in _named(ctx.find_root()):
+        click.echo_via_pager(topics()[words[0]].read_text(encoding="utf-8"))
+    else:
+        context = ctx.find_root()
+        for word in words:
+            command = _named(context).get(word)
+            if command is None:
+                raise click.UsageError(_unknown(word, context))
+            context = click.Context(command, parent=context, info_name=word)
+        click.echo(context.get_help())
+        if words[0] in topics():
+            click.echo(f"\n{topics()[words[0]].read_text(encoding='utf-8')}", nl=False)
+
+
+def _named(context: click.Context) -> dict[str, click.Command]:
+    command = context.command
+    return dict(command.commands) if isinstance(command, click.Group) else {}
+
+
+def _unknown(word: str, context: click.Context) -> str:
+    import difflib  # a misspelt topic is rare
+
+    known = [*_named(context), *(topics() if context.parent is None else ())]
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"did you mean '{near[0]}'?" if near else "gemb help lists the topics"
+    return f"no topic or command '{word}'; {hint}"
+
+
+def pages(root: click.Group, version: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each man page: `gemb`, `gemb-embed`, `gemb-index-build`, ...
+
+    Args:
+        root: the whole command.
+        version: of gemb.
+    """
+    context = click.Context(root, info_name="gemb", terminal_width=WIDTH, **CONTEXT)
+    yield from _pages(root, context, version)
+
+
+def _pages(
+    command: click.Command, context: click.Context, version: str
+) -> Iterator[tuple[str, str]]:
+    name = context.command_path.replace(" ", "-")
+    yield name, _page(command, context, name, version)
+    if isinstance(command, click.Group):
+        for child_name in command.list_commands(context):
+            child = command.commands[child_name]
+            yield from _pages(
+                child,
+                click.Context(child, parent=context, info_name=child_name, terminal_width=WIDTH),
+                version,
+            )
+
+
+def _page(command: click.Command, context: click.Context, name: str, version: str) -> str:
+    """Return a man page in roff: name, synopsis, and what `--help` says, with its headings."""
+    summary = _roff(command.get_short_help_str(limit=120).rstrip("."))
+    usage, _, body = command.get_help(context).partition("\n")
+    lines = [
+        f'.TH {name.upper()} {SECTION} "" "gemb {version}" "gemb"',
+        ".SH NAME",
+        f"{_roff(name)} \\- {summary}",
+        ".SH SYNOPSIS",
+        _roff(usage.removeprefix("Usage: ")),
+        ".SH DESCRIPTION",
+        ".nf",
+    ]
+    for line in body.strip("\n").splitlines():
+        heading = re.fullmatch(r"(\S.*):", line)
+        if heading:
+            lines += [".fi", f".SH {_roff(heading[1]).upper()}", ".nf"]
+        else:
+            lines.append(_roff(line.removeprefix("  ")))
+    lines.append(".fi")
+    if context.parent is not None:
+        lines += [".SH SEE ALSO", f".BR {context.find_root().info_name} ({SECTION})"]
+    return "\n".join(lines) + "\n"
+
+
+def _roff(text: str) -> str:
+    """Return a line of text that roff prints as it is."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return f"\\&{text}" if text.startswith(".") else text
