@@ -74,6 +74,18 @@ def run(installed: Path, *words: str, **settings: str) -> str:
     return answer.stdout
 
 
+def test_the_wheel_holds_a_man_page_for_each_command(wheel, names, tmp_path):
+    pages = {Path(name).name for name in names if "/share/man/man1/" in name}
+    assert {"gemb.1", "gemb-embed.1", "gemb-index-build.1", "gemb-models-pull.1"} <= pages
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in names if name.endswith("/gemb-embed.1"))
+        text = archive.read(name).decode()
+    assert text.startswith(".TH GEMB-EMBED 1 ")
+    for heading in ("NAME", "SYNOPSIS", "DESCRIPTION", "OUTPUT"):
+        assert f"\n.SH {heading}\n" in text
+    assert "\\-\\-dtype" in text  # a hyphen as it is typed
+
+
 def test_the_wheel_holds_the_three_packages_and_the_recipes_whole(names):
     packages = files_named("gemb", ROOT / "gemb") | files_named("gemb/recipes", ROOT / "recipes")
     for backend in ("gemb_torch", "gemb_llamacpp"):

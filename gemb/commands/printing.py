@@ -1,4 +1,4 @@
-"""A group of commands that suggests the nearest name for a misspelt one."""
+"""What commands share: a group that suggests the nearest name, and tables and JSON on stdout."""
 
 from __future__ import annotations
 
@@ -19,16 +19,15 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
     def _hint(self, ctx: click.Context, name: str) -> str:
-        if name in ("help", "version"):  # commands of other tools; the root has help
-            near = [f"{ctx.find_root().command_path} --{name}"]
+        if name == "version":  # a command of other tools
+            near = ["gemb --version"]
+        elif name == "help":
+            near = [f"gemb help {ctx.info_name}"]
         else:
             import difflib  # a misspelt name is rare
 
             near = difflib.get_close_matches(name, self.list_commands(ctx), 1)
         return f"; did you mean '{near[0]}'?" if near else ""
-
-
-# What commands print on stdout: aligned columns, or one JSON document.
 
 
 def print_json(value: object) -> None:
