@@ -79,6 +79,8 @@ class Terminated(BaseException):
 def main() -> NoReturn:
     """Run `gemb` and leave with the exit code of what happened."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+        signal.signal(signal.SIGINT, _on_sigint)
     try:
         # In this mode click returns the code of its own `Exit`, and what a command returns: None.
         code, line = gemb.main(prog_name="gemb", standalone_mode=False) or 0, ""
@@ -132,6 +134,11 @@ def _leave(code: int) -> NoReturn:
         except (OSError, ValueError):
             code = code or 141
     os._exit(code)
+
+
+def _on_sigint(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
+    raise KeyboardInterrupt
 
 
 def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:

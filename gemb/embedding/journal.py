@@ -82,13 +82,13 @@ class Journal:
         self.is_older = size > 0
         line = header.line()
         if resume and size:
-            found = self._reader.readline(1 << 16)
-            if found.endswith(b"\n") and found != line:
+            first_line = self._reader.readline(1 << 16)
+            if first_line.endswith(b"\n") and first_line != line:
                 raise UsageError(
                     f"{path} is of a run with another model, prompt, --dim, --dtype or backend; "
                     "repeat that one, or leave --resume out to start again"
                 )
-            self._is_new = not found.endswith(b"\n")
+            self._is_new = not first_line.endswith(b"\n")
         else:
             self._is_new = True
             self.replaced = size

@@ -10,11 +10,11 @@ import numpy as np
 from gemb.arrays import Floats, Ints
 
 CANDIDATES = 8192  # a block
-CROWDED = 4  # times as many hits as are wanted: then most are sorted out by a partition
+CROWDED = 4  # times as many hits as the depth: then a partition leaves most of them out
 
 
 class Nearest(NamedTuple):
-    """What was found, nearest first; of two equal ones that with the lower number."""
+    """The nearest candidates of each query, best first; of equal ones the lower number first."""
 
     scores: Floats  # [B, depth]; -inf where there are no more
     numbers: Ints  # [B, depth]; -1 there
@@ -36,7 +36,7 @@ def nearest(
         queries: [B, D].
         candidates: gives the vectors [n, D] of the candidates from one number up to another.
         count: of candidates.
-        depth: how many are wanted.
+        depth: how many to return of each query.
         ceiling: [B]; a candidate with a higher score is passed over.
         left_out: rows of `queries`, and the candidates that are none of theirs; both [n].
         unlike: vectors [B, D], and the highest dot product that a row's candidates may have with

@@ -84,7 +84,7 @@ class Compute(Protocol):
     """Computes the vectors of a batch: an encoder, or a journal in front of one."""
 
     def __call__(self, batch: Sequence[TokenIds]) -> Computed:
-        """Return the vectors of these token sequences, cut to the width wanted."""
+        """Return the vectors of these token sequences, cut to the width of the spec."""
 
 
 def computing(encoder: Encoder, dim: int) -> Compute:
@@ -96,11 +96,11 @@ def computing(encoder: Encoder, dim: int) -> Compute:
     def compute(batch: Sequence[TokenIds]) -> Computed:
         vectors = np.full((len(batch), encoder.profile.dim), np.nan, np.float32)
         failed = {}
-        for row, found in enumerate(by_halves(encoder.encode, batch)):
-            if isinstance(found, RowError):
-                failed[row] = found.message
+        for row, result in enumerate(by_halves(encoder.encode, batch)):
+            if isinstance(result, RowError):
+                failed[row] = result.message
             else:
-                vectors[row] = found
+                vectors[row] = result
         return Computed(shortened(vectors, dim), failed)
 
     return compute
@@ -135,11 +135,11 @@ def by_halves(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) ->
         middle = len(part) // 2
         return half(part[:middle]) + half(part[middle:])
 
-    found = half(items) if items else []
+    results = half(items) if items else []
     if len(errors) == len(items) > 1:
         error = errors[0]
         raise GembError(f"the backend fails on every text: {type(error).__name__}: {error}")
-    return found
+    return results
 
 
 class Embedder:
@@ -204,18 +204,18 @@ class Embedder:
         rows = [Row(record, error=record.error) for record in records]
         keys: dict[int, bytes] = {}  # row -> digest of its ids
         fresh: dict[bytes, TokenIds] = {}  # what must be computed
-        for place, ids in self._tokenized(rows).items():
-            if rows[place].error:
+        for index, ids in self._tokenized(rows).items():
+            if rows[index].error:
                 continue
             key = hashlib.blake2b(ids.tobytes(), digest_size=16).digest()
-            keys[place] = key
+            keys[index] = key
             if key in self._recent:
                 self._recent.move_to_end(key)
             else:
                 fresh[key] = ids
         known, failed = self._known(fresh)
-        for place, key in keys.items():
-            vectors[place] = known[key] if key in known else self._recent[key]
+        for index, key in keys.items():
+            vectors[index] = known[key] if key in known else self._recent[key]
         self._remember(known)
         self._mark_failed(rows, vectors, keys, failed)
         return Window(rows, vectors)
@@ -223,13 +223,13 @@ class Embedder:
     def _tokenized(self, rows: list[Row]) -> dict[int, TokenIds]:
         """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
         limit = self.spec.max_tokens
-        places = [place for place, row in enumerate(rows) if row.error is None]
-        texts = [self._prompt.render(rows[p].record.text, rows[p].record.title) for p in places]
+        indices = [index for index, row in enumerate(rows) if row.error is None]
+        texts = [self._prompt.render(rows[i].record.text, rows[i].record.title) for i in indices]
         cut: dict[int, TokenIds] = {}
-        for place, ids in zip(places, self._token_ids(texts), strict=True):
-            record = rows[place].record
+        for index, ids in zip(indices, self._token_ids(texts), strict=True):
+            record = rows[index].record
             if isinstance(ids, RowError):
-                rows[place] = Row(record, error=ids)
+                rows[index] = Row(record, error=ids)
                 continue
             count = len(ids)
             error = None
@@ -239,28 +239,28 @@ class Embedder:
                 else:
                     message = f"{count} tokens; the model takes {limit}"
                     error = RowError("too_long", message)
-            rows[place] = Row(record, count, error is None and count > limit, error)
-            cut[place] = ids
+            rows[index] = Row(record, count, error is None and count > limit, error)
+            cut[index] = ids
         return cut
 
     def _token_ids(self, texts: Sequence[str]) -> list[TokenIds | RowError]:
         """Return the ids of each text; of a far too long one that is to be cut, of its beginning.
 
-        A merge of tokens looks at its neighbours: where the beginning has twice the tokens wanted,
+        A merge of tokens looks at its neighbours: where the beginning has twice the tokens needed,
         the first half of them is that of the whole text.
         """
         if self.on_long != "truncate":
             return by_halves(self._tokenize, texts)
-        found = by_halves(self._tokenize, [text[:LOOKED_AT] for text in texts])
-        for place, text in enumerate(texts):
+        token_ids = by_halves(self._tokenize, [text[:LOOKED_AT] for text in texts])
+        for index, text in enumerate(texts):
             size = LOOKED_AT
             while size < len(text):
-                ids = found[place]
+                ids = token_ids[index]
                 if isinstance(ids, RowError) or len(ids) >= 2 * self.spec.max_tokens:
                     break
                 size *= 2
-                found[place] = by_halves(self._tokenize, [text[:size]])[0]
-        return found
+                token_ids[index] = by_halves(self._tokenize, [text[:size]])[0]
+        return token_ids
 
     def _known(self, fresh: dict[bytes, TokenIds]) -> tuple[dict[bytes, Vectors], dict[bytes, str]]:
         """Compute what is new; return vectors and messages of failure by digest."""
@@ -282,12 +282,12 @@ class Embedder:
         rows: list[Row], vectors: Vectors, keys: dict[int, bytes], failed: dict[bytes, str]
     ) -> None:
         bad = ~np.isfinite(vectors).all(axis=1)
-        for place in np.flatnonzero(bad).tolist():
-            vectors[place] = np.nan
-            if place in keys:
-                message = failed.get(keys[place])
+        for index in np.flatnonzero(bad).tolist():
+            vectors[index] = np.nan
+            if index in keys:
+                message = failed.get(keys[index])
                 error = RowError("failed", message) if message else NOT_FINITE
-                rows[place] = Row(rows[place].record, rows[place].tokens, error=error)
+                rows[index] = Row(rows[index].record, rows[index].tokens, error=error)
 
 
 NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")
@@ -330,7 +330,7 @@ def embed(records: Iterable[Record | None], embedder: Embedder, *, live: bool) -
 
     Args:
         records: None where the input idles.
-        embedder: computes; it is used from one other thread alone.
+        embedder: computes the windows, in one other thread.
         live: whether windows may depend on the clock.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-embed")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,8 +50,6 @@ def run(job: EmbedJob, records: Iterator[Record | None], embedder: Embedder) -> 
             journal.check_used_up()
         _commit(job, output, embedder, tally)
     except BaseException:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
         progress.close()
         output.abandon()
         if journal:
@@ -123,7 +119,7 @@ def _write(
         if len(written) == len(window.rows):
             writer.write(window.rows, window.vectors)
         elif written:
-            writer.write([window.rows[place] for place in written], window.vectors[written])
+            writer.write([window.rows[index] for index in written], window.vectors[written])
         progress.add(len(window.rows), tokens=window.tokens, size=window.size)
     (writer or new_writer()).finish()
 
@@ -158,7 +154,7 @@ def _leave_journal(journal: Journal) -> None:
 
 
 class Tally:
-    """Counts of rows, with the first place of each kind."""
+    """Counts of rows by kind, with where the first of each kind is."""
 
     def __init__(self, max_tokens: int) -> None:
         self.rows = 0
@@ -168,18 +164,18 @@ class Tally:
         self._first: dict[str, str] = {}  # kind -> place
 
     def sort(self, rows: Sequence[Row], *, on_long: str, on_error: str) -> list[int]:
-        """Count the rows, and return the places of those that are to be written.
+        """Count the rows, and return the indices of those that are to be written.
 
         Raises:
             SomeRowsFailed: a row has an error, and `on_error` is fail.
         """
         written = []
-        for place, row in enumerate(rows):
+        for index, row in enumerate(rows):
             self.rows += 1
             if row.is_cut:
                 self._count("cut", row)
             if row.error is None:
-                written.append(place)
+                written.append(index)
             elif row.error.code == "too_long" and on_long == "skip":
                 self._count("long", row)
             else:
@@ -189,7 +185,7 @@ class Tally:
                     message = f"{row.record.place}: {row.error.message}; stopped (--on-error fail)"
                     raise SomeRowsFailed(message)
                 if on_error == "inline":
-                    written.append(place)
+                    written.append(index)
         return written
 
     def _count(self, kind: str, row: Row) -> None:
@@ -197,7 +193,7 @@ class Tally:
         self._first.setdefault(kind, row.record.place)
 
     def say(self) -> None:
-        """Say on stderr what is not as the user may think, a line for each kind."""
+        """Print a line on stderr for each kind of rows that were cut, left out or failed."""
         for kind, count in self._kinds.items():
             which = f"{count} of {self.rows} rows"
             first = f"(first: {self._first[kind]})"

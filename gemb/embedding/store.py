@@ -81,9 +81,9 @@ class VectorStore:
         if not path.is_file():
             return {}
         try:
-            found = json.loads(path.read_bytes())
-            if found["gemb vectors"] == FORMAT:
-                return dict(found)
+            document = json.loads(path.read_bytes())
+            if document["gemb vectors"] == FORMAT:
+                return dict(document)
         except (ValueError, KeyError, TypeError):
             pass
         raise UsageError(f"{path} is not what gemb wrote there; remove that folder")
@@ -95,19 +95,19 @@ class VectorStore:
 
     def find(self, keys: Sequence[bytes]) -> Rows:
         """Return the row of each key, int64 [len(keys)], -1 where it is not here."""
-        wanted = _halves(b"".join(keys))
+        halves = _halves(b"".join(keys))
         rows = np.full(len(keys), -1, np.int64)
-        at = np.searchsorted(self._high, wanted[:, 0])
+        at = np.searchsorted(self._high, halves[:, 0])
         open_ = np.arange(len(keys))
         while len(open_):
-            place = at[open_]
-            inside = place < len(self._high)
-            open_, place = open_[inside], place[inside]
-            same = self._high[place] == wanted[open_, 0]
-            open_, place = open_[same], place[same]
-            found = self._low[place] == wanted[open_, 1]
-            rows[open_[found]] = self._rows[place[found]]
-            open_ = open_[~found]  # two keys with one first half
+            position = at[open_]
+            inside = position < len(self._high)
+            open_, position = open_[inside], position[inside]
+            same = self._high[position] == halves[open_, 0]
+            open_, position = open_[same], position[same]
+            is_same = self._low[position] == halves[open_, 1]
+            rows[open_[is_same]] = self._rows[position[is_same]]
+            open_ = open_[~is_same]  # two keys with one first half
             at[open_] += 1
         if self._recent:
             for row in np.flatnonzero(rows < 0).tolist():

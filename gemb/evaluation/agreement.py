@@ -66,7 +66,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """What `compare` found. Cosines are of a text's two vectors, one from each side."""
+    """How far two sides agree. Cosines are of a text's two vectors, one from each side."""
 
     count: int  # rows compared
     min_cosine: float
@@ -219,8 +219,8 @@ def _spearman(a: Vectors, b: Vectors) -> float:
     """Return Spearman's rank correlation of two lists of numbers, ties at their mean rank."""
     ranks = []
     for values in (a, b):
-        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+        _, group, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[group])
     a_rank, b_rank = (rank - rank.mean() for rank in ranks)
     size = float(np.sqrt((a_rank**2).sum() * (b_rank**2).sum()))
     return float((a_rank * b_rank).sum() / size) if size else 1.0

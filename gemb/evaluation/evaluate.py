@@ -189,7 +189,7 @@ def _pairs(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str,
 def _bitext(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
     """Score 1 for a pair whose sides are each other's nearest, 1/2 where one side alone finds."""
     rows = [embedded.rows(part) for part in dataset.parts]
-    stored = [embedded.stored(some, size) for some in rows]
+    stored = [embedded.stored(part_rows, size) for part_rows in rows]
     hits = np.zeros(dataset.units)
     for here, there in ((0, 1), (1, 0)):
         for part in _chunks(dataset.units, dataset.units):

@@ -41,18 +41,18 @@ def folded(vectors: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
     order = shuffled[np.argsort(names[shuffled], kind="stable")]
     fold = np.empty(len(labels), int)
     fold[order] = np.arange(len(labels)) % FOLDS
-    found = np.empty(len(labels), object)
+    predicted = np.empty(len(labels), object)
     for number in range(FOLDS):
         out = fold == number
-        found[out] = predictions(vectors[~out], names[~out].tolist(), vectors[out])
-    return [str(label) for label in found]
+        predicted[out] = predictions(vectors[~out], names[~out].tolist(), vectors[out])
+    return [str(label) for label in predicted]
 
 
 def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Doubles:
     """Return the weights, float64 [D + 1, count], the intercept last; x [N, D], classes [N]."""
     rows, width = x.shape
-    wanted = np.zeros((rows, count), np.float32)
-    wanted[np.arange(rows), classes] = 1
+    targets = np.zeros((rows, count), np.float32)
+    targets[np.arange(rows), classes] = 1
 
     def loss(flat: Doubles) -> tuple[float, Doubles]:
         weights = flat.reshape(width + 1, count)
@@ -62,7 +62,7 @@ def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Do
         shares = np.exp(logits)
         sums = shares.sum(axis=1, keepdims=True)
         shares /= sums
-        shares -= wanted
+        shares -= targets
         value = float(np.log(sums).sum(dtype=np.float64) - chosen + (weights[:-1] ** 2).sum() / 2)
         gradient = np.vstack([x.T @ shares + weights[:-1], shares.sum(axis=0, dtype=np.float64)])
         return value, gradient.ravel()

@@ -50,17 +50,17 @@ def spearman(a: Doubles, b: Doubles, counts: Doubles | None = None) -> Doubles:
 
 def _mean_ranks(values: Doubles, counts: Doubles) -> Doubles:
     """Return the rank of each value in each resample, from 1, equal ones at their mean; [R, N]."""
-    _, place = np.unique(values, return_inverse=True)
-    in_group = _in_groups(counts, place)  # [R, groups]
+    _, group = np.unique(values, return_inverse=True)
+    in_group = _in_groups(counts, group)  # [R, groups]
     before = in_group.cumsum(axis=1) - in_group
-    ranks: Doubles = (before + (in_group + 1) / 2)[:, place]
+    ranks: Doubles = (before + (in_group + 1) / 2)[:, group]
     return ranks
 
 
-def _in_groups(counts: Doubles, place: NDArray[Any]) -> Doubles:
-    """Return the sums of the counts whose place is 0, 1, ...; [R, groups]. No group is empty."""
-    order = np.argsort(place, kind="stable")
-    starts = np.flatnonzero(np.diff(place[order], prepend=-1))
+def _in_groups(counts: Doubles, group: NDArray[Any]) -> Doubles:
+    """Return the sums of the counts whose group is 0, 1, ...; [R, groups]. No group is empty."""
+    order = np.argsort(group, kind="stable")
+    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
     return np.add.reduceat(counts[:, order], starts, axis=1)
 
 
@@ -75,9 +75,9 @@ def average_precision(scores: Doubles, positive: Doubles, counts: Doubles | None
     A resample without positives has 0.
     """
     counts = np.ones((1, len(scores))) if counts is None else counts
-    _, place = np.unique(-scores, return_inverse=True)
-    hits = _in_groups(counts * positive, place)
-    precision = _ratio(hits.cumsum(axis=1), _in_groups(counts, place).cumsum(axis=1))
+    _, group = np.unique(-scores, return_inverse=True)
+    hits = _in_groups(counts * positive, group)
+    precision = _ratio(hits.cumsum(axis=1), _in_groups(counts, group).cumsum(axis=1))
     return _ratio((hits * precision).sum(axis=1), hits.sum(axis=1))
 
 

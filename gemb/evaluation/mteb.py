@@ -106,8 +106,8 @@ class GembEncoder:
         """Return unit vectors, float32 [texts, dim], of the texts of MTEB's batches."""
         side = prompt_type.value if prompt_type else None
         prompt = prompt_for(task_metadata.type, side, self._encoder.profile.prompts)
-        seen = [prompt.render(text) for batch in inputs for text in batch["text"]]
-        fresh = [text for text in dict.fromkeys(seen) if text not in self._known]
+        prompted = [prompt.render(text) for batch in inputs for text in batch["text"]]
+        fresh = [text for text in dict.fromkeys(prompted) if text not in self._known]
         records = [
             Record(row, f"{task_metadata.name}: {text[:60]!r}", text)
             for row, text in enumerate(fresh)
@@ -115,22 +115,22 @@ class GembEncoder:
         vectors, _cut = text_vectors(records, self._encoder)
         self._known.update(zip(fresh, vectors, strict=True))
         width = self._encoder.profile.dim
-        found = np.array([self._known[text] for text in seen], np.float32).reshape(-1, width)
-        return shortened(found, self._dim)
+        full = np.array([self._known[text] for text in prompted], np.float32).reshape(-1, width)
+        return shortened(full, self._dim)
 
     def similarity(
         self, embeddings1: NDArray[np.float32], embeddings2: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return the cosines of all pairs, [n, m]; of unit rows."""
-        found: NDArray[np.float32] = np.atleast_2d(embeddings1) @ np.atleast_2d(embeddings2).T
-        return found
+        cosines: NDArray[np.float32] = np.atleast_2d(embeddings1) @ np.atleast_2d(embeddings2).T
+        return cosines
 
     def similarity_pairwise(
         self, embeddings1: NDArray[np.float32], embeddings2: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """Return the cosine of each pair, [n]; of unit rows."""
-        found: NDArray[np.float32] = np.einsum("nd,nd->n", embeddings1, embeddings2)
-        return found
+        cosines: NDArray[np.float32] = np.einsum("nd,nd->n", embeddings1, embeddings2)
+        return cosines
 
 
 def tasks_named(names: Sequence[str]) -> list[Any]:
@@ -174,14 +174,14 @@ def run(tasks: Sequence[Any], encoder: Encoder, dims: Sequence[int] = ()) -> lis
     profile = encoder.profile
     check_dims(dims, profile.matryoshka_dims)
     known: dict[str, NDArray[np.float32]] = {}
-    found = []
+    main_scores = []
     for dim in dims or (profile.dim,):
         model = GembEncoder(encoder, dim, known)
         results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
         for result in results.task_results:
             metric = result.task.metadata.main_score
             for split, scores in result.scores.items():
-                found += [
+                main_scores += [
                     Result(
                         result.task_name,
                         split,
@@ -192,4 +192,4 @@ def run(tasks: Sequence[Any], encoder: Encoder, dims: Sequence[int] = ()) -> lis
                     )
                     for score in scores
                 ]
-    return found
+    return main_scores

@@ -55,8 +55,8 @@ def _wrong_partners(
     """Return cosines of q_i and p_(i + shift), for shifts spread evenly over the pairs."""
     count = len(queries)
     shifts = min(WRONG_PARTNERS, count - 1)
-    chosen = [1 + place * (count - 1) // shifts for place in range(shifts)]
-    cosines = [np.einsum("nd,nd->n", queries, np.roll(positives, -shift, 0)) for shift in chosen]
+    spread = [1 + step * (count - 1) // shifts for step in range(shifts)]
+    cosines = [np.einsum("nd,nd->n", queries, np.roll(positives, -shift, 0)) for shift in spread]
     return np.concatenate(cosines) if cosines else np.empty(0, np.float32)
 
 

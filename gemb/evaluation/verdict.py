@@ -15,7 +15,7 @@ Word = Literal["WIN", "TIE", "REGRESSION"]
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """What became of one score."""
+    """How one score changed."""
 
     set: str  # a set's name, or `mean`
     metric: str
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a model. The word is that of the mean over the sets, at the widest size."""
+    """How a model changed. The word is that of the mean over the sets, at the widest size."""
 
     main: Difference
     sets: tuple[Difference, ...]  # at the widest size
@@ -75,7 +75,7 @@ def _json(difference: Difference) -> dict[str, Any]:
 
 
 def verdict(before: Scores, after: Scores) -> Verdict:
-    """Return what became of a model from one to another, on the same sets.
+    """Return how the scores of two models on the same sets differ.
 
     Compared is each one's widest vector, in the first type that was evaluated. Every set's
     resamples are drawn by itself, the same ones for both.

@@ -5,7 +5,6 @@ sources -> passages -> (known, missing) -> scored -> hits -> answers, each from 
 
 from __future__ import annotations
 
-import signal
 import sqlite3
 import sys
 import threading
@@ -87,7 +86,6 @@ def run_files(
             texts, cache, queries, vectors, encoder, job.criteria, seen=live.show, like=like
         )
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C is final
         live.close()
         if live.last and not is_quiet():
             _say_stopped(live.last, texts, job.queries, vectors, form)

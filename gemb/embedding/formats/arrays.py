@@ -106,7 +106,7 @@ class NpzWriter:
 
     def finish(self) -> None:
         """Write the archive."""
-        ids = [str(one) for one in self._ids] if self._layout.text_ids else self._ids
+        ids = [str(row_id) for row_id in self._ids] if self._layout.text_ids else self._ids
         meta = self._layout.spec.to_json(rows=len(self._ids), failed=sum(self._failed))
         with zipfile.ZipFile(Sink(self._output), "w") as archive:
             with archive.open(_member("vectors"), "w", force_zip64=True) as member:

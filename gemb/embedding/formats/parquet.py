@@ -78,9 +78,9 @@ class ParquetWriter:
     def _kept_column(self, name: str) -> Any:  # noqa: ANN401  pyarrow has no types
         arrow = self._arrow
         values = [row.record.kept.get(name) for row in self._rows]
-        wanted = self._schema.field(name).type if self._schema else None
+        column_type = self._schema.field(name).type if self._schema else None
         try:
-            column = arrow.array(values, wanted)
+            column = arrow.array(values, column_type)
         except (arrow.ArrowException, OverflowError) as error:
             reason = str(error).split("\n", 1)[0]
             raise GembError(
