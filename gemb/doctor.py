@@ -14,6 +14,7 @@ from gemb.backend import Check, Runtime
 from gemb.errors import GembError
 from gemb.io.caches import cache_sizes, caches_folder
 from gemb.io.machine import cores
+from gemb.io.text import size_in_words
 from gemb.models.hub_cache import cache_folder, is_offline
 from gemb.models.references import DEFAULT, bundled, local_references, resolve
 from gemb.plugins import backends, for_model
@@ -116,7 +117,7 @@ def _memory() -> Check:
 def _bundled_model() -> Check:
     path = bundled()
     if path.is_file():
-        return Check("bundled model", True, f"{path}, {path.stat().st_size / 1e6:.1f} MB")
+        return Check("bundled model", True, f"{path}, {size_in_words(path.stat().st_size)}")
     fix = "pip install --force-reinstall gemb; or set GEMB_MODEL"
     return Check("bundled model", False, f"{path} is not there", fix)
 
@@ -139,7 +140,7 @@ def _hub_cache() -> Check:
 def _caches() -> Check:
     """Say what gemb keeps to compute it once: all of it is made again where it is missing."""
     sizes = {name: size for name, size in cache_sizes().items() if size}
-    parts = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items())
+    parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in sizes.items())
     detail = f"{caches_folder()}, {parts or 'empty'}; any of it may be removed with rm -r"
     return Check("caches", True, detail)
 

@@ -184,6 +184,7 @@ def embed(
 
     from gemb.embedding.pipeline import Embedder
     from gemb.embedding.run import EmbedJob, run
+    from gemb.io.signals import one_interrupt
 
     task = task or "document"
     embedder = Embedder.of(
@@ -204,7 +205,8 @@ def embed(
         backend=model.backend,
         total=None if texts or part else inputs.total_size(paths, reading),
     )
-    run(job, part.of(records) if part else records, embedder)
+    with one_interrupt():
+        run(job, part.of(records) if part else records, embedder)
 
 
 def _format(chosen: str | None, output: str | None) -> Format:

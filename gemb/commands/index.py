@@ -78,10 +78,10 @@ def compact(folder: Path) -> None:
     free space as the index that results.
     """
     from gemb.index.care import compact
-    from gemb.models.hub import show_size
+    from gemb.io.text import size_in_words
 
     done = compact(folder)
-    saved = show_size(max(0, done.before - done.after))
+    saved = size_in_words(max(0, done.before - done.after))
     click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
 
 

@@ -155,7 +155,8 @@ def rm(reference: str, yes: bool) -> None:
     REF is one in the hub's cache, of which every revision goes, or a typed name. Asks on a
     terminal; off one it needs --yes.
     """
-    from gemb.models.hub import remove, show_size
+    from gemb.io.text import size_in_words
+    from gemb.models.hub import remove
 
     target = references.locate(reference)
     if isinstance(target, Path):
@@ -175,7 +176,7 @@ def rm(reference: str, yes: bool) -> None:
         target.unlink()
     else:
         freed = remove(target)
-    note(f"removed {target}: {show_size(freed)} freed")
+    note(f"removed {target}: {size_in_words(freed)} freed")
 
 
 def _candidates() -> Iterator[str]:
@@ -243,9 +244,9 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
 
 
 def _size(model: ModelDescription) -> str:
-    from gemb.models.hub import show_size
+    from gemb.io.text import size_in_words
 
-    return show_size(model.size_bytes)
+    return size_in_words(model.size_bytes)
 
 
 def _type(model: ModelDescription) -> str:

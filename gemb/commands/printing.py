@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import click
 
+from gemb.io.text import did_you_mean
+
 
 class Group(click.Group):
     """`click.Group`, and a suggestion."""
@@ -20,14 +22,12 @@ class Group(click.Group):
 
     def _hint(self, ctx: click.Context, name: str) -> str:
         if name == "version":  # a command of other tools
-            near = ["gemb --version"]
+            hint = "did you mean 'gemb --version'?"
         elif name == "help":
-            near = [f"gemb help {ctx.info_name}"]
+            hint = f"did you mean 'gemb help {ctx.info_name}'?"
         else:
-            import difflib  # a misspelt name is rare
-
-            near = difflib.get_close_matches(name, self.list_commands(ctx), 1)
-        return f"; did you mean '{near[0]}'?" if near else ""
+            hint = did_you_mean(name, self.list_commands(ctx))
+        return f"; {hint}" if hint else ""
 
 
 def print_json(value: object) -> None:

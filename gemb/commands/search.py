@@ -256,10 +256,12 @@ def search(options: ModelOptions, words: tuple[str, ...], chosen: Chosen) -> Non
 
         code = run_index(job, index, open_model, form)
     else:
+        from gemb.io.signals import one_interrupt
         from gemb.search.files import run_files
 
         sources = _sources(chosen, paths)
-        code = run_files(job, sources, open_model, form, is_silent=is_silent)
+        with one_interrupt():
+            code = run_files(job, sources, open_model, form, is_silent=is_silent)
     if code:
         raise click.exceptions.Exit(code)
 

@@ -25,7 +25,7 @@ from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
-from gemb.io.text import visible
+from gemb.io.text import size_in_words, visible
 from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
@@ -423,7 +423,8 @@ def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool
     file = open_folder(path) if path.is_dir() else open_file(path)
     size = sum(one.stat().st_size for one in file.files)
     if size > LONG_BYTES and not source.rows:
-        note(f"{shown(path)}: {size / 1e9:.1f} GB are indexed, once; plain text at 1.5 GB a minute")
+        amount = f"{size_in_words(size)} are indexed, once"
+        note(f"{shown(path)}: {amount}; plain text at 1.5 GB a minute")
     write_index(file, folder, stamp, rows=source.rows, strict=strict)
     if _stamp(path, source) != stamp:
         raise UsageError(f"{shown(path)} changed while it was read; start again")

@@ -16,6 +16,7 @@ from gemb.io.atomic import new_file
 from gemb.io.notes import note, warn
 from gemb.io.progress import InputProgress
 from gemb.io.streams import AtomicFile, Output, Stream
+from gemb.io.text import size_in_words
 from gemb.texts.records import Fields, Record
 
 
@@ -148,7 +149,7 @@ def _leave_journal(journal: Journal) -> None:
         return
     size = os.path.getsize(journal.path)  # noqa: PTH202
     note(
-        f"{journal.path} ({size / 1e6:.1f} MB) keeps what was computed: "
+        f"{journal.path} ({size_in_words(size)}) keeps what was computed: "
         "the same command with --resume goes on from there"
     )
 

@@ -265,7 +265,7 @@ def info(folder: Path) -> dict[str, object]:
 
 def facts(found: dict[str, object]) -> list[tuple[str, ...]]:
     """Return what `info` found as lines of name and value."""
-    from gemb.models.hub import show_size
+    from gemb.io.text import size_in_words
 
     source = Source.from_json(found["source"])  # type: ignore[arg-type]
     removed = f", {found['removed']:,} removed" if found["removed"] else ""
@@ -278,7 +278,7 @@ def facts(found: dict[str, object]) -> list[tuple[str, ...]]:
         ("vectors", f"{found['dim']} wide, {found['dtype']}, fingerprint {found['fingerprint']}"),
         ("codes", str(found["codes"]) if found["is_coded"] else "not all there"),
         ("source", f"{source.kind} of {described(source.paths)}, from {source.base}"),
-        ("size", show_size(found["size_bytes"])),  # type: ignore[arg-type]
+        ("size", size_in_words(found["size_bytes"])),  # type: ignore[arg-type]
         ("built", f"{found['built']}, gemb {found['made_by']}"),
         ("synced", str(found["synced"])),
     ]

@@ -18,8 +18,7 @@ from gemb.index.reader import Index, committed
 from gemb.index.schema import COLUMNS, crc, readable
 from gemb.index.state import counted
 from gemb.index.sync import OpenEncoder, check_model
-from gemb.io.text import visible
-from gemb.models.hub import show_size
+from gemb.io.text import size_in_words, visible
 from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in
@@ -93,7 +92,9 @@ def _blocks(index: Index, column: str, array: NDArray[Any], path: Path) -> Findi
     if bad:
         where = f"{len(bad)} of {total} blocks are damaged, the first from row {bad[0]}"
         return Finding(name, False, f"{visible(str(path))}: {where}; build the index anew")
-    return Finding(name, True, f"{show_size(array.nbytes)}, {counted(total, 'block')} as written")
+    return Finding(
+        name, True, f"{size_in_words(array.nbytes)}, {counted(total, 'block')} as written"
+    )
 
 
 def _database(index: Index, path: Path) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 
 _SHORT = {"\n": "⏎", "\t": "⇥"}
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, direction, surrogate, line separators
@@ -44,7 +45,7 @@ def _shown(character: str) -> str:
     )
 
 
-# A time span as people say it.
+# A time span, a size and the nearest name, in words.
 
 
 def duration(seconds: float) -> str:
@@ -57,6 +58,22 @@ def duration(seconds: float) -> str:
     if minutes < 48 * 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def size_in_words(size_bytes: int) -> str:
+    """Return a number of bytes in words, powers of ten: 1.25 GB, 33.4 MB, 512 kB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= size:
+            return f"{size_bytes / size:.3g} {unit}"
+    return f"{size_bytes} B"
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
+    """Return "did you mean 'x'?" with the nearest of the names; other words where none is near."""
+    import difflib  # a misspelt name is rare
+
+    near = difflib.get_close_matches(name, list(names), 1)
+    return f"did you mean '{near[0]}'?" if near else otherwise
 
 
 # Text in the columns of a terminal: how wide it is, cut and wrapped to a width.

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from gemb.errors import GembError, Missing, UsageError
+from gemb.io.text import size_in_words
 from gemb.models.hub_cache import (
     HubName,
     cache_folder,
@@ -88,9 +89,9 @@ class Plan:
         licence = f"licence {self.licence}" if self.licence else "no licence named"
         gated = ", gated" if self.gated else ""
         left = sum(file.size_bytes - self._partial_bytes(file) for file in self.to_download)
-        here = "" if left == self.size_bytes else f", {show_size(left)} of it to download"
+        here = "" if left == self.size_bytes else f", {size_in_words(left)} of it to download"
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
-        return f"{self.name}: {show_size(self.size_bytes)} in {count}{here}, {licence}{gated}"
+        return f"{self.name}: {size_in_words(self.size_bytes)} in {count}{here}, {licence}{gated}"
 
     def blob(self, file: HubFile) -> Path:
         """Return where the cache keeps a large file, and under another name a part of it."""
@@ -170,14 +171,6 @@ def wanted(name: str) -> bool:
     if len(path.parts) == 1:
         return name.startswith(ROOT_FILES) or path.suffix == ".safetensors"
     return len(path.parts) == 2 and path.parts[0].endswith(MODULE_FOLDERS)
-
-
-def show_size(size_bytes: int) -> str:
-    """Return a size for people: 1.25 GB, 33.4 MB, 512 kB; powers of ten."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size_bytes >= size:
-            return f"{size_bytes / size:.3g} {unit}"
-    return f"{size_bytes} B"
 
 
 @contextlib.contextmanager

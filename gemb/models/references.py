@@ -26,6 +26,7 @@ from pathlib import Path
 
 from gemb.errors import Missing, UsageError
 from gemb.io.notes import note
+from gemb.io.text import did_you_mean
 from gemb.models.hub_cache import (
     HubName,
     cache_folder,
@@ -169,10 +170,8 @@ def _lacking(name: HubName) -> str:
 
 def _unknown(reference: str) -> str:
     """Return the message for what is no reference at all, with the nearest name."""
-    import difflib
-
-    near = difflib.get_close_matches(reference, [*names(), *local_references()], 1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = did_you_mean(reference, [*names(), *local_references()])
+    hint = f"; {hint}" if hint else ""
     return (
         f"no model '{reference}' and no such path{hint} "
         f"(a model is one of {', '.join([DEFAULT, *ALIASES])}, a folder, a .gguf or org/repo)"

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any
 from msgspec import structs
 
 from gemb.errors import UsageError
+from gemb.io.text import did_you_mean
 from gemb.recipe.file import find, read_recipe, read_tree
 from gemb.recipe.keys import ROOT, to_plain
 from gemb.recipe.read import changed, override
@@ -298,5 +298,4 @@ def _text(value: Value, path: str) -> str:
 
 
 def _hint(word: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f"did you mean '{near[0]}'?" if near else f"{otherwise} {', '.join(known) or 'none'}"
+    return did_you_mean(word, known, f"{otherwise} {', '.join(known) or 'none'}")

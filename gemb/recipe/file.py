@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io.text import did_you_mean
 from gemb.recipe.checks import problems
 from gemb.recipe.keys import to_plain
 from gemb.recipe.names import builtin_recipes, recipe_names
@@ -32,8 +32,7 @@ def find(name_or_path: str) -> Path:
         hint = f"; did you mean {inside}?" if inside.is_file() else "; name the file in it"
         raise UsageError(f"{name_or_path} is a folder{hint}")
     if not path.exists():
-        near = difflib.get_close_matches(path.stem, names, 1)
-        hint = f"did you mean '{near[0]}'?" if near else f"gemb's own are {', '.join(names)}"
+        hint = did_you_mean(path.stem, names, f"gemb's own are {', '.join(names)}")
         raise UsageError(f"no recipe '{name_or_path}', neither a file nor a name; {hint}")
     return path
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,6 +11,7 @@ import msgspec
 from msgspec import inspect
 
 from gemb.errors import UsageError
+from gemb.io.text import did_you_mean
 from gemb.recipe.keys import REQUIRED, ROOT, Key, every_key, join
 from gemb.recipe.schema import Recipe
 from gemb.recipe.yaml_text import Place, Value, read_text
@@ -174,10 +174,9 @@ def find_key(path: str) -> Key:
 def _unknown(name: str, block: Key, path: str) -> str:
     """Return the message about a key that a block does not have."""
     elsewhere = [known for known, key in every_key() if key.name == name]
-    if near := difflib.get_close_matches(name, block.keys, 1) or elsewhere[:1]:
-        hint = f"did you mean '{near[0]}'?"
-    else:
-        hint = f"there are {', '.join(block.keys)}"
+    names = ", ".join(block.keys)
+    known = f"did you mean '{elsewhere[0]}'?" if elsewhere else f"there are {names}"
+    hint = did_you_mean(name, block.keys, known)
     return f"unknown key '{join(path, name)}'; {hint}"
 
 
@@ -200,5 +199,5 @@ def _problem(value: Value, key: Key, path: str) -> str:
     message = f"{value.place.of(path)} must be {key.values}, not {value}"
     if value.text in key.refused:
         return f"{message}: {key.refused[value.text]}"
-    near = difflib.get_close_matches(value.text, key.choices, 1)
-    return message + (f"; did you mean '{near[0]}'?" if near else "")
+    hint = did_you_mean(value.text, key.choices)
+    return f"{message}; {hint}" if hint else message

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from fake_hub import FakeHub, serve
-from gemb.models.hub import HubFile, check, remove, show_size, wanted
+from gemb.io.text import size_in_words
+from gemb.models.hub import HubFile, check, remove, wanted
 from gemb.models.hub_cache import HubName
 
 WEIGHTS = bytes(range(256)) * 2000
@@ -80,8 +81,8 @@ def pull(tmp_path):
 
 def test_only_what_opening_needs_is_downloaded_and_the_amount_is_said_first(pull):
     answer = pull.resolve("org/model")
-    size = sum(len(FOLDER[name]) for name in NEEDED)
-    assert f"downloading org/model: {show_size(size)} in 7 files, licence gemma" in answer.stderr
+    size = size_in_words(sum(len(FOLDER[name]) for name in NEEDED))
+    assert f"downloading org/model: {size} in 7 files, licence gemma" in answer.stderr
     address = re.compile("/org/model/resolve/[^/]+/(.+)")
     got = {match[1] for _, path, _ in pull.hub.requests if (match := address.fullmatch(path))}
     assert got == NEEDED
@@ -130,7 +131,8 @@ def test_a_killed_download_goes_on_where_it_stopped(pull):
     pull.hub.requests.clear()
     answer = pull.resolve("org/model")
     small = sum(len(FOLDER[name]) for name in NEEDED - {"model.safetensors"})
-    assert f"24 MB in 7 files, {show_size(24_000_000 - begun + small)} of it" in answer.stderr
+    left = size_in_words(24_000_000 - begun + small)
+    assert f"24 MB in 7 files, {left} of it" in answer.stderr
     gets = [
         span for method, path, span in pull.hub.requests if method == "GET" and "model.s" in path
     ]
@@ -252,4 +254,4 @@ def test_a_digest_is_gits_for_small_files(tmp_path):
     [(0, "0 B"), (999, "999 B"), (33_385_008, "33.4 MB"), (1_251_000_000, "1.25 GB")],
 )
 def test_sizes_are_shown_in_powers_of_ten(size, shown):
-    assert show_size(size) == shown
+    assert size_in_words(size) == shown

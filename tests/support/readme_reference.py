@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemb.commands import COMMANDS
-from gemb.models.hub import show_size
+from gemb.io.text import size_in_words
 from gemb.models.references import bundled
 from gemb.plugins import describe
 
@@ -59,7 +59,7 @@ def facts(path: Path) -> str:
     model = describe(path)
     kinds = [f"{kind} {type_}" for kind, type_ in sorted(model.types.items())]
     rows = (
-        ("file", f"{path.name}, {show_size(model.size_bytes)}, GGUF (`{model.architecture}`)"),
+        ("file", f"{path.name}, {size_in_words(model.size_bytes)}, GGUF (`{model.architecture}`)"),
         ("parameters", f"{model.parameters / 1e6:.1f} M"),
         ("layers", f"{model.layers}, {model.hidden} wide"),
         ("vocabulary", f"{model.vocabulary:,} tokens"),

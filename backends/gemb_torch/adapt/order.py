@@ -28,6 +28,7 @@ from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note
+from gemb.io.text import size_in_words
 from gemb.texts.contents import shown
 from gemb.training.ul2 import SHORTEST, Task, choose, spans, taken_apart
 
@@ -74,7 +75,7 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
         cache.mkdir(parents=True, exist_ok=True)
         size = sum(path.stat().st_size for path in texts.files)
         if size > _LONG_BYTES and not source.rows:
-            note(f"{shown(texts.path)}: {size / 1e9:.1f} GB are tokenized, once")
+            note(f"{shown(texts.path)}: {size_in_words(size)} are tokenized, once")
         with new_folder(folder) as part:
             _fill(part, texts, tokenizer, stamp)
         about = _about(folder, stamp)
