@@ -14,16 +14,13 @@ from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import GembError, NegativeAnswer, UsageError
 from gemb.io.atomic import check_folder
-from gemb.models.checkpoint import Checkpoint
-from gemb.weights.ingredients import Ingredient
-from gemb.weights.soup import shares
-from gemb.weights.soup_scores import Comparison, Try
 
 if TYPE_CHECKING:
     from gemb.datasets.sets import Suite
-    from gemb.weights.ingredients import Named
+    from gemb.models.checkpoint import Checkpoint
+    from gemb.weights.ingredients import Ingredient, Named
     from gemb.weights.soup import Method, Plan
-    from gemb.weights.soup_scores import Keep, Scorer
+    from gemb.weights.soup_scores import Comparison, Keep, Scorer, Try
 
 
 class Made(NamedTuple):
@@ -61,6 +58,8 @@ def _line(found: Comparison) -> str:
 
 def in_json(made: Made) -> str:
     """Return all of it as one line of JSON."""
+    from gemb.weights.soup import shares
+
     found = made.comparison
     document: dict[str, Any] = {
         "folder": str(made.written.folder),
