@@ -18,6 +18,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from msgspec import structs
@@ -120,12 +121,12 @@ def references(text: str) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for match in _REFERENCE.finditer(text)]
 
 
-def resolved(text: str, path: Callable[[str, str], str]) -> str:
+def resolved(text: str, path: Callable[[str, str], Path]) -> str:
     """Return the text with `path(NAME, /FILE)` instead of each reference."""
-    return _REFERENCE.sub(lambda match: path(match[1], match[2]), text)
+    return _REFERENCE.sub(lambda match: str(path(match[1], match[2])), text)
 
 
-def resolved_recipe(recipe: Recipe, path: Callable[[str, str], str]) -> Recipe:
+def resolved_recipe(recipe: Recipe, path: Callable[[str, str], Path]) -> Recipe:
     """Return the recipe with paths instead of references."""
     replace = structs.replace
     loss = recipe.loss

@@ -84,7 +84,7 @@ class ChainRun:
     redone: Collection[str] = ()
 
     def output(self, name: str, rest: str = "") -> Path:
-        """Return what a reference `stage:NAME/FILE` means; of a stage without output its folder.
+        """Return what a reference `stage:NAME/FILE` means.
 
         Raises:
             UsageError: the stage has made several files, and none is named.
@@ -98,6 +98,11 @@ class ChainRun:
             names = ", ".join(file.name for file in files)
             raise UsageError(f"stage:{name} is several files, {names}: name one, stage:{name}/FILE")
         return files[0] if files else folder / pattern
+
+    def has_output(self, stage: Stage) -> bool:
+        """Return whether what the stage makes is there; outputs get their names when whole."""
+        folder = self.path / stage.name
+        return any(folder.glob(stage.output)) if stage.output else folder.is_dir()
 
     def record(self, stage: Stage) -> dict[str, Any]:
         """Return what is known of the stage's last run; empty: nothing."""
@@ -120,14 +125,10 @@ class ChainRun:
     def _record_file(self, name: str) -> Path:
         return self.path / "stages" / f"{name}.json"
 
-    def resolve(self, name: str, rest: str) -> str:
-        """Return the path of a reference, as a command or a recipe takes it."""
-        return str(self.output(name, rest))
-
     def source(self, stage: Stage, text: str) -> Path | None:
         """Return the path of an input; None where it is no file's name, or is on the hub alone."""
         if references(text):
-            return Path(resolved(text, self.resolve))
+            return Path(resolved(text, self.output))
         if text in stage.models or text in models.names():
             return _model(text)
         try:
@@ -164,9 +165,8 @@ class ChainRun:
         if not record.get("ended"):
             return Status("unfinished")
         is_read = any(stage.name in other.sources() for other in self.chain.values())
-        output = self.output(stage.name)
-        if not is_read and not output.exists():  # that of another stage is missed by its readers
-            return Status("again", f"{output} is gone")
+        if not is_read and not self.has_output(stage):  # else those that read it miss it
+            return Status("again", f"{self.path / stage.name / stage.output} is gone")
         return Status("done")
 
     def statuses(self) -> dict[str, Status]:
@@ -261,7 +261,7 @@ def _run_stage(
     words = _words(run, stage, options)
     code = signals.run(words, run.path / "stages" / f"{stage.name}.txt")
     seconds += time.monotonic() - began
-    if code == 1 and stage.goes_on_if_worse and run.output(stage.name).exists():
+    if code == 1 and stage.goes_on_if_worse and run.has_output(stage):
         note(f"stage {stage.name} ended with exit code 1, and if_worse is go_on")
         code = 0
     run.write_record(stage, record | {"seconds": seconds, "ended": code == 0})
@@ -288,11 +288,11 @@ def _words(run: ChainRun, stage: Stage, options: Options) -> list[str]:
     if stage.recipe:
         file = run.path / "stages" / f"{stage.name}.yaml"
         with new_file(file) as part:
-            part.write_text(dump(resolved_recipe(stage.recipe, run.resolve)), encoding="utf-8")
+            part.write_text(dump(resolved_recipe(stage.recipe, run.output)), encoding="utf-8")
         output = ["-o", str(folder), "--resume", "auto"]
         return [*options.program, "train", str(file), *output, *options.train]
     folder.mkdir()
-    words = [resolved(word, run.resolve) for word in stage.command]
+    words = [resolved(word, run.output) for word in stage.command]
     if stage.output:  # of a pattern the folder
         words += ["-o", f"{folder}/{'' if '*' in stage.output else stage.output}"]
     shared = options.commands if stage.command[0] in RUN_MODELS else ()

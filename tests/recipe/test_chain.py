@@ -91,8 +91,8 @@ def test_an_override_changes_its_stage_and_those_that_take_its_recipe():
 
 
 def test_references_become_paths_wherever_they_stand():
-    def place(name: str, rest: str) -> str:
-        return f"R/{name}{rest or '/model'}"
+    def place(name: str, rest: str) -> Path:
+        return Path(f"R/{name}{rest or '/model'}")
 
     for text, wanted in (
         ("stage:a", "R/a/model"),
