@@ -92,7 +92,7 @@ def _widths(recipe: Recipe) -> Iterator[Problem]:
     ):
         if not _descends(widths):
             better = sorted(set(widths), reverse=True)
-            yield path, f"wants the widest first, each once: {better}, not {list(widths)}"
+            yield path, f"must have the widest first, each once: {better}, not {list(widths)}"
 
 
 def _descends(widths: Sequence[int]) -> bool:

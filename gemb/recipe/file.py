@@ -47,7 +47,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def read_tree(path: Path) -> Value:
-    """Return what a recipe's file says, not yet checked.
+    """Return the tree of values of a recipe's file, not yet checked.
 
     Raises:
         UsageError: the file cannot be read, or holds no keys with values.

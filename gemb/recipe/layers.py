@@ -9,22 +9,22 @@ _MOST = 10_000  # a range of more would only fill the memory
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """The layers, or how many are to be left; neither: all."""
+    """The layers to keep, or their number; neither: all."""
 
-    layers: tuple[int, ...] | None = None
-    greedy: int | None = None  # remove one by one, that which costs the least cosine
+    layers: tuple[int, ...] | None = None  # from 0
+    greedy: int | None = None  # how many stay when those are removed that change cosines least
 
 
 def layer_choice(text: str) -> LayerChoice:
-    """Return the choice.
+    """Return what `all`, `0,1,5-8` or `greedy:12` mean.
 
     Raises:
-        ValueError: it is none; the message says why.
+        ValueError: it is none of them; the message says why.
     """
     word, colon, count = text.partition(":")
     if word == "greedy":
         if not (colon and _is_number(count) and 1 <= int(count) < _MOST):
-            raise ValueError("greedy wants the layers to be left, as in greedy:12")
+            raise ValueError("greedy requires the number of layers to keep, as in greedy:12")
         return LayerChoice(greedy=int(count))
     return LayerChoice() if text == "all" else LayerChoice(layers=layers_in(text))
 
@@ -35,7 +35,7 @@ def layers_in(text: str) -> tuple[int, ...]:
     Raises:
         ValueError: it is no such list; the message says why.
     """
-    found: list[int] = []
+    layers: list[int] = []
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         if not _is_number(first) or (dash and not _is_number(last)):
@@ -44,8 +44,8 @@ def layers_in(text: str) -> tuple[int, ...]:
             raise ValueError(f"{item.strip()} ends before it begins")
         if int(last or first) >= _MOST:
             raise ValueError(f"no model has layer {last or first}")
-        found += range(int(first), int(last or first) + 1)
-    return tuple(found)
+        layers += range(int(first), int(last or first) + 1)
+    return tuple(layers)
 
 
 def _is_number(text: str) -> bool:

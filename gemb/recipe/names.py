@@ -52,6 +52,6 @@ def resolve_data(path: str) -> Path:
         return Path(os.path.expanduser(path))  # noqa: PTH111 - of an unknown user, as it is
     name = path.removeprefix(SAMPLE).strip("/")
     if name not in sample_names():
-        known = ", ".join(f"{SAMPLE}/{known}" for known in sample_names())
-        raise UsageError(f"{path}: no such sample data; there are {known}")
+        samples = ", ".join(f"{SAMPLE}/{sample}" for sample in sample_names())
+        raise UsageError(f"{path}: no such sample data; there are {samples}")
     return FOLDER / name

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PACKED = ("q4_0", "q8_0")
 
 
-def wanted_types(recipe: Recipe) -> dict[str, str]:
+def qat_types(recipe: Recipe) -> dict[str, str]:
     """Return the types of a recipe's `qat`; empty where it has none."""
     return to_plain(recipe.qat) if recipe.qat else {}
 

@@ -16,7 +16,7 @@ from gemb.recipe.file import dump, load
 from gemb.recipe.keys import to_plain
 from gemb.recipe.schema import Recipe
 
-# What may differ between a run and its continuation, for it changes no number of the model.
+# What may differ between a run and its continuation: it changes no number of the model.
 FREE = {
     "eval",
     "checkpoint",
@@ -48,17 +48,17 @@ class RunFolder:
 
     @property
     def preflight(self) -> Path:
-        """What was seen before the first step."""
+        """What the run found in its data and predicted, before the first step."""
         return self.path / "preflight.json"
 
     @property
     def overlap(self) -> Path:
-        """Training rows that stand in the evaluation set, where there are such."""
+        """The training rows that are in the evaluation set, if there are any."""
         return self.path / "overlap.tsv"
 
     @property
     def start(self) -> Path:
-        """What was made to start from, where a model was cut or unpacked."""
+        """The model to start from, if one was cut or unpacked for the run."""
         return self.path / "start"
 
     @property
@@ -73,46 +73,46 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a later run has something to go on from."""
+        """Whether a later run can go on from here."""
         return any(self.path.glob("checkpoints/step-*"))
 
     @property
     def mixtures(self) -> Path:
-        """What a search of mixtures has tried."""
+        """The trials of a search of mixtures."""
         return self.path / "mixtures.json"
 
     @property
     def similarities(self) -> Path:
-        """Cosines of pairs, before and after."""
+        """Cosines of pairs, before and after training."""
         return self.path / "similarities.json"
 
     @property
     def verdict(self) -> Path:
-        """What became of the scores."""
+        """Whether the scores rose or fell: absent without an evaluation."""
         return self.path / "verdict.json"
 
     def scores(self, when: str) -> Path:
-        """Return where the scores of the baseline or of the final model are."""
+        """Return the file of the scores; `when` is baseline or final."""
         return self.path / f"scores-{when}.json"
 
     @property
     def report(self) -> Path:
-        """The page that shows all of it."""
+        """The page that shows the run."""
         return self.path / "report.html"
 
     @contextmanager
     def begun(self, recipe: Recipe, *, resumes: bool) -> Iterator[None]:
-        """Make the folder and write the recipe, or see that a run that goes on has the same.
+        """Make the folder and write the recipe, or check that the run that goes on has the same.
 
-        Inside, no other process trains in this folder.
+        While the context lasts, no other process trains in this folder.
 
         Raises:
-            UsageError: the folder holds something else, or a run with another recipe, or one that
-                goes on now.
+            UsageError: the folder holds something else, a run with another recipe, or a run that
+                another process has not ended.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a folder for the run")
-        if self.path.is_dir() and not self.recipe.is_file() and self._is_others():
+        if self.path.is_dir() and not self.recipe.is_file() and self._holds_others():
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         with locks.locked_run(self.path):
@@ -134,7 +134,7 @@ class RunFolder:
             text = json.dumps(value, ensure_ascii=False, indent=1)
             part.write_text(text + "\n", encoding="utf-8")
 
-    def _is_others(self) -> bool:
+    def _holds_others(self) -> bool:
         return any(path.name != locks.LOCK for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
@@ -158,7 +158,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:  # noqa: ANN401
         items = list(enumerate(tree))
     else:
         return {prefix: tree}
-    found: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
     for key, value in items:
-        found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
+        leaves |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+    return leaves

@@ -1,4 +1,4 @@
-"""YAML as recipes are written in it: every value with its place, no surprises.
+"""A small, strict YAML for recipes: every value with the place where it was given.
 
 PyYAML reads YAML 1.1, where `1e-5` is text and `yes`, `on` and `12:30` are not. Here the scalars
 are those of YAML 1.2's core schema: null, true, false, whole numbers, numbers; all else is text.
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Value:
-    """What was written, before anyone asks whether it fits."""
+    """A value as it was written, not yet checked."""
 
     data: Data
     place: Place

@@ -178,17 +178,17 @@ def run_search(search: Mixtures, recipe: Recipe, training: Training, backend: Ba
         raise UsageError(f"--resume {training.resume}: a search of mixtures goes on with auto")
     check_search(search)
     if training.dry_run:
-        _look(search, recipe, training, backend)
+        _preview(search, recipe, training, backend)
         return
     run = RunFolder(training.run)
     with run.begun(recipe, resumes=training.resume != "never"):
         trials = _trials(search, recipe, training, backend)
         best = best_mixtures(trials, search.best)
         folders = [_finetuned(recipe, training, backend, mixture) for mixture in best]
-        _cook(recipe, training, folders)
+        _average(recipe, training, folders)
 
 
-def _look(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> None:
+def _preview(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> None:
     note(
         f"{search.trials} mixtures of {len(recipe.data)} sources, {search.steps} steps each; then "
         f"the best {search.best} as below, and their soup"
@@ -201,7 +201,7 @@ def _trials(search: Mixtures, recipe: Recipe, training: Training, backend: Backe
     run = RunFolder(training.run)
     trials = read_trials(run.mixtures) if run.mixtures.is_file() else []
     if not trials:
-        _keep(run, trials)  # from here on it is a search that can go on
+        _write_trials(run, trials)  # from here on it is a search that can go on
     while len(trials) < search.trials:
         mixture = next_mixture(search, recipe, trials)
         folder = training.run / "tried" / f"{mixture.number:02}"
@@ -209,14 +209,14 @@ def _trials(search: Mixtures, recipe: Recipe, training: Training, backend: Backe
         with quieter() if mixture.number else nullcontext():
             score = _score(_train(_short(search, recipe, mixture), folder, training, backend))
         trials.append(Trial(mixture=mixture, score=score))
-        _keep(run, trials)
+        _write_trials(run, trials)
         for name in ("model", "best", "checkpoints", "start"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        _tell(search, trials)
+        _note_trial(search, trials)
     return trials[: search.trials]
 
 
-def _tell(search: Mixtures, trials: Sequence[Trial]) -> None:
+def _note_trial(search: Mixtures, trials: Sequence[Trial]) -> None:
     last, best = trials[-1], max(trials, key=lambda trial: trial.score)
     shares = ", ".join(f"{weight:.2f}" for weight in last.mixture.weights)
     note(
@@ -229,10 +229,10 @@ def _finetuned(recipe: Recipe, training: Training, backend: Backend, mixture: Mi
     """Return the model of the full run with a mixture."""
     folder = training.run / "finetuned" / f"{mixture.number:02}"
     note(f"in full: mixture {mixture.number}")
-    return _train(_with(recipe, mixture), folder, training, backend).model
+    return _train(_with_weights(recipe, mixture), folder, training, backend).model
 
 
-def _cook(recipe: Recipe, training: Training, folders: Sequence[Path]) -> None:
+def _average(recipe: Recipe, training: Training, folders: Sequence[Path]) -> None:
     """Write the soup of these models, and compare it with them."""
     run = RunFolder(training.run)
     ingredients = open_ingredients([Named(str(folder), None) for folder in folders])
@@ -275,14 +275,14 @@ def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -
 def _short(search: Mixtures, recipe: Recipe, mixture: Mixture) -> Recipe:
     """Return the recipe of a trial: fewer steps, and one evaluation, at the end."""
     return structs.replace(
-        _with(recipe, mixture),
+        _with_weights(recipe, mixture),
         run=structs.replace(recipe.run, steps=search.steps),
         eval=structs.replace(recipe.eval, every_steps=0),
         checkpoint=structs.replace(recipe.checkpoint, keep=1),
     )
 
 
-def _with(recipe: Recipe, mixture: Mixture) -> Recipe:
+def _with_weights(recipe: Recipe, mixture: Mixture) -> Recipe:
     """Return the recipe with a mixture's weights."""
     pairs = zip(recipe.data, mixture.weights, strict=True)
     data = tuple(structs.replace(source, weight=weight) for source, weight in pairs)
@@ -293,7 +293,7 @@ def _score(run: RunFolder) -> float:
     return Scores.load(run.scores("final")).value
 
 
-def _keep(run: RunFolder, trials: Sequence[Trial]) -> None:
+def _write_trials(run: RunFolder, trials: Sequence[Trial]) -> None:
     run.write_json(run.mixtures, {"trials": [dataclasses.asdict(trial) for trial in trials]})
 
 

@@ -1,7 +1,7 @@
-"""How a process of a run of several ended, handed to the one that started it.
+"""The end of each process of a run, given to the process that started it.
 
-The starter speaks for all of them: it prints one line and leaves with one code, where each process
-would have printed its own. A process that was not started so keeps its line and code.
+The starter prints one line and leaves with one exit code for all of them. A process that gemb did
+not start prints its own line and leaves with its own code.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from gemb.errors import Stopped
 
-FOLDER = "GEMB_OUTCOMES"  # environment variable: where to hand it over
-_AGREED = (1, 75)  # a negative answer, a stop on request: all processes end so, none has failed
+FOLDER = "GEMB_OUTCOMES"  # environment variable: the folder of the outcomes
+_AGREED = (1, 75)  # a negative answer, a stop on request: all processes end alike, none has failed
 
 
 class StoppedAlone(Stopped):
@@ -25,14 +25,17 @@ class StoppedAlone(Stopped):
 class Outcome(NamedTuple):
     """The end of a process, other than success."""
 
-    code: int  # what it would have left with
-    line: str  # what it would have said
+    code: int  # the exit code of the process, had it no starter
+    line: str  # the line that it would have printed
     kind: str  # name of the exception's class
     at: float  # seconds since the epoch
 
 
 def hand_over(code: int, line: str, error: BaseException) -> tuple[int, str]:
-    """Return the exit code and the line that remain to this process: without a starter, its own."""
+    """Write the outcome for the starter; return the exit code and the line that this process has.
+
+    Without a starter both are as given.
+    """
     folder = os.environ.get(FOLDER)
     if not folder or "RANK" not in os.environ:
         return code, line
@@ -46,7 +49,7 @@ def hand_over(code: int, line: str, error: BaseException) -> tuple[int, str]:
 
 
 def outcomes(folder: Path) -> dict[int, Outcome]:
-    """Return what was handed over, by rank."""
+    """Return the outcomes in a folder, by rank."""
     return {
         int(path.stem): Outcome(*json.loads(path.read_bytes())) for path in folder.glob("*.json")
     }

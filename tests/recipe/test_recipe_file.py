@@ -166,7 +166,7 @@ def test_where_text_is_wanted_a_number_is_the_text_as_written(recipe):
         ("eval: {dims: [0]}", "eval.dims.0 must be a whole number from 1, not 0"),
         (
             "eval: {dims: [128, 256]}",
-            "my.yaml:7: eval.dims wants the widest first, each once: [256, 128], not [128, 256]",
+            "my.yaml:7: eval.dims must have the widest first, each once: [256, 128], not",
         ),
         ("eval: {data: null}", "eval.data must be text, not null"),
         ("eval: {data: }", "eval.data must be text, not empty"),
@@ -283,7 +283,7 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
         (
             "contrastive: {}",
             "contrastive: {}\n  matryoshka: [768, 768]",
-            "my.yaml:7: loss.matryoshka wants the widest first, each once: [768], not [768, 768]",
+            "my.yaml:7: loss.matryoshka must have the widest first, each once: [768], not [768",
         ),
         (
             "stage: finetune",
@@ -419,7 +419,7 @@ def test_overrides_alone_can_give_what_is_missing(recipe):
             "loss.matryoshka.0=5: loss.matryoshka has no keys below it; give the whole list, "
             "as in loss.matryoshka=[768, 256]",
         ),
-        ("loss.matryoshka=[128, 768]", "loss.matryoshka=[128, 768]: loss.matryoshka wants the wid"),
+        ("loss.matryoshka=[128, 768]", "loss.matryoshka=[128, 768]: loss.matryoshka must have the"),
         ("loss.contrastive=", "loss.contrastive=: loss.contrastive is empty: write {} for"),
         ("batch.max_tokens=4096", "batch.max_tokens=4096: batch has micro_tokens 2048, fewer"),
         ("loss.contrastive=null", "loss.contrastive=null: loss has nothing that draws"),
@@ -644,8 +644,8 @@ def test_layers_are_chosen(text, choice):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("greedy", "greedy wants the layers to be left, as in greedy:12"),
-        ("greedy:0", "greedy wants the layers to be left, as in greedy:12"),
+        ("greedy", "greedy requires the number of layers to keep, as in greedy:12"),
+        ("greedy:0", "greedy requires the number of layers to keep, as in greedy:12"),
         ("", "numbers from 0, as in 0-5,11"),
         ("5-3", "5-3 ends before it begins"),
         ("99999", "no model has layer 99999"),

@@ -36,7 +36,7 @@ from gemb.models.card import LICENCE as GEMMA
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.qat import in_words
 from gemb.models.tokenizer import load_tokenizer
-from gemb.recipe.qat import check_model, wanted_types
+from gemb.recipe.qat import check_model, qat_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
 from gemb.training.log import StepMetrics
@@ -120,7 +120,7 @@ class TrainingRun:
         """
         self.recipe, self.training, self.ranks = recipe, training, ranks
         self.folder = RunFolder(training.run)
-        types = wanted_types(recipe)
+        types = qat_types(recipe)
         if types:
             ranks.first_then_all(partial(check_model, types, recipe.init.model))
         device = self.device = device_of(training.runtime.device)
