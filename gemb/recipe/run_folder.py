@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemb.errors import UsageError
 from gemb.io import locks
 from gemb.io.atomic import new_file
-from gemb.recipe.file import dump, load
-from gemb.recipe.keys import to_plain
-from gemb.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from gemb.recipe.schema import Recipe
 
 # What may differ between a run and its continuation: it changes no number of the model.
 FREE = {
@@ -110,6 +110,8 @@ class RunFolder:
             UsageError: the folder holds something else, a run with another recipe, or a run that
                 another process has not ended.
         """
+        from gemb.recipe.file import dump
+
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a folder for the run")
         if self.path.is_dir() and not self.recipe.is_file() and self._holds_others():
@@ -138,6 +140,9 @@ class RunFolder:
         return any(path.name != locks.LOCK for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
+        from gemb.recipe.file import load
+        from gemb.recipe.keys import to_plain
+
         before, now = flat(to_plain(load(self.recipe))), flat(to_plain(recipe))
         free = FREE - {"eval"} if self.mixtures.exists() else FREE  # by it trials are compared
         for key in sorted(before.keys() | now.keys()):
