@@ -31,7 +31,9 @@ LIGHT = {
     "gemb/models/references.py",
     "gemb/models/tensors.py",
     "gemb/plugins.py",
+    "gemb/recipe/layers.py",
     "gemb/recipe/names.py",
+    "gemb/recipe/run_folder.py",
 }
 HEAVY = {
     "numpy",

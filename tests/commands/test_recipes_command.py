@@ -147,6 +147,6 @@ def test_listing_loads_no_yaml():
     code = (
         "import sys\nfrom gemb.cli import gemb\n"
         "gemb.main(['recipes', 'ls'], standalone_mode=False)\n"
-        "assert not {'yaml', 'numpy', 'torch'} & set(sys.modules)"
+        "assert not {'yaml', 'msgspec', 'numpy', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -19,6 +19,7 @@ HEAVY = {
     "huggingface_hub",
     "importlib.metadata",
     "llama_cpp",
+    "msgspec",
     "numpy",
     "orjson",
     "pyarrow",
