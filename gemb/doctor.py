@@ -57,11 +57,11 @@ def checks(model: str) -> Iterator[Check]:
     yield _python()
     yield _processor()
     yield _memory()
-    found = backends()
-    for backend in found.values():
+    installed = backends()
+    for backend in installed.values():
         for check in backend.checks():
             yield Check(f"{backend.name}: {check.name}", check.ok, check.detail, check.fix)
-    if not found:
+    if not installed:
         yield Check("backends", False, "none is installed", "pip install --force-reinstall gemb")
     yield _bundled_model()
     yield _hub_cache()

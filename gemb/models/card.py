@@ -1,7 +1,8 @@
-"""What goes with a model that derives from Gemma, by section 3.1 of the Gemma Terms of Use.
+"""A model's card: its licence, what gemb did to it, and what Gemma's terms require beside it.
 
-The terms, their notice, and word of what was changed: in a folder as files, in a GGUF file, which
-travels alone, as metadata.
+Section 3.1 of the Gemma Terms of Use requires of a model that derives from Gemma the terms, their
+notice, and word of what was changed: in a folder these are files (README.md is the card), in a GGUF
+file, which travels alone, metadata.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ KEY_NAME = "general.license.name"
 KEY_LINK = "general.license.link"
 KEY_NOTICE = "general.license.notice"
 KEY_TERMS = "general.license.text"
+
+_BEFORE = "Before that: "
+# What gemb did to a model, or to one of a soup's: `Of heal/model: Modified from ...`
+_SAID = re.compile(
+    "(Of .*: )?(Modified from |Unpacked by gemb |Made by gemb |Average of |SLERP of )"
+)
 
 
 def terms_path() -> Path:
@@ -81,16 +88,6 @@ def reaching(licences: list[str]) -> str:
     if LICENCE in known:
         return LICENCE
     return known.pop() if len(known) == 1 else ""
-
-
-# README.md of a model folder: its licence, and where a model that gemb made is from.
-
-
-_BEFORE = "Before that: "
-# What gemb did to a model, or to one of a soup's: `Of heal/model: Modified from ...`
-_SAID = re.compile(
-    "(Of .*: )?(Modified from |Unpacked by gemb |Made by gemb |Average of |SLERP of )"
-)
 
 
 def known_as(folder: Path) -> str:

@@ -1,4 +1,17 @@
-"""How the tokens' states of a text become one: its names here, in a model folder, and in a GGUF."""
+"""The model folder that transformers and sentence-transformers read and write.
+
+    config.json  model.safetensors  tokenizer.json  tokenizer_config.json ...
+    modules.json                       Transformer, Pooling, Dense, Dense, Normalize
+    1_Pooling/config.json              mean (or cls, lasttoken), the prompt's tokens included
+    2_Dense/  3_Dense/                 config.json, model.safetensors; no bias, no activation
+    config_sentence_transformers.json  prompts
+    sentence_bert_config.json          max_seq_length
+
+`open_checkpoint` checks everything that is cheap to check, and refuses what gemb would compute
+wrongly. Tensors are named as in the files, without a leading `model.`; those of the two dense
+layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`. With attention pooling, which is
+gemb's own and which sentence-transformers refuses, there is `1_Pooling.queries`, too.
+"""
 
 from __future__ import annotations
 
@@ -17,68 +30,11 @@ from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
 from gemb.models.tensors import tensor_class
 
+CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
 # As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
 GGUF_POOLINGS = {"mean": 1, "first": 2, "last": 3}  # llama.h, enum llama_pooling_type
 ATTENTION_HEADS = 4  # learned queries of attention pooling (arXiv 2509.20354, ablations)
-
-
-def read_pooling(path: Path) -> str:
-    """Return the pooling in the config.json of a folder's `1_Pooling`, as a recipe names it.
-
-    Raises:
-        UsageError: it is missing or broken, or is none that gemb has.
-    """
-    raw = read_json(path)
-    # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
-    mode = raw.get("pooling_mode")
-    modes = {mode} if isinstance(mode, str) else set(mode or ())
-    if not modes:
-        modes = {
-            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
-            for key, value in raw.items()
-            if key.startswith("pooling_mode_") and value
-        }
-    found = [pooling for pooling, name in POOLINGS.items() if modes == {name}]
-    if not found or not raw.get("include_prompt", True):
-        raise UsageError(
-            f"{path}: pooling {', '.join(sorted(modes)) or 'none'}, include_prompt "
-            f"{raw.get('include_prompt', True)}; gemb has one of {', '.join(POOLINGS.values())}, "
-            "over all tokens"
-        )
-    return found[0]
-
-
-def pooling_settings(pooling: str, width: int) -> dict[str, object]:
-    """Return what `1_Pooling/config.json` holds of states of this width.
-
-    sentence-transformers of every version reads it; attention, which it has not, it refuses.
-    """
-    settings: dict[str, object] = {"word_embedding_dimension": width}
-    if pooling == "attention":
-        settings["pooling_mode"] = POOLINGS[pooling]
-    else:
-        for name, flag in (("first", "cls_token"), ("mean", "mean_tokens"), ("last", "lasttoken")):
-            settings[f"pooling_mode_{flag}"] = name == pooling
-    return settings | {"include_prompt": True}
-
-
-def check_heads(width: int, model: str) -> None:
-    """Refuse a model whose states of this width attention pooling cannot divide.
-
-    Raises:
-        UsageError: the heads do not share the width evenly.
-    """
-    if width % ATTENTION_HEADS:
-        raise UsageError(
-            f"{model}: attention pooling has {ATTENTION_HEADS} heads, which do not share a width "
-            f"of {width} evenly"
-        )
-
-
-# What a model folder says of itself: `gemb models show FOLDER`.
-
-
 # Files beside the weights that a run reads.
 SMALL_FILES = (
     "config.json",
@@ -88,59 +44,6 @@ SMALL_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-
-
-def describe_folder(folder: Path) -> ModelDescription:
-    """Return the description of a sentence-transformers folder; no tensor is read whole.
-
-    Raises:
-        UsageError: as `gemb.checkpoint.open_checkpoint`.
-    """
-    checkpoint = open_checkpoint(folder)
-    tensors = checkpoint.tensors
-    found: dict[str, set[str]] = {}
-    for name, tensor in tensors.items():
-        found.setdefault(tensor_class(name), set()).add(tensor.dtype.lower())
-    small = (folder / name for name in SMALL_FILES)
-    files = {tensor.path for tensor in tensors.values()} | {path for path in small if path.exists()}
-    return ModelDescription(
-        path=folder,
-        format="sentence-transformers",
-        architecture="gemma3_text",
-        layers=checkpoint.config.num_hidden_layers,
-        hidden=checkpoint.config.hidden_size,
-        dim=checkpoint.dim,
-        matryoshka_dims=checkpoint.matryoshka_dims,
-        max_tokens=checkpoint.max_tokens,
-        vocabulary=checkpoint.config.vocab_size,
-        parameters=sum(tensor.count for tensor in tensors.values()),
-        pooling=checkpoint.pooling,
-        dense=checkpoint.dense,
-        prompts=checkpoint.prompts,
-        types={kind: "+".join(sorted(types)) for kind, types in found.items()},
-        size_bytes=sum(path.stat().st_size for path in files),
-        fingerprint=checkpoint.fingerprint(),
-        licence=checkpoint.licence(),
-        trained_types=folder_types(folder),
-    )
-
-
-# The model folder that transformers and sentence-transformers read and write.
-#
-#     config.json  model.safetensors  tokenizer.json  tokenizer_config.json ...
-#     modules.json                       Transformer, Pooling, Dense, Dense, Normalize
-#     1_Pooling/config.json              mean (or cls, lasttoken), the prompt's tokens included
-#     2_Dense/  3_Dense/                 config.json, model.safetensors; no bias, no activation
-#     config_sentence_transformers.json  prompts
-#     sentence_bert_config.json          max_seq_length
-#
-# `open_checkpoint` checks everything that is cheap to check, and refuses what gemb would compute
-# wrongly. Tensors are named as in the files, without a leading `model.`; those of the two dense
-# layers are `2_Dense.linear.weight` and `3_Dense.linear.weight`. With attention pooling, which is
-# gemb's own and which sentence-transformers refuses, there is `1_Pooling.queries`, too.
-
-
-CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +69,13 @@ class Checkpoint:
         return licence_of(self.folder)
 
     def fingerprint(self) -> str:
-        """Return the 16 hex digits of `gemb.fingerprint`."""
+        """Return the 16 hex digits of `gemb.models.fingerprint`."""
         files = ["config.json", "tokenizer.json", "config_sentence_transformers.json"]
         if self.pooling != "mean":  # what means had before there was a choice stays theirs
             files.append("1_Pooling/config.json")
-        found = (self.folder / name for name in files)
+        paths = [self.folder / name for name in files]
         return fingerprint(
-            (path.read_bytes() for path in found if path.exists()),
+            (path.read_bytes() for path in paths if path.exists()),
             ((t.path, t.offset, t.size_bytes) for _, t in sorted(self.tensors.items())),
         )
 
@@ -334,10 +237,10 @@ def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
     """
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict):
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
             raise UsageError(f"{index}: weight_map must map tensors to files")
-        files = [folder / str(name) for name in sorted(set(places.values()))]
+        files = [folder / str(name) for name in sorted(set(weight_map.values()))]
     else:
         files = [folder / "model.safetensors"]
     tensors: dict[str, StoredTensor] = {}
@@ -370,3 +273,97 @@ def check_shapes(
                 f"{tensors[name].path}: tensor {name} has shape {list(tensors[name].shape)}; "
                 f"config.json makes it {list(shape)}"
             )
+
+
+# The pooling: how the states of a text's tokens become one.
+
+
+def read_pooling(path: Path) -> str:
+    """Return the pooling in the config.json of a folder's `1_Pooling`, as a recipe names it.
+
+    Raises:
+        UsageError: it is missing or broken, or is none that gemb has.
+    """
+    raw = read_json(path)
+    # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
+    mode = raw.get("pooling_mode")
+    modes = {mode} if isinstance(mode, str) else set(mode or ())
+    if not modes:
+        modes = {
+            key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
+            for key, value in raw.items()
+            if key.startswith("pooling_mode_") and value
+        }
+    poolings = [pooling for pooling, name in POOLINGS.items() if modes == {name}]
+    if not poolings or not raw.get("include_prompt", True):
+        raise UsageError(
+            f"{path}: pooling {', '.join(sorted(modes)) or 'none'}, include_prompt "
+            f"{raw.get('include_prompt', True)}; gemb has one of {', '.join(POOLINGS.values())}, "
+            "over all tokens"
+        )
+    return poolings[0]
+
+
+def pooling_settings(pooling: str, width: int) -> dict[str, object]:
+    """Return what `1_Pooling/config.json` holds of states of this width.
+
+    sentence-transformers of every version reads it; attention, which it has not, it refuses.
+    """
+    settings: dict[str, object] = {"word_embedding_dimension": width}
+    if pooling == "attention":
+        settings["pooling_mode"] = POOLINGS[pooling]
+    else:
+        for name, flag in (("first", "cls_token"), ("mean", "mean_tokens"), ("last", "lasttoken")):
+            settings[f"pooling_mode_{flag}"] = name == pooling
+    return settings | {"include_prompt": True}
+
+
+def check_heads(width: int, model: str) -> None:
+    """Refuse a model whose states of this width attention pooling cannot divide.
+
+    Raises:
+        UsageError: the heads do not share the width evenly.
+    """
+    if width % ATTENTION_HEADS:
+        raise UsageError(
+            f"{model}: attention pooling has {ATTENTION_HEADS} heads, which do not share a width "
+            f"of {width} evenly"
+        )
+
+
+# The description, for `gemb models show`.
+
+
+def describe_folder(folder: Path) -> ModelDescription:
+    """Return the description of a sentence-transformers folder; no tensor is read whole.
+
+    Raises:
+        UsageError: as `open_checkpoint`.
+    """
+    checkpoint = open_checkpoint(folder)
+    tensors = checkpoint.tensors
+    types: dict[str, set[str]] = {}
+    for name, tensor in tensors.items():
+        types.setdefault(tensor_class(name), set()).add(tensor.dtype.lower())
+    small = (folder / name for name in SMALL_FILES)
+    files = {tensor.path for tensor in tensors.values()} | {path for path in small if path.exists()}
+    return ModelDescription(
+        path=folder,
+        format="sentence-transformers",
+        architecture="gemma3_text",
+        layers=checkpoint.config.num_hidden_layers,
+        hidden=checkpoint.config.hidden_size,
+        dim=checkpoint.dim,
+        matryoshka_dims=checkpoint.matryoshka_dims,
+        max_tokens=checkpoint.max_tokens,
+        vocabulary=checkpoint.config.vocab_size,
+        parameters=sum(tensor.count for tensor in tensors.values()),
+        pooling=checkpoint.pooling,
+        dense=checkpoint.dense,
+        prompts=checkpoint.prompts,
+        types={kind: "+".join(sorted(names)) for kind, names in types.items()},
+        size_bytes=sum(path.stat().st_size for path in files),
+        fingerprint=checkpoint.fingerprint(),
+        licence=checkpoint.licence(),
+        trained_types=folder_types(folder),
+    )

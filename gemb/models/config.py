@@ -1,4 +1,4 @@
-"""The JSON files of a model folder: reading them, the numbers in them, and writing them."""
+"""The JSON files of a model folder; and config.json's values, for EmbeddingGemma's arithmetic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+
+PATTERN = 6  # every sixth layer is global (transformers Gemma3TextConfig)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -69,12 +71,6 @@ def positive_number(path: Path, raw: Mapping[str, Any], key: str, default: float
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise UsageError(f"{path}: {key} must be a positive number, not {value!r}")
     return float(value)
-
-
-# What config.json says of EmbeddingGemma, after refusing other arithmetic than its own.
-
-
-PATTERN = 6  # every sixth layer is global (transformers Gemma3TextConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

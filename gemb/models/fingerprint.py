@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 
-SPAN = 512  # bytes read at each place
-PLACES = 3  # beginning, middle and end of each tensor
-_MANY = 2048  # places in a large file
+SPAN = 512  # bytes
+SPANS = 3  # that are read: beginning, middle and end of each tensor
+_MANY = 2048  # spans of a large file
 _WHOLE = 64 << 20  # bytes of a file that is read whole
 _WEIGHTS = (".safetensors", ".gguf")  # training changes every span of these
 
@@ -37,8 +37,8 @@ def fingerprint(parts: Iterable[bytes], tensors: Iterable[tuple[Path, int, int]]
             if file is None:
                 file = files[path] = path.open("rb", buffering=0)
             digest.update(size.to_bytes(8, "little"))
-            for place in range(PLACES):
-                file.seek(offset + place * max(0, size - SPAN) // (PLACES - 1))
+            for span in range(SPANS):
+                file.seek(offset + span * max(0, size - SPAN) // (SPANS - 1))
                 digest.update(file.read(min(SPAN, size)))
     finally:
         for file in files.values():
@@ -57,7 +57,7 @@ def path_fingerprint(path: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     is_folder = path.is_dir()
-    for file in sorted(each for each in path.rglob("*") if each.is_file()) if is_folder else [path]:
+    for file in sorted(filter(Path.is_file, path.rglob("*"))) if is_folder else [path]:
         size = file.stat().st_size
         digest.update(f"{file.relative_to(path) if is_folder else ''}\0{size}\0".encode())
         with file.open("rb", buffering=0) as opened:
@@ -67,7 +67,7 @@ def path_fingerprint(path: Path) -> str:
                 continue
             if file.suffix not in _WEIGHTS:
                 digest.update(str(file.stat().st_mtime_ns).encode())
-            for place in range(_MANY):
-                opened.seek(place * (size - SPAN) // (_MANY - 1))
+            for span in range(_MANY):
+                opened.seek(span * (size - SPAN) // (_MANY - 1))
                 digest.update(opened.read(SPAN))
     return digest.hexdigest()

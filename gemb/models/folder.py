@@ -1,7 +1,8 @@
-"""What a new model folder takes over from the one that it was made of."""
+"""Write a model folder: what it takes over from the one it was made of, and its own settings."""
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,10 +36,18 @@ HEAD_FILES = (
     "3_Dense/model.safetensors",
 )
 
+_MODULES = (
+    ("Transformer", ""),
+    ("Pooling", "1_Pooling"),
+    ("Dense", "2_Dense"),
+    ("Dense", "3_Dense"),
+    ("Normalize", "4_Normalize"),
+)
+
 
 def copied_files(source: Path, *patterns: Iterable[str]) -> Iterator[Path]:
     """Yield the files of the folder `source` that match, where they are there."""
-    for pattern in (pattern for some in patterns for pattern in some):
+    for pattern in itertools.chain(*patterns):
         yield from source.glob(pattern)
 
 
@@ -61,18 +70,6 @@ def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -
     """
     said = f"Modified from {known_as(source.folder)} by {by}"
     write_card(target, licence or source.licence(), said, history_of(source.folder))
-
-
-# What turns a transformer's folder into sentence-transformers': its modules and their settings.
-
-
-_MODULES = (
-    ("Transformer", ""),
-    ("Pooling", "1_Pooling"),
-    ("Dense", "2_Dense"),
-    ("Dense", "3_Dense"),
-    ("Normalize", "4_Normalize"),
-)
 
 
 def write_modules(

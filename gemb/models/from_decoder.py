@@ -16,7 +16,7 @@ from typing import Any
 
 from gemb.errors import UsageError
 from gemb.models.card import history_of, known_as, licence_of, write_card
-from gemb.models.checkpoint import backbone_tensors, check_shapes, expected_shapes
+from gemb.models.checkpoint import CARD_DIMS, backbone_tensors, check_shapes, expected_shapes
 from gemb.models.config import read_config, read_json, read_optional_json, write_json
 from gemb.models.folder import write_modules
 from gemb.models.from_gguf import unpack
@@ -38,8 +38,7 @@ from gemb.models.safetensors import NewTensor, write_file
 MAX_TOKENS = 2048  # of a text, where the decoder takes more (EmbeddingGemma's model card)
 WIDENING = 4  # the dense layers go from D to 4 D and back, as EmbeddingGemma's 768, 3072, 768
 _DECODER = "gemma3"  # llama.cpp's architecture
-_KEPT = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "LICENSE*", "NOTICE*")
-_MATRYOSHKA = (768, 512, 256, 128)  # widths below the model's that the paper trains
+_COPIED = ("tokenizer.model", "special_tokens_map.json", "added_tokens.json", "LICENSE*", "NOTICE*")
 
 
 def write_encoder(source: Path, target: Path, *, seed: int) -> None:
@@ -83,12 +82,12 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
     Raises:
         UsageError: it is another model's, or a part of a split one.
     """
-    found = header.metadata.get("general.architecture")
-    if found != _DECODER:
-        what = " already, and no decoder" if found == ARCHITECTURE else ""
+    architecture = header.metadata.get("general.architecture")
+    if architecture != _DECODER:
+        what = " already, and no decoder" if architecture == ARCHITECTURE else ""
         raise UsageError(
-            f"{header.path}: architecture {found}{what}; adaptation begins with a Gemma 3 text "
-            f"model, architecture {_DECODER}"
+            f"{header.path}: architecture {architecture}{what}; adaptation begins with a Gemma 3 "
+            f"text model, architecture {_DECODER}"
         )
     if header.metadata.get("split.count", 1) != 1:
         raise UsageError(f"{header.path}: one part of a split file; join them: llama-gguf-split")
@@ -130,7 +129,9 @@ def _gguf_model(header: GgufHeader) -> GgufModel:
         prompts=DICTIONARY,
     )
     shapes = gguf_shapes(model)
-    check_gguf_shapes(header, {name: s for name, s in shapes.items() if "dense" not in name})
+    check_gguf_shapes(
+        header, {name: shape for name, shape in shapes.items() if "dense" not in name}
+    )
     return model
 
 
@@ -148,10 +149,15 @@ def _from_folder(source: Path, target: Path) -> int:
     tensors = backbone_tensors(source)
     tensors.pop("lm_head.weight", None)  # tied: the token table again
     shapes = expected_shapes(config, list(_dense(config.hidden_size)))
-    check_shapes(source, tensors, {n: s for n, s in shapes.items() if "Dense" not in n})
+    check_shapes(
+        source, tensors, {name: shape for name, shape in shapes.items() if "Dense" not in name}
+    )
     write_file(
         target / "model.safetensors",
-        {name: NewTensor(one.dtype, one.shape, [one.raw()]) for name, one in tensors.items()},
+        {
+            name: NewTensor(stored.dtype, stored.shape, [stored.raw()])
+            for name, stored in tensors.items()
+        },
     )
     _write_tokenizer(source, target)
     write_modules(
@@ -198,7 +204,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     around = [
         [{"SpecialToken": {"id": name, "type_id": kind}} for name in names] for kind in (0, 1)
     ]
-    single, second = ([each[0], one, each[1]] for each, one in zip(around, sequence, strict=True))
+    single, second = ([bos, text, eos] for (bos, eos), text in zip(around, sequence, strict=True))
     raw["post_processor"] = {
         "type": "TemplateProcessing",
         "single": single,
@@ -211,8 +217,8 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     write_json(
         target / "tokenizer_config.json", config | {"add_bos_token": True, "add_eos_token": True}
     )
-    for kept in _KEPT:
-        for file in source.glob(kept):
+    for name in _COPIED:
+        for file in source.glob(name):
             shutil.copyfile(file, target / file.name)
 
 
@@ -236,4 +242,4 @@ def _dense(hidden: int) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _widths(hidden: int) -> tuple[int, ...]:
-    return hidden, *(width for width in _MATRYOSHKA if width < hidden)
+    return hidden, *(width for width in CARD_DIMS if width < hidden)

@@ -1,9 +1,9 @@
-"""Refuse a GGUF file that llama.cpp would abort on, or compute wrongly without a word.
+"""A GGUF file of EmbeddingGemma: opened, checked and described from its header alone.
 
 llama.cpp aborts the process on some wrong files (unequal widths, a token that is there twice), dies
 later on others (a missing byte token), and gives plausible wrong vectors with others (no dense
-layers, no EOS). Sources: llama.cpp `src/models/gemma-embedding.cpp` (keys, tensors),
-`src/llama-model.cpp` and `src/llama-vocab.cpp` (what it asserts).
+layers, no EOS). `open_gguf` refuses them all. Sources: llama.cpp `src/models/gemma-embedding.cpp`
+(keys, tensors), `src/llama-model.cpp` and `src/llama-vocab.cpp` (what it asserts).
 """
 
 from __future__ import annotations
@@ -41,10 +41,184 @@ _REFUSED = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class GgufModel:
+    """The numbers of a checked file; the tensors are not read."""
+
+    header: GgufHeader
+    layers: int
+    hidden: int
+    feed_forward: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    pooling: str  # mean, first or last
+    dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
+    is_sliding: tuple[bool, ...]  # by layer
+    max_tokens: int
+    vocabulary: int
+    matryoshka_dims: tuple[int, ...]  # widest first
+    prompts: Mapping[str, str]  # the file's own, or the model card's
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self.dense[1][1]
+
+    def profile(self) -> ModelProfile:
+        """Return what a caller must know to use the open model."""
+        return ModelProfile(
+            dim=self.dim,
+            matryoshka_dims=self.matryoshka_dims,
+            max_tokens=self.max_tokens,
+            closing_tokens=CLOSING_TOKENS,
+            prompts=self.prompts,
+            dtype=self.types()["attention"],
+            fingerprint=self.fingerprint(),
+        )
+
+    def description(self) -> ModelDescription:
+        """Return what `gemb models show` prints."""
+        return ModelDescription(
+            path=self.header.path,
+            format="gguf",
+            architecture=ARCHITECTURE,
+            layers=self.layers,
+            hidden=self.hidden,
+            dim=self.dim,
+            matryoshka_dims=self.matryoshka_dims,
+            max_tokens=self.max_tokens,
+            vocabulary=self.vocabulary,
+            parameters=sum(math.prod(tensor.shape) for tensor in self.header.tensors.values()),
+            pooling=self.pooling,
+            dense=self.dense,
+            prompts=self.prompts,
+            types=self.types(),
+            size_bytes=self.header.size_bytes,
+            fingerprint=self.fingerprint(),
+            licence=str(self.header.metadata.get("general.license", "")),
+            trained_types=self.trained_types(),
+        )
+
+    def types(self) -> dict[str, str]:
+        """Return the types in each class of tensors: token_embd, attention, ffn, norm, dense."""
+        types: dict[str, set[str]] = {}
+        for name, tensor in self.header.tensors.items():
+            types.setdefault(tensor_class(name), set()).add(tensor.type)
+        return {kind: "+".join(sorted(names)) for kind, names in types.items()}
+
+    def trained_types(self) -> dict[str, str]:
+        """Return the types that the file was trained for, as `gemb.models.qat.gguf_types`."""
+        return gguf_types(self.types(), self.header.metadata.get(GGUF_KEY), self.header.path)
+
+    def fingerprint(self) -> str:
+        """Return 16 hex digits (`gemb.models.fingerprint`); names, `general.*`, are left out."""
+        header = self.header
+        parts = []
+        with header.path.open("rb") as file:
+            for key, value in sorted(header.metadata.items()):
+                if key.startswith("general."):
+                    continue
+                parts.append(key.encode())
+                if isinstance(value, Array):
+                    file.seek(value.begin)
+                    parts.append(file.read(value.end - value.begin))
+                else:
+                    parts.append(repr(value).encode())
+        tensors = sorted(header.tensors.values(), key=lambda tensor: tensor.name)
+        return fingerprint(parts, ((header.path, t.offset, t.size_bytes) for t in tensors))
+
+
+def open_gguf(path: Path) -> GgufModel:
+    """Return the checked file.
+
+    Raises:
+        UsageError: it is broken, no EmbeddingGemma, or one that llama.cpp would compute wrongly.
+    """
+    header = read_header(path)
+    check_architecture(header)
+    layers = number(header, "block_count", most=MOST_LAYERS)
+    hidden = number(header, "embedding_length")
+    middle = number(header, "dense_2_feat_out", optional=True)
+    heads = number(header, "attention.head_count")
+    kv_heads = number(header, "attention.head_count_kv")
+    head_dim = number(header, "attention.key_length")
+    if heads % kv_heads or head_dim % 2:
+        raise wrong(header, f"{heads} heads of {head_dim} on {kv_heads} key heads")
+    equal(header, "attention.value_length", head_dim)
+    equal(header, "rope.dimension_count", head_dim, optional=True)
+    number(header, "attention.sliding_window")
+    for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
+        positive(header, key)
+    is_sliding = pattern(header, layers)
+    check_both_kinds(path, is_sliding)
+    vocabulary = check_tokenizer(header)
+    model = GgufModel(
+        header=header,
+        layers=layers,
+        hidden=hidden,
+        feed_forward=number(header, "feed_forward_length"),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        pooling=pooling(header),
+        dense=((hidden, middle), (middle, hidden)),
+        is_sliding=is_sliding,
+        max_tokens=number(header, "context_length"),
+        vocabulary=vocabulary,
+        matryoshka_dims=matryoshka(header, hidden),
+        prompts=_prompts(header),
+    )
+    check_tensors(header, hidden, middle, expected_shapes(model))
+    return model
+
+
+def _prompts(header: GgufHeader) -> dict[str, str]:
+    own = {
+        key.removeprefix("gemb.prompt."): words
+        for key, words in header.metadata.items()
+        if key.startswith("gemb.prompt.") and isinstance(words, str)
+    }
+    return own or {task: words for task, words in CARD.items() if words}
+
+
+def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of every tensor, the innermost dimension first."""
+    D, F, E = model.hidden, model.feed_forward, model.head_dim
+    H, K = model.heads, model.kv_heads
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_embd": (D, model.vocabulary),
+        "output_norm": (D,),
+        "dense_2": model.dense[0],
+        "dense_3": model.dense[1],
+    }
+    layer = {
+        "attn_norm": (D,),
+        "attn_q": (D, H * E),
+        "attn_k": (D, K * E),
+        "attn_v": (D, K * E),
+        "attn_output": (H * E, D),
+        "attn_q_norm": (E,),
+        "attn_k_norm": (E,),
+        "post_attention_norm": (D,),
+        "ffn_norm": (D,),
+        "ffn_gate": (D, F),
+        "ffn_up": (D, F),
+        "ffn_down": (F, D),
+        "post_ffw_norm": (D,),
+    }
+    for i in range(model.layers):
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
+    return {f"{name}.weight": shape for name, shape in shapes.items()}
+
+
+# What `open_gguf` checks.
+
+
 def wrong(header: GgufHeader, what: str) -> UsageError:
     """Return the refusal of a file that llama.cpp would fail on, or compute wrongly."""
     kind = str(header.metadata.get("general.architecture"))
-    if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`gemma_decoder.py`)
+    if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`from_decoder.py`)
         what = what.replace(ARCHITECTURE, kind)
         return UsageError(f"{header.path}: {what}, which no right {kind} file has; fetch it again")
     return UsageError(f"{header.path}: {what}, which no right {ARCHITECTURE} file has; {_EXPORT}")
@@ -52,10 +226,10 @@ def wrong(header: GgufHeader, what: str) -> UsageError:
 
 def check_architecture(header: GgufHeader) -> None:
     """Refuse another architecture, a part of a split file, or keys of another model."""
-    found = header.metadata.get("general.architecture")
-    if found != ARCHITECTURE:
-        what = _REFUSED.get(str(found), f"gemb runs {ARCHITECTURE} files")
-        raise UsageError(f"{header.path}: architecture {found}: {what}")
+    architecture = header.metadata.get("general.architecture")
+    if architecture != ARCHITECTURE:
+        what = _REFUSED.get(str(architecture), f"gemb runs {ARCHITECTURE} files")
+        raise UsageError(f"{header.path}: architecture {architecture}: {what}")
     if header.metadata.get("split.count", 1) != 1:
         raise UsageError(f"{header.path}: one part of a split file; join them: llama-gguf-split")
     for key, value in header.metadata.items():
@@ -233,177 +407,3 @@ def _check_tensor(header: GgufHeader, tensor: TensorInfo, shape: tuple[int, ...]
         raise wrong(header, f"tensor {tensor.name}: shape {list(tensor.shape)}, not {list(shape)}")
     if len(shape) == 1 and tensor.type != "f32":
         raise wrong(header, f"tensor {tensor.name} is {tensor.type}; norms are f32")
-
-
-# A GGUF file of EmbeddingGemma: opened, checked and described from its header alone.
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufModel:
-    """The numbers of a checked file; the tensors are not read."""
-
-    header: GgufHeader
-    layers: int
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    pooling: str  # mean, first or last
-    dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
-    is_sliding: tuple[bool, ...]  # by layer
-    max_tokens: int
-    vocabulary: int
-    matryoshka_dims: tuple[int, ...]  # widest first
-    prompts: Mapping[str, str]  # the file's own, or the model card's
-
-    @property
-    def dim(self) -> int:
-        """Width of a vector."""
-        return self.dense[1][1]
-
-    def profile(self) -> ModelProfile:
-        """Return what a caller must know to use the open model."""
-        return ModelProfile(
-            dim=self.dim,
-            matryoshka_dims=self.matryoshka_dims,
-            max_tokens=self.max_tokens,
-            closing_tokens=CLOSING_TOKENS,
-            prompts=self.prompts,
-            dtype=self.types()["attention"],
-            fingerprint=self.fingerprint(),
-        )
-
-    def description(self) -> ModelDescription:
-        """Return what `gemb models show` prints."""
-        return ModelDescription(
-            path=self.header.path,
-            format="gguf",
-            architecture=ARCHITECTURE,
-            layers=self.layers,
-            hidden=self.hidden,
-            dim=self.dim,
-            matryoshka_dims=self.matryoshka_dims,
-            max_tokens=self.max_tokens,
-            vocabulary=self.vocabulary,
-            parameters=sum(math.prod(tensor.shape) for tensor in self.header.tensors.values()),
-            pooling=self.pooling,
-            dense=self.dense,
-            prompts=self.prompts,
-            types=self.types(),
-            size_bytes=self.header.size_bytes,
-            fingerprint=self.fingerprint(),
-            licence=str(self.header.metadata.get("general.license", "")),
-            trained_types=self.trained_types(),
-        )
-
-    def types(self) -> dict[str, str]:
-        """Return the types in each class of tensors: token_embd, attention, ffn, norm, dense."""
-        found: dict[str, set[str]] = {}
-        for name, tensor in self.header.tensors.items():
-            found.setdefault(tensor_class(name), set()).add(tensor.type)
-        return {kind: "+".join(sorted(types)) for kind, types in found.items()}
-
-    def trained_types(self) -> dict[str, str]:
-        """Return the types that the file was trained for, as `gemb.models.qat.gguf_types`."""
-        return gguf_types(self.types(), self.header.metadata.get(GGUF_KEY), self.header.path)
-
-    def fingerprint(self) -> str:
-        """Return the 16 hex digits of `gemb.fingerprint`; `general.*` (names) is left out."""
-        header = self.header
-        parts = []
-        with header.path.open("rb") as file:
-            for key, value in sorted(header.metadata.items()):
-                if key.startswith("general."):
-                    continue
-                parts.append(key.encode())
-                if isinstance(value, Array):
-                    file.seek(value.begin)
-                    parts.append(file.read(value.end - value.begin))
-                else:
-                    parts.append(repr(value).encode())
-        tensors = sorted(header.tensors.values(), key=lambda tensor: tensor.name)
-        return fingerprint(parts, ((header.path, t.offset, t.size_bytes) for t in tensors))
-
-
-def open_gguf(path: Path) -> GgufModel:
-    """Return the checked file.
-
-    Raises:
-        UsageError: it is broken, no EmbeddingGemma, or one that llama.cpp would compute wrongly.
-    """
-    header = read_header(path)
-    check_architecture(header)
-    layers = number(header, "block_count", most=MOST_LAYERS)
-    hidden = number(header, "embedding_length")
-    middle = number(header, "dense_2_feat_out", optional=True)
-    heads = number(header, "attention.head_count")
-    kv_heads = number(header, "attention.head_count_kv")
-    head_dim = number(header, "attention.key_length")
-    if heads % kv_heads or head_dim % 2:
-        raise wrong(header, f"{heads} heads of {head_dim} on {kv_heads} key heads")
-    equal(header, "attention.value_length", head_dim)
-    equal(header, "rope.dimension_count", head_dim, optional=True)
-    number(header, "attention.sliding_window")
-    for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
-        positive(header, key)
-    is_sliding = pattern(header, layers)
-    check_both_kinds(path, is_sliding)
-    vocabulary = check_tokenizer(header)
-    model = GgufModel(
-        header=header,
-        layers=layers,
-        hidden=hidden,
-        feed_forward=number(header, "feed_forward_length"),
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        pooling=pooling(header),
-        dense=((hidden, middle), (middle, hidden)),
-        is_sliding=is_sliding,
-        max_tokens=number(header, "context_length"),
-        vocabulary=vocabulary,
-        matryoshka_dims=matryoshka(header, hidden),
-        prompts=_prompts(header),
-    )
-    check_tensors(header, hidden, middle, expected_shapes(model))
-    return model
-
-
-def _prompts(header: GgufHeader) -> dict[str, str]:
-    own = {
-        key.removeprefix("gemb.prompt."): words
-        for key, words in header.metadata.items()
-        if key.startswith("gemb.prompt.") and isinstance(words, str)
-    }
-    return own or {task: words for task, words in CARD.items() if words}
-
-
-def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
-    """Return the name and shape of every tensor, the innermost dimension first."""
-    D, F, E = model.hidden, model.feed_forward, model.head_dim
-    H, K = model.heads, model.kv_heads
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd": (D, model.vocabulary),
-        "output_norm": (D,),
-        "dense_2": model.dense[0],
-        "dense_3": model.dense[1],
-    }
-    layer = {
-        "attn_norm": (D,),
-        "attn_q": (D, H * E),
-        "attn_k": (D, K * E),
-        "attn_v": (D, K * E),
-        "attn_output": (H * E, D),
-        "attn_q_norm": (E,),
-        "attn_k_norm": (E,),
-        "post_attention_norm": (D,),
-        "ffn_norm": (D,),
-        "ffn_gate": (D, F),
-        "ffn_up": (D, F),
-        "ffn_down": (F, D),
-        "post_ffw_norm": (D,),
-    }
-    for i in range(model.layers):
-        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return {f"{name}.weight": shape for name, shape in shapes.items()}

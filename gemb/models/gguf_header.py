@@ -1,6 +1,13 @@
-"""The types that a GGUF file can name, of its metadata and of its tensors.
+"""Read the header of a GGUF file, and refuse a broken one before llama.cpp sees it.
 
-Source: ggml `docs/gguf.md` (`gguf_metadata_value_type`) and `src/ggml.c` (`type_traits`).
+    GGUF  version  tensor count  entry count
+    entries:  key, type, value            key and strings: length as uint64, then UTF-8
+    tensors:  name, dimensions, type, offset
+    padding, then the tensors' bytes
+
+`gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here a long array is
+stepped over, and every count and length is held against the file's size, so that no file, however
+damaged, costs more than a moment. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
 """
 
 from __future__ import annotations
@@ -11,14 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gemb.errors import UsageError
 from gemb.models.tensors import FP16_OVERFLOW
-
-if TYPE_CHECKING:
-    pass
-
 
 # GGUF's value types: number -> name, struct code (none for strings and arrays).
 STRING, ARRAY = 8, 9
@@ -69,19 +71,17 @@ TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
     41: ("q1_0", 128, 18),
     42: ("q2_0", 64, 18),
 }
+# The same by name -> (number, values in a block, bytes in a block).
+TENSORS = {
+    name.lower(): (number, block, size) for number, (name, block, size) in TENSOR_TYPES.items()
+}
 
-
-# Read the header of a GGUF file, and refuse a broken one before llama.cpp sees it.
-#
-#     GGUF  version  tensor count  entry count
-#     entries:  key, type, value            key and strings: length as uint64, then UTF-8
-#     tensors:  name, dimensions, type, offset
-#     padding, then the tensors' bytes
-#
-# `gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here a long array is
-# stepped over, and every count and length is held against the file's size, so that no file, however
-# damaged, costs more than a moment. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
-
+# llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; a program that
+# computes all in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
+F16_REASON = (
+    "f16 overflows where a program computes in the type of the weights: "
+    f"{FP16_OVERFLOW}; use bf16, which is as small"
+)
 
 Scalar = int | float | bool | str
 
@@ -167,14 +167,14 @@ def strings(header: GgufHeader, key: str) -> list[bytes]:
     with header.path.open("rb") as file:
         file.seek(array.begin)
         data = file.read(array.end - array.begin)
-    found = []
+    values = []
     at = 0
     unpack = struct.Struct("<Q").unpack_from
     for _ in range(array.length):
         end = at + 8 + unpack(data, at)[0]
-        found.append(data[at + 8 : end])
+        values.append(data[at + 8 : end])
         at = end
-    return found
+    return values
 
 
 def _broken(path: Path, why: str) -> UsageError:
@@ -337,16 +337,3 @@ class _Reader:
 
 def _power_of_two(value: object) -> bool:
     return isinstance(value, int) and value > 0 and value & (value - 1) == 0
-
-
-# llama.cpp on a CPU keeps the residual in fp32, and computes f16 weights rightly; who computes all
-# in the weights' type does not (vLLM issue 24318, unsloth PR 4014).
-F16_REASON = (
-    "f16 overflows where a program computes in the type of the weights: "
-    f"{FP16_OVERFLOW}; use bf16, which is as small"
-)
-
-# Types of a tensor: name -> (llama.cpp's number, values in a block, bytes in a block).
-TENSORS = {
-    name.lower(): (number, block, size) for number, (name, block, size) in TENSOR_TYPES.items()
-}

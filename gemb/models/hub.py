@@ -123,9 +123,9 @@ def plan(name: HubName) -> Plan:
         if not files:
             raise Missing(f"{name.repo} on the hub has no file '{name.file}'{_ggufs(everything)}")
     else:
-        files = tuple(file for file in everything if wanted(file.name))
-        found = {file.name for file in files}
-        lacking = [needed for needed in NEEDED if needed not in found]
+        files = tuple(file for file in everything if is_needed(file.name))
+        names = {file.name for file in files}
+        lacking = [name for name in NEEDED if name not in names]
         if lacking:
             raise UsageError(
                 f"{name.repo} on the hub is no model folder: it has no {lacking[0]}"
@@ -163,7 +163,7 @@ def remove(name: HubName) -> int:
     return int(strategy.expected_freed_size)
 
 
-def wanted(name: str) -> bool:
+def is_needed(name: str) -> bool:
     """Return whether a file of a repository belongs to what opening the model folder needs."""
     path = PurePosixPath(name)
     if path.suffix not in SUFFIXES:
@@ -234,8 +234,8 @@ def _licence(info: ModelInfo) -> str:
 
 def _ggufs(files: list[HubFile]) -> str:
     """Return the end of a message: which GGUF files the repository has."""
-    found = [file.name for file in files if file.name.endswith(".gguf")]
-    return f"; it has {', '.join(found)}: name one after a colon" if found else ""
+    names = [file.name for file in files if file.name.endswith(".gguf")]
+    return f"; it has {', '.join(names)}: name one after a colon" if names else ""
 
 
 def _remove_file(name: HubName) -> int:
@@ -289,10 +289,10 @@ def fetch(plan: Plan) -> Path:
             if not file.sha256 and path.is_file():
                 check(path, file)
     # The library notes the revision when it downloads; here all files may have been there already.
-    found = find(plan.name) or find(HubName(plan.name.repo, plan.name.file, plan.commit))
-    if found is None:
+    model = find(plan.name) or find(HubName(plan.name.repo, plan.name.file, plan.commit))
+    if model is None:
         raise Missing(f"{plan.name} on the hub lacks a file that gemb needs; pull another model")
-    return found
+    return model
 
 
 def _fetch_blob(plan: Plan, file: HubFile) -> None:

@@ -94,9 +94,9 @@ def missing_files(folder: Path) -> list[str]:
         if isinstance(module, dict) and str(module.get("type")).endswith("Dense"):
             path = module.get("path")
             needed += [f"{path}/config.json", f"{path}/model.safetensors"]
-    places = index.get("weight_map") if isinstance(index, dict) else None
-    if isinstance(places, dict):
-        needed += sorted({str(name) for name in places.values()})
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if isinstance(weight_map, dict):
+        needed += sorted({str(name) for name in weight_map.values()})
     else:
         needed.append("model.safetensors")
     return [name for name in needed if not (folder / name).is_file()]

@@ -91,5 +91,5 @@ def in_words(types: Types) -> str:
     """Return `q4_0 (token_embd, ffn), q8_0 (attention, dense)`, or one type alone."""
     if len(set(types.values())) == 1:
         return next(iter(types.values()))
-    each = {type_: [name for name in types if types[name] == type_] for type_ in types.values()}
-    return ", ".join(f"{type_} ({', '.join(names)})" for type_, names in each.items())
+    classes = {type_: [name for name in types if types[name] == type_] for type_ in types.values()}
+    return ", ".join(f"{type_} ({', '.join(names)})" for type_, names in classes.items())

@@ -62,9 +62,9 @@ def resolve(reference: str, *, download: bool = True) -> Path:
         if not target.exists():
             raise Missing(_absent(reference, target))
         return target
-    found = find(target)
-    if found:
-        return found
+    cached = find(target)
+    if cached:
+        return cached
     if not download or is_offline():
         why = "HF_HUB_OFFLINE is set" if is_offline() else "it has not been pulled"
         raise Missing(

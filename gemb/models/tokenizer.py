@@ -61,7 +61,7 @@ def _without_tokens_beyond(vocab_size: int, text: str) -> str:
     start += len(key)
     start += len(text[start : start + 100]) - len(text[start : start + 100].lstrip())
     tokens, end = json.JSONDecoder().raw_decode(text, start)
-    kept = [token for token in tokens if token["id"] < vocab_size]
-    if len(kept) == len(tokens):
+    inside = [token for token in tokens if token["id"] < vocab_size]
+    if len(inside) == len(tokens):
         return text
-    return text[:start] + json.dumps(kept) + text[end:]
+    return text[:start] + json.dumps(inside) + text[end:]

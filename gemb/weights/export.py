@@ -1,6 +1,6 @@
 """Export a model folder to GGUF, and show that the file computes the same before it gets its name.
 
-The bars are those of `gemb.compare`; see there for what they are made of.
+The bars are those of `gemb.evaluation.agreement`; see there for what they are made of.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def export_gguf(
         source: a model folder.
         target: the file.
         outtype: one of `OUTTYPES`; auto: the types that the model was trained for, or bf16.
-        verify: run `gemb.verification_texts` through both, and compare.
+        verify: run `VERIFICATION_TEXTS` through both, and compare.
         min_cosine: the least cosine that a text's two vectors may have; None: what is right for
-            the type (`gemb.compare.BARS`).
+            the type (`gemb.evaluation.agreement.BARS`).
 
     Raises:
         NegativeAnswer: the vectors differ by more; there is no file.

@@ -14,7 +14,7 @@ import pytest
 
 from fake_hub import FakeHub, serve
 from gemb.io.text import size_in_words
-from gemb.models.hub import HubFile, check, remove, wanted
+from gemb.models.hub import HubFile, check, is_needed, remove
 from gemb.models.hub_cache import HubName
 
 WEIGHTS = bytes(range(256)) * 2000
@@ -31,7 +31,7 @@ FOLDER = {
     "pytorch_model.bin": b"a pickle",
     "onnx/model.onnx": b"something else",
 }
-NEEDED = {name for name in FOLDER if wanted(name)}
+NEEDED = {name for name in FOLDER if is_needed(name)}
 
 
 CODE = """
