@@ -1,4 +1,4 @@
-"""`gemb index info|verify|compact`: what an index is, whether it is whole, its space given back."""
+"""`gemb index`: a folder of rows and vectors that is searched fast, and kept up to date."""
 
 from __future__ import annotations
 
@@ -11,93 +11,25 @@ from typing import TYPE_CHECKING
 import click
 from click.core import ParameterSource
 
-from gemb.commands.index_options import INDEX, JSON, YES, own_model, source_options
+from gemb.commands.index_options import (
+    INDEX,
+    JSON,
+    YES,
+    SourceOptions,
+    own_model,
+    source_options,
+)
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
-    from gemb.index.source import Source
     from gemb.index.state import Changes
-
-
-@click.command()
-@INDEX
-@JSON
-def info(folder: Path, as_json: bool) -> None:
-    """Say what an index is: rows, model, prompt, source, size."""
-    from gemb.index.care import facts, info
-
-    found = info(folder)
-    if as_json:
-        print_json(found)
-    else:
-        print_table(facts(found))
-
-
-@click.command()
-@INDEX
-@click.option(
-    "--rows",
-    type=click.IntRange(min=0),
-    default=10,
-    show_default=True,
-    help="How many random rows to embed again; 0 needs no model.",
-)
-@click.option("--seed", type=int, default=0, help="Which rows.  [default: 0]")
-@JSON
-@model_options
-def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: bool) -> None:
-    """Check an index: checksums, counts, and some rows anew.
-
-    \b
-    Exit codes: 0 whole, 1 damaged, 2 wrong usage, 4 something is absent, 5 the index cannot
-    be opened.
-    """
-    from gemb.index.verify import verify
-
-    findings = []
-    for finding in verify(folder, lambda: own_model(folder, options), rows=rows, seed=seed):
-        findings.append(finding)
-        if not as_json:
-            print_table([("ok" if finding.ok else "BAD", finding.name.ljust(7), finding.detail)])
-    if as_json:
-        print_json([{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
-    bad = [finding.name for finding in findings if not finding.ok]
-    if bad:
-        raise NegativeAnswer(f"{folder} is not whole: {', '.join(bad)}")
-
-
-@click.command()
-@INDEX
-def compact(folder: Path) -> None:
-    """Give the space of removed rows back.
-
-    The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
-    free space as the index that results.
-    """
-    from gemb.index.care import compact
-    from gemb.io.text import size_in_words
-
-    done = compact(folder)
-    saved = size_in_words(max(0, done.before - done.after))
-    click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
-
-
-# `gemb index`: a folder of rows and vectors that is searched fast, and kept up to date.
-
 
 GROUPS = {
     "Rows": ("input_format", "null", "text_field", "title_field", "id_field", "keep"),
-    "Files as passages": (
-        "passages",
-        "globs",
-        "hidden",
-        "no_ignore",
-        "follow",
-        "max_size",
-    ),
+    "Files as passages": ("passages", "globs", "hidden", "no_ignore", "follow", "max_size"),
     "Vectors": ("dim", "dtype", "task", "prompt", "on_long"),
     "The index": ("force", "as_json"),
     "Model": ("model", "backend", "device", "precision", "threads"),
@@ -150,7 +82,7 @@ def build(
     ctx: click.Context,
     options: ModelOptions,
     folder: Path,
-    source: Callable[[tuple[str, ...]], Source],
+    source: SourceOptions,
     sources: tuple[str, ...],
     dim: int | None,
     dtype: str | None,
@@ -177,22 +109,21 @@ def build(
     """
     if not sources and sys.stdin is not None and sys.stdin.isatty():
         raise click.UsageError(f"what is {folder} to be built of? Name a FILE or a DIR")
-    from gemb.index.build import build_index, check_target
+    from gemb.index.build import BuildJob, build_index, check_target
 
     check_target(folder, overwrite=force)
-    is_named = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
-    changes = build_index(
-        folder,
-        source(sources),
-        open_encoder=lambda: options.open().encoder,
+    job = BuildJob(
+        target=folder,
+        source=source.source(sources),
         model=options.model,
-        model_is_named=is_named,
+        model_is_named=ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE,
         dim=dim,
         dtype=dtype,
         task=task,
         prompt=prompt,
         overwrite=force,
     )
+    changes = build_index(job, lambda: options.open().encoder)
     _print(folder, changes, as_json=as_json)
 
 
@@ -221,12 +152,14 @@ def sync(
     Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
     absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
-    from gemb.index.sync import Sync, look
-    from gemb.index.sync import sync as run
+    from gemb.index import sync as run
 
-    job = Sync(folder=folder, paths=sources, base=os.getcwd())  # noqa: PTH109
+    job = run.SyncJob(folder=folder, paths=sources, base=os.getcwd())  # noqa: PTH109
     may_remove = _asking(yes)
-    changes = look(job) if dry_run else run(job, lambda: own_model(folder, options), may_remove)
+    if dry_run:
+        changes = run.look(job)
+    else:
+        changes = run.sync(job, lambda: own_model(folder, options), may_remove)
     _print(folder, changes, as_json=as_json)
 
 
@@ -263,12 +196,71 @@ def rm(
         click.echo(f"-{changes.removed:,} rows{left}")
 
 
-for command in (info, verify, compact):
-    index.add_command(command)
+@index.command()
+@INDEX
+@JSON
+def info(folder: Path, as_json: bool) -> None:
+    """Print what an index is: rows, model, prompt, source, size."""
+    from gemb.index import care
+
+    facts = care.info(folder)
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(care.lines(facts))
+
+
+@index.command()
+@INDEX
+@click.option(
+    "--rows",
+    type=click.IntRange(min=0),
+    default=10,
+    show_default=True,
+    help="How many random rows to embed again; 0 needs no model.",
+)
+@click.option("--seed", type=int, default=0, help="Which rows.  [default: 0]")
+@JSON
+@model_options
+def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: bool) -> None:
+    """Check an index: checksums, counts, and some rows anew.
+
+    \b
+    Exit codes: 0 whole, 1 damaged, 2 wrong usage, 4 something is absent, 5 the index cannot
+    be opened.
+    """
+    from gemb.index import verify as checks
+
+    findings = []
+    for finding in checks.verify(folder, lambda: own_model(folder, options), rows=rows, seed=seed):
+        findings.append(finding)
+        if not as_json:
+            print_table([("ok" if finding.ok else "BAD", finding.name.ljust(7), finding.detail)])
+    if as_json:
+        print_json([{"name": f.name, "ok": f.ok, "detail": f.detail} for f in findings])
+    bad = [finding.name for finding in findings if not finding.ok]
+    if bad:
+        raise NegativeAnswer(f"{folder} is not whole: {', '.join(bad)}")
+
+
+@index.command()
+@INDEX
+def compact(folder: Path) -> None:
+    """Give the space of removed rows back.
+
+    The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
+    free space as the index that results.
+    """
+    from gemb.index import care
+    from gemb.io.text import size_in_words
+
+    done = care.compact(folder)
+    saved = size_in_words(max(0, done.before - done.after))
+    click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
 
 
 def _asking(yes: bool) -> Callable[[int, int], None]:
-    """Return what is asked before so many of so many are removed."""
+    """Return the check that is made before rows are removed: it takes how many, and of how many."""
 
     def may_remove(count: int, of: int) -> None:
         if yes or 2 * count <= of:

@@ -1,11 +1,11 @@
-"""Options of `gemb index` that several of its commands have."""
+"""Options that several commands of `gemb index` have."""
 
 from __future__ import annotations
 
 import functools
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 INDEX = click.argument(
-    "folder", metavar="INDEX", type=click.Path(path_type=Path), callback=lambda c, p, v: _named(v)
+    "folder",
+    metavar="INDEX",
+    type=click.Path(path_type=Path),
+    callback=lambda context, parameter, folder: _named(folder),
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 YES = click.option("--yes", is_flag=True, help="Do not ask before more than half is removed.")
@@ -74,86 +77,77 @@ OPTIONS = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What the options of `source_options` say."""
+
+    input_format: str
+    null: bool
+    text_field: tuple[str, ...]
+    title_field: str | None
+    id_field: str | None
+    keep: str
+    passages: str | None
+    globs: tuple[str, ...]
+    hidden: bool
+    no_ignore: bool
+    follow: bool
+    max_size: int
+    on_long: str
+
+    def source(self, paths: tuple[str, ...]) -> Source:
+        """Return the source that the options describe.
+
+        Raises:
+            UsageError: options of rows and of passages do not go together, or a path cannot be
+                read.
+        """
+        from gemb.index.source import PassageSource, RowSource, chosen_source
+
+        if "" in paths:
+            raise click.UsageError("an empty name for a FILE")
+        base = os.getcwd()  # noqa: PTH109
+        paths = paths or ("-",)
+        is_list = self.keep not in ("all", "none")
+        rows = RowSource(
+            base=base,
+            paths=paths,
+            on_long=self.on_long,
+            format=self.input_format,
+            null=self.null,
+            text=self.text_field,
+            title=self.title_field,
+            id=self.id_field,
+            keep=tuple(name.strip() for name in self.keep.split(",")) if is_list else (),
+            keep_all=self.keep == "all",
+        )
+        passages = PassageSource(
+            base=base,
+            paths=paths,
+            on_long=self.on_long,
+            globs=self.globs,
+            hidden=self.hidden,
+            ignore=not self.no_ignore,
+            follow=self.follow,
+            most_bytes=self.max_size,
+            split=self.passages or "auto",
+        )
+        wants_passages = self.passages is not None or bool(self.globs)
+        return chosen_source(rows, passages, wants_passages=wants_passages)
+
+
 def source_options(command: F) -> F:
-    """Give a command the options of a source; it gets `source`, which makes it of the paths."""
+    """Give a command the options of a source; it gets them as `source: SourceOptions`."""
 
     @functools.wraps(command)
     def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
-        chosen = {name: values.pop(name) for name in _NAMES}
-        make = functools.partial(_source, **chosen)
-        return command(*args, source=make, **values)
+        chosen = {field.name: values.pop(field.name) for field in fields(SourceOptions)}
+        return command(*args, source=SourceOptions(**chosen), **values)
 
     wrapped: Any = packed
     for option in reversed(OPTIONS):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
-
-
-_NAMES = (
-    "input_format",
-    "null",
-    "text_field",
-    "title_field",
-    "id_field",
-    "keep",
-    "passages",
-    "globs",
-    "hidden",
-    "no_ignore",
-    "follow",
-    "max_size",
-    "on_long",
-)
-
-
-def _source(
-    paths: tuple[str, ...],
-    *,
-    input_format: str,
-    null: bool,
-    text_field: tuple[str, ...],
-    title_field: str | None,
-    id_field: str | None,
-    keep: str,
-    passages: str | None,
-    globs: tuple[str, ...],
-    hidden: bool,
-    no_ignore: bool,
-    follow: bool,
-    max_size: int,
-    on_long: str,
-) -> Source:
-    """Return the source that the options describe.
-
-    Raises:
-        UsageError: options of rows and of passages do not go together, or a path cannot be read.
-    """
-    from gemb.index.build import chosen_kind
-    from gemb.index.source import Source
-
-    if "" in paths:
-        raise click.UsageError("an empty name for a FILE")
-    all_or_none = keep in ("all", "none")
-    source = Source(
-        kind="",
-        base=os.getcwd(),  # noqa: PTH109
-        paths=paths or ("-",),
-        on_long=on_long,
-        format=input_format,
-        null=null,
-        text=text_field,
-        title=title_field,
-        id=id_field,
-        keep=() if all_or_none else tuple(name.strip() for name in keep.split(",")),
-        keep_all=keep == "all",
-        globs=globs,
-        hidden=hidden,
-        ignore=not no_ignore,
-        follow=follow,
-        most_bytes=max_size,
-        split=passages or "auto",
-    )
-    return chosen_kind(source, wants_passages=passages is not None or bool(globs))
 
 
 def own_model(folder: Path, options: ModelOptions) -> Encoder:

@@ -1,4 +1,4 @@
-"""A new index: written beside its place, and renamed when it is whole.
+"""A new index: from a source and a model, written beside its place, renamed when it is whole.
 
 A build that was stopped leaves NAME.part; the same build goes on with it, as a sync would.
 """
@@ -8,24 +8,29 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from gemb import __version__
 from gemb import plugins as backends
 from gemb.backend import Encoder
 from gemb.embedding.formats.base import Description
-from gemb.embedding.formats.read import holds_vectors
 from gemb.embedding.pipeline import Embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
-from gemb.index.source import PASSAGES, ROWS, STDIN, VECTORS, Source, described
+from gemb.index.source import (
+    PassageSource,
+    RowSource,
+    Source,
+    VectorSource,
+    described,
+    source_from_json,
+)
 from gemb.index.state import Changes, State
-from gemb.index.sync import finish, now, update
+from gemb.index.sync import OpenEncoder, finish, now, split_now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
 from gemb.io.atomic import sync_folder
@@ -36,28 +41,174 @@ from gemb.io.text import visible
 from gemb.models import prompts
 from gemb.models import references as models
 from gemb.models.prompts import Prompt
-from gemb.texts import inputs
-
-if TYPE_CHECKING:
-    pass
-
+from gemb.texts.passages import VERSION
 
 DTYPES = ("f16", "int8", "f32")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Building:
+class BuildJob:
     """What is to be built."""
 
-    target: Path
+    target: Path  # the folder to come
     source: Source
+    model: str  # a reference
+    model_is_named: bool  # the user named it, it is not the default
+    dim: int | None = None  # width of the vectors; None: the model's
+    dtype: str | None = None  # one of `DTYPES`; None: f16, or that of the source's vectors
+    task: str = "document"  # name of the documents' prompt
+    prompt: str | None = None  # a template of the user's own in its place
+    overwrite: bool = False  # replace an index that is there
+
+
+def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
+    """Build an index and return what it has.
+
+    Raises:
+        UsageError: the source has no row, or it, the target or the model does not fit.
+        GembError: the disk is full, or the model fails.
+    """
+    encoder: Encoder | None = None
+    if isinstance(job.source, VectorSource):
+        identity = _of_vectors(job, job.source)
+    else:
+        encoder = open_encoder()
+        identity = _of_texts(job, encoder)
+    manifest = Manifest(
+        spec=identity.spec,
+        model=kept_reference(identity.model),
+        task=identity.task,
+        source=job.source.to_json(),
+        splitting=VERSION,
+        made_by=__version__,
+        built=now(),
+        synced=now(),
+    )
+    # A link stays a link.
+    target = Path(os.path.realpath(job.target)) if job.target.is_symlink() else job.target
+    part = part_of(target)
+    while True:
+        check_target(target, overwrite=job.overwrite)
+        part.mkdir(exist_ok=True)
+        try:
+            with locked_index(part):
+                changes = _fill(part, _resumed(part, manifest), encoder, open_encoder)
+                _replace(part, target)
+                return changes
+        except FileNotFoundError:
+            if part.exists():
+                raise  # else the process that this one waited for has finished the same index
+
+
+# What the vectors of a new index are.
+
+
+class _Identity(NamedTuple):
     spec: VectorSpec
-    model: str  # reference; a path made absolute
-    task: str
-    overwrite: bool
+    model: str  # a reference; empty: unknown
+    task: str  # name of the documents' prompt; custom where it is the user's own
 
 
-Fill = Callable[[Writer, Manifest], Changes]
+def _of_texts(job: BuildJob, encoder: Encoder) -> _Identity:
+    """Return what the vectors of a model are.
+
+    Raises:
+        UsageError: the prompt has no place for a title, or the model has no such width.
+    """
+    own = prompts.custom(job.prompt) if job.prompt is not None else None
+    embedder = Embedder.of(
+        encoder,
+        own or job.task,
+        dim=job.dim,
+        dtype=job.dtype or "f16",
+        has_titles=isinstance(job.source, RowSource) and bool(job.source.title),
+    )
+    return _Identity(embedder.spec, job.model, "custom" if own else job.task)
+
+
+def _of_vectors(job: BuildJob, source: VectorSource) -> _Identity:
+    """Return what the vectors of a file are.
+
+    Raises:
+        UsageError: they are not of the model that was named, or only a named model could tell.
+    """
+    if job.dim is not None:
+        raise UsageError("--dim: vectors that are there keep their width; leave it out")
+    description = described_vectors(source.real()[0]).description
+    if description.dtype not in DTYPES:
+        raise UsageError(
+            f"{visible(source.paths[0])} has sign bits alone, which rank nothing exactly; "
+            "gemb embed without --dtype ubinary"
+        )
+    own = prompts.custom(job.prompt) if job.prompt is not None else None
+    spec, model = _made_by(description, job, own)
+    usual = "f16" if description.dtype == "f32" else description.dtype
+    spec = dataclasses.replace(spec, dtype=job.dtype or usual)
+    task = "custom" if own else description.task or _task(spec.prompt, model)
+    return _Identity(spec, model, task)
+
+
+def _made_by(description: Description, job: BuildJob, own: Prompt | None) -> tuple[VectorSpec, str]:
+    """Return what the vectors of a file are, and the reference of their model, empty if unknown.
+
+    Raises:
+        UsageError: they are not of the model that was named, or only a named model could tell.
+    """
+    path = visible(job.source.paths[0])
+    try:
+        model = backends.describe(models.resolve(job.model, download=False))
+    except GembError:
+        if job.model_is_named:
+            raise
+        model = None
+    if description.spec:
+        if model and description.spec.model == model.fingerprint:
+            return description.spec, job.model
+        if job.model_is_named:
+            raise UsageError(
+                f"{path} has vectors of another model (fingerprint {description.spec.model}) "
+                f"than {job.model}"
+            )
+        note(
+            f"{path} has vectors of a model with fingerprint {description.spec.model}, which is "
+            f"not {job.model}: a search needs -m"
+        )
+        return description.spec, ""
+    if model:
+        is_known = description.task in prompts.TASKS
+        prompt = own or (prompts.for_task(description.task, model.prompts) if is_known else None)
+        spec = VectorSpec(
+            model=model.fingerprint,
+            prompt=prompt.template if prompt else "",
+            dim=description.dim,
+            dtype=description.dtype,
+            max_tokens=model.max_tokens,
+        )
+        if spec.fingerprint == description.fingerprint:
+            return spec, job.model
+    raise UsageError(
+        f"{path}: its vectors are not those of {job.model or 'the model'} with the prompt "
+        f"of task '{visible(description.task)}'; name their model with -m, and words of your own "
+        "with --prompt"
+    )
+
+
+def _task(template: str, model: str) -> str:
+    """Return the name of a prompt of a model; custom where it has none of these words."""
+    known = backends.describe(models.resolve(model, download=False)).prompts if model else {}
+    names = [task for task in prompts.TASKS if prompts.for_task(task, known).template == template]
+    return names[0] if names else "custom"
+
+
+def kept_reference(model: str) -> str:
+    """Return a model reference that means the same in another folder."""
+    if not model or model in models.names():
+        return model
+    target = models.locate(model)
+    return os.path.abspath(target) if isinstance(target, Path) else model  # noqa: PTH100
+
+
+# The folder of an index that is not whole yet, and its place.
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -90,34 +241,6 @@ def check_target(target: Path, *, overwrite: bool) -> None:
         )
 
 
-def build(job: Building, fill: Fill, encoder: Encoder | None) -> Changes:
-    """Build an index and return what it has.
-
-    Args:
-        job: what.
-        fill: writes the rows of `job.source`.
-        encoder: the model, if it is open.
-
-    Raises:
-        UsageError: the target is taken, or the source has no row.
-        GembError: the disk is full, or the model fails.
-    """
-    # A link stays a link.
-    target = Path(os.path.realpath(job.target)) if job.target.is_symlink() else job.target
-    part = part_of(target)
-    while True:
-        check_target(target, overwrite=job.overwrite)
-        part.mkdir(exist_ok=True)
-        try:
-            with locked_index(part):
-                changes = _filled(job, part, fill, encoder)
-                _replace(part, target)
-                return changes
-        except FileNotFoundError:
-            if part.exists():
-                raise  # else the process that this one waited for has finished the same index
-
-
 def part_of(target: Path) -> Path:
     """Return the folder of an index that is not whole yet."""
     return target.with_name(target.name + ".part")
@@ -130,18 +253,59 @@ def is_part(part: Path) -> bool:
     return all(path.name == LOCK or path.name.startswith(HALF) for path in part.iterdir())
 
 
-def _filled(job: Building, part: Path, fill: Fill, encoder: Encoder | None) -> Changes:
-    """Fill the folder of the part."""
-    manifest = _manifest(job, part)
+def _resumed(part: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of what a stopped build of the same index left, else the new one.
+
+    What another build left is removed.
+    """
+    if is_index(part):
+        try:
+            left = read_manifest(part)
+            source, spec = source_from_json(left.source), left.spec
+        except GembError:
+            pass
+        else:
+            if (spec, source) == (manifest.spec, source_from_json(manifest.source)):
+                return left
+        note(f"{visible(str(part))}, what another build left, is removed")
+    for path in part.iterdir():
+        if path.name != LOCK:
+            path.unlink()
+    write_manifest(part, manifest)
+    return manifest
+
+
+def _fill(
+    part: Path, manifest: Manifest, encoder: Encoder | None, open_encoder: OpenEncoder
+) -> Changes:
+    """Write the rows of the source, and what readers need beside them.
+
+    Args:
+        part: the folder.
+        manifest: of the part.
+        encoder: the model, if it is open.
+        open_encoder: opens it, if rows without a vector turn up.
+
+    Raises:
+        UsageError: the source has no row.
+        GembError: the disk is full, or the model fails.
+    """
     writer = Writer(part, manifest)
+    source = source_from_json(manifest.source)
     try:
-        changes = fill(writer, manifest)
+        if writer.slots:
+            note(f"{writer.rows:,} rows of a stopped build are there; it goes on from them")
+            writer.make_lookups()
+        elif not isinstance(source, PassageSource) and source.id is not None:
+            writer.make_lookups("id")
+        state = State(manifest, writer.connection, writer.slots, writer)
+        changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None)
         if not changes.rows:
             raise UsageError(
-                f"{visible(described(job.source.paths))}: nothing to index"
+                f"{visible(described(source.paths))}: nothing to index"
                 + (f"; {changes.failed} rows failed" if changes.failed else "")
             )
-        finish(part, manifest, writer, encoder)
+        finish(part, split_now(manifest, changes), writer, encoder)
     except UsageError:
         if not writer.slots:
             writer.close()
@@ -157,32 +321,6 @@ def _filled(job: Building, part: Path, fill: Fill, encoder: Encoder | None) -> C
     finally:
         writer.close()
     return changes
-
-
-def _manifest(job: Building, part: Path) -> Manifest:
-    """Return the manifest of the part; what another build left is removed."""
-    manifest = Manifest(
-        spec=job.spec,
-        model=job.model,
-        task=job.task,
-        source=job.source.to_json(),
-        made_by=__version__,
-        built=now(),
-        synced=now(),
-    )
-    if is_index(part):
-        try:
-            found = read_manifest(part)
-        except GembError:
-            found = None
-        if found and (found.spec, Source.from_json(found.source)) == (job.spec, job.source):
-            return found
-        note(f"{visible(str(part))}, what another build left, is removed")
-    for path in part.iterdir():
-        if path.name != LOCK:
-            path.unlink()
-    write_manifest(part, manifest)
-    return manifest
 
 
 def _replace(part: Path, target: Path) -> None:
@@ -204,182 +342,3 @@ def _replace(part: Path, target: Path) -> None:
         for path in target.parent.iterdir():  # and what a kill at this place left before
             if path.name.startswith(f".{target.name}.") and path.name.endswith(".old"):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-# One run of `gemb index build`: from a source and a model to a whole index.
-
-
-def build_index(
-    target: Path,
-    source: Source,
-    *,
-    open_encoder: Callable[[], Encoder],
-    model: str,
-    model_is_named: bool,
-    dim: int | None,
-    dtype: str | None,
-    task: str,
-    prompt: str | None,
-    overwrite: bool,
-) -> Changes:
-    """Build an index and return what it has.
-
-    Args:
-        target: the folder to come.
-        source: of its rows.
-        open_encoder: opens `model`.
-        model: a reference.
-        model_is_named: the user named it, it is not the default.
-        dim: width of the vectors; None: the model's.
-        dtype: of the stored numbers; None: f16, or that of the source's vectors.
-        task: name of the documents' prompt.
-        prompt: the user's own one.
-        overwrite: replace an index that is there.
-
-    Raises:
-        UsageError: the source, the target or the model does not fit.
-        GembError: the disk is full, or the model fails.
-    """
-    encoder: Encoder | None = None
-    words = prompts.custom(prompt) if prompt is not None else None
-    if source.kind == VECTORS:
-        if dim is not None:
-            raise UsageError("--dim: vectors that are there keep their width; leave it out")
-        found = described_vectors(source.real()[0]).description
-        if found.dtype not in DTYPES:
-            raise UsageError(
-                f"{visible(source.paths[0])} has sign bits alone, which rank nothing exactly; "
-                "gemb embed without --dtype ubinary"
-            )
-        spec, model = _spec(found, source.paths[0], model, model_is_named, words)
-        spec = dataclasses.replace(spec, dtype=dtype or _stored_dtype(found.dtype))
-        task = found.task or _task(spec.prompt, model)
-    else:
-        encoder = open_encoder()
-        has_titles = bool(source.title)
-        spec = Embedder.of(
-            encoder, words or task, dim=dim, dtype=dtype or "f16", has_titles=has_titles
-        ).spec
-    job = Building(
-        target=target,
-        source=source,
-        spec=spec,
-        model=kept_reference(model),
-        task="custom" if words else task,
-        overwrite=overwrite,
-    )
-
-    def fill(writer: Writer, manifest: Manifest) -> Changes:
-        if writer.slots:
-            note(f"{writer.rows:,} rows of a stopped build are there; it goes on from them")
-            writer.make_lookups()
-        elif source.id is not None:
-            writer.make_lookups("id")
-        state = State(manifest, writer.connection, writer.slots, writer)
-        return update(
-            state,
-            spec,
-            open_encoder=lambda: encoder or open_encoder(),
-            may_remove=lambda *counts: None,
-        )
-
-    return build(job, fill, encoder)
-
-
-def _task(template: str, model: str) -> str:
-    """Return the name of a prompt of a model; custom where it has none of these words."""
-    known = backends.describe(models.resolve(model, download=False)).prompts if model else {}
-    names = [task for task in prompts.TASKS if prompts.for_task(task, known).template == template]
-    return names[0] if names else "custom"
-
-
-def _stored_dtype(dtype: str) -> str:
-    """Return how vectors that came in a type are stored: f16 where nobody chose another."""
-    return "f16" if dtype == "f32" else dtype
-
-
-def kept_reference(model: str) -> str:
-    """Return a model reference that means the same in another folder."""
-    if not model or model in models.names():
-        return model
-    target = models.locate(model)
-    return os.path.abspath(target) if isinstance(target, Path) else model  # noqa: PTH100
-
-
-def _spec(
-    found: Description, path: str, model: str, model_is_named: bool, words: Prompt | None
-) -> tuple[VectorSpec, str]:
-    """Return what the vectors of a file are, and the reference of their model, empty if unknown.
-
-    Raises:
-        UsageError: they are not of the model that was named, or only a named model could tell.
-    """
-    try:
-        described = backends.describe(models.resolve(model, download=False))
-    except GembError:
-        if model_is_named:
-            raise
-        described = None
-    if found.spec:
-        if described and found.spec.model == described.fingerprint:
-            return found.spec, model
-        if model_is_named:
-            raise UsageError(
-                f"{visible(path)} has vectors of another model (fingerprint {found.spec.model}) "
-                f"than {model}"
-            )
-        note(
-            f"{visible(path)} has vectors of a model with fingerprint {found.spec.model}, which is "
-            f"not {model}: a search needs -m"
-        )
-        return found.spec, ""
-    if described:
-        known = found.task in prompts.TASKS
-        around = words or (prompts.for_task(found.task, described.prompts) if known else None)
-        spec = VectorSpec(
-            model=described.fingerprint,
-            prompt=around.template if around else "",
-            dim=found.dim,
-            dtype=found.dtype,
-            max_tokens=described.max_tokens,
-        )
-        if spec.fingerprint == found.fingerprint:
-            return spec, model
-    raise UsageError(
-        f"{visible(path)}: its vectors are not those of {model or 'the model'} with the prompt "
-        f"of task '{visible(found.task)}'; name their model with -m, and words of your own with "
-        "--prompt"
-    )
-
-
-def chosen_kind(source: Source, *, wants_passages: bool) -> Source:
-    """Return the source with its kind, and check what can be checked before a model is loaded.
-
-    Args:
-        source: as the options describe it.
-        wants_passages: also of files that could be rows.
-
-    Raises:
-        UsageError: a path cannot be read, or options do not go together.
-    """
-    for path in source.paths:
-        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
-            raise UsageError(f"no such file or folder: {visible(path)}")
-    is_folder = [path != STDIN and os.path.isdir(path) for path in source.paths]  # noqa: PTH112
-    named = source.fields.named() or source.null or source.format != "auto"
-    if any(is_folder) or wants_passages:
-        if source.is_stdin:
-            raise UsageError("standard input has rows, not files; name files or folders")
-        if named:
-            raise UsageError(
-                "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
-            )
-        return dataclasses.replace(source, kind=PASSAGES)
-    inputs.check(source.paths)
-    vectors = [path != STDIN and holds_vectors(Path(path)) for path in source.paths]
-    if any(vectors) and source.format == "auto":
-        if not all(vectors):
-            plain = source.paths[vectors.index(False)]
-            raise UsageError(f"{visible(plain)} has texts, other files have vectors: not together")
-        return dataclasses.replace(source, kind=VECTORS)
-    return dataclasses.replace(source, kind=ROWS)

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemb.errors import UsageError
-from gemb.index import manifest as places
 from gemb.index.differences import MayRemove
 from gemb.index.manifest import (
     Manifest,
     codes_path,
+    kept_paths,
     read_manifest,
     rows_path,
     vectors_path,
@@ -23,7 +23,7 @@ from gemb.index.manifest import (
 )
 from gemb.index.reader import Index
 from gemb.index.schema import COLUMNS, crc, id_columns, path_column, readable
-from gemb.index.source import Source, described
+from gemb.index.source import described, source_from_json
 from gemb.index.state import Changes
 from gemb.index.sync import finish, now, writing
 from gemb.index.verify import bad_blocks, damaged
@@ -211,7 +211,7 @@ def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -
         f"SELECT slot FROM rows WHERE id IN ({', '.join('?' * len(ids))})",
         ids,
     ).fetchall()
-    for path in places.kept(reference, str(manifest.source.get("base", "/"))):
+    for path in kept_paths(reference, str(manifest.source.get("base", "/"))):
         column = path_column(path)
         found += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
         # All that begin with the folder and its slash; `0` follows `/`. A path that is no UTF-8 is
@@ -236,7 +236,7 @@ def info(folder: Path) -> dict[str, object]:
     """
     with Index.open(folder) as index:
         manifest = index.manifest
-        source = Source.from_json(manifest.source)
+        source = source_from_json(manifest.source)
         files = index.connection.execute("SELECT count(*) FROM files WHERE passages > 0")
         return {
             "path": str(folder.absolute()),
@@ -263,23 +263,23 @@ def info(folder: Path) -> dict[str, object]:
         }
 
 
-def facts(found: dict[str, object]) -> list[tuple[str, ...]]:
-    """Return what `info` found as lines of name and value."""
+def lines(facts: dict[str, object]) -> list[tuple[str, ...]]:
+    """Return what `info` returned as lines of name and value."""
     from gemb.io.text import size_in_words
 
-    source = Source.from_json(found["source"])  # type: ignore[arg-type]
-    removed = f", {found['removed']:,} removed" if found["removed"] else ""
-    files = f" of {found['files']:,} files" if found["files"] else ""
-    lines = [
-        ("path", str(found["path"])),
-        ("rows", f"{found['rows']:,}{files}{removed}"),
-        ("model", f"{found['model'] or 'not named'} (fingerprint {found['model_fingerprint']})"),
-        ("prompt", f"{found['task']}: '{found['prompt']}'"),
-        ("vectors", f"{found['dim']} wide, {found['dtype']}, fingerprint {found['fingerprint']}"),
-        ("codes", str(found["codes"]) if found["is_coded"] else "not all there"),
+    source = source_from_json(facts["source"])  # type: ignore[arg-type]
+    removed = f", {facts['removed']:,} removed" if facts["removed"] else ""
+    files = f" of {facts['files']:,} files" if facts["files"] else ""
+    rows = [
+        ("path", str(facts["path"])),
+        ("rows", f"{facts['rows']:,}{files}{removed}"),
+        ("model", f"{facts['model'] or 'not named'} (fingerprint {facts['model_fingerprint']})"),
+        ("prompt", f"{facts['task']}: '{facts['prompt']}'"),
+        ("vectors", f"{facts['dim']} wide, {facts['dtype']}, fingerprint {facts['fingerprint']}"),
+        ("codes", str(facts["codes"]) if facts["is_coded"] else "not all there"),
         ("source", f"{source.kind} of {described(source.paths)}, from {source.base}"),
-        ("size", size_in_words(found["size_bytes"])),  # type: ignore[arg-type]
-        ("built", f"{found['built']}, gemb {found['made_by']}"),
-        ("synced", str(found["synced"])),
+        ("size", size_in_words(facts["size_bytes"])),  # type: ignore[arg-type]
+        ("built", f"{facts['built']}, gemb {facts['made_by']}"),
+        ("synced", str(facts["synced"])),
     ]
-    return [(name, visible(value)) for name, value in lines]
+    return [(name, visible(value)) for name, value in rows]

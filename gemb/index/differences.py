@@ -1,4 +1,4 @@
-"""Rows of files and of standard input against what an index holds."""
+"""What differs between a source and its index: rows by id or text, files and their passages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 
 from gemb.index.schema import IndexRow, path_of
-from gemb.index.source import SourceRow, entries, is_gone, passage_rows
+from gemb.index.source import PassageSource, SourceRow, entries, is_gone, passage_rows
 from gemb.index.state import File, Known, New, State
+from gemb.io.notes import note
+from gemb.texts.passages import VERSION
 from gemb.texts.records import Record, RowError
 from gemb.texts.walk import Entry, read_text
 
@@ -17,13 +19,15 @@ AHEAD = 4096  # rows that may wait for their vectors; the pipeline looks less fa
 MayRemove = Callable[[int, int], None]  # (how many, of how many); raises where it must not be
 
 
-def row_changes(state: State, rows: Iterator[SourceRow], may_remove: MayRemove) -> Iterator[Record]:
+def row_changes(
+    state: State, rows: Iterator[SourceRow], may_remove: MayRemove, *, have_ids: bool
+) -> Iterator[Record]:
     """Yield the records that must be embedded, and do what needs no vector.
 
     Rows with an id of their own are told apart by it. Of others the text is what they are: one that
     has moved keeps its vector. A row that is new where another one was has changed.
     """
-    ids = _Ids(state) if state.source.id is not None else None
+    ids = _Ids(state) if have_ids else None
     places: set[tuple[object, object]] = set()  # of new rows
     for source_row in rows:
         record = source_row.record
@@ -34,9 +38,9 @@ def row_changes(state: State, rows: Iterator[SourceRow], may_remove: MayRemove) 
         if ids and ids.is_taken(row):
             state.fail(record, DUPLICATE)
             continue
-        old = ids.old(row) if ids else state.matcher.with_digest(row.digest)
+        old = ids.old(row) if ids else state.lookup.with_digest(row.digest)
         if old:
-            state.matcher.claim(old.slot)
+            state.lookup.claim(old.slot)
         if old and old.digest == row.digest:
             is_other = state.keep(old, row)
             # The same text on another line has moved; under its own id it has other fields.
@@ -47,7 +51,7 @@ def row_changes(state: State, rows: Iterator[SourceRow], may_remove: MayRemove) 
             state.changes.changed += 1
         else:
             state.changes.added += 1
-            if state.matcher.count and not ids:
+            if state.lookup.count and not ids:
                 places.add((row.path, row.id))
         if state.needs_vector(New(row, old.slot if old else None, source_row.stored)):
             if ids:
@@ -66,13 +70,13 @@ class _Ids:
     def old(self, row: IndexRow) -> Known | None:
         """Return the stored row of this id."""
         assert row.id is not None, "a row of a source with ids has one"
-        return self._state.matcher.with_id(row.id)
+        return self._state.lookup.with_id(row.id)
 
     def is_taken(self, row: IndexRow) -> bool:
         """Return whether an earlier row of the source has this id."""
         old = self.old(row)
         return row.id in self._waiting or (
-            old is not None and self._state.matcher.is_claimed(old.slot)
+            old is not None and self._state.lookup.is_claimed(old.slot)
         )
 
     def take(self, row: IndexRow) -> None:
@@ -84,22 +88,22 @@ class _Ids:
 
 def _remove_left(state: State, places: set[tuple[object, object]], may_remove: MayRemove) -> None:
     """Remove the rows that are not in the source any more."""
-    matcher, changes = state.matcher, state.changes
-    count = matcher.left_count()
+    lookup, changes = state.lookup, state.changes
+    count = lookup.left_count()
     if not count:
         return
     replaced = 0
     if places:
         query = "SELECT path, id FROM rows WHERE slot = ?"
-        for slot in matcher.left():
+        for slot in lookup.left():
             path, row_id = state.connection.execute(query, (slot,)).fetchone()
             replaced += (path_of(path), row_id) in places
     changes.changed += replaced
     changes.added -= replaced
     changes.removed = count - replaced
     if state.writer:
-        may_remove(changes.removed, matcher.count)
-        state.writer.remove(matcher.left())
+        may_remove(changes.removed, lookup.count)
+        state.writer.remove(lookup.left())
 
 
 # Files and their passages against what an index holds.
@@ -108,38 +112,42 @@ def _remove_left(state: State, places: set[tuple[object, object]], may_remove: M
 SETTLED_NS = 2 * 10**9  # a file may be written to twice within one tick of its disk's clock
 
 
-def file_changes(state: State, may_remove: MayRemove) -> Iterator[Record]:
+def file_changes(state: State, source: PassageSource, may_remove: MayRemove) -> Iterator[Record]:
     """Yield the records that must be embedded, and do what needs no vector.
 
-    A file with the size, time and inode that it had is not opened. Of one that was written to, the
-    passages that it had before keep their vectors, wherever they are now.
+    A file with the size, time and inode that it had is not opened, unless the rules of splitting
+    have changed. Of one that is opened, the passages that it had before keep their vectors,
+    wherever they are now.
     """
     began_ns = time.time_ns()
-    found = entries(state.source, state.skipped)
+    files = entries(source, state.skipped)
     query = "SELECT path, size, mtime_ns, inode, passages FROM files"
-    stamps = {path_of(row[0]): row[1:] for row in state.connection.execute(query).fetchall()}
-    seen = {entry.path for entry in found}
+    stamps = {path_of(path): stamp for path, *stamp in state.connection.execute(query).fetchall()}
+    had = {path: stamp[-1] for path, stamp in stamps.items()}  # passages
+    seen = {entry.path for entry in files}
     gone = [
         path
         for path in stamps
-        if path and path not in seen and is_gone(path, state.source, state.skipped)
+        if path and path not in seen and is_gone(path, source, state.skipped)
     ]
-    state.changes.removed = sum(stamps[path][-1] > 0 for path in gone)
+    state.changes.removed = sum(had[path] > 0 for path in gone)
     if state.writer and gone:
-        may_remove(state.changes.removed, sum(stamp[-1] > 0 for stamp in stamps.values()))
-    new = [
-        entry
-        for entry in found
-        if stamps.get(entry.path, ())[:3] != (entry.size, entry.mtime_ns, entry.inode)
-    ]
-    state.changes.same = sum(
-        stamps[entry.path][-1] > 0 for entry in found if entry.path in stamps
-    ) - sum(stamps[entry.path][-1] > 0 for entry in new if entry.path in stamps)
-    state.total = sum(entry.size for entry in new)
-    for entry in new:
+        may_remove(state.changes.removed, sum(count > 0 for count in had.values()))
+    is_outdated = bool(stamps) and state.splitting != VERSION
+    if is_outdated:
+        note("the rules by which files become passages have changed: all files are split again")
+    opened = []
+    for entry in files:
+        stamp = [entry.size, entry.mtime_ns, entry.inode]
+        if stamps.get(entry.path, [])[:3] == stamp and not is_outdated:
+            state.changes.same += had[entry.path] > 0
+        else:
+            opened.append(entry)
+    state.total = sum(entry.size for entry in opened)
+    for entry in opened:
         if entry.mtime_ns > began_ns - SETTLED_NS:
             entry = entry._replace(mtime_ns=-1)  # look again next time
-        yield from _file(state, entry, had=stamps.get(entry.path, (0,))[-1])
+        yield from _file(state, source, entry, had=had.get(entry.path, 0))
     state.skipped.say()
     if state.writer:
         for path in gone:
@@ -147,11 +155,12 @@ def file_changes(state: State, may_remove: MayRemove) -> Iterator[Record]:
             state.waiting.append(File(Entry(path, "", 0, 0, 0, False), gone=slots, is_gone=True))
 
 
-def _file(state: State, entry: Entry, had: int) -> Iterator[Record]:
-    """Yield what must be embedded of a file that is new or was written to.
+def _file(state: State, source: PassageSource, entry: Entry, *, had: int) -> Iterator[Record]:
+    """Yield what must be embedded of a file that is new, was written to, or is split again.
 
     Args:
         state: of the pass.
+        source: of the index.
         entry: the file.
         had: how many passages it had before.
     """
@@ -165,7 +174,7 @@ def _file(state: State, entry: Entry, had: int) -> Iterator[Record]:
         here.setdefault(old.digest, []).append(old)
     file = File(entry)
     is_other = False
-    for source_row in passage_rows(text, entry.path, state.source) if text else ():
+    for source_row in passage_rows(text, entry.path, source) if text else ():
         record = source_row.record
         if record.error:
             continue  # there are no blank passages, and U+FFFD stands for what is no UTF-8

@@ -1,6 +1,7 @@
-"""Paths in an index: kept as they were typed when it was built, shown as one would type them here.
+"""manifest.json: what an index is. It is replaced as a whole; rows and counts are the database's.
 
-A path that was relative is relative to the folder in which the index was built, its base.
+The files of the index carry a generation in their names from the second on (rows.2.sqlite): a
+compacted index is written beside the old one, and the manifest that names it makes it the index.
 """
 
 from __future__ import annotations
@@ -19,41 +20,13 @@ from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.text import visible
 
-
-def shown(path: str, base: str) -> str:
-    """Return a kept path as one would type it in the current folder."""
-    here = os.getcwd()  # noqa: PTH109
-    if here == base or os.path.isabs(path):  # noqa: PTH117
-        return path
-    absolute = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
-    if absolute.startswith(here.rstrip("/") + "/"):
-        return os.path.relpath(absolute, here)
-    return absolute
-
-
-def kept(path: str, base: str) -> tuple[str, str]:
-    """Return the two forms in which a path that is typed here may be kept."""
-    absolute = os.path.abspath(path)  # noqa: PTH100
-    return os.path.relpath(absolute, base), absolute
-
-
-def real(path: str, base: str) -> str:
-    """Return where a kept path is now."""
-    return os.path.normpath(os.path.join(base, path))  # noqa: PTH118
-
-
-# manifest.json: what an index is. It is replaced as a whole; rows and counts are the database's.
-#
-# The files of the index carry a generation in their names from the second on (rows.2.sqlite): a
-# compacted index is written beside the old one, and the manifest that names it makes it the index.
-
-
 FORMAT = 1
 MARK = "gemb index"
 NAME = "manifest.json"
 HALF = f".{NAME}."  # begins the name of one that a kill left half-written
 _ROWS = re.compile(r"rows(\.[0-9]+)?\.sqlite")
 _VECTORS = re.compile(r"vectors(\.[0-9]+)?\.(f16|f32|int8)")
+SPLITTING_OF_0_1 = 2  # gemb 0.1.0 did not keep it
 LIMIT = 16 << 20  # bytes; a coder's rotation is the largest entry
 
 
@@ -69,6 +42,7 @@ class Manifest:
     coder: Mapping[str, object] | None = None  # `Coder.to_json()`; None: there are no codes yet
     background: Mapping[str, object] | None = None  # scores of what is irrelevant; None: unknown
     background_rows: int = 0  # slots that there were when it was measured; 0: it was not
+    splitting: int  # version of the rules by which files were split into passages
     generation: int = 1
     made_by: str  # version of gemb
     built: str  # date and time, ISO 8601
@@ -136,6 +110,7 @@ def read_manifest(folder: Path) -> Manifest:
         known = {field.name for field in fields(Manifest)} - {"spec"}
         if entries["checksum"] != _checksum(entries):
             raise ValueError("checksum")
+        entries.setdefault("splitting", SPLITTING_OF_0_1)
         return Manifest(spec=spec, **{name: entries[name] for name in known})
     except (ValueError, KeyError, TypeError, UsageError):
         raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
@@ -188,3 +163,29 @@ def _no_index(folder: Path) -> str:
     if not folder.exists():
         return f"no index {shown}; gemb index build {shown} FILE|DIR makes one"
     return f"{shown} is no index: it has no {NAME}; gemb index build NAME FILE|DIR makes one"
+
+
+# Paths in an index are kept as they were typed when it was built, and shown as one would type them
+# here. One that was relative is relative to the folder in which the index was built, its base.
+
+
+def shown_path(path: str, base: str) -> str:
+    """Return a kept path as one would type it in the current folder."""
+    here = os.getcwd()  # noqa: PTH109
+    if here == base or os.path.isabs(path):  # noqa: PTH117
+        return path
+    absolute = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
+    if absolute.startswith(here.rstrip("/") + "/"):
+        return os.path.relpath(absolute, here)
+    return absolute
+
+
+def kept_paths(path: str, base: str) -> tuple[str, str]:
+    """Return the two forms in which a path that is typed here may be kept."""
+    absolute = os.path.abspath(path)  # noqa: PTH100
+    return os.path.relpath(absolute, base), absolute
+
+
+def real_path(path: str, base: str) -> str:
+    """Return where a kept path is now."""
+    return os.path.normpath(os.path.join(base, path))  # noqa: PTH118

@@ -19,10 +19,17 @@ from numpy.typing import NDArray
 from gemb.arrays import Rows
 from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import GembError, UsageError
-from gemb.index import manifest as places
 from gemb.index.codes import Coder
 from gemb.index.hits import Hit
-from gemb.index.manifest import Manifest, codes_path, read_manifest, rows_path, vectors_path
+from gemb.index.manifest import (
+    Manifest,
+    codes_path,
+    kept_paths,
+    read_manifest,
+    rows_path,
+    shown_path,
+    vectors_path,
+)
 from gemb.index.mapped import MappedRows, gathered
 from gemb.index.schema import (
     COLUMNS,
@@ -137,7 +144,7 @@ class Index:
                 if row is not None:
                     return row
             if name and line.isascii() and line.isdigit() and len(line) < 19:
-                paths = [path_column(path) for path in places.kept(name, self._base)]
+                paths = [path_column(path) for path in kept_paths(name, self._base)]
                 # Of two passages with that line the later one begins with it.
                 row = self._one(
                     "path IN (?, ?) AND line <= ? AND coalesce(last_line, line) >= ?",
@@ -198,7 +205,7 @@ class Index:
         return Hit(
             score=score,
             text=text,
-            path=path and places.shown(path, self._base),
+            path=path and shown_path(path, self._base),
             line=line,
             last_line=last_line,
             title=title,

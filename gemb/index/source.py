@@ -1,18 +1,21 @@
-"""What an index is made of, as its manifest keeps it, so that a sync needs no arguments."""
+"""What an index is made of: rows of files, passages of files, or vectors of `gemb embed`.
+
+The manifest keeps the source, so that a sync needs no arguments.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from gemb.errors import GembError
-from gemb.index import manifest as places
-from gemb.index.manifest import is_index
+from gemb.embedding.formats.read import holds_vectors
+from gemb.errors import GembError, UsageError
+from gemb.index.manifest import is_index, real_path, shown_path
 from gemb.io.text import visible
 from gemb.texts import inputs
 from gemb.texts.inputs import Reading
@@ -23,43 +26,46 @@ from gemb.texts.walk import MOST_BYTES, Entry, Skipped, Walk, walk
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-
 STDIN = "-"
-ROWS, PASSAGES, VECTORS = "rows", "passages", "vectors"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where rows come from, and how they are read."""
+class _Paths:
+    """What all sources have."""
 
-    kind: str  # ROWS of files or standard input; PASSAGES of files; VECTORS of `gemb embed`
+    kind: ClassVar[str]
+
     base: str  # absolute; relative paths start here
     paths: tuple[str, ...]  # as they were typed; - is standard input
     on_long: str = "truncate"  # a text longer than the model takes: truncate, error, skip
-    # Of rows:
-    format: str = "auto"
-    null: bool = False  # texts end in NUL
-    text: tuple[str, ...] = ()
-    title: str | None = None  # None: `title`, where there is one
-    id: str | None = None
-    keep: tuple[str, ...] = ()
-    keep_all: bool = True
-    # Of passages:
-    globs: tuple[str, ...] = ()
-    hidden: bool = False
-    ignore: bool = True
-    follow: bool = False
-    most_bytes: int = MOST_BYTES
-    split: str = "auto"  # one of `gemb.texts.PASSAGE_KINDS`
 
     @property
     def is_stdin(self) -> bool:
         """Whether it can be read only when it is given again."""
         return STDIN in self.paths
 
+    def real(self) -> list[str]:
+        """Return the paths as one types them here."""
+        return [path if path == STDIN else shown_path(path, self.base) for path in self.paths]
+
+    def to_json(self) -> dict[str, object]:
+        """Return what `source_from_json` reads."""
+        return {"kind": self.kind, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rows(_Paths):
+    """Which field of a row is what."""
+
+    text: tuple[str, ...] = ()
+    title: str | None = None  # None: `title`, where there is one
+    id: str | None = None
+    keep: tuple[str, ...] = ()
+    keep_all: bool = True
+
     @property
     def fields(self) -> Fields:
-        """Which field of a row is what."""
+        """The fields as readers of rows take them."""
         return Fields(
             text=self.text,
             title=self.title or "title",
@@ -68,6 +74,43 @@ class Source:
             keep_all=self.keep_all,
             title_may_lack=self.title is None,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowSource(_Rows):
+    """Rows of files or of standard input."""
+
+    kind: ClassVar[str] = "rows"
+
+    format: str = "auto"
+    null: bool = False  # texts end in NUL
+
+    @property
+    def reading(self) -> Reading:
+        """How its inputs are read."""
+        separator = b"\0" if self.null else b"\n"
+        return Reading(format=self.format, separator=separator, fields=self.fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorSource(_Rows):
+    """Rows of files that `gemb embed` wrote, with their vectors."""
+
+    kind: ClassVar[str] = "vectors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassageSource(_Paths):
+    """Passages of files."""
+
+    kind: ClassVar[str] = "passages"
+
+    globs: tuple[str, ...] = ()
+    hidden: bool = False
+    ignore: bool = True
+    follow: bool = False
+    most_bytes: int = MOST_BYTES
+    split: str = "auto"  # one of `gemb.texts.PASSAGE_KINDS`
 
     @property
     def walk(self) -> Walk:
@@ -80,31 +123,72 @@ class Source:
             most_bytes=self.most_bytes,
         )
 
-    def real(self) -> list[str]:
-        """Return the paths as one types them here."""
-        return [path if path == STDIN else places.shown(path, self.base) for path in self.paths]
 
-    def to_json(self) -> dict[str, object]:
-        """Return what `from_json` reads."""
-        return asdict(self)
+Source = RowSource | VectorSource | PassageSource
 
-    @staticmethod
-    def from_json(entries: Mapping[str, object]) -> Source:
-        """Return the source that a manifest describes.
 
-        Raises:
-            GembError: it describes none.
-        """
-        known = {field.name: field for field in dataclasses.fields(Source)}
-        values = {
+def source_from_json(entries: Mapping[str, object]) -> Source:
+    """Return the source that a manifest describes.
+
+    Raises:
+        GembError: it describes none.
+    """
+    kinds = {source.kind: source for source in (RowSource, VectorSource, PassageSource)}
+    try:
+        source = kinds[str(entries.get("kind"))]
+        known = {field.name for field in dataclasses.fields(source)}
+        values: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in entries.items()
-            if name in known
+            if name in known  # version 0.1.0 wrote the fields of all kinds
         }
-        try:
-            return Source(**values)  # type: ignore[arg-type]
-        except TypeError:
-            raise GembError("the manifest names no source; build the index anew") from None
+        return source(**values)
+    except (KeyError, TypeError):
+        raise GembError("the manifest names no source; build the index anew") from None
+
+
+def chosen_source(rows: RowSource, passages: PassageSource, *, wants_passages: bool) -> Source:
+    """Return which source is meant, and check what can be checked before a model is loaded.
+
+    Args:
+        rows: the source, if its files are rows.
+        passages: the source, of the same paths, if its files are split into passages.
+        wants_passages: also of files that could be rows.
+
+    Raises:
+        UsageError: a path cannot be read, or options do not go together.
+    """
+    paths = rows.paths
+    for path in paths:
+        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
+            raise UsageError(f"no such file or folder: {visible(path)}")
+    if wants_passages or any(path != STDIN and os.path.isdir(path) for path in paths):  # noqa: PTH112
+        if rows.is_stdin:
+            raise UsageError("standard input has rows, not files; name files or folders")
+        if rows.fields.named() or rows.null or rows.format != "auto":
+            raise UsageError(
+                "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
+            )
+        return passages
+    inputs.check(paths)
+    has_vectors = [path != STDIN and holds_vectors(Path(path)) for path in paths]
+    if not any(has_vectors) or rows.format != "auto":
+        return rows
+    if not all(has_vectors):
+        plain = paths[has_vectors.index(False)]
+        raise UsageError(f"{visible(plain)} has texts, other files have vectors: not together")
+    names = {field.name for field in dataclasses.fields(VectorSource)}
+    return VectorSource(**{name: getattr(rows, name) for name in names})
+
+
+def described(paths: Sequence[str]) -> str:
+    """Return the sources in a few words."""
+    shown = ["standard input" if path == STDIN else path for path in paths[:3]]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(shown) + more
+
+
+# Rows before they have vectors.
 
 
 class SourceRow(NamedTuple):
@@ -118,21 +202,16 @@ class SourceRow(NamedTuple):
     stored: NDArray[Any] | None = None  # its vector as the index stores it, [1, dim], if it has one
 
 
-def source_rows(source: Source) -> Iterator[SourceRow]:
+def source_rows(source: RowSource) -> Iterator[SourceRow]:
     """Yield the rows of files and of standard input, bad ones too, in order.
 
     Raises:
         UsageError: an input cannot be read as the source says.
     """
-    reading = Reading(
-        format=source.format,
-        separator=b"\0" if source.null else b"\n",
-        fields=source.fields,
-    )
     several = len(source.paths) > 1
     for path, real in zip(source.paths, source.real(), strict=True):
         kept = None if path == STDIN else os.path.normpath(path)
-        for record in inputs.read([real], reading):
+        for record in inputs.read([real], source.reading):
             if record is None:
                 continue
             row_id: Id = record.id
@@ -144,54 +223,12 @@ def source_rows(source: Source) -> Iterator[SourceRow]:
             yield SourceRow(record, row_id, kept, int(number) if is_line else None)
 
 
-def total_size(source: Source) -> int | None:
+def total_size(source: RowSource) -> int | None:
     """Return the sum of all `Record.size` to come, or None where it is not known."""
     return inputs.total_size(source.real(), Reading(format=source.format))
 
 
-def described(paths: Sequence[str]) -> str:
-    """Return the sources in a few words."""
-    shown = ["standard input" if path == STDIN else path for path in paths[:3]]
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return ", ".join(shown) + more
-
-
-# The files that an index is made of, and their passages.
-
-
-def entries(source: Source, skipped: Skipped) -> list[Entry]:
-    """Return the files, in order; their paths are as the index keeps them."""
-    roots = [places.real(path, source.base) for path in source.paths]
-    kept = {root: not os.path.isabs(path) for path, root in zip(source.paths, roots, strict=True)}  # noqa: PTH117
-    found = []
-    for entry in walk(source.real(), source.walk, skipped):
-        if not _in_index(os.path.dirname(entry.real)):  # noqa: PTH120
-            is_relative = any(
-                one and (entry.real == root or entry.real.startswith(root.rstrip("/") + "/"))
-                for root, one in kept.items()
-            )
-            path = os.path.relpath(entry.real, source.base) if is_relative else entry.real
-            found.append(entry._replace(path=path))
-    _in_index.cache_clear()
-    return found
-
-
-def is_gone(path: str, source: Source, skipped: Skipped) -> bool:
-    """Return whether a file that the walk did not find is no part of the source any more.
-
-    It may be, where the way to it is closed for now; one that is there and open was left out by
-    the rules, which have changed.
-    """
-    try:
-        os.stat(places.real(path, source.base))  # noqa: PTH116
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return not skipped.failed
-
-
-def passage_rows(text: str, path: str, source: Source) -> Sequence[SourceRow]:
+def passage_rows(text: str, path: str, source: PassageSource) -> Sequence[SourceRow]:
     """Return the passages of a file's text."""
     rows = []
     for passage in split(text, path, source.split):
@@ -201,6 +238,45 @@ def passage_rows(text: str, path: str, source: Source) -> Sequence[SourceRow]:
         record = Record(place, place, words, passage.title, error=unfit(words), size=size)
         rows.append(SourceRow(record, None, path, passage.line, passage.last_line))
     return rows
+
+
+# The files whose passages are the rows.
+
+
+def entries(source: PassageSource, skipped: Skipped) -> list[Entry]:
+    """Return the files, in order; their paths are as the index keeps them."""
+    roots = [real_path(path, source.base) for path in source.paths]
+    relative_roots = [
+        root
+        for path, root in zip(source.paths, roots, strict=True)
+        if not os.path.isabs(path)  # noqa: PTH117
+    ]
+    files = []
+    for entry in walk(source.real(), source.walk, skipped):
+        if not _in_index(os.path.dirname(entry.real)):  # noqa: PTH120
+            is_relative = any(
+                entry.real == root or entry.real.startswith(root.rstrip("/") + "/")
+                for root in relative_roots
+            )
+            path = os.path.relpath(entry.real, source.base) if is_relative else entry.real
+            files.append(entry._replace(path=path))
+    _in_index.cache_clear()
+    return files
+
+
+def is_gone(path: str, source: PassageSource, skipped: Skipped) -> bool:
+    """Return whether a file that the walk did not find is no part of the source any more.
+
+    It may be, where the way to it is closed for now; one that is there and open was left out by
+    the rules, which have changed.
+    """
+    try:
+        os.stat(real_path(path, source.base))  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return not skipped.failed
 
 
 @cache

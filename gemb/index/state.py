@@ -1,4 +1,4 @@
-"""Which stored rows the rows of a source are: by id, or by what the model sees."""
+"""A pass over the source of an index: what it has done, and the rows that wait for vectors."""
 
 from __future__ import annotations
 
@@ -17,11 +17,53 @@ from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
 from gemb.index.manifest import Manifest
 from gemb.index.schema import LARGEST, IndexRow, kept_json, path_column
-from gemb.index.source import PASSAGES, Source, SourceRow
+from gemb.index.source import PassageSource, SourceRow, source_from_json
 from gemb.index.writer import Writer
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Id, Record, RowError
 from gemb.texts.walk import Entry, Skipped
+
+
+@dataclass(kw_only=True)
+class Changes:
+    """Counts; of files, where the source is files, else of rows."""
+
+    unit: str  # rows, files
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    same: int = 0
+    embedded: int = 0  # rows that got a new vector; in a dry run, would get one
+    copied: int = 0  # new rows whose text was there already, with its vector
+    taken: int = 0  # new rows that came with their vector
+    failed: int = 0  # rows of the source that have no vector
+    unreadable: int = 0  # files or folders; what the index had of them stays
+    rows: int | None = None  # of the index, afterwards; None: nothing was done
+
+    def line(self) -> str:
+        """Return the counts in short: +12 ~3 -1 files (41 passages embedded; 512 in all)."""
+        what = "passage" if self.unit == "files" else "row"
+        more = [f"{counted(self.embedded, what)} {'to embed' if self.rows is None else 'embedded'}"]
+        if self.taken:
+            more = [f"{counted(self.taken, 'vector')} taken over"]
+        if self.copied:
+            more.append(f"{self.copied:,} had their vector already")
+        if self.rows is not None:
+            more.append(f"{self.rows:,} in all")
+        counts = f"+{self.added:,} ~{self.changed:,} -{self.removed:,}"
+        return f"{counts} {self.unit} ({'; '.join(more)})"
+
+    def to_json(self) -> dict[str, object]:
+        """Return the counts by name."""
+        return asdict(self)
+
+
+def counted(count: int, what: str) -> str:
+    """Return a count with its noun: 1 row, 2 rows."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+# Which stored rows the rows of a source are: by id, or by what the model sees.
 
 
 class Known(NamedTuple):
@@ -32,7 +74,7 @@ class Known(NamedTuple):
     crc: int
 
 
-class Matcher:
+class RowLookup:
     """Finds stored rows, each claimed once. What is left at the end is no longer in the source.
 
     Rows that are appended meanwhile are found, too: they are claimed from the beginning. A byte,
@@ -98,54 +140,12 @@ class Matcher:
 
     def _one(self, query: str, *values: object) -> Known | None:
         cursor = self._connection.execute(query, values)
-        found = cursor.fetchone()
+        row = cursor.fetchone()
         cursor.close()  # an open one would hold the transaction
-        return Known(*found) if found else None
+        return Known(*row) if row else None
 
 
-# What a build or a sync did to an index, counted.
-
-
-@dataclass(kw_only=True)
-class Changes:
-    """Counts; of files, where the source is files, else of rows."""
-
-    unit: str  # rows, files
-    added: int = 0
-    changed: int = 0
-    removed: int = 0
-    same: int = 0
-    embedded: int = 0  # rows that got a new vector; in a dry run, would get one
-    copied: int = 0  # new rows whose text was there already, with its vector
-    taken: int = 0  # new rows that came with their vector
-    failed: int = 0  # rows of the source that have no vector
-    unreadable: int = 0  # files or folders; what the index had of them stays
-    rows: int | None = None  # of the index, afterwards; None: nothing was done
-
-    def line(self) -> str:
-        """Return the counts in short: +12 ~3 -1 files (41 passages embedded; 512 in all)."""
-        what = "passage" if self.unit == "files" else "row"
-        more = [f"{counted(self.embedded, what)} {'to embed' if self.rows is None else 'embedded'}"]
-        if self.taken:
-            more = [f"{counted(self.taken, 'vector')} taken over"]
-        if self.copied:
-            more.append(f"{self.copied:,} had their vector already")
-        if self.rows is not None:
-            more.append(f"{self.rows:,} in all")
-        counts = f"+{self.added:,} ~{self.changed:,} -{self.removed:,}"
-        return f"{counts} {self.unit} ({'; '.join(more)})"
-
-    def to_json(self) -> dict[str, object]:
-        """Return the counts by name."""
-        return asdict(self)
-
-
-def counted(count: int, what: str) -> str:
-    """Return a count with its noun: 1 row, 2 rows."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-# What a pass over a source has done so far, and the rows that wait for their vectors.
+# What a pass has done so far.
 
 
 @dataclass
@@ -180,14 +180,16 @@ class State:
         writer: Writer | None,
     ) -> None:
         """Look at what the index holds: `slots` slots, of which the connection knows the rows."""
-        self.source = Source.from_json(manifest.source)
+        self.spec = manifest.spec
+        self.splitting = manifest.splitting
+        self.source = source_from_json(manifest.source)
         self.prompt = Prompt(manifest.spec.prompt)
-        self.changes = Changes(unit="files" if self.source.kind == PASSAGES else "rows")
+        self.changes = Changes(unit="files" if isinstance(self.source, PassageSource) else "rows")
         self.tally = Tally(manifest.spec.max_tokens)
         self.skipped = Skipped()
         self.connection = connection
         self.writer = writer
-        self.matcher = Matcher(connection, slots)
+        self.lookup = RowLookup(connection, slots)
         self.waiting: deque[New | File] = deque()
         self.total: int | None = None  # sum of all `Record.size` that may get a vector, for the bar
 
@@ -209,7 +211,7 @@ class State:
 
     def of_path(self, path: str) -> list[Known]:
         """Return the stored rows of a file."""
-        return self.matcher.of_path(path_column(path))
+        return self.lookup.of_path(path_column(path))
 
     def fail(self, record: Record, error: RowError) -> None:
         """Count a row that gets no vector."""
@@ -231,7 +233,7 @@ class State:
             self.changes.taken += 1
             self._write(new, new.stored)
             return False
-        twin = self.matcher.twin(new.row.digest)
+        twin = self.lookup.twin(new.row.digest)
         if twin is not None and (self.writer is None or self.writer.has_stored(twin)):
             self.changes.copied += 1
             self._write(new, self.writer.stored(twin) if self.writer else None)

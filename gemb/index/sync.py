@@ -1,4 +1,4 @@
-"""The end of every change of an index: lookups, codes, background, manifest."""
+"""An index brought up to date with its source, or looked at for what that would do."""
 
 from __future__ import annotations
 
@@ -20,166 +20,109 @@ from gemb.index.differences import MayRemove, file_changes, row_changes
 from gemb.index.floor import measure
 from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path, write_manifest
 from gemb.index.reader import NUMBERS, Index, check_there, mapped
-from gemb.index.source import PASSAGES, STDIN, VECTORS, Source, SourceRow, source_rows, total_size
+from gemb.index.source import (
+    STDIN,
+    PassageSource,
+    RowSource,
+    Source,
+    SourceRow,
+    VectorSource,
+    source_from_json,
+    source_rows,
+    total_size,
+)
 from gemb.index.state import Changes, State
+from gemb.index.vector_source import count, vector_rows
 from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
 from gemb.io.notes import note
 from gemb.io.progress import CountProgress, InputProgress
 from gemb.io.text import visible
+from gemb.texts.passages import VERSION
 from gemb.texts.records import Record
 
-GROWN = 2  # times as many rows as when the background was measured: measure it again
-
-
-def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> None:
-    """Write what readers need beside the rows: lookups, codes, the manifest as it is now.
-
-    Raises:
-        GembError: the database cannot be written.
-        OSError: a file cannot be written.
-    """
-    writer.make_lookups()
-    writer.make_codes()
-    assert writer.coder, "it was made with the codes"
-    background, measured = manifest.background, manifest.background_rows
-    if background is None or (encoder is not None and writer.slots >= GROWN * measured):
-        spec = manifest.spec
-        path = vectors_path(folder, manifest.generation, spec.dtype)
-        stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
-        background = measure(stored, spec.dtype, spec, encoder).to_json()
-        measured = writer.slots if encoder else 0
-    manifest = dataclasses.replace(
-        manifest,
-        coder=manifest.coder or writer.coder.to_json(),
-        background=background,
-        background_rows=measured,
-        synced=now(),
-    )
-    write_manifest(folder, manifest)
-
-
-def now() -> str:
-    """Return date and time, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-# A source and an index: what is new is embedded, what is there stays, what is gone is removed.
-
-
 BAR_EVERY = 1024  # rows
+GROWN = 2  # times as many rows as when the background was measured: measure it again
 
 OpenEncoder = Callable[[], Encoder]
 
 
-def update(
-    state: State,
-    spec: VectorSpec,
-    *,
-    open_encoder: OpenEncoder,
-    may_remove: MayRemove,
-) -> Changes:
-    """Bring an index up to date with its source; without a writer only count.
-
-    What was done stays done when it is stopped, and the next run goes on from there.
-
-    Args:
-        state: of the index.
-        spec: of its vectors.
-        open_encoder: called when the first text needs a vector.
-        may_remove: asked before rows (of files: files) are removed.
-
-    Raises:
-        UsageError: the source cannot be read, or `may_remove` forbids.
-        GembError: the model fails, or the index is damaged.
-        OSError: the disk is full; what was committed is there.
-    """
-    writer = state.writer
-    if state.source.kind == PASSAGES:
-        records = file_changes(state, may_remove)
-    elif state.source.kind == VECTORS:
-        records = row_changes(state, _taken(state, spec), may_remove)
-    else:
-        state.total = total_size(state.source)
-        records = row_changes(state, source_rows(state.source), may_remove)
-    try:
-        _embed(state, spec, records, open_encoder)
-        if writer:
-            writer.commit()
-    except OSError:
-        raise
-    except BaseException:
-        with contextlib.suppress(GembError, OSError):
-            if writer:
-                writer.commit()
-        raise
-    if writer:
-        state.tally.say()
-    state.changes.failed = state.tally.failed
-    state.changes.unreadable = state.skipped.failed
-    state.changes.rows = writer.rows if writer else None
-    return state.changes
-
-
-def _taken(state: State, spec: VectorSpec) -> Iterator[SourceRow]:
-    """Yield the rows of files of vectors, with a bar."""
-    from gemb.index.vector_source import count, vector_rows
-
-    total = count(state.source.real())
-    progress = CountProgress(total, "indexing", "rows", shown=state.writer is not None)
-    try:
-        for number, row in enumerate(vector_rows(state.source, spec), 1):
-            yield row
-            if number % BAR_EVERY == 0:
-                progress.add(BAR_EVERY)
-    finally:
-        progress.close()
-
-
-def _embed(
-    state: State, spec: VectorSpec, records: Iterator[Record], open_encoder: OpenEncoder
-) -> None:
-    """Give the records vectors, and write the rows that wait for them."""
-    first = next(records, None)
-    if first is not None:
-        embedder = Embedder(open_encoder(), spec, on_long=state.source.on_long)
-        progress = InputProgress(state.total)
-        try:
-            for window in embed(itertools.chain([first], records), embedder, live=False):
-                _write(state, window)
-                progress.add(len(window.rows), tokens=window.tokens, size=window.size)
-        finally:
-            progress.close()
-    state.drain()
-
-
-def _write(state: State, window: Window) -> None:
-    writer = state.writer
-    assert writer, "a dry run embeds nothing"
-    on_long = state.source.on_long
-    good = set(state.tally.sort(window.rows, on_long=on_long, on_error="skip"))
-    for place, vector in enumerate(window.vectors):
-        new = state.next_new()
-        if place in good:
-            writer.add(new.row, vector)
-        else:
-            state.changes.embedded -= 1
-            if new.file:
-                new.file.is_whole = False
-        state.replace(new)
-    writer.tick()
-
-
-# An index brought up to date with its source, or looked at for what would be done.
-
-
 @dataclass(frozen=True, kw_only=True)
-class Sync:
-    """What is to be done."""
+class SyncJob:
+    """Which index is brought up to date, and with what."""
 
     folder: Path
     paths: tuple[str, ...] = ()  # other ones than the manifest names; empty: those
     base: str = "/"  # of these paths
+
+
+def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
+    """Bring an index up to date.
+
+    Raises:
+        UsageError: the source cannot be read or must be given again, the model is another one, or
+            `may_remove` forbids.
+        GembError: the index is damaged, or the model fails.
+        OSError: the disk is full; what was committed is there.
+    """
+    with writing(job.folder) as (manifest, writer):
+        manifest = dataclasses.replace(manifest, source=_source(job, manifest).to_json())
+        model = ModelOnce(manifest.spec, job.folder, open_model)
+        writer.make_lookups()
+        state = State(manifest, writer.connection, writer.slots, writer)
+        before = writer.slots
+        try:
+            changes = update(state, model, may_remove)
+        except BaseException:
+            if writer.committed > before:
+                note(
+                    f"{visible(str(job.folder))} keeps what was done "
+                    f"({writer.committed - before:,} new rows); gemb index sync goes on from there"
+                )
+            raise
+        finish(job.folder, split_now(manifest, changes), writer, model.encoder)
+        return changes
+
+
+def look(job: SyncJob) -> Changes:
+    """Return what a sync would do. Nothing is written, and no model is opened.
+
+    Raises:
+        UsageError: as `sync`.
+        GembError: as `sync`.
+    """
+    with Index.open(job.folder) as index:
+        source = _source(job, index.manifest)
+        manifest = dataclasses.replace(index.manifest, source=source.to_json())
+        state = State(manifest, index.connection, len(index.stored), None)
+        return update(state, _no_model, lambda *counts: None)
+
+
+def _no_model() -> Encoder:
+    raise AssertionError("a dry run embeds nothing")
+
+
+def _source(job: SyncJob, manifest: Manifest) -> Source:
+    """Return the source to read.
+
+    Raises:
+        UsageError: it was standard input, and is not given again.
+    """
+    source = source_from_json(manifest.source)
+    shown = visible(str(job.folder))
+    if job.paths:
+        source = dataclasses.replace(source, paths=job.paths, base=job.base)
+    elif source.is_stdin:
+        raise UsageError(
+            f"{shown} was built from standard input; give it again: ... | gemb index sync {shown} -"
+        )
+    for path in source.real():
+        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
+            raise UsageError(
+                f"{visible(path)} is not there: nothing was changed; for other files: gemb index "
+                f"sync {shown} FILE|DIR"
+            )
+    return source
 
 
 class ModelOnce:
@@ -218,57 +161,100 @@ def check_model(fingerprint: str, spec: VectorSpec, folder: Path) -> None:
         )
 
 
-def sync(job: Sync, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
-    """Bring an index up to date.
+# What build and sync share: new rows are embedded, those that are there stay, others are removed.
+
+
+def update(state: State, open_encoder: OpenEncoder, may_remove: MayRemove) -> Changes:
+    """Bring an index up to date with its source; without a writer only count.
+
+    What was done stays done when it is stopped, and the next run goes on from there.
+
+    Args:
+        state: of the index.
+        open_encoder: called when the first text needs a vector.
+        may_remove: asked before rows (of files: files) are removed.
 
     Raises:
-        UsageError: the source cannot be read or must be given again, the model is another one, or
-            `may_remove` forbids.
-        GembError: the index is damaged, or the model fails.
+        UsageError: the source cannot be read, or `may_remove` forbids.
+        GembError: the model fails, or the index is damaged.
         OSError: the disk is full; what was committed is there.
     """
-    with writing(job.folder) as (manifest, writer):
-        manifest = dataclasses.replace(manifest, source=_source(job, manifest).to_json())
-        model = ModelOnce(manifest.spec, job.folder, open_model)
-        writer.make_lookups()
-        state = State(manifest, writer.connection, writer.slots, writer)
-        before = writer.slots
+    writer = state.writer
+    match state.source:
+        case PassageSource() as source:
+            records = file_changes(state, source, may_remove)
+        case VectorSource() as source:
+            rows = _vector_rows(state, source)
+            records = row_changes(state, rows, may_remove, have_ids=source.id is not None)
+        case RowSource() as source:
+            state.total = total_size(source)
+            rows = source_rows(source)
+            records = row_changes(state, rows, may_remove, have_ids=source.id is not None)
+    try:
+        _embed(state, records, open_encoder)
+        if writer:
+            writer.commit()
+    except OSError:
+        raise
+    except BaseException:
+        with contextlib.suppress(GembError, OSError):
+            if writer:
+                writer.commit()
+        raise
+    if writer:
+        state.tally.say()
+    state.changes.failed = state.tally.failed
+    state.changes.unreadable = state.skipped.failed
+    state.changes.rows = writer.rows if writer else None
+    return state.changes
+
+
+def _vector_rows(state: State, source: VectorSource) -> Iterator[SourceRow]:
+    """Yield the rows of files of vectors, with a bar."""
+    total = count(source.real())
+    progress = CountProgress(total, "indexing", "rows", shown=state.writer is not None)
+    try:
+        for number, row in enumerate(vector_rows(source, state.spec), 1):
+            yield row
+            if number % BAR_EVERY == 0:
+                progress.add(BAR_EVERY)
+    finally:
+        progress.close()
+
+
+def _embed(state: State, records: Iterator[Record], open_encoder: OpenEncoder) -> None:
+    """Give the records vectors, and write the rows that wait for them."""
+    first = next(records, None)
+    if first is not None:
+        embedder = Embedder(open_encoder(), state.spec, on_long=state.source.on_long)
+        progress = InputProgress(state.total)
         try:
-            changes = update(
-                state,
-                manifest.spec,
-                open_encoder=model,
-                may_remove=may_remove,
-            )
-        except BaseException:
-            if writer.committed > before:
-                note(
-                    f"{visible(str(job.folder))} keeps what was done "
-                    f"({writer.committed - before:,} new rows); gemb index sync goes on from there"
-                )
-            raise
-        finish(job.folder, manifest, writer, model.encoder)
-        return changes
+            for window in embed(itertools.chain([first], records), embedder, live=False):
+                _write(state, window)
+                progress.add(len(window.rows), tokens=window.tokens, size=window.size)
+        finally:
+            progress.close()
+    state.drain()
 
 
-def look(job: Sync) -> Changes:
-    """Return what a sync would do. Nothing is written, and no model is opened.
+def _write(state: State, window: Window) -> None:
+    writer = state.writer
+    assert writer, "a dry run embeds nothing"
+    on_long = state.source.on_long
+    good = set(state.tally.sort(window.rows, on_long=on_long, on_error="skip"))
+    for place, vector in enumerate(window.vectors):
+        new = state.next_new()
+        if place in good:
+            writer.add(new.row, vector)
+        else:
+            state.changes.embedded -= 1
+            if new.file:
+                new.file.is_whole = False
+        state.replace(new)
+    writer.tick()
 
-    Raises:
-        UsageError: as `sync`.
-        GembError: as `sync`.
-    """
-    with Index.open(job.folder) as index:
-        manifest = dataclasses.replace(
-            index.manifest, source=_source(job, index.manifest).to_json()
-        )
-        state = State(manifest, index.connection, len(index.stored), None)
-        return update(
-            state,
-            manifest.spec,
-            open_encoder=_no_model,
-            may_remove=lambda *counts: None,
-        )
+
+# The beginning and the end of every change of an index.
 
 
 @contextmanager
@@ -298,28 +284,41 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
             writer.close()
 
 
-def _source(job: Sync, manifest: Manifest) -> Source:
-    """Return the source to read.
+def split_now(manifest: Manifest, changes: Changes) -> Manifest:
+    """Return the manifest of an index whose files were split by the rules of this version.
+
+    A file that could not be read keeps its passages, so it is split again the next time.
+    """
+    return manifest if changes.unreadable else dataclasses.replace(manifest, splitting=VERSION)
+
+
+def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> None:
+    """Write what readers need beside the rows: lookups, codes, the manifest as it is now.
 
     Raises:
-        UsageError: it was standard input, and is not given again.
+        GembError: the database cannot be written.
+        OSError: a file cannot be written.
     """
-    source = Source.from_json(manifest.source)
-    shown = visible(str(job.folder))
-    if job.paths:
-        source = dataclasses.replace(source, paths=job.paths, base=job.base)
-    elif source.is_stdin:
-        raise UsageError(
-            f"{shown} was built from standard input; give it again: ... | gemb index sync {shown} -"
-        )
-    for path in source.real():
-        if path != STDIN and not os.path.exists(path):  # noqa: PTH110
-            raise UsageError(
-                f"{visible(path)} is not there: nothing was changed; for other files: gemb index "
-                f"sync {shown} FILE|DIR"
-            )
-    return source
+    writer.make_lookups()
+    writer.make_codes()
+    assert writer.coder, "it was made with the codes"
+    background, measured = manifest.background, manifest.background_rows
+    if background is None or (encoder is not None and writer.slots >= GROWN * measured):
+        spec = manifest.spec
+        path = vectors_path(folder, manifest.generation, spec.dtype)
+        stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
+        background = measure(stored, spec.dtype, spec, encoder).to_json()
+        measured = writer.slots if encoder else 0
+    manifest = dataclasses.replace(
+        manifest,
+        coder=manifest.coder or writer.coder.to_json(),
+        background=background,
+        background_rows=measured,
+        synced=now(),
+    )
+    write_manifest(folder, manifest)
 
 
-def _no_model() -> Encoder:
-    raise AssertionError("a dry run embeds nothing")
+def now() -> str:
+    """Return date and time, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

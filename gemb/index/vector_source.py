@@ -11,7 +11,7 @@ from gemb.embedding.formats.base import Batch, Description, Reader, no_descripti
 from gemb.embedding.formats.read import holds_vectors, open_vectors
 from gemb.embedding.vectors import VectorSpec, packed
 from gemb.errors import UsageError
-from gemb.index.source import Source, SourceRow
+from gemb.index.source import SourceRow, VectorSource
 from gemb.io.text import visible
 from gemb.texts.records import RESERVED, Id, Record, RowError
 
@@ -32,7 +32,7 @@ def described_vectors(path: str) -> Reader:
     return reader
 
 
-def vector_rows(source: Source, spec: VectorSpec) -> Iterator[SourceRow]:
+def vector_rows(source: VectorSource, spec: VectorSpec) -> Iterator[SourceRow]:
     """Yield the rows of all files, their vectors packed as the index stores them.
 
     Args:
@@ -69,7 +69,7 @@ def count(paths: Sequence[str]) -> int | None:
 
 
 def _batch_rows(
-    batch: Batch, description: Description, label: str, source: Source, spec: VectorSpec
+    batch: Batch, description: Description, label: str, source: VectorSource, spec: VectorSpec
 ) -> Iterator[SourceRow]:
     vectors = batch.vectors(description)
     is_good = np.logical_and(np.isfinite(vectors).all(axis=1), vectors.any(axis=1)).tolist()
@@ -85,7 +85,7 @@ def _batch_rows(
 
 
 def _record(
-    fields: Mapping[str, object], row_id: Id, place: str, source: Source, *, is_good: bool
+    fields: Mapping[str, object], row_id: Id, place: str, source: VectorSource, *, is_good: bool
 ) -> Record:
     if not is_good:
         return Record(row_id, place, error=FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import time
@@ -15,6 +16,7 @@ import pytest
 from fake_backend import Gemb, write_model
 from gemb.embedding.vectors import unpacked
 from gemb.index.hits import Hit
+from gemb.index.manifest import read_manifest, write_manifest
 from gemb.index.reader import Index
 
 ROWS = [
@@ -529,3 +531,61 @@ def test_a_source_that_is_not_there_is_named_as_what_it_could_be(gemb):
     done = gemb("index", "build", "x.gemb", "nowhere")
     assert (done.returncode, done.stderr) == (2, b"gemb: no such file or folder: nowhere\n")
     assert not (gemb.folder / "x.gemb").exists()
+
+
+def passages(gemb: Gemb, name: str) -> list[tuple]:
+    hits = all_hits(gemb, name)
+    return sorted((hit.path, hit.line, hit.last_line, hit.title, hit.text) for hit in hits)
+
+
+def test_a_change_of_the_rules_of_splitting_splits_all_files_again(gemb: Gemb) -> None:
+    indents = ["", "    ", "        "] * 20
+    lines = [f"{indent}call_{line}(argument_{line});" * 3 for line, indent in enumerate(indents)]
+    write_tree(gemb, long="\n".join(lines), short="green pears\n")
+    folder = gemb.folder / "d.gemb"
+    out(gemb, "index", "build", "d.gemb", "docs", "--passages", "code")
+    out(gemb, "index", "build", "expected.gemb", "docs", "--passages", "prose")
+    before, expected = passages(gemb, "d.gemb"), passages(gemb, "expected.gemb")
+    new = set(expected) - set(before)
+    assert set(before) - set(expected), "the rules are others"
+    assert set(before) & set(expected), "and make some passages alike"
+
+    # The index as earlier rules would have made it: the same files were split in another way.
+    manifest = read_manifest(folder)
+    manifest = dataclasses.replace(manifest, source={**manifest.source, "split": "prose"})
+    write_manifest(folder, manifest)
+    assert out(gemb, "index", "sync", "d.gemb").startswith("+0 ~0 -0 files")
+    write_manifest(folder, dataclasses.replace(manifest, splitting=manifest.splitting - 1))
+    log_texts(gemb)
+    done = gemb("index", "sync", "d.gemb", "-n")
+    assert b"have changed: all files are split again" in done.stderr
+    assert done.stdout.startswith(f"+0 ~1 -0 files ({len(new)} passages to embed".encode())
+    done = gemb("index", "sync", "d.gemb")
+    assert b"have changed: all files are split again" in done.stderr
+    assert done.stdout.startswith(f"+0 ~1 -0 files ({len(new)} passages embedded".encode())
+    assert passages(gemb, "d.gemb") == expected
+    assert texts_encoded(gemb) <= len(new) + 32  # and the 32 probes of the background
+    assert read_manifest(folder).splitting == manifest.splitting
+    done = gemb("index", "sync", "d.gemb")
+    assert (done.stdout[:14], done.stderr) == (b"+0 ~0 -0 files", b"")
+
+
+def test_a_file_that_could_not_be_read_is_split_again_the_next_time(gemb: Gemb) -> None:
+    docs = write_tree(gemb, a="red apples\n", b="green pears\n")
+    folder = gemb.folder / "d.gemb"
+    out(gemb, "index", "build", "d.gemb", "docs")
+    manifest = read_manifest(folder)
+    write_manifest(folder, dataclasses.replace(manifest, splitting=manifest.splitting - 1))
+    (docs / "b.txt").unlink()
+    (docs / "b.txt").symlink_to("b.txt")
+    gemb("index", "sync", "d.gemb")
+    assert read_manifest(folder).splitting == manifest.splitting - 1
+    (docs / "b.txt").unlink()
+    write_old(docs / "b.txt", "green pears\n")
+    out(gemb, "index", "sync", "d.gemb")
+    assert read_manifest(folder).splitting == manifest.splitting
+
+
+def test_an_index_of_version_0_1_says_by_which_rules_it_was_split() -> None:
+    manifest = Path(__file__).parents[1] / "data" / "v0.1.0" / "docs.gemb"
+    assert read_manifest(manifest).splitting == 2

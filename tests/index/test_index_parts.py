@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gemb.index import manifest as places
+from gemb.index.manifest import kept_paths, shown_path
 from gemb.index.schema import IndexRow, crc, kept_fields, open_to_write, path_of, transaction
-from gemb.index.state import Matcher
+from gemb.index.state import RowLookup
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -32,11 +32,11 @@ def row(**fields: object) -> IndexRow:
 
 def test_a_first_build_looks_nothing_up(tmp_path: Path) -> None:
     connection = open_to_write(tmp_path / "rows.sqlite")
-    matcher = Matcher(connection, 0)
+    lookup = RowLookup(connection, 0)
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
-    assert matcher.with_digest(b"0" * 16) is None
-    assert matcher.twin(b"0" * 16) is None
+    assert lookup.with_digest(b"0" * 16) is None
+    assert lookup.twin(b"0" * 16) is None
     assert statements == [], "without an index on it, a look-up reads all rows"
     connection.close()
 
@@ -47,14 +47,14 @@ def test_rows_of_one_text_are_claimed_one_after_the_other(tmp_path: Path) -> Non
     with transaction(connection):
         for slot in range(2000):
             connection.execute(insert, (slot, *row(digest=bytes([slot % 2]) * 16).columns()))
-    matcher = Matcher(connection, 2000)
+    lookup = RowLookup(connection, 2000)
     for slot in range(0, 2000, 2):
-        found = matcher.with_digest(b"\0" * 16)
+        found = lookup.with_digest(b"\0" * 16)
         assert found is not None
         assert found.slot == slot
-        matcher.claim(slot)
-    assert matcher.with_digest(b"\0" * 16) is None
-    assert list(matcher.left()) == list(range(1, 2000, 2))
+        lookup.claim(slot)
+    assert lookup.with_digest(b"\0" * 16) is None
+    assert list(lookup.left()) == list(range(1, 2000, 2))
     connection.close()
 
 
@@ -101,5 +101,5 @@ def test_a_path_is_shown_as_one_types_it_here(
     path: str, here: str, shown: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.getcwd", lambda: here)
-    assert places.shown(path, "/base") == shown
-    assert path in places.kept(shown, "/base")
+    assert shown_path(path, "/base") == shown
+    assert path in kept_paths(shown, "/base")
