@@ -363,6 +363,10 @@ class Done(NamedTuple):
 Progress = Callable[[Done], None]
 
 
+class NoVector(GembError):
+    """The model gives no vector for a text that must have one."""
+
+
 def text_vectors(
     records: Sequence[Record], encoder: Encoder, progress: Progress | None = None
 ) -> tuple[Vectors, int]:
@@ -374,7 +378,7 @@ def text_vectors(
         progress: called as texts are embedded.
 
     Raises:
-        GembError: a text has no vector.
+        NoVector: a text has none.
     """
     profile = encoder.profile
     vectors = np.empty((len(records), profile.dim), np.float32)
@@ -387,7 +391,8 @@ def text_vectors(
     for window in embed(ordered, embedder, live=False):
         for row in window.rows:
             if row.error:
-                raise GembError(f"a text of {row.record.place} has no vector: {row.error.message}")
+                place, reason = row.record.place, row.error.message
+                raise NoVector(f"a text of {place} has no vector: {reason}")
             cut += row.is_cut
         vectors[[int(row.record.id) for row in window.rows]] = window.vectors
         if progress:

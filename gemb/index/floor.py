@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.errors import UsageError
+from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.caches import search_cache
 from gemb.models.prompts import for_task
@@ -77,10 +77,13 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
         kept = np.lib.format.read_array(file, allow_pickle=False)
         if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
             return kept
-    from gemb.embedding.pipeline import text_vectors
+    from gemb.embedding.pipeline import NoVector, text_vectors
 
-    records = [Record(number, f"probe {number}", text) for number, text in enumerate(texts)]
-    vectors, _ = text_vectors(records, encoder)
+    records = [Record(number, repr(PROBES[number]), text) for number, text in enumerate(texts)]
+    try:
+        vectors, _ = text_vectors(records, encoder)
+    except NoVector as error:
+        raise GembError(f"which scores chance explains cannot be measured: {error}") from None
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as part, part.open("wb") as file:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec, packed
-from gemb.errors import UsageError
+from gemb.errors import GembError, UsageError
 from gemb.index.floor import PROBES, USUAL, Background, measure, probe_vectors
 from gemb.models.profile import ModelProfile
 
@@ -179,6 +179,16 @@ def test_a_cache_that_cannot_be_written_to_is_done_without(cache):
     cache.parent.mkdir(parents=True)
     cache.write_text("a file where a folder should be")
     assert probe_vectors(Encoder()).shape == (len(PROBES), DIM)
+
+
+def test_a_probe_without_a_vector_is_named_in_words_of_its_own(cache):
+    class Failing(Encoder):
+        def encode(self, batch):
+            return np.full_like(super().encode(batch), np.nan)
+
+    message = r"^which scores chance explains cannot be measured: a text of '.*' has no vector: "
+    with pytest.raises(GembError, match=message):
+        probe_vectors(Failing())
 
 
 def test_the_probes_are_of_many_subjects():
