@@ -1,4 +1,4 @@
-"""An index without its removed rows: written beside the old one, under the next generation."""
+"""The care of an index: rows removed, their space given back, and what the index is."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ from gemb.io.locks import locked_index
 from gemb.io.text import visible
 
 _NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
+
+
+# The rows that are left, written beside the old index under the next generation.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,34 @@
-"""Queries about everything: hardly a corpus answers more than a few of them."""
+"""Which scores are no better than chance: the floor of `--min-score auto`.
+
+A query that has nothing to do with a corpus still has a nearest passage, and the more passages
+there are, the nearer it is. So `PROBES`, queries about everything, are asked of a sample of the
+corpus; the lower quartile of their best scores is its background, for some of them may be
+answered. Then
+
+    floor = 0.24 + quartile / 2
+
+which is halfway between one floor for all corpora and one that follows the corpus alone. It was
+chosen by experiment among a dozen rules: fourteen sets of questions and texts, 30 to 3,500 texts,
+four models; each rule's constant was set so that 2 % of the questions lose the answer that they
+have. So many questions about another subject then have an answer, on the mean and in the worst
+set:
+
+    0.35, for all corpora                          1.0 %   12 %
+    0.13 + median                                  1.9 %   12 %
+    0.17 + quartile                                1.5 %   11 %
+    0.265 + quartile / 2                           0.7 %    3 %
+    2.1 deviations of all scores above the median  2.0 %   12 %
+    4.4 deviations above the mean of all scores    3.3 %   66 %
+
+The constant is lower than that comparison's 0.265: long passages of mixed matter, as those of a
+manual, score lower than the sets' short texts, and an answer that is hidden costs more than a
+weak one that is shown. With the bundled model, over nine sets with long documents too, 3.0 % of
+the questions lose their answers and 3.6 % of those about another subject have one (5.2 % and 1.2
+% with 0.265). The deviations of the one query's own scores tell even less than those of all: what
+many passages answer has a high mean and a wide spread. And no score tells a question that is
+answered from one about the same subject that is not: half of those pass, and more in a large
+corpus.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +51,15 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.embedding.vectors import VectorSpec
 
-
+SAMPLE = 2000  # rows of a corpus
+BASE = 0.24
+SHARE = 0.5  # of the quartile
+# The best of N normal scores grows as sqrt(2 ln N) of their deviations. The tails of real ones are
+# heavier: measured, from 300 to 3,500 texts, 1.1 to 2 deviations (3.6 in one corpus of six).
+GROWTH = 1.5
+# A model of another family has high scores for everything: no floor is lower than that.
+LEAST_ABOVE = 1.5  # deviations above the quartile
+# Queries about everything: hardly a corpus answers more than a few of them.
 PROBES = (
     "how long to boil an egg",
     "symptoms of iron deficiency",
@@ -56,81 +94,6 @@ PROBES = (
     "cos'è l'effetto serra",
     "como renovar o passaporte",
 )
-
-
-def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
-    """Return unit vectors of `PROBES` with the model's prompt for queries, float32 [probes, dim].
-
-    They are kept in $XDG_CACHE_HOME/gemb/search, where that can be written to: a search that needs
-    them has no second to spare.
-
-    Raises:
-        GembError: the model fails on them.
-    """
-    from gemb.embedding.store import key_of
-
-    prompt = for_task("query", encoder.profile.prompts)
-    texts = [prompt.render(probe) for probe in PROBES]
-    key = key_of("\0".join((encoder.profile.fingerprint, *texts))).hex()
-    path = search_cache() / f"probes-{key}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
-        kept = np.lib.format.read_array(file, allow_pickle=False)
-        if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
-            return kept
-    from gemb.embedding.pipeline import NoVector, text_vectors
-
-    records = [Record(number, repr(PROBES[number]), text) for number, text in enumerate(texts)]
-    try:
-        vectors, _ = text_vectors(records, encoder)
-    except NoVector as error:
-        raise GembError(f"which scores chance explains cannot be measured: {error}") from None
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as part, part.open("wb") as file:
-            np.save(file, vectors)
-    return vectors
-
-
-# Which scores are no better than chance: the floor of `--min-score auto`.
-#
-# A query that has nothing to do with a corpus still has a nearest passage, and the more passages
-# there are, the nearer it is. So `PROBES`, queries about everything, are asked of a sample of the
-# corpus; the lower quartile of their best scores is its background, for some of them may be
-# answered. Then
-#
-#     floor = 0.24 + quartile / 2
-#
-# which is halfway between one floor for all corpora and one that follows the corpus alone. It was
-# chosen by experiment among a dozen rules: fourteen sets of questions and texts, 30 to 3,500 texts,
-# four models; each rule's constant was set so that 2 % of the questions lose the answer that they
-# have. So many questions about another subject then have an answer, on the mean and in the worst
-# set:
-#
-#     0.35, for all corpora                          1.0 %   12 %
-#     0.13 + median                                  1.9 %   12 %
-#     0.17 + quartile                                1.5 %   11 %
-#     0.265 + quartile / 2                           0.7 %    3 %
-#     2.1 deviations of all scores above the median  2.0 %   12 %
-#     4.4 deviations above the mean of all scores    3.3 %   66 %
-#
-# The constant is lower than that comparison's 0.265: long passages of mixed matter, as those of a
-# manual, score lower than the sets' short texts, and an answer that is hidden costs more than a
-# weak one that is shown. With the bundled model, over nine sets with long documents too, 3.0 % of
-# the questions lose their answers and 3.6 % of those about another subject have one (5.2 % and 1.2
-# % with 0.265). The deviations of the one query's own scores tell even less than those of all: what
-# many passages answer has a high mean and a wide spread. And no score tells a question that is
-# answered from one about the same subject that is not: half of those pass, and more in a large
-# corpus.
-
-
-SAMPLE = 2000  # rows of a corpus
-BASE = 0.24
-SHARE = 0.5  # of the quartile
-# The best of N normal scores grows as sqrt(2 ln N) of their deviations. The tails of real ones are
-# heavier: measured, from 300 to 3,500 texts, 1.1 to 2 deviations (3.6 in one corpus of six).
-GROWTH = 1.5
-# A model of another family has high scores for everything: no floor is lower than that.
-LEAST_ABOVE = 1.5  # deviations above the quartile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +152,6 @@ def measure(
         spec: of the vectors.
         encoder: the open model; None: `USUAL` is all that is known.
     """
-    import numpy as np
-
     from gemb.embedding.pipeline import shortened
     from gemb.embedding.vectors import unpacked
 
@@ -209,6 +170,39 @@ def measure(
         deviation=round(float(scores.std()), 4),
         rows=int(good.sum()),
     )
+
+
+def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
+    """Return unit vectors of `PROBES` with the model's prompt for queries, float32 [probes, dim].
+
+    They are kept in $XDG_CACHE_HOME/gemb/search, where that can be written to: a search that needs
+    them has no second to spare.
+
+    Raises:
+        GembError: the model fails on them.
+    """
+    from gemb.embedding.store import key_of
+
+    prompt = for_task("query", encoder.profile.prompts)
+    texts = [prompt.render(probe) for probe in PROBES]
+    key = key_of("\0".join((encoder.profile.fingerprint, *texts))).hex()
+    path = search_cache() / f"probes-{key}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
+        kept = np.lib.format.read_array(file, allow_pickle=False)
+        if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
+            return kept
+    from gemb.embedding.pipeline import NoVector, text_vectors
+
+    records = [Record(number, repr(PROBES[number]), text) for number, text in enumerate(texts)]
+    try:
+        vectors, _ = text_vectors(records, encoder)
+    except NoVector as error:
+        raise GembError(f"which scores chance explains cannot be measured: {error}") from None
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(path) as part, part.open("wb") as file:
+            np.save(file, vectors)
+    return vectors
 
 
 def _expected(count: int) -> float:

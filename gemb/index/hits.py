@@ -1,7 +1,8 @@
-"""What a search finds."""
+"""What a search returns: hits, and several rankings of them made one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,12 +27,8 @@ class Hit:
     kept: Mapping[str, object] = field(default_factory=dict)  # a row's further fields
 
 
-# Several rankings made one, by the ranks alone: the scores of two kinds cannot be compared.
-#
 # Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual
-# Rank Learning Methods", SIGIR 2009: sum of 1 / (60 + rank).
-
-
+# Rank Learning Methods", SIGIR 2009. Ranks are added, since scores of two kinds cannot be compared.
 K = 60  # of the paper: the larger, the less the first ranks stand out
 
 
@@ -50,14 +47,12 @@ def fused(rankings: Sequence[NDArray[np.int64]]) -> Ranked:
             sums that one comes first which the first ranking has higher, then the lower row.
     """
     scores: dict[int, float] = {}
-    places: dict[int, tuple[float, ...]] = {}
+    ranks: dict[int, list[float]] = {}  # of a row in each ranking
     for number, ranking in enumerate(rankings):
         for rank, row in enumerate(ranking[ranking >= 0].tolist(), 1):
             scores[row] = scores.get(row, 0.0) + 1 / (K + rank)
-            none = (float("inf"),) * len(rankings)
-            before = places.get(row, none)
-            places[row] = (*before[:number], rank, *before[number + 1 :])
-    ordered = sorted(scores, key=lambda row: (-scores[row], places[row], row))
+            ranks.setdefault(row, [math.inf] * len(rankings))[number] = rank
+    ordered = sorted(scores, key=lambda row: (-scores[row], ranks[row], row))
     return Ranked(
         np.array(ordered, np.int64), np.array([scores[row] for row in ordered], np.float64)
     )

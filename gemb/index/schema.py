@@ -1,4 +1,10 @@
-"""One row of an index, as the database holds it."""
+"""The database of an index: its tables, and how it is opened.
+
+A row of the index is a slot: its place in the file of vectors and in that of codes, from 0. The
+vectors and codes of a batch are on the disk before one transaction commits its rows and its
+block; what lies behind the last block is what a kill tore off. A removed row is gone from `rows`,
+and its slot stands in `removed` until the index is compacted.
+"""
 
 from __future__ import annotations
 
@@ -91,13 +97,7 @@ def path_of(column: str | bytes | None) -> str | None:
     return os.fsdecode(column) if isinstance(column, bytes) else column
 
 
-# The database of an index: its tables, and how it is opened.
-#
-# A row of the index is a slot: its place in the file of vectors and in that of codes, from 0. The
-# vectors and codes of a batch are on the disk before one transaction commits its rows and its
-# block; what lies behind the last block is what a kill tore off. A removed row is gone from `rows`,
-# and its slot stands in `removed` until the index is compacted.
-
+# The tables, and how they are opened.
 
 TOKENIZER = 'tokenize="porter unicode61 remove_diacritics 2"'  # `gemb.index.bm25` says why
 TABLES = f"""
@@ -112,7 +112,7 @@ CREATE TABLE rows(
     text TEXT NOT NULL,         -- without the prompt; empty where vectors came without their texts
     kept TEXT NOT NULL,         -- a JSON object: the row's further fields
     digest BLOB NOT NULL,       -- 16 bytes of what the model saw; of the vector a row came with
-    crc INTEGER NOT NULL        -- of all the columns above but the slot (`gemb.index.rows`)
+    crc INTEGER NOT NULL        -- of all the columns above but the slot (`crc` here)
 );
 CREATE TABLE removed(slot INTEGER PRIMARY KEY);
 CREATE TABLE blocks(
