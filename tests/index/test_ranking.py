@@ -189,7 +189,7 @@ def test_the_scan_finds_the_codes_at_the_least_distance(width, filtered, monkeyp
 def test_one_query_does_without_faiss(tmp_path):
     script = """
 import sys, numpy as np
-from gemb.search.code_scan import nearest_codes
+from gemb.index.codes import nearest_codes
 codes = np.random.default_rng(0).integers(0, 256, (1000, 96), np.uint8)
 print(len(nearest_codes(codes[:1], codes, count=10)[0]), "faiss" in sys.modules)
 """
