@@ -198,10 +198,10 @@ def _slots(
     """Return the slots that are meant, ascending."""
     slots: set[int] = set()
     for reference in references:
-        found = _named(connection, manifest, reference)
-        if not found:
+        named = _named(connection, manifest, reference)
+        if not named:
             raise UsageError(f"no row and no file '{visible(reference, 80)}'; nothing was removed")
-        slots |= found
+        slots |= named
     if where is not None:
         slots.update(matching(connection, condition_for(connection, where)).tolist())
     return sorted(slots)
@@ -210,21 +210,21 @@ def _slots(
 def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -> set[int]:
     """Return the slots of an id, of a file, or of all files in a folder."""
     ids = id_columns(reference)
-    found = connection.execute(
+    rows = connection.execute(
         f"SELECT slot FROM rows WHERE id IN ({', '.join('?' * len(ids))})",
         ids,
     ).fetchall()
     for path in kept_paths(reference, str(manifest.source.get("base", "/"))):
         column = path_column(path)
-        found += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
+        rows += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
         # All that begin with the folder and its slash; `0` follows `/`. A path that is no UTF-8 is
         # stored as bytes, which SQLite compares with bytes alone.
         query = "SELECT slot FROM rows WHERE path >= ? AND path < ?"
         if isinstance(column, str):
-            found += connection.execute(query, (column + "/", column + "0")).fetchall()
+            rows += connection.execute(query, (column + "/", column + "0")).fetchall()
         data = os.fsencode(path)
-        found += connection.execute(query, (data + b"/", data + b"0")).fetchall()
-    return {slot for (slot,) in found}
+        rows += connection.execute(query, (data + b"/", data + b"0")).fetchall()
+    return {slot for (slot,) in rows}
 
 
 # What an index is, for people and for programs.

@@ -93,10 +93,10 @@ class Coder:
         """Return codes uint8 [n, B] of unit rows [n, D]; a row of NaN gives zeros."""
         codes = np.zeros((len(vectors), self.bytes), np.uint8)
         for first in range(0, len(vectors), ROWS_AT_A_TIME):
-            some = slice(first, first + ROWS_AT_A_TIME)
-            above = vectors[some, None, : self._components] > self.thresholds  # [n, levels, ...]
+            block = slice(first, first + ROWS_AT_A_TIME)
+            above = vectors[block, None, : self._components] > self.thresholds  # [n, levels, ...]
             bits = np.packbits(above.reshape(len(above), -1), axis=1)
-            codes[some, : bits.shape[1]] = bits
+            codes[block, : bits.shape[1]] = bits
         return codes
 
     def weights(self, queries: Floats) -> Floats:
@@ -225,8 +225,8 @@ def by_numpy(query: Codes, codes: Codes, count: int, rows: Ints | None) -> Ints:
             end = min(last, begin + SUMMED_ROWS)
             for at in range(begin, end, BLOCK_ROWS):
                 upto = min(end, at + BLOCK_ROWS)
-                some = codes[at:upto] if rows is None else codes[rows[at:upto]]
-                flat = some.view(np.uint64).reshape(-1)
+                block = codes[at:upto] if rows is None else codes[rows[at:upto]]
+                flat = block.view(np.uint64).reshape(-1)
                 bits = np.bitwise_xor(flat, words[: len(flat)], out=unlike[: len(flat)])
                 np.bitwise_count(bits, out=counts[at - begin : upto - begin].reshape(-1))
             distances[begin - first : end - first] = _row_sums(counts[: end - begin])
@@ -234,8 +234,8 @@ def by_numpy(query: Codes, codes: Codes, count: int, rows: Ints | None) -> Ints:
         return _Near(near + first, distances[near])
 
     parts = list(ahead(part, range(0, number, share)))
-    places = np.concatenate([one.places for one in parts])
-    return places[_least(np.concatenate([one.distances for one in parts]), count)]
+    places = np.concatenate([near.places for near in parts])
+    return places[_least(np.concatenate([near.distances for near in parts]), count)]
 
 
 def _least(distances: Distances, count: int) -> Ints:
@@ -286,15 +286,15 @@ def by_faiss(queries: Codes, codes: Codes, count: int, rows: Ints | None) -> lis
 
     def part(first: int) -> tuple[NDArray[np.int32], Ints]:
         faiss.omp_set_num_threads(1)  # of this thread
-        some = slice(first, first + share)
-        looked_at = codes[some] if rows is None else codes[rows[some]]
+        part_of_rows = slice(first, first + share)
+        looked_at = codes[part_of_rows] if rows is None else codes[rows[part_of_rows]]
         distances, places = faiss.knn_hamming(
             queries, looked_at, min(count, len(looked_at)), variant
         )
         return distances, places + first
 
-    found = list(ahead(part, range(0, number, share)))
-    distances = np.concatenate([one[0] for one in found], axis=1)
-    places = np.concatenate([one[1] for one in found], axis=1)
-    chosen = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    return list(np.sort(np.take_along_axis(places, chosen, 1), axis=1))
+    parts = list(ahead(part, range(0, number, share)))
+    distances = np.concatenate([near[0] for near in parts], axis=1)
+    places = np.concatenate([near[1] for near in parts], axis=1)
+    least = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    return list(np.sort(np.take_along_axis(places, least, 1), axis=1))

@@ -96,13 +96,13 @@ def read_manifest(folder: Path) -> Manifest:
         raise UsageError(_no_index(folder)) from None
     try:
         entries = json.loads(data)
-        found = entries[MARK]
+        version = entries[MARK]
     except (ValueError, KeyError, TypeError):
         raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
-    if isinstance(found, int) and found > FORMAT:
+    if isinstance(version, int) and version > FORMAT:
         raise UsageError(
             f"{visible(str(folder))} was made by a newer gemb "
-            f"({visible(str(entries.get('made_by', 'unknown')))}, format {found}; this one reads "
+            f"({visible(str(entries.get('made_by', 'unknown')))}, format {version}; this one reads "
             f"{FORMAT}): pip install -U gemb"
         )
     try:

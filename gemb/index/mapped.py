@@ -52,13 +52,13 @@ def gathered(stored: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     file = getattr(stored, "file", None)
     if file is None:
         return np.asarray(stored)[rows]
-    found = np.empty((len(rows), stored.shape[1]), stored.dtype)
-    width = found.strides[0]
-    for place, row in zip(found, rows.tolist(), strict=True):
-        if os.preadv(file, [place], row * width) < width:
+    gathered_rows = np.empty((len(rows), stored.shape[1]), stored.dtype)
+    width = gathered_rows.strides[0]
+    for target, row in zip(gathered_rows, rows.tolist(), strict=True):
+        if os.preadv(file, [target], row * width) < width:
             name = visible(str(getattr(stored, "filename", "")))
             raise GembError(f"{name} was cut short meanwhile; gemb index verify says what is left")
-    return found
+    return gathered_rows
 
 
 def read_ahead(mapped: NDArray[Any], rows: NDArray[np.int64] | None = None) -> None:

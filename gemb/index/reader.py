@@ -81,9 +81,9 @@ class Index:
         self.count = slots - len(removed)
         self.alive = None
         if removed:
-            found = np.ones(slots, np.bool_)
-            found[removed] = False
-            self.alive = np.flatnonzero(found)
+            is_alive = np.ones(slots, np.bool_)
+            is_alive[removed] = False
+            self.alive = np.flatnonzero(is_alive)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
         self.stored = mapped(path, NUMBERS[self.spec.dtype], slots, self.spec.dim)
         self.coder = Coder.from_json(manifest.coder) if manifest.coder else None
@@ -139,21 +139,21 @@ class Index:
         """
         name, _, line = reference.rpartition(":")
         with readable(self._path):
-            for one in id_columns(reference):
-                row = self._one("id = ?", (one,))
+            for row_id in id_columns(reference):
+                row = self._last("id = ?", (row_id,))
                 if row is not None:
                     return row
             if name and line.isascii() and line.isdigit() and len(line) < 19:
                 paths = [path_column(path) for path in kept_paths(name, self._base)]
                 # Of two passages with that line the later one begins with it.
-                row = self._one(
+                row = self._last(
                     "path IN (?, ?) AND line <= ? AND coalesce(last_line, line) >= ?",
                     (*paths, int(line), int(line)),
                 )
                 if row is not None:
                     return row
                 shown = f"{visible(name)} has no passage with line {line}"
-                if self._one("path IN (?, ?)", tuple(paths)) is not None:
+                if self._last("path IN (?, ?)", tuple(paths)) is not None:
                     raise UsageError(f"{shown} in {visible(str(self.folder))}")
         raise UsageError(
             f"no row '{visible(reference, 80)}' in {visible(str(self.folder))}; "
@@ -186,21 +186,21 @@ class Index:
     def _base(self) -> str:
         return str(self.manifest.source.get("base", os.sep))
 
-    def _one(self, where: str, values: tuple[Any, ...]) -> int | None:
+    def _last(self, where: str, values: tuple[Any, ...]) -> int | None:
         """Return the last slot that a condition of ours holds for."""
         query = f"SELECT slot FROM rows WHERE {where} ORDER BY line DESC, slot DESC LIMIT 1"
-        found = self.connection.execute(query, values).fetchone()
-        return int(found[0]) if found else None
+        row = self.connection.execute(query, values).fetchone()
+        return int(row[0]) if row else None
 
     def _hit(self, row: int, score: float) -> Hit:
         with readable(self._path):
             query = f"SELECT {COLUMNS} FROM rows WHERE slot = ?"
-            found = self.connection.execute(query, (row,)).fetchone()
-        if found is None or crc(found[:-1]) != found[-1]:
-            what = "is not there" if found is None else "is damaged"
+            columns = self.connection.execute(query, (row,)).fetchone()
+        if columns is None or crc(columns[:-1]) != columns[-1]:
+            what = "is not there" if columns is None else "is damaged"
             folder = visible(str(self.folder))
             raise GembError(f"row {row} of {folder} {what}; gemb index verify {folder} says more")
-        row_id, path, line, last_line, title, text, kept, _, _ = found
+        row_id, path, line, last_line, title, text, kept, _, _ = columns
         path = path_of(path)
         return Hit(
             score=score,
@@ -216,9 +216,9 @@ class Index:
 
 def committed(connection: sqlite3.Connection) -> int:
     """Return the number of slots that are committed."""
-    last = connection.execute("SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1")
-    found = last.fetchone()
-    return int(found[0]) if found else 0
+    query = "SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1"
+    last = connection.execute(query).fetchone()
+    return int(last[0]) if last else 0
 
 
 def check_there(path: Path) -> None:
@@ -243,10 +243,10 @@ def mapped(path: Path, numbers: np.dtype[Any], count: int, width: int) -> NDArra
     check_there(path)
     if not count:
         return np.zeros((0, width), numbers)
-    size, wanted = path.stat().st_size, count * width * numbers.itemsize
-    if size < wanted:
+    size, needed = path.stat().st_size, count * width * numbers.itemsize
+    if size < needed:
         raise GembError(
-            f"{visible(str(path))} is cut short ({size} of {wanted} bytes); copy it again, or "
+            f"{visible(str(path))} is cut short ({size} of {needed} bytes); copy it again, or "
             "build the index anew: gemb index build -f"
         )
     return MappedRows.open(path, numbers, count, width)

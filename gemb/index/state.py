@@ -95,7 +95,7 @@ class RowLookup:
         if isinstance(row_id, int) and abs(row_id) > LARGEST:
             row_id = str(row_id)
         query = "SELECT slot, digest, crc FROM rows WHERE id = ? ORDER BY slot DESC LIMIT 1"
-        return self._one(query, row_id)
+        return self._first(query, row_id)
 
     def with_digest(self, digest: bytes) -> Known | None:
         """Return the first row of this digest that nobody has claimed."""
@@ -103,10 +103,10 @@ class RowLookup:
             return None  # nor is there anything to look it up with
         query = "SELECT slot, digest, crc FROM rows WHERE digest = ? AND slot > ? ORDER BY slot"
         after = self._last.get(digest, -1)
-        while found := self._one(query, digest, after):
-            if not self.is_claimed(found.slot):
-                return found
-            after = self._last[digest] = found.slot
+        while row := self._first(query, digest, after):
+            if not self.is_claimed(row.slot):
+                return row
+            after = self._last[digest] = row.slot
         return None
 
     def twin(self, digest: bytes) -> int | None:
@@ -114,8 +114,8 @@ class RowLookup:
         if not self.slots:
             return None
         query = "SELECT slot, digest, crc FROM rows WHERE digest = ? ORDER BY slot LIMIT 1"
-        found = self._one(query, digest)
-        return found.slot if found else None
+        row = self._first(query, digest)
+        return row.slot if row else None
 
     def of_path(self, path: str | bytes | None) -> list[Known]:
         """Return the rows of a file, in the order of their slots."""
@@ -138,7 +138,7 @@ class RowLookup:
         """Return how many nobody claimed."""
         return int((~self._claimed).sum())
 
-    def _one(self, query: str, *values: object) -> Known | None:
+    def _first(self, query: str, *values: object) -> Known | None:
         cursor = self._connection.execute(query, values)
         row = cursor.fetchone()
         cursor.close()  # an open one would hold the transaction

@@ -242,9 +242,9 @@ def _write(state: State, window: Window) -> None:
     assert writer, "a dry run embeds nothing"
     on_long = state.source.on_long
     good = set(state.tally.sort(window.rows, on_long=on_long, on_error="skip"))
-    for place, vector in enumerate(window.vectors):
+    for number, vector in enumerate(window.vectors):
         new = state.next_new()
-        if place in good:
+        if number in good:
             writer.add(new.row, vector)
         else:
             state.changes.embedded -= 1

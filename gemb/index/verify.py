@@ -71,8 +71,8 @@ def bad_blocks(index: Index, column: str, array: NDArray[Any]) -> list[int]:
     query = f"SELECT first, count, {column} FROM blocks ORDER BY first"
     return [
         first
-        for first, count, wanted in index.connection.execute(query)
-        if zlib.crc32(np.ascontiguousarray(array[first : first + count]).data) != wanted
+        for first, count, written in index.connection.execute(query)
+        if zlib.crc32(np.ascontiguousarray(array[first : first + count]).data) != written
     ]
 
 

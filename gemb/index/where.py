@@ -197,7 +197,7 @@ def _has(held: object, member: object) -> bool | None:
 def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
     """Return the names of the kept fields of so many rows, -1 for all."""
     names = connection.execute(
-        "SELECT DISTINCT key FROM (SELECT kept FROM rows LIMIT ?) AS some, json_each(some.kept)",
+        "SELECT DISTINCT key FROM (SELECT kept FROM rows LIMIT ?) AS r, json_each(r.kept)",
         (rows,),
     )
     return {str(name) for (name,) in names}

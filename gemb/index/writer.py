@@ -16,7 +16,7 @@ from gemb.arrays import Vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.index.codes import Coder
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
-from gemb.index.reader import NUMBERS, check_there, committed
+from gemb.index.reader import NUMBERS, check_there, committed, mapped
 from gemb.index.schema import COLUMNS, LOOKUPS, Column, IndexRow, open_to_write, readable
 from gemb.io.atomic import naming, pwrite_all
 
@@ -173,9 +173,9 @@ class Writer:
         with readable(self._rows_path):
             query = "SELECT first, count FROM blocks WHERE crc_codes IS NULL ORDER BY first"
             blocks = self.connection.execute(query).fetchall()
-        for some in _chunks(blocks, CODED_BYTES // (self._vectors.width or 1)):
+        for chunk in _chunks(blocks, CODED_BYTES // (self._vectors.width or 1)):
             crcs = []
-            for first, count in some:
+            for first, count in chunk:
                 stored = self._vectors.read(first, count)
                 vectors = unpacked(stored, self.spec.dtype, self.spec.dim)
                 crcs.append((self._codes.append(self._coder.codes(vectors), sync=False), first))
@@ -233,8 +233,6 @@ class _Appended:
         size = os.fstat(self._file).st_size
         if size < self._end:
             os.close(self._file)
-            from gemb.index.reader import mapped
-
             mapped(path, numbers, count, columns)  # says so
         os.ftruncate(self._file, self._end)
 
@@ -264,13 +262,13 @@ class _Appended:
 
 def _chunks(blocks: list[tuple[int, int]], most: int) -> Iterator[list[tuple[int, int]]]:
     """Yield blocks together, until they have so many rows."""
-    some: list[tuple[int, int]] = []
+    chunk: list[tuple[int, int]] = []
     rows = 0
     for block in blocks:
-        some.append(block)
+        chunk.append(block)
         rows += block[1]
         if rows >= most:
-            yield some
-            some, rows = [], 0
-    if some:
-        yield some
+            yield chunk
+            chunk, rows = [], 0
+    if chunk:
+        yield chunk
