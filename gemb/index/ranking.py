@@ -1,7 +1,8 @@
-"""How closely to look: what `--accuracy` means for a corpus of a size.
+"""The rows whose vectors are nearest to a query's: by all vectors, or by codes and then by vectors.
 
-Recall of the exact ten best among vectors of EmbeddingGemma-300M, 57,000 as they are and the rest
-made from them (tests/bench/bench_search.py):
+`plan` says what `--accuracy` means for an index of a size. Recall of the exact ten best among
+vectors of EmbeddingGemma-300M, 57,000 as they are and the rest made from them
+(tests/bench/bench_search.py):
 
     candidates       400    800   1600   3200   6400
     57,000        0.9840 0.9913 0.9973
@@ -38,6 +39,18 @@ FOR_EACH = {"balanced": 80, "fast": 20}  # candidates for each answer that is wa
 MOST = 0.2  # of the rows: with more candidates an exact scan is as fast
 MILLION = 1_000_000  # ten times as many rows: twice as many candidates
 
+RERANKED = 8  # one in so many candidates of the scan is ranked by its vector,
+SPARE = 5  # and so many more for each answer that is wanted
+CODES_AT_A_TIME = 256  # unpacked: see BLOCK_COMPONENTS
+
+# Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and its product with
+# one query is too small for OpenBLAS to share out. Its threads and ours would fight: on busy cores
+# twice the components take six times as long, and 32 queries in one product twice as long as one
+# by one.
+BLOCK_COMPONENTS = 1 << 18
+SCATTERED = 4096  # rows that are read one by one, and asked for before they are needed
+SCORES = 1 << 22  # of a block, held at a time: queries by rows
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +60,23 @@ class Plan:
 
     def __str__(self) -> str:
         return "exact" if self.candidates is None else f"two-stage, {self.candidates} candidates"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredVectors:
+    """Vectors as an index stores them, with their codes; arrays are usually memory maps."""
+
+    array: NDArray[Any]  # [N, D] as `vectors.packed` makes it; a row of NaN is never found
+    dtype: str  # f32, f16 or int8
+    codes: Codes | None = None  # uint8 [N, B] of the same rows; None: not all are there
+    coder: Coder | None = None  # that made the codes
+
+
+class Found(NamedTuple):
+    """What was found for each query, best first; of two equal scores that of the lower row."""
+
+    rows: Ints  # [Q, k]; -1 where there are no more
+    scores: Floats  # [Q, k]: dot products, so cosines of unit vectors; -inf where rows is -1
 
 
 def plan(accuracy: str, count: int, k: int) -> Plan:
@@ -66,131 +96,57 @@ def plan(accuracy: str, count: int, k: int) -> Plan:
 
 
 def ranked(
-    queries: NDArray[np.float32],
-    stored: NDArray[Any],
-    codes: Codes | None,
-    coder: Coder | None,
-    how: Plan,
-    *,
-    dtype: str,
-    k: int,
-    rows: NDArray[np.int64] | None = None,
+    queries: Floats, stored: StoredVectors, how: Plan, *, k: int, rows: Ints | None = None
 ) -> Found:
-    """Rank as the plan says: `ranking.exact` or `two_stage.two_stage`, whose arguments these are.
+    """Return the `k` rows with the highest dot product for each query, as the plan says.
 
-    Without codes (None) it is exact.
-    """
-    if how.candidates is None or codes is None or coder is None:
-        return exact(queries, stored, dtype=dtype, k=k, rows=rows)
-    return two_stage(
-        queries,
-        stored,
-        codes,
-        coder,
-        dtype=dtype,
-        k=k,
-        candidates=how.candidates,
-        rows=rows,
-    )
-
-
-# Two-stage ranking: a scan over sign codes finds candidates, their vectors decide.
-#
-# Between the two the candidates' own codes are read once more, now against the query's numbers
-# instead of its bits. About an eighth is left: the fewer vectors are read, the better, for they lie
-# scattered over a file of many gigabytes.
-
-
-CODES_AT_A_TIME = 256  # see `ranking.BLOCK_COMPONENTS`
-RERANKED = 8  # one in so many candidates is ranked by its vector,
-SPARE = 5  # and so many more for each answer that is wanted
-
-
-def two_stage(
-    queries: Floats,
-    stored: NDArray[Any],
-    codes: Codes,
-    coder: Coder,
-    *,
-    dtype: str,
-    k: int,
-    candidates: int,
-    rows: Ints | None = None,
-) -> Found:
-    """Return what `exact` would, but for a neighbour whose code is far from its query's.
+    A scan over codes finds candidates, and their vectors decide: a neighbour whose code is far from
+    its query's is missed. Between the two the candidates' own codes are read once more, now against
+    the query's numbers instead of its bits. About an eighth is left: the fewer vectors are read,
+    the better, for they lie scattered over a file of many gigabytes.
 
     Args:
         queries: unit rows [Q, D].
-        stored: [N, D], f32, f16 or int8 as `vectors.packed` made it, usually a memmap.
-        codes: uint8 [N, B] of the same rows, usually a memmap.
-        coder: that made the codes.
-        dtype: of `stored`.
-        k: at least 1.
-        candidates: how many rows the scan finds for each query; at least 5 k do.
+        stored: what is ranked; without codes it is ranked by all vectors.
+        how: the plan; at least 5 k candidates are taken.
+        k: at least 1; may be more than there are rows.
         rows: the only ones to look at (of a filter, or not removed), ascending, each once; None:
             all. k of them are found wherever there are k.
     """
-    kept_count = candidates // RERANKED + SPARE * k
-    candidates = max(candidates, kept_count)
-    if len(stored if rows is None else rows) <= kept_count or not len(queries):
-        return exact(queries, stored, dtype=dtype, k=k, rows=rows)
-    codes = np.asarray(codes)
-    places = nearest_codes(coder.codes(queries), codes, count=candidates, rows=rows)
+    if how.candidates is None or stored.codes is None or stored.coder is None:
+        return exact(queries, stored, k=k, rows=rows)
+    reranked = how.candidates // RERANKED + SPARE * k
+    if len(stored.array if rows is None else rows) <= reranked or not len(queries):
+        return exact(queries, stored, k=k, rows=rows)
+    codes, coder = np.asarray(stored.codes), stored.coder
+    candidates = max(how.candidates, reranked)
+    nearest = nearest_codes(coder.codes(queries), codes, count=candidates, rows=rows)
     weights = coder.weights(queries)
     found = []
-    for number, near in enumerate(places):
+    for number, near in enumerate(nearest):
         near = near if rows is None else rows[near]
         estimates = _estimates(codes, near, weights[number])
-        kept = np.argpartition(-estimates, kept_count - 1)[:kept_count]
-        best = np.sort(near[kept])
-        found.append(exact(queries[number : number + 1], stored, dtype=dtype, k=k, rows=best))
+        best = np.sort(near[np.argpartition(-estimates, reranked - 1)[:reranked]])
+        found.append(exact(queries[number : number + 1], stored, k=k, rows=best))
     return Found(
-        np.concatenate([one.rows for one in found]), np.concatenate([one.scores for one in found])
+        np.concatenate([each.rows for each in found]),
+        np.concatenate([each.scores for each in found]),
     )
 
 
 def _estimates(codes: Codes, rows: Ints, weights: Floats) -> Floats:
     """Return for each row an estimate of its dot product [n], a constant left out."""
     blocks = (rows[n : n + CODES_AT_A_TIME] for n in range(0, len(rows), CODES_AT_A_TIME))
-    return np.concatenate([np.unpackbits(codes[some], axis=1) @ weights for some in blocks])
+    return np.concatenate([np.unpackbits(codes[block], axis=1) @ weights for block in blocks])
 
 
-# Exact ranking: every stored vector against every query, by blocks, in bounded memory.
+def exact(queries: Floats, stored: StoredVectors, *, k: int, rows: Ints | None = None) -> Found:
+    """Return the `k` rows with the highest dot product for each query: all vectors are read.
 
-
-# Of vectors that are widened to f32 at a time: 1 MB stays in a core's cache, and its product with
-# one query is too small for OpenBLAS to share out. Its threads and ours would fight: on busy cores
-# twice the components take six times as long, and 32 queries in one product twice as long as one
-# by one.
-BLOCK_COMPONENTS = 1 << 18
-SCATTERED = 4096  # rows that are read one by one, and asked for before they are needed
-SCORES = 1 << 22  # of a block, held at a time: queries by rows
-
-
-class Found(NamedTuple):
-    """What was found for each query, best first; of two equal scores that of the lower row."""
-
-    rows: Ints  # [Q, k]; -1 where there are no more
-    scores: Floats  # [Q, k]: dot products, so cosines of unit vectors; -inf where rows is -1
-
-
-def exact(
-    queries: Floats, stored: NDArray[Any], *, dtype: str, k: int, rows: Ints | None = None
-) -> Found:
-    """Return the `k` rows of `stored` with the highest dot product for each query.
-
-    Args:
-        queries: unit rows [Q, D].
-        stored: [N, D] as `vectors.packed` made it, usually a memmap: f32, f16 or int8. A row of
-            NaN is never found.
-        dtype: "f32", "f16" or "int8".
-        k: at least 1; may be more than there are rows.
-        rows: the only ones to look at, ascending, each once; None: all.
-
-    Memory: some 50 MB, and 30 Q k bytes.
+    Arguments as of `ranked`. Memory: some 50 MB, and 30 Q k bytes.
     """
-    look = _reader(stored, rows)
-    count = len(stored) if rows is None else len(rows)
+    read = _reader(stored.array, rows)
+    count = len(stored.array) if rows is None else len(rows)
     best = Nearest(
         np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
     )
@@ -198,14 +154,15 @@ def exact(
     step = max(1, min(BLOCK_COMPONENTS // dim, SCORES // max(1, len(queries))))
 
     def scores(first: int) -> Floats:
-        vectors = unpacked(look(slice(first, min(count, first + step))), dtype, dim)
+        block = read(slice(first, min(count, first + step)))
+        vectors = unpacked(block, stored.dtype, dim)
         products = np.stack([vectors @ query for query in queries])
         products[np.isnan(products)] = -np.inf
         return products
 
     starts = range(0, count if len(queries) else 0, step)
-    for first, block in zip(starts, ahead(scores, starts), strict=True):
-        best = merged(best, block, first)
+    for first, products in zip(starts, ahead(scores, starts), strict=True):
+        best = merged(best, products, first)
     numbers = best.numbers
     if rows is not None and count:
         numbers = np.where(numbers < 0, -1, rows[numbers])
@@ -221,9 +178,9 @@ def _reader(stored: NDArray[Any], rows: Ints | None) -> Callable[[slice], NDArra
     if rows is None:
         return lambda part: array[part]
 
-    def look(part: slice) -> NDArray[Any]:
-        wanted = rows[part]
-        begin, end = int(wanted[0]), int(wanted[-1]) + 1
-        return array[begin:end] if end - begin == len(wanted) else array[wanted]
+    def read(part: slice) -> NDArray[Any]:
+        numbers = rows[part]
+        begin, end = int(numbers[0]), int(numbers[-1]) + 1
+        return array[begin:end] if end - begin == len(numbers) else array[numbers]
 
-    return look
+    return read

@@ -1,7 +1,7 @@
 """An index as its readers see it: what was committed when it was opened, whoever writes meanwhile.
 
 with Index.open(Path("docs.gemb")) as index:
-    found = exact(queries, index.stored, dtype=index.spec.dtype, k=10, rows=index.alive)
+    found = exact(queries, index.vectors, k=10, rows=index.alive)
     hits = index.hits(found.rows[0], found.scores[0])
 """
 
@@ -31,6 +31,7 @@ from gemb.index.manifest import (
     vectors_path,
 )
 from gemb.index.mapped import MappedRows, gathered
+from gemb.index.ranking import StoredVectors
 from gemb.index.schema import (
     COLUMNS,
     crc,
@@ -115,6 +116,11 @@ class Index:
                 if tries + 1 == TRIES or read_manifest(folder).generation == manifest.generation:
                     raise
         raise AssertionError("the last try returns or raises")
+
+    @property
+    def vectors(self) -> StoredVectors:
+        """The stored vectors and their codes, to be ranked."""
+        return StoredVectors(self.stored, self.spec.dtype, self.codes, self.coder)
 
     def hits(self, rows: Rows, scores: NDArray[np.float32]) -> list[Hit]:
         """Return what stands in these slots, in their order; a slot of -1 is left out.

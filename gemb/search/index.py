@@ -198,16 +198,7 @@ def search_index(
             found_scores = np.zeros((len(batch), 0), np.float32)
         else:
             how = plan(criteria.accuracy, rows.count, k)
-            found = ranked(
-                batch,
-                index.stored,
-                index.codes,
-                index.coder,
-                how,
-                dtype=index.spec.dtype,
-                k=k,
-                rows=rows.numbers,
-            )
+            found = ranked(batch, index.vectors, how, k=k, rows=rows.numbers)
             found_rows, found_scores = found.rows, found.scores
         for query, vector, slots, scores in zip(
             queries[first : first + BATCH], batch, found_rows, found_scores, strict=True

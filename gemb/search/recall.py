@@ -8,10 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gemb.arrays import Floats, Ints
 from gemb.embedding.vectors import unpacked
@@ -21,8 +20,7 @@ from gemb.io.text import visible
 from gemb.search.forms import Write
 
 if TYPE_CHECKING:
-    from gemb.index.codes import Coder, Codes
-    from gemb.index.ranking import Found
+    from gemb.index.ranking import Found, StoredVectors
     from gemb.search.queries import ModelOpener, SearchJob
 
 
@@ -52,26 +50,23 @@ class Drawn(NamedTuple):
 
 def check_recall(
     queries: Floats,
-    stored: NDArray[Any],
-    codes: Codes,
-    coder: Coder,
+    stored: StoredVectors,
     how: Plan,
     *,
-    dtype: str,
     k: int,
     rows: Ints | None = None,
     own: Ints | None = None,
 ) -> Recall:
     """Rank as `how` says and exactly, and compare.
 
-    Args as of `two_stage`; queries: unit rows [Q, D], at least one, the user's own or those of
+    Args as of `ranked`; queries: unit rows [Q, D], at least one, the user's own or those of
     `rows_as_queries`, whose rows are then `own`: a query does not find itself. What has the score
     of the exact k-th counts as found, whichever of several equal rows it is.
     """
     depth = k if own is None else k + 1
 
     def rank(some: Floats, plan: Plan) -> Found:
-        return ranked(some, stored, codes, coder, plan, dtype=dtype, k=depth, rows=rows)
+        return ranked(some, stored, plan, k=depth, rows=rows)
 
     expected = _others(rank(queries, EXACT), own, k)
     found = _others(rank(queries, how), own, k)
@@ -92,9 +87,8 @@ def check_recall(
 
 
 def rows_as_queries(
-    stored: NDArray[Any],
+    stored: StoredVectors,
     *,
-    dtype: str,
     count: int,
     rows: Ints | None = None,
     seed: int = 0,
@@ -103,10 +97,10 @@ def rows_as_queries(
 
     A row that failed, or is all zeros, is passed over, so there may be fewer.
     """
-    among = len(stored) if rows is None else len(rows)
+    among = len(stored.array) if rows is None else len(rows)
     drawn = np.sort(np.random.default_rng(seed).choice(among, min(count, among), replace=False))
     drawn = drawn if rows is None else rows[drawn]
-    queries = unpacked(np.asarray(stored)[drawn], dtype, stored.shape[1])
+    queries = unpacked(np.asarray(stored.array)[drawn], stored.dtype, stored.array.shape[1])
     lengths = np.linalg.norm(queries, axis=1)
     usable = lengths > 0  # no comparison with NaN holds
     return Drawn(queries[usable] / lengths[usable, None], drawn[usable])
@@ -177,7 +171,6 @@ def run_recall(
         # What `auto` would do is exact for few rows, of which nothing can be missed.
         accuracy = "balanced" if job.criteria.accuracy == "auto" else job.criteria.accuracy
         how = plan(accuracy, rows.count, k)
-        dtype = index.spec.dtype
         own = None  # the rows that the queries are
         if job.queries:
             encoder = open_model(job.model or index.model)
@@ -186,17 +179,14 @@ def run_recall(
             queries = job.queries[:count]
             vectors = embedded(queries, encoder, words, index.spec.dim)
         else:
-            drawn = rows_as_queries(index.stored, dtype=dtype, count=count, rows=rows.numbers)
+            drawn = rows_as_queries(index.vectors, count=count, rows=rows.numbers)
             vectors, own = drawn.queries, drawn.rows
             if not len(own):
                 raise UsageError(f"--check-recall: no row of {shown} has a vector")
         found = check_recall(
             vectors,
-            index.stored,
-            index.codes,
-            index.coder,
+            index.vectors,
             how,
-            dtype=dtype,
             k=k,
             rows=rows.numbers,
             own=own,

@@ -123,7 +123,7 @@ def warm(folder: Path, vectors: Path, copies: int) -> None:
     import numpy as np
 
     from gemb.index.codes import nearest_codes
-    from gemb.index.ranking import plan, two_stage
+    from gemb.index.ranking import plan, ranked
     from gemb.index.reader import Index
 
     with Index.open(folder) as index:
@@ -135,20 +135,13 @@ def warm(folder: Path, vectors: Path, copies: int) -> None:
             random = np.random.default_rng(0)
             turned = np.packbits(random.random((copies, 8 * codes.shape[1])) < 0.05, axis=1)
             codes = np.concatenate([codes ^ one for one in turned])
-        candidates = plan("balanced", len(codes), 10).candidates or 0
+        how = plan("balanced", len(codes), 10)
+        candidates = how.candidates or 0
 
         def rank(number: int) -> object:
             if copies > 1:
                 return nearest_codes(bits[number : number + 1], codes, count=candidates)
-            return two_stage(
-                queries[number : number + 1],
-                index.stored,
-                codes,
-                index.coder,
-                dtype=index.spec.dtype,
-                k=10,
-                candidates=candidates,
-            )
+            return ranked(queries[number : number + 1], index.vectors, how, k=10)
 
         what = "scan of codes" if copies > 1 else "two_stage"
         milliseconds(f"{what}, no faiss", rank, len(queries))

@@ -8,7 +8,7 @@
 VECTORS is an .npy file, or a vectors.f16 of 768 components, of real texts, unit rows, some 50,000.
 `make` holds 500 of them back as queries, and enlarges the rest: each copy of all of them is turned
 by a rotation of its own, so that within a copy the vectors lie as real ones do. `speed` prints
-`two_stage` beside faiss's IndexBinaryFlat alone, in turns; `fresh` what a process of its own takes
+`ranked` beside faiss's IndexBinaryFlat alone, in turns; `fresh` what a process of its own takes
 for one query, the files in memory and on the disk: for the ranking alone (once), and with the
 bundled model, opened for it (whole).
 
@@ -32,7 +32,7 @@ import gemb.models.references
 from gemb.embedding.vectors import packed
 from gemb.index.codes import Coder
 from gemb.index.mapped import read_ahead
-from gemb.index.ranking import exact, plan, two_stage
+from gemb.index.ranking import Plan, StoredVectors, exact, plan, ranked
 
 QUERIES = 500
 TYPES = {"f32": np.float32, "f16": np.float16, "int8": np.int8}
@@ -96,20 +96,13 @@ class Corpus:
         self.queries = np.load(folder / "queries.npy")
 
     def search(self, queries: np.ndarray, candidates: int) -> np.ndarray:
-        return two_stage(
-            queries,
-            self.stored,
-            self.codes,
-            self.coder,
-            dtype=self.dtype,
-            k=10,
-            candidates=candidates,
-        ).rows
+        stored = StoredVectors(self.stored, self.dtype, self.codes, self.coder)
+        return ranked(queries, stored, Plan(candidates), k=10).rows
 
 
 def recall(corpus: Corpus, count: int) -> None:
     queries = corpus.queries[:count]
-    whole = exact(queries, corpus.stored, dtype=corpus.dtype, k=10).rows
+    whole = exact(queries, StoredVectors(corpus.stored, corpus.dtype), k=10).rows
     for candidates in (200, 400, 800, 1600, 3200, 6400):
         found = corpus.search(queries, candidates)
         shared = [len(np.intersect1d(a, b)) / 10 for a, b in zip(whole, found, strict=True)]

@@ -10,7 +10,7 @@ from gemb.errors import UsageError
 from gemb.index import codes as code_scan
 from gemb.index import ranking
 from gemb.index.codes import Coder, by_faiss, by_numpy, nearest_codes
-from gemb.index.ranking import Plan, exact, plan, ranked, two_stage
+from gemb.index.ranking import Plan, StoredVectors, exact, plan, ranked
 from gemb.search.recall import check_recall, rows_as_queries
 
 
@@ -61,7 +61,7 @@ def test_exact_ranking_is_what_sorting_all_scores_gives(dtype, rows, queries, mo
         "none": np.array([], np.int64),
     }[rows]
     queries = unit(queries, 48, seed=1)
-    found = exact(queries, stored, dtype=dtype, k=9, rows=wanted)
+    found = exact(queries, StoredVectors(stored, dtype), k=9, rows=wanted)
     assert found.rows.dtype == np.int64
     assert found.scores.dtype == np.float32
     agrees(found, sorted_by_hand(queries, stored, dtype, 9, wanted), 9)
@@ -71,9 +71,9 @@ def test_of_equal_rows_the_first_is_found_first(monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 10 * 4)
     # Powers of two: the dot products are exact, in whatever order they are summed.
     stored = np.tile(np.array([[0.5, 0.5, 0.5, 0.5], [1, 0, 0, 0]], np.float32), (50, 1))
-    found = exact(np.array([[1, 0, 0, 0]], np.float32), stored, dtype="f32", k=4)
+    found = exact(np.array([[1, 0, 0, 0]], np.float32), StoredVectors(stored, "f32"), k=4)
     assert found.rows.tolist() == [[1, 3, 5, 7]]
-    found = exact(np.array([[1, 0, 0, 0]], np.float32), stored, dtype="f32", k=52)
+    found = exact(np.array([[1, 0, 0, 0]], np.float32), StoredVectors(stored, "f32"), k=52)
     assert found.rows[0, 49:].tolist() == [99, 0, 2]
 
 
@@ -82,15 +82,15 @@ def test_a_row_that_failed_is_never_found(dtype, monkeypatch):
     monkeypatch.setattr(ranking, "BLOCK_COMPONENTS", 10 * 8)
     vectors = unit(40, 8)
     vectors[::2] = np.nan
-    found = exact(vectors[1:2], stored_as(vectors, dtype), dtype=dtype, k=30)
+    found = exact(vectors[1:2], StoredVectors(stored_as(vectors, dtype), dtype), k=30)
     assert found.rows[0, 0] == 1
     assert sorted(found.rows[0].tolist()) == [-1] * 10 + list(range(1, 40, 2))
 
 
 def test_nothing_to_rank_is_an_empty_answer():
-    found = exact(unit(2, 8), np.empty((0, 8), np.float16), dtype="f16", k=3)
+    found = exact(unit(2, 8), StoredVectors(np.empty((0, 8), np.float16), "f16"), k=3)
     assert found.rows.tolist() == [[-1] * 3] * 2
-    none = exact(np.empty((0, 8), np.float32), unit(5, 8), dtype="f32", k=3)
+    none = exact(np.empty((0, 8), np.float32), StoredVectors(unit(5, 8), "f32"), k=3)
     assert none.rows.shape == (0, 3)
 
 
@@ -225,8 +225,8 @@ def test_two_stages_find_what_one_does(dtype, dim, tmp_path):
     codes = coder.codes(vectors)
     queries = vectors[::1000] + 0.02 * unit(20, dim, seed=9)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    whole = exact(queries, stored, dtype=dtype, k=10)
-    found = two_stage(queries, stored, codes, coder, dtype=dtype, k=10, candidates=900)
+    whole = exact(queries, StoredVectors(stored, dtype), k=10)
+    found = ranked(queries, StoredVectors(stored, dtype, codes, coder), Plan(900), k=10)
     shared = [
         len(set(a) & set(b)) for a, b in zip(whole.rows.tolist(), found.rows.tolist(), strict=True)
     ]
@@ -234,7 +234,7 @@ def test_two_stages_find_what_one_does(dtype, dim, tmp_path):
     assert (found.rows[:, 0] == whole.rows[:, 0]).all()
     np.testing.assert_allclose(found.scores[:, 0], whole.scores[:, 0], atol=1e-6)
     # As many candidates as rows: no longer an approximation.
-    all_of_them = two_stage(queries, stored, codes, coder, dtype=dtype, k=10, candidates=60_000)
+    all_of_them = ranked(queries, StoredVectors(stored, dtype, codes, coder), Plan(60_000), k=10)
     assert (all_of_them.rows == whole.rows).all()
 
 
@@ -244,17 +244,9 @@ def test_a_filter_leaves_k_wherever_there_are_k(share):
     coder = Coder.fit(vectors)
     random = np.random.default_rng(1)
     rows = np.sort(random.choice(5000, int(5000 * share), replace=False))
-    whole = exact(vectors[:7], vectors, dtype="f32", k=10, rows=rows)
-    found = two_stage(
-        vectors[:7],
-        vectors,
-        coder.codes(vectors),
-        coder,
-        dtype="f32",
-        k=10,
-        candidates=1200,
-        rows=rows,
-    )
+    whole = exact(vectors[:7], StoredVectors(vectors, "f32"), k=10, rows=rows)
+    stored = StoredVectors(vectors, "f32", coder.codes(vectors), coder)
+    found = ranked(vectors[:7], stored, Plan(1200), k=10, rows=rows)
     expected = min(10, len(rows))
     assert ((found.rows >= 0).sum(axis=1) == expected).all()
     assert np.isin(found.rows[found.rows >= 0], rows).all()
@@ -268,7 +260,8 @@ def test_two_stages_read_memory_maps(tmp_path):
     coder.codes(vectors).tofile(tmp_path / "codes.bin")
     stored = np.memmap(tmp_path / "vectors.f16", np.float16, "r", shape=(3000, 96))
     codes = np.memmap(tmp_path / "codes.bin", np.uint8, "r", shape=(3000, coder.bytes))
-    found = two_stage(vectors[40:41], stored, codes, coder, dtype="f16", k=5, candidates=300)
+    stored = StoredVectors(stored, "f16", codes, coder)
+    found = ranked(vectors[40:41], stored, Plan(300), k=5)
     assert found.rows[0, 0] == 40
 
 
@@ -290,15 +283,12 @@ def test_a_plan_decides_how_it_is_ranked():
     vectors = unit(3000, 64)
     coder = Coder.of(64)
     codes = coder.codes(vectors)
-    arguments = {"dtype": "f32", "k": 10}
-    whole = exact(vectors[:20], vectors, **arguments)
-    for how, of in ((Plan(None), coder), (Plan(30), None)):
-        found = ranked(vectors[:20], vectors, codes, of, how, **arguments)
-        assert (found.rows == whole.rows).all()
-    two = ranked(vectors[:20], vectors, codes, coder, Plan(30), **arguments)
-    assert (two.rows != whole.rows).any()
-    expected = two_stage(vectors[:20], vectors, codes, coder, candidates=30, **arguments)
-    assert (two.rows == expected.rows).all()
+    whole = exact(vectors[:20], StoredVectors(vectors, "f32"), k=10)
+    stored = StoredVectors(vectors, "f32", codes, coder)
+    without_coder = StoredVectors(vectors, "f32", codes)
+    for how, of in ((Plan(None), stored), (Plan(30), without_coder)):
+        assert (ranked(vectors[:20], of, how, k=10).rows == whole.rows).all()
+    assert (ranked(vectors[:20], stored, Plan(30), k=10).rows != whole.rows).any()
 
 
 @pytest.mark.parametrize("filtered", [False, True])
@@ -308,11 +298,11 @@ def test_recall_is_the_share_of_the_exact_answer(filtered):
     codes = coder.codes(vectors)
     queries = unit(15, 64, seed=5)
     rows = np.arange(0, 2000, 3) if filtered else None
-    arguments = {"dtype": "f32", "k": 10, "rows": rows}
+    stored = StoredVectors(vectors, "f32", codes, coder)
     how = Plan(40)
-    measured = check_recall(queries, vectors, codes, coder, how, **arguments)
-    whole = exact(queries, vectors, **arguments).rows
-    found = two_stage(queries, vectors, codes, coder, candidates=40, **arguments).rows
+    measured = check_recall(queries, stored, how, k=10, rows=rows)
+    whole = exact(queries, stored, k=10, rows=rows).rows
+    found = ranked(queries, stored, how, k=10, rows=rows).rows
     shares = [
         len(set(a) & set(b)) / 10 for a, b in zip(whole.tolist(), found.tolist(), strict=True)
     ]
@@ -321,7 +311,7 @@ def test_recall_is_the_share_of_the_exact_answer(filtered):
     assert (measured.queries, measured.k) == (15, 10)
     assert measured.exact_ms > 0
     assert measured.plan_ms > 0
-    sure = check_recall(queries, vectors, codes, coder, Plan(None), **arguments)
+    sure = check_recall(queries, stored, Plan(None), k=10, rows=rows)
     assert (sure.recall, sure.worst) == (1, 1)
 
 
@@ -331,27 +321,27 @@ def test_a_row_as_a_query_does_not_find_itself():
     vectors[5] = np.nan
     coder = Coder.of(64)
     codes = np.random.default_rng(0).permutation(coder.codes(vectors))  # of other rows
-    drawn = rows_as_queries(vectors, dtype="f32", count=1000)
+    stored = StoredVectors(vectors, "f32", codes, coder)
+    drawn = rows_as_queries(stored, count=1000)
     assert len(drawn.queries) == 999
     assert 5 not in drawn.rows
     np.testing.assert_allclose(drawn.queries, vectors[drawn.rows], atol=1e-7)  # of length 1 again
-    arguments = {"dtype": "f32", "k": 1}
-    own = check_recall(drawn.queries, vectors, codes, coder, Plan(6), own=drawn.rows, **arguments)
+    own = check_recall(drawn.queries, stored, Plan(6), k=1, own=drawn.rows)
     assert own.recall < 0.1
-    honest = check_recall(drawn.queries, vectors, coder.codes(vectors), coder, Plan(6), **arguments)
+    right = StoredVectors(vectors, "f32", coder.codes(vectors), coder)
+    honest = check_recall(drawn.queries, right, Plan(6), k=1)
     assert honest.recall == 1  # each finds itself
-    within = rows_as_queries(vectors, dtype="f32", count=20, rows=np.arange(300, 400))
+    within = rows_as_queries(stored, count=20, rows=np.arange(300, 400))
     assert len(within.rows) == 20
     assert within.rows.min() >= 300
     assert within.rows.max() < 400
-    again = rows_as_queries(vectors, dtype="f32", count=20, rows=np.arange(300, 400))
+    again = rows_as_queries(stored, count=20, rows=np.arange(300, 400))
     assert (again.rows == within.rows).all()
 
 
 def test_any_of_several_equal_rows_counts_as_found():
     vectors = np.repeat(unit(50, 64), 40, axis=0)
     coder = Coder.of(64)
-    measured = check_recall(
-        vectors[::40], vectors, coder.codes(vectors), coder, Plan(30), dtype="f32", k=10
-    )
+    stored = StoredVectors(vectors, "f32", coder.codes(vectors), coder)
+    measured = check_recall(vectors[::40], stored, Plan(30), k=10)
     assert measured.recall == 1
