@@ -68,7 +68,7 @@ _TOKEN = re.compile(
 )
 _UNQUOTABLE = re.compile(r'["\\\x00-\x1f\x7f]')  # in a path of SQLite's JSON functions
 _BY_ORDER = ("<", "<=", ">", ">=", "between")
-_BY_EQUALITY = ("=", "==", "!=", "<>", "is", "in")
+_COMPARISONS = (*_BY_ORDER, "=", "==", "!=", "<>", "is", "in")
 
 
 class Where(NamedTuple):
@@ -102,7 +102,8 @@ def condition_for(connection: sqlite3.Connection, text: str) -> Where:
     tokens = _tokens(text)
     with reading_rows():
         kept = _kept(connection, SAMPLED_ROWS)
-        if any(token.is_name and _column(token.name, kept) is None for token in tokens):
+        fields = {_field(tokens, number) for number in range(len(tokens))}
+        if any(field is not None and _column(field, kept) is None for field in fields):
             kept = _kept(connection, -1)  # a field that few rows have
     where = _compiled(tokens, kept)
     try:
@@ -187,11 +188,9 @@ def _has(held: object, member: object) -> bool | None:
     if isinstance(held, str) and held.startswith("["):
         with contextlib.suppress(ValueError):
             members = orjson.loads(held)
-    return (
-        None
-        if held is None
-        else any(m is not None and (m == member or str(m) == str(member)) for m in members)
-    )
+    if held is None:
+        return None
+    return any(m is not None and (m == member or str(m) == str(member)) for m in members)
 
 
 def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
@@ -209,17 +208,17 @@ def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
 class _Token(NamedTuple):
     kind: str  # text, quoted, number, word, mark; empty before the first and after the last
     text: str
-    is_name: bool = False  # it can only be the name of a field
 
     @property
-    def name(self) -> str:
-        return self.text[1:-1].replace('""', '"') if self.kind == "quoted" else self.text
+    def word(self) -> str:
+        return self.text.lower()
 
     @property
     def constant_type(self) -> str:
         """Number, text or truth; empty: it is no constant."""
-        is_truth = self.kind == "word" and self.text.lower() in ("true", "false")
-        return "truth" if is_truth else self.kind if self.kind in ("number", "text") else ""
+        if self.kind == "word" and self.word in ("true", "false"):
+            return "truth"
+        return self.kind if self.kind in ("number", "text") else ""
 
 
 def _tokens(text: str) -> list[_Token]:
@@ -244,16 +243,23 @@ def _tokens(text: str) -> list[_Token]:
             rest = visible(text[position:], 30)
             raise _wrong(f"at character {position + 1}, {rest} {what}")
         position = match.end()
-        if match.lastgroup == "space":
-            continue
-        kind, token = str(match.lastgroup), match[0]
-        is_plain = token.lower() in KEYWORDS or tokens[-1].text.lower() in ("as", "collate")
-        is_called = text[position:].lstrip().startswith("(") and kind == "word"
-        is_name = kind == "quoted" or (kind == "word" and not is_plain and not is_called)
-        tokens.append(_Token(kind, token, is_name))
+        if match.lastgroup != "space":
+            tokens.append(_Token(str(match.lastgroup), match[0]))
     if len(tokens) == 1:
         raise _wrong("it is empty; one filter is lang='en' and year>=2024")
     return [*tokens, _Token("", "")]
+
+
+def _field(tokens: Sequence[_Token], number: int) -> str | None:
+    """Return the name of the field that a token is; None: it can be none."""
+    token = tokens[number]
+    if token.kind == "quoted":
+        return token.text[1:-1].replace('""', '"')
+    is_type = tokens[number - 1].word in ("as", "collate")
+    is_function = tokens[(number + 1) % len(tokens)].text == "("
+    if token.kind != "word" or token.word in KEYWORDS or is_type or is_function:
+        return None
+    return token.text
 
 
 def _compiled(tokens: Sequence[_Token], kept: Collection[str]) -> Where:
@@ -266,20 +272,21 @@ def _compiled(tokens: Sequence[_Token], kept: Collection[str]) -> Where:
     columns: dict[str, str] = {}  # of `COLUMNS`, or JSON paths -> their names in the statement
     parts: list[str] = []
     for number, token in enumerate(tokens):
-        column = _column(token.name, kept) if token.is_name else None
-        word = token.text.lower()
-        is_other = token.kind in ("word", "mark") and word not in KEYWORDS | FUNCTIONS
+        field = _field(tokens, number)
+        column = None if field is None else _column(field, kept)
+        is_function = token.kind == "word" and field is None and tokens[number + 1].text == "("
+        is_known = not is_function or token.word in KEYWORDS | FUNCTIONS
         if token.kind == "text":
             texts.append(token.text[1:-1].replace("''", "'"))
             parts.append(f"?{len(texts)}")
         elif column is not None:
             name = columns.setdefault(column, f"field{len(columns)}")
             parts.append(_typed(name, tokens, number))
-        elif word in INSTEAD and (token.is_name or is_other):
-            raise _wrong(f"instead of {word}: {INSTEAD[word]}")
-        elif token.is_name:
-            raise _unknown(token.name, kept)
-        elif token.kind == "word" and is_other and tokens[number + 1].text == "(":
+        elif token.word in INSTEAD and (token.kind == "mark" or field or not is_known):
+            raise _wrong(f"instead of {token.word}: {INSTEAD[token.word]}")
+        elif field is not None:
+            raise _unknown(field, kept)
+        elif not is_known:
             raise _wrong(f"the function {visible(token.text, 40)} is not allowed")
         else:
             parts.append(token.text)
@@ -324,14 +331,12 @@ def _column(field: str, kept: Collection[str]) -> str | None:
 
 def _typed(name: str, tokens: Sequence[_Token], number: int) -> str:
     """Return a field in the type of the constant that it is compared with."""
-    before, after = tokens[max(0, number - 2) : number], tokens[number + 1 : number + 6]
-    operator, constant = "", _Token("", "")
-    if len(before) == 2:
-        constant, operator = before[0], before[1].text
-    if not constant.constant_type or operator not in (*_BY_ORDER, *_BY_EQUALITY):
-        rest = [token for token in after if token.text.lower() not in ("not", "(", "-", "+")]
-        operator, constant = rest[0].text.lower(), rest[min(1, len(rest) - 1)]
-    if operator not in (*_BY_ORDER, *_BY_EQUALITY):
+    signs = ("not", "(", "-", "+")
+    after = [token for token in tokens[number + 1 : number + 6] if token.word not in signs]
+    operator, constant = after[0].word, after[min(1, len(after) - 1)]
+    if tokens[number - 1].word in _COMPARISONS and tokens[number - 2].constant_type:
+        operator, constant = tokens[number - 1].word, tokens[number - 2]  # as in 2024 <= year
+    if operator not in _COMPARISONS:
         return name
     match constant.constant_type:
         case "text":
@@ -352,7 +357,7 @@ def _unknown(field: str, kept: Collection[str]) -> UsageError:
     hint = f"did you mean {visible(close[0], 40)}? " if close else ""
     shown = ", ".join(visible(name, 40) for name in names[:20]) + (", ..." if names[20:] else "")
     field = visible(field, 40)
-    return _wrong(f"no field {field}; {hint}there are: {shown}; for a text: '{field}'")
+    return _wrong(f"no field {field}; {hint}there are: {shown}; a text has quotes: '{field}'")
 
 
 def _complaint(text: str) -> str:
