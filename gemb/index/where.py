@@ -26,6 +26,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+import orjson
+
 from gemb.errors import GembError, UsageError
 from gemb.io.text import visible
 
@@ -182,15 +184,13 @@ def _guarded(connection: sqlite3.Connection) -> Iterator[None]:
 
 def _has(held: object, member: object) -> bool | None:
     """Return whether a list has a member; a value that is no list is its own only member."""
-    import orjson
-
+    if held is None:
+        return None
     members = [held]
     if isinstance(held, str) and held.startswith("["):
         with contextlib.suppress(ValueError):
             members = orjson.loads(held)
-    if held is None:
-        return None
-    return any(m is not None and (m == member or str(m) == str(member)) for m in members)
+    return member in members or str(member) in [str(m) for m in members if m is not None]
 
 
 def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
