@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.embedding.vectors import read_vectors
+from gemb.embedding.formats.read import read_vectors
 
 DATA = Path(__file__).parent / "data" / "v0.1.0"
 FIELDS = ("--title-field", "title", "--id-field", "id", "--dim", "128")

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_index import all_hits, error, inside, out
 
 from fake_backend import Gemb, write_model
 from gemb.errors import GembError, UsageError
 from gemb.index.manifest import read_manifest
 from gemb.index.reader import Index
 from gemb.io.locks import locked_index
+from index_cases import all_hits, error, inside, out
 
 LINES = [f"word{number} and more" for number in range(600)]
 KILLS = int(os.environ.get("GEMB_KILLS", "8"))  # of each test; 50 once by hand

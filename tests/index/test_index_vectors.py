@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from test_index import ROWS, all_hits, error, inside, jsonl, log_texts, out, texts_encoded
 
 from fake_backend import Gemb, write_model
 from gemb.embedding.formats.read import read_vectors
 from gemb.index.reader import Index
+from index_cases import ROWS, all_hits, error, inside, jsonl, log_texts, out, texts_encoded
 
 FILES = ["v.npy", "v.npz", "v.f32", "v.parquet", "v.jsonl"]
 
