@@ -1,4 +1,4 @@
-"""TODO."""
+"""The processors of this machine, and work that is shared among them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    pass
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def cores() -> int:
@@ -18,10 +18,6 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # Linux; not macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 def ahead(work: Callable[[Item], Made], items: Sequence[Item]) -> Iterator[Made]:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Paths of outputs: links, streams and descriptors, and folders that can take a file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from gemb.errors import UsageError
 
 LINKS = 40  # that Linux follows in one path
+EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 def is_stream(path: Path | None) -> bool:
@@ -28,10 +29,10 @@ def is_stream(path: Path | None) -> bool:
 def descriptor(path: Path) -> int | None:
     """Return the number of the open file that a path such as /dev/fd/3 names, or None."""
     for hop in _hops(path):
-        found = re.fullmatch(rf"/proc/(?:self|{os.getpid()})(?:/task/\d+)?/fd/(\d+)", str(hop))
-        found = found or re.fullmatch(r"/dev/fd/(\d+)", str(hop))
-        if found:
-            return int(found[1])
+        match = re.fullmatch(rf"/proc/(?:self|{os.getpid()})(?:/task/\d+)?/fd/(\d+)", str(hop))
+        match = match or re.fullmatch(r"/dev/fd/(\d+)", str(hop))
+        if match:
+            return int(match[1])
     return None
 
 
@@ -60,9 +61,6 @@ def check_folder_of(path: Path) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
         raise UsageError(f"{folder}: nothing can be written to this folder; check its permissions")
-
-
-EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
 
 def status_of(path: Path | int) -> os.stat_result | None:

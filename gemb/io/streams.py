@@ -127,15 +127,15 @@ class Sink:
         """The output is closed by its owner."""
 
     def readable(self) -> bool:
-        """Return that it is not."""
+        """Return False."""
         return False
 
     def writable(self) -> bool:
-        """Return that it is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Return that it is not."""
+        """Return False."""
         return False
 
 

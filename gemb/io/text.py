@@ -1,10 +1,11 @@
-"""Text from a data file, as it may stand on a terminal and in a one-line message."""
+"""Text for people: one line without control characters, time spans, sizes, columns."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
 
+ELLIPSIS = "…"
 _SHORT = {"\n": "⏎", "\t": "⇥"}
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # control, direction, surrogate, line separators
 
@@ -45,9 +46,6 @@ def _shown(character: str) -> str:
     )
 
 
-# A time span, a size and the nearest name, in words.
-
-
 def duration(seconds: float) -> str:
     """Return a time span in words: 40 s, 12 min, 3 h 05 min, 2 d 4 h."""
     minutes = round(seconds / 60)
@@ -76,12 +74,6 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str = "") -> str:
     return f"did you mean '{near[0]}'?" if near else otherwise
 
 
-# Text in the columns of a terminal: how wide it is, cut and wrapped to a width.
-
-
-ELLIPSIS = "…"
-
-
 def width_of(text: str) -> int:
     """Return how many columns a text takes."""
     if text.isascii():
@@ -94,10 +86,10 @@ def cut(text: str, width: int) -> str:
     if width_of(text) <= width:
         return text
     used = 0
-    for place, character in enumerate(text):
+    for end, character in enumerate(text):
         used += _width(character)
         if used > width - 1:
-            return text[:place].rstrip() + ELLIPSIS
+            return text[:end].rstrip() + ELLIPSIS
     return text
 
 
@@ -120,14 +112,15 @@ def wrapped(text: str, width: int) -> list[str]:
 def _fitting(text: str, start: int, width: int) -> int:
     """Return where the characters from `start` on that fit end; at least one does."""
     used = 0
-    for place in range(start, len(text)):
-        used += _width(text[place])
+    for end in range(start, len(text)):
+        used += _width(text[end])
         if used > width:
-            return max(start + 1, place)
+            return max(start + 1, end)
     return len(text)
 
 
 def _width(character: str) -> int:
-    if unicodedata.combining(character):
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+    """Return how many columns a character takes: 0 for one that combines with another, 1 or 2."""
+    from wcwidth import wcwidth
+
+    return max(0, wcwidth(character))

@@ -7,7 +7,6 @@ what pulling a model means, and `fetch` does it.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import glob
 import hashlib
 import os
@@ -21,6 +20,8 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from gemb.errors import GembError, Missing, UsageError
+from gemb.io.locks import lock_file
+from gemb.io.notes import note
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import (
     HubName,
@@ -300,9 +301,12 @@ def _fetch_blob(plan: Plan, file: HubFile) -> None:
     blob = plan.blob(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(blob)
-    with partial.open("ab") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # another pull of the same file: wait for it
-        stream.seek(0, os.SEEK_END)  # which may have been stopped half-way
+
+    def held(_data: str) -> None:
+        note(f"another process is downloading {file.name}; this one waits for it")
+
+    with os.fdopen(lock_file(partial, held), "r+b") as stream:
+        stream.seek(0, os.SEEK_END)  # a download may have been stopped half-way
         if blob.exists():
             partial.unlink(missing_ok=True)
             return

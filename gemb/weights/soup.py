@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from gemb import __version__
 from gemb.errors import GembError, UsageError
-from gemb.io.atomic import new_folder
+from gemb.io.atomic import naming, new_folder
 from gemb.models.card import reaching, soup_history, write_card
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
@@ -170,11 +170,8 @@ class _OpenTensor(NamedTuple):
         # Not a map into memory: what is cut short meanwhile would end the process by a signal.
         raw = np.empty((end - begin) * width, np.uint8)
         self.file.seek(stored.offset + begin * width)
-        try:
+        with naming(path):
             length = self.file.readinto(raw.data)
-        except OSError as error:
-            error.filename = str(path)
-            raise
         if length != len(raw):
             raise GembError(f"{path}: it became shorter while it was read; try again")
         values = decoded(raw, stored.dtype)

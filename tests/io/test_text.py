@@ -1,10 +1,10 @@
-"""Sizes and suggestions in words."""
+"""Sizes and suggestions in words, and how wide text is on a terminal."""
 
 from __future__ import annotations
 
 import pytest
 
-from gemb.io.text import did_you_mean, size_in_words
+from gemb.io.text import cut, did_you_mean, size_in_words, width_of, wrapped
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,17 @@ def test_the_nearest_name_is_suggested_or_other_words():
     assert did_you_mean("serch", ["search", "embed"]) == "did you mean 'search'?"
     assert did_you_mean("zzz", ["search"], "there are search") == "there are search"
     assert did_you_mean("zzz", ["search"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [("fox", 3), ("日本", 4), ("é", 1), ("e\u0301", 1), ("नि", 1), ("\u07a6", 0), ("🦊", 2)],
+)
+def test_a_text_is_as_wide_as_a_terminal_shows_it(text: str, columns: int):
+    assert width_of(text) == columns
+
+
+def test_wide_text_is_cut_and_wrapped_to_columns():
+    assert cut("日本語", 5) == "日本…"
+    assert cut("日本語", 6) == "日本語"
+    assert wrapped("日本語 fox", 6) == ["日本語", "fox"]
