@@ -35,14 +35,14 @@ class Key:
 
     @property
     def item(self) -> Key | None:
-        """What the list that it holds has as items; None: no list."""
+        """The items of the list that it holds; None: no list."""
         if not isinstance(self.type, inspect.VarTupleType):
             return None
         return Key(annotation=get_args(self._bare)[0], type=self.type.item_type)
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The texts of which it takes one, in the order of the schema; empty: no such key."""
+        """The texts that it takes, in the order of the schema; empty: other values."""
         return get_args(self._bare) if isinstance(self.type, inspect.LiteralType) else ()
 
     @property
@@ -62,18 +62,19 @@ class Key:
             return f"a list, each {self.item.values}"
         if self.keys:
             return f"a block with the keys {', '.join(self.keys)}"
-        kind, words = self.type, {inspect.BoolType: "true or false", inspect.StrType: "text"}
-        if not isinstance(kind, inspect.IntType | inspect.FloatType):
-            return words[type(kind)]
-        whole = "whole " if isinstance(kind, inspect.IntType) else ""
-        limits = {word: getattr(kind, name) for name, word in _LIMITS.items()}
+        if isinstance(self.type, inspect.BoolType):
+            return "true or false"
+        if isinstance(self.type, inspect.StrType):
+            return "text"
+        whole = "whole " if isinstance(self.type, inspect.IntType) else ""
+        limits = {word: getattr(self.type, name) for name, word in _LIMITS.items()}
         given = [f" {word} {limit:g}" for word, limit in limits.items() if limit is not None]
         return f"a {whole}number{''.join(given)}"
 
 
 @functools.cache
 def _keys(block: type[msgspec.Struct]) -> dict[str, Key]:
-    return {one.encode_name: _key(one) for one in msgspec.structs.fields(block)}
+    return {entry.encode_name: _key(entry) for entry in msgspec.structs.fields(block)}
 
 
 def _key(entry: msgspec.structs.FieldInfo) -> Key:
@@ -83,7 +84,7 @@ def _key(entry: msgspec.structs.FieldInfo) -> Key:
     assert info.extra_json_schema, entry.name
     kind = info.type
     types = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-    (given,) = (one for one in types if not isinstance(one, inspect.NoneType))
+    (given,) = (member for member in types if not isinstance(member, inspect.NoneType))
     return Key(
         name=entry.encode_name,
         annotation=entry.type,

@@ -61,7 +61,7 @@ class RecipeReader:
 
 
 def _scalar(value: Value, key: Key) -> str | float | bool | None:
-    """Return a scalar for msgspec; what no scalar key but text can take is the text as written."""
+    """Return a scalar for msgspec: what does not fit the type of the key is the text as written."""
     data, is_structure = value.data, isinstance(value.data, dict | tuple)
     is_override = value.place.key != ""
     if isinstance(key.type, inspect.StrType):

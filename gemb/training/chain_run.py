@@ -241,7 +241,8 @@ def run_chain(run: ChainRun, options: Options) -> list[tuple[str, ...]]:
             if status.word != "done":
                 _run_stage(run, stage, status, options, signals)
             seconds = run.record(stage).get("seconds", 0.0)
-            made = str(run.path / stage.name / stage.output) if stage.output else "-"
+            name = "" if "*" in stage.output else stage.output
+            made = str(run.path / stage.name / name) if stage.output else "-"
             rows.append((stage.name, stage.kind, status.word, duration(seconds), made))
     return rows
 
