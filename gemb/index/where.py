@@ -18,7 +18,6 @@ are bound to the statement, and an authorizer refuses all but reading the column
 from __future__ import annotations
 
 import contextlib
-import difflib
 import re
 import sqlite3
 import time
@@ -29,7 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import orjson
 
 from gemb.errors import GembError, UsageError
-from gemb.io.text import visible
+from gemb.io.text import did_you_mean, visible
 
 if TYPE_CHECKING:
     import numpy as np
@@ -353,11 +352,10 @@ def _typed(name: str, tokens: Sequence[_Token], number: int) -> str:
 
 def _unknown(field: str, kept: Collection[str]) -> UsageError:
     names = [*sorted(kept), *COLUMNS]
-    close = difflib.get_close_matches(field, names, 1, 0.6)
-    hint = f"did you mean {visible(close[0], 40)}? " if close else ""
+    hint = visible(did_you_mean(field, names))
     shown = ", ".join(visible(name, 40) for name in names[:20]) + (", ..." if names[20:] else "")
     field = visible(field, 40)
-    return _wrong(f"no field {field}; {hint}there are: {shown}; a text has quotes: '{field}'")
+    return _wrong(f"no field {field}; {hint and hint + ' '}there are: {shown}; a text: '{field}'")
 
 
 def _complaint(text: str) -> str:
