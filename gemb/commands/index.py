@@ -16,13 +16,14 @@ from gemb.commands.index_options import (
     JSON,
     YES,
     SourceOptions,
+    VectorOptions,
     own_model,
     source_options,
+    vector_options,
 )
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
-from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
     from gemb.index.state import Changes
@@ -55,20 +56,7 @@ def index() -> None:
 @INDEX
 @click.argument("sources", nargs=-1, metavar="[FILE|DIR]...")
 @source_options
-@click.option("--dim", type=int, help="Width of the vectors: one that the model was trained for.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["f16", "int8", "f32"]),
-    help="Type of the stored numbers.  [default: f16; of vectors of gemb embed, theirs]",
-)
-@click.option(
-    "--task",
-    type=click.Choice(list(TASKS)),
-    default="document",
-    show_default=True,
-    help="Words that the model was trained to see around a text.",
-)
-@click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'passage: {text}'.")
+@vector_options
 @click.option(
     "-f",
     "--force",
@@ -84,10 +72,7 @@ def build(
     folder: Path,
     source: SourceOptions,
     sources: tuple[str, ...],
-    dim: int | None,
-    dtype: str | None,
-    task: str,
-    prompt: str | None,
+    vectors: VectorOptions,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -117,10 +102,10 @@ def build(
         source=source.source(sources),
         model=options.model,
         model_is_named=ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE,
-        dim=dim,
-        dtype=dtype,
-        task=task,
-        prompt=prompt,
+        dim=vectors.dim,
+        dtype=vectors.dtype,
+        task=vectors.task,
+        prompt=vectors.prompt,
         overwrite=force,
     )
     changes = build_index(job, lambda: options.open().encoder)

@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from gemb.commands.options import WALK
 from gemb.errors import UsageError
+from gemb.models.prompts import TASKS
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ INDEX = click.argument(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 YES = click.option("--yes", is_flag=True, help="Do not ask before more than half is removed.")
 
-OPTIONS = (
+SOURCE = (
     click.option(
         "-I",
         "--input-format",
@@ -74,6 +75,24 @@ OPTIONS = (
         show_default=True,
         help="A text longer than the model takes: cut it, fail it, leave it out.",
     ),
+)
+VECTORS = (
+    click.option(
+        "--dim", type=int, help="Width of the vectors: one that the model was trained for."
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["f16", "int8", "f32"]),
+        help="Type of the stored numbers.  [default: f16; of vectors of gemb embed, theirs]",
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(list(TASKS)),
+        default="document",
+        show_default=True,
+        help="Words that the model was trained to see around a text.",
+    ),
+    click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'passage: {text}'."),
 )
 
 
@@ -136,16 +155,37 @@ class SourceOptions:
         return chosen_source(rows, passages, wants_passages=wants_passages)
 
 
+@dataclass(frozen=True, kw_only=True)
+class VectorOptions:
+    """What the options of `vector_options` say."""
+
+    dim: int | None
+    dtype: str | None
+    task: str
+    prompt: str | None
+
+
 def source_options(command: F) -> F:
     """Give a command the options of a source; it gets them as `source: SourceOptions`."""
+    return _with_options(command, SOURCE, source=SourceOptions)
+
+
+def vector_options(command: F) -> F:
+    """Give a command the options of new vectors; it gets them as `vectors: VectorOptions`."""
+    return _with_options(command, VECTORS, vectors=VectorOptions)
+
+
+def _with_options(command: F, options: tuple[Callable[[F], F], ...], **kinds: type[Any]) -> F:
+    """Give a command options; it gets their values in a dataclass, by its name."""
+    ((name, kind),) = kinds.items()
 
     @functools.wraps(command)
     def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
-        chosen = {field.name: values.pop(field.name) for field in fields(SourceOptions)}
-        return command(*args, source=SourceOptions(**chosen), **values)
+        chosen = {field.name: values.pop(field.name) for field in fields(kind)}
+        return command(*args, **{name: kind(**chosen)}, **values)
 
     wrapped: Any = packed
-    for option in reversed(OPTIONS):
+    for option in reversed(options):
         wrapped = option(wrapped)
     return wrapped  # type: ignore[no-any-return]
 
