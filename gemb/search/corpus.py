@@ -24,7 +24,7 @@ from gemb.texts import inputs
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record
-from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, walk
+from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, walk
 
 KEEP_S = 2.0  # seconds of splitting that a kill may cost
 HELD = 1 << 24  # characters of files' texts that are held for the next passage
@@ -127,7 +127,7 @@ def gather(
         if row.flags & BINARY:
             skipped.binary_file(entry.path, is_named=entry.is_named)
         elif row.flags & UNDECODABLE:
-            skipped.undecodable.append(entry.path)
+            skipped.undecodable_file(entry.path)
         if row.passages:
             if is_new:
                 titles[len(files)] = json.loads(row.titles)
@@ -194,13 +194,13 @@ def _rows(
 
 def _split(entry: Entry, kind: str, skipped: Skipped) -> Row | None:
     """Return a file as a row of the table, None where it cannot be read."""
-    own = Skipped(silent=True)
-    text = read_text(entry, own)
-    if text is None and not own.binary:
-        skipped.adopt(own)
+    file = open_text(entry)
+    if file.text is None and not file.is_binary:
+        if file.failure:
+            skipped.failure(entry.path, file.failure)
         return None
-    text = text or ""
-    flags = BINARY if own.binary else UNDECODABLE if own.undecodable else 0
+    text = file.text or ""
+    flags = BINARY if file.is_binary else 0 if file.is_whole else UNDECODABLE
     parts = split(text, entry.real, kind)
     titles = list(dict.fromkeys(part.title or "" for part in parts))
     numbers = {title: number for number, title in enumerate(titles)}
@@ -265,11 +265,10 @@ class PassageTexts:
         entry = self.corpus.files[file]
         entry = entry._replace(size=self._sizes.get(file, entry.size))
         # A file that is known from an earlier search was not opened in this one so far.
-        own = Skipped(silent=True)
-        text = read_text(entry, own)
-        if own.failed and file not in self._refused:
+        text, *_, failure = open_text(entry)
+        if failure and file not in self._refused:
             self._refused.add(file)
-            self.skipped.adopt(own)
+            self.skipped.failure(entry.path, failure)
         if text is not None:
             self._held[file] = text
             while sum(map(len, self._held.values())) > HELD and len(self._held) > 1:
@@ -369,7 +368,7 @@ class PassageTexts:
         """Count a passage that is not there any more, if nothing was said of its file."""
         is_of_file = number < len(self.corpus.table)
         if not is_of_file or self._row(number)[0] not in self._refused:
-            self.skipped.changed += 1
+            self.skipped.changed_passage()
 
     def _row(self, number: int) -> tuple[int, Any]:
         """Return a passage's file and its row of FIELDS."""

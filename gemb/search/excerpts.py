@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.index.hits import Hit
-from gemb.texts.walk import Entry, Skipped, read_text
+from gemb.texts.walk import Entry, open_text
 from gemb.texts.words import wanted_stems, weights, words_of
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _lines(path: str) -> list[str]:
     real = os.path.abspath(path)  # noqa: PTH100
     entry = Entry(path, real, found.st_size, found.st_mtime_ns, found.st_ino, is_named=False)
     try:
-        text = read_text(entry, Skipped())
+        text = open_text(entry).text
     except OSError:
         return []
     return text.removesuffix("\n").split("\n") if text else []

@@ -199,7 +199,8 @@ def embed_missing(
             for window in windows:
                 good: list[int] = []
                 for place, row in enumerate(window.rows):
-                    skipped.cut += row.is_cut
+                    if row.is_cut:
+                        skipped.cut_passage()
                     if row.error:
                         skipped.failure(row.record.place, row.error.message)
                     else:

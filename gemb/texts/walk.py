@@ -1,4 +1,8 @@
-"""What a walk or a reading left out, and why: counted, and said on stderr."""
+"""The files under what a user named, their texts, and what of them was left out.
+
+Files come in a steady order, as ripgrep walks: hidden files, what .gitignore, .ignore and
+.git/info/exclude name, and links are left out; a file that is named itself never is.
+"""
 
 from __future__ import annotations
 
@@ -11,190 +15,10 @@ from typing import NamedTuple
 
 from gemb.io.notes import note, warn
 from gemb.io.text import visible
+from gemb.texts.contents import LOOKED_AT, is_binary, whole_text
 from gemb.texts.ignore import Rules, Scope, around
 
 FEW = 5  # failures that are named one by one; the others are counted
-
-
-class Skipped:
-    """What was left out. As with grep, `failed` > 0 means exit code 2, whatever was found."""
-
-    def __init__(self, *, silent: bool = False) -> None:
-        """Begin with nothing; `silent`: failures are not named, only kept for `adopt`."""
-        self.failed = 0  # could not be read: no permission, no such file, an I/O error
-        self.binary = 0  # a NUL in their first 8 KiB
-        self.undecodable: list[str] = []  # read all the same, with U+FFFD for what is no UTF-8
-        self.too_big: list[tuple[int, str]] = []  # size and path
-        self.cut = 0  # passages that are longer than the model takes: their beginning counts
-        self.changed = 0  # passages that are no longer where they were found
-        self.named_binary = 0  # of the binary ones, those that the user named
-        self._silent = silent
-        self._failures: list[tuple[str, str]] = []
-        self._rules: set[str] = set()  # files of them that cannot be read
-
-    def failure(self, path: str, message: str) -> None:
-        """Count what should have been read and could not, and name it (the first few)."""
-        self.failed += 1
-        if self.failed > FEW:
-            return
-        self._failures.append((path, message))
-        if not self._silent:
-            warn(f"{visible(path)}: {message}")
-
-    def rules(self, path: str, message: str) -> None:
-        """Name a file of rules that cannot be read, once; nothing is left out by it, or lost."""
-        if path not in self._rules and not self._silent:
-            warn(f"{visible(path)}: {message}; what it leaves out is taken")
-        self._rules.add(path)
-
-    def adopt(self, other: Skipped) -> None:
-        """Count the failures of another one, a silent one's."""
-        for path, message in other._failures:
-            self.failure(path, message)
-
-    def binary_file(self, path: str, *, is_named: bool) -> None:
-        """Count a binary file."""
-        self.binary += 1
-        self.named_binary += is_named
-
-    def big(self, path: str, real: str, size: int, *, is_named: bool) -> None:
-        """Count a file that is over the bound, or as binary where it is no text."""
-        try:
-            with Path(real).open("rb") as file:
-                if is_binary(file.read(LOOKED_AT)):
-                    self.binary_file(path, is_named=is_named)
-                    return
-        except OSError:
-            pass  # it would have been left out anyhow
-        if is_named:
-            larger = shown_size(size, up=True)
-            self.failure(
-                path,
-                f"{shown_size(size)} is long for a text; --max-size {larger} takes it",
-            )
-        else:
-            self.too_big.append((size, path))
-
-    def say(self) -> None:
-        """Say at the end, in a line for each kind, what was left out. Failures are always said."""
-        if self.failed > FEW:
-            warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
-        if self.too_big:
-            size, path = max(self.too_big)
-            count = len(self.too_big)
-            note(
-                f"{count:,} {'file was' if count == 1 else 'files were'} left out for "
-                f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
-                f"{shown_size(size)}); --max-size {shown_size(size, up=True)} takes them"
-            )
-        if self.named_binary:
-            count = self.named_binary
-            note(f"{count:,} binary {'file was' if count == 1 else 'files were'} left out")
-        if self.undecodable:
-            count = len(self.undecodable)
-            note(
-                f"{count:,} {'file is' if count == 1 else 'files are'} not all UTF-8 (first: "
-                f"{visible(self.undecodable[0])}); what is none was read as U+FFFD"
-            )
-        if self.cut:
-            count = self.cut
-            are, their = ("passage is", "its") if count == 1 else ("passages are", "their")
-            note(f"{count:,} {are} longer than the model takes; {their} beginning counts")
-        if self.changed:
-            count = self.changed
-            have, are = ("passage has", "is") if count == 1 else ("passages have", "are")
-            note(f"{count:,} {have} changed during the search and {are} left out")
-
-
-def shown_size(size: int, *, up: bool = False) -> str:
-    """Return bytes as 2.1G or 75M; with `up`, a whole number that is no less."""
-    for letter, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
-        if size >= unit:
-            return f"{-(-size // unit)}{letter}" if up else f"{size / unit:.1f}{letter}"
-    return str(size)
-
-
-# The text of a file, or why it has none.
-
-
-LOOKED_AT = 8192  # bytes: a NUL in them makes a file binary, as for git and grep
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-# Formats that may have no NUL so early, and hold no text as it stands.
-_FOREIGN = (b"%PDF-", b"\x1f\x8b", b"PK\x03\x04", b"BZh9", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-
-
-def read_text(entry: Entry, skipped: Skipped) -> str | None:
-    """Return the file's text, None where it has none that can be read (counted in `skipped`).
-
-    UTF-8, or UTF-16 where the file begins with its mark; what is no UTF-8 becomes U+FFFD, and
-    every end of a line is a newline. A binary file (a NUL in its first 8 KiB, or a format known by
-    its first bytes), a vanished one and one that may not be read have no text. Of a file that
-    grows, what it held when it was found is read.
-    """
-    try:
-        data = _content(entry)
-    except FileNotFoundError as error:
-        if entry.is_named:
-            skipped.failure(entry.path, reason(error))
-        return None  # it has vanished
-    except OSError as error:
-        skipped.failure(entry.path, reason(error))
-        return None
-    if data is None:
-        skipped.binary += 1
-        return None
-    return _decoded(data, entry.path, skipped)
-
-
-def is_binary(start: bytes) -> bool:
-    """Return whether a file that begins so is no text."""
-    if start.startswith(_UTF16):
-        return False
-    return b"\0" in start[:LOOKED_AT] or start.startswith(_FOREIGN)
-
-
-def _content(entry: Entry) -> bytes | None:
-    """Return the bytes of a file, None where it is binary or no file any more."""
-    # A pipe in the place of the file must not hold the search up.
-    file = os.open(entry.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return None
-        start = _read(file, min(entry.size, LOOKED_AT))
-        if is_binary(start):
-            return None
-        return start + _read(file, entry.size - len(start))
-    finally:
-        os.close(file)
-
-
-def _read(file: int, size: int) -> bytes:
-    parts: list[bytes] = []
-    while size > 0 and (part := os.read(file, size)):
-        parts.append(part)
-        size -= len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-def _decoded(data: bytes, path: str, skipped: Skipped) -> str:
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8"
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as error:
-        # The last character of a file that is being written may not be there yet.
-        if error.start < len(data) - 4:
-            skipped.undecodable.append(path)
-        text = data.decode(encoding, "replace")
-    return text.replace("\r\n", "\n") if "\r" in text else text
-
-
-# The files under what a user named, in a steady order: as ripgrep walks.
-#
-# Hidden files, what .gitignore, .ignore and .git/info/exclude name, and links are left out; a file
-# that is named itself never is.
-
-
 MOST_BYTES = 10_000_000  # a longer file is a log or a dump, and would take an hour
 
 
@@ -218,6 +42,106 @@ class Entry(NamedTuple):
     mtime_ns: int
     inode: int
     is_named: bool  # by the user, not found in a folder
+
+
+class FileText(NamedTuple):
+    """The text of a file, or why it has none."""
+
+    text: str | None
+    is_binary: bool = False
+    is_whole: bool = True  # no byte of it was read as U+FFFD
+    failure: str = ""  # why it could not be read; empty also where it has vanished
+
+
+class Skipped:
+    """Counts what was left out; as with grep, exit code 2 means that something failed."""
+
+    def __init__(self) -> None:
+        self.failed = 0  # could not be read: no permission, no such file, an I/O error
+        self.binary = 0  # no text by their first bytes
+        self._named_binary = 0  # of these, those that the user named
+        self._undecodable: list[str] = []  # read with U+FFFD for what is no UTF-8
+        self._too_big: list[tuple[int, str]] = []  # size and path
+        self._cut = 0  # passages that are longer than the model takes: their beginning counts
+        self._changed = 0  # passages that are no longer where they were found
+        self._rules: set[str] = set()  # files of them that cannot be read
+
+    def failure(self, path: str, message: str) -> None:
+        """Count what should have been read and could not, and name it (the first few)."""
+        self.failed += 1
+        if self.failed <= FEW:
+            warn(f"{visible(path)}: {message}")
+
+    def rules(self, path: str, message: str) -> None:
+        """Name a file of rules that cannot be read, once; nothing is left out by it, or lost."""
+        if path not in self._rules:
+            warn(f"{visible(path)}: {message}; what it leaves out is taken")
+        self._rules.add(path)
+
+    def binary_file(self, path: str, *, is_named: bool) -> None:
+        """Count a file that is no text; `is_named`: by the user."""
+        self.binary += 1
+        self._named_binary += is_named
+
+    def undecodable_file(self, path: str) -> None:
+        """Count a file of which a part is no UTF-8."""
+        self._undecodable.append(path)
+
+    def big_file(self, path: str, size: int, *, is_named: bool) -> None:
+        """Count a file that is over the bound."""
+        if is_named:
+            larger = shown_size(size, up=True)
+            self.failure(
+                path, f"{shown_size(size)} is long for a text; --max-size {larger} takes it"
+            )
+        else:
+            self._too_big.append((size, path))
+
+    def cut_passage(self) -> None:
+        """Count a passage that is longer than the model takes."""
+        self._cut += 1
+
+    def changed_passage(self) -> None:
+        """Count a passage that is no longer where it was found."""
+        self._changed += 1
+
+    def say(self) -> None:
+        """Say at the end, in a line for each kind, what was left out. Failures are always said."""
+        if self.failed > FEW:
+            warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
+        if self._too_big:
+            size, path = max(self._too_big)
+            count = len(self._too_big)
+            note(
+                f"{count:,} {'file was' if count == 1 else 'files were'} left out for "
+                f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
+                f"{shown_size(size)}); --max-size {shown_size(size, up=True)} takes them"
+            )
+        if self._named_binary:
+            count = self._named_binary
+            note(f"{count:,} binary {'file was' if count == 1 else 'files were'} left out")
+        if self._undecodable:
+            count = len(self._undecodable)
+            note(
+                f"{count:,} {'file is' if count == 1 else 'files are'} not all UTF-8 (first: "
+                f"{visible(self._undecodable[0])}); what is none was read as U+FFFD"
+            )
+        if self._cut:
+            count = self._cut
+            are, their = ("passage is", "its") if count == 1 else ("passages are", "their")
+            note(f"{count:,} {are} longer than the model takes; {their} beginning counts")
+        if self._changed:
+            count = self._changed
+            have, are = ("passage has", "is") if count == 1 else ("passages have", "are")
+            note(f"{count:,} {have} changed during the search and {are} left out")
+
+
+def shown_size(size: int, *, up: bool = False) -> str:
+    """Return bytes as 2.1G or 75M; with `up`, a whole number that is no less."""
+    for letter, unit in (("G", 10**9), ("M", 10**6), ("K", 10**3)):
+        if size >= unit:
+            return f"{-(-size // unit)}{letter}" if up else f"{size / unit:.1f}{letter}"
+    return str(size)
 
 
 def is_stream(path: str) -> bool:
@@ -367,7 +291,10 @@ class _Walker:
         self._seen.add(real)
         most = self._how.most_bytes
         if 0 < most < found.st_size:
-            self._skipped.big(path, real, found.st_size, is_named=is_named)
+            if _begins_binary(real):
+                self._skipped.binary_file(path, is_named=is_named)
+            else:
+                self._skipped.big_file(path, found.st_size, is_named=is_named)
             return
         if path.startswith("-"):  # as an option it would be taken
             path = "./" + path
@@ -386,6 +313,67 @@ def _as_rules(globs: Sequence[str]) -> Iterator[str]:
         yield glob[1:] if glob.startswith("!") else "!" + glob
 
 
+def _begins_binary(real: str) -> bool:
+    try:
+        with Path(real).open("rb") as file:
+            return is_binary(file.read(LOOKED_AT))
+    except OSError:  # it is left out for its size
+        return False
+
+
 def _identity(real: str) -> tuple[int, int]:
     found = os.stat(real)  # noqa: PTH116
     return found.st_dev, found.st_ino
+
+
+def open_text(entry: Entry) -> FileText:
+    """Return the file's text, or why it has none.
+
+    A binary file (`gemb.texts.contents.is_binary`), a vanished one and one that may not be read
+    have no text. Of a file that grows, what it held when it was found is read.
+    """
+    try:
+        data = _content(entry)
+    except FileNotFoundError as error:
+        return FileText(None, failure=reason(error) if entry.is_named else "")
+    except OSError as error:
+        return FileText(None, failure=reason(error))
+    if data is None:
+        return FileText(None, is_binary=True)
+    text, is_whole = whole_text(data)
+    return FileText(text, is_whole=is_whole)
+
+
+def read_text(entry: Entry, skipped: Skipped) -> str | None:
+    """Return the file's text, None where it has none; what is wrong with it is counted."""
+    file = open_text(entry)
+    if file.failure:
+        skipped.failure(entry.path, file.failure)
+    elif file.is_binary:
+        skipped.binary_file(entry.path, is_named=False)
+    elif not file.is_whole:
+        skipped.undecodable_file(entry.path)
+    return file.text
+
+
+def _content(entry: Entry) -> bytes | None:
+    """Return the bytes of a file, None where it is binary or no file any more."""
+    # A pipe in the place of the file must not hold the search up.
+    file = os.open(entry.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            return None
+        head = _read(file, min(entry.size, LOOKED_AT))
+        if is_binary(head):
+            return None
+        return head + _read(file, entry.size - len(head))
+    finally:
+        os.close(file)
+
+
+def _read(file: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size > 0 and (part := os.read(file, size)):
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gemb.texts.walk import Entry, Skipped, Walk, is_stream, read_text, shown_size, walk
+from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, read_text, shown_size, walk
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
@@ -340,7 +340,7 @@ def test_a_file_is_read_as_what_it_is(tmp_path: Path, content: bytes, text: str 
     skipped = Skipped()
     assert read_text(entry_of(path), skipped) == text
     assert skipped.binary == (text is None)
-    assert not skipped.undecodable
+    assert open_text(entry_of(path)).is_whole
 
 
 def test_what_is_no_utf8_is_read_and_counted(
@@ -369,6 +369,6 @@ def test_a_file_that_vanishes_grows_shrinks_or_becomes_a_pipe_does_no_harm(tmp_p
     path.unlink()
     assert read_text(entry, skipped) is None
     assert skipped.failed == 0
-    assert read_text(entry._replace(is_named=True), Skipped(silent=True)) is None
+    assert read_text(entry._replace(is_named=True), Skipped()) is None
     os.mkfifo(path)
     assert read_text(entry, skipped) is None
