@@ -1,7 +1,7 @@
-"""What training and evaluation share of a BEIR folder (arXiv 2104.08663): its judgements and ids.
+"""A BEIR folder (arXiv 2104.08663): its judgements and ids, and its pairs as training data.
 
-A line of the judgements is query-id, corpus-id and score, with tabs between; the first may name
-them.
+The folder has corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and judgements. A line of
+these is query-id, corpus-id and score, with tabs between; the first may name them.
 """
 
 from __future__ import annotations
@@ -105,18 +105,15 @@ def text_id(row: Mapping[str, object]) -> str | None:
     return str(key) if isinstance(key, str | int) and not isinstance(key, bool) else None
 
 
-# A BEIR folder as training data: every judgement above 0 is a pair.
-#
-# Layout: corpus.jsonl (_id, title, text), queries.jsonl (_id, text), qrels/train.tsv.
-# Of the corpus only the places of relevant documents are held: memory grows with the judgements.
-
-
 Places = dict[str, tuple[int, int]]  # id -> offset and size of its line; of size 0: not found
 
 
 @dataclass
 class BeirFolder:
-    """A folder of queries, documents and judgements."""
+    """A folder of queries, documents and judgements; every judgement above 0 is a row.
+
+    Of the corpus only the places of relevant documents are held: memory grows with the judgements.
+    """
 
     path: Path
     qrels: Path

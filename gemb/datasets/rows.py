@@ -1,4 +1,10 @@
-"""Which words stand around the texts of a source of training data."""
+"""The rows of a source of training data, any of them at once, whatever the size of the file.
+
+One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
+hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
+written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
+path, size and time of change, and is mapped, not loaded.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +76,6 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
     return for_task(task, dictionary)
 
 
-# One pass over a source of training data: its rows indexed, its bad rows named.
-#
 # The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13
 # bytes a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a
 # line [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source.
@@ -79,6 +83,7 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
 
 
 VERSION = 3  # of the files in the cache
+LONG_BYTES = 1 << 30  # of a source: from here on the user is told why nothing happens
 KEPT_BAD = 20  # bad rows that are named; all are counted
 COLUMNS = 64  # names of columns that are remembered
 ROW = np.dtype(
@@ -258,17 +263,6 @@ def _folded_ids(row: Row) -> list[bytes]:
     query, positives, negatives = row
     texts = [query, *(text for text, _ in positives), *(text for text, _ in negatives)]
     return [digest(folded(text)) for text in texts]
-
-
-# The rows of a source of training data, any of them at once, whatever the size of the file.
-#
-# One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
-# hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
-# written once, as lines of JSON, beside the index. The index is kept in the cache under the
-# source's path, size and time of change, and is mapped, not loaded.
-
-
-LONG_BYTES = 1 << 30  # from here on the user is told why nothing happens
 
 
 class Rows:

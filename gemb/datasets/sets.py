@@ -1,4 +1,16 @@
-"""The kinds of evaluation sets: what each holds, and which texts of it have which prompt."""
+"""Evaluation sets: what each kind holds, which prompts its texts have, and how a set is opened.
+
+The kind is recognised by the shape of what a user has:
+
+    NAME/corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv   retrieval (the layout of BEIR)
+    rerank/NAME/...                            the same, each query among its judged documents
+    NAME.tsv with sentence1, sentence2, score  STS; scores that are all 0 or 1: pairs
+    NAME.tsv of two columns                    bitext: each line a sentence and its translation
+    NAME-train.jsonl and NAME-val.jsonl, or one file            classification: text, label
+
+A folder may hold many of these, at any depth. Beside a corpus.jsonl, `set.json` may say what the
+shape does not: `{"kind": "rerank", "task": "code"}`.
+"""
 
 from __future__ import annotations
 
@@ -179,18 +191,6 @@ class Classification(EvaluationSet):
     def answers(self) -> Iterable[object]:
         """The labels."""
         return [*self.train_labels, *self.test_labels]
-
-
-# Evaluation sets: what a user holds, read and recognised by its shape.
-#
-#     NAME/corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv   retrieval (the layout of BEIR)
-#     rerank/NAME/...                                the same, each query among its judged documents
-#     NAME.tsv with sentence1, sentence2, score      STS; scores that are all 0 or 1: pairs
-#     NAME.tsv of two columns                        bitext: each line a sentence and its
-# translation NAME-train.jsonl and NAME-val.jsonl, or one    classification: text, label
-#
-# A folder may hold many of these, at any depth. Beside a corpus.jsonl, `set.json` may say what the
-# shape does not: `{"kind": "rerank", "task": "code"}`.
 
 
 TESTED = ("test", "val", "dev", "validation")  # NAME-val.jsonl; the first of these that is there

@@ -1,4 +1,4 @@
-"""What a training example is: a query, its positive, perhaps hard negatives."""
+"""Training examples, when two of their texts are the same, and distinct texts on the disk."""
 
 from __future__ import annotations
 
@@ -31,9 +31,6 @@ class Example:
     place: str = ""  # for messages: pairs.jsonl:17
 
 
-# When two texts are one: hashes of texts as they are written, and without regard to their form.
-
-
 def digest(text: str) -> bytes:
     """Return 8 bytes, little-endian the id of a text.
 
@@ -51,9 +48,6 @@ def folded(text: str) -> str:
     model sees as two texts, it may learn to tell apart.
     """
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-# Distinct texts on the disk, by number: the candidates of a search, however many.
 
 
 class TextSpool:

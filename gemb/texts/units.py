@@ -1,4 +1,8 @@
-"""Lines packed into passages: cut where a text is cut most naturally, and no more than needed."""
+"""The lines of a text as units, with how natural a cut before each is, packed into passages.
+
+Text with headings (Markdown, reStructuredText, AsciiDoc, Org) is cut by its sections, code in any
+language by indentation, blank lines and closing brackets; no more than needed.
+"""
 
 from __future__ import annotations
 
@@ -141,7 +145,7 @@ def _without_crumbs(units: Sequence[Unit], spans: list[Span]) -> list[Span]:
     return found
 
 
-# Text with headings as sections: Markdown, reStructuredText, AsciiDoc, Org.
+# Text with headings.
 
 
 _HASH = re.compile(r"(#{1,6}|={1,5}|\*{1,6})[ \t]+(\S.*?)[ \t#=]*$")
@@ -252,7 +256,7 @@ def _front_matter(lines: list[str]) -> int:
     return 0
 
 
-# Code in any language as blocks: by indentation, blank lines and closing brackets.
+# Code.
 #
 # level 9  after a blank line, not indented: a new function, class, type
 #       8  after a blank line, one step in: a new method
