@@ -60,10 +60,10 @@ class Skipped:
         self.failed = 0  # could not be read: no permission, no such file, an I/O error
         self.binary = 0  # no text by their first bytes
         self._named_binary = 0  # of these, those that the user named
-        self._undecodable: list[str] = []  # read with U+FFFD for what is no UTF-8
-        self._too_big: list[tuple[int, str]] = []  # size and path
-        self._cut = 0  # passages that are longer than the model takes: their beginning counts
-        self._changed = 0  # passages that are no longer where they were found
+        self.undecodable: list[str] = []  # read with U+FFFD for what is no UTF-8
+        self.too_big: list[tuple[int, str]] = []  # size and path
+        self.cut = 0  # passages that are longer than the model takes: their beginning counts
+        self.changed = 0  # passages that are no longer where they were found
         self._rules: set[str] = set()  # files of them that cannot be read
 
     def failure(self, path: str, message: str) -> None:
@@ -85,7 +85,7 @@ class Skipped:
 
     def undecodable_file(self, path: str) -> None:
         """Count a file of which a part is no UTF-8."""
-        self._undecodable.append(path)
+        self.undecodable.append(path)
 
     def big_file(self, path: str, size: int, *, is_named: bool) -> None:
         """Count a file that is over the bound."""
@@ -95,23 +95,23 @@ class Skipped:
                 path, f"{shown_size(size)} is long for a text; --max-size {larger} takes it"
             )
         else:
-            self._too_big.append((size, path))
+            self.too_big.append((size, path))
 
     def cut_passage(self) -> None:
         """Count a passage that is longer than the model takes."""
-        self._cut += 1
+        self.cut += 1
 
     def changed_passage(self) -> None:
         """Count a passage that is no longer where it was found."""
-        self._changed += 1
+        self.changed += 1
 
     def say(self) -> None:
         """Say at the end, in a line for each kind, what was left out. Failures are always said."""
         if self.failed > FEW:
             warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
-        if self._too_big:
-            size, path = max(self._too_big)
-            count = len(self._too_big)
+        if self.too_big:
+            size, path = max(self.too_big)
+            count = len(self.too_big)
             note(
                 f"{count:,} {'file was' if count == 1 else 'files were'} left out for "
                 f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
@@ -120,18 +120,18 @@ class Skipped:
         if self._named_binary:
             count = self._named_binary
             note(f"{count:,} binary {'file was' if count == 1 else 'files were'} left out")
-        if self._undecodable:
-            count = len(self._undecodable)
+        if self.undecodable:
+            count = len(self.undecodable)
             note(
                 f"{count:,} {'file is' if count == 1 else 'files are'} not all UTF-8 (first: "
-                f"{visible(self._undecodable[0])}); what is none was read as U+FFFD"
+                f"{visible(self.undecodable[0])}); what is none was read as U+FFFD"
             )
-        if self._cut:
-            count = self._cut
+        if self.cut:
+            count = self.cut
             are, their = ("passage is", "its") if count == 1 else ("passages are", "their")
             note(f"{count:,} {are} longer than the model takes; {their} beginning counts")
-        if self._changed:
-            count = self._changed
+        if self.changed:
+            count = self.changed
             have, are = ("passage has", "is") if count == 1 else ("passages have", "are")
             note(f"{count:,} {have} changed during the search and {are} left out")
 
