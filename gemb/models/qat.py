@@ -41,7 +41,7 @@ def trained_types(raw: Mapping[str, Any], where: object) -> dict[str, str]:
             f"{where}: {CONFIG_KEY} is {json.dumps(types)}; it must give {', '.join(CLASSES)} one "
             f"of {', '.join(QAT_TYPES)} each"
         )
-    return types
+    return dict(types)
 
 
 def folder_types(folder: Path) -> dict[str, str]:
