@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+Quiet = Callable[[Any], Any]  # a decorator
 RUNTIME_OPTIONS = ("backend", "device", "precision", "threads", "verbose")
 
 
@@ -27,15 +28,11 @@ def _be_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         notes.speak(quiet=True)
 
 
-# Every command that shows notes or progress has it; the level of the process keeps it.
-quiet_option = click.option(
-    "-q",
-    "--quiet",
-    is_flag=True,
-    expose_value=False,
-    callback=_be_quiet,
-    help="No progress and no notes.",
-)
+def quiet_option(command: F, *, words: str = "No progress and no notes.") -> F:
+    """Give a command -q, whose help is `words`; the level of the process keeps it."""
+    return click.option(
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet, help=words
+    )(command)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +81,14 @@ class OpenModel:
     backend: str
 
 
-def model_options(command: F) -> F:
-    """Give a command the options of a model; it gets them as `options: ModelOptions`."""
+def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:
+    """Give a command the options of a model.
+
+    Args:
+        command: it gets them as ModelOptions.
+        name: of its argument.
+        quiet: gives it -q.
+    """
     option = click.option(
         "-m",
         "--model",
@@ -98,16 +101,17 @@ def model_options(command: F) -> F:
         help="mini, embeddinggemma-300m[:q4_0|q8_0|bf16], a folder, a .gguf file, or "
         "org/repo[:file].",
     )
-    return option(runtime_options(command))
+    return option(runtime_options(command, name=name, quiet=quiet))
 
 
-def runtime_options(command: F) -> F:
+def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:
     """Give a command `model_options` without `-m`, for one that names its models in another way."""
 
     @functools.wraps(command)
     def packed(*args: object, model: str = "", **values: Any) -> object:  # noqa: ANN401
-        chosen = {name: values.pop(name) for name in RUNTIME_OPTIONS}
-        return command(*args, options=ModelOptions(model=model, **chosen), **values)
+        chosen = {key: values.pop(key) for key in RUNTIME_OPTIONS}
+        values[name] = ModelOptions(model=model, **chosen)
+        return command(*args, **values)
 
     decorators = (
         click.option(
@@ -131,7 +135,7 @@ def runtime_options(command: F) -> F:
             help="CPU threads; 0 (the default): one for each core.",
         ),
         click.option("-v", "--verbose", is_flag=True, help="Let native libraries speak."),
-        quiet_option,
+        quiet,
     )
     wrapped: Any = packed
     for decorator in reversed(decorators):

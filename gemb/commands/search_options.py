@@ -199,7 +199,7 @@ OPTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
+class SearchOptions:
     """The options as they were given."""
 
     queries_from: str | None
@@ -248,13 +248,13 @@ class Chosen:
 
 
 def search_options(command: F) -> F:
-    """Give a command the options; it gets them as `chosen: Chosen`."""
+    """Give a command the options; it gets them as `options: SearchOptions`."""
 
     @functools.wraps(command)
     def packed(*args: object, **values: Any) -> object:  # noqa: ANN401
-        names = Chosen.__dataclass_fields__
-        chosen = Chosen(**{name: values.pop(name) for name in names})
-        return command(*args, chosen=chosen, **values)
+        names = SearchOptions.__dataclass_fields__
+        options = SearchOptions(**{name: values.pop(name) for name in names})
+        return command(*args, options=options, **values)
 
     wrapped: Any = packed
     for option in reversed(OPTIONS):

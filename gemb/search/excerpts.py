@@ -64,7 +64,7 @@ def excerpts(query: str, hits: Sequence[Hit]) -> list[Excerpt]:
 
 
 def compared(
-    found: Sequence[Excerpt],
+    passages: Sequence[Excerpt],
     query: NDArray[np.float32],
     encoder: Encoder,
     prompt: Prompt,
@@ -74,30 +74,30 @@ def compared(
     It does so for the first ones only, for a search has no second to spare.
 
     Args:
-        found: as `excerpts` gives them, best first.
+        passages: as `excerpts` gives them, best first.
         query: its unit vector, float32 [dim].
         encoder: the open model.
         prompt: of the passages.
     """
     todo: list[tuple[int, int]] = []  # excerpt, line
     left = MOST_CHARACTERS
-    for number, one in enumerate(found):
-        if len(one.lines) == 1 or max(one.shares) >= ENOUGH:
+    for number, excerpt in enumerate(passages):
+        if len(excerpt.lines) == 1 or max(excerpt.shares) >= ENOUGH:
             continue
-        places = [place for place, line in enumerate(one.lines) if len(line.split()) > 1]
-        places = sorted(places, key=lambda place: -one.shares[place])[:LINES_EACH]
-        left -= sum(len(one.lines[place].strip()) for place in places)
+        places = [place for place, line in enumerate(excerpt.lines) if len(line.split()) > 1]
+        places = sorted(places, key=lambda place: -excerpt.shares[place])[:LINES_EACH]
+        left -= sum(len(excerpt.lines[place].strip()) for place in places)
         if left < 0 or len(todo) + len(places) > MOST_LINES:
             break
         todo += [(number, place) for place in places]
-    result = list(found)
+    result = list(passages)
     if not todo:
         return result
     import numpy as np
 
     from gemb.embedding.pipeline import shortened
 
-    lines = [found[number].lines[place].strip() for number, place in todo]
+    lines = [passages[number].lines[place].strip() for number, place in todo]
     ids = encoder.tokenize([prompt.render(line) for line in lines])
     vectors = shortened(encoder.encode(list(map(encoder.profile.cut, ids))), len(query))
     scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
@@ -105,7 +105,7 @@ def compared(
     for (number, place), score in zip(todo, scores, strict=True):
         best[number] = max(best.get(number, (-2.0, 0)), (score, -place))
     for number, (_, negative) in best.items():
-        result[number] = replace(found[number], best=-negative, good=frozenset({-negative}))
+        result[number] = replace(passages[number], best=-negative, good=frozenset({-negative}))
     return result
 
 
@@ -114,15 +114,15 @@ def _excerpt(hit: Hit, lines: tuple[str, ...], worth: Mapping[str, float]) -> Ex
     own = [_weight(line, worth) for line in lines]
     around = [sum(own[max(0, place - 1) : place + 2]) - own[place] for place in range(len(lines))]
     scores = [
-        mine + BESIDE * beside if mine else 0.0 for mine, beside in zip(own, around, strict=True)
+        line + BESIDE * beside if line else 0.0 for line, beside in zip(own, around, strict=True)
     ]
     top = max(scores)
     if top <= 0:
         first = next((place for place, line in enumerate(lines) if len(line.split()) > 1), 0)
         return Excerpt(hit, lines, first, frozenset(), tuple(own))
     good = frozenset(place for place, score in enumerate(scores) if score >= GOOD * top)
-    all_of_it = sum(worth.values())
-    shares = tuple(one / all_of_it for one in scores)
+    total = sum(worth.values())
+    shares = tuple(score / total for score in scores)
     return Excerpt(hit, lines, scores.index(top), good, shares)
 
 
@@ -194,17 +194,19 @@ class Context:
             self._path, self._lines = path, _lines(path)
         there = self._lines[line - 1 : line - 1 + len(excerpt.lines)]
         pairs = zip(excerpt.lines, there, strict=False)
-        is_there = len(there) == len(excerpt.lines) and all(one.strip() in it for one, it in pairs)
+        is_there = len(there) == len(excerpt.lines) and all(
+            own.strip() in line for own, line in pairs
+        )
         return self._lines if is_there else []
 
 
 def _lines(path: str) -> list[str]:
     try:
-        found = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)  # noqa: PTH116
     except (OSError, ValueError):
         return []
     real = os.path.abspath(path)  # noqa: PTH100
-    entry = Entry(path, real, found.st_size, found.st_mtime_ns, found.st_ino, is_named=False)
+    entry = Entry(path, real, status.st_size, status.st_mtime_ns, status.st_ino, is_named=False)
     try:
         text = open_text(entry).text
     except OSError:

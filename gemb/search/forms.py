@@ -1,4 +1,7 @@
-"""The words of a query in their colour, wherever a text has them."""
+"""Forms of output: lines as grep prints them, JSON lines, names of files, a run for trec_eval.
+
+A form is given the answers query by query, and writes them. `gemb.search.terminal` has another.
+"""
 
 from __future__ import annotations
 
@@ -17,25 +20,6 @@ from gemb.search.queries import Query
 from gemb.texts.records import Id
 from gemb.texts.words import wanted_stems, words_of
 
-
-def painted(
-    text: str, stems: frozenset[str], paint: Paint, rest: Callable[[str], str] = str
-) -> str:
-    """Return a text with the words that have these stems painted, and the rest as `rest` does."""
-    if not paint.is_on:
-        return text
-    parts: list[str] = []
-    done = 0
-    for word in words_of(text):
-        if word.stem in stems:
-            parts += [rest(text[done : word.start]), paint.word(text[word.start : word.end])]
-            done = word.end
-    return "".join(parts) + rest(text[done:])
-
-
-# What every form of output has in common: it is given the answers query by query, and writes.
-
-
 Write = Callable[[bytes], object]
 STDIN = "(standard input)"  # as grep names it
 
@@ -45,7 +29,7 @@ class Form(Protocol):
 
     needs_lines: bool  # whether it shows the line that answers best, so that it should be right
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the answers to one query, best first."""
 
 
@@ -67,7 +51,7 @@ def shown_name(hit: Hit, *, is_terminal: bool = True) -> str:
     if hit.path is not None:
         if is_terminal or hit.path.isascii():
             return visible(hit.path)
-        return "".join(one if _is_byte(one) else visible(one) for one in hit.path)
+        return "".join(char if _is_byte(char) else visible(char) for char in hit.path)
     return STDIN if is_bare(hit) else visible(str(hit.id))
 
 
@@ -76,10 +60,19 @@ def _is_byte(character: str) -> bool:
     return "\udc80" <= character <= "\udcff"
 
 
-# Hits as JSON lines.
-
-
-NAMES = ("rank", "score", "id", "path", "line", "last_line", "best_line", "title", "text")
+def painted(
+    text: str, stems: frozenset[str], paint: Paint, rest: Callable[[str], str] = str
+) -> str:
+    """Return a text with the words that have these stems painted, and the rest as `rest` does."""
+    if not paint.is_on:
+        return text
+    parts: list[str] = []
+    done = 0
+    for word in words_of(text):
+        if word.stem in stems:
+            parts += [rest(text[done : word.start]), paint.word(text[word.start : word.end])]
+            done = word.end
+    return "".join(parts) + rest(text[done:])
 
 
 class JsonHits:
@@ -96,9 +89,9 @@ class JsonHits:
         self._write = write
         self._with_query = with_query
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the answers to one query, best first."""
-        for rank, excerpt in enumerate(found, 1):
+        for rank, excerpt in enumerate(answers, 1):
             entries: dict[str, object] = {"query": query.id} if self._with_query else {}
             entries |= _entries(rank, excerpt)
             options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
@@ -129,14 +122,11 @@ def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
     return entries | ({"kept": taken} if taken else {})
 
 
-# Hits as a run that trec_eval reads: `query Q0 document rank score tag`.
-
-
-TAG = "gemb"
-
-
 class TrecRun:
-    """One line for each hit. White space in an id, and %, are written as %20 and %25."""
+    """One line for each hit, `query Q0 document rank score gemb`, for trec_eval.
+
+    White space in an id, and %, are written as %20 and %25.
+    """
 
     needs_lines = False
 
@@ -145,12 +135,12 @@ class TrecRun:
         self._write = write
         self._by_rank = by_rank
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the answers to one query, best first."""
-        for rank, excerpt in enumerate(found, 1):
+        for rank, excerpt in enumerate(answers, 1):
             score = 1 / rank if self._by_rank else excerpt.hit.score
             document = _word(document_id(excerpt.hit))
-            line = f"{_word(query.id)} Q0 {document} {rank} {score:.9g} {TAG}\n"
+            line = f"{_word(query.id)} Q0 {document} {rank} {score:.9g} gemb\n"
             self._write(line.encode())
 
 
@@ -162,12 +152,9 @@ def document_id(hit: Hit) -> str:
 
 
 def _word(text: str) -> str:
-    if text and not any(one.isspace() or one == "%" or not one.isprintable() for one in text):
+    if text and not any(char.isspace() or char == "%" or not char.isprintable() for char in text):
         return text
     return quote(text, safe="/:@-._~#,;=+()[]!", errors="surrogateescape") or "-"
-
-
-# The files that have hits: their names alone, or with the number of hits.
 
 
 class NameList:
@@ -202,11 +189,11 @@ class NameList:
         self._most = most
         self._is_terminal = is_terminal
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the files that answer a query."""
         counts: dict[tuple[str | None, Id | None], int] = {}
         first: dict[tuple[str | None, Id | None], Excerpt] = {}
-        for excerpt in found:
+        for excerpt in answers:
             hit = excerpt.hit
             key = (hit.path, None if hit.path is not None or is_bare(hit) else hit.id)
             counts[key] = counts.get(key, 0) + 1
@@ -230,15 +217,15 @@ class Silent:
 
     needs_lines = False
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write nothing."""
 
 
-# Hits as grep prints them: `path:line:text`, with the line of the passage that answers best.
-
-
 class GrepLines:
-    """One line for each hit; with lines around it `path-line-text`, and `--` between hits."""
+    """The best line of each hit as `path:line:text`, as grep prints lines.
+
+    Lines around it are `path-line-text`, and `--` stands between hits then.
+    """
 
     needs_lines = True
 
@@ -270,11 +257,11 @@ class GrepLines:
         self._with_names = with_names
         self._is_first = True
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the answers to one query, best first."""
         stems = wanted_stems(query.text) if self._paint.is_on else frozenset()
         has_context = self._context.before or self._context.after
-        for excerpt in found:
+        for excerpt in answers:
             if has_context and not self._is_first:
                 self._write(encoded(self._paint.mark("--") + "\n"))
             self._is_first = False

@@ -194,14 +194,14 @@ def search_index(
         batch = vectors[first : first + BATCH]
         k = min(depth(criteria, ALL), rows.count) + (like is not None)
         if not rows.count:
-            found_rows = np.full((len(batch), 0), -1, np.int64)
-            found_scores = np.zeros((len(batch), 0), np.float32)
+            batch_slots = np.full((len(batch), 0), -1, np.int64)
+            batch_scores = np.zeros((len(batch), 0), np.float32)
         else:
             how = plan(criteria.accuracy, rows.count, k)
-            found = ranked(batch, index.vectors, how, k=k, rows=rows.numbers)
-            found_rows, found_scores = found.rows, found.scores
+            best = ranked(batch, index.vectors, how, k=k, rows=rows.numbers)
+            batch_slots, batch_scores = best.rows, best.scores
         for query, vector, slots, scores in zip(
-            queries[first : first + BATCH], batch, found_rows, found_scores, strict=True
+            queries[first : first + BATCH], batch, batch_slots, batch_scores, strict=True
         ):
             if criteria.is_hybrid:
                 hits = _with_words(index, rows, query, vector, slots, criteria)

@@ -65,21 +65,21 @@ def check_recall(
     """
     depth = k if own is None else k + 1
 
-    def rank(some: Floats, plan: Plan) -> Found:
-        return ranked(some, stored, plan, k=depth, rows=rows)
+    def rank(batch: Floats, plan: Plan) -> Found:
+        return ranked(batch, stored, plan, k=depth, rows=rows)
 
     expected = _others(rank(queries, EXACT), own, k)
     found = _others(rank(queries, how), own, k)
     there = np.isfinite(expected)
     last = np.where(there, expected, np.inf).min(axis=1, keepdims=True)
     hits = (np.isfinite(found) & (found >= last - EQUAL)).sum(axis=1)
-    wanted = there.sum(axis=1)
-    hits = np.minimum(hits, wanted)
-    shares = np.where(wanted > 0, hits / np.maximum(wanted, 1), 1)
+    counts = there.sum(axis=1)
+    hits = np.minimum(hits, counts)
+    shares = np.where(counts > 0, hits / np.maximum(counts, 1), 1)
     return Recall(
         queries=len(queries),
         k=k,
-        recall=float(hits.sum() / wanted.sum()) if wanted.any() else 1.0,
+        recall=float(hits.sum() / counts.sum()) if counts.any() else 1.0,
         worst=float(shares.min()),
         exact_ms=_one_by_one(lambda query: rank(query, EXACT), queries),
         plan_ms=_one_by_one(lambda query: rank(query, how), queries),
@@ -183,7 +183,7 @@ def run_recall(
             vectors, own = drawn.queries, drawn.rows
             if not len(own):
                 raise UsageError(f"--check-recall: no row of {shown} has a vector")
-        found = check_recall(
+        measured = check_recall(
             vectors,
             index.vectors,
             how,
@@ -194,22 +194,22 @@ def run_recall(
     whose = "queries" if job.queries else "rows as queries"
     if as_json:
         report = {
-            "queries": found.queries,
+            "queries": measured.queries,
             "kind": whose,
-            "k": found.k,
-            "recall": found.recall,
-            "worst": found.worst,
+            "k": measured.k,
+            "recall": measured.recall,
+            "worst": measured.worst,
             "accuracy": accuracy,
             "candidates": how.candidates,
-            "exact_ms": round(found.exact_ms, 3),
-            "plan_ms": round(found.plan_ms, 3),
+            "exact_ms": round(measured.exact_ms, 3),
+            "plan_ms": round(measured.plan_ms, 3),
         }
         write((json.dumps(report) + "\n").encode())
     else:
         line = (
-            f"recall@{found.k} {found.recall:.4f} (worst {found.worst:.2f}) of {found.queries} "
-            f"{whose}; {accuracy}, {how}: {found.plan_ms:.1f} ms a query, exact: "
-            f"{found.exact_ms:.1f} ms\n"
+            f"recall@{measured.k} {measured.recall:.4f} (worst {measured.worst:.2f}) of "
+            f"{measured.queries} {whose}; {accuracy}, {how}: {measured.plan_ms:.1f} ms a query, "
+            f"exact: {measured.exact_ms:.1f} ms\n"
         )
         write(line.encode())
     return 0

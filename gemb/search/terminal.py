@@ -53,7 +53,7 @@ class TerminalHits:
         self._with_query = with_query
         self._is_first = True
 
-    def show(self, query: Query, found: Sequence[Excerpt]) -> None:
+    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
         """Write the answers to one query, best first."""
         stems = wanted_stems(query.text)
         lines: list[str] = []
@@ -63,11 +63,11 @@ class TerminalHits:
             self._is_first = True  # the first file stands right below
             shown = visible(f"[{query.id}] {query.text}")
             lines.append(self._paint.best(cut(shown, self._width)))
-            if not found:
+            if not answers:
                 self._is_first = False
                 lines.append(self._paint.faint("nothing relevant"))
         groups: dict[str | None, list[Excerpt]] = {}
-        for excerpt in found:
+        for excerpt in answers:
             groups.setdefault(_file(excerpt.hit), []).append(excerpt)
         for name, group in groups.items():
             if not self._is_first:
@@ -104,14 +104,14 @@ class TerminalHits:
         room = self._width - used
         text = line.text.rstrip()
         if self._rows and len(text) > room * LONG:
-            # Megabytes in one line are not looked at one by one.
+            # Of megabytes in one line only a part is looked at, for speed.
             text = part_with(text, stems, room * LONG) if line.is_good else text[: room * LONG]
         text = visible(text.expandtabs(4))
         rows = self._fitted(text, room, stems, is_good=line.is_good)
         if line.is_good:
             rows = [painted(row, stems, paint, rest=paint.best) for row in rows]
         before = start[0] + (paint.number(gutter) + paint.mark(mark) + " " if gutter else "")
-        return [(before if not place else " " * used) + row for place, row in enumerate(rows)]
+        return [(" " * used if number else before) + row for number, row in enumerate(rows)]
 
     def _fitted(self, text: str, room: int, stems: frozenset[str], *, is_good: bool) -> list[str]:
         """Return the text in rows; of a long one the part that answers, or its beginning."""
@@ -150,9 +150,7 @@ def part_with(text: str, stems: frozenset[str], most: int) -> str:
 
 def _file(hit: Hit) -> str | None:
     """Return the heading of a hit's group, None for rows that come from no file."""
-    if hit.path is not None:
-        return shown_name(hit)
-    return None
+    return None if hit.path is None else shown_name(hit)
 
 
 def _title(hit: Hit) -> str:

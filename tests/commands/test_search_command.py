@@ -311,7 +311,10 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
             ("x", "tree", "--max-size", "big"),
             "'big' is no size, as 200M or 0.2G; 0: no bound",
         ),
-        (("x", "tree", "--dim", "77"), "--dim 77: the model was trained for 768, 512, 256, 128"),
+        (
+            ("x", "tree", "--dim", "77"),
+            "77 dimensions: the model was trained for 768, 512, 256, 128",
+        ),
         (("--check-recall", "5", "tree"), "--check-recall measures an INDEX; name one"),
         (("x", "tree", "-m", "absent.fake"), "unknown model"),
     ],

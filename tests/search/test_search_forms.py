@@ -289,6 +289,14 @@ def test_lines_of_standard_input_are_one_row_each_on_a_terminal():
     assert terminal(lines) == "0.71  4: a refund\n0.71  1: b\n"
 
 
+def test_columns_of_a_text_are_those_of_its_characters():
+    assert width_of("Größe › Привет…") == 15
+    assert width_of("e\N{COMBINING ACUTE ACCENT}") == 1
+    assert width_of("漢字") == 4
+    assert width_of("👍 ok") == 5
+    assert cut("漢字漢字", 6) == "漢字…"
+
+
 @given(st.text(max_size=60), st.integers(2, 20))
 def test_rows_are_no_wider_than_asked_and_lose_no_word(text: str, width: int):
     rows = wrapped(text, width)
