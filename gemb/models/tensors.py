@@ -56,6 +56,7 @@ CLASS_PATTERNS = {
 }
 _CLASS_PATTERNS = {kind: re.compile(pattern) for kind, pattern in CLASS_PATTERNS.items()}
 CLASSES = ("token_embd", "attention", "ffn", "dense")  # those that may be quantized
+# Sources of the figure: vLLM #24318, transformers #37226.
 FP16_OVERFLOW = "EmbeddingGemma's activations reach 800,000, and fp16 ends at 65,504"
 QAT_TYPES = ("q4_0", "q8_0", "bf16", "f32")  # that they may be trained for
 BLOCK = 32  # numbers of a row that q4_0 and q8_0 pack together

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeAlias
 
 from msgspec import Meta, Struct, field
 
+from gemb.models.tensors import FP16_OVERFLOW
 from gemb.recipe.names import Task
 
 Stage = Literal["adapt", "pretrain", "finetune", "distill"]
@@ -25,8 +26,7 @@ Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 LessThanOne: TypeAlias = Annotated[float, Meta(ge=0, lt=1)]
 
-# Sources of the figure: vLLM #24318, transformers #37226.
-_NO_FP16 = "EmbeddingGemma's activations reach 800,000, and fp16 ends at 65,504; take bf16"
+_NO_FP16 = f"{FP16_OVERFLOW}; take bf16"
 _K_QUANT = (
     "the search for its scales has no gradient, so training cannot follow it; take q4_0 or q8_0"
 )
