@@ -155,7 +155,9 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), int(sys.argv[3])))
 from pathlib import Path
+from gemb.io.notes import speak
 from test_passage_cache import search
+speak()
 print(*search(sys.argv[1], Path(sys.argv[2])))
 """
 
