@@ -253,7 +253,7 @@ class Ended:
     """How the processes of this machine ended."""
 
     failed: dict[int, int] = field(default_factory=dict)  # rank -> code, -signal; not ended by us
-    asked: int = 0  # the signal that came first; 0: none
+    signal: int = 0  # that came first; 0: none
 
 
 class _Processes(SignalContext):
@@ -262,10 +262,10 @@ class _Processes(SignalContext):
     def __init__(self) -> None:
         super().__init__()
         self.by_rank: dict[int, subprocess.Popen[bytes]] = {}
-        self.asked = 0
+        self.signal = 0
 
     def _come(self, number: int, frame: FrameType | None) -> None:
-        self.asked = self.asked or number
+        self.signal = self.signal or number
         for process in list(self.by_rank.values()):
             process.send_signal(number)
 
@@ -279,12 +279,12 @@ class _Processes(SignalContext):
                 stderr=errors,
                 start_new_session=True,
             )
-        if self.asked:  # the signal came before this one was there to be told
-            self.by_rank[rank].send_signal(self.asked)
+        if self.signal:  # the signal came before this one was there to be told
+            self.by_rank[rank].send_signal(self.signal)
 
     def failed(self) -> dict[int, int]:
         """Return the codes of those that ended otherwise than well, by rank."""
-        return {rank: code for rank, each in self.by_rank.items() if (code := each.poll())}
+        return {rank: code for rank, it in self.by_rank.items() if (code := it.poll())}
 
     def running(self) -> list[subprocess.Popen[bytes]]:
         return [process for process in self.by_rank.values() if process.poll() is None]
@@ -307,7 +307,7 @@ def run_processes(command: Sequence[str], ranks: range, logs: Path) -> Ended:
             until = time.monotonic() + _GRACE_S
             while processes.running() and time.monotonic() < until:
                 time.sleep(_POLL_S)
-            return Ended(processes.failed(), processes.asked)
+            return Ended(processes.failed(), processes.signal)
         finally:
             for process in processes.running():
                 with suppress(ProcessLookupError):
@@ -327,11 +327,11 @@ def end_as(ended: Ended, told: dict[int, Outcome], logs: Path) -> None:
         for _, outcome in sorted(told.items()):
             raise _ERRORS[outcome.code](outcome.line)
         return
-    by_signal = (128 + ended.asked, -ended.asked, Stopped.exit_code)
-    if ended.asked and all(
+    by_signal = (128 + ended.signal, -ended.signal, Stopped.exit_code)
+    if ended.signal and all(
         code in by_signal or _is_echo(told.get(rank)) for rank, code in ended.failed.items()
     ):
-        _end_by(ended.asked)
+        _end_by(ended.signal)
     rank = min(ended.failed, key=lambda rank: _guilt(rank, ended.failed[rank], told.get(rank)))
     code, cause = ended.failed[rank], told.get(rank)
     if cause is None:

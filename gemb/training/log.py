@@ -50,10 +50,10 @@ class MetricsLog:
         """
         self._path = path
         if path.exists():
-            kept = [line for step, line in _whole_lines(path) if step <= after_step]
-            if sum(map(len, kept)) < path.stat().st_size:
+            before = [line for step, line in _whole_lines(path) if step <= after_step]
+            if sum(map(len, before)) < path.stat().st_size:
                 with new_file(path) as part:
-                    part.write_bytes(b"".join(kept))
+                    part.write_bytes(b"".join(before))
         # No buffer: after a full disk nothing is left that closing would try to write again.
         self._file = path.open("ab", buffering=0)
 

@@ -137,8 +137,8 @@ class NegativeMiner:
 
     def run(self, teacher: Teacher, rule: NegativeRule) -> Iterator[list[MinedRow]]:
         """Yield the rows in their order, a block at a time. The teacher has all `teacher_texts`."""
-        places = _places(teacher, map(self._candidate, range(self.candidates)))
-        both = _places(teacher, self._both())
+        candidates = _vector_rows(teacher, map(self._candidate, range(self.candidates)))
+        both = _vector_rows(teacher, self._both())
         queries, positives = both[0::2], both[1::2]
         scores = np.empty(len(self.rows), np.float32)
         for block in _blocks(len(self.rows)):
@@ -148,9 +148,9 @@ class NegativeMiner:
         groups = _Groups(self._query, self._positive)
         ceiling = _ceiling(groups.least(scores), rule)
         for block in _blocks(len(self.rows)):
-            found = nearest(
+            neighbours = nearest(
                 teacher.at(queries[block]),
-                lambda first, last: teacher.at(places[first:last]),
+                lambda first, last: teacher.at(candidates[first:last]),
                 self.candidates,
                 depth=rule.depth,
                 ceiling=ceiling[block],
@@ -160,7 +160,7 @@ class NegativeMiner:
                 else None,
             )
             yield [
-                self._mined(row, float(scores[row]), found, row - block.start, rule)
+                self._mined(row, float(scores[row]), neighbours, row - block.start, rule)
                 for row in range(block.start, block.stop)
             ]
 
@@ -195,14 +195,14 @@ class NegativeMiner:
         return rows, numbers
 
     def _mined(
-        self, row: int, score: float, found: Nearest, at: int, rule: NegativeRule
+        self, row: int, score: float, neighbours: Nearest, at: int, rule: NegativeRule
     ) -> MinedRow:
-        ranks = chosen_ranks(int((found.numbers[at] >= 0).sum()), rule, row)
+        ranks = chosen_ranks(int((neighbours.numbers[at] >= 0).sum()), rule, row)
         return MinedRow(
             self.rows[row],
             score,
-            [self._texts[number] for number in found.numbers[at][ranks].tolist()],
-            found.scores[at][ranks].tolist(),
+            [self._texts[number] for number in neighbours.numbers[at][ranks].tolist()],
+            neighbours.scores[at][ranks].tolist(),
         )
 
 
@@ -239,8 +239,8 @@ class _Groups:
         """Return for each row the least score in its group."""
         least = np.full(len(self._starts) - 1, np.inf, np.float32)
         np.minimum.at(least, self._group, scores)
-        found: NDArray[np.float32] = least[self._group]
-        return found
+        of_rows: NDArray[np.float32] = least[self._group]
+        return of_rows
 
     def positives(self, block: slice) -> tuple[Ints, Ints]:
         """Return rows of the block, from 0, and the positives of their groups, pairwise."""
@@ -267,10 +267,10 @@ def _blocks(count: int) -> Iterator[slice]:
         yield slice(first, min(count, first + QUERIES))
 
 
-def _places(teacher: Teacher, texts: Iterable[TeacherText]) -> Ints:
+def _vector_rows(teacher: Teacher, texts: Iterable[TeacherText]) -> Ints:
     """Return where the teacher has each text's vector, 8 bytes a text."""
     source = iter(texts)
-    found = [np.zeros(0, np.int64)]
+    rows = [np.zeros(0, np.int64)]
     while chunk := list(islice(source, 4096)):
-        found.append(teacher.rows(chunk))
-    return np.concatenate(found)
+        rows.append(teacher.rows(chunk))
+    return np.concatenate(rows)

@@ -206,8 +206,10 @@ def _sample(rows: int, count: int, seed: int) -> list[int]:
     if rows <= count:
         return list(range(rows))
     words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(2 * count)
-    found: NDArray[np.uint64] = np.unique(words % np.uint64(rows))
-    return [int(row) for row in found[np.argsort(found * np.uint64(0x9E3779B97F4A7C15))][:count]]
+    distinct: NDArray[np.uint64] = np.unique(words % np.uint64(rows))
+    return [
+        int(row) for row in distinct[np.argsort(distinct * np.uint64(0x9E3779B97F4A7C15))][:count]
+    ]
 
 
 def _check(
@@ -369,11 +371,11 @@ def _plan(check: Preflight) -> Iterator[tuple[str, str]]:
 
 def _held_out(check: Preflight) -> str:
     sets = visible(", ".join(check.held_out), 60)
-    found = [(source.held_out, source.name) for source in check.sources if source.held_out]
-    if not found:
+    counts = [(source.held_out, source.name) for source in check.sources if source.held_out]
+    if not counts:
         return f"none: no training text is one of {sets}"
-    rows = sum(count for count, _ in found)
-    of = ", ".join(f"{count:,} of {name}" for count, name in sorted(found, reverse=True))
+    rows = sum(count for count, _ in counts)
+    of = ", ".join(f"{count:,} of {name}" for count, name in sorted(counts, reverse=True))
     return f"{rows:,} rows have a text of {sets} and are never drawn: {of}"
 
 

@@ -59,7 +59,7 @@ def spans(task: Task, length: int, random: np.random.Generator) -> NDArray[np.in
     """Return where the noise of a text stands, int64 [spans, 2]: first token, and after the last.
 
     Args:
-        task: what is wanted.
+        task: which spans.
         length: tokens of the text, at least `SHORTEST`.
         random: what it draws from.
     """
@@ -67,7 +67,7 @@ def spans(task: Task, length: int, random: np.random.Generator) -> NDArray[np.in
     if not task.mean_span:
         return np.array([[length - noise, length]])
     count = min(max(round(noise / task.mean_span), 1), noise, length - noise)
-    noisy, left = (divided(each, count, random) for each in (noise, length - noise))
+    noisy, left = (divided(total, count, random) for total in (noise, length - noise))
     starts = left.cumsum() + noisy.cumsum() - noisy
     return np.stack([starts, starts + noisy], 1)
 

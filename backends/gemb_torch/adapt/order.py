@@ -250,9 +250,9 @@ class TextOrder:
         random = np.random.default_rng([self.seed, self._number])
         source = int(random.choice(len(self.shares), p=self.shares))
         drawn = list(self._drawn)
-        passes, place = divmod(drawn[source], len(self.parts[source]))
+        passes, turn = divmod(drawn[source], len(self.parts[source]))
         drawn[source] += 1
-        begin, end, text = self.parts[source][self._order(source, passes)[place]].tolist()
+        begin, end, text = self.parts[source][self._order(source, passes)[turn]].tolist()
         tokens = self.stores[source].tokens[begin:end].astype(np.int64)
         task = choose(self.tasks, random)
         noise = spans(task, len(tokens), random)
@@ -287,5 +287,5 @@ def _parts(store: TokenStore, longest: int) -> NDArray[np.int64]:
     sizes, pieces = sizes[text], counts[text]
     begin = begins[text] + sizes * number // pieces
     end = begins[text] + sizes * (number + 1) // pieces
-    found: NDArray[np.int64] = np.stack([begin, end, text], 1)[end - begin >= SHORTEST]
-    return found
+    parts: NDArray[np.int64] = np.stack([begin, end, text], 1)[end - begin >= SHORTEST]
+    return parts

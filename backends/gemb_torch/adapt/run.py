@@ -117,7 +117,7 @@ class AdaptationRun:
         self.tokenizer = tokenizer = load_tokenizer(path, start.config.vocab_size)
         digest = blake2b(path.read_bytes(), digest_size=8).hexdigest()
         self.stores = ranks.first_then_all(
-            lambda: [tokenized(each, tokenizer, digest, tokens_cache()) for each in texts]
+            lambda: [tokenized(source, tokenizer, digest, tokens_cache()) for source in texts]
         )
         self.longest = min(recipe.batch.max_tokens, start.max_tokens)  # of a text or a part of one
 
@@ -326,8 +326,8 @@ class AdaptationRun:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=is_mixed):
                 total, losses = self.model(self._packed(micro))
             (total / count).backward()
-            each = losses.double().cpu().split([len(example.targets) for example in micro])
-            for example, own in zip(micro, each, strict=True):
+            by_example = losses.double().cpu().split([len(example.targets) for example in micro])
+            for example, own in zip(micro, by_example, strict=True):
                 sums[names.index(example.task.name)] += torch.stack(
                     [own.sum(), own.new_tensor(len(own))]
                 )
@@ -410,7 +410,7 @@ def micro_batches(examples: Sequence[Example], tokens: int) -> Iterator[list[Exa
     """Yield the examples in groups of at most so many tokens, those of like lengths together."""
     group: list[Example] = []
     size = 0
-    for example in sorted(examples, key=lambda each: (len(each.targets), len(each.inputs))):
+    for example in sorted(examples, key=lambda it: (len(it.targets), len(it.inputs))):
         if group and size + example.tokens > tokens:
             yield group
             group, size = [], 0

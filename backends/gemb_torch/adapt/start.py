@@ -72,13 +72,13 @@ def ids_of(tokenizer: Tokenizer, folder: Path, tasks: Sequence[Task], longest: i
     marks: list[int] = []
     while (mark := tokenizer.token_to_id(f"<unused{len(marks)}>")) is not None:
         marks.append(mark)
-    wanted = most_spans(tasks, longest)
-    if len(marks) < wanted:
+    needed = most_spans(tasks, longest)
+    if len(marks) < needed:
         raise UsageError(
             f"{folder / 'tokenizer.json'}: {len(marks)} marks (<unused0>, <unused1>, ...), and a "
-            f"text of {longest} tokens may need {wanted}; lower batch.max_tokens"
+            f"text of {longest} tokens may need {needed}; lower batch.max_tokens"
         )
-    return Ids(bos=bos, eos=eos, marks=np.array(marks[:wanted], np.int64))
+    return Ids(bos=bos, eos=eos, marks=np.array(marks[:needed], np.int64))
 
 
 def _files(source: Path) -> list[list[str | int]]:

@@ -64,8 +64,8 @@ class BatchMaker:
         texts, owners = self._texts(examples)
         query, positive = self.prompts[batch.source]
         rendered = [
-            (query if place < len(examples) else positive).render(*text)
-            for place, text in enumerate(texts)
+            (query if number < len(examples) else positive).render(*text)
+            for number, text in enumerate(texts)
         ]
         ids = self.tokenize(rendered)
         return TokenBatch(

@@ -41,7 +41,7 @@ def logged(scores: Scores) -> dict[str, Any]:
     return {
         str(size.dim): {
             "mean": scores.mean(*size),
-            "sets": {each.name: scores.main(each.name, *size).value for each in scores.sets},
+            "sets": {set_.name: scores.main(set_.name, *size).value for set_ in scores.sets},
         }
         for size in scores.sizes
     }

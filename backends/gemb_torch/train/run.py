@@ -212,11 +212,11 @@ class TrainingRun:
         batch = replace(self.maker, teacher=None).make(next(self.order()))
         tokens_per_s, peak = speed(batch, self.gradients, self.optimizer, self.rounding)
         if self.ranks.is_first:
-            each = f" in each of {self.ranks.count} processes" if self.ranks.count > 1 else ""
+            where = f" in each of {self.ranks.count} processes" if self.ranks.count > 1 else ""
             show(
                 f"about {tokens_per_s:,.0f} tokens/s: "
                 f"{duration(check.total_tokens / tokens_per_s)} for {self.steps:,} steps, "
-                f"{peak / 1e9:.1f} GB of memory{each}"
+                f"{peak / 1e9:.1f} GB of memory{where}"
             )
 
     def fill_teacher(self) -> None:
