@@ -35,8 +35,8 @@ _PRECISIONS = {"refused": {"fp16": _NO_FP16}}
 _TYPES = {
     "refused": {
         **dict.fromkeys(("q4_k", "q4_k_m", "q5_k", "q5_k_m", "q6_k", "q8_k"), _K_QUANT),
-        "int4": "the int4 of a GGUF file is q4_0",
-        "int8": "the int8 of a GGUF file is q8_0",
+        "int4": "a GGUF file's int4 is q4_0",
+        "int8": "a GGUF file's int8 is q8_0",
         "f16": _NO_FP16,
     }
 }

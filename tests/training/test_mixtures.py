@@ -176,7 +176,7 @@ def test_without_optuna_it_says_what_to_install(monkeypatch):
     [
         ("eval.data=", r"mixtures needs eval.data: by it the best mixture is chosen$"),
         ("mixtures.best=5", r"mixtures.best is 5, of 4 trials$"),
-        ("mixtures.concentration=0", r"mixtures.concentration wants a number above 0, not 0$"),
+        ("mixtures.concentration=0", r"mixtures.concentration must be a number above 0, not 0$"),
         ("mixtures.trails=9", r"did you mean 'trials'"),
     ],
 )

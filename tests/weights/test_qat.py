@@ -502,9 +502,9 @@ def test_a_folder_that_names_other_types_is_refused(trained, tmp_path, said, mes
     [
         (
             ("qat.ffn=q4_k_m",),
-            "qat.ffn wants one of q4_0, q8_0, bf16, f32, not 'q4_k_m': its scales",
+            "qat.ffn must be one of q4_0, q8_0, bf16, f32, not 'q4_k_m': the search",
         ),
-        (("qat.dense=f16",), "qat.dense wants one of q4_0, q8_0, bf16, f32, not 'f16': EmbeddingG"),
+        (("qat.dense=f16",), "qat.dense must be one of q4_0, q8_0, bf16, f32, not 'f16': Embeddi"),
         (("qat.ffn=int4",), "not 'int4': a GGUF file's int4 is q4_0"),
         (("qat.ffn=q4_1",), "not 'q4_1'; did you mean 'q4_0'?"),
         (("qat.norm=q4_0",), "unknown key 'qat.norm'"),

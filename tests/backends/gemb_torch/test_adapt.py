@@ -327,7 +327,7 @@ def test_what_cannot_be_is_one_line(train, tiny_model, arguments, code, message)
         ("loss.contrastive={}", "loss.contrastive is of vectors, and adaptation"),
         ("eval.data=builtin:tiny", "is of vectors, which adaptation does not train"),
         ("run.shard=fsdp2", "is fsdp2, which adaptation does not have; take none"),
-        ("adapt.objective=bert", "wants one of ul2, prefix_lm"),
+        ("adapt.objective=bert", "must be one of ul2, prefix_lm"),
         ("adapt.cross_attention=random", "leaves none of 6 steps (run.steps) to the rest"),
         ("stage=pretrain", "is of the stage adapt, not of pretrain; null leaves it out"),
     ],
