@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from gemb.datasets.rows import Rows, open_source
 from gemb.errors import GembError, UsageError
+from gemb.io.text import size_in_words
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text
 
@@ -419,7 +420,8 @@ def test_a_source_that_takes_long_is_announced(
     monkeypatch.setattr("gemb.datasets.rows.LONG_BYTES", 10)
     opened(path)
     opened(path)  # silent: it is indexed
-    assert capsys.readouterr().err.count("a.jsonl: 0.0 GB are indexed, once") == 1
+    words = f"a.jsonl: {size_in_words(path.stat().st_size)} are indexed, once"
+    assert capsys.readouterr().err.count(words) == 1
 
 
 def _open_and_count(path: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from gemb.backend import Training
 from gemb.errors import GembError, Stopped
 from gemb.io.atomic import new_folder
-from gemb.io.notes import note
+from gemb.io.notes import warn
 from gemb.io.progress import StepProgress
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
@@ -137,7 +137,7 @@ class Keeper:
             try:
                 write_report(self.run.path)
             except (GembError, OSError) as error:  # the run is saved, and that is what counts
-                note(f"no report: {error}")
+                warn(f"no report: {error}")
         raise Stopped(
             f"stopped by {signal or 'a signal'} after step {self.progress.step} of {self.steps}; "
             "saved; the same command with --resume auto goes on"
