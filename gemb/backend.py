@@ -100,12 +100,19 @@ class Jobs:
         raise self.cannot("export_gguf")
 
     def quantize(
-        self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0
+        self,
+        source: Path,
+        target: Path | None,
+        wanted: Quantization,
+        *,
+        plan: tuple[TensorPlan, ...] | None = None,
+        threads: int = 0,
     ) -> tuple[TensorPlan, ...]:
         """Write the GGUF file `source` as another one, `target`, in other types.
 
-        Returns what became of each tensor, in the file's order. Without a target nothing is
-        written: what would be refused before writing is refused.
+        Returns what becomes of each tensor, in the file's order. Without a target nothing is
+        written: what would be refused before writing is refused. A plan is what an earlier call
+        without a target returned of the same source and quantization; it is not made again.
 
         Raises:
             UsageError: a rule or a type does not fit the file.

@@ -82,12 +82,18 @@ class LlamaCppBackend(Backend):
         return export(source, target, outtype, weights=weights)
 
     def quantize(
-        self, source: Path, target: Path | None, wanted: Quantization, *, threads: int = 0
+        self,
+        source: Path,
+        target: Path | None,
+        wanted: Quantization,
+        *,
+        plan: tuple[TensorPlan, ...] | None = None,
+        threads: int = 0,
     ) -> tuple[TensorPlan, ...]:
         """Write the file in other types; see `gemb_llamacpp.quantize`."""
         from gemb_llamacpp.quantize import quantize
 
-        return quantize(source, target, wanted, threads)
+        return quantize(source, target, wanted, threads, plan)
 
     def importance(self, model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
         """Return how much each column matters; see `gemb_llamacpp.importance`."""

@@ -45,7 +45,11 @@ _MISFIT = re.compile(
 
 
 def quantize(
-    source: Path, target: Path | None, wanted: Quantization, threads: int
+    source: Path,
+    target: Path | None,
+    wanted: Quantization,
+    threads: int,
+    plan: tuple[TensorPlan, ...] | None = None,
 ) -> tuple[TensorPlan, ...]:
     """Write `source` in other types as `target`, which is overwritten.
 
@@ -54,6 +58,7 @@ def quantize(
         target: the file. It is whole only when this returns. None: only plan.
         wanted: the types.
         threads: 0: one for each core.
+        plan: as an earlier call returned it; None: it is made.
 
     Returns:
         What becomes of each tensor, in the file's order.
@@ -64,8 +69,9 @@ def quantize(
         OSError: the file cannot be written.
     """
     header = open_gguf(source).header
-    plan = _plan(header, wanted)
-    _check(plan, wanted)
+    if plan is None:
+        plan = _plan(header, wanted)
+        _check(plan, wanted)
     if target is not None:
         _write(header, target, plan, wanted, threads or cores())
     return plan

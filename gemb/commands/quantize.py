@@ -14,7 +14,7 @@ from gemb.errors import UsageError
 
 if TYPE_CHECKING:
     from gemb.backend import Quantization
-    from gemb.weights.quantize import Job
+    from gemb.weights.quantize import QuantizeJob
 
 LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
 GROUPS = {
@@ -153,14 +153,14 @@ def quantize(**values: Any) -> None:  # noqa: ANN401
     With --imatrix each text is run with the prompt of a document and with that of a query, and
     rounding spares the columns that these texts use most.
     """
-    asked = Asked(**values)
-    if asked.output is None and not (asked.measures_only or asked.dry_run):
+    options = QuantizeOptions(**values)
+    if options.output is None and not (options.measures_only or options.dry_run):
         raise click.UsageError("-o FILE is missing: where to write")
-    _run(asked)
+    _run(options)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class QuantizeOptions:
     """The options."""
 
     model: str
@@ -189,64 +189,64 @@ class Asked:
         return self.ladder or self.by_class
 
 
-def _run(asked: Asked) -> None:
+def _run(options: QuantizeOptions) -> None:
     from gemb.commands.quantize_table import print_fit, print_ladder, print_plans, print_shares
-    from gemb.weights.quantize import check_targets, workshop
+    from gemb.weights.quantize import check_targets, quantizer
 
-    job = _job(asked)
-    if not asked.by_class:
+    job = _job(options)
+    if not options.by_class:
         check_targets(job)
-    with workshop(job) as shop:
-        if asked.dry_run:
-            print_plans(shop, as_json=asked.as_json)
-        elif asked.by_class:
-            print_shares(shop, as_json=asked.as_json)
-        elif asked.target_size is not None:
-            print_fit(shop, asked.target_size, as_json=asked.as_json)
+    with quantizer(job) as opened:
+        if options.dry_run:
+            print_plans(opened, as_json=options.as_json)
+        elif options.by_class:
+            print_shares(opened, as_json=options.as_json)
+        elif options.target_size is not None:
+            print_fit(opened, options.target_size, as_json=options.as_json)
         else:
-            print_ladder(shop, as_json=asked.as_json)
+            print_ladder(opened, as_json=options.as_json)
 
 
-def _job(asked: Asked) -> Job:
+def _job(options: QuantizeOptions) -> QuantizeJob:
     from gemb.backend import Runtime
     from gemb.evaluation.agreement import VERIFICATION_TEXTS
     from gemb.models import references as models
     from gemb.weights.measure import check_texts, read_texts
-    from gemb.weights.quantize import Job, Limits
+    from gemb.weights.quantize import Limits, QuantizeJob
 
-    wanted = wanted_files(asked)
-    if asked.corpus is not None:
-        check_texts(asked.corpus)
-    output = None if asked.output is None else Path(asked.output)
+    quantizations = quantizations_of(options)
+    if options.corpus is not None:
+        check_texts(options.corpus)
+    output = None if options.output is None else Path(options.output)
     suite = None
-    if asked.sets:
+    if options.sets:
         from gemb.datasets.sets import open_suite
 
-        suite = open_suite(*asked.sets)
-    return Job(
-        model=models.resolve(asked.model),
-        wanted=wanted,
+        suite = open_suite(*options.sets)
+    return QuantizeJob(
+        model=models.resolve(options.model),
+        quantizations=quantizations,
         output=output,
         is_folder=output is not None
         and (
             output.is_dir()
-            or str(asked.output).endswith("/")
-            or (len(wanted) > 1 and asked.max_drop is None)
+            or str(options.output).endswith("/")
+            or (len(quantizations) > 1 and options.max_drop is None)
         ),
-        limits=Limits(min_cosine=asked.min_cosine, max_drop=asked.max_drop),
-        requantize=asked.requantize,
-        ignore_qat=asked.ignore_qat,
-        corpus=asked.corpus,
-        texts=read_texts(asked.texts) if asked.texts else VERIFICATION_TEXTS,
+        limits=Limits(min_cosine=options.min_cosine, max_drop=options.max_drop),
+        requantize=options.requantize,
+        ignore_qat=options.ignore_qat,
+        corpus=options.corpus,
+        texts=read_texts(options.texts) if options.texts else VERIFICATION_TEXTS,
         suite=suite,
-        dims=_widths(asked.dims),
-        runtime=Runtime(threads=asked.threads),
-        overwrite=asked.force,
-        is_plan=asked.dry_run,
+        dims=_widths(options.dims),
+        runtime=Runtime(threads=options.threads),
+        overwrite=options.force,
+        is_plan=options.dry_run,
     )
 
 
-def wanted_files(asked: Asked) -> tuple[Quantization, ...]:
+def quantizations_of(options: QuantizeOptions) -> tuple[Quantization, ...]:
     """Return the types that are asked for, each once; no file is opened.
 
     Raises:
@@ -254,45 +254,45 @@ def wanted_files(asked: Asked) -> tuple[Quantization, ...]:
     """
     from gemb.weights.types import quantization, rule
 
-    _check_options(asked)
-    rules = [rule(text) for text in asked.rules]
-    named = asked.types or ("" if not asked.ladder else LADDER)
-    if (asked.by_class or asked.target_size is not None) and not named:
+    _check_options(options)
+    rules = [rule(text) for text in options.rules]
+    named = options.types or ("" if not options.ladder else LADDER)
+    if (options.by_class or options.target_size is not None) and not named:
         named = "q4_0"  # of which the classes are raised
-    each = [quantization(name, rules) for name in named.split(",") if name.strip()]
-    return tuple({one.name: one for one in each}.values())
+    named_types = [quantization(name, rules) for name in named.split(",") if name.strip()]
+    return tuple({type_.name: type_ for type_ in named_types}.values())
 
 
-def _check_options(asked: Asked) -> None:
+def _check_options(options: QuantizeOptions) -> None:
     """Refuse options that do not go together.
 
     Raises:
         UsageError: there are such.
     """
-    for option, value in (("--max-drop", asked.max_drop), ("--dims", asked.dims)):
-        if value is not None and not asked.sets:
+    for option, value in (("--max-drop", options.max_drop), ("--dims", options.dims)):
+        if value is not None and not options.sets:
             raise UsageError(f"{option} needs something to measure: --eval SET")
-    if asked.target_size is not None and (asked.types or asked.rules or asked.ladder):
+    if options.target_size is not None and (options.types or options.rules or options.ladder):
         raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
-    if asked.target_size is not None and asked.dry_run:
+    if options.target_size is not None and options.dry_run:
         raise UsageError(
             "--target-size finds the types by measuring, which -n does not; leave it out"
         )
-    if not asked.by_class:
+    if not options.by_class:
         return
     others = {
-        "-o": asked.output,
-        "-n": asked.dry_run,
-        "--ladder": asked.ladder,
-        "--target-size": asked.target_size,
-        "--max-drop": asked.max_drop,
-        "--min-cosine": asked.min_cosine,
+        "-o": options.output,
+        "-n": options.dry_run,
+        "--ladder": options.ladder,
+        "--target-size": options.target_size,
+        "--max-drop": options.max_drop,
+        "--min-cosine": options.min_cosine,
     }
     if given := [option for option, value in others.items() if value not in (None, False)]:
         raise UsageError(
             f"--sensitivity measures, and writes nothing; leave out {', '.join(given)}"
         )
-    named = [name.strip().lower() for name in (asked.types or "").split(",") if name.strip()]
+    named = [name.strip().lower() for name in (options.types or "").split(",") if name.strip()]
     if len(named) > 1 or named in (["f32"], ["bf16"]):
         raise UsageError(
             f"--sensitivity raises the classes of one type to more bits: not of {', '.join(named)}"

@@ -1,4 +1,7 @@
-"""The user's texts for quantizing: those that are compared, and those that say what matters."""
+"""How good a quantized file is: its vectors beside the source's, its scores, its speed.
+
+And the texts for that: those that are compared, and those whose columns matter.
+"""
 
 from __future__ import annotations
 
@@ -86,9 +89,6 @@ def _records(path: str) -> list[Record]:
     return good
 
 
-# How good a quantized file is: its vectors beside the source's, its scores, its speed.
-
-
 _LONGEST = 256  # tokens of a text whose time is taken
 _SECONDS = 1.0  # for which it is taken, at least
 
@@ -114,8 +114,8 @@ class Measures:
         return -100 * self.change.main.difference
 
 
-class Yardstick:
-    """The source's vectors and scores, which those of files are held against."""
+class Baseline:
+    """The source's vectors and scores, to which those of files are compared."""
 
     def __init__(
         self,

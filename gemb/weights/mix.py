@@ -16,7 +16,7 @@ from gemb.backend import Quantization, Rule
 from gemb.errors import NegativeAnswer
 from gemb.models.gguf_header import ALIGNMENT
 from gemb.models.tensors import MATRICES
-from gemb.weights.quantize import Candidate, Plan, Workshop
+from gemb.weights.quantize import Candidate, Plan, Quantizer
 from gemb.weights.types import is_matrix, quantization
 
 
@@ -31,19 +31,22 @@ class Share:
     share: float  # of the whole error, 0 to 1
 
 
-def sensitivity(shop: Workshop, base: Quantization, raised_to: str) -> Iterator[Candidate | Share]:
+def sensitivity(
+    quantizer: Quantizer, base: Quantization, raised_to: str
+) -> Iterator[Candidate | Share]:
     """Yield the file that is all of the base type, then what each class brings in a better one.
 
     Args:
-        shop: where files are made.
+        quantizer: where files are made.
         base: the type of all other tensors.
         raised_to: the type of the class's.
     """
-    whole = shop.made(base, keep=False)
+    whole = quantizer.made(quantizer.planned(base), keep=False)
     yield whole
     for name, pattern in MATRICES.items():
         rule = Rule(pattern, raised_to)
-        raised = shop.made(replace(base, rules=(rule, *base.rules)), keep=False)
+        file = quantizer.planned(replace(base, rules=(rule, *base.rules)))
+        raised = quantizer.made(file, keep=False)
         less = raised.measures.mean_cosine - whole.measures.mean_cosine
         error = max(1e-12, 1 - whole.measures.mean_cosine)
         yield Share(
@@ -74,23 +77,26 @@ _BASE, _RAISED = "q4_0", "q8_0"
 _MORE = 128  # bytes at most that a file's header has more than its source's: two keys, alignment
 
 
-def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
+def fitting_mix(quantizer: Quantizer, size_bytes: int, name: str) -> Quantization:
     """Return the mix with the least error that fits into a file of this size.
 
     Args:
-        shop: where the files are made that are measured: one for each class, and one more.
+        quantizer: where the files are made that are measured: one for each class, and one more.
         size_bytes: of the whole file.
         name: what the mix is called.
 
     Raises:
         NegativeAnswer: none fits.
     """
-    plans = {type_: shop.planned(quantization("q8_0", [Rule("weight$", type_)])) for type_ in MIXED}
-    room = size_bytes - shop.source.other_bytes - _MORE
+    plans = {
+        type_: quantizer.planned(quantization("q8_0", [Rule("weight$", type_)])).plan
+        for type_ in MIXED
+    }
+    room = size_bytes - quantizer.source.other_bytes - _MORE
     room -= sum(
-        -(-one.size_bytes // ALIGNMENT) * ALIGNMENT
-        for one in plans["q8_0"]
-        if not is_matrix(one.shape)
+        -(-tensor.size_bytes // ALIGNMENT) * ALIGNMENT
+        for tensor in plans["q8_0"]
+        if not is_matrix(tensor.shape)
     )
     sizes = {
         (kind, type_): _bytes_of(plans[type_], MATRICES[kind])
@@ -106,21 +112,21 @@ def fitting_mix(shop: Workshop, size_bytes: int, name: str) -> Quantization:
         )
     errors: dict[tuple[str, str], float] = {}
     whole = 0.0
-    for one in sensitivity(shop, quantization(_BASE), _RAISED):
-        if isinstance(one, Candidate):
-            whole = 1 - one.measures.mean_cosine
+    for step in sensitivity(quantizer, quantization(_BASE), _RAISED):
+        if isinstance(step, Candidate):
+            whole = 1 - step.measures.mean_cosine
             continue
         known = ROUNDING[_BASE] ** 2 - ROUNDING[_RAISED] ** 2
         # Noise may make a class with little to gain look harmful; it still has some error.
-        per_square = max(one.error_less, whole / 1000) / known
+        per_square = max(step.error_less, whole / 1000) / known
         for type_ in MIXED:
-            fitted = next(t.type for t in plans[type_] if re.search(MATRICES[one.name], t.name))
-            errors[one.name, type_] = per_square * ROUNDING[fitted] ** 2
-    chosen = _best(sizes, errors, room)
+            fitted = next(t.type for t in plans[type_] if re.search(MATRICES[step.name], t.name))
+            errors[step.name, type_] = per_square * ROUNDING[fitted] ** 2
+    types = _best(sizes, errors, room)
     patterns: dict[str, list[str]] = {}
-    for kind, type_ in chosen.items():
+    for kind, type_ in types.items():
         patterns.setdefault(type_, []).append(MATRICES[kind])
-    rules = tuple(Rule("|".join(some), type_) for type_, some in patterns.items())
+    rules = tuple(Rule("|".join(parts), type_) for type_, parts in patterns.items())
     return Quantization(name=name, type="q8_0", rules=rules, label=name)
 
 
@@ -134,16 +140,16 @@ def _best(
     """
     front: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
     for kind in MATRICES:
-        found = [
+        mixes = [
             (size + sizes[kind, type_], error + errors[kind, type_], {**types, kind: type_})
             for size, error, types in front
             for type_ in MIXED
             if size + sizes[kind, type_] <= room
         ]
         front = []
-        for one in sorted(found, key=lambda one: one[:2]):
-            if not front or one[1] < front[-1][1]:  # else a smaller one is as good
-                front.append(one)
+        for mix in sorted(mixes, key=lambda mix: mix[:2]):
+            if not front or mix[1] < front[-1][1]:  # else a smaller one is as good
+                front.append(mix)
     return front[-1][2]
 
 

@@ -1,15 +1,21 @@
-"""What is quantized: an unquantized GGUF file, which a model folder is exported to first."""
+"""Quantize a model to one type or several; each file is measured before it gets its name.
+
+An unquantized GGUF file is what is quantized; a model folder is exported to one first. Each file is
+planned once: which type each tensor gets. The plan is what a dry run prints, what is checked
+against the types that the model was trained for, and what is written.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.backend import Quantization, Runtime, TensorPlan
 from gemb.errors import UsageError
@@ -18,11 +24,11 @@ from gemb.io.atomic import check_file, new_file
 from gemb.io.notes import note, warn
 from gemb.io.paths import check_folder_of
 from gemb.models.gguf import GgufModel, open_gguf
-from gemb.models.gguf_header import GgufHeader
+from gemb.models.gguf_header import TENSORS, GgufHeader
 from gemb.models.qat import GGUF_KEY
 from gemb.models.tensors import tensor_class
 from gemb.plugins import able
-from gemb.weights.measure import Measures, Yardstick, calibration_texts
+from gemb.weights.measure import Baseline, Measures, calibration_texts
 from gemb.weights.types import FILE_TYPES, PLAIN, is_matrix, trained
 
 if TYPE_CHECKING:
@@ -90,7 +96,7 @@ def model_name(model: Path) -> str:
 
 def _source(model: GgufModel) -> Source:
     header = model.header
-    types = {one.type for one in header.tensors.values() if is_matrix(one.shape)}
+    types = {tensor.type for tensor in header.tensors.values() if is_matrix(tensor.shape)}
     return Source(
         gguf=header.path,
         type="+".join(sorted(types)),
@@ -121,9 +127,6 @@ def _refuse_quantized(header: GgufHeader, *, requantize: bool) -> None:
             )
 
 
-# Quantize a model to one type or several; what it costs is shown before a file gets its name.
-
-
 Plan = tuple[TensorPlan, ...]
 
 
@@ -137,11 +140,11 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class QuantizeJob:
     """What is asked for."""
 
     model: Path  # a model folder or a GGUF file
-    wanted: tuple[Quantization, ...]
+    quantizations: tuple[Quantization, ...]  # none: the types that the model was trained for
     output: Path | None  # a file, or a folder where there are several; None: nothing is kept
     is_folder: bool = False
     limits: Limits = field(default_factory=Limits)
@@ -156,139 +159,206 @@ class Job:
     is_plan: bool = False  # no file is made
 
 
+class PlannedFile(NamedTuple):
+    """A file that can be made: the type of each tensor is decided."""
+
+    quantization: Quantization
+    plan: Plan
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.size_bytes for tensor in self.plan)
+
+    @property
+    def misfits(self) -> list[str]:
+        """A line for each type that rows do not fit, and what stands in its place."""
+        rows: dict[tuple[str, str], list[int]] = {}
+        for tensor in self.plan:
+            if tensor.wanted != tensor.type:
+                rows.setdefault((tensor.wanted, tensor.type), []).append(tensor.shape[0])
+        return [
+            f"{type_} instead of {wanted} in {len(lengths)} of {len(self.plan)} tensors: {wanted} "
+            f"packs {TENSORS[wanted][1]} values of a row, which has "
+            f"{' or '.join(map(str, sorted(set(lengths))))}"
+            for (wanted, type_), lengths in rows.items()
+        ]
+
+    def type_counts(self) -> Counter[str]:
+        """Return how many matrices have each type."""
+        return Counter(tensor.type for tensor in self.plan if is_matrix(tensor.shape))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A file that was made and measured."""
 
-    wanted: Quantization
-    plan: Plan
+    file: PlannedFile
     measures: Measures
-    bar: float
+    bar: float  # the least cosine that a text may have
     refused: str  # why it is not put in place; empty: nothing is against it
     target: Path | None  # where it is; None: nowhere
 
     @property
     def label(self) -> str:
-        """What it is called in a table."""
-        return self.wanted.label
+        """Its name in a table."""
+        return self.file.quantization.label
 
 
-class Workshop:
-    """A source, opened; makes files of it and measures them."""
+class Quantizer:
+    """An opened source, whose files are planned, made and measured."""
 
-    def __init__(self, job: Job, source: Source) -> None:
+    def __init__(self, job: QuantizeJob, source: Source) -> None:
         self.job = job
         self.source = source
 
     @cached_property
-    def yardstick(self) -> Yardstick:
+    def baseline(self) -> Baseline:
         """The source, measured at the first use."""
         job = self.job
-        return Yardstick(self.source.gguf, job.texts, job.suite, job.dims, job.runtime)
+        return Baseline(self.source.gguf, job.texts, job.suite, job.dims, job.runtime)
 
     @cached_property
     def importance(self) -> Importance | None:
-        """Which columns matter to the user's corpus, found at the first use."""
+        """Which columns matter to the user's corpus, measured at the first use."""
         if self.job.corpus is None:
             return None
         texts = calibration_texts(self.job.corpus, self.source.prompts)
         note(f"looking which columns matter to {len(texts)} texts with their prompts")
         return able("importance").importance(self.source.gguf, texts, self.job.runtime)
 
-    def planned(self, wanted: Quantization) -> Plan:
-        """Return what becomes of each tensor; nothing is written."""
-        wanted = replace(wanted, importance=self.importance)
-        return able("quantize").quantize(self.source.gguf, None, wanted)
+    @cached_property
+    def files(self) -> tuple[PlannedFile, ...]:
+        """The files that are asked for, each planned once.
 
-    def target(self, wanted: Quantization) -> Path | None:
+        Raises:
+            UsageError: a type or a rule does not fit, or is not what the model was trained for.
+        """
+        job, qat = self.job, self.source.qat
+        quantizations = job.quantizations
+        if not qat or job.ignore_qat:
+            if not quantizations:
+                raise UsageError(
+                    "-t TYPE is missing: this model was trained for no types; gemb quantize --types"
+                )
+            return tuple(map(self.planned, quantizations))
+        if job.corpus is not None:
+            raise UsageError(
+                f"{job.model} was trained for its types' plain rounding, which --imatrix changes; "
+                "leave it out, or say --ignore-qat"
+            )
+        files = []
+        for quantization in quantizations or (trained(qat),):
+            file = self.planned(replace(quantization, is_exact=True))
+            _check_qat(job.model, qat, file)
+            files.append(file)
+        return tuple(files)
+
+    def planned(self, quantization: Quantization) -> PlannedFile:
+        """Decide the type of each tensor; nothing is written.
+
+        Raises:
+            UsageError: a type or a rule does not fit.
+        """
+        quantization = replace(quantization, importance=self.importance)
+        plan = able("quantize").quantize(self.source.gguf, None, quantization)
+        return PlannedFile(quantization, plan)
+
+    def about_bytes(self, file: PlannedFile) -> int:
+        """Return the size of a file that was not made, to a few hundred bytes."""
+        return file.tensor_bytes + self.source.other_bytes
+
+    def target(self, file: PlannedFile) -> Path | None:
         """Return where a file goes; None: nowhere."""
-        return target_of(self.job, wanted)
+        return target_of(self.job, file.quantization)
 
-    def made(self, wanted: Quantization, *, keep: bool = True) -> Candidate:
-        """Return a file that was measured, and is put in place if nothing is against it.
+    def ladder(self) -> Iterator[Candidate]:
+        """Make the files that are asked for, each as it is taken from here.
+
+        With `max_drop` the smallest comes first, and the first that is good enough is the last.
+        """
+        files = list(self.files)
+        if self.job.limits.max_drop is not None:
+            files.sort(key=lambda file: file.tensor_bytes)
+        for file in files:
+            for line in file.misfits:
+                note(f"{file.quantization.name}: {line}")
+            candidate = self.made(file)
+            yield candidate
+            if self.job.limits.max_drop is not None and not candidate.refused:
+                return
+
+    def made(self, file: PlannedFile, *, keep: bool = True) -> Candidate:
+        """Make a file, measure it, and put it in place if nothing is against it.
 
         Args:
-            wanted: its types.
+            file: its plan.
             keep: put it in place, if there is one.
 
         Raises:
-            UsageError: the types do not fit.
             OSError: the file cannot be written.
         """
-        wanted = replace(wanted, importance=self.importance)
-        target = self.target(wanted) if keep else None
-        self.yardstick  # noqa: B018 - before anything is written
-        with tempfile.TemporaryDirectory(
-            prefix=".gemb-quantize-", dir=_scratch(self.job)
-        ) as folder:
-            place = Path(folder) / "measured.gguf"
+        job = self.job
+        target = self.target(file) if keep else None
+        baseline = self.baseline  # measured before anything is written
+        with tempfile.TemporaryDirectory(prefix=".gemb-quantize-", dir=_scratch(job)) as folder:
+            part = Path(folder) / "measured.gguf"
             with naming(Path(folder).parent):
-                plan = able("quantize").quantize(
-                    self.source.gguf, place, wanted, threads=self.job.runtime.threads
+                able("quantize").quantize(
+                    self.source.gguf,
+                    part,
+                    file.quantization,
+                    plan=file.plan,
+                    threads=job.runtime.threads,
                 )
-            measures = self.yardstick.measure(place, wanted.label)
-            bar = _bar(plan, self.job.limits)
-            refused = _refusal(measures, bar, self.job.limits)
+            measures = baseline.measure(part, file.quantization.label)
+            bar = _bar(file.plan, job.limits)
+            refused = _refusal(measures, bar, job.limits)
             if target is not None and not refused:
                 target.parent.mkdir(exist_ok=True)
-                with new_file(target) as part:
-                    place.replace(part)
+                with new_file(target) as new:
+                    part.replace(new)
         return Candidate(
-            wanted=wanted,
-            plan=plan,
+            file=file,
             measures=measures,
             bar=bar,
             refused=refused,
             target=None if refused else target,
         )
 
+    def of_mix(self, mix: Quantization, max_bytes: int) -> Quantizer:
+        """Return one of the same source and baseline that makes this mix alone, and no larger."""
+        limits = replace(self.job.limits, max_bytes=max_bytes)
+        other = Quantizer(replace(self.job, quantizations=(mix,), limits=limits), self.source)
+        other.baseline, other.importance = self.baseline, self.importance
+        other.files = (self.planned(mix),)
+        return other
+
 
 @contextmanager
-def workshop(job: Job) -> Iterator[Workshop]:
-    """Yield the workshop of a job.
+def quantizer(job: QuantizeJob) -> Iterator[Quantizer]:
+    """Yield the quantizer of a job, all its files planned: what does not fit is refused first.
 
     Raises:
         UsageError: the source or what is asked of it is not right.
     """
-    weights = not job.is_plan or job.corpus is not None  # which matter is told by running them
+    weights = not job.is_plan or job.corpus is not None  # importance is found by running them
     with opened_source(
         job.model, _scratch(job), requantize=job.requantize, weights=weights
     ) as source:
-        if source.qat and not job.ignore_qat:
-            job = _heeding(job, source)
-        if not job.wanted:
-            raise UsageError(
-                "-t TYPE is missing: this model was trained for no types; gemb quantize --types"
-            )
-        shop = Workshop(job, source)
-        for wanted in job.wanted:
-            shop.planned(wanted)  # what does not fit is refused before anything is measured
-        yield shop
+        opened = Quantizer(job, source)
+        opened.files  # noqa: B018 - planned here, before anything is measured
+        yield opened
 
 
-def _heeding(job: Job, source: Source) -> Job:
-    """Return the job with the types that the model was trained for, or refuse others."""
-    if job.corpus is not None:
-        raise UsageError(
-            f"{job.model} was trained for its types' plain rounding, which --imatrix changes; "
-            "leave it out, or say --ignore-qat"
-        )
-    if not job.wanted:
-        job = replace(job, wanted=(trained(source.qat),))
-    for wanted in job.wanted:
-        plan = able("quantize").quantize(source.gguf, None, wanted)
-        _check_qat(job.model, source.qat, wanted, plan)
-    return replace(job, wanted=tuple(replace(wanted, is_exact=True) for wanted in job.wanted))
-
-
-def target_of(job: Job, wanted: Quantization) -> Path | None:
+def target_of(job: QuantizeJob, quantization: Quantization) -> Path | None:
     """Return where a file goes; None: nowhere."""
     if job.output is None or not job.is_folder:
         return job.output
-    return job.output / f"{model_name(job.model)}-{wanted.name}.gguf"
+    return job.output / f"{model_name(job.model)}-{quantization.name}.gguf"
 
 
-def check_targets(job: Job) -> None:
+def check_targets(job: QuantizeJob) -> None:
     """Refuse files that cannot be written, before anything is made.
 
     Raises:
@@ -298,24 +368,24 @@ def check_targets(job: Job) -> None:
         return
     if job.is_folder and not job.output.is_dir():
         if job.output.exists() or job.output.suffix == ".gguf":
-            raise UsageError(f"{job.output} is a file; several types want a folder")
+            raise UsageError(f"{job.output} is a file; several types require a folder")
         check_folder_of(job.output)
         return
-    for wanted in job.wanted:
-        target = target_of(job, wanted)
+    for quantization in job.quantizations:
+        target = target_of(job, quantization)
         assert target is not None, "there is an output"
         _check_file(target, job)
-    if not job.wanted:
+    if not job.quantizations:
         _check_file(job.output, job)
 
 
-def _check_file(target: Path, job: Job) -> None:
+def _check_file(target: Path, job: QuantizeJob) -> None:
     if target.exists() and target.samefile(job.model):
         raise UsageError(f"{target} is the model itself; write elsewhere")
     check_file(target, overwrite=job.overwrite)
 
 
-def _scratch(job: Job) -> Path | None:
+def _scratch(job: QuantizeJob) -> Path | None:
     """Return the folder for what does not stay: that of the output, which has room for it."""
     if job.output is None:
         return None
@@ -330,28 +400,29 @@ def _bar(plan: Plan, limits: Limits) -> float:
     return bar_for("f32", "+".join(sorted(types)))
 
 
-def _refusal(found: Measures, bar: float, limits: Limits) -> str:
+def _refusal(measures: Measures, bar: float, limits: Limits) -> str:
     """Return why a file is not put in place, in a few words; empty: it may be."""
-    if found.failed:
-        return f"{found.failed} texts failed"
-    if limits.max_bytes is not None and found.size_bytes > limits.max_bytes:
-        more = found.size_bytes - limits.max_bytes
+    if measures.failed:
+        return f"{measures.failed} texts failed"
+    if limits.max_bytes is not None and measures.size_bytes > limits.max_bytes:
+        more = measures.size_bytes - limits.max_bytes
         return f"{more:,} bytes larger than {limits.max_bytes:,} (--target-size)"
-    if found.min_cosine < bar:
-        return f"least cosine {found.min_cosine:.3f}, below {bar:g} (--min-cosine)"
-    if limits.max_drop is not None and found.drop > limits.max_drop:
-        return f"{found.drop:.2f} points lost, more than {limits.max_drop:g} (--max-drop)"
+    if measures.min_cosine < bar:
+        return f"least cosine {measures.min_cosine:.3f}, below {bar:g} (--min-cosine)"
+    if limits.max_drop is not None and measures.drop > limits.max_drop:
+        return f"{measures.drop:.2f} points lost, more than {limits.max_drop:g} (--max-drop)"
     return ""
 
 
-def _check_qat(model: Path, qat: Mapping[str, str], wanted: Quantization, plan: Plan) -> None:
-    said = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
-    for tensor in plan:
+def _check_qat(model: Path, qat: Mapping[str, str], file: PlannedFile) -> None:
+    """Refuse a file whose types are not those that the model was trained for."""
+    types = ", ".join(f"{kind} {type_}" for kind, type_ in qat.items())
+    for tensor in file.plan:
         if not is_matrix(tensor.shape):
             continue
-        kind = tensor_class(tensor.name)
-        if tensor.wanted != qat.get(kind, tensor.source):
+        if tensor.wanted != qat.get(tensor_class(tensor.name), tensor.source):
             raise UsageError(
-                f"{model} was trained to be {said}; {tensor.name} as {tensor.wanted} "
-                f"({wanted.name}) loses what that gained: name no types, or say --ignore-qat"
+                f"{model} was trained to be {types}; {tensor.name} as {tensor.wanted} "
+                f"({file.quantization.name}) loses what that gained: name no types, or say "
+                "--ignore-qat"
             )
