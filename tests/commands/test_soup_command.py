@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_soup import contents, rewritten
 
 from gemb.backend import Runtime
 from gemb.datasets.sets import open_suite
@@ -24,6 +23,7 @@ from gemb.models.prompts import for_task
 from gemb.plugins import for_model
 from gemb.weights.ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
 from gemb.weights.soup_scores import Scorer, greedy
+from model_files import contents, rewritten
 from tiny_model import TinyShape, write_tiny_model
 
 

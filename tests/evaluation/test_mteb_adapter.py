@@ -7,8 +7,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from test_evaluation import FakeEncoder
 
+from fake_encoder import FakeEncoder
 from gemb.datasets.sets import builtins, open_suite
 from gemb.errors import UsageError
 from gemb.evaluation.evaluate import evaluate

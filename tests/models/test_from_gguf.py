@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from test_gguf_model import ABSENT, KEY, _changed
 from tokenizers import Tokenizer
 
+from changed_gguf import ABSENT, KEY, changed
 from gemb.backend import Cut, Runtime
 from gemb.errors import UsageError
 from gemb.evaluation.agreement import VERIFICATION_TEXTS
@@ -168,24 +168,24 @@ def test_layers_keep_their_kinds_and_the_licence_is_said(tiny_model: Path, tmp_p
 
 def test_a_file_of_another_converter_gets_the_cards_prompts(tiny_gguf: Path, tmp_path: Path):
     absent = {f"gemb.prompt.{name}": ABSENT for name in PROMPTS} | {"gemb.matryoshka_dims": ABSENT}
-    path = _changed(tiny_gguf, tmp_path / "plain.gguf", absent)
+    path = changed(tiny_gguf, tmp_path / "plain.gguf", absent)
     after = open_checkpoint(_unpacked(path, tmp_path / "model"))
     assert after.prompts["query"] == "task: search result | query: "
     assert after.matryoshka_dims == (96,)
 
 
 def test_another_pooling_comes_back(tiny_gguf: Path, tmp_path: Path):
-    path = _changed(tiny_gguf, tmp_path / "last.gguf", {f"{KEY}pooling_type": 3})
+    path = changed(tiny_gguf, tmp_path / "last.gguf", {f"{KEY}pooling_type": 3})
     assert open_checkpoint(_unpacked(path, tmp_path / "model")).pooling == "last"
 
 
 def test_what_no_folder_can_hold_is_refused(tiny_gguf: Path, tmp_path: Path):
-    odd = _changed(tiny_gguf, tmp_path / "a.gguf", {f"{KEY}attention.sliding_window": 15})
+    odd = changed(tiny_gguf, tmp_path / "a.gguf", {f"{KEY}attention.sliding_window": 15})
     with pytest.raises(UsageError, match=r"a.gguf: the sliding window is 15, an odd number"):
         _unpacked(odd, tmp_path / "a")
     scores = gguf.GGUFReader(tiny_gguf).fields["tokenizer.ggml.scores"].contents()
     scores[300] = float("nan")
-    bad = _changed(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.scores": scores})
+    bad = changed(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.scores": scores})
     with pytest.raises(UsageError, match=r"b.gguf: the score of token '.+' is no number"):
         _unpacked(bad, tmp_path / "b")
 

@@ -9,45 +9,16 @@ import gguf
 import numpy as np
 import pytest
 
+from changed_gguf import ABSENT, KEY, changed
 from gemb.errors import UsageError
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import read_header
 from gemb_llamacpp.export import export
 from tiny_model import PROMPTS
 
-KEY = "gemma-embedding."
-ABSENT = object()
-
-
-def _changed(source: Path, target: Path, changes: dict[str, Any], arch: str = KEY[:-1]) -> Path:
-    """Write the file again with other values; a tensor's name stands for the tensor."""
-    reader = gguf.GGUFReader(source)
-    writer = gguf.GGUFWriter(target, arch)
-    for key, field in reader.fields.items():
-        value = changes.get(key, field.contents())
-        if key.startswith("GGUF.") or key == "general.architecture" or value is ABSENT:
-            continue
-        sub_type = field.types[1] if len(field.types) > 1 else None
-        kind = field.types[0]
-        if isinstance(value, tuple):  # another type, too
-            value, kind = value
-        writer.add_key_value(key.replace(KEY, f"{arch}."), value, kind, sub_type)
-    for key in changes.keys() - reader.fields.keys() - {t.name for t in reader.tensors}:
-        value, kind = changes[key]
-        writer.add_key_value(key, value, kind)
-    for tensor in reader.tensors:
-        value = changes.get(tensor.name, tensor.data)
-        if value is not ABSENT:
-            writer.add_tensor(tensor.name, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
-
 
 def test_an_unchanged_copy_is_the_same_model(tiny_gguf: Path, tmp_path: Path):
-    copy = open_gguf(_changed(tiny_gguf, tmp_path / "copy.gguf", {}))
+    copy = open_gguf(changed(tiny_gguf, tmp_path / "copy.gguf", {}))
     assert copy.description().types == open_gguf(tiny_gguf).description().types
     assert copy.fingerprint() == open_gguf(tiny_gguf).fingerprint()
 
@@ -106,7 +77,7 @@ U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "
 def test_a_wrong_file_is_refused(
     tiny_gguf: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ):
-    path = _changed(tiny_gguf, tmp_path / "wrong.gguf", changes)
+    path = changed(tiny_gguf, tmp_path / "wrong.gguf", changes)
     with pytest.raises(UsageError, match=message) as error:
         open_gguf(path)
     assert "\n" not in str(error.value)
@@ -119,7 +90,7 @@ def test_tokens_that_llama_cpp_would_abort_on_are_refused(
 ):
     tokens = list(read_header(tiny_gguf).metadata["tokenizer.ggml.tokens"].values)  # type: ignore[union-attr]
     tokens[tokens.index(bad[0])] = bad[1]
-    path = _changed(tiny_gguf, tmp_path / "wrong.gguf", {"tokenizer.ggml.tokens": tokens})
+    path = changed(tiny_gguf, tmp_path / "wrong.gguf", {"tokenizer.ggml.tokens": tokens})
     with pytest.raises(
         UsageError, match=r"1 tokens are there twice|byte tokens .* <0x41> first|NUL"
     ):
@@ -141,7 +112,7 @@ def test_another_architecture_is_refused_with_what_it_is(
     tiny_gguf: Path, tmp_path: Path, arch: str, message: str
 ):
     with pytest.raises(UsageError, match=f"architecture {arch}: {message}"):
-        open_gguf(_changed(tiny_gguf, tmp_path / "other.gguf", {}, arch))
+        open_gguf(changed(tiny_gguf, tmp_path / "other.gguf", {}, arch))
 
 
 def test_the_profile_says_how_to_use_the_model(tiny_gguf: Path):
@@ -154,7 +125,7 @@ def test_the_profile_says_how_to_use_the_model(tiny_gguf: Path):
 
 def test_a_file_of_another_converter_has_the_cards_prompts(tiny_gguf: Path, tmp_path: Path):
     absent = {f"gemb.prompt.{name}": ABSENT for name in PROMPTS} | {"gemb.matryoshka_dims": ABSENT}
-    model = open_gguf(_changed(tiny_gguf, tmp_path / "plain.gguf", absent))
+    model = open_gguf(changed(tiny_gguf, tmp_path / "plain.gguf", absent))
     assert model.prompts["query"] == "task: search result | query: "
     assert model.prompts["fact"] == "task: fact checking | query: "
     assert model.matryoshka_dims == (96,)
@@ -178,10 +149,10 @@ def test_the_fingerprint_tells_weights_and_prompts_apart_but_not_names(
     export(tiny_model, tmp_path / "bf16.gguf", "bf16")
     right = open_gguf(tiny_gguf).fingerprint()
     assert open_gguf(tmp_path / "again.gguf").fingerprint() == right
-    renamed = _changed(tiny_gguf, tmp_path / "renamed.gguf", {"general.name": "other"})
+    renamed = changed(tiny_gguf, tmp_path / "renamed.gguf", {"general.name": "other"})
     assert open_gguf(renamed).fingerprint() == right
-    prompt = _changed(tiny_gguf, tmp_path / "prompt.gguf", {"gemb.prompt.query": "q: "})
+    prompt = changed(tiny_gguf, tmp_path / "prompt.gguf", {"gemb.prompt.query": "q: "})
     norm = np.zeros(96, np.float32)
-    weight = _changed(tiny_gguf, tmp_path / "weight.gguf", {"output_norm.weight": norm})
+    weight = changed(tiny_gguf, tmp_path / "weight.gguf", {"output_norm.weight": norm})
     others = {open_gguf(path).fingerprint() for path in (prompt, weight, tmp_path / "bf16.gguf")}
     assert len(others | {right}) == 4

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from msgspec import structs
-from test_soup import contents, numbers
 
 from gemb.errors import Missing, UsageError
 from gemb.recipe.file import load
@@ -28,6 +27,7 @@ from gemb.training.mixtures import (
     next_mixture,
     read_trials,
 )
+from model_files import contents, numbers
 from tiny_model import TEXT
 
 WORDS = TEXT.split()

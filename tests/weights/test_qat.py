@@ -21,8 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from safetensors.numpy import load_file, save_file
-from test_launch import write_pairs
-from test_ranks import in_processes
 
 from gemb.backend import Runtime, Training
 from gemb.errors import UsageError
@@ -49,7 +47,9 @@ from gradient_cases import (
     part_of,
     plain_gradients,
 )
+from processes import in_processes
 from tiny_model import TinyShape, write_tiny_model
+from triplets import write_pairs
 
 TYPES = {"token_embd": "q4_0", "attention": "q8_0", "ffn": "q4_0", "dense": "bf16"}
 STEPS = 4

@@ -15,7 +15,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from safetensors.numpy import load_file
 from torch.optim.swa_utils import AveragedModel
 
 from gemb.errors import GembError, UsageError
@@ -25,9 +24,8 @@ from gemb.models.safetensors import NewTensor, decoded, encoded, read_header, wr
 from gemb.weights import soup
 from gemb.weights.ingredients import Named, open_ingredients
 from gemb.weights.soup import MANIFEST, plan, write_soup
+from model_files import WEIGHTS, contents, numbers, rewritten
 from tiny_model import TinyShape, write_tiny_model
-
-WEIGHTS = ("model.safetensors", "2_Dense/model.safetensors", "3_Dense/model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +39,6 @@ def cook(folders, target: Path, weights=None, method="mean") -> Path:
     weights = weights or [None] * len(folders)
     named = [Named(str(path), weight) for path, weight in zip(folders, weights, strict=True)]
     write_soup(open_ingredients(named), target, method)
-    return target
-
-
-def numbers(folder: Path) -> dict[str, np.ndarray]:
-    """Return the tensors as the package safetensors reads them."""
-    return {f"{file}:{k}": v for file in WEIGHTS for k, v in load_file(folder / file).items()}
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-def rewritten(source: Path, target: Path, change) -> Path:
-    """Copy a model; `change(name, values)` returns the dtype and the values of a tensor."""
-    shutil.copytree(source, target)
-    for file in WEIGHTS:
-        new = {}
-        for name, tensor in read_header(source / file).items():
-            dtype, values = change(name, tensor.float32().copy())
-            parts = [encoded(values.astype(np.float64).ravel(), dtype)]
-            new[name] = NewTensor(dtype, tensor.shape, parts)
-        write_file(target / file, new)
     return target
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -23,7 +22,7 @@ from gemb.training.outcome import hand_over, outcomes
 from gemb_torch import launch
 from gemb_torch.launch import Ended, end_as
 from gemb_torch.model.ranks import OtherProcessFailed
-from tiny_model import TEXT
+from triplets import write_pairs
 
 pytestmark = pytest.mark.slow
 
@@ -38,26 +37,6 @@ optimizer: {{lr: 1e-4}}
 checkpoint: {{every_steps: 3, keep: 9}}
 """
 SOON_S = 60  # two cores may be busy with other tests
-
-
-def write_pairs(path: Path, rows: int = 300) -> Path:
-    """Write triplets with 0 to 3 negatives, of the words that the tiny tokenizer knows."""
-    choose = random.Random(0)
-    words = TEXT.split()
-
-    def text(longest: int) -> str:
-        return " ".join(choose.choices(words, k=choose.randint(2, longest)))
-
-    lines = [
-        {
-            "query": text(9),
-            "positive": text(14),
-            "negatives": [text(6) for _ in range(choose.randint(0, 3))],
-        }
-        for _ in range(rows)
-    ]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from gemb.errors import GembError
 from gemb_torch.model.ranks import OtherProcessFailed, Ranks
@@ -32,34 +29,11 @@ from gradient_cases import (
     part_of,
     plain_gradients,
 )
+from processes import in_processes
 
 PAIRS = 14  # no multiple of 4: parts of different sizes
 BATCHES = 2
 KINDS = ("hard negatives", "activation checkpointing", "attention pooling")  # and every loss
-
-
-def as_process(rank: int, count: int, folder: Path, work: Callable[[Ranks, Path], None]) -> None:
-    """Be one of so many processes."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=count
-    )
-    work(Ranks(), folder)
-    dist.destroy_process_group()
-    os._exit(0)  # as gemb ends: a thread of torch that Python's own end meets may abort
-
-
-def in_processes(count: int, folder: Path, work: Callable[[Ranks, Path], None]) -> None:
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=as_process, args=(rank, count, folder, work))
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(200)
-    assert [process.exitcode for process in processes] == [0] * count
 
 
 def write_gradients(tiny_model: Path, ranks: Ranks, folder: Path) -> None:
