@@ -30,7 +30,7 @@ from gemb.index.source import (
     source_from_json,
 )
 from gemb.index.state import Changes, State
-from gemb.index.sync import OpenEncoder, finish, now, split_now, update
+from gemb.index.sync import OpenEncoder, finish, now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
 from gemb.io.atomic import sync_folder
@@ -305,7 +305,7 @@ def _fill(
                 f"{visible(described(source.paths))}: nothing to index"
                 + (f"; {changes.failed} rows failed" if changes.failed else "")
             )
-        finish(part, split_now(manifest, changes), writer, encoder)
+        finish(part, dataclasses.replace(manifest, splitting=VERSION), writer, encoder)
     except UsageError:
         if not writer.slots:
             writer.close()

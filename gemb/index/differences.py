@@ -136,6 +136,8 @@ def file_changes(state: State, source: PassageSource, may_remove: MayRemove) -> 
     is_outdated = bool(stamps) and state.splitting != VERSION
     if is_outdated:
         note("the rules by which files become passages have changed: all files are split again")
+        if state.writer:  # one that cannot be read now is read when it can be
+            state.writer.run("UPDATE files SET mtime_ns = -1")
     opened = []
     for entry in files:
         stamp = [entry.size, entry.mtime_ns, entry.inode]

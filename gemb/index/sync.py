@@ -80,7 +80,8 @@ def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Change
                     f"({writer.committed - before:,} new rows); gemb index sync goes on from there"
                 )
             raise
-        finish(job.folder, split_now(manifest, changes), writer, model.encoder)
+        manifest = dataclasses.replace(manifest, splitting=VERSION)
+        finish(job.folder, manifest, writer, model.encoder)
         return changes
 
 
@@ -282,14 +283,6 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
             yield manifest, writer
         finally:
             writer.close()
-
-
-def split_now(manifest: Manifest, changes: Changes) -> Manifest:
-    """Return the manifest of an index whose files were split by the rules of this version.
-
-    A file that could not be read keeps its passages, so it is split again the next time.
-    """
-    return manifest if changes.unreadable else dataclasses.replace(manifest, splitting=VERSION)
 
 
 def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | None) -> None:

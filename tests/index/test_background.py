@@ -186,7 +186,7 @@ def test_a_probe_without_a_vector_is_named_in_words_of_its_own(cache):
         def encode(self, batch):
             return np.full_like(super().encode(batch), np.nan)
 
-    message = r"^which scores chance explains cannot be measured: a text of '.*' has no vector: "
+    message = r"^which scores chance explains cannot be measured: a text of .* has no vector: "
     with pytest.raises(GembError, match=message):
         probe_vectors(Failing())
 
