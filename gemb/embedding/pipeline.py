@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -325,7 +325,9 @@ def windows(
         yield window
 
 
-def embed(records: Iterable[Record | None], embedder: Embedder, *, live: bool) -> Iterator[Window]:
+def embed(
+    records: Iterable[Record | None], embedder: Embedder, *, live: bool
+) -> Generator[Window, None, None]:
     """Yield the windows of rows, in the order of the records.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -173,7 +173,7 @@ def embed_missing(
     texts: PassageTexts,
     cache: VectorCache,
     encoder: Encoder,
-) -> Iterator[Embedded]:
+) -> Generator[Embedded, None, None]:
     """Yield passages with their vectors, window by window, and put the vectors into the cache.
 
     It may be stopped at any time, by closing it or by any exception: what was computed is kept.
@@ -262,7 +262,7 @@ def scored(
     words: Sequence[str],
     k: int | None,
     floor: float = -1.0,
-) -> Iterator[Progress]:
+) -> Generator[Progress, None, None]:
     """Yield one ranking that gets better and better; at the end it is that of all passages.
 
     What is known is compared first; the other passages are embedded, those first that share words

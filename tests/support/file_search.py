@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ class FileSearch:
         words: Sequence[str] = (),
         k: int | None = 10,
         floor: float = -1.0,
-    ) -> Iterator[Progress]:
+    ) -> Generator[Progress, None, None]:
         """Yield the one ranking as it gets better."""
         cache = self.cache(encoder.spec)
         known, missing = split_known(self.corpus, cache)
