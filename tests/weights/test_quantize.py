@@ -573,10 +573,10 @@ def test_what_exists_is_kept_without_force(tiny_gguf: Path, tmp_path: Path):
     (tmp_path / "a.gguf").write_text("mine")
     with pytest.raises(UsageError, match=r"a.gguf exists; -f overwrites it"):
         _gemb(tiny_gguf, "-t", "q4_0", "-o", tmp_path / "a.gguf")
-    with pytest.raises(UsageError, match="several types want a folder"):
+    with pytest.raises(UsageError, match="several types require a folder"):
         _gemb(tiny_gguf, "-t", "q4_0,q8_0", "-o", tmp_path / "a.gguf")
     assert (tmp_path / "a.gguf").read_text() == "mine"
-    with pytest.raises(UsageError, match="several types want a folder"):
+    with pytest.raises(UsageError, match="several types require a folder"):
         _gemb(tiny_gguf, "-t", "q4_0,q8_0", "-o", tmp_path / "new.gguf")
     with pytest.raises(UsageError, match="is the model itself; write elsewhere"):
         _gemb(tiny_gguf, "-t", "q4_0", "-o", tiny_gguf, "-f")
