@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.options import ENCODING, QUOTING, GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
 from gemb.embedding.formats.table import FORMATS, Format, format_of
 from gemb.models.prompts import TASKS
@@ -30,6 +30,8 @@ GROUPS = {
         "texts",
         "input_format",
         "null",
+        "encoding",
+        "quoting",
         "text_field",
         "title_field",
         "id_field",
@@ -54,6 +56,8 @@ GROUPS = {
     help="auto (the default) goes by the suffix, then by the first line.",
 )
 @click.option("-0", "--null", is_flag=True, help="Texts end in NUL, not in a newline.")
+@ENCODING
+@QUOTING
 @click.option(
     "--text-field",
     multiple=True,
@@ -116,6 +120,8 @@ def embed(
     texts: tuple[str, ...],
     input_format: str,
     null: bool,
+    encoding: str,
+    quoting: str | None,
     text_field: tuple[str, ...],
     title_field: str | None,
     id_field: str | None,
@@ -169,6 +175,8 @@ def embed(
         format=input_format,
         separator=b"\0" if null else b"\n",
         fields=fields,
+        encoding=encoding,
+        quoting=quoting or "",
         live=target.is_stream,
     )
     _check_input(bool(texts), input_format, null, fields)

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
     from gemb.index.state import Changes
 
 GROUPS = {
-    "Rows": ("input_format", "null", "text_field", "title_field", "id_field", "keep"),
+    "Rows": (
+        "input_format",
+        "null",
+        "encoding",
+        "quoting",
+        "text_field",
+        "title_field",
+        "id_field",
+        "keep",
+    ),
     "Files as passages": ("passages", "globs", "hidden", "no_ignore", "follow", "max_size"),
     "Vectors": ("dim", "dtype", "task", "prompt", "on_long"),
     "The index": ("force", "as_json"),

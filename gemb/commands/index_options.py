@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from gemb.commands.options import WALK
+from gemb.commands.options import ENCODING, QUOTING, WALK
 from gemb.errors import UsageError
 from gemb.models.prompts import TASKS
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
@@ -42,6 +42,8 @@ SOURCE = (
         help="auto (the default) goes by the suffix, then by the first line.",
     ),
     click.option("-0", "--null", is_flag=True, help="Texts end in NUL, not in a newline."),
+    ENCODING,
+    QUOTING,
     click.option(
         "--text-field",
         multiple=True,
@@ -102,6 +104,8 @@ class SourceOptions:
 
     input_format: str
     null: bool
+    encoding: str
+    quoting: str | None
     text_field: tuple[str, ...]
     title_field: str | None
     id_field: str | None
@@ -134,6 +138,8 @@ class SourceOptions:
             on_long=self.on_long,
             format=self.input_format,
             null=self.null,
+            encoding=self.encoding,
+            quoting=self.quoting or "",
             text=self.text_field,
             title=self.title_field,
             id=self.id_field,
@@ -149,6 +155,7 @@ class SourceOptions:
             ignore=not self.no_ignore,
             follow=self.follow,
             most_bytes=self.max_size,
+            encoding=self.encoding,
             split=self.passages or "auto",
         )
         wants_passages = self.passages is not None or bool(self.globs)

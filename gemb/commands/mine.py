@@ -9,7 +9,7 @@ from typing import get_args
 
 import click
 
-from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.options import ENCODING, QUOTING, GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath, DataPath
 from gemb.errors import UsageError
 from gemb.recipe.names import Task
@@ -17,6 +17,7 @@ from gemb.recipe.names import Task
 GROUPS = {
     "Output": ("output", "without", "dry_run"),
     "Candidates": ("corpus",),
+    "How texts are written": ("encoding", "quoting"),
     "Which candidates are negatives": (
         "negatives",
         "margin",
@@ -58,6 +59,8 @@ GROUPS = {
     help="Take the negatives from these texts: lines, or JSONL, CSV, TSV, Parquet with `text` and "
     "perhaps `title`; repeatable.  [default: all positives and negatives of PAIRS]",
 )
+@ENCODING
+@QUOTING
 @click.option(
     "-k",
     "--negatives",
@@ -125,6 +128,8 @@ def mine(
     without: str,
     dry_run: bool,
     corpus: tuple[str, ...],
+    encoding: str,
+    quoting: str | None,
     negatives: int,
     margin: float,
     absolute_margin: float,
@@ -189,6 +194,8 @@ def mine(
         MineJob(
             pairs=pairs,
             corpus=corpus,
+            encoding=encoding,
+            quoting=quoting or "",
             task=task,
             rule=rule,
             without=without,

@@ -172,6 +172,27 @@ class GroupedCommand(click.Command):
 # Options of a walk through folders: which files are read, by `gemb search` and `gemb index`.
 
 
+def _encoding(_context: click.Context, _parameter: click.Parameter, name: str) -> str:
+    if not name:
+        return ""
+    from gemb.texts.contents import checked_encoding
+
+    return checked_encoding(name)
+
+
+ENCODING = click.option(
+    "--encoding",
+    metavar="NAME",
+    default="",
+    callback=_encoding,
+    help="Encoding of texts, if not UTF-8: cp1252, shift_jis, gb18030. A byte-order mark counts "
+    "more.",
+)
+QUOTING = click.option(
+    "--quoting",
+    type=click.Choice(("csv", "none")),
+    help="Whether quotes hold a table's cells together.  [default: csv for CSV, none for TSV]",
+)
 WALK = (
     click.option(
         "-g",

@@ -246,6 +246,8 @@ def _check_index(options: SearchOptions) -> None:
         "--lines": options.lines,
         "--passages": options.passages is not None,
         "-I": options.is_table,
+        "--encoding": bool(options.encoding),
+        "--quoting": options.quoting is not None,
     }
     for name, is_given in names.items():
         if is_given:
@@ -320,7 +322,12 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
         keep=kept,
         keep_all=keep_all,
     )
-    reading = Reading(format=options.input_format, fields=fields)
+    reading = Reading(
+        format=options.input_format,
+        fields=fields,
+        encoding=options.encoding,
+        quoting=options.quoting or "",
+    )
     return Sources(
         paths=paths,
         walk=Walk(
@@ -329,6 +336,7 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
             ignore=not options.no_ignore,
             follow=options.follow,
             most_bytes=options.max_size,
+            encoding=options.encoding,
         ),
         kind="lines" if options.lines else options.passages or "auto",
         stream=reading,

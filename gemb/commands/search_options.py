@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from gemb.commands.options import WALK
+from gemb.commands.options import ENCODING, QUOTING, WALK
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +25,8 @@ GROUPS = {
         "lines",
         "passages",
         "input_format",
+        "encoding",
+        "quoting",
         "text_field",
         "title_field",
         "id_field",
@@ -114,6 +116,8 @@ OPTIONS = (
         default="auto",
         help="FILEs are tables, whose rows are passages; auto (the default): they are texts.",
     ),
+    ENCODING,
+    QUOTING,
     click.option(
         "--text-field",
         multiple=True,
@@ -213,6 +217,8 @@ class SearchOptions:
     lines: bool
     passages: str | None
     input_format: str
+    encoding: str
+    quoting: str | None
     text_field: tuple[str, ...]
     title_field: str | None
     id_field: str | None

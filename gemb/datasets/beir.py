@@ -64,7 +64,7 @@ def _judgement(line: Line) -> Judgement | None:
         return _wrong(number, error.message)
     if not text.strip():
         return None
-    cells = text.removesuffix("\r").split("\t")
+    cells = text.split("\t")
     if len(cells) != 3:
         return _wrong(number, f"{len(cells)} columns, not {COLUMNS} with tabs between")
     if number == 1 and cells[2].strip().lower() in SCORE_NAMES:
@@ -181,7 +181,10 @@ def _find(path: Path, places: Places) -> None:
     """Set the places of the ids that are in a file; of an id that stands there twice, the first."""
     file = open_file(path)
     if not file.in_place:
-        raise UsageError(f"{shown(path)} is compressed; its lines are read in place: gunzip it")
+        raise UsageError(
+            f"{shown(path)} is compressed or not UTF-8; its lines are read in place: gunzip it, "
+            "or iconv -t utf-8"
+        )
     for row in file.rows():
         if row.values is None:
             continue  # if a judgement names it, that is missed by its id

@@ -20,6 +20,7 @@ from functools import lru_cache
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.examples import Text
+from gemb.texts.records import has_visible
 
 SCORES = ("score", "scores", "label", "labels", "similarity", "similarity_score")
 ACCEPTED = (
@@ -84,7 +85,7 @@ class Layout:
         query = values.get(self.query)
         if not isinstance(query, str):
             raise BadRow(_fault(self.query, query, values))
-        if not query.strip():
+        if not has_visible(query):
             raise BadRow(f"'{self.query}' is empty")
         title = values.get(self.title) if self.title else None
         if title is not None and not isinstance(title, str):
@@ -181,7 +182,7 @@ def _passages(column: str, values: Mapping[str, object], title: str | None) -> l
 
 
 def _check(column: str, text: str) -> None:
-    if not text.strip():
+    if not has_visible(text):
         raise BadRow(f"'{column}' is empty" if column else "a text is empty")
 
 
@@ -203,4 +204,6 @@ def _kind(value: object) -> str:
         return "a number"
     if isinstance(value, dict):
         return "an object without a text"
-    return "a list" if isinstance(value, list) else f"a {type(value).__name__}"
+    if isinstance(value, bytes):
+        return "bytes"
+    return "a list" if isinstance(value, list) else f"of the type {type(value).__name__}"

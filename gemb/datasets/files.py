@@ -11,11 +11,11 @@ from typing import NamedTuple
 from gemb.datasets.columns import ACCEPTED, known
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.texts.contents import BOM, is_gzip, is_parquet, refuse_foreign, shown
-from gemb.texts.inputs import DELIMITERS, format_by_name
+from gemb.texts.contents import BOM, is_gzip, is_parquet, is_plain, refuse_foreign, shown
+from gemb.texts.inputs import format_by_name
 from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import RowError
-from gemb.texts.tables import Cells, ParquetFile, cell_rows, json_value
+from gemb.texts.tables import Cells, ParquetFile, json_value, table_rows
 
 UNNAMED = ("query", "positive")  # columns of a table without names
 ARRAY = "rows are objects, one a line: jq -c '.[]' makes them of an array"
@@ -32,6 +32,16 @@ class RawRow(NamedTuple):
     size: int = 0  # bytes of its line there
 
 
+class Written(NamedTuple):
+    """How the texts of a file are written, as `gemb.texts.inputs.Reading` has it."""
+
+    encoding: str = ""
+    quoting: str = ""
+
+
+AS_USUAL = Written()  # UTF-8, or by its mark; quotes as the kind of table has them
+
+
 @dataclass
 class TrainingFile:
     """A file whose rows can be read from the beginning."""
@@ -39,12 +49,14 @@ class TrainingFile:
     path: Path
     kind: str  # jsonl, csv, tsv, parquet
     is_gzip: bool
+    is_plain: bool = True  # UTF-8, not compressed
+    written: Written = AS_USUAL
     note: str = ""  # how its columns were found, once the first row is read
 
     @property
     def in_place(self) -> bool:
         """Whether a row can be read again from its offset and size."""
-        return self.kind == "jsonl" and not self.is_gzip
+        return self.kind == "jsonl" and self.is_plain
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -73,7 +85,7 @@ class TrainingFile:
                 for number, values in enumerate(table.rows(), 1):
                     yield RawRow(number, values)
         elif self.kind == "jsonl":
-            for line in file_lines(self.path):
+            for line in file_lines(self.path, self.written.encoding):
                 if line.error or (line.data and not line.data.isspace()):
                     yield json_row(line)
         else:
@@ -88,12 +100,13 @@ class TrainingFile:
         Raises:
             UsageError: the first row cannot be read, or its columns fit neither way.
         """
-        cells = cell_rows(file_lines(self.path), DELIMITERS[self.kind], quoted=self.kind == "csv")
+        where = shown(self.path)
+        lines = file_lines(self.path, self.written.encoding)
+        cells = table_rows(lines, self.kind, where, self.written.quoting)
         rows = (row for row in cells if row)
         first = next(rows, None)
         if first is None:
             return
-        where = shown(self.path)
         if first.error:
             reason = first.error.message
             raise UsageError(f"{where}:{first.number}: the first row cannot be read: {reason}")
@@ -125,7 +138,7 @@ def _by_name(rows: Iterable[Cells], columns: Iterable[str]) -> Iterator[RawRow]:
             yield RawRow(row.number, {name: cell or None for name, cell in values.items()})
 
 
-def open_file(path: Path) -> TrainingFile:
+def open_file(path: Path, written: Written = AS_USUAL) -> TrainingFile:
     """Return the file with its kind, by its name, or by its first bytes.
 
     Raises:
@@ -150,7 +163,7 @@ def open_file(path: Path) -> TrainingFile:
         raise UsageError(
             f"{shown(path)}: what is it? Name it .jsonl, .csv or .tsv (.gz too), or .parquet"
         )
-    return TrainingFile(path, kind, is_packed)
+    return TrainingFile(path, kind, is_packed, is_plain(head, written.encoding), written)
 
 
 def json_row(line: Line) -> RawRow:

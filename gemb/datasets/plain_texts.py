@@ -21,6 +21,7 @@ from gemb.recipe.schema import Source
 from gemb.texts.contents import is_gzip, shown
 from gemb.texts.inputs import format_by_name
 from gemb.texts.lines import file_lines
+from gemb.texts.records import has_visible
 from gemb.texts.tables import json_value
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
@@ -77,7 +78,7 @@ def _counted(path: Path) -> Iterator[str]:
             values = [row.get(name) for name in COUNTED]
             yield from (_whole(value) for value in values if isinstance(value, str) and value)
         elif line.data and not line.data.isspace():
-            yield line.data.removesuffix(b"\r").decode(errors="replace")
+            yield line.data.decode(errors="replace")
 
 
 def _whole(text: str) -> str:
@@ -145,8 +146,8 @@ class PlainTexts:
             text, error = line.text()
             if error:
                 yield RawRow(line.number, None, error.message)
-            elif text and not text.isspace():
-                yield text.removesuffix("\r")
+            elif has_visible(text):
+                yield text
 
     def _rows(self) -> Iterator[str | RawRow]:
         file: Readable = open_folder(self.path) if self.path.is_dir() else open_file(self.path)
@@ -182,7 +183,7 @@ class PlainTexts:
         else:
             query, positives, _ = self._layout.row(values)
             text = "\n".join([query, *(positive.text for positive in positives)])
-        if not text.strip():
+        if not has_visible(text):
             raise BadRow("'text' is empty")
         return _whole(text)
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
-from gemb.datasets.files import RawRow, json_row, open_file
+from gemb.datasets.files import AS_USUAL, RawRow, Written, json_row, open_file
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.locks import locked, waiting
@@ -82,7 +82,7 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
 # Nothing grows in memory with the source.
 
 
-VERSION = 3  # of the files in the cache
+VERSION = 4  # of the files in the cache
 LONG_BYTES = 1 << 30  # of a source: from here on the user is told why nothing happens
 KEPT_BAD = 20  # bad rows that are named; all are counted
 COLUMNS = 64  # names of columns that are remembered
@@ -348,12 +348,13 @@ class Rows:
         )
 
 
-def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
+def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, strict: bool) -> Rows:
     """Return the rows of a source; the first time, index it in `cache`.
 
     Args:
         source: its path, and how many rows to take.
         cache: a folder, made where it is not there.
+        written: how the texts of a file are written.
         strict: refuse a source with a bad row.
 
     Raises:
@@ -362,7 +363,7 @@ def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
         Missing: Parquet without pyarrow.
     """
     path = resolve_data(source.path)
-    stamp = _stamp(path, source)
+    stamp = _stamp(path, source, written)
     # The index of a file that has changed takes the place of the old one.
     name = orjson.dumps(
         [os.fsdecode(path.resolve()).encode(errors="replace").decode(), source.rows]
@@ -380,7 +381,7 @@ def open_source(source: Source, cache: Path, *, strict: bool) -> Rows:
                 for part in cache.glob(f".{folder.name}.*"):
                     shutil.rmtree(part)  # of a process that was killed: no other is here
                 with new_folder(folder) as part:
-                    _index(path, source, stamp, part, strict=strict)
+                    _index(path, source, written, stamp, part, strict=strict)
                 about = _load(folder, stamp)
     assert about is not None, f"the index of {path} was written, and cannot be read"
     if strict and about.bad_count:
@@ -394,7 +395,7 @@ def name_of(source: Source) -> str:
     return visible(source.name or Path(stem).stem or source.path)
 
 
-def _stamp(path: Path, source: Source) -> str:
+def _stamp(path: Path, source: Source, written: Written) -> str:
     """Return what makes an index stale when it changes."""
     try:
         files = open_folder(path).files if path.is_dir() else (path,)
@@ -402,7 +403,7 @@ def _stamp(path: Path, source: Source) -> str:
     except OSError as error:
         raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
     of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]
-    return orjson.dumps([VERSION, source.rows, of_files]).decode()
+    return orjson.dumps([VERSION, source.rows, list(written), of_files]).decode()
 
 
 def _load(folder: Path, stamp: str) -> About | None:
@@ -413,12 +414,14 @@ def _load(folder: Path, stamp: str) -> About | None:
     return about if about.stamp == stamp and sizes(folder) == about.sizes else None
 
 
-def _index(path: Path, source: Source, stamp: str, folder: Path, *, strict: bool) -> None:
-    file = open_folder(path) if path.is_dir() else open_file(path)
+def _index(
+    path: Path, source: Source, written: Written, stamp: str, folder: Path, *, strict: bool
+) -> None:
+    file = open_folder(path) if path.is_dir() else open_file(path, written)
     size = sum(one.stat().st_size for one in file.files)
     if size > LONG_BYTES and not source.rows:
         amount = f"{size_in_words(size)} are indexed, once"
         note(f"{shown(path)}: {amount}; plain text at 1.5 GB a minute")
     write_index(file, folder, stamp, rows=source.rows, strict=strict)
-    if _stamp(path, source) != stamp:
+    if _stamp(path, source, written) != stamp:
         raise UsageError(f"{shown(path)} changed while it was read; start again")

@@ -21,7 +21,7 @@ import orjson
 
 from gemb.errors import GembError
 from gemb.io.text import visible
-from gemb.texts.records import Id
+from gemb.texts.records import Id, as_text
 
 # In the order of `IndexRow.columns`.
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"
@@ -64,7 +64,7 @@ def crc(values: tuple[Column, ...]) -> int:
 
 def kept_json(kept: Mapping[str, object]) -> str:
     """Return kept fields as a JSON object; dates and the like become texts."""
-    return orjson.dumps(kept, str, orjson.OPT_NON_STR_KEYS).decode() if kept else "{}"
+    return orjson.dumps(kept, as_text, orjson.OPT_NON_STR_KEYS).decode() if kept else "{}"
 
 
 def kept_fields(text: str) -> Mapping[str, object]:

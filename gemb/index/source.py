@@ -84,12 +84,20 @@ class RowSource(_Rows):
 
     format: str = "auto"
     null: bool = False  # texts end in NUL
+    encoding: str = ""  # as `Reading` has it
+    quoting: str = ""
 
     @property
     def reading(self) -> Reading:
         """How its inputs are read."""
         separator = b"\0" if self.null else b"\n"
-        return Reading(format=self.format, separator=separator, fields=self.fields)
+        return Reading(
+            format=self.format,
+            separator=separator,
+            fields=self.fields,
+            encoding=self.encoding,
+            quoting=self.quoting,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +118,7 @@ class PassageSource(_Paths):
     ignore: bool = True
     follow: bool = False
     most_bytes: int = MOST_BYTES
+    encoding: str = ""  # of files without a byte-order mark
     split: str = "auto"  # one of `gemb.texts.PASSAGE_KINDS`
 
     @property
@@ -121,6 +130,7 @@ class PassageSource(_Paths):
             ignore=self.ignore,
             follow=self.follow,
             most_bytes=self.most_bytes,
+            encoding=self.encoding,
         )
 
 
@@ -165,9 +175,9 @@ def chosen_source(rows: RowSource, passages: PassageSource, *, wants_passages: b
     if wants_passages or any(path != STDIN and os.path.isdir(path) for path in paths):  # noqa: PTH112
         if rows.is_stdin:
             raise UsageError("standard input has rows, not files; name files or folders")
-        if rows.fields.named() or rows.null or rows.format != "auto":
+        if rows.fields.named() or rows.null or rows.format != "auto" or rows.quoting:
             raise UsageError(
-                "-I, -0 and --...-field are for rows of FILEs, not for passages of files"
+                "-I, -0, --quoting and --...-field are for rows of FILEs, not for passages of files"
             )
         return passages
     inputs.check(paths)
@@ -225,7 +235,7 @@ def source_rows(source: RowSource) -> Iterator[SourceRow]:
 
 def total_size(source: RowSource) -> int | None:
     """Return the sum of all `Record.size` to come, or None where it is not known."""
-    return inputs.total_size(source.real(), Reading(format=source.format))
+    return inputs.total_size(source.real(), source.reading)
 
 
 def passage_rows(text: str, path: str, source: PassageSource) -> Sequence[SourceRow]:

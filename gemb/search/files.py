@@ -122,7 +122,7 @@ def _gathering(
         live.looked(files)
 
     def gathered() -> tuple[Corpus, PassageTable]:
-        table = PassageTable(search_cache(), sources.kind)
+        table = PassageTable(search_cache(), f"{sources.kind} {sources.walk.encoding}".strip())
         return gather(sources, table, skipped, looked), table
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")

@@ -17,7 +17,7 @@ from gemb.io.colours import Paint
 from gemb.io.text import visible
 from gemb.search.excerpts import Context, Excerpt, Line
 from gemb.search.queries import Query
-from gemb.texts.records import Id
+from gemb.texts.records import Id, as_text
 from gemb.texts.words import wanted_stems, words_of
 
 Write = Callable[[bytes], object]
@@ -95,7 +95,7 @@ class JsonHits:
             entries: dict[str, object] = {"query": query.id} if self._with_query else {}
             entries |= _entries(rank, excerpt)
             options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
-            self._write(orjson.dumps(entries, str, options))
+            self._write(orjson.dumps(entries, as_text, options))
 
 
 def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:

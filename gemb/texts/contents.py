@@ -5,6 +5,7 @@ Every command that reads texts asks here, so that one file is the same to all of
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
@@ -22,16 +24,92 @@ STDIN = "-"
 
 _HEAD = 16  # bytes that tell what a stream is
 _GZIP = b"\x1f\x8b"
-_COMPRESSED = {  # first bytes, as a pattern -> what decompresses it
-    rb"\x28\xb5\x2f\xfd": "zstdcat",
-    rb"BZh[1-9]1AY&SY": "bzcat",
-    rb"\xfd7zXZ": "xzcat",
-}
 _PARQUET = b"PAR1"
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
-# Formats that may have no NUL so early, and hold no text as it stands.
-_FOREIGN = (b"%PDF-", _GZIP, b"PK\x03\x04", b"BZh9", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_MARKS = {  # the longer ones first: that of UTF-16 begins one of UTF-32
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+_MAY_BE_MARK = b"\xff\xfe\xef\0"  # first bytes of a mark: four bytes decide
+UNDECODED = "\udcff"  # stands for bytes that are not valid in their encoding
+_UNMARKED_BYTES = 4096  # that are looked at for UTF-16 and UTF-32 without a mark
+_NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7")
 _PIECE = 1 << 18  # bytes that are decompressed at a time
+
+
+class _Foreign(NamedTuple):
+    """A format that holds no text as it stands."""
+
+    magic: bytes  # pattern of the first bytes
+    name: str
+    way: str  # what makes text of it; {file} and {stem} are quoted for a shell
+    by_pipe: str = ""  # the same for standard input
+
+
+_TABLE_WAY = "convert it to Parquet"
+_UNPACK = "unpack it, and name its files"
+_FOREIGN = (
+    _Foreign(rb"\x28\xb5\x2f\xfd", "compressed", "zstdcat {file} > {stem}", "zstdcat"),
+    _Foreign(rb"BZh[1-9]1AY&SY", "compressed", "bzcat {file} > {stem}", "bzcat"),
+    _Foreign(rb"\xfd7zXZ", "compressed", "xzcat {file} > {stem}", "xzcat"),
+    _Foreign(rb"\x04\x22\x4d\x18", "compressed", "lz4cat {file} > {stem}", "lz4cat"),
+    _Foreign(rb"\x1f\x9d", "compressed", "zcat {file} > {stem}", "zcat"),
+    _Foreign(rb"\x5d\0\0.{2}", "compressed", "xzcat --format=lzma {file} > {stem}", "lzcat"),
+    _Foreign(rb"%PDF-", "a PDF file", "pdftotext {file} {stem}.txt", "pdftotext - -"),
+    _Foreign(rb"%!PS", "a PostScript file", "ps2ascii {file} {stem}.txt", "ps2ascii"),
+    _Foreign(rb"\{\\rtf", "an RTF document", "pandoc -t plain {file} -o {stem}.txt"),
+    _Foreign(
+        rb"PK(\x03\x04|\x05\x06|\x07\x08)",
+        "a zip archive, an Office document or NumPy's .npz",
+        "unpack it, or save the document as text or CSV",
+    ),
+    _Foreign(
+        rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "save it as text or CSV"
+    ),
+    _Foreign(rb"(?s).{257}ustar", "a tar archive", _UNPACK, "tar -xO"),
+    _Foreign(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
+    _Foreign(rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
+    _Foreign(rb"ARROW1", "an Arrow file", f"{_TABLE_WAY}: pyarrow.feather.read_table"),
+    _Foreign(
+        rb"\xff\xff\xff\xff.{2,3}\0",
+        "an Arrow stream, as datasets keeps it",
+        f"{_TABLE_WAY}: datasets.Dataset.from_file({{file}}).to_parquet(...)",
+    ),
+    _Foreign(rb"FEA1", "a Feather file", f"{_TABLE_WAY}: pandas.read_feather"),
+    _Foreign(rb"ORC(?=[\0-\x1f])", "an ORC file", f"{_TABLE_WAY}: pandas.read_orc"),
+    _Foreign(rb"Obj\x01", "an Avro file", _TABLE_WAY),
+    _Foreign(
+        rb"SQLite format 3\0",
+        "an SQLite database",
+        "sqlite3 -json {file} 'select ...' | jq -c '.[]' > {stem}.jsonl",
+    ),
+    _Foreign(rb"\x93NUMPY", "a NumPy array", "it has numbers, no texts"),
+    _Foreign(
+        rb"\x80[\x02-\x05](?=[\x00-\x1f\x28\x58\x5d\x63\x7d\x8a-\x95])",
+        "a Python pickle",
+        "write its texts as JSON lines",
+    ),
+    _Foreign(rb"\x89HDF\r\n", "an HDF5 file", _TABLE_WAY),
+    _Foreign(rb"GGUF[\x01-\x09]\0", "a GGUF model", "name a file of texts"),
+    _Foreign(rb"(?s).{4}\0\0\0\0\{", "a safetensors file", "name a file of texts"),
+    _Foreign(
+        rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF(?s:.{4})WEBP|BM(?s:.{4})\0\0\0\0",
+        "an image",
+        "tesseract {file} {stem} reads what is written in it",
+    ),
+    _Foreign(
+        rb"ID3[\x02-\x04]|OggS\0|fLaC\0|RIFF(?s:.{4})(WAVE|AVI )|(?s:.{4})ftyp|\x1a\x45\xdf\xa3",
+        "sound or video",
+        "gemb takes texts",
+    ),
+    _Foreign(
+        rb"\x7fELF|MZ[\x00-\xff]\0|\0asm|\xca\xfe\xba\xbe\0|\xcf\xfa\xed\xfe",
+        "a program",
+        "gemb takes texts",
+    ),
+    _Foreign(rb"version https://git-lfs", "a Git LFS pointer, not the file", "git lfs pull"),
+)
 
 Blocks = Iterator[bytes | None]  # None: a live input idles
 
@@ -53,25 +131,146 @@ def is_parquet(head: bytes) -> bool:
     return head.startswith(_PARQUET)
 
 
+def _foreign(head: bytes) -> _Foreign | None:
+    return next((form for form in _FOREIGN if re.match(form.magic, head)), None)
+
+
 def refuse_foreign(head: bytes, path: str | Path) -> None:
     """Raise UsageError where a file or stream that begins so is none that can be read as text."""
     name = shown(path)
-    for magic, tool in _COMPRESSED.items():
-        if re.match(magic, head):
-            if path == STDIN:
-                raise UsageError(f"{name} is compressed: pipe it through {tool}")
-            plain = shlex.quote(visible(Path(path).stem))
-            raise UsageError(f"{name} is compressed: {tool} {shlex.quote(name)} > {plain}")
     if is_parquet(head):
         raise UsageError(f"{name} is a Parquet file: name it .parquet, or give -I parquet")
+    form = _foreign(head)
+    if form is None:
+        return
+    is_packed = form.name == "compressed"
+    what = form.name if is_packed else f"{form.name}, not text"
+    if path == STDIN:
+        way = f"pipe it through {form.by_pipe}" if form.by_pipe else form.way
+        if "{file}" in way:
+            way = "name the file" if is_packed else "make text of it first"
+    else:
+        stem = shlex.quote(visible(Path(path).stem))
+        way = form.way.replace("{file}", shlex.quote(name)).replace("{stem}", stem)
+    raise UsageError(f"{name} is {what}: {way}")
 
 
-def plain(stream: Blocks, path: str | Path, *, is_inner: bool = False) -> Blocks:
-    """Yield the bytes of a stream as UTF-8: decompressed, without a byte-order mark.
+def marked_encoding(head: bytes) -> str:
+    """Return the encoding that a byte-order mark names: utf-16 or utf-32; empty: UTF-8 or none."""
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+
+
+def is_plain(head: bytes, encoding: str = "") -> bool:
+    """Return whether a file that begins so is read byte for byte: UTF-8, not compressed.
+
+    Args:
+        head: four bytes or more.
+        encoding: as `checked_encoding` returns it.
+    """
+    return not (is_gzip(head) or marked_encoding(head) or (encoding and head[:3] != BOM))
+
+
+def checked_encoding(name: str) -> str:
+    """Return Python's name of a text encoding; empty for UTF-8.
+
+    Raises:
+        UsageError: there is no such encoding.
+    """
+    if not name:
+        return ""
+    try:
+        b"a".decode(name, "ignore")  # a codec that makes no text of bytes is a LookupError here
+        found = codecs.lookup(name).name
+        if found.replace("-", "_") in _NOT_TEXT:
+            raise LookupError
+    except (LookupError, ValueError, UnicodeError):
+        import difflib
+        from encodings.aliases import aliases
+
+        names = {*aliases, *aliases.values()}
+        near = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(names), 1, 0.5)
+        hint = f"did you mean {near[0]}?" if near else "for example cp1252, shift_jis, gb18030"
+        raise UsageError(f"unknown encoding '{visible(name, 40)}'; {hint}") from None
+    return "" if found == "utf-8" or found == "utf-8-sig" else found
+
+
+def refuse_unmarked(head: bytes, path: str | Path, *, nul_ends: bool = False) -> None:
+    """Raise UsageError where bytes are UTF-16 or UTF-32 without a mark.
+
+    Args:
+        head: the first bytes.
+        path: for the message.
+        nul_ends: texts end in NUL, so that NULs alone say nothing; a text that is a newline does.
+    """
+    encoding = _unmarked_encoding(head)
+    if not encoding or (nul_ends and b"\n\0" not in head and b"\0\n" not in head):
+        return
+    raise UsageError(
+        f"{shown(path)} is {encoding.upper()} without a byte-order mark: "
+        f"--encoding {encoding} where the command has it, or iconv -f {encoding} -t utf-8"
+    )
+
+
+def _unmarked_encoding(head: bytes) -> str:
+    """Return which UTF-16 or UTF-32 without a mark bytes are by their NULs; empty: none."""
+    head = head[:_UNMARKED_BYTES]
+    if b"\0" not in head:
+        return ""
+    whole = head[: len(head) // 4 * 4]
+    for encoding in ("utf-32-le", "utf-32-be") if len(whole) >= 8 else ():
+        try:
+            if "\0" not in whole.decode(encoding):
+                return encoding
+        except UnicodeDecodeError:
+            pass
+    pairs = len(head) // 2
+    for encoding, high, low in (("utf-16-le", 1, 0), ("utf-16-be", 0, 1)):
+        # Scripts whose letters are in the first blocks have NUL or a control code in each pair.
+        marks = sum(byte < 9 or 13 < byte < 32 for byte in head[high : 2 * pairs : 2])
+        others = sum(byte < 9 or 13 < byte < 32 for byte in head[low : 2 * pairs : 2])
+        if pairs >= 2 and marks >= 0.8 * pairs and others <= 0.3 * pairs:
+            return encoding
+        if _is_east_asian(head[: 2 * pairs], encoding):
+            return encoding
+    return ""
+
+
+_EAST_ASIAN = re.compile("[\n\r\x20-\x7e\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
+
+
+def _is_east_asian(head: bytes, encoding: str) -> bool:
+    """Return whether bytes that are no UTF-8 are Chinese, Japanese or Korean in UTF-16."""
+    try:
+        head[:-3].decode()
+    except UnicodeDecodeError:
+        text = head.decode(encoding, "replace")
+        return len(_EAST_ASIAN.findall(text)) > 0.9 * len(text)
+    return False
+
+
+def _undecoded(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError), "only decoders have this handler"
+    return UNDECODED, error.end
+
+
+codecs.register_error("gemb.undecoded", _undecoded)
+
+
+def plain(
+    stream: Blocks,
+    path: str | Path,
+    *,
+    encoding: str = "",
+    nul_ends: bool = False,
+    is_inner: bool = False,
+) -> Blocks:
+    """Yield the bytes of a stream as UTF-8: decompressed, decoded, without a byte-order mark.
 
     Args:
         stream: the bytes as they are read, cut anywhere.
         path: for messages; - is standard input.
+        encoding: as `checked_encoding` returns it; a byte-order mark overrules it.
+        nul_ends: texts end in NUL.
         is_inner: these bytes were decompressed already.
 
     Raises:
@@ -83,19 +282,42 @@ def plain(stream: Blocks, path: str | Path, *, is_inner: bool = False) -> Blocks
             yield None
             continue
         head += block
-        if len(head) >= _HEAD or b"\n" in head or b"\0" in head:
+        is_told = len(head) >= 4 or not head.startswith(tuple(bytes([b]) for b in _MAY_BE_MARK))
+        if len(head) >= _HEAD or (is_told and (b"\n" in head or b"\0" in head)):
             break
     if is_gzip(head):
         if is_inner:
             raise UsageError(f"{shown(path)} is compressed twice")
-        yield from plain(_gunzipped(chain([head], stream), shown(path)), path, is_inner=True)
+        unpacked = _gunzipped(chain([head], stream), shown(path))
+        yield from plain(unpacked, path, encoding=encoding, nul_ends=nul_ends, is_inner=True)
         return
     if not is_inner and head and os.fspath(path).lower().endswith(".gz"):
         raise UsageError(f"{shown(path)}: no whole gzip file: it does not begin as one")
     refuse_foreign(head, path)
+    if not encoding or head.startswith(BOM) or marked_encoding(head):
+        encoding = marked_encoding(head)
+    if encoding:
+        yield from _decoded(chain([head], stream), encoding)
+        return
+    refuse_unmarked(head, path, nul_ends=nul_ends)
     if head := head.removeprefix(BOM):
         yield head
     yield from stream
+
+
+def _decoded(stream: Iterable[bytes | None], encoding: str) -> Blocks:
+    """Yield the bytes of a stream of another encoding as UTF-8.
+
+    What is not valid in it becomes `UNDECODED`, which is no valid UTF-8: its row fails alone.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)("gemb.undecoded")
+    for block in stream:
+        if block is None:
+            yield None
+        elif text := decoder.decode(block):
+            yield text.encode("utf-8", "surrogatepass")
+    if text := decoder.decode(b"", final=True):
+        yield text.encode("utf-8", "surrogatepass")
 
 
 def _gunzipped(stream: Iterable[bytes | None], name: str) -> Blocks:
@@ -123,21 +345,25 @@ def _gunzipped(stream: Iterable[bytes | None], name: str) -> Blocks:
         raise UsageError(f"{name}: no whole gzip file: it ends too early")
 
 
-def is_binary(head: bytes) -> bool:
+def is_binary(head: bytes, encoding: str = "") -> bool:
     """Return whether a file of a folder that begins so, with `LOOKED_AT` bytes, is no text."""
-    if head.startswith(_UTF16):
+    if marked_encoding(head):
         return False
-    return b"\0" in head[:LOOKED_AT] or head.startswith(_FOREIGN)
+    if is_gzip(head) or is_parquet(head) or _foreign(head):
+        return True
+    return b"\0" in head[:LOOKED_AT] and not encoding.startswith(("utf-16", "utf-32"))
 
 
-def whole_text(data: bytes) -> tuple[str, bool]:
+def whole_text(data: bytes, encoding: str = "") -> tuple[str, bool]:
     """Return the text of a whole file, and whether all its bytes are text in its encoding.
 
-    UTF-8, or UTF-16 where the file begins with its mark; what is neither becomes U+FFFD, and every
-    end of a line is a newline.
+    The encoding is UTF-8, that of the file's byte-order mark, or the one that is given. What is not
+    valid in it becomes U+FFFD, every end of a line is a newline, and a byte-order mark at the
+    beginning of a line, where files were joined, is dropped.
     """
-    data = data.removeprefix(BOM)
-    encoding = "utf-16" if data.startswith(_UTF16) else "utf-8"
+    if data.startswith(BOM):
+        data, encoding = data[len(BOM) :], ""
+    encoding = marked_encoding(data) or encoding or "utf-8"
     is_whole = True
     try:
         text = data.decode(encoding)
@@ -145,4 +371,8 @@ def whole_text(data: bytes) -> tuple[str, bool]:
         # The last character of a file that is being written may not be there yet.
         is_whole = error.start >= len(data) - 4
         text = data.decode(encoding, "replace")
-    return (text.replace("\r\n", "\n") if "\r" in text else text), is_whole
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\ufeff" in text:
+        text = text.removeprefix("\ufeff").replace("\n\ufeff", "\n")
+    return text, is_whole

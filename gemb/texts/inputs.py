@@ -18,10 +18,21 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.notes import note, warn
-from gemb.texts.contents import STDIN, is_gzip, shown
+from gemb.io.text import visible
+from gemb.texts.contents import STDIN, is_plain, shown
 from gemb.texts.lines import Line, Lines, read_lines
-from gemb.texts.records import Fields, Id, Record, RowError, from_fields, from_text, unfit
-from gemb.texts.tables import RETURN_INSIDE, Cells, ParquetFile, cell_rows, json_value
+from gemb.texts.records import (
+    TEXT_NAMES,
+    Fields,
+    Id,
+    Record,
+    RowError,
+    from_fields,
+    from_text,
+    has_field,
+    unfit,
+)
+from gemb.texts.tables import DELIMITERS, Cells, ParquetFile, json_value, table_rows
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -30,7 +41,6 @@ SUFFIXES = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-DELIMITERS = {"csv": ",", "tsv": "\t"}
 
 Records = Iterator[Record | None]
 
@@ -43,6 +53,8 @@ class Reading:
     separator: bytes = b"\n"
     fields: Fields = dataclasses.field(default_factory=Fields)
     live: bool = False  # mark where the input idles
+    encoding: str = ""  # of texts without a byte-order mark, as `checked_encoding` returns it
+    quoting: str = ""  # of tables, one of `gemb.texts.tables.QUOTINGS`; empty: as their kind has it
     names_options: bool = True  # notes name -I and -0, which not all commands have
 
 
@@ -91,7 +103,7 @@ def total_size(paths: Sequence[str], reading: Reading) -> int | None:
         if path == STDIN or not Path(path).is_file() or format_of(path, reading) == "parquet":
             return None
         with Path(path).open("rb") as file:
-            if is_gzip(file.read(2)):
+            if not is_plain(file.read(4), reading.encoding):
                 return None
             total += os.fstat(file.fileno()).st_size
     return total
@@ -121,7 +133,12 @@ def read(paths: Sequence[str], reading: Reading) -> Records:
         if format_of(path, reading) == "parquet":
             yield from _parquet_records(path, reading.fields, label)
         else:
-            lines = read_lines(path, separator=reading.separator, live=reading.live)
+            lines = read_lines(
+                path,
+                separator=reading.separator,
+                live=reading.live,
+                encoding=reading.encoding,
+            )
             yield from _records(lines, path, reading, label)
 
 
@@ -132,12 +149,17 @@ def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Re
         yield None
     else:
         return
-    lines = itertools.chain([first], lines)
+    peeked: list[Line | None] = [first]
     name, form = shown(path), format_of(path, reading)
-    if reading.format == "auto" and reading.separator == b"\n" and form == "lines":
-        form = _format_by_line(first, path, reading)
+    if reading.separator == b"\n" and (form == "jsonl" or reading.format == "auto"):
+        if first.data.strip() in (b"{", b"["):
+            yield from _until_line(lines, peeked)
+            _refuse_pretty(peeked, path)
+        if form == "lines":
+            form = _format_by_line(first, path, reading)
+    lines = itertools.chain(peeked, lines)
     if form in DELIMITERS:
-        rows = cell_rows(lines, DELIMITERS[form])
+        rows = table_rows(lines, form, name, reading.quoting)
         yield from table_records(rows, reading.fields, name, label)
     elif form == "jsonl":
         yield from _json_records(lines, reading.fields, name, label)
@@ -147,7 +169,43 @@ def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Re
             "name the format with -I jsonl, csv, tsv or parquet"
         )
     else:
-        yield from _text_records(lines, label, are_lines=reading.separator == b"\n")
+        yield from _text_records(lines, label)
+
+
+def _until_line(lines: Lines, peeked: list[Line | None]) -> Records:
+    """Add the next line that is not blank, and those before it; yield None where input idles."""
+    for line in lines:
+        if line is None:
+            yield None
+            continue
+        peeked.append(line)
+        if line.data.strip():
+            return
+
+
+def _refuse_pretty(peeked: Sequence[Line | None], path: str) -> None:
+    """Refuse JSON that goes over several lines.
+
+    Raises:
+        UsageError: an object or array begins in the first line and goes on in the next one.
+    """
+    first, last = peeked[0], peeked[-1]
+    assert first is not None, "it is a line"
+    assert last is not None, "it is a line"
+    begins = (b'"', b"{", b"[", b"}", b"]")
+    goes_on = len(peeked) > 1 and last.data.strip().startswith(begins)
+    if not goes_on and not path.lower().endswith(".json"):
+        return
+    if first.data.strip() == b"[":
+        raise UsageError(f"{shown(path)} is one JSON array; {_array_hint(path)}; {_RAW}")
+    file = "" if path == STDIN else f" {shlex.quote(shown(path))}"
+    raise UsageError(
+        f"{shown(path)} is a JSON object over several lines; "
+        f"of it make lines: jq -c .{file} | gemb embed; {_RAW}"
+    )
+
+
+_RAW = "-I lines takes it raw"
 
 
 def _format_by_line(first: Line, path: str, reading: Reading) -> str:
@@ -165,10 +223,15 @@ def _format_by_line(first: Line, path: str, reading: Reading) -> str:
     value = json_value(first.data)[0] if begin in (b"{", b"[") else None
     is_rows = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
     if is_rows or (is_json and begin == b"["):
-        raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; -I lines takes it raw")
+        raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; {_RAW}")
+    if is_json and begin == b"{" and not isinstance(value, dict):
+        raise UsageError(
+            f"{name}: its first line is not a whole JSON object; of objects over several lines "
+            f"make lines: jq -c . {shlex.quote(name)} | gemb embed; {_RAW}"
+        )
     if isinstance(value, dict):
         if reading.names_options:
-            note(f"{name} is read as JSON lines, for its first line is one; -I lines takes it raw")
+            note(f"{name} is read as JSON lines, for its first line is one; {_RAW}")
         return "jsonl"
     if b"\0" in first.data and reading.names_options:
         note(f"{name} holds NUL bytes; for texts that end in NUL: -0")
@@ -180,18 +243,15 @@ def _array_hint(path: str) -> str:
     return f"of an array make lines: jq -c '.[]'{file} | gemb embed"
 
 
-def _text_records(lines: Lines, label: str | None, *, are_lines: bool) -> Records:
-    """Yield a record for each text; of a line, without the CR before its end."""
+def _text_records(lines: Lines, label: str | None) -> Records:
+    """Yield a record for each text."""
     for line in lines:
         if line is None:
             yield None
             continue
         record_id, place = _place(line.number, label)
         text, error = line.text()
-        if are_lines:
-            text = text.removesuffix("\r")
-        error = error or unfit(text)
-        yield Record(record_id, place, text, error=error, size=line.size)
+        yield Record(record_id, place, text, error=error or unfit(text), size=line.size)
 
 
 def _place(number: int, label: str | None, what: str = "line") -> tuple[Id, str]:
@@ -203,7 +263,6 @@ def _place(number: int, label: str | None, what: str = "line") -> tuple[Id, str]
 
 def _json_records(lines: Lines, fields: Fields, name: str, label: str | None) -> Records:
     """Yield the records of JSON lines; say at the end which field that was named no row had."""
-    fields = fields if fields.text else dataclasses.replace(fields, text=("text",))
     absent = {field for field in (fields.title, *fields.keep) if field in fields.named()}
     rows = 0
     for line in lines:
@@ -219,7 +278,10 @@ def _json_records(lines: Lines, fields: Fields, name: str, label: str | None) ->
 def _json_record(line: Line, fields: Fields, absent: set[str], record_id: Id, place: str) -> Record:
     value, error = (None, line.error) if line.error else json_value(line.data)
     if isinstance(value, dict):
-        absent.difference_update(value)
+        absent.difference_update([name for name in absent if has_field(value, name)])
+        if not fields.text:
+            name = next((name for name in TEXT_NAMES if name in value), TEXT_NAMES[0])
+            fields = dataclasses.replace(fields, text=(name,))
         if fields.id and isinstance(value.get(fields.id), float):
             # orjson makes a float of an integer over 64 bits: its digits are in the line.
             try:
@@ -229,7 +291,7 @@ def _json_record(line: Line, fields: Fields, absent: set[str], record_id: Id, pl
                 return Record(record_id, place, error=error, size=line.size)
             value[fields.id] = numbers[fields.id]
         return from_fields(value, fields, record_id, place, line.size)
-    if isinstance(value, str) and not fields.named()[1:]:
+    if isinstance(value, str) and not [name for name in fields.named() if name not in fields.text]:
         return Record(record_id, place, value, error=unfit(value), size=line.size)
     error = error or RowError("bad_json", "not an object")
     return Record(record_id, place, error=error, size=line.size)
@@ -250,7 +312,7 @@ def table_records(
         if row is None:
             yield None
         elif columns is None:
-            columns = _column_names(row, name)
+            columns = _as_named(_column_names(row, name), fields)
             fields = _settled(fields, columns, name)
         else:
             record_id, place = _place(row.number, label)
@@ -263,12 +325,27 @@ def table_records(
 
 def _column_names(row: Cells, name: str) -> list[str]:
     if row.error:
-        hint = "; if all lines end so: tr '\\r' '\\n'" if row.error.message == RETURN_INSIDE else ""
-        reason = f"{row.error.message}{hint}"
+        reason = row.error.message
         raise UsageError(f"{name}: the row of column names cannot be read: {reason}")
     if unfit("-", *row.cells):
-        raise UsageError(f"{name}: the row of column names is no valid UTF-8; iconv converts it")
-    return [cell.removeprefix("\ufeff") for cell in row.cells]
+        raise UsageError(
+            f"{name}: the row of column names is no valid UTF-8; --encoding names another encoding"
+        )
+    columns = [cell.strip() for cell in row.cells]
+    if twice := [column for column in columns if column and columns.count(column) > 1]:
+        raise UsageError(f"{name}: two columns have the same name, '{visible(twice[0], 40)}'")
+    return columns
+
+
+def _as_named(columns: Sequence[str], fields: Fields) -> list[str]:
+    """Return the names of columns; one that differs from a field's in case has the field's name."""
+    named = list(columns)
+    defaults = (*TEXT_NAMES, fields.title) if not fields.text else (fields.title,)
+    for field in filter(None, (*fields.named(), *defaults)):
+        like = [place for place, column in enumerate(named) if column.lower() == field.lower()]
+        if field not in named and len(like) == 1:
+            named[like[0]] = field
+    return named
 
 
 def _parquet_records(path: str, fields: Fields, label: str | None) -> Records:
@@ -278,9 +355,17 @@ def _parquet_records(path: str, fields: Fields, label: str | None) -> Records:
         UsageError: a column that was named is not there.
     """
     with ParquetFile(path) as table:
-        fields = _settled(fields, table.columns, shown(path))
-        columns = None if fields.keep_all else list(dict.fromkeys(fields.named()))
+        stripped = [column.strip() for column in table.columns]
+        named = _as_named(stripped, fields)
+        fields = _settled(fields, named, shown(path))
+        is_renamed = named != table.columns
+        actual = dict(zip(named, table.columns, strict=True))
+        outer = (_column_of(field, named) for field in fields.named())
+        columns = None if fields.keep_all else [actual[name] for name in dict.fromkeys(outer)]
+        names = dict(zip(table.columns, named, strict=True))
         for number, values in enumerate(table.rows(columns), 1):
+            if is_renamed:
+                values = {names[column]: value for column, value in values.items()}
             yield from_fields(values, fields, *_place(number, label, "row"), 1)
 
 
@@ -291,8 +376,8 @@ def _settled(fields: Fields, columns: Sequence[str], name: str) -> Fields:
         UsageError: one is not there, or the text column is not clear.
     """
     if not fields.text:
-        if "text" in columns:
-            fields = dataclasses.replace(fields, text=("text",))
+        if known := [name for name in TEXT_NAMES if name in columns]:
+            fields = dataclasses.replace(fields, text=(known[0],))
         elif len(columns) == 1:
             fields = dataclasses.replace(fields, text=(columns[0],))
         else:
@@ -301,9 +386,18 @@ def _settled(fields: Fields, columns: Sequence[str], name: str) -> Fields:
         title = fields.title if fields.title in columns else None
         fields = dataclasses.replace(fields, title=title, title_may_lack=False)
     for field in fields.named():
-        if field not in columns:
+        if not _column_of(field, columns):
             raise UsageError(f"{name}: no column '{field}'; it has: {_list(columns)}")
     return fields
+
+
+def _column_of(field: str, columns: Sequence[str]) -> str:
+    """Return the column that holds a field, whose name may be `column.field`; empty: none."""
+    if field in columns:
+        return field
+    parts = field.split(".")
+    outers = (".".join(parts[:count]) for count in range(1, len(parts)))
+    return next((outer for outer in outers if outer in columns), "")
 
 
 def _list(columns: Sequence[str]) -> str:

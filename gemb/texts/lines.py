@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gemb.errors import UsageError
-from gemb.texts.contents import BOM, STDIN, Blocks, plain, shown
-from gemb.texts.records import RowError
+from gemb.texts.contents import BOM, STDIN, UNDECODED, Blocks, plain, shown
+from gemb.texts.records import RowError, has_visible
 
 BLOCK = 1 << 18  # bytes asked for at a time
 LONGEST = 16 << 20  # bytes of a line
+_UNDECODED = UNDECODED.encode("utf-8", "surrogatepass")
 IDLE_S = 0.05  # after this long without input, what is pending is worked off
 
 
@@ -26,10 +27,13 @@ class Line(NamedTuple):
     """A line of an input, or a text that ends in NUL."""
 
     number: int  # from 1
-    data: bytes  # without its separator; UTF-8, if it is right
+    data: bytes  # without its end and without a byte-order mark; UTF-8, if it is right
     offset: int  # bytes before it in the plain text; in a plain file, where it begins
-    size: int  # bytes, those of its separator counted
+    size: int  # bytes, those of its end counted
     error: RowError | None = None  # it is longer than `LONGEST`: its bytes are gone
+    end: bytes = (
+        b"\n"  # of a line: newline, carriage return, or both; empty at the end of the input
+    )
 
     def text(self) -> tuple[str, RowError | None]:
         """Return the text, or why there is none."""
@@ -41,6 +45,10 @@ def utf8(data: bytes) -> tuple[str, RowError | None]:
     try:
         return data.decode(), None
     except UnicodeDecodeError as error:
+        if data.startswith(_UNDECODED, error.start):
+            character = len(data[: error.start].decode()) + 1
+            message = f"character {character} is not valid in the file's encoding"
+            return "", RowError("invalid_utf8", message)
         byte = f"0x{data[error.start]:02x}"
         message = f"byte {error.start + 1} ({byte}) is no valid UTF-8"
         return "", RowError("invalid_utf8", message)
@@ -49,30 +57,37 @@ def utf8(data: bytes) -> tuple[str, RowError | None]:
 Lines = Iterator[Line | None]  # None: a live input idles
 
 
-def read_lines(path: str, *, separator: bytes = b"\n", live: bool = False) -> Lines:
+def read_lines(
+    path: str, *, separator: bytes = b"\n", live: bool = False, encoding: str = ""
+) -> Lines:
     """Yield the lines of a file; `-` is standard input.
 
     Args:
         path: the file.
-        separator: one byte.
+        separator: newline, for which a carriage return and both stand, too; or NUL.
         live: whether to mark with None where a pipe idles.
+        encoding: of a file without a byte-order mark, as `checked_encoding` returns it.
 
     Raises:
         UsageError: it is no text: see `gemb.texts.contents.plain`.
         OSError: it cannot be read.
     """
+    nul_ends = separator == b"\0"
     if path == STDIN:
-        yield from split(plain(_stdin(live=live), path), separator)
+        stream = plain(_stdin(live=live), path, encoding=encoding, nul_ends=nul_ends)
+        yield from split(stream, separator)
         return
     with Path(path).open("rb", buffering=0) as file:
         fd = file.fileno()
         is_regular = stat.S_ISREG(os.fstat(fd).st_mode)
         start = len(BOM) if is_regular and os.pread(fd, len(BOM), 0) == BOM else 0
-        stream = blocks(fd, live=live and not is_regular)
-        yield from split(plain(stream, path), separator, start=start)
+        stream = plain(
+            blocks(fd, live=live and not is_regular), path, encoding=encoding, nul_ends=nul_ends
+        )
+        yield from split(stream, separator, start=start)
 
 
-def file_lines(path: str | Path) -> Iterator[Line]:
+def file_lines(path: str | Path, encoding: str = "") -> Iterator[Line]:
     """Yield the lines of a file, bad ones too.
 
     Raises:
@@ -81,7 +96,7 @@ def file_lines(path: str | Path) -> Iterator[Line]:
     if path == STDIN and sys.stdin is None:
         raise UsageError("standard input is closed; name a file")
     try:
-        for line in read_lines(os.fspath(path)):
+        for line in read_lines(os.fspath(path), encoding=encoding):
             assert line is not None, "only a live input idles"
             yield line
     except FileNotFoundError:
@@ -92,18 +107,18 @@ def file_lines(path: str | Path) -> Iterator[Line]:
         raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
 
 
-def text_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: str | Path, encoding: str = "") -> Iterator[tuple[int, str]]:
     """Yield number and text of each line that is not blank.
 
     Raises:
         UsageError: there is no such file, it is no text, or one of its lines is none.
     """
-    for line in file_lines(path):
+    for line in file_lines(path, encoding):
         text, error = line.text()
         if error:
             raise UsageError(f"{shown(path)}, line {line.number}: {error.message}")
-        if text and not text.isspace():
-            yield line.number, text.removesuffix("\r")
+        if has_visible(text):
+            yield line.number, text
 
 
 def blocks(fd: int, *, live: bool) -> Blocks:
@@ -140,36 +155,76 @@ def split(stream: Blocks, separator: bytes, *, start: int = 0) -> Lines:
 
     Args:
         stream: plain text, cut anywhere.
-        separator: one byte.
+        separator: newline, for which a carriage return and both stand, too; or NUL.
         start: offset of the first line: the bytes of a mark before it.
     """
     held: list[bytes] = []  # of the line whose end has not come yet
     size = 0
     number, offset = 0, start
+    for block in _between_ends(stream, separator):
+        if block is None:
+            yield None
+            continue
+        for part in _cut(block, separator):
+            end = _end(part, separator)
+            size += len(part)
+            if size - len(end) <= LONGEST:
+                held.append(part)
+            else:
+                held.clear()
+            if end:
+                number += 1
+                yield _line(number, held, offset, size, end)
+                offset += size
+                held, size = [], 0
+    if size:
+        yield _line(number + 1, held, offset, size, b"")
+
+
+def _between_ends(stream: Blocks, separator: bytes) -> Blocks:
+    """Yield the blocks, none of which ends between a carriage return and its newline."""
+    if separator != b"\n":
+        yield from stream
+        return
+    held = b""
     for block in stream:
         if block is None:
             yield None
             continue
-        *ended, tail = block.split(separator)
-        for part in ended:
-            number += 1
-            size += len(part) + 1
-            if size - 1 > LONGEST:
-                yield Line(number, b"", offset, size, _too_big(size - 1))
-            else:
-                yield Line(number, b"".join([*held, part]) if held else part, offset, size)
-            offset += size
-            held, size = [], 0
-        if tail:
-            size += len(tail)
-            if size <= LONGEST:
-                held.append(tail)
-            else:
-                held.clear()
-    if size > LONGEST:
-        yield Line(number + 1, b"", offset, size, _too_big(size))
-    elif size:
-        yield Line(number + 1, b"".join(held), offset, size)
+        block = held + block if held else block
+        held = block[-1:] if block.endswith(b"\r") else b""
+        if block := block[: len(block) - len(held)]:
+            yield block
+    if held:
+        yield held
+
+
+def _cut(block: bytes, separator: bytes) -> list[bytes]:
+    """Return the parts of a block, each with its end."""
+    if separator == b"\n":
+        return block.splitlines(keepends=True)
+    *ended, tail = block.split(separator)
+    return [part + separator for part in ended] + [tail] * bool(tail)
+
+
+def _end(part: bytes, separator: bytes) -> bytes:
+    if separator != b"\n":
+        return separator if part.endswith(separator) else b""
+    if part.endswith(b"\n"):
+        return b"\r\n" if part.endswith(b"\r\n") else b"\n"
+    return b"\r" if part.endswith(b"\r") else b""
+
+
+def _line(number: int, held: list[bytes], offset: int, size: int, end: bytes) -> Line:
+    """Return a line of these parts, the last one with its end."""
+    length = size - len(end)
+    if length > LONGEST:
+        return Line(number, b"", offset, size, _too_big(length), end)
+    data = held[0] if len(held) == 1 else b"".join(held)
+    data = data[:length]
+    if data.startswith(BOM):  # files with marks were joined
+        return Line(number, data[len(BOM) :], offset + len(BOM), size, None, end)
+    return Line(number, data, offset, size, None, end)
 
 
 def _too_big(size: int) -> RowError:

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gemb.io.notes import note
 
 Id = int | str
+TEXT_NAMES = ("text", "contents")  # of the field of the text where none is named
 DEEPEST = 200  # levels of a kept field; orjson writes 254
 
 # Names that the output gives to fields of its own: a kept field cannot have one.
 RESERVED = ("id", "embedding", "tokens", "truncated", "task", "fingerprint", "dtype", "error")
+
+
+# Marks and letters of no width or without ink, beside spaces, control and format codes.
+# Source: Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt), and the blank Braille.
+_UNSEEN = frozenset(
+    map(
+        chr,
+        (
+            0x034F,
+            *(0x115F, 0x1160, 0x3164, 0xFFA0),
+            *(0x17B4, 0x17B5, 0x2800),
+            *range(0x180B, 0x1810),
+            *range(0xFE00, 0xFE10),
+            *range(0xE0100, 0xE01F0),
+        ),
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,44 +88,95 @@ def from_fields(
         place: for messages.
         size: share of the input.
     """
-    text, error = _text(values, fields.text)
     number = record_id
+    text, error = _text(values, fields.text)
     if fields.id is not None:
-        value = values.get(fields.id)
+        value = field_value(values, fields.id)
         if value is None:
             error = _missing(fields.id, values)
+        elif not is_writable(value):
+            error = RowError("bad_field", f"field '{fields.id}' is {_kind(value)}, not an id")
         else:
             record_id = _as_id(value)
-    title = values.get(fields.title) if fields.title else None
+    value = field_value(values, fields.title) if fields.title else None
+    if isinstance(value, bytes):
+        error = error or RowError("bad_field", f"field '{fields.title}' is bytes, not text")
+    title = str(value) if value and not isinstance(value, bytes) else None
+    kept, kept_error = _kept_fields(values, fields)
+    error = kept_error or error or unfit(text, title or "", record_id, *kept.values())
+    if error and error.code == "empty":
+        if title and has_visible(title):  # a title alone is a text, too
+            error = None
+        elif null := [name for name in fields.text if field_value(values, name) is None]:
+            error = RowError("empty", f"the text is empty: field '{null[0]}' is null")
+    if error and error.code == "invalid_utf8":
+        kept, record_id = {}, number  # they may be what cannot be written
+    return Record(record_id, place, text, title, kept, error, size)
+
+
+def _kept_fields(
+    values: Mapping[str, object], fields: Fields
+) -> tuple[Mapping[str, object], RowError | None]:
+    """Return the fields to keep, or why one of them cannot be written."""
     kept = _kept(values, fields)
     for name, value in kept.items():
         if _is_too_deep(value):
-            error = RowError("bad_field", f"field '{name}' is nested over {DEEPEST} deep")
-            kept = {}
-            break
-    error = error or unfit(text, str(title or ""), record_id, *kept.values())
-    if error and error.code == "invalid_utf8":
-        kept, record_id = {}, number  # they may be what cannot be written
-    return Record(record_id, place, text, str(title) if title else None, kept, error, size)
+            return {}, RowError("bad_field", f"field '{name}' is nested over {DEEPEST} deep")
+        if name in fields.keep and isinstance(value, float) and not is_writable(value):
+            return {}, RowError("bad_field", f"field '{name}' is {_kind(value)}; JSON has none")
+    return kept, None
+
+
+def has_field(values: Mapping[str, object], name: str) -> bool:
+    """Return whether a row has a field, which `a.b` names inside of another."""
+    if name in values:
+        return True
+    outer, dot, inner = name.partition(".")
+    while dot:
+        value = values.get(outer)
+        if isinstance(value, Mapping) and has_field(value, inner):
+            return True
+        part, dot, inner = inner.partition(".")
+        outer = f"{outer}.{part}"
+    return False
+
+
+def field_value(values: Mapping[str, object], name: str) -> object:
+    """Return the value of a field, which `a.b` names inside of another; None where it has none."""
+    if name in values:
+        return values[name]
+    outer, dot, inner = name.partition(".")
+    while dot:
+        value = values.get(outer)
+        if isinstance(value, Mapping) and has_field(value, inner):
+            return field_value(value, inner)
+        part, dot, inner = inner.partition(".")
+        outer = f"{outer}.{part}"
+    return None
+
+
+def is_writable(value: object) -> bool:
+    """Return whether a value of a field can stand in JSON: no bytes, NaN or infinity."""
+    return not isinstance(value, bytes) and not (isinstance(value, float) and value - value != 0)
 
 
 def _text(values: Mapping[str, object], names: Sequence[str]) -> tuple[str, RowError | None]:
     """Return the text, its fields joined by a newline, or why there is none."""
     texts: list[str] = []
     for name in names:
-        value = values.get(name)
-        if name not in values:
-            return "", _missing(name, values)
+        value = field_value(values, name)
         if isinstance(value, str):
             texts.append(value)
         elif value is not None:
             return "", RowError("bad_field", f"field '{name}' is {_kind(value)}, not text")
+        elif not has_field(values, name):
+            return "", _missing(name, values)
     return "\n".join(texts), None
 
 
 def _kept(values: Mapping[str, object], fields: Fields) -> Mapping[str, object]:
     if not fields.keep_all:
-        return {name: values.get(name) for name in fields.keep}
+        return {name: field_value(values, name) for name in fields.keep}
     taken = {*fields.text, fields.title, fields.id, *RESERVED}
     for name in values:
         if name in RESERVED and name not in (*fields.text, fields.title, fields.id):
@@ -125,7 +195,16 @@ def as_json(value: object) -> str:
     """Return a kept value as JSON, for where a text must stand; dates and the like as texts."""
     import orjson
 
-    return orjson.dumps(value, str, orjson.OPT_NON_STR_KEYS).decode()
+    return orjson.dumps(value, as_text, orjson.OPT_NON_STR_KEYS).decode()
+
+
+def as_text(value: object) -> str:
+    """Return a value that JSON has not as text: bytes in base64, dates and the like as written."""
+    if isinstance(value, bytes):
+        import base64
+
+        return base64.b64encode(value).decode()
+    return str(value)
 
 
 def _is_too_deep(value: object) -> bool:
@@ -143,6 +222,8 @@ def _is_too_deep(value: object) -> bool:
 
 
 def _missing(name: str, values: Mapping[str, object]) -> RowError:
+    if has_field(values, name):
+        return RowError("missing_field", f"field '{name}' is null")
     return RowError("missing_field", f"no field '{name}'; it has: {_names(values)}")
 
 
@@ -154,9 +235,17 @@ def unfit(text: str, *others: object) -> RowError | None:
                 value.encode()
             except UnicodeEncodeError as error:
                 return RowError("invalid_utf8", f"character {error.start + 1} is no valid UTF-8")
-    if not text.strip():
-        return RowError("empty", "the text is empty")
-    return None
+    return None if has_visible(text) else RowError("empty", "the text is empty")
+
+
+def has_visible(text: str) -> bool:
+    """Return whether a text has a character that can be seen: no space, control or format code."""
+    for character in text:
+        if character.isspace() or character in _UNSEEN:
+            continue
+        if character.isprintable() or unicodedata.category(character) not in ("Cc", "Cf"):
+            return True
+    return False
 
 
 def _names(values: Mapping[str, object]) -> str:
@@ -167,6 +256,12 @@ def _names(values: Mapping[str, object]) -> str:
 def _kind(value: object) -> str:
     if isinstance(value, bool):
         return "true or false"
+    if isinstance(value, float) and not is_writable(value):
+        return "not a finite number"
     if isinstance(value, int | float):
         return "a number"
-    return "a list" if isinstance(value, list) else "an object"
+    if isinstance(value, bytes):
+        return "bytes"
+    if isinstance(value, list):
+        return "a list"
+    return "an object" if isinstance(value, dict) else f"of the type {type(value).__name__}"

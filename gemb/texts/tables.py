@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemb.errors import Missing, UsageError
+from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.texts.contents import STDIN, shown
-from gemb.texts.lines import LONGEST, Lines, utf8
+from gemb.texts.lines import LONGEST, Line, Lines, utf8
 from gemb.texts.records import RowError
 
 ROWS = 1024  # of a Parquet file at a time
-RETURN_INSIDE = "a carriage return stands inside the line"
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+QUOTINGS = ("csv", "none")  # whether quotes hold a cell together, or are characters like others
+_OTHER_DELIMITERS = ",;\t|"
+_PEEKED = 20  # lines by which another delimiter is told
+_SEPARATOR_LINE = re.compile(rb'"?sep=([^\w"\s]|\t| )"?', re.IGNORECASE)  # as Excel writes it
 
 
 def json_value(data: bytes, *, lenient: bool = False) -> tuple[Any, RowError | None]:
@@ -26,19 +33,29 @@ def json_value(data: bytes, *, lenient: bool = False) -> tuple[Any, RowError | N
 
     Args:
         data: the line.
-        lenient: take what Python's json writes, too: NaN, infinities, halves of characters.
+        lenient: take halves of characters, too. NaN and infinities, which Python's json writes, are
+            always taken.
     """
     import orjson
 
     try:
         return orjson.loads(data), None
     except orjson.JSONDecodeError as failure:
-        if lenient:
+        if lenient or b"NaN" in data or b"Infinity" in data:
             try:
-                return json.loads(data), None
-            except (ValueError, RecursionError):
+                value = json.loads(data, parse_int=_whole_number)
+                if not lenient:
+                    orjson.dumps(value)  # else half a character, which no output can hold
+                return value, None
+            except (ValueError, RecursionError, TypeError):
                 pass
         return None, utf8(data)[1] or RowError("bad_json", str(failure))
+
+
+def _whole_number(digits: str) -> int | float:
+    """Return an integer, a float where it is over 64 bits: so does orjson."""
+    value = int(digits) if len(digits) < 24 else float(digits)
+    return value if -(1 << 63) <= value < 1 << 64 else float(value)
 
 
 class Cells(NamedTuple):
@@ -57,6 +74,107 @@ class Cells(NamedTuple):
             message = f"{len(self.cells)} columns; the first line has {len(columns)}"
             return {}, RowError("bad_csv", message)
         return dict(zip(columns, self.cells, strict=True)), None
+
+
+def table_rows(lines: Lines, form: str, name: str, quoting: str = "") -> Iterator[Cells | None]:
+    """Yield the rows of a file that is called CSV or TSV, the one with column names too.
+
+    Where the first line says so (`sep=;`), or the columns are parted by another of `,`, `;`, tab
+    and `|` in every line that is looked at, that is the delimiter.
+
+    Args:
+        lines: of the table.
+        form: csv or tsv.
+        name: of the file in messages.
+        quoting: of `QUOTINGS`; empty: csv for CSV, none for TSV.
+
+    Raises:
+        UsageError: the columns may be parted by several delimiters.
+    """
+    is_quoted = (quoting or {"csv": "csv", "tsv": "none"}[form]) == "csv"
+    delimiter = DELIMITERS[form]
+    peeked: list[Line | None] = []
+    for first in lines:
+        if first is None or not (first.error or first.data.strip()):
+            yield None
+            continue
+        if separator := _SEPARATOR_LINE.fullmatch(first.data.strip(b" ")):
+            delimiter = separator[1].decode(errors="surrogateescape")
+        else:
+            peeked = [first]
+            if _other_delimiters(first, delimiter, is_quoted=is_quoted):
+                for line in lines:
+                    peeked.append(line)
+                    if line is None or len(peeked) == _PEEKED:
+                        break
+                delimiter = _delimiter_of(peeked, delimiter, name, is_quoted=is_quoted)
+        break
+    rows = cell_rows(chain(peeked, lines), delimiter, quoted=is_quoted)
+    yield from rows if is_quoted or quoting else _watched(rows, name)
+
+
+def _other_delimiters(line: Line, delimiter: str, *, is_quoted: bool) -> list[str]:
+    """Return the delimiters that stand in a line outside of quotes, but for the usual one."""
+    text = line.data.decode(errors="replace")
+    if is_quoted:
+        text = re.sub(r'"[^"]*"', "", text)
+    return [other for other in _OTHER_DELIMITERS if other != delimiter and other in text]
+
+
+def _delimiter_of(peeked: Sequence[Line | None], usual: str, name: str, *, is_quoted: bool) -> str:
+    """Return the delimiter by which all lines have equally many cells, more than one.
+
+    Raises:
+        UsageError: several others do, or none, and there is one column by the usual one.
+    """
+    lines = [line for line in peeked if line is not None]
+    widths: dict[str, list[int]] = {}
+    for delimiter in (usual, *_other_delimiters(lines[0], usual, is_quoted=is_quoted)):
+        rows = [
+            len(row.cells) for row in cell_rows(iter(lines), delimiter, quoted=is_quoted) if row
+        ]
+        if is_quoted and len(peeked) == _PEEKED:
+            rows = rows[:-1] or rows  # a quote may be open where the lines end
+        widths[delimiter] = rows
+    even = [sign for sign, rows in widths.items() if rows and rows[0] > 1 and len(set(rows)) == 1]
+    if usual in even:
+        return usual
+    if len(even) == 1:
+        note(f"{name}: its columns are parted by {_sign(even[0])}", once=True)
+        return even[0]
+    if not even and widths[usual] and widths[usual][0] > 1:
+        return usual
+    signs = even or [sign for sign, rows in widths.items() if rows and rows[0] > 1]
+    raise UsageError(
+        f"{name}: are its columns parted by {' or '.join(map(_sign, signs))}? "
+        f"Write it with {_sign(usual)}; the name of a single column stands in quotes"
+    )
+
+
+def _sign(delimiter: str) -> str:
+    return "tabs" if delimiter == "\t" else f"'{delimiter}'"
+
+
+def _watched(rows: Iterable[Cells | None], name: str) -> Iterator[Cells | None]:
+    """Pass rows of unquoted cells through; say where they look like quoted ones."""
+    is_noted = False
+    for row in rows:
+        if row is not None and not is_noted and any(map(_looks_quoted, row.cells)):
+            is_noted = True
+            note(
+                f"{name}:{row.number}: quotes are taken as they stand, as in all TSV; "
+                "if they hold cells together: --quoting csv, or name the file .csv",
+                once=True,
+            )
+        yield row
+
+
+def _looks_quoted(cell: str) -> bool:
+    """Return whether a cell is written as CSV quotes it, in a way that no prose is."""
+    if not cell.startswith('"'):
+        return False
+    is_whole = len(cell) > 1 and cell.endswith('"')
+    return is_whole and not re.search(r'(?<!")"(?!")', cell[1:-1].replace('""', ""))
 
 
 def cell_rows(lines: Lines, delimiter: str, *, quoted: bool = True) -> Iterator[Cells | None]:
@@ -79,7 +197,7 @@ def _unquoted(lines: Lines, delimiter: str) -> Iterator[Cells | None]:
         elif line.error:
             yield Cells(line.number, [], line.error, line.size)
         elif line.data and not line.data.isspace():
-            text = line.data.removesuffix(b"\r").decode(errors="surrogateescape")
+            text = line.data.decode(errors="surrogateescape")
             yield Cells(line.number, text.split(delimiter), None, line.size)
 
 
@@ -93,16 +211,14 @@ def _quoted(lines: Lines, delimiter: str) -> Iterator[Cells | None]:
             cells = next(reader, None)
             error = feed.fault(cells or [])
         except csv.Error as failure:
-            cells, error = [], RowError("bad_csv", _reason(failure))
+            cells, error = [], RowError("bad_csv", str(failure))
         if cells is None:  # the input idles, or it has ended
             yield None
         elif error or cells:
             yield Cells(feed.first, cells, error, feed.size)
 
 
-def _reason(failure: csv.Error) -> str:
-    """Return the message, without csv's advice to programmers."""
-    return RETURN_INSIDE if "new-line character" in str(failure) else str(failure)
+_LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class _Feed:
@@ -126,7 +242,7 @@ class _Feed:
         if self._is_too_big:
             return RowError("too_big", f"a row may have {LONGEST} bytes")
         if self._is_open:
-            line = self._number + 1 - cells[-1].count("\n")
+            line = self._number + 1 - len(_LINE_END.findall(cells[-1]))
             return RowError("bad_csv", f"a quote opened on line {line} is never closed")
         return None
 
@@ -142,7 +258,7 @@ class _Feed:
             self._number = line.number
             self.size += line.size
             self._is_too_big |= line.error is not None
-            return line.data.decode(errors="surrogateescape") + "\n"
+            return (line.data + (line.end or b"\n")).decode(errors="surrogateescape")
         self.ended = True
         self._is_open = self.size > 0
         raise StopIteration

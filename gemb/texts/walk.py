@@ -31,6 +31,7 @@ class Walk:
     ignore: bool = True  # obey .gitignore, .ignore and .git/info/exclude
     follow: bool = False  # follow links to files and folders
     most_bytes: int = MOST_BYTES  # of a file; 0: no bound
+    encoding: str = ""  # of files without a byte-order mark; empty: UTF-8
 
 
 class Entry(NamedTuple):
@@ -42,6 +43,7 @@ class Entry(NamedTuple):
     mtime_ns: int
     inode: int
     is_named: bool  # by the user, not found in a folder
+    encoding: str = ""  # as `Walk` has it
 
 
 class FileText(NamedTuple):
@@ -291,14 +293,15 @@ class _Walker:
         self._seen.add(real)
         most = self._how.most_bytes
         if 0 < most < found.st_size:
-            if _begins_binary(real):
+            if _begins_binary(real, self._how.encoding):
                 self._skipped.binary_file(path, is_named=is_named)
             else:
                 self._skipped.big_file(path, found.st_size, is_named=is_named)
             return
         if path.startswith("-"):  # as an option it would be taken
             path = "./" + path
-        yield Entry(path, real, found.st_size, found.st_mtime_ns, found.st_ino, is_named)
+        about = found.st_size, found.st_mtime_ns, found.st_ino
+        yield Entry(path, real, *about, is_named, self._how.encoding)
 
 
 def reason(error: OSError | ValueError) -> str:
@@ -313,10 +316,10 @@ def _as_rules(globs: Sequence[str]) -> Iterator[str]:
         yield glob[1:] if glob.startswith("!") else "!" + glob
 
 
-def _begins_binary(real: str) -> bool:
+def _begins_binary(real: str, encoding: str) -> bool:
     try:
         with Path(real).open("rb") as file:
-            return is_binary(file.read(LOOKED_AT))
+            return is_binary(file.read(LOOKED_AT), encoding)
     except OSError:  # it is left out for its size
         return False
 
@@ -340,7 +343,7 @@ def open_text(entry: Entry) -> FileText:
         return FileText(None, failure=reason(error))
     if data is None:
         return FileText(None, is_binary=True)
-    text, is_whole = whole_text(data)
+    text, is_whole = whole_text(data, entry.encoding)
     return FileText(text, is_whole=is_whole)
 
 
@@ -364,7 +367,7 @@ def _content(entry: Entry) -> bytes | None:
         if not stat.S_ISREG(os.fstat(file).st_mode):
             return None
         head = _read(file, min(entry.size, LOOKED_AT))
-        if is_binary(head):
+        if is_binary(head, entry.encoding):
             return None
         return head + _read(file, entry.size - len(head))
     finally:

@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 from gemb.backend import Runtime
+from gemb.datasets.files import Written
 from gemb.datasets.rows import open_source, prompts_of
 from gemb.errors import UsageError
 from gemb.io.atomic import new_file
@@ -40,6 +41,8 @@ class MineJob:
 
     pairs: Path  # - is standard input
     corpus: tuple[str, ...]  # files of candidates; empty: those of the pairs
+    encoding: str  # of pairs and corpus, as `gemb.texts.inputs.Reading` has it
+    quoting: str
     task: Task
     rule: NegativeRule
     without: str  # keep, drop: a row for which there is no negative
@@ -52,7 +55,7 @@ class MineJob:
 
 
 def run(job: MineJob) -> None:
-    """NegativeMiner.
+    """Find the negatives, and write the rows.
 
     Raises:
         UsageError: the pairs or the corpus cannot be read, or are too few.
@@ -60,7 +63,8 @@ def run(job: MineJob) -> None:
         GembError: the model fails on a text.
     """
     with _readable(job.pairs) as (path, index):
-        rows = open_source(Source(path=str(path), task=job.task), index, strict=False)
+        written = Written(job.encoding, job.quoting)
+        rows = open_source(Source(path=str(path), task=job.task), index, written, strict=False)
         if rows.bad_count:
             place, reason = rows.bad[0]
             warn(f"{rows.bad_count} rows of {job.pairs} are left out, the first: {place}: {reason}")
@@ -68,7 +72,7 @@ def run(job: MineJob) -> None:
             job.model, job.cache or teachers_cache(), job.runtime, backend=job.backend
         )
         prompts = prompts_of(rows.source, teacher.prompts)
-        miner = NegativeMiner(rows, _corpus(job.corpus) if job.corpus else None, prompts)
+        miner = NegativeMiner(rows, _corpus(job) if job.corpus else None, prompts)
         miner.check(job.rule)
         if miner.own_negatives:
             fate = "are not taken over" if job.corpus else "are candidates as any other text"
@@ -136,22 +140,21 @@ def _line(row: MinedRow) -> bytes:
     return orjson.dumps(line) + b"\n"
 
 
-def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
+def _corpus(job: MineJob) -> Iterator[Text]:
     """Yield the texts of files.
 
     Raises:
         UsageError: they have none.
     """
     reading = Reading(
-        format="auto",
-        separator=b"\n",
         fields=Fields(title="title", title_may_lack=True),
-        live=False,
+        encoding=job.encoding,
+        quoting=job.quoting,
         names_options=False,
     )
     good = bad = 0
     first = ""
-    for record in read(paths, reading):
+    for record in read(job.corpus, reading):
         if record is None:
             continue
         if record.error:
@@ -161,7 +164,7 @@ def _corpus(paths: tuple[str, ...]) -> Iterator[Text]:
         good += 1
         yield Text(record.text, record.title)
     if not good:
-        raise UsageError(f"{', '.join(paths)}: no text ({first or 'empty'})")
+        raise UsageError(f"{', '.join(job.corpus)}: no text ({first or 'empty'})")
     if bad:
         warn(f"{bad} texts of the corpus are left out, the first: {first}")
 

@@ -25,6 +25,7 @@ from gemb.errors import GembError, UsageError
 from gemb.io.text import size_in_words
 from gemb.recipe.schema import Source
 from gemb.texts.examples import Example, Text
+from gemb.texts.records import has_visible
 
 ROWS = [
     {"query": "why is the sky blue", "positive": "Air scatters blue light most."},
@@ -323,7 +324,7 @@ def test_a_byte_order_mark_and_a_last_line_without_its_end_do_no_harm(tmp_path: 
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(*[st.text(min_size=1).filter(str.strip)] * 3), min_size=1, max_size=9))
+@given(st.lists(st.tuples(*[st.text(min_size=1).filter(has_visible)] * 3), min_size=1, max_size=9))
 def test_any_text_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, triplets: list[tuple[str, str, str]]
 ) -> None:

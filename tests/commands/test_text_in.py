@@ -1,0 +1,160 @@
+"""One file is the same to all commands that read texts, or refused by all of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fake_backend import Gemb
+from gemb.datasets.plain_texts import counted_texts
+from gemb.errors import UsageError
+from gemb.weights.measure import read_texts
+
+POWERSHELL = "\ufeffred lamp\r\ngreen kettle\r\nblue tea\r\n".encode("utf-16-le")
+PDF = b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\nxref\n"
+PAIRS = '{"query":"a lamp","positive":"red lamp"}\n{"query":"a kettle","positive":"green kettle"}\n'
+BINARY = "not text: pdftotext"
+UNMARKED = "UTF-16-LE without a byte-order mark"
+
+
+def commands(file: Path, folder: Path) -> dict[str, list[str]]:
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text(PAIRS)
+    return {
+        "embed": ["embed", str(file)],
+        "index": ["index", "build", str(folder / "i.gemb"), str(file)],
+        "mine": ["mine", str(pairs), "--corpus", str(file), "-k", "1"],
+        "verify": ["verify", "mini", "mini", "--texts", str(file)],
+        "queries": ["search", "-f", str(file), str(pairs)],
+        "eval": ["eval", "mini", "--data", str(file.rename(file.with_suffix(".tsv")))],
+    }
+
+
+@pytest.mark.parametrize("command", ["embed", "index", "mine", "verify", "queries", "eval"])
+@pytest.mark.parametrize(("data", "words"), [(PDF, BINARY), (POWERSHELL[2:], UNMARKED)])
+def test_what_is_no_text_is_refused_by_every_command(
+    gemb: Gemb, tmp_path: Path, command: str, data: bytes, words: str
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(data)
+    arguments = commands(file, tmp_path)[command]
+    if command != "eval":
+        file.write_bytes(data)
+    done = gemb(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr.decode()
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("data", [PDF, POWERSHELL[2:]])
+def test_what_is_no_text_is_no_piped_corpus_and_counts_no_tokens(
+    gemb: Gemb, tmp_path: Path, data: bytes
+) -> None:
+    done = gemb("search", "kettle", "-", stdin=data)
+    assert (done.returncode, done.stdout) == (2, b"")
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"not text|without a byte-order mark"):
+        list(counted_texts(path).batches())
+    with pytest.raises(UsageError, match=r"not text|without a byte-order mark"):
+        read_texts(str(path))
+    done = gemb("search", "kettle", str(path))
+    assert b"1 binary file was left out" in done.stderr
+
+
+def test_utf16_with_its_mark_is_the_same_text_to_every_command(gemb: Gemb, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes(POWERSHELL)
+    plain = gemb("embed", stdin="red lamp\ngreen kettle\nblue tea\n")
+    assert gemb("embed", str(file)).stdout == plain.stdout
+    assert [text for part in counted_texts(file).batches() for text in part] == [
+        "red lamp",
+        "green kettle",
+        "blue tea",
+    ]
+    assert len(read_texts(str(file))) == 3
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_bytes(("\ufeff" + PAIRS).encode("utf-16-be"))
+    done = gemb("mine", str(pairs), "--corpus", str(file), "-k", "1", "--max-score", "1")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    texts = {"red lamp", "green kettle", "blue tea"}
+    assert [row["query"] for row in found] == ["a lamp", "a kettle"]
+    assert all(set(row["negatives"]) <= texts for row in found)
+    index = str(tmp_path / "i.gemb")
+    assert gemb("index", "build", index, str(file)).returncode == 0
+    hit = json.loads(gemb("search", "green kettle", index, "--json", "-k", "1", "--weak").stdout)
+    assert (hit["text"], hit["id"]) == ("green kettle", 2)
+    piped = gemb("search", "green kettle", "-", "--json", "-k", "1", "--weak", stdin=POWERSHELL)
+    assert json.loads(piped.stdout)["text"] == "green kettle"
+
+
+def test_an_encoding_is_named_to_every_command(gemb: Gemb, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes("café rouge\nthé vert\n".encode("cp1252"))
+    plain = gemb("embed", stdin="café rouge\nthé vert\n")
+    assert gemb("embed", "--encoding", "cp1252", str(file)).stdout == plain.stdout
+    index = str(tmp_path / "i.gemb")
+    built = gemb("index", "build", index, str(file), "--encoding", "cp1252")
+    assert built.returncode == 0, built.stderr
+    hit = json.loads(gemb("search", "thé vert", index, "--json", "-k", "1", "--weak").stdout)
+    assert hit["text"] == "thé vert"
+    with file.open("ab") as more:
+        more.write("été bleu\n".encode("cp1252"))
+    assert gemb("index", "sync", index).returncode == 0  # it knows the encoding
+    assert (
+        json.loads(gemb("search", "été bleu", index, "--json", "-k", "1", "--weak").stdout)["id"]
+        == 3
+    )
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    file.rename(tree / "notes.txt")
+    for _ in range(2):  # the second time from the cache
+        as_utf8 = gemb("search", "café rouge", str(tree), "--lines", "--json", "-k", "1", "--weak")
+        named = gemb(
+            "search",
+            "café rouge",
+            str(tree),
+            "--lines",
+            "--json",
+            "-k",
+            "1",
+            "--encoding",
+            "cp1252",
+        )
+        assert b"not all UTF-8" in as_utf8.stderr
+        assert json.loads(named.stdout)["text"] == "café rouge"
+    wrong = gemb("embed", "--encoding", "cp12522", str(tree / "notes.txt"))
+    assert wrong.returncode == 2
+    assert b"unknown encoding 'cp12522'; did you mean cp125" in wrong.stderr
+
+
+def test_a_semicolon_table_is_no_single_column_to_any_command(gemb: Gemb, tmp_path: Path) -> None:
+    table = tmp_path / "texts.csv"
+    table.write_bytes(b"id;text\r\n1;red lamp\r\n2;green kettle\r\n")
+    plain = gemb("embed", stdin="red lamp\ngreen kettle\n")
+    vectors = [json.loads(line)["embedding"] for line in plain.stdout.splitlines()]
+    done = gemb("embed", str(table))
+    assert [json.loads(line)["embedding"] for line in done.stdout.splitlines()] == vectors
+    assert b"its columns are parted by ';'" in done.stderr
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(PAIRS)
+    done = gemb("mine", str(pairs), "--corpus", str(table), "-k", "1", "--max-score", "1")
+    found = [json.loads(line)["negatives"] for line in done.stdout.splitlines()]
+    assert {text for texts in found for text in texts} <= {"red lamp", "green kettle"}
+    assert any(found)
+
+
+def test_quotes_of_a_tsv_are_read_as_an_option_says(gemb: Gemb, tmp_path: Path) -> None:
+    table = tmp_path / "a.tsv"
+    table.write_bytes(b'id\ttext\nq1\t"He said ""stop"" now"\nq2\t"Two\nlines"\n')
+    index = str(tmp_path / "i.gemb")
+    done = gemb("index", "build", index, str(table), "--quoting", "csv", "--id-field", "id")
+    assert done.returncode == 0, done.stderr
+    hit = json.loads(gemb("search", "stop", index, "--json", "-k", "1", "--weak").stdout)
+    assert hit["text"] == 'He said "stop" now'
+    done = gemb("embed", str(table), "--id-field", "id")
+    assert done.returncode == 3  # the second half of a cell is a row of one column
+    assert b"quotes are taken as they stand" in done.stderr
