@@ -1,7 +1,9 @@
 """A BEIR folder (arXiv 2104.08663): its judgements and ids, and its pairs as training data.
 
-The folder has corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and judgements. A line of
-these is query-id, corpus-id and score, with tabs between; the first may name them.
+The folder has corpus.jsonl (_id, title, text), queries.jsonl (_id, text) and judgements; Pyserini's
+names, id or docid and contents, are taken, too. A line of judgements is query-id, corpus-id and
+score, with tabs between, and the first may name them; or, as TREC writes it, query, iteration,
+document and grade, with tabs or blanks between.
 """
 
 from __future__ import annotations
@@ -20,9 +22,11 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.contents import shown
 from gemb.texts.lines import Line, file_lines
+from gemb.texts.records import TEXT_NAMES
 
+ID_NAMES = ("_id", "id", "docid")  # the first that a line has
 COLUMNS = "query-id, corpus-id, score"
-SCORE_NAMES = ("score", "relevance", "label", "grade")
+SCORE_NAMES = ("score", "relevance", "label", "grade", "rel", "qrel")
 
 
 class Judgement(NamedTuple):
@@ -64,18 +68,25 @@ def _judgement(line: Line) -> Judgement | None:
         return _wrong(number, error.message)
     if not text.strip():
         return None
-    cells = text.split("\t")
+    cells = text.split("\t") if "\t" in text else text.split()
+    if len(cells) == 4:  # TREC: the second says nothing
+        del cells[1]
     if len(cells) != 3:
-        return _wrong(number, f"{len(cells)} columns, not {COLUMNS} with tabs between")
-    if number == 1 and cells[2].strip().lower() in SCORE_NAMES:
+        return _wrong(
+            number,
+            f"{len(cells)} columns, not {COLUMNS} with tabs between, and not TREC's query, 0, "
+            "document, grade",
+        )
+    query, document, score = (cell.strip(" ") for cell in cells)
+    if number == 1 and score.lower() in SCORE_NAMES:
         return None
     try:
-        grade = float(cells[2])
+        grade = float(score)
     except ValueError:
         grade = math.nan
     if not math.isfinite(grade):
-        return _wrong(number, f"the score '{visible(cells[2], 40)}' is no number")
-    return Judgement(number, cells[0], cells[1], grade)
+        return _wrong(number, f"the score '{visible(score, 40)}' is no number")
+    return Judgement(number, query, document, grade)
 
 
 def _wrong(number: int, reason: str) -> Judgement:
@@ -99,9 +110,14 @@ def find_judgements(folder: Path, names: Sequence[str]) -> Path:
     raise UsageError(f"{visible(str(folder))} has no {' and no '.join(names[:2])}{has}")
 
 
+def text_of(row: Mapping[str, object]) -> object:
+    """Return the text of a line of corpus.jsonl or queries.jsonl, None where it has none."""
+    return next((row[name] for name in TEXT_NAMES if name in row), None)
+
+
 def text_id(row: Mapping[str, object]) -> str | None:
     """Return the id of a line of corpus.jsonl or queries.jsonl, None where it has none."""
-    key = row.get("_id", row.get("id"))
+    key = next((row[name] for name in ID_NAMES if name in row), None)
     return str(key) if isinstance(key, str | int) and not isinstance(key, bool) else None
 
 
@@ -158,7 +174,7 @@ class BeirFolder:
                     continue
                 question = _read(query_file.fileno(), queries[query])
                 answer = _read(document_file.fileno(), documents[document])
-                values = {"query": question.get("text"), "positive": answer.get("text")}
+                values = {"query": text_of(question), "positive": text_of(answer)}
                 yield RawRow(number, {**values, "title": answer.get("title")})
 
 

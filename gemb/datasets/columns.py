@@ -8,6 +8,8 @@ Recognised by the names of its columns:
   anchor/positive, question/answer, sentence1/sentence2, ...).
 - FlagEmbedding: query, pos[], neg[] (its README, "Data format").
 - Tevatron: query, positive_passages[], negative_passages[], each with text and title.
+- DPR: question, positive_ctxs[], hard_negative_ctxs[], each with text and title (its README).
+- all-nli: anchor, entailment, contradiction; SimCSE: sent0, sent1, hard_neg.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ SCORES = ("score", "scores", "label", "labels", "similarity", "similarity_score"
 ACCEPTED = (
     "query and positive (or anchor, question, sentence1 with positive, answer, sentence2, passage, "
     "document, response), perhaps negatives and title; FlagEmbedding's query, pos, neg; Tevatron's "
-    "query, positive_passages, negative_passages; a BEIR folder"
+    "query, positive_passages, negative_passages; DPR's question, positive_ctxs; anchor, "
+    "entailment, contradiction; a BEIR folder"
 )
 MOST_POSITIVES = 1 << 16  # of one query in one row
 
@@ -45,17 +48,27 @@ class Form:
 FORMS = (  # the first that fits counts
     Form("Tevatron", ("query",), ("positive_passages",), "negative_passages"),
     Form("FlagEmbedding", ("query",), ("pos",), "neg"),
+    Form("DPR", ("question", "query"), ("positive_ctxs",), "hard_negative_ctxs"),
     Form(
         "",
-        ("query", "anchor", "question", "sentence1"),
-        ("positive", "answer", "sentence2", "passage", "document", "response"),
+        ("query", "anchor", "question", "sentence1", "sent0"),
+        (
+            "positive",
+            "answer",
+            "sentence2",
+            "passage",
+            "document",
+            "response",
+            "entailment",
+            "sent1",
+        ),
         title="title",
     ),
 )
 
 Row = tuple[str, list[Text], list[Text]]  # query, positives, negatives
 
-_NEGATIVE = re.compile(r"negatives?(?:_(\d+))?")
+_NEGATIVE = re.compile(r"(?:negatives?|contradictions?|hard_neg(?:ative)?s?)(?:_(\d+))?")
 
 
 class BadRow(ValueError):
@@ -106,6 +119,7 @@ class Layout:
         used = [column for column in dict.fromkeys(used) if column in columns]
         rest = sorted(visible(column, 40) for column in columns if column not in used)
         marks = ("pos", "neg", "negatives", "positive_passages", "negative_passages")
+        marks += ("positive_ctxs", "hard_negative_ctxs")
         named = ", ".join(column + "[]" * (column in marks) for column in used)
         left = f"; not used: {', '.join(rest[:8])}{', ...' * (len(rest) > 8)}" if rest else ""
         return f"({named}){left}"
@@ -118,6 +132,11 @@ def recognise(columns: Collection[str], where: str) -> Layout:
         UsageError: none fits, two would, or a score says that not every pair is a positive one.
     """
     layout = known(columns, where)
+    if layout is None and "positive_document_ids" in columns:
+        raise UsageError(
+            f"{where}: Tevatron 2 names documents by id; put their texts into the rows, as "
+            "positive_passages and negative_passages with text and title"
+        )
     if layout is None:
         names = ", ".join(visible(column, 40) for column in list(columns)[:12]) or "none"
         raise UsageError(

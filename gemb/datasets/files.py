@@ -1,8 +1,9 @@
-"""Files of training data as rows by column: JSONL, CSV and TSV (gzip too), Parquet."""
+"""Files of training data as rows by column: JSONL, CSV and TSV (gzip too), Parquet, LlamaIndex."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +18,16 @@ from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import RowError
 from gemb.texts.tables import Cells, ParquetFile, json_value, table_rows
 
-UNNAMED = ("query", "positive")  # columns of a table without names
+UNNAMED = ("query", "positive", "negative")  # columns of a table without names: two, or all
+_LLAMA_INDEX = re.compile(rb'\s*\{\s*"(queries|corpus|relevant_docs|mode)"\s*:\s*[{"]')
 ARRAY = "rows are objects, one a line: jq -c '.[]' makes them of an array"
-NAMES = {"jsonl": "JSONL", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet"}
+NAMES = {
+    "llamaindex": "LlamaIndex JSON",
+    "jsonl": "JSONL",
+    "csv": "CSV",
+    "tsv": "TSV",
+    "parquet": "Parquet",
+}
 
 
 class RawRow(NamedTuple):
@@ -47,7 +55,7 @@ class TrainingFile:
     """A file whose rows can be read from the beginning."""
 
     path: Path
-    kind: str  # jsonl, csv, tsv, parquet
+    kind: str  # jsonl, csv, tsv, parquet, llamaindex
     is_gzip: bool
     is_plain: bool = True  # UTF-8, not compressed
     written: Written = AS_USUAL
@@ -84,6 +92,8 @@ class TrainingFile:
             with ParquetFile(self.path) as table:
                 for number, values in enumerate(table.rows(), 1):
                     yield RawRow(number, values)
+        elif self.kind == "llamaindex":
+            yield from self._judged_rows()
         elif self.kind == "jsonl":
             for line in file_lines(self.path, self.written.encoding):
                 if line.error or (line.data and not line.data.isspace()):
@@ -91,11 +101,20 @@ class TrainingFile:
         else:
             yield from self._table_rows()
 
+    def _judged_rows(self) -> Iterator[RawRow]:
+        found = read_llama_index(self.path)
+        for number, (query, documents) in enumerate(found.relevant_docs.items(), 1):
+            texts = [found.corpus.get(document) for document in documents]
+            if query not in found.queries or None in texts:
+                yield RawRow(number, None, "it names a query or a document that is not there")
+            else:
+                yield RawRow(number, {"query": found.queries[query], "positive": texts})
+
     def _table_rows(self) -> Iterator[RawRow]:
         """Yield the rows of a table.
 
         The first row names the columns if its names are known; else two columns are query and
-        positive, and it is a row like the others.
+        positive, three are query, positive and negative, and it is a row like the others.
 
         Raises:
             UsageError: the first row cannot be read, or its columns fit neither way.
@@ -112,19 +131,65 @@ class TrainingFile:
             raise UsageError(f"{where}:{first.number}: the first row cannot be read: {reason}")
         columns = [cell.strip().lower() for cell in first.cells]
         if not known(columns, where):
-            if len(columns) != len(UNNAMED):
+            if len(columns) != 2 and not _is_triplet(first.cells):
                 names = ", ".join(visible(cell, 40) for cell in first.cells[:12])
                 raise UsageError(
                     f"{where}: {len(columns)} columns, and the first line names none known "
-                    f"({names}); accepted: {ACCEPTED}; without names, two columns: query, positive"
+                    f"({names}); accepted: {ACCEPTED}; without names: two columns, "
+                    "query and positive, or three, query, positive and negative"
                 )
             line = " | ".join(visible(cell, 40) for cell in first.cells)
             self.note = f"; without column names, so its first line is a row: {line}"
-            yield from _by_name(chain([first], rows), UNNAMED)
+            yield from _by_name(chain([first], rows), UNNAMED[: len(columns)])
             return
         if len(set(columns)) < len(columns):
             raise UsageError(f"{where}: two columns have the same name")
         yield from _by_name(rows, columns)
+
+
+def _is_triplet(cells: Sequence[str]) -> bool:
+    """Return whether cells are three texts: not names of columns, ids or a score."""
+    are_texts = all(any(c.isspace() for c in cell.strip()) for cell in cells[1:])
+    return len(cells) == len(UNNAMED) and are_texts
+
+
+class JudgedTexts(NamedTuple):
+    """Queries and documents by id, and the documents that answer each query."""
+
+    queries: Mapping[str, str]
+    corpus: Mapping[str, str]
+    relevant_docs: Mapping[str, Sequence[str]]
+
+
+def is_llama_index(head: bytes) -> bool:
+    """Return whether a file begins as LlamaIndex writes data for fine-tuning and evaluation."""
+    return _LLAMA_INDEX.match(head.removeprefix(BOM)) is not None
+
+
+def read_llama_index(path: Path) -> JudgedTexts:
+    """Return what a file holds that LlamaIndex's `EmbeddingQAFinetuneDataset` saved.
+
+    Raises:
+        UsageError: it is no whole JSON, or its parts are not what they should be.
+    """
+    data = b"\n".join(line.data for line in file_lines(path))
+    value, error = json_value(data)
+    if error:
+        raise UsageError(f"{shown(path)}: no valid JSON: {error.message}")
+    parts = [value.get(name) if isinstance(value, dict) else None for name in JudgedTexts._fields]
+    has_texts = all(
+        isinstance(part, dict) and all(isinstance(text, str) for text in part.values())
+        for part in parts[:2]
+    )
+    has_lists = isinstance(parts[2], dict) and all(
+        isinstance(ids, list) for ids in parts[2].values()
+    )
+    if not has_texts or not has_lists:
+        raise UsageError(
+            f"{shown(path)}: no data of LlamaIndex: queries and corpus are texts by id, and "
+            "relevant_docs lists of ids by query"
+        )
+    return JudgedTexts(*parts)
 
 
 def _by_name(rows: Iterable[Cells], columns: Iterable[str]) -> Iterator[RawRow]:
@@ -159,6 +224,8 @@ def open_file(path: Path, written: Written = AS_USUAL) -> TrainingFile:
     refuse_foreign(head, path)
     if not kind and not is_packed and head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):
         kind = "jsonl"
+    if kind == "jsonl" and is_llama_index(head):
+        kind = "llamaindex"
     if not kind:
         raise UsageError(
             f"{shown(path)}: what is it? Name it .jsonl, .csv or .tsv (.gz too), or .parquet"
@@ -177,6 +244,11 @@ def json_row(line: Line) -> RawRow:
         values = dict(zip(("query", "positive", "negative"), values, strict=False))
     if not isinstance(values, dict):
         return RawRow(line.number, None, "no JSON object")
+    texts = values.get("set")
+    if len(values) == 1 and isinstance(texts, list):  # of like texts, as sentence-transformers' are
+        if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
+            return RawRow(line.number, None, "its 'set' is not a list of two texts or more")
+        values = {"query": texts[0], "positive": texts[1:]}
     return RawRow(line.number, values, "", line.offset, len(line.data))
 
 

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemb.datasets.beir import COLUMNS, find_judgements, judgements, text_id
+from gemb.datasets.beir import COLUMNS, find_judgements, judgements, text_id, text_of
+from gemb.datasets.columns import SCORES
+from gemb.datasets.files import read_llama_index
 from gemb.errors import UsageError
+from gemb.texts.contents import shown
 from gemb.texts.examples import Text
-from gemb.texts.lines import text_lines
-from gemb.texts.tables import json_value
+from gemb.texts.inputs import format_by_name
+from gemb.texts.lines import file_lines, text_lines
+from gemb.texts.records import has_visible, unfit
+from gemb.texts.tables import Cells, json_value, table_rows
 
 KINDS = ("retrieval", "rerank")
 QRELS = ("qrels.tsv", *(f"qrels/{part}.tsv" for part in ("test", "dev", "val", "validation")))
@@ -108,10 +113,10 @@ def _read_texts(path: Path, *, may_be_empty: bool) -> dict[str, Text]:
     found: dict[str, Text] = {}
     for number, row in _json_lines(path):
         where = f"{path}, line {number}"
-        key, text, title = text_id(row), row.get("text"), row.get("title")
+        key, text, title = text_id(row), text_of(row), row.get("title")
         if key is None:
             raise UsageError(f"{where}: no '_id'; it has: {', '.join(row) or 'nothing'}")
-        if not isinstance(text, str) or not (may_be_empty or text.strip()):
+        if not isinstance(text, str) or not (may_be_empty or has_visible(text)):
             raise UsageError(f"{where}: no 'text'; it has: {', '.join(row)}")
         if key in found:
             raise UsageError(f"{where}: the id {key!r} stands there twice")
@@ -121,46 +126,111 @@ def _read_texts(path: Path, *, may_be_empty: bool) -> dict[str, Text]:
     return found
 
 
+def read_llama_index_set(path: Path) -> RetrievalFiles:
+    """Return the queries, documents and judgements of a file of LlamaIndex.
+
+    Raises:
+        UsageError: it is none, or no judgement names ids that exist.
+    """
+    found = read_llama_index(path)
+    pairs = [(query, one) for query, ids in found.relevant_docs.items() for one in ids]
+    judged: dict[str, dict[str, float]] = {}
+    for query, document in pairs:
+        if query in found.queries and document in found.corpus:
+            judged.setdefault(query, {})[document] = 1.0
+    if not judged:
+        raise UsageError(f"{path}: not one of its {len(pairs)} judgements names ids that are there")
+    return RetrievalFiles(
+        qrels=path,
+        queries={key: Text(text) for key, text in found.queries.items()},
+        documents={
+            key: Text(found.corpus[key])
+            for key in sorted(found.corpus, key=lambda key: key.encode(), reverse=True)
+        },
+        judged=judged,
+        unknown=len(pairs) - sum(map(len, judged.values())),
+        kind="",
+        task="query",
+    )
+
+
+def has_sentence_pairs(path: Path) -> bool:
+    """Return whether the first row of a table or of JSON lines has two sentences and a score.
+
+    Raises:
+        UsageError: the file is no text.
+    """
+    first = next((row for row in _table_cells(path) if row is not None), None)
+    names = [cell.strip().lower() for cell in first.cells] if first else []
+    return {"sentence1", "sentence2"} <= set(names) and any(name in names for name in SCORES)
+
+
+def _table_cells(path: Path) -> Iterator[Cells | None]:
+    """Yield the rows of a table; those of JSON lines with the names of the first one's fields."""
+    form = format_by_name(path)
+    if form != "jsonl":
+        yield from table_rows(file_lines(path), form, shown(path))
+        return
+    names: list[str] = []
+    for number, row in _json_lines(path):
+        if not names:
+            names = list(row)
+            yield Cells(number, names, None, 0)
+        values = [row.get(name) for name in names]
+        yield Cells(number, ["" if value is None else str(value) for value in values], None, 0)
+
+
 def read_table(path: Path) -> Table:
     """Return the sentence pairs of a table: with a header and scores, or two columns alone.
 
-    Cells are what stands between tabs, quotes and all.
+    The table is TSV, whose cells are what stands between tabs, quotes and all, or CSV, or JSON
+    lines.
 
     Raises:
         UsageError: the columns are not these, or a score is no number.
     """
-    lines = text_lines(path)
-    _, first = next(lines, (1, ""))
-    header = first.split("\t")
+    rows = (_checked(row, path) for row in _table_cells(path) if row is not None)
+    first = next(rows, None)
+    header = first.cells if first else [""]
     names = [name.strip().lower() for name in header]
     left, right = [], []
     scores: list[float] = []
     if len(header) == 2:  # bitext: the header may be absent
         score = None
         columns = (0, 1)
-        if names != ["sentence1", "sentence2"]:
+        if sorted(names) == ["sentence1", "sentence2"]:
+            columns = (names.index("sentence1"), names.index("sentence2"))
+        else:
             left, right = [header[0]], [header[1]]
     else:
-        score = next((names.index(name) for name in ("score", "label") if name in names), None)
+        score = next((names.index(name) for name in SCORES if name in names), None)
         if score is None or "sentence1" not in names or "sentence2" not in names:
+            between = " with tabs between" if path.suffix == ".tsv" else ""
             raise UsageError(
-                f"{path}: its first line must name the columns sentence1, sentence2 and score, "
-                f"with tabs between; it is {first[:60]!r}"
+                f"{path}: its first line must name the columns sentence1, sentence2 and score,"
+                f"{between}; it is {' | '.join(header)[:60]!r}"
             )
         columns = (names.index("sentence1"), names.index("sentence2"))
-    for number, line in lines:
-        cells = line.split("\t")
-        if len(cells) != len(header):
+    for row in rows:
+        if len(row.cells) != len(header):
             raise UsageError(
-                f"{path}, line {number}: {len(cells)} columns; the first line has {len(header)}"
+                f"{path}, line {row.number}: {len(row.cells)} columns; "
+                f"the first line has {len(header)}"
             )
-        left.append(cells[columns[0]])
-        right.append(cells[columns[1]])
+        left.append(row.cells[columns[0]])
+        right.append(row.cells[columns[1]])
         if score is not None:
-            scores.append(_number(cells[score], path, number))
+            scores.append(_number(row.cells[score], path, row.number))
     if len(left) < 2:
         raise UsageError(f"{path}: {len(left)} pairs; at least two are needed")
     return Table(left, right, None if score is None else scores)
+
+
+def _checked(row: Cells, path: Path) -> Cells:
+    error = row.error or unfit("-", *row.cells)
+    if error:
+        raise UsageError(f"{path}, line {row.number}: {error.message}")
+    return row
 
 
 def read_labelled(path: Path) -> list[tuple[str, str]]:

@@ -4,9 +4,11 @@ The kind is recognised by the shape of what a user has:
 
     NAME/corpus.jsonl, queries.jsonl, qrels.tsv or qrels/test.tsv   retrieval (the layout of BEIR)
     rerank/NAME/...                            the same, each query among its judged documents
-    NAME.tsv with sentence1, sentence2, score  STS; scores that are all 0 or 1: pairs
+    NAME.tsv with sentence1, sentence2, score  STS; scores that are all 0 or 1: pairs; .csv and
+                                               .jsonl with these names, too
     NAME.tsv of two columns                    bitext: each line a sentence and its translation
     NAME-train.jsonl and NAME-val.jsonl, or one file            classification: text, label
+    NAME.json with queries, corpus, relevant_docs               retrieval (LlamaIndex)
 
 A folder may hold many of these, at any depth. Beside a corpus.jsonl, `set.json` may say what the
 shape does not: `{"kind": "rerank", "task": "code"}`.
@@ -23,7 +25,14 @@ from typing import Literal
 import numpy as np
 
 from gemb.arrays import Doubles, Rows
-from gemb.datasets.set_files import read_labelled, read_retrieval, read_table
+from gemb.datasets.set_files import (
+    RetrievalFiles,
+    has_sentence_pairs,
+    read_labelled,
+    read_llama_index_set,
+    read_retrieval,
+    read_table,
+)
 from gemb.errors import UsageError
 from gemb.recipe.names import resolve_data
 from gemb.texts.examples import Text
@@ -268,23 +277,35 @@ def _sets(path: Path) -> Iterator[EvaluationSet]:
         if (path / "corpus.jsonl").exists() or (path / "queries.jsonl").exists():
             yield _retrieval(path)
             return
-        labelled = sorted(child for child in path.iterdir() if child.suffix == ".jsonl")
+        rows = sorted(child for child in path.iterdir() if child.suffix in (".csv", ".jsonl"))
+        tables = [child for child in rows if has_sentence_pairs(child)]
+        labelled = [child for child in rows if child.suffix == ".jsonl" and child not in tables]
+        yield from map(_pairs, tables)
         yield from (_classification(files) for files in _grouped(labelled))
         for child in sorted(path.iterdir()):
             if not child.name.startswith(".") and (child.is_dir() or child.suffix == ".tsv"):
                 yield from _sets(child)
-    elif path.suffix == ".tsv":
+    elif path.suffix in (".tsv", ".csv") or (path.suffix == ".jsonl" and has_sentence_pairs(path)):
         yield _pairs(path)
+    elif path.suffix == ".json":
+        yield _judged(path, read_llama_index_set(path), path.stem, is_rerank=False)
     elif path.suffix == ".jsonl":
         siblings = sorted(path.parent.glob("*.jsonl"))
         yield next(_classification(files) for files in _grouped(siblings) if path in files)
     else:
-        raise UsageError(f"{path}: evaluation sets are .tsv or .jsonl files, or folders of them")
+        raise UsageError(
+            f"{path}: evaluation sets are .tsv, .csv or .jsonl files, LlamaIndex's .json, "
+            "or folders of them"
+        )
 
 
 def _retrieval(folder: Path) -> Retrieval:
     read = read_retrieval(folder)
     kind = read.kind or ("rerank" if folder.resolve().parent.name == "rerank" else "retrieval")
+    return _judged(folder, read, folder.resolve().name, is_rerank=kind == "rerank")
+
+
+def _judged(path: Path, read: RetrievalFiles, name: str, *, is_rerank: bool) -> Retrieval:
     place = {key: row for row, key in enumerate(read.documents)}
     queries, judged, own = [], [], []
     for key, grades in read.judged.items():
@@ -302,9 +323,9 @@ def _retrieval(folder: Path) -> Retrieval:
     if not queries:
         raise UsageError(f"{read.qrels}: no query has a document with a grade above 0")
     return Retrieval(
-        name=folder.resolve().name,
-        kind="rerank" if kind == "rerank" else "retrieval",
-        path=folder,
+        name=name,
+        kind="rerank" if is_rerank else "retrieval",
+        path=path,
         task=read.task,
         queries=queries,
         documents=list(read.documents.values()),

@@ -1,0 +1,185 @@
+"""Data in the formats that people hold, each with its own tool's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from gemb.datasets.beir import judgements
+from gemb.datasets.rows import open_source
+from gemb.datasets.sets import open_suite
+from gemb.errors import UsageError
+from gemb.recipe.schema import Source
+
+DPR = {
+    "dataset": "nq",
+    "question": "what boils water",
+    "answers": ["kettle"],
+    "positive_ctxs": [{"title": "Kettle", "text": "A kettle boils water.", "score": 1000}],
+    "negative_ctxs": [],
+    "hard_negative_ctxs": [{"title": "Lamp", "text": "A lamp gives light."}],
+}
+TEVATRON_2 = {
+    "query_id": "1",
+    "query_text": "what boils water",
+    "positive_document_ids": ["p1"],
+    "negative_document_ids": ["p2"],
+}
+TRIPLES = (
+    "what boils water\tA kettle boils water.\tA lamp gives light.\n"
+    "what gives light\tA lamp gives light.\tA kettle boils.\n"
+)
+LLAMA_INDEX = {
+    "queries": {"q1": "what boils water", "q2": "what gives light"},
+    "corpus": {"d1": "A kettle boils.", "d2": "A lamp shines.", "d3": "Tea is green."},
+    "relevant_docs": {"q1": ["d1"], "q2": ["d2"]},
+    "mode": "text",
+}
+
+
+def write(folder: Path, name: str, data: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(data)
+    return path
+
+
+def rows(path: Path) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Query, positive and negatives of each row."""
+    found = open_source(Source(path=str(path)), path.parent / "cache", strict=True)
+    return [
+        (one.query.text, one.positive.text, tuple(text.text for text in one.negatives))
+        for one in (found[row] for row in range(len(found)))
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "q1\t0\td1\t1",
+        "q1 0 d1 1",
+        "q1  Q0   d1  1",
+        "q1\td1\t1",
+        "q1 d1 1",
+        "q1\t0\td1\t1\r",
+        "q1\tQ0\td1\t 1.0 ",
+    ],
+)
+def test_judgements_are_those_of_beir_or_of_trec(line: str, tmp_path: Path) -> None:
+    (judgement,) = judgements(write(tmp_path, "qrels.tsv", line + "\n"))
+    assert judgement[1:] == ("q1", "d1", 1.0, "")
+
+
+@pytest.mark.parametrize("header", ["query-id\tcorpus-id\tscore", "qid\titer\tdocid\trel"])
+def test_a_header_of_judgements_is_none_of_them(header: str, tmp_path: Path) -> None:
+    assert len(list(judgements(write(tmp_path, "q.tsv", f"{header}\nq1\td1\t1\n")))) == 1
+
+
+@pytest.mark.parametrize("line", ["q1 d1", "q1\t0\td1\t1\t2", "a b c d"])
+def test_other_lines_of_judgements_are_named(line: str, tmp_path: Path) -> None:
+    (judgement,) = judgements(write(tmp_path, "qrels.tsv", line + "\n"))
+    assert judgement.reason
+
+
+def test_a_folder_with_pyserinis_names_and_trec_judgements_is_a_retrieval_set(
+    tmp_path: Path,
+) -> None:
+    write(
+        tmp_path,
+        "set/corpus.jsonl",
+        '{"id":"d1","contents":"A lamp"}\n{"docid":"d2","contents":"x"}\n',
+    )
+    write(tmp_path, "set/queries.jsonl", '{"id":"q1","contents":"lamp"}\n')
+    write(tmp_path, "set/qrels.tsv", "q1 0 d1 1\nq1 0 d2 0\n")
+    (found,) = open_suite(tmp_path / "set").sets
+    assert (found.kind, found.units) == ("retrieval", 1)
+    assert sorted(text.text for text in found.parts[1].texts) == ["A lamp", "x"]
+    assert rows(tmp_path / "set") == [("lamp", "A lamp", ())]
+
+
+STS = [("A lamp", "A light", 4.5), ("A, kettle", "Tea", 1.0), ("x", "y", 0.5)]
+
+
+@pytest.mark.parametrize("score", ["score", "Label", "similarity_score"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", "semicolon.csv"])
+def test_scored_sentence_pairs_are_an_sts_set_in_every_table(
+    suffix: str, score: str, tmp_path: Path
+) -> None:
+    header = ("sentence1", "sentence2", score)
+    if suffix == ".jsonl":
+        data = "".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in STS)
+    else:
+        sign = {".csv": ",", ".tsv": "\t"}.get(suffix, ";")
+        quote = '"' if sign == "," else ""
+        lines = (sign.join(f"{quote}{cell}{quote}" for cell in row) for row in (header, *STS))
+        data = "".join(f"{line}\n" for line in lines)
+    path = write(tmp_path, f"sts/pairs{suffix}", data)
+    for spec in (path, path.parent):
+        (found,) = open_suite(spec).sets
+        assert (found.kind, found.units, list(found.answers)) == ("sts", 3, [4.5, 1.0, 0.5])
+        assert [text.text for text in found.parts[0].texts] == [left for left, *_ in STS]
+
+
+def test_other_tables_beside_the_sets_of_a_folder_are_none(tmp_path: Path) -> None:
+    write(tmp_path, "sets/results.csv", "model,score\nmini,0.5\n")
+    write(tmp_path, "sets/sts.tsv", "sentence1\tsentence2\tscore\na\tb\t1\nc\td\t3\n")
+    write(tmp_path, "sets/label.jsonl", '{"text":"a","label":"x"}\n{"text":"b","label":"y"}\n')
+    assert sorted(one.name for one in open_suite(tmp_path / "sets").sets) == ["label", "sts"]
+
+
+TRIPLET = ("what boils water", "A kettle boils water.", ("A lamp gives light.",))
+TRAINING = [
+    ("a.jsonl", json.dumps(DPR), TRIPLET),
+    ("a.tsv", TRIPLES, TRIPLET),
+    ("a.jsonl", '{"anchor":"a b","entailment":"c","contradiction":"d"}', ("a b", "c", ("d",))),
+    ("a.csv", "sent0,sent1,hard_neg\na b,c,d\n", ("a b", "c", ("d",))),
+    ("a.jsonl", '{"set":["a","b"]}', ("a", "b", ())),
+    ("a.json", json.dumps(LLAMA_INDEX, indent=4), ("what boils water", "A kettle boils.", ())),
+    ("a.jsonl", json.dumps(LLAMA_INDEX), ("what boils water", "A kettle boils.", ())),
+]
+
+
+@pytest.mark.parametrize(("name", "data", "row"), TRAINING)
+def test_training_data_is_known_by_its_makers_names(
+    name: str, data: str, row: tuple[str, str, tuple[str, ...]], tmp_path: Path
+) -> None:
+    assert rows(write(tmp_path, name, data + "\n"))[0] == row
+
+
+def test_dpr_titles_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.jsonl", json.dumps(DPR) + "\n")
+    found = open_source(Source(path=str(path)), tmp_path / "cache", strict=True)
+    assert found[0].positive.title == "Kettle"
+    assert found[0].negatives[0].title == "Lamp"
+    assert found.format.startswith("DPR JSONL (question, positive_ctxs[], hard_negative_ctxs[])")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.jsonl", json.dumps(TEVATRON_2), "Tevatron 2 names documents by id"),
+        ("a.tsv", "premise\thypothesis\tlabel", "3 columns, and the first line names none known"),
+        ("a.tsv", "1185869\t0\t2942565", "3 columns, and the first line names none known"),
+        ("a.tsv", "what is it\tA kettle boils.\t0.5", "3 columns, and the first line names none"),
+        ("a.jsonl", '{"set":["a"]}', "its 'set' is not a list of two texts"),
+        ("a.jsonl", '{"set":["a",2]}', "its 'set' is not a list of two texts"),
+        ("a.json", '{"queries": {"q": 1}, "corpus": {}}', "no data of LlamaIndex"),
+        ("a.json", '{"queries": {"q": "a"', "no valid JSON"),
+    ],
+)
+def test_what_is_no_pair_is_refused_by_name(
+    name: str, data: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        rows(write(tmp_path, name, data + "\n"))
+
+
+def test_a_file_of_llama_index_is_a_retrieval_set(tmp_path: Path) -> None:
+    (found,) = open_suite(write(tmp_path, "qa.json", json.dumps(LLAMA_INDEX, indent=2))).sets
+    assert (found.name, found.kind, found.units) == ("qa", "retrieval", 2)
+    assert len(found.parts[1].texts) == 3
+    lost = {**LLAMA_INDEX, "relevant_docs": {"q1": ["d1"], "q9": ["d1"]}}
+    (found,) = open_suite(write(tmp_path, "lost.json", json.dumps(lost))).sets
+    assert found.left_out == "1 judgements name ids that are not in the files"
