@@ -74,8 +74,7 @@ def _judgement(line: Line) -> Judgement | None:
     if len(cells) != 3:
         return _wrong(
             number,
-            f"{len(cells)} columns, not {COLUMNS} with tabs between, and not TREC's query, 0, "
-            "document, grade",
+            f"{len(cells)} columns, not {COLUMNS} with tabs between, or TREC's four",
         )
     query, document, score = (cell.strip(" ") for cell in cells)
     if number == 1 and score.lower() in SCORE_NAMES:

@@ -205,10 +205,11 @@ def read_table(path: Path) -> Table:
     else:
         score = next((names.index(name) for name in SCORES if name in names), None)
         if score is None or "sentence1" not in names or "sentence2" not in names:
-            between = " with tabs between" if path.suffix == ".tsv" else ""
+            is_tsv = path.suffix == ".tsv"
+            between, sign = (", with tabs between", "\t") if is_tsv else ("", ",")
             raise UsageError(
-                f"{path}: its first line must name the columns sentence1, sentence2 and score,"
-                f"{between}; it is {' | '.join(header)[:60]!r}"
+                f"{path}: its first line must name the columns sentence1, sentence2 and score"
+                f"{between}; it is {sign.join(header)[:60]!r}"
             )
         columns = (names.index("sentence1"), names.index("sentence2"))
     for row in rows:

@@ -27,6 +27,7 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.io.notes import note
+from gemb.texts.contents import DECODING
 from gemb.texts.passages import VERSION
 
 IN_MEMORY = 1 << 48  # rows from here on are in memory
@@ -75,7 +76,7 @@ class PassageTable:
             kind: how files are split, one of `gemb.texts.PASSAGE_KINDS`.
         """
         self._path = (folder or Path()) / "passages.sqlite"
-        self._rules = f"{VERSION} {kind}"
+        self._rules = f"{VERSION} {DECODING} {kind}"
         self._database: sqlite3.Connection | None = None
         self._may_write = True
         self.has_failed = False  # and a note has said so

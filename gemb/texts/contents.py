@@ -19,6 +19,7 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 
 LOOKED_AT = 8192  # bytes: a NUL in them makes a file of a folder binary, as for git and grep
+DECODING = 2  # version of the rules by which bytes become text
 BOM = b"\xef\xbb\xbf"
 STDIN = "-"
 

@@ -178,7 +178,7 @@ def test_every_positive_judgement_of_a_beir_folder_is_a_pair(tmp_path: Path) -> 
         ("nq/qrels/train.tsv:6", "document 'd9' is not in corpus.jsonl"),
         (
             "nq/qrels/train.tsv:7",
-            "2 columns, not query-id, corpus-id, score with tabs between",
+            "2 columns, not query-id, corpus-id, score with tabs between, or TREC's four",
         ),
         (
             "nq/qrels/train.tsv:9",

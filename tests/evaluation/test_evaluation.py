@@ -305,7 +305,12 @@ def test_a_home_is_meant_by_its_sign_and_an_address_is_refused(tree, monkeypatch
 BAD = {
     "no_such": (None, "no such file or folder: {}"),
     "empty/": ({}, "{}: no evaluation set in it (see gemb eval --help)"),
-    "table.csv": ("a,b\n", "{}: evaluation sets are .tsv or .jsonl files, or folders of them"),
+    "table.txt": ("a,b\n", "{}: evaluation sets are .tsv, .csv or .jsonl files, LlamaIndex's"),
+    "two.csv": ("a,b\n", "{}: 1 pairs; at least two are needed"),
+    "nohead.csv": (
+        "a cat,a dog,1.0\n",
+        "{}: its first line must name the columns sentence1, sentence2 and score; it is 'a cat,",
+    ),
     "nohead.tsv": (
         "a cat\ta dog\t1.0\n",
         "{}: its first line must name the columns sentence1, sentence2 and score, with tabs "
@@ -326,7 +331,7 @@ BAD = {
     "one.tsv": ("sentence1\tsentence2\tscore\na\tb\t2\n", "{}: 1 pairs; at least two are needed"),
     "latin.tsv": (
         b"sentence1\tsentence2\tscore\n\xe9\tb\t2\n",
-        "{}, line 2: byte 1 (0xe9) is no valid UTF-8",
+        "{}, line 2: character 1 is no valid UTF-8",
     ),
     "label.jsonl": (
         '{"text": "a", "kind": 1}\n',
