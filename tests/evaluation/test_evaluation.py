@@ -409,7 +409,7 @@ BROKEN = {
     "nothing relevant": "{}/qrels.tsv: no query has a document with a grade above 0",
     "only a header": "{}/qrels.tsv: it judges nothing; its lines are query-id, corpus-id, score",
     "two columns": "{}/qrels.tsv, line 2: 2 columns, not query-id, corpus-id, score with tabs "
-    "between",
+    "between, or TREC's four",
     "bad grade": "{}/qrels.tsv, line 2: the score 'yes' is no number",
     "two grades": "{}/qrels.tsv, line 4: query 'q' and document 'a' have grade 0 here, and 1 in a "
     "line before",
