@@ -103,7 +103,7 @@ class Jobs:
         self,
         source: Path,
         target: Path | None,
-        wanted: Quantization,
+        quantization: Quantization,
         *,
         plan: tuple[TensorPlan, ...] | None = None,
         threads: int = 0,

@@ -155,10 +155,10 @@ def _usage_line(error: click.UsageError) -> str:
 def _os_line(error: OSError) -> str:
     """Return one line for what the operating system refused."""
     where = f"{error.filename}: " if error.filename else ""
-    what = error.strerror or str(error)
+    reason = error.strerror or str(error)
     hint = {
         errno.ENOSPC: "; free some space, or write elsewhere",
         errno.EDQUOT: "; free some space, or write elsewhere",
         errno.EACCES: "; check its permissions",
     }.get(error.errno or 0, "")
-    return f"{where}{what.lower()}{hint}"
+    return f"{where}{reason.lower()}{hint}"

@@ -104,7 +104,7 @@ def _memory() -> Check:
     if not info.exists():
         return Check("memory", True, "unknown on this system")
     lines = (line.split() for line in info.read_text().splitlines())
-    kilobytes = {words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1}
+    kilobytes = {fields[0].rstrip(":"): int(fields[1]) for fields in lines if len(fields) > 1}
     free, total = kilobytes["MemAvailable"] * 1024, kilobytes["MemTotal"] * 1024
     return Check(
         "memory",
@@ -160,11 +160,11 @@ def _self_test(reference: str) -> Check:
         together = _embed(encoder, SELF_TEST_TEXTS)
     except (GembError, OSError) as error:
         return Check(name, False, str(error), "name another model with -m")
-    done = time.perf_counter()
+    finished = time.perf_counter()
     fault = _fault(alone, together, encoder.profile.dim)
     detail = fault or (
         f"{backend.name}, {encoder.profile.dtype}: loaded in {(loaded - started) * 1e3:.0f} ms, "
-        f"4 texts in {(done - loaded) * 1e3:.0f} ms, together as alone within "
+        f"4 texts in {(finished - loaded) * 1e3:.0f} ms, together as alone within "
         f"{np.abs(alone - together).max():.0e}, similarity {float(alone[0] @ alone[1]):.3f}"
     )
     fix = f"the backend '{backend.name}' computes wrongly here: install it again"

@@ -85,7 +85,7 @@ class LlamaCppBackend(Backend):
         self,
         source: Path,
         target: Path | None,
-        wanted: Quantization,
+        quantization: Quantization,
         *,
         plan: tuple[TensorPlan, ...] | None = None,
         threads: int = 0,
@@ -93,7 +93,7 @@ class LlamaCppBackend(Backend):
         """Write the file in other types; see `gemb_llamacpp.quantize`."""
         from gemb_llamacpp.quantize import quantize
 
-        return quantize(source, target, wanted, threads, plan)
+        return quantize(source, target, quantization, threads, plan)
 
     def importance(self, model: Path, texts: Sequence[str], runtime: Runtime) -> Importance:
         """Return how much each column matters; see `gemb_llamacpp.importance`."""

@@ -127,7 +127,7 @@ class Context:
 def _new_context(model: int, capacity: int, sequences: int, flash: bool, watch: object) -> int:
     library = llama()
     parameters = library.llama_context_default_params()
-    wanted = {
+    settings = {
         "n_ctx": capacity,
         "n_batch": capacity,
         "n_ubatch": capacity,  # attention reads both ways: a text is computed in one piece
@@ -139,7 +139,7 @@ def _new_context(model: int, capacity: int, sequences: int, flash: bool, watch: 
         "no_perf": True,
         "kv_unified": True,  # n_ctx is of all sequences together
     }
-    for name, value in wanted.items():
+    for name, value in settings.items():
         assert hasattr(parameters, name), f"this llama-cpp-python has no {name}"
         setattr(parameters, name, value)
     if watch is not None:

@@ -168,14 +168,14 @@ def groups(lengths: NDArray[np.int64], budget: int, contexts: int) -> Iterator[N
     Towards the end batches become smaller, so that the contexts finish together.
     """
     order = np.argsort(-lengths, kind="stable")
-    left = int(lengths.sum())
+    tokens_left = int(lengths.sum())
     start = 0
     while start < len(order):
-        most = min(budget, max(_SMALLEST, -(-left // contexts)))
+        most = min(budget, max(_SMALLEST, -(-tokens_left // contexts)))
         totals = np.cumsum(lengths[order[start : start + MOST_SEQUENCES]])
         count = max(1, int(np.searchsorted(totals, most, side="right")))
         yield order[start : start + count]
-        left -= int(totals[count - 1])
+        tokens_left -= int(totals[count - 1])
         start += count
 
 

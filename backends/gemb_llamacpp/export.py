@@ -44,7 +44,7 @@ _ROWS = 4096  # of a tensor in memory at a time
 # llama.cpp's `llama_token_type`
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
-_NOT_GEMMAS = "{path}: {what}; gemb writes GGUF for Gemma's tokenizer alone"
+_NOT_GEMMAS = "{path}: {fault}; gemb writes GGUF for Gemma's tokenizer alone"
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     writer.add_name(title_of(checkpoint.folder))
     changes = [f"Modified from {known_as(checkpoint.folder)} by `gemb export-gguf`."]
     changes += history_of(checkpoint.folder)
-    for key, words in in_file(checkpoint.licence(), "\n".join(changes)).items():
-        writer.add_string(key, words)
+    for key, text in in_file(checkpoint.licence(), "\n".join(changes)).items():
+        writer.add_string(key, text)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(checkpoint.max_tokens)
@@ -154,8 +154,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
         writer.add_dense_features_dims(dense, size_in, size_out)
     writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))
-    for name, words in checkpoint.prompts.items():
-        writer.add_string(f"gemb.prompt.{name}", words)
+    for name, text in checkpoint.prompts.items():
+        writer.add_string(f"gemb.prompt.{name}", text)
 
 
 # The tensors.
@@ -355,7 +355,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     tokens = [by_id[i] for i in range(rows)]
     missing = [byte for byte in range(256) if f"<0x{byte:02X}>" not in ids]
     if missing:
-        raise UsageError(_NOT_GEMMAS.format(path=path, what=f"no byte token <0x{missing[0]:02X}>"))
+        raise UsageError(_NOT_GEMMAS.format(path=path, fault=f"no byte token <0x{missing[0]:02X}>"))
     scores = _scores(path, ids, model["merges"])
     roles = {name: _id_of(path, ids, f"<{name}>") for name in ("pad", "eos", "bos", "unk")}
     return Vocabulary(
@@ -370,7 +370,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
 def _id_of(path: Path, ids: dict[str, int], token: str) -> int:
     """Return a token's id, or refuse a tokenizer without it."""
     if token not in ids:
-        raise UsageError(_NOT_GEMMAS.format(path=path, what=f"no token {token}"))
+        raise UsageError(_NOT_GEMMAS.format(path=path, fault=f"no token {token}"))
     return ids[token]
 
 
@@ -392,9 +392,9 @@ def _check_kind(path: Path, raw: dict[str, Any], model: dict[str, Any]) -> None:
             for token in raw.get("added_tokens") or []
         ),
     }
-    for what, is_wrong in wrong.items():
+    for fault, is_wrong in wrong.items():
         if is_wrong:
-            raise UsageError(_NOT_GEMMAS.format(path=path, what=what))
+            raise UsageError(_NOT_GEMMAS.format(path=path, fault=fault))
 
 
 def _type(token: str, added: dict[str, Any]) -> int:
@@ -421,8 +421,8 @@ def _scores(path: Path, ids: dict[str, int], merges: list[Any]) -> dict[str, flo
     for token in ids:
         splits = sum(token[:i] in ids and token[i:] in ids for i in range(1, len(token)))
         if splits != count.get(token, 0):
-            what = f"token {token!r} has {splits} splits and {count.get(token, 0)} merges"
-            raise UsageError(_NOT_GEMMAS.format(path=path, what=what))
+            fault = f"token {token!r} has {splits} splits and {count.get(token, 0)} merges"
+            raise UsageError(_NOT_GEMMAS.format(path=path, fault=fault))
     scores: dict[str, float] = {}
     group, end = -1, -1
     for token, rank in first.items():  # in the order of the ranks

@@ -86,12 +86,12 @@ def importance(model: Path, texts: Sequence[str], runtime: Runtime) -> Importanc
     batch: list[TokenIds] = []
     tokens = 0
     for ids in encoder.tokenize(texts):
-        kept = cut_ids(ids, limit, encoder.profile.closing_tokens)
-        if batch and (tokens + len(kept) > _TOKENS or len(batch) == context.most_sequences):
+        cut = cut_ids(ids, limit, encoder.profile.closing_tokens)
+        if batch and (tokens + len(cut) > _TOKENS or len(batch) == context.most_sequences):
             _run(context, batch, squares)
             batch, tokens = [], 0
-        batch.append(kept)
-        tokens += len(kept)
+        batch.append(cut)
+        tokens += len(cut)
     if batch:
         _run(context, batch, squares)
     return squares.means()
@@ -135,15 +135,15 @@ class _Squares:
             self._add(name, _Tensor.from_address(product.src[1]))
         return True
 
-    def _add(self, name: str, given: _Tensor) -> None:
-        if given.type != _F32 or given.nb[0] != 4:
+    def _add(self, name: str, input_: _Tensor) -> None:
+        if input_.type != _F32 or input_.nb[0] != 4:
             raise GembError(f"what {name} is multiplied with is not in 32 bits")
-        columns, rows, *more = given.ne
-        if more != [1, 1]:
-            raise GembError(f"what {name} is multiplied with has {list(given.ne)} values")
-        step = given.nb[1] // 4
+        columns, rows, *rest = input_.ne
+        if rest != [1, 1]:
+            raise GembError(f"what {name} is multiplied with has {list(input_.ne)} values")
+        step = input_.nb[1] // 4
         flat = np.ctypeslib.as_array(
-            ctypes.cast(given.data, ctypes.POINTER(ctypes.c_float)), ((rows - 1) * step + columns,)
+            ctypes.cast(input_.data, ctypes.POINTER(ctypes.c_float)), ((rows - 1) * step + columns,)
         )
         values = np.lib.stride_tricks.as_strided(flat, (rows, columns), (4 * step, 4))
         wide = values.astype(np.float64)

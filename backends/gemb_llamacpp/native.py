@@ -77,9 +77,9 @@ def hearing() -> Iterator[list[str]]:
 
 def last_errors() -> str:
     """Return what the library last said was wrong, on one line, and forget it."""
-    said = "; ".join(_errors)
+    message = "; ".join(_errors)
     _errors.clear()
-    return said
+    return message
 
 
 def open_model(path: Path, *, device: str) -> int:
@@ -151,9 +151,9 @@ def compiler(folder: Path) -> tuple[int, ...]:
         data = path.read_bytes()
         if b"clang version" in data or all(flag in data for flag in _KEEPS_STORES):
             return (99,)
-        found = re.findall(rb"GCC: \([^)]*\) (\d+)\.(\d+)\.(\d+)", data)
-        if found:
-            return min(tuple(map(int, version)) for version in found)
+        versions = re.findall(rb"GCC: \([^)]*\) (\d+)\.(\d+)\.(\d+)", data)
+        if versions:
+            return min(tuple(map(int, version)) for version in versions)
     return ()
 
 
@@ -212,9 +212,9 @@ def _leave_out_amx(library: ctypes.CDLL) -> None:
     every: list[int] = []
     while types[len(every)]:  # ended by a null pointer
         every.append(types[len(every)])
-    kept = [kind for kind in every if name_of(kind) != b"AMX"]
-    for place in range(len(every)):
-        types[place] = kept[place] if place < len(kept) else None
+    without_amx = [kind for kind in every if name_of(kind) != b"AMX"]
+    for index in range(len(every)):
+        types[index] = without_amx[index] if index < len(without_amx) else None
 
 
 def function(library: ctypes.CDLL, name: str, result: type, *arguments: type) -> Callable[..., Any]:

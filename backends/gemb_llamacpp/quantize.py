@@ -47,7 +47,7 @@ _MISFIT = re.compile(
 def quantize(
     source: Path,
     target: Path | None,
-    wanted: Quantization,
+    quantization: Quantization,
     threads: int,
     plan: tuple[TensorPlan, ...] | None = None,
 ) -> tuple[TensorPlan, ...]:
@@ -56,7 +56,7 @@ def quantize(
     Args:
         source: a GGUF file of EmbeddingGemma.
         target: the file. It is whole only when this returns. None: only plan.
-        wanted: the types.
+        quantization: the types.
         threads: 0: one for each core.
         plan: as an earlier call returned it; None: it is made.
 
@@ -70,17 +70,17 @@ def quantize(
     """
     header = open_gguf(source).header
     if plan is None:
-        plan = _plan(header, wanted)
-        _check(plan, wanted)
+        plan = _plan(header, quantization)
+        _check(plan, quantization)
     if target is not None:
-        _write(header, target, plan, wanted, threads or cores())
+        _write(header, target, plan, quantization, threads or cores())
     return plan
 
 
-def _plan(header: GgufHeader, wanted: Quantization) -> tuple[TensorPlan, ...]:
+def _plan(header: GgufHeader, quantization: Quantization) -> tuple[TensorPlan, ...]:
     """Return what becomes of each tensor: a rule's type, or llama.cpp's own choice for the mix."""
-    chosen, misfits = _chosen(header, wanted)
-    for rule in wanted.rules:
+    chosen, misfits = _chosen(header, quantization)
+    for rule in quantization.rules:
         if not any(re.search(rule.pattern, name) for name in chosen):
             raise UsageError(
                 f"{rule.pattern}={rule.type}: no tensor has such a name; names are "
@@ -91,7 +91,7 @@ def _plan(header: GgufHeader, wanted: Quantization) -> tuple[TensorPlan, ...]:
         source = tensor.type.lower()
         type_ = desired = source
         if is_matrix(tensor.shape):
-            rules = [rule.type for rule in wanted.rules if re.search(rule.pattern, name)]
+            rules = [rule.type for rule in quantization.rules if re.search(rule.pattern, name)]
             desired = rules[0] if rules else misfits.get(name, chosen[name])
             type_ = fitting(rules[0] if rules else chosen[name], tensor.shape[0])
         plans.append(
@@ -100,13 +100,15 @@ def _plan(header: GgufHeader, wanted: Quantization) -> tuple[TensorPlan, ...]:
     return tuple(plans)
 
 
-def _chosen(header: GgufHeader, wanted: Quantization) -> tuple[dict[str, str], dict[str, str]]:
+def _chosen(
+    header: GgufHeader, quantization: Quantization
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return the type of each matrix in a file of this type, and the types that rows do not fit."""
-    kind = FILE_TYPES[wanted.type]
+    kind = FILE_TYPES[quantization.type]
     matrices = [name for name, tensor in header.tensors.items() if is_matrix(tensor.shape)]
-    if wanted.type in PURE:
+    if quantization.type in PURE:
         return dict.fromkeys(matrices, kind.base), {}
-    imatrix = _imatrix(wanted.importance)
+    imatrix = _imatrix(quantization.importance)
     parameters = _parameters(ftype=kind.number, dry_run=True, imatrix=imatrix)
     with hearing() as heard:
         _run(header.path, Path(os.devnull), parameters)  # a dry run opens no target
@@ -123,9 +125,9 @@ def _chosen(header: GgufHeader, wanted: Quantization) -> tuple[dict[str, str], d
     return chosen, misfits
 
 
-def _check(plan: tuple[TensorPlan, ...], wanted: Quantization) -> None:
+def _check(plan: tuple[TensorPlan, ...], quantization: Quantization) -> None:
     """Refuse types whose quantizer would have no importance: it aborts, or its result is noise."""
-    known = wanted.importance or {}
+    known = quantization.importance or {}
     for tensor in plan:
         if tensor.type in WANTS_IMPORTANCE and tensor.name not in known:
             if tensor.name == TABLE:
@@ -143,7 +145,7 @@ def _write(
     header: GgufHeader,
     target: Path,
     plan: tuple[TensorPlan, ...],
-    wanted: Quantization,
+    quantization: Quantization,
     threads: int,
 ) -> None:
     library = llama()
@@ -155,14 +157,14 @@ def _write(
     number = (library.llama_model_kv_override * 2)()  # ended by an empty key
     number[0].tag = _INT
     number[0].key = b"general.file_type"
-    number[0].value.val_i64 = FILE_TYPES[wanted.type].number
+    number[0].value.val_i64 = FILE_TYPES[quantization.type].number
     parameters = _parameters(
         nthread=threads,
         allow_requantize=True,  # whether the source may be quantized is asked before
         ftype=_CARRIER,
         tt_overrides=rules,
         kv_overrides=number,
-        imatrix=_imatrix(wanted.importance),
+        imatrix=_imatrix(quantization.importance),
     )
     try:
         _run(header.path, target, parameters)
@@ -173,13 +175,13 @@ def _write(
     written = read_header(target).tensors
     wrong = [tensor.name for tensor in plan if written[tensor.name].type.lower() != tensor.type]
     assert not wrong, f"llama.cpp gave {wrong[0]} another type than it was told"
-    if wanted.is_exact:
+    if quantization.is_exact:
         make_exact(header, target, plan)
 
 
-def _parameters(**wanted: Any) -> Any:  # noqa: ANN401
+def _parameters(**settings: Any) -> Any:  # noqa: ANN401
     parameters = llama().llama_model_quantize_default_params()
-    for name, value in wanted.items():
+    for name, value in settings.items():
         assert hasattr(parameters, name), f"this llama-cpp-python has no {name}"
         if value is not None:
             setattr(parameters, name, value)
@@ -212,8 +214,8 @@ def _run(source: Path, target: Path, parameters: Any) -> None:  # noqa: ANN401
     while thread.is_alive():
         thread.join(0.1)
     if status != [0]:
-        said = last_errors().rpartition("failed to quantize: ")[2]
-        raise GembError(f"{source}: llama.cpp does not quantize it: {said or 'no reason given'}")
+        reason = last_errors().rpartition("failed to quantize: ")[2]
+        raise GembError(f"{source}: llama.cpp does not quantize it: {reason or 'no reason given'}")
 
 
 def _check_disk(target: Path, plan: tuple[TensorPlan, ...]) -> None:
@@ -250,7 +252,7 @@ def make_exact(source: GgufHeader, target: Path, plan: Sequence[TensorPlan]) -> 
 
     written = read_header(target)
     with source.path.open("rb") as file:
-        given = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        source_data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     with target.open("r+b") as file:
         for tensor in plan:
             if not is_matrix(tensor.shape) or tensor.type in PLAIN:
@@ -263,7 +265,7 @@ def make_exact(source: GgufHeader, target: Path, plan: Sequence[TensorPlan]) -> 
             kind = gguf.GGMLQuantizationType[tensor.type.upper()]
             before, after = source.tensors[tensor.name], written.tensors[tensor.name]
             rows = tensor.shape[1]
-            raw = np.frombuffer(given, np.uint8, before.size_bytes, before.offset)
+            raw = np.frombuffer(source_data, np.uint8, before.size_bytes, before.offset)
             raw = raw.reshape(rows, -1)
             file.seek(after.offset)
             for begin in range(0, rows, _ROWS):

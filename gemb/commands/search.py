@@ -363,7 +363,7 @@ def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> Form:
     from gemb.search.excerpts import Context
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    paint = colours.Paint(is_on=colours.wanted(options.color, sys.stdout))
+    paint = colours.Paint(is_on=colours.enabled(options.color, sys.stdout))
     is_many = options.queries_from is not None
     if is_silent:
         from gemb.search.forms import Silent

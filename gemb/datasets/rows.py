@@ -72,7 +72,7 @@ def prompts_of(source: Source, dictionary: Mapping[str, str]) -> tuple[Prompt, P
 
 def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) -> Prompt:
     if template:
-        return custom(template, what=f"prompts.{side}")
+        return custom(template, option=f"prompts.{side}")
     return for_task(task, dictionary)
 
 

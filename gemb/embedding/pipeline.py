@@ -405,19 +405,19 @@ def text_vectors(
 
 
 @contextmanager
-def text_progress(what: str) -> Iterator[Progress]:
+def text_progress(label: str) -> Iterator[Progress]:
     """Yield what is to be called as texts get vectors; the bar comes with the first of them.
 
     Args:
-        what: is embedded, in words.
+        label: is embedded, in words.
     """
     bar: CountProgress | None = None
 
-    def show(done: Done) -> None:
+    def show(batch: Done) -> None:
         nonlocal bar
         if bar is None:
-            bar = CountProgress(done.all_texts, what, "texts", work=done.all_characters)
-        bar.add(done.texts, done.tokens, done.characters)
+            bar = CountProgress(batch.all_texts, label, "texts", work=batch.all_characters)
+        bar.add(batch.texts, batch.tokens, batch.characters)
 
     try:
         yield show

@@ -36,9 +36,9 @@ RECENT = 1 << 16  # new keys that are held in a dictionary before they are sorte
 LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
 
 
-def key_of(words: str) -> bytes:
+def key_of(text: str) -> bytes:
     """Return the 16 bytes that stand for a text."""
-    digest = hashlib.blake2b(words.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
     return digest.digest()
 
 

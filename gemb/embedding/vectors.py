@@ -92,10 +92,10 @@ class VectorSpec:
         """The component that becomes 127."""
         return _int8_clip(self.dim)
 
-    def to_json(self, **more: object) -> str:
+    def to_json(self, **fields: object) -> str:
         """Return the description that a vector file carries, with `more` entries, in one line."""
         clip = {"int8_clip": self.int8_clip} if self.dtype == "int8" else {}
-        entries = {META: 1, "fingerprint": self.fingerprint, **asdict(self), **clip, **more}
+        entries = {META: 1, "fingerprint": self.fingerprint, **asdict(self), **clip, **fields}
         return json.dumps(entries, ensure_ascii=False)
 
     @staticmethod

@@ -6,7 +6,7 @@ import os
 from typing import IO
 
 
-def wanted(when: str, stream: IO[str] | None) -> bool:
+def enabled(when: str, stream: IO[str] | None) -> bool:
     """Return whether colours are shown.
 
     Args:

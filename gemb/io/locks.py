@@ -25,7 +25,7 @@ Held = Callable[[str], None]
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network disk without locks
 
 
-def lock_file(path: Path, held: Held) -> int:
+def lock_file(path: Path, on_held: Held) -> int:
     """Return a descriptor to read and write, which holds the lock until it is closed.
 
     The file is made where it is absent. It may be removed or renamed only by the holder, before the
@@ -38,7 +38,7 @@ def lock_file(path: Path, held: Held) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            _lock(file, path, held)
+            _lock(file, path, on_held)
             if _has_name(file, path):
                 return file
         except BaseException:
@@ -48,13 +48,13 @@ def lock_file(path: Path, held: Held) -> int:
 
 
 @contextmanager
-def locked(path: Path, held: Held, *, removes: bool = False) -> Iterator[None]:
+def locked(path: Path, on_held: Held, *, removes: bool = False) -> Iterator[None]:
     """Hold the lock while the block runs; with `removes` its file is gone afterwards.
 
     Raises:
         OSError: nothing can be written there.
     """
-    file = lock_file(path, held)
+    file = lock_file(path, on_held)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
             os.ftruncate(file, 0)
@@ -103,12 +103,12 @@ def locked_index(folder: Path) -> AbstractContextManager[None]:
     return locked(folder / LOCK, waiting(f"is writing {visible(str(folder))}"))
 
 
-def _lock(file: int, path: Path, held: Held) -> None:
+def _lock(file: int, path: Path, on_held: Held) -> None:
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            held(os.pread(file, 200, 0).decode("utf-8", "replace").strip())
+            on_held(os.pread(file, 200, 0).decode("utf-8", "replace").strip())
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _UNKNOWN:

@@ -92,13 +92,13 @@ class CountProgress(Progress):
     """Texts that get vectors, rows that get negatives: with the rate and the time left."""
 
     def __init__(
-        self, total: int | None, what: str, unit: str, *, work: int = 0, shown: bool = True
+        self, total: int | None, label: str, unit: str, *, work: int = 0, shown: bool = True
     ) -> None:
         """Begin.
 
         Args:
             total: how many are to come, None where it is not known.
-            what: is counted, in words.
+            label: is counted, in words.
             unit: one of them: texts, rows.
             work: of all that are to come, in any unit, where they differ much; by it the time left
                 is told.
@@ -106,8 +106,8 @@ class CountProgress(Progress):
         """
         shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
         form = "{desc}" + shape + "{postfix}"
-        super().__init__(total, shown=shown, bar_format=form, desc=f"{what}: ", leave=False)
-        self._what = what
+        super().__init__(total, shown=shown, bar_format=form, desc=f"{label}: ", leave=False)
+        self._label = label
         self._unit = unit
         self._all_work = work or total or 0
         self._done = self._work = self._tokens = 0
@@ -119,17 +119,17 @@ class CountProgress(Progress):
         self._tokens += tokens
         rates = self._rates()
         of = f" of {self.total:,}" if self.total is not None else ""
-        self.show(count, rates, f"{self._what}: {self._done:,}{of} {self._unit}, {rates}")
+        self.show(count, rates, f"{self._label}: {self._done:,}{of} {self._unit}, {rates}")
 
     def _rates(self) -> str:
         seconds = max(1e-9, time.monotonic() - self.began)
-        words = f"{self._done / seconds:,.0f} {self._unit}/s"
+        rates = f"{self._done / seconds:,.0f} {self._unit}/s"
         if self._tokens:
-            words += f", {self._tokens / seconds:,.0f} tokens/s"
+            rates += f", {self._tokens / seconds:,.0f} tokens/s"
         if self._all_work:
-            left = max(0, self._all_work - self._work) * seconds / max(1, self._work)
-            words += f", {duration(left)} left"
-        return words
+            seconds_left = max(0, self._all_work - self._work) * seconds / max(1, self._work)
+            rates += f", {duration(seconds_left)} left"
+        return rates
 
 
 class StepProgress(Progress):
@@ -161,11 +161,11 @@ class StepProgress(Progress):
         self._clock = now
         seconds = max(1e-9, sum(passed for passed, _ in self._window))
         rate = sum(count for _, count in self._window) / seconds
-        words = [f"loss {loss:#.4g}", f"{rate:,.0f} tokens/s"]
+        parts = [f"loss {loss:#.4g}", f"{rate:,.0f} tokens/s"]
         if step < self._total:
-            left = (self._total - step) * seconds / len(self._window)
-            words.append(f"{duration(left)} left")
-        rates = ", ".join(words)
+            seconds_left = (self._total - step) * seconds / len(self._window)
+            parts.append(f"{duration(seconds_left)} left")
+        rates = ", ".join(parts)
         self.show(step - self._step, rates, f"step {step}/{self._total}, {rates}")
         self._step = step
 

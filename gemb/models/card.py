@@ -166,21 +166,21 @@ def soup_history(models: Sequence[tuple[str, Path]]) -> list[str]:
     return [*dict.fromkeys(own), *shared]
 
 
-def write_card(folder: Path, licence: str, said: str, before: Sequence[str] = ()) -> None:
+def write_card(folder: Path, licence: str, change: str, history: Sequence[str] = ()) -> None:
     """Say where the model is from; of one from Gemma, with the notice and the terms beside it.
 
     Args:
         folder: the new model's.
         licence: of the model that it was made of, by Hugging Face's names; empty: not known.
-        said: what was done, a sentence or more, in one line.
-        before: what had been done to the model that it was made of, the last first.
+        change: what was done, a sentence or more, in one line.
+        history: what had been done to the model that it was made of, the last first.
 
     Raises:
         OSError: a file cannot be written.
     """
     lines = ["---", f"license: {licence}", "---", ""] if licence else []
-    lines.append(said)
-    for line in before:
+    lines.append(change)
+    for line in history:
         lines += ["", _BEFORE + line]
     if licence == LICENCE:
         lines += ["", NOTICE]

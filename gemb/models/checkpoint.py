@@ -263,9 +263,10 @@ def check_shapes(
     missing = sorted(shapes.keys() - tensors.keys())
     unknown = sorted(tensors.keys() - shapes.keys())
     if missing or unknown:
-        what = f"no tensor {missing[0]}" if missing else f"an unknown tensor {unknown[0]}"
+        difference = f"no tensor {missing[0]}" if missing else f"an unknown tensor {unknown[0]}"
         raise UsageError(
-            f"{folder}: {what} ({len(missing)} missing, {len(unknown)} unknown of {len(shapes)})"
+            f"{folder}: {difference} ({len(missing)} missing, {len(unknown)} unknown "
+            f"of {len(shapes)})"
         )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:

@@ -68,8 +68,8 @@ def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -
         by: what did it, and how: the end of a sentence and perhaps more.
         licence: of the new model; empty: the source's.
     """
-    said = f"Modified from {known_as(source.folder)} by {by}"
-    write_card(target, licence or source.licence(), said, history_of(source.folder))
+    change = f"Modified from {known_as(source.folder)} by {by}"
+    write_card(target, licence or source.licence(), change, history_of(source.folder))
 
 
 def write_modules(

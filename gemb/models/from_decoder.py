@@ -55,18 +55,18 @@ def write_encoder(source: Path, target: Path, *, seed: int) -> None:
     """
     if source.is_dir():
         hidden, licence = _from_folder(source, target), licence_of(source)
-        name, before = known_as(source), history_of(source)
+        name, history = known_as(source), history_of(source)
     elif looks_like_gguf(source):
         hidden, licence = _from_gguf(source, target)
-        name, before = source.name, history_of(target)
+        name, history = source.name, history_of(target)
     else:
         raise UsageError(f"{source}: no model folder and no GGUF file")
     _write_dense(target, hidden, seed)
-    said = (
+    change = (
         f"Made by gemb of the language model {name}: attention sees both ways, and the dense "
         "layers are random. Not trained to embed."
     )
-    write_card(target, licence, said, before)
+    write_card(target, licence, change, history)
 
 
 def _from_gguf(path: Path, target: Path) -> tuple[int, str]:
@@ -84,9 +84,9 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
     """
     architecture = header.metadata.get("general.architecture")
     if architecture != _DECODER:
-        what = " already, and no decoder" if architecture == ARCHITECTURE else ""
+        detail = " already, and no decoder" if architecture == ARCHITECTURE else ""
         raise UsageError(
-            f"{header.path}: architecture {architecture}{what}; adaptation begins with a Gemma 3 "
+            f"{header.path}: architecture {architecture}{detail}; adaptation begins with a Gemma 3 "
             f"text model, architecture {_DECODER}"
         )
     if header.metadata.get("split.count", 1) != 1:

@@ -153,10 +153,10 @@ def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
 
 def _write_card(model: GgufModel, target: Path) -> None:
     types = ", ".join(sorted({info.type for info in model.header.tensors.values()}))
-    said = f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}."
+    change = f"Unpacked by gemb from {model.header.path.name}, whose weights are {types}."
     data = model.header.metadata
     before = history_in(str(data.get(KEY_NOTICE, "")))
-    write_card(target, str(data.get(KEY_LICENCE, "")), said, before)
+    write_card(target, str(data.get(KEY_LICENCE, "")), change, before)
 
 
 # The tokenizer: from the file's vocabulary back to the tokenizer.json that transformers reads.

@@ -175,11 +175,11 @@ def open_gguf(path: Path) -> GgufModel:
 
 def _prompts(header: GgufHeader) -> dict[str, str]:
     own = {
-        key.removeprefix("gemb.prompt."): words
-        for key, words in header.metadata.items()
-        if key.startswith("gemb.prompt.") and isinstance(words, str)
+        key.removeprefix("gemb.prompt."): prompt
+        for key, prompt in header.metadata.items()
+        if key.startswith("gemb.prompt.") and isinstance(prompt, str)
     }
-    return own or {task: words for task, words in CARD.items() if words}
+    return own or {task: prompt for task, prompt in CARD.items() if prompt}
 
 
 def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
@@ -215,21 +215,21 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
 # What `open_gguf` checks.
 
 
-def wrong(header: GgufHeader, what: str) -> UsageError:
+def wrong(header: GgufHeader, fault: str) -> UsageError:
     """Return the refusal of a file that llama.cpp would fail on, or compute wrongly."""
     kind = str(header.metadata.get("general.architecture"))
     if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`from_decoder.py`)
-        what = what.replace(ARCHITECTURE, kind)
-        return UsageError(f"{header.path}: {what}, which no right {kind} file has; fetch it again")
-    return UsageError(f"{header.path}: {what}, which no right {ARCHITECTURE} file has; {_EXPORT}")
+        fault = fault.replace(ARCHITECTURE, kind)
+        return UsageError(f"{header.path}: {fault}, which no right {kind} file has; fetch it again")
+    return UsageError(f"{header.path}: {fault}, which no right {ARCHITECTURE} file has; {_EXPORT}")
 
 
 def check_architecture(header: GgufHeader) -> None:
     """Refuse another architecture, a part of a split file, or keys of another model."""
     architecture = header.metadata.get("general.architecture")
     if architecture != ARCHITECTURE:
-        what = _REFUSED.get(str(architecture), f"gemb runs {ARCHITECTURE} files")
-        raise UsageError(f"{header.path}: architecture {architecture}: {what}")
+        reason = _REFUSED.get(str(architecture), f"gemb runs {ARCHITECTURE} files")
+        raise UsageError(f"{header.path}: architecture {architecture}: {reason}")
     if header.metadata.get("split.count", 1) != 1:
         raise UsageError(f"{header.path}: one part of a split file; join them: llama-gguf-split")
     for key, value in header.metadata.items():

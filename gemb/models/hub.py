@@ -89,10 +89,12 @@ class Plan:
         """Return one line: what, how much, under which licence."""
         licence = f"licence {self.licence}" if self.licence else "no licence named"
         gated = ", gated" if self.gated else ""
-        left = sum(file.size_bytes - self._partial_bytes(file) for file in self.to_download)
-        here = "" if left == self.size_bytes else f", {size_in_words(left)} of it to download"
+        bytes_left = sum(file.size_bytes - self._partial_bytes(file) for file in self.to_download)
+        is_partial = bytes_left != self.size_bytes
+        remaining = f", {size_in_words(bytes_left)} of it to download" if is_partial else ""
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
-        return f"{self.name}: {size_in_words(self.size_bytes)} in {count}{here}, {licence}{gated}"
+        size = size_in_words(self.size_bytes)
+        return f"{self.name}: {size} in {count}{remaining}, {licence}{gated}"
 
     def blob(self, file: HubFile) -> Path:
         """Return where the cache keeps a large file, and under another name a part of it."""
@@ -183,21 +185,21 @@ def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
     """
     from huggingface_hub import constants, errors
 
-    what = f"{name.repo}/{file}" if file else str(name)
+    target = f"{name.repo}/{file}" if file else str(name)
     site = constants.ENDPOINT
     try:
         yield
     except errors.GatedRepoError:
         raise Missing(
-            f"{what} is gated: accept its licence at {site}/{name.repo}, "
+            f"{target} is gated: accept its licence at {site}/{name.repo}, "
             "then set HF_TOKEN or run: hf auth login"
         ) from None
     except errors.RevisionNotFoundError:
         raise Missing(f"{name.repo} on the hub has no revision '{name.revision}'") from None
     except errors.LocalEntryNotFoundError as error:  # the library looked for a copy here
-        raise _unreachable(what, error.__cause__ or error) from None
+        raise _unreachable(target, error.__cause__ or error) from None
     except errors.EntryNotFoundError:
-        raise Missing(f"{what} is not on the hub") from None
+        raise Missing(f"{target} is not on the hub") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise Missing(
             f"'{name.repo}' is no path here and no model on the hub; "
@@ -207,14 +209,14 @@ def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
         # httpx's errors are no OSError, requests' are; those of the disk have a number and a file.
         if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
             raise
-        raise _unreachable(what, error) from None
+        raise _unreachable(target, error) from None
 
 
-def _unreachable(what: str, error: BaseException) -> Missing:
+def _unreachable(target: str, error: BaseException) -> Missing:
     from huggingface_hub import constants
 
-    why = (str(error) or type(error).__name__).strip().splitlines()[0]
-    return Missing(f"cannot get {what}: {constants.ENDPOINT} cannot be reached ({why})")
+    reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+    return Missing(f"cannot get {target}: {constants.ENDPOINT} cannot be reached ({reason})")
 
 
 def _hub_file(sibling: object) -> HubFile:

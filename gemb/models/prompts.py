@@ -84,18 +84,18 @@ def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:
     """Return the prompt of one of `TASKS` for a model with this dictionary of prompts."""
     if task not in TASKS:
         raise UsageError(f"no task '{task}'; tasks: {', '.join(TASKS)}")
-    words = next((prompts[name] for name in TASKS[task] if name in prompts), CARD[task])
+    template = next((prompts[name] for name in TASKS[task] if name in prompts), CARD[task])
     # The document prompt has a place for the title: `title: none | text: `.
-    words = words.replace(f"title: {NO_TITLE} |", "title: {title} |", 1)
-    return Prompt(words + "{text}")
+    template = template.replace(f"title: {NO_TITLE} |", "title: {title} |", 1)
+    return Prompt(template + "{text}")
 
 
-def custom(template: str, what: str = "--prompt") -> Prompt:
+def custom(template: str, option: str = "--prompt") -> Prompt:
     """Return the user's own prompt; `what` names the option that gave it.
 
     Raises:
         UsageError: it has no `{text}`.
     """
     if "{text}" not in template:
-        raise UsageError(f"{what} {template!r} has no {{text}} where the text goes")
+        raise UsageError(f"{option} {template!r} has no {{text}} where the text goes")
     return Prompt(template)

@@ -173,11 +173,11 @@ def read_chain(tree: Value, overrides: Sequence[str], check: Check) -> Chain:
     if not isinstance(stages.data, dict) or not stages.data:
         raise UsageError(f"{stages.place}: stages must be a block of stages by name, not {stages}")
     by_stage: dict[str, list[str]] = {name: [] for name in stages.data}
-    for words in overrides:
-        name, dot, rest = words.partition(".")
+    for assignment in overrides:
+        name, dot, rest = assignment.partition(".")
         if name not in by_stage or not dot or "=" not in rest:
             hint = _hint(name, by_stage, "its stages are")
-            raise UsageError(f"{words}: of a chain write STAGE.KEY=VALUE; {hint}")
+            raise UsageError(f"{assignment}: of a chain write STAGE.KEY=VALUE; {hint}")
         by_stage[name].append(rest)
     reader = _Reader(check)
     for name, value in stages.data.items():
@@ -233,8 +233,8 @@ class _Reader:
                 where = f"{value.data['with'].place}: {name}.with"
                 raise UsageError(f"{where} must be a block of a recipe's keys")
             tree = changed(tree, value.data["with"])
-        for words in overrides:
-            tree = override(tree, words, name)
+        for assignment in overrides:
+            tree = override(tree, assignment, name)
         self._trees[name] = tree
         return read_recipe(tree)
 
@@ -254,11 +254,11 @@ class _Reader:
 
     def _command(self, name: str, value: Value, overrides: Sequence[str]) -> tuple[str, ...]:
         text, where = _text(value, f"{name}.run"), f"{value.place}: {name}.run"
-        for words in overrides:
-            key, _, text = words.partition("=")
+        for assignment in overrides:
+            key, _, text = assignment.partition("=")
             if key != "run":
-                raise UsageError(f"{name}.{words}: {name} is a command; its one key is run")
-            where = f"{name}.{words}: {name}.run"
+                raise UsageError(f"{name}.{assignment}: {name} is a command; its one key is run")
+            where = f"{name}.{assignment}: {name}.run"
         try:
             command = tuple(shlex.split(text))
         except ValueError as error:

@@ -116,9 +116,9 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
         if source.name and names.setdefault(source.name, i) != i:
             yield f"data.{i}.name", f"'{source.name}' is the name of data.{names[source.name]}, too"
         for side in ("query", "positive"):
-            words = getattr(source.prompts, side)
-            if words and "{text}" not in words:
-                yield f"data.{i}.prompts.{side}", f"has no {{text}} where the text goes: {words!r}"
+            prompt = getattr(source.prompts, side)
+            if prompt and "{text}" not in prompt:
+                yield f"data.{i}.prompts.{side}", f"has no {{text}} where the text goes: {prompt!r}"
 
 
 def _evaluation(recipe: Recipe) -> Iterator[Problem]:

@@ -66,8 +66,8 @@ def read_recipe(tree: Value, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: something in it or in an override is not right.
     """
-    for words in overrides:
-        tree = override(tree, words)
+    for assignment in overrides:
+        tree = override(tree, assignment)
     reader = RecipeReader()
     recipe = reader.read(tree)
     for key, problem in problems(recipe):

@@ -68,8 +68,8 @@ class Key:
             return "text"
         whole = "whole " if isinstance(self.type, inspect.IntType) else ""
         limits = {word: getattr(self.type, name) for name, word in _LIMITS.items()}
-        given = [f" {word} {limit:g}" for word, limit in limits.items() if limit is not None]
-        return f"a {whole}number{''.join(given)}"
+        bounds = [f" {word} {limit:g}" for word, limit in limits.items() if limit is not None]
+        return f"a {whole}number{''.join(bounds)}"
 
 
 @functools.cache
@@ -84,11 +84,11 @@ def _key(entry: msgspec.structs.FieldInfo) -> Key:
     assert info.extra_json_schema, entry.name
     kind = info.type
     types = kind.types if isinstance(kind, inspect.UnionType) else (kind,)
-    (given,) = (member for member in types if not isinstance(member, inspect.NoneType))
+    (value_type,) = (member for member in types if not isinstance(member, inspect.NoneType))
     return Key(
         name=entry.encode_name,
         annotation=entry.type,
-        type=given,
+        type=value_type,
         optional=len(types) > 1,
         default=entry.default,
         meaning=info.extra_json_schema["description"],

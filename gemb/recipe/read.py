@@ -39,8 +39,8 @@ class RecipeReader:
 
     def place(self, path: str) -> Place:
         """Return where this path was given: the override that changed it, or the file's line."""
-        for given, (value, _) in self._given.items():
-            if value.place.key and f"{given}.".startswith(f"{path}."):
+        for known_path, (value, _) in self._given.items():
+            if value.place.key and f"{known_path}.".startswith(f"{path}."):
                 return value.place
         while path not in self._given:
             path = path.rpartition(".")[0]
@@ -79,21 +79,21 @@ def _scalar(value: Value, key: Key) -> str | float | bool | None:
     return data  # type: ignore[return-value]  # no structure
 
 
-def override(tree: Value, words: str, stage: str = "") -> Value:
+def override(tree: Value, assignment: str, stage: str = "") -> Value:
     """Return the tree with `KEY=VALUE` in it: `optimizer.lr=2e-5`, `data.0.path=x.jsonl`.
 
     Args:
         tree: of a recipe.
-        words: the override.
+        assignment: the override.
         stage: whose recipe it is, in messages; empty: of no stage.
 
     Raises:
         UsageError: there is no such key, or nothing behind it.
     """
-    path, equals, text = words.partition("=")
+    path, equals, text = assignment.partition("=")
     if not equals or not path:
-        raise UsageError(f"{words!r} is no KEY=VALUE, such as optimizer.lr=2e-5")
-    place = Place(f"{stage}.{words}" if stage else words, key=path)
+        raise UsageError(f"{assignment!r} is no KEY=VALUE, such as optimizer.lr=2e-5")
+    place = Place(f"{stage}.{assignment}" if stage else assignment, key=path)
     try:
         data = read_text(text, place).data
     except UsageError:
@@ -125,14 +125,14 @@ def _put(tree: Value | None, key: Key, parts: Sequence[str], new: Value, path: s
     if not parts:
         is_kept = tree and isinstance(tree.data, dict) and new.data == {} and not new.place.key
         return tree if tree and is_kept else new
-    here = tree.place if tree and tree.data is not None else new.place
+    position = tree.place if tree and tree.data is not None else new.place
     (name, *rest), below = parts, join(path, parts[0])
     if key.keys:
         block = tree.data if tree and isinstance(tree.data, dict) else {}
         if name not in key.keys:
             raise UsageError(f"{new.place}: {_unknown(name, key, path)}")
         child = _put(block.get(name), key.keys[name], rest, new, below)
-        return Value({**block, name: child}, here)
+        return Value({**block, name: child}, position)
     if key.item and key.item.keys:
         items = tree.data if tree and isinstance(tree.data, tuple) else ()
         index = int(name) if is_index(name) else -1
@@ -140,7 +140,7 @@ def _put(tree: Value | None, key: Key, parts: Sequence[str], new: Value, path: s
             known = f"{path}.0 to {path}.{len(items)}, which adds one" if items else f"{path}.0"
             raise UsageError(f"{new.place}: no {below}; there is {known}")
         child = _put(dict(enumerate(items)).get(index), key.item, rest, new, below)
-        return Value((*items[:index], child, *items[index + 1 :]), here)
+        return Value((*items[:index], child, *items[index + 1 :]), position)
     whole = f"; give the whole list, as in {path}=[768, 256]" if key.item else ""
     raise UsageError(f"{new.place}: {path} has no keys below it{whole}")
 
@@ -156,18 +156,18 @@ def find_key(path: str) -> Key:
     Raises:
         UsageError: there is none.
     """
-    key, done = ROOT, ""
+    key, parent = ROOT, ""
     for name in path.split(".") if path else ():
         block = key.item or key
-        below = join(done, name)
+        below = join(parent, name)
         if block.keys and key.item and (is_index(name) or name == "N"):
-            done = below
+            parent = below
             continue
         if not block.keys:
-            raise UsageError(f"{done} has no keys below it")
+            raise UsageError(f"{parent} has no keys below it")
         if name not in block.keys:
-            raise UsageError(_unknown(name, block, done))
-        key, done = block.keys[name], below
+            raise UsageError(_unknown(name, block, parent))
+        key, parent = block.keys[name], below
     return key
 
 
@@ -183,9 +183,9 @@ def _unknown(name: str, block: Key, path: str) -> str:
 def _problem(value: Value, key: Key, path: str) -> str:
     """Return the message about the value that msgspec did not convert."""
     if key.keys and isinstance(value.data, dict):
-        for name, given in value.data.items():
+        for name, child in value.data.items():
             if name not in key.keys:
-                return f"{given.place}: {_unknown(name, key, path)}"
+                return f"{child.place}: {_unknown(name, key, path)}"
         absent = next(
             key
             for name, key in key.keys.items()

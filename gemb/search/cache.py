@@ -146,8 +146,8 @@ class PassageTable:
 
     def _give_up(self, error: Exception) -> None:
         """Go on without the table."""
-        words = getattr(error, "strerror", None) or str(error)
-        note(f"the cache {self._path} cannot be used ({words.lower()}); this search does without")
+        reason = getattr(error, "strerror", None) or str(error)
+        note(f"the cache {self._path} cannot be used ({reason.lower()}); this search does without")
         self.has_failed = True
         self.close()
 
@@ -259,8 +259,8 @@ class VectorCache:
             self._store.find(keys) if self._store is not None else np.full(len(keys), -1, np.int64)
         )
         if self._rows:
-            for place in np.flatnonzero(rows < 0).tolist():
-                rows[place] = self._rows.get(keys[place], -1)
+            for index in np.flatnonzero(rows < 0).tolist():
+                rows[index] = self._rows.get(keys[index], -1)
         return rows
 
     def gather(self, rows: Rows) -> Vectors:
@@ -273,10 +273,10 @@ class VectorCache:
             assert self._store is not None, "rows of a store"
             return self._store.gather(rows)
         vectors = np.empty((len(rows), self.spec.dim), np.float32)
-        here = rows >= IN_MEMORY
-        vectors[here] = self._in_memory()[rows[here] - IN_MEMORY]
-        if self._store is not None and not here.all():
-            vectors[~here] = self._store.gather(rows[~here])
+        in_memory = rows >= IN_MEMORY
+        vectors[in_memory] = self._in_memory()[rows[in_memory] - IN_MEMORY]
+        if self._store is not None and not in_memory.all():
+            vectors[~in_memory] = self._store.gather(rows[~in_memory])
         return vectors
 
     def scores(self, rows: Rows, queries: Vectors) -> Vectors:
@@ -313,15 +313,15 @@ class VectorCache:
             except OSError as error:
                 self._may_write = False
                 if not self._is_said:
-                    words = (error.strerror or str(error)).lower()
+                    reason = (error.strerror or str(error)).lower()
                     note(
-                        f"vectors cannot be kept in {self._store.folder} ({words}); "
+                        f"vectors cannot be kept in {self._store.folder} ({reason}); "
                         "the next search computes them again"
                     )
         first = len(self._rows)
         new = np.flatnonzero(self.find(keys) < 0)
         self._rows.update(
-            (keys[place], IN_MEMORY + first + row) for row, place in enumerate(new.tolist())
+            (keys[index], IN_MEMORY + first + row) for row, index in enumerate(new.tolist())
         )
         self._blocks.append(vectors[new].astype(np.float16))
 
@@ -333,7 +333,7 @@ class VectorCache:
                 store.describe(spec=self.spec.to_json())
             new = np.flatnonzero(store.find(keys) < 0)  # another search may have been here
             if len(new):
-                store.append([keys[place] for place in new.tolist()], vectors[new])
+                store.append([keys[index] for index in new.tolist()], vectors[new])
 
 
 def scores_of(vectors: NDArray[np.float16], queries: Vectors) -> Vectors:

@@ -47,10 +47,10 @@ class Excerpt:
         last = hit.line if hit.last_line is None else hit.last_line
         return hit.line is not None and last is not None and last - hit.line + 1 == len(self.lines)
 
-    def number(self, place: int) -> int | None:
+    def number(self, index: int) -> int | None:
         """Return the number of a line in its file, None where it has none."""
         if self.is_numbered and self.hit.line is not None:
-            return self.hit.line + place
+            return self.hit.line + index
         return self.hit.line
 
 
@@ -80,16 +80,16 @@ def compared(
         prompt: of the passages.
     """
     todo: list[tuple[int, int]] = []  # excerpt, line
-    left = MOST_CHARACTERS
+    characters_left = MOST_CHARACTERS
     for number, excerpt in enumerate(passages):
         if len(excerpt.lines) == 1 or max(excerpt.shares) >= ENOUGH:
             continue
-        places = [place for place, line in enumerate(excerpt.lines) if len(line.split()) > 1]
-        places = sorted(places, key=lambda place: -excerpt.shares[place])[:LINES_EACH]
-        left -= sum(len(excerpt.lines[place].strip()) for place in places)
-        if left < 0 or len(todo) + len(places) > MOST_LINES:
+        indices = [index for index, line in enumerate(excerpt.lines) if len(line.split()) > 1]
+        indices = sorted(indices, key=lambda index: -excerpt.shares[index])[:LINES_EACH]
+        characters_left -= sum(len(excerpt.lines[index].strip()) for index in indices)
+        if characters_left < 0 or len(todo) + len(indices) > MOST_LINES:
             break
-        todo += [(number, place) for place in places]
+        todo += [(number, index) for index in indices]
     result = list(passages)
     if not todo:
         return result
@@ -97,13 +97,13 @@ def compared(
 
     from gemb.embedding.pipeline import shortened
 
-    lines = [passages[number].lines[place].strip() for number, place in todo]
+    lines = [passages[number].lines[index].strip() for number, index in todo]
     ids = encoder.tokenize([prompt.render(line) for line in lines])
     vectors = shortened(encoder.encode(list(map(encoder.profile.cut, ids))), len(query))
     scores = np.nan_to_num(vectors @ query, nan=-1).tolist()
     best: dict[int, tuple[float, int]] = {}
-    for (number, place), score in zip(todo, scores, strict=True):
-        best[number] = max(best.get(number, (-2.0, 0)), (score, -place))
+    for (number, index), score in zip(todo, scores, strict=True):
+        best[number] = max(best.get(number, (-2.0, 0)), (score, -index))
     for number, (_, negative) in best.items():
         result[number] = replace(passages[number], best=-negative, good=frozenset({-negative}))
     return result
@@ -112,15 +112,15 @@ def compared(
 def _excerpt(hit: Hit, lines: tuple[str, ...], worth: Mapping[str, float]) -> Excerpt:
     """Return the excerpt; `good` is empty where no line shares a word with the query."""
     own = [_weight(line, worth) for line in lines]
-    around = [sum(own[max(0, place - 1) : place + 2]) - own[place] for place in range(len(lines))]
+    around = [sum(own[max(0, index - 1) : index + 2]) - own[index] for index in range(len(lines))]
     scores = [
         line + BESIDE * beside if line else 0.0 for line, beside in zip(own, around, strict=True)
     ]
     top = max(scores)
     if top <= 0:
-        first = next((place for place, line in enumerate(lines) if len(line.split()) > 1), 0)
+        first = next((index for index, line in enumerate(lines) if len(line.split()) > 1), 0)
         return Excerpt(hit, lines, first, frozenset(), tuple(own))
-    good = frozenset(place for place, score in enumerate(scores) if score >= GOOD * top)
+    good = frozenset(index for index, score in enumerate(scores) if score >= GOOD * top)
     total = sum(worth.values())
     shares = tuple(score / total for score in scores)
     return Excerpt(hit, lines, scores.index(top), good, shares)
@@ -192,12 +192,12 @@ class Context:
             return []
         if path != self._path:
             self._path, self._lines = path, _lines(path)
-        there = self._lines[line - 1 : line - 1 + len(excerpt.lines)]
-        pairs = zip(excerpt.lines, there, strict=False)
-        is_there = len(there) == len(excerpt.lines) and all(
+        file_lines = self._lines[line - 1 : line - 1 + len(excerpt.lines)]
+        pairs = zip(excerpt.lines, file_lines, strict=False)
+        is_same = len(file_lines) == len(excerpt.lines) and all(
             own.strip() in line for own, line in pairs
         )
-        return self._lines if is_there else []
+        return self._lines if is_same else []
 
 
 def _lines(path: str) -> list[str]:

@@ -83,7 +83,7 @@ def run_files(
         vectors = passage_vector(like.text, like.title, encoder, prompt, spec.dim)
     try:
         answers = search_files(
-            texts, cache, queries, vectors, encoder, job.criteria, seen=live.show, like=like
+            texts, cache, queries, vectors, encoder, job.criteria, on_window=live.show, like=like
         )
     except KeyboardInterrupt:
         live.close()
@@ -146,7 +146,7 @@ def search_files(
     encoder: Encoder,
     criteria: Criteria,
     *,
-    seen: Callable[[Progress, PassageTexts], None] = lambda progress, texts: None,
+    on_window: Callable[[Progress, PassageTexts], None] = lambda progress, texts: None,
     like: Hit | None = None,
 ) -> list[QueryHits]:
     """Return the answers to each query, in order.
@@ -158,7 +158,7 @@ def search_files(
         vectors: of the queries, unit rows [Q, dim].
         encoder: the open model.
         criteria: of the answers.
-        seen: called after each window of passages.
+        on_window: called after each window of passages.
         like: the passage that the only query is; it is no answer to itself, and there is no floor
             but one that was asked for.
 
@@ -167,24 +167,32 @@ def search_files(
     """
     corpus = texts.corpus
     is_auto = criteria.min_score is None and like is None and not criteria.is_weak
-    given = NO_FLOOR if criteria.min_score is None or criteria.is_weak else criteria.min_score
+    min_score = NO_FLOOR if criteria.min_score is None or criteria.is_weak else criteria.min_score
     # Where all that reach a floor are asked for, which the vectors tell, each passage gets its
     # vector first. Else what is under the floor is ranked as well: a user may ask how far it was.
     k = None if criteria.k is None else depth(criteria, 0) + (like is not None)
     first_k = 1 if k is None and is_auto else k
-    least = given if k is None else NO_FLOOR
+    least = min_score if k is None else NO_FLOOR
 
     known, missing = split_known(corpus, cache)
-    words = [query.text for query in queries]
+    query_texts = [query.text for query in queries]
     steps = scored(
-        known, missing, texts, cache, vectors, encoder, words=words, k=first_k, floor=least
+        known,
+        missing,
+        texts,
+        cache,
+        vectors,
+        encoder,
+        query_texts=query_texts,
+        k=first_k,
+        floor=least,
     )
     with closing(steps):
         for progress in steps:
-            seen(progress, texts)
+            on_window(progress, texts)
     ranking = progress.ranking
 
-    floor = given
+    floor = min_score
     if is_auto and len(corpus):
         if missing:
             known, _ = split_known(corpus, cache)
@@ -194,18 +202,18 @@ def search_files(
             add_known(ranking, known, cache, vectors)
 
     texts.forget()  # hits are what the files hold now
-    words_of_all: sqlite3.Connection | None = None
+    word_table: sqlite3.Connection | None = None
     if criteria.is_hybrid:
         from gemb.index.bm25 import words_table
 
-        words_of_all = words_table(texts.titles_and_texts())
+        word_table = words_table(texts.titles_and_texts())
     answers: list[QueryHits] = []
-    for place, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
-        hits = texts.hits(ranking.best(place), ranking.k)
+    for index, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
+        hits = texts.hits(ranking.best(index), ranking.k)
         if like is not None:
             hits = [hit for hit in hits if not _is_same(hit, like)][: criteria.k]
-        if words_of_all:
-            hits = with_words(query, vector, hits, words_of_all, texts, cache)
+        if word_table:
+            hits = with_words(query, vector, hits, word_table, texts, cache)
         answers.append(above(query, vector, hits, floor, criteria))
     return answers
 
@@ -218,7 +226,7 @@ def with_words(
     query: Query,
     vector: Vectors,
     hits: Sequence[Hit],
-    words: sqlite3.Connection,
+    word_table: sqlite3.Connection,
     texts: PassageTexts,
     cache: VectorCache,
 ) -> list[Hit]:
@@ -228,13 +236,13 @@ def with_words(
         query: as text.
         vector: of the query, [dim].
         hits: best first.
-        words: of all passages, as `words_table` makes it.
+        word_table: of all passages, as `words_table` makes it.
         texts: of the corpus.
         cache: of its vectors.
     """
     from gemb.index.bm25 import by_words
 
-    numbers = by_words(words, query.text, DEPTH).rows
+    numbers = by_words(word_table, query.text, DEPTH).rows
     rows = cache.find([texts.corpus.keys[number] for number in numbers.tolist()])
     numbers, rows = numbers[rows >= 0], rows[rows >= 0]
     cosines = (cache.gather(rows) @ vector).tolist() if len(rows) else []
@@ -251,7 +259,7 @@ def with_words(
                 distinct.append(hit)
             order.append(places[key])
         rankings.append(np.array(order, np.int64))
-    return [distinct[place] for place in fused(rankings).rows.tolist()]
+    return [distinct[index] for index in fused(rankings).rows.tolist()]
 
 
 def file_and_line(like: str) -> tuple[str, int]:

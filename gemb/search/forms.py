@@ -67,12 +67,12 @@ def painted(
     if not paint.is_on:
         return text
     parts: list[str] = []
-    done = 0
+    end = 0
     for word in words_of(text):
         if word.stem in stems:
-            parts += [rest(text[done : word.start]), paint.word(text[word.start : word.end])]
-            done = word.end
-    return "".join(parts) + rest(text[done:])
+            parts += [rest(text[end : word.start]), paint.word(text[word.start : word.end])]
+            end = word.end
+    return "".join(parts) + rest(text[end:])
 
 
 class JsonHits:

@@ -59,7 +59,7 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Form)
             warm_up(index, rows, criteria)
             queries = list(job.queries)
             encoder = open_model(job.model or index.model)
-            check_model(index, folder, encoder, given=job.model, force=job.force)
+            check_model(index, folder, encoder, name=job.model, force=job.force)
             query_prompt = for_task(job.task or own_task(index), encoder.profile.prompts)
             vectors = embedded(queries, encoder, query_prompt, index.spec.dim)
             # Of many queries each waits for all before it; the words they share must do.
@@ -101,14 +101,14 @@ def own_task(index: Index) -> str:
     return manifest.query_task if manifest.task in ("document", "custom") else manifest.task
 
 
-def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, force: bool) -> None:
+def check_model(index: Index, folder: Path, encoder: Encoder, *, name: str, force: bool) -> None:
     """Refuse a model that is not the index's.
 
     Args:
         index: an open index.
         folder: its name.
         encoder: the open model.
-        given: the model that the user named; empty: none, so that it is the index's own.
+        name: the model that the user named; empty: none, so that it is the index's own.
         force: take another model of the same width all the same.
 
     Raises:
@@ -126,10 +126,10 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, given: str, for
             f"--force: {shown} has vectors of {spec.dim} components, and the model gives "
             f"{', '.join(map(str, profile.matryoshka_dims))}"
         )
-    if given:
+    if name:
         own = f" ({visible(index.model)})" if index.model else ""
-        mend = f"leave -m out, or {rebuild} -m {shlex.quote(given)}" if index.model else rebuild
-        raise UsageError(f"{shown} holds vectors of another model{own}, not of {given}: {mend}")
+        mend = f"leave -m out, or {rebuild} -m {shlex.quote(name)}" if index.model else rebuild
+        raise UsageError(f"{shown} holds vectors of another model{own}, not of {name}: {mend}")
     if not index.model:
         raise UsageError(f"{shown} does not say by which model its vectors are; name it with -m")
     raise UsageError(
@@ -237,8 +237,8 @@ def _with_words(
     """Return the hits of two rankings, fused: `by_meaning`, and rows by words (BM25)."""
     from gemb.index.bm25 import by_words
 
-    words = by_words(index.connection, query.text, depth(criteria, ALL), rows.numbers).rows
-    order = fused([by_meaning, words]).rows
+    by_word = by_words(index.connection, query.text, depth(criteria, ALL), rows.numbers).rows
+    order = fused([by_meaning, by_word]).rows
     if criteria.k is not None:
         order = order[: max(4 * criteria.k, DEPTH)]
     scores = np.array([float(index.vector(row) @ vector) for row in order.tolist()], np.float32)

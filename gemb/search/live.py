@@ -45,14 +45,14 @@ class LiveHits:
     def show(self, progress: Progress, texts: PassageTexts) -> None:
         """Draw how far it is, and the best hits so far; it may be called often."""
         now = time.monotonic()
-        done = progress.ranking.count
-        if done:
+        ranked = progress.ranking.count
+        if ranked:
             self.last = progress
-            self._first = self._first or (done, progress.tokens, now)
+            self._first = self._first or (ranked, progress.tokens, now)
         is_due = now - self._began >= DELAY_S and now - self._shown_at >= (
             HITS_EVERY_S if self._is_terminal else LINE_EVERY_S
         )
-        if self._quiet or not is_due or done >= progress.total:
+        if self._quiet or not is_due or ranked >= progress.total:
             return
         self._shown_at = now
         line = self._line(progress, now)
@@ -81,22 +81,22 @@ class LiveHits:
             self._rows = 0
 
     def _line(self, progress: Progress, now: float) -> str:
-        done = progress.ranking.count
-        line = f"{done:,} of {progress.total:,} passages"
-        first_done, first_tokens, since = self._first or (done, progress.tokens, now)
+        ranked = progress.ranking.count
+        line = f"{ranked:,} of {progress.total:,} passages"
+        first_ranked, first_tokens, since = self._first or (ranked, progress.tokens, now)
         seconds = max(1e-9, now - since)
         if progress.tokens > first_tokens:
             line += f", {(progress.tokens - first_tokens) / seconds:,.0f} tokens/s"
-        if done > first_done:
-            left = (progress.total - done) * seconds / (done - first_done)
-            line += f", {duration(left)} left"
+        if ranked > first_ranked:
+            seconds_left = (progress.total - ranked) * seconds / (ranked - first_ranked)
+            line += f", {duration(seconds_left)} left"
         return line
 
 
 def _row(hit: Hit) -> str:
-    place = shown_name(hit) + (f":{hit.line}" if hit.line is not None else "")
+    location = shown_name(hit) + (f":{hit.line}" if hit.line is not None else "")
     text = visible(" ".join(hit.text.split())[:200])
-    return f"{hit.score:.2f}  {place}  {text}"
+    return f"{hit.score:.2f}  {location}  {text}"
 
 
 def _width() -> int:

@@ -103,11 +103,11 @@ def _query(text: str, number: int, place: str) -> Query:
     row, error = json_value(text.encode())
     if error:
         raise UsageError(f"{place}: no valid JSON: {error.message}")
-    words = next((row[name] for name in TEXT_NAMES if isinstance(row.get(name), str)), None)
-    if words is None:
+    query = next((row[name] for name in TEXT_NAMES if isinstance(row.get(name), str)), None)
+    if query is None:
         has = ", ".join(visible(name, 40) for name in row) or "nothing"
         raise UsageError(f"{place}: no 'text' or 'query'; it has: {has}")
-    return Query(text_id(row) or str(number), _checked(words, place), place)
+    return Query(text_id(row) or str(number), _checked(query, place), place)
 
 
 def _checked(text: str, place: str) -> str:

@@ -69,11 +69,11 @@ def check_recall(
         return ranked(batch, stored, plan, k=depth, rows=rows)
 
     expected = _others(rank(queries, EXACT), own, k)
-    found = _others(rank(queries, how), own, k)
-    there = np.isfinite(expected)
-    last = np.where(there, expected, np.inf).min(axis=1, keepdims=True)
-    hits = (np.isfinite(found) & (found >= last - EQUAL)).sum(axis=1)
-    counts = there.sum(axis=1)
+    scores = _others(rank(queries, how), own, k)
+    is_row = np.isfinite(expected)
+    last = np.where(is_row, expected, np.inf).min(axis=1, keepdims=True)
+    hits = (np.isfinite(scores) & (scores >= last - EQUAL)).sum(axis=1)
+    counts = is_row.sum(axis=1)
     hits = np.minimum(hits, counts)
     shares = np.where(counts > 0, hits / np.maximum(counts, 1), 1)
     return Recall(
@@ -106,13 +106,13 @@ def rows_as_queries(
     return Drawn(queries[usable] / lengths[usable, None], drawn[usable])
 
 
-def _others(found: Found, own: Ints | None, k: int) -> Floats:
+def _others(best: Found, own: Ints | None, k: int) -> Floats:
     """Return scores [Q, k] of what was found but for each query's own row."""
     if own is None:
-        return found.scores
-    itself = found.rows == own[:, None]
+        return best.scores
+    itself = best.rows == own[:, None]
     order = np.argsort(itself, axis=1, kind="stable")  # the rest keeps its order
-    return np.take_along_axis(found.scores, order, 1)[:, :k]
+    return np.take_along_axis(best.scores, order, 1)[:, :k]
 
 
 def _one_by_one(rank: Callable[[Floats], Found], queries: Floats) -> float:
@@ -174,10 +174,10 @@ def run_recall(
         own = None  # the rows that the queries are
         if job.queries:
             encoder = open_model(job.model or index.model)
-            check_model(index, folder, encoder, given=job.model, force=job.force)
-            words = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
+            check_model(index, folder, encoder, name=job.model, force=job.force)
+            prompt = prompts.for_task(job.task or own_task(index), encoder.profile.prompts)
             queries = job.queries[:count]
-            vectors = embedded(queries, encoder, words, index.spec.dim)
+            vectors = embedded(queries, encoder, prompt, index.spec.dim)
         else:
             drawn = rows_as_queries(index.vectors, count=count, rows=rows.numbers)
             vectors, own = drawn.queries, drawn.rows

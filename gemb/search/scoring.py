@@ -131,7 +131,7 @@ def by_shared_words(missing: Missing, texts: PassageTexts, queries: Sequence[str
     highest = np.zeros(len(texts.corpus.files) + 1, np.float32)
     np.maximum.at(highest, files, scores[rest])
     rest = rest[np.lexsort((rest, files, -highest[files]))]
-    return [numbers[place] for place in (*best.tolist(), *rest.tolist())]
+    return [numbers[index] for index in (*best.tolist(), *rest.tolist())]
 
 
 def _terms(numbers: Sequence[int], texts: PassageTexts, promise: Promise) -> NDArray[np.bool_]:
@@ -198,15 +198,15 @@ def embed_missing(
         with closing(embed(_records(order, texts), embedder, live=False)) as windows:
             for window in windows:
                 good: list[int] = []
-                for place, row in enumerate(window.rows):
+                for index, row in enumerate(window.rows):
                     if row.is_cut:
                         skipped.cut_passage()
                     if row.error:
                         skipped.failure(row.record.place, row.error.message)
                     else:
-                        good.append(place)
+                        good.append(index)
                 vectors = window.vectors[good]
-                window_keys = [keys[int(window.rows[place].record.id)] for place in good]
+                window_keys = [keys[int(window.rows[index].record.id)] for index in good]
                 unsaved += zip(window_keys, vectors, strict=True)
                 passages = [missing[key] for key in window_keys]
                 counts = np.array([len(numbers) for numbers in passages], np.int64)
@@ -259,7 +259,7 @@ def scored(
     queries: Vectors,
     encoder: Encoder,
     *,
-    words: Sequence[str],
+    query_texts: Sequence[str],
     k: int | None,
     floor: float = -1.0,
 ) -> Generator[Progress, None, None]:
@@ -275,7 +275,7 @@ def scored(
         cache: of their vectors; its spec's dtype is f16.
         queries: unit vectors [Q, dim].
         encoder: embeds the missing passages.
-        words: the queries as texts.
+        query_texts: the queries as texts.
         k: passages of a query; None: all that reach the floor.
         floor: the least score.
 
@@ -291,7 +291,7 @@ def scored(
     yield Progress(ranking, total, tokens)
     if not missing:
         return
-    order = by_shared_words(missing, texts, words)
+    order = by_shared_words(missing, texts, query_texts)
     try:
         with closing(embed_missing(order, missing, texts, cache, encoder)) as windows:
             for embedded in windows:

@@ -130,11 +130,11 @@ def part_with(text: str, stems: frozenset[str], most: int) -> str:
     """Return at most so many characters of a text: those around most words of the query."""
     if len(text) <= most:
         return text
-    places = [word.start for word in words_of(text[:SEARCHED]) if word.stem in stems]
+    positions = [word.start for word in words_of(text[:SEARCHED]) if word.stem in stems]
     best = 0, 0
-    for place in places:
-        start = max(0, min(place - most // 4, len(text) - most))
-        inside = bisect_left(places, start + most) - bisect_left(places, start)
+    for position in positions:
+        start = max(0, min(position - most // 4, len(text) - most))
+        inside = bisect_left(positions, start + most) - bisect_left(positions, start)
         best = max(best, (inside, -start))
     start = -best[1]
     if start:
@@ -162,9 +162,9 @@ def _title(hit: Hit) -> str:
     if hit.path is not None:
         name = os.path.basename(hit.path)  # noqa: PTH119
         title = "" if title == name else title.removeprefix(name + BETWEEN)
-    words = [visible(title)] if title else []
+    parts = [visible(title)] if title else []
     if hit.id is not None and hit.id != hit.line:
-        words.insert(0, visible(str(hit.id)))
-    elif hit.path is None and not words:
-        words = [STDIN]
-    return "  ".join(words)
+        parts.insert(0, visible(str(hit.id)))
+    elif hit.path is None and not parts:
+        parts = [STDIN]
+    return "  ".join(parts)

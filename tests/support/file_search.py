@@ -72,7 +72,10 @@ class FileSearch:
         cache = self.cache(encoder.spec)
         known, missing = split_known(self.corpus, cache)
         yield from scored(
-            *(known, missing, self.texts, cache, queries, encoder), words=words, k=k, floor=floor
+            *(known, missing, self.texts, cache, queries, encoder),
+            query_texts=words,
+            k=k,
+            floor=floor,
         )
 
     def found(self, progress: Progress, *, is_last: bool = False) -> Found:

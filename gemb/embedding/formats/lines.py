@@ -203,8 +203,8 @@ class CsvWriter:
         numbers = stored(vectors, self._layout.spec)
         lines = []
         for row, vector in zip(rows, numbers, strict=True):
-            kept = (_cell(row.record.kept.get(name)) for name in self._layout.kept)
-            cells = [row.record.id, *kept]
+            fields = (_cell(row.record.kept.get(name)) for name in self._layout.kept)
+            cells = [row.record.id, *fields]
             head = _csv_line([*cells, row.error.code if row.error else ""])[:-1]
             if row.error:
                 body = self._blank.encode()
