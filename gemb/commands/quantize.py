@@ -1,4 +1,4 @@
-"""`gemb quantize`: a model in fewer bits, and what that costs."""
+"""`gemb quantize`: a model in fewer bits, and its measured quality."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_k"
 GROUPS = {
     "What is written": ("types", "output", "rules", "corpus"),
-    "What is looked for": ("ladder", "by_class", "target_size", "max_drop"),
+    "What is searched": ("ladder", "by_class", "target_size", "max_drop"),
     "What is measured": ("texts", "sets", "dims", "min_cosine"),
     "Output": ("force", "dry_run", "as_json", "quiet"),
     "Source": ("requantize", "ignore_qat"),
@@ -27,16 +27,16 @@ GROUPS = {
 
 
 def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
-    """Print the types and leave."""
+    """Print the types and exit."""
     if not value or ctx.resilient_parsing:
         return
     from gemb.weights.types import FILE_TYPES, PRESETS, bits
 
-    for name, kind in FILE_TYPES.items():
-        click.echo(f"{name:11} {bits(kind.base):6.4g} bits in most tensors")
+    for name, file_type in FILE_TYPES.items():
+        click.echo(f"{name:11} {bits(file_type.base):6.4g} bits in most tensors")
     for name, preset in PRESETS.items():
         rules = ", ".join(f"{pattern}={type_}" for pattern, type_ in preset.rules)
-        click.echo(f"{name:11} {preset.type}, {rules}: {preset.said}")
+        click.echo(f"{name:11} {preset.type}, {rules}: {preset.about}")
     ctx.exit()
 
 
@@ -61,14 +61,13 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     "rules",
     multiple=True,
     metavar="REGEX=TYPE",
-    help="The type of the tensors whose name the pattern finds; the first that finds it counts; "
-    "repeatable.",
+    help="Type of the tensors whose name matches the pattern; the first match counts; repeatable.",
 )
 @click.option(
     "--imatrix",
     "corpus",
     metavar="FILE",
-    help="Texts of yours: columns that matter to them are kept more exactly.",
+    help="Your own texts: columns that matter to them are stored more exactly.",
 )
 @click.option("--ladder", is_flag=True, help=f"Try {LADDER.replace(',', ' ')}.")
 @click.option(
@@ -120,15 +119,15 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     is_eager=True,
     expose_value=False,
     callback=_print_types,
-    help="Print the types and leave.",
+    help="Print the types and exit.",
 )
 @click.option("-j", "--threads", type=click.IntRange(min=0), default=0, help="0: one a core.")
 @quiet_option
 def quantize(**values: Any) -> None:  # noqa: ANN401
-    """Write a model in fewer bits, and show what that costs.
+    """Write a model in fewer bits, and measure the loss.
 
     MODEL is a model folder or an unquantized .gguf file. Every file is measured against it before
-    it gets its name; one that is too far away is not written, and the exit code is 1.
+    it gets its name; one that differs too much is not written, and the exit code is 1.
 
     \b
     gemb quantize runs/a/model -t small -o small.gguf
@@ -141,8 +140,8 @@ def quantize(**values: Any) -> None:  # noqa: ANN401
     Columns of the table:
       MB           of the file, millions of bytes
       least, mean  cosine of a text's vector to the source's
-      kept@10      of each text's ten nearest texts, those that stay so
-      tokens/s     on this machine, now, texts of up to 256 tokens
+      kept@10      share of each text's ten nearest texts that stay the same
+      tokens/s     measured now on this machine, texts of up to 256 tokens
 
     A type names a mix as llama.cpp's llama-quantize makes it, but the token table has the type of
     most tensors: an embedder only looks rows up in it. Rows that a type's blocks do not fit (1,152
@@ -161,7 +160,7 @@ def quantize(**values: Any) -> None:  # noqa: ANN401
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """The options."""
+    """The options of `gemb quantize`."""
 
     model: str
     types: str | None
@@ -185,7 +184,7 @@ class QuantizeOptions:
 
     @property
     def measures_only(self) -> bool:
-        """Whether it makes sense without a file to write."""
+        """Whether the options are useful without a file to write."""
         return self.ladder or self.by_class
 
 
@@ -247,10 +246,10 @@ def _job(options: QuantizeOptions) -> QuantizeJob:
 
 
 def quantizations_of(options: QuantizeOptions) -> tuple[Quantization, ...]:
-    """Return the types that are asked for, each once; no file is opened.
+    """Return the types and presets of the options, without repetition; no file is opened.
 
     Raises:
-        UsageError: there is no such type, or options do not go together.
+        UsageError: a type does not exist, or two options do not go together.
     """
     from gemb.weights.types import quantization, rule
 
@@ -267,11 +266,11 @@ def _check_options(options: QuantizeOptions) -> None:
     """Refuse options that do not go together.
 
     Raises:
-        UsageError: there are such.
+        UsageError: two options do not go together.
     """
     for option, value in (("--max-drop", options.max_drop), ("--dims", options.dims)):
         if value is not None and not options.sets:
-            raise UsageError(f"{option} needs something to measure: --eval SET")
+            raise UsageError(f"{option} requires evaluation sets: --eval SET")
     if options.target_size is not None and (options.types or options.rules or options.ladder):
         raise UsageError("--target-size finds the types itself; leave out -t, --tensor, --ladder")
     if options.target_size is not None and options.dry_run:
@@ -280,7 +279,7 @@ def _check_options(options: QuantizeOptions) -> None:
         )
     if not options.by_class:
         return
-    others = {
+    excluded = {
         "-o": options.output,
         "-n": options.dry_run,
         "--ladder": options.ladder,
@@ -288,9 +287,9 @@ def _check_options(options: QuantizeOptions) -> None:
         "--max-drop": options.max_drop,
         "--min-cosine": options.min_cosine,
     }
-    if given := [option for option, value in others.items() if value not in (None, False)]:
+    if conflicting := [option for option, value in excluded.items() if value not in (None, False)]:
         raise UsageError(
-            f"--sensitivity measures, and writes nothing; leave out {', '.join(given)}"
+            f"--sensitivity measures, and writes nothing; leave out {', '.join(conflicting)}"
         )
     named = [name.strip().lower() for name in (options.types or "").split(",") if name.strip()]
     if len(named) > 1 or named in (["f32"], ["bf16"]):

@@ -1,4 +1,4 @@
-"""What `gemb quantize` prints: a line for each file, as soon as it is measured."""
+"""The output of `gemb quantize`: a line for each file, as soon as it is measured."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gemb.weights.quantize import Candidate, QuantizeJob, Quantizer
 
 
 def print_ladder(quantizer: Quantizer, *, as_json: bool) -> None:
-    """Print what each file is like, as it is made.
+    """Print the measures of each file, as it is made.
 
     Raises:
-        NegativeAnswer: one was not put in place, or none was good enough.
+        NegativeAnswer: a file was not written, or none was good enough.
     """
     table = _Table([file.quantization.label for file in quantizer.files])
     if not as_json:
@@ -35,10 +35,10 @@ def print_ladder(quantizer: Quantizer, *, as_json: bool) -> None:
 
 
 def print_fit(quantizer: Quantizer, size_bytes: int, *, as_json: bool) -> None:
-    """Print the best mix that fits, and what a file of it is like.
+    """Print the best mix that fits, and the measures of its file.
 
     Raises:
-        NegativeAnswer: nothing fits, or what does was not good enough.
+        NegativeAnswer: no mix fits, or its file was not good enough.
     """
     mix = fitting_mix(quantizer, size_bytes, f"{size_bytes / 1e6:g}M")
     rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
@@ -47,7 +47,7 @@ def print_fit(quantizer: Quantizer, size_bytes: int, *, as_json: bool) -> None:
 
 
 def _judge(job: QuantizeJob, candidates: Sequence[Candidate]) -> None:
-    """Raise what is to be said of files that are not good enough."""
+    """Raise NegativeAnswer if files are not good enough, with the reasons."""
     refused = [candidate for candidate in candidates if candidate.refused]
     if not refused or (job.limits.max_drop is not None and len(refused) < len(candidates)):
         return
@@ -57,14 +57,14 @@ def _judge(job: QuantizeJob, candidates: Sequence[Candidate]) -> None:
 
 
 def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
-    """Print what each class of tensors brings that is raised to more bits."""
+    """Print the gain from raising each class of tensors to more bits."""
     base = quantizer.files[0].quantization
     raised = "q8_0" if base.type != "q8_0" else "bf16"
     shares: list[Share] = []
-    whole: Candidate | None = None
+    unraised: Candidate | None = None
     for step in sensitivity(quantizer, base, raised):
         if isinstance(step, Candidate):
-            whole = step
+            unraised = step
             if not as_json:
                 measures = step.measures
                 click.echo(
@@ -76,7 +76,7 @@ def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
         shares.append(step)
         if not as_json:
             click.echo(_share_line(step, quantizer.job))
-    assert whole is not None
+    assert unraised is not None
     if as_json:
         classes = [
             {
@@ -88,27 +88,30 @@ def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
             }
             for share in shares
         ]
-        document = {"base": _candidate(whole), "raised_to": raised, "classes": classes}
+        document = {"base": _candidate(unraised), "raised_to": raised, "classes": classes}
         click.echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def _share_head(raised: str, job: QuantizeJob) -> str:
-    more = f"  {'score':>15}" if job.suite else ""
-    return f"{'in ' + raised:12} {'MB more':>8} {'error less':>10} {'per MB':>8} {'least':>8}{more}"
+    score_title = f"  {'score':>15}" if job.suite else ""
+    titles = f"{'MB more':>8} {'error less':>10} {'per MB':>8} {'least':>8}"
+    return f"{'in ' + raised:12} {titles}{score_title}"
 
 
 def _share_line(share: Share, job: QuantizeJob) -> str:
     megabytes = share.bytes_more / 1e6
     least = share.raised.measures.min_cosine
     cells = _changes(share.raised.measures) if job.suite else []
-    more = "".join(f"  {cell:>15}" for cell in cells)
+    score_cells = "".join(f"  {cell:>15}" for cell in cells)
     # A preset may have the class in that type already.
     rate = f"{share.share / megabytes:.2%}" if megabytes else "-"
-    return f"{share.name:12} {megabytes:8.1f} {share.share:10.1%} {rate:>8} {least:8.5f}{more}"
+    return (
+        f"{share.name:12} {megabytes:8.1f} {share.share:10.1%} {rate:>8} {least:8.5f}{score_cells}"
+    )
 
 
 def print_plans(quantizer: Quantizer, *, as_json: bool) -> None:
-    """Print what each type would be: its size, and how many tensors have which type."""
+    """Print the size of each planned file, and how many of its tensors have which type."""
     if as_json:
         rows = [
             {
@@ -151,19 +154,19 @@ class _Table:
             candidate.label, candidate.measures, candidate.refused and f"  {candidate.refused}"
         )
 
-    def _print(self, label: str, measures: Measures, more: str) -> None:
+    def _print(self, label: str, measures: Measures, remark: str) -> None:
         cells = [
             f"{measures.size_bytes / 1e6:.1f}",
             f"{measures.min_cosine:.5f}",
             f"{measures.mean_cosine:.5f}",
-            f"{measures.kept:.1%}",
+            f"{measures.neighbours_kept:.1%}",
             *_changes(measures),
             f"{measures.tokens_per_s:,.0f}",
         ]
         line = " ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, self._widths(measures), strict=True)
         )
-        click.echo(f"{label:{self._first}} {line}{more}")
+        click.echo(f"{label:{self._first}} {line}{remark}")
 
     def _titles(self, source: Measures) -> list[str]:
         scores = source.scores
@@ -177,7 +180,7 @@ class _Table:
 
 
 def _changes(measures: Measures) -> list[str]:
-    """Return the mean score in hundredths at each width: the source's, or what is lost or won."""
+    """Return the mean score in hundredths at each width: of the source, or its change."""
     scores, change = measures.scores, measures.change
     if scores is None:
         return []
@@ -211,7 +214,7 @@ def _measures(measures: Measures) -> dict[str, Any]:
         "size_bytes": measures.size_bytes,
         "min_cosine": measures.min_cosine,
         "mean_cosine": measures.mean_cosine,
-        "kept_at_10": measures.kept,
+        "kept_at_10": measures.neighbours_kept,
         "tokens_per_s": round(measures.tokens_per_s, 1),
         "worst_text": measures.worst_text,
         "scores": measures.scores.to_json() if measures.scores else None,

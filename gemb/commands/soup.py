@@ -1,4 +1,4 @@
-"""What `gemb soup` prints of a soup that was written: a line, the scores, the verdict."""
+"""`gemb soup`: one model from several, by averaging their weights."""
 
 from __future__ import annotations
 
@@ -18,69 +18,68 @@ from gemb.io.atomic import check_folder
 if TYPE_CHECKING:
     from gemb.datasets.sets import Suite
     from gemb.models.checkpoint import Checkpoint
-    from gemb.weights.ingredients import Ingredient, Named
-    from gemb.weights.soup import Method, Plan
-    from gemb.weights.soup_scores import Comparison, Keep, Scorer, Try
+    from gemb.weights.ingredients import Ingredient, IngredientSpec
+    from gemb.weights.soup import Method, SoupPlan
+    from gemb.weights.soup_scores import Comparison, GreedyStep, Keep, Scorer
 
 
-class Made(NamedTuple):
+class WrittenSoup(NamedTuple):
     """A soup that was written."""
 
-    ingredients: Sequence[Ingredient]  # all that were named
-    chosen: Sequence[Ingredient]  # those that are in it
+    ingredients: Sequence[Ingredient]  # all that the user named
+    chosen: Sequence[Ingredient]  # those in the soup
     written: Checkpoint
     method: str
-    tries: Sequence[Try]
+    tries: Sequence[GreedyStep]
     comparison: Comparison | None
 
 
-def in_words(made: Made) -> str:
-    """Return the tables of scores, what was written, and the verdict."""
-    count = f"{len(made.chosen)} model{'s' if len(made.chosen) > 1 else ''}"
-    if len(made.chosen) < len(made.ingredients):
-        count = f"{len(made.chosen)} of {len(made.ingredients)} models"
-    parameters = sum(tensor.count for tensor in made.written.tensors.values())
-    what = "slerp" if made.method == "slerp" else "mean"
-    lines = [f"{made.written.folder}: {what} of {count}, {parameters / 1e6:.1f} M parameters"]
-    found = made.comparison
-    if found is None:
+def in_words(result: WrittenSoup) -> str:
+    """Return what was written, the scores and the verdict, as lines of text."""
+    count = f"{len(result.chosen)} model{'s' if len(result.chosen) > 1 else ''}"
+    if len(result.chosen) < len(result.ingredients):
+        count = f"{len(result.chosen)} of {len(result.ingredients)} models"
+    parameters = sum(tensor.count for tensor in result.written.tensors.values())
+    method = "slerp" if result.method == "slerp" else "mean"
+    lines = [f"{result.written.folder}: {method} of {count}, {parameters / 1e6:.1f} M parameters"]
+    comparison = result.comparison
+    if comparison is None:
         return lines[0]
-    names = [one.name for one in made.ingredients]
+    names = [ingredient.name for ingredient in result.ingredients]
     width = max(map(len, [*names, "soup"]))
-    for name, score in zip([*names, "soup"], [*found.scores, found.soup], strict=True):
+    for name, score in zip([*names, "soup"], [*comparison.scores, comparison.soup], strict=True):
         lines.append(f"{name:<{width}}  {score:.4f}")
-    return "\n".join([*lines, _line(found)])
+    return "\n".join([*lines, _line(comparison)])
 
 
-def _line(found: Comparison) -> str:
-    return f"{found.verdict.line}, from {found.best}"
+def _line(comparison: Comparison) -> str:
+    return f"{comparison.verdict.line}, from {comparison.best}"
 
 
-def in_json(made: Made) -> str:
-    """Return all of it as one line of JSON."""
+def in_json(result: WrittenSoup) -> str:
+    """Return the same as one line of JSON."""
     from gemb.weights.soup import shares
 
-    found = made.comparison
+    comparison = result.comparison
     document: dict[str, Any] = {
-        "folder": str(made.written.folder),
-        "fingerprint": made.written.fingerprint(),
-        "method": made.method,
+        "folder": str(result.written.folder),
+        "fingerprint": result.written.fingerprint(),
+        "method": result.method,
         "ingredients": [
-            {"model": one.name, "fingerprint": one.fingerprint, "weight": share}
-            for one, share in zip(made.chosen, shares(made.chosen), strict=True)
+            {"model": ingredient.name, "fingerprint": ingredient.fingerprint, "weight": share}
+            for ingredient, share in zip(result.chosen, shares(result.chosen), strict=True)
         ],
     }
-    if made.tries:
-        document["tries"] = [dataclasses.asdict(step) for step in made.tries]
-    if found:
-        names = [one.name for one in made.ingredients]
-        document["scores"] = dict(zip(names, found.scores, strict=True)) | {"soup": found.soup}
-        document["best"] = found.best
-        document["verdict"] = found.verdict.to_json()
+    if result.tries:
+        document["tries"] = [dataclasses.asdict(step) for step in result.tries]
+    if comparison:
+        names = [ingredient.name for ingredient in result.ingredients]
+        document["scores"] = dict(zip(names, comparison.scores, strict=True)) | {
+            "soup": comparison.soup
+        }
+        document["best"] = comparison.best
+        document["verdict"] = comparison.verdict.to_json()
     return json.dumps(document, ensure_ascii=False)
-
-
-# `gemb soup`: one model from several, by averaging their weights.
 
 
 GROUPS = {
@@ -92,7 +91,7 @@ GROUPS = {
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
 @click.argument(
-    "words", type=ModelReference(), nargs=-1, required=True, metavar="MODEL[=WEIGHT]..."
+    "references", type=ModelReference(), nargs=-1, required=True, metavar="MODEL[=WEIGHT]..."
 )
 @click.option(
     "--method",
@@ -121,8 +120,8 @@ GROUPS = {
     type=click.Choice(["better", "win"]),
     default="better",
     show_default=True,
-    help="What greedy adds: better: what does not lower the score; win: what raises it beyond its "
-    "95 % interval.",
+    help="Which models greedy adds. better: those that do not lower the score; win: those that "
+    "raise it beyond its 95 % interval.",
 )
 @click.option(
     "-o", "--output", type=NewPath(), required=True, metavar="FOLDER", help="The folder to write."
@@ -132,7 +131,7 @@ GROUPS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @runtime_options
 def soup(
-    words: tuple[str, ...],
+    references: tuple[str, ...],
     method: str,
     last: int | None,
     data: tuple[str, ...],
@@ -143,7 +142,7 @@ def soup(
     as_json: bool,
     options: ModelOptions,
 ) -> None:
-    """Average the weights of models that had one start.
+    """Average the weights of models from one start.
 
     MODEL is a folder, or any other reference of a model folder. All must have the same tensors,
     tokenizer, pooling and prompts. =WEIGHT is relative to the others' weights.
@@ -154,9 +153,9 @@ def soup(
     gemb soup runs/a --last 5 -o soup
     gemb soup runs/*/best --method greedy --eval dev/ -o soup
 
-    The same bits come out in whatever order the models are named. FOLDER/gemb_soup.json says what
-    is in the soup. With --eval the last line compares it with its best ingredient, by paired
-    bootstrap; scores are kept for the next time.
+    The result does not depend on the order of the models. FOLDER/gemb_soup.json lists the
+    ingredients. With --eval the last line compares the soup with its best ingredient, by paired
+    bootstrap; scores are cached.
 
     \b
     Exit codes: 0 done, 1 written, but worse than its best ingredient, 2 wrong usage, models that
@@ -166,61 +165,61 @@ def soup(
     from gemb.weights.soup import LOSES_TYPES, loses_types, plan, write_soup
     from gemb.weights.soup_scores import compared, greedy, to_json
 
-    check_words(words, method=method, last=last, data=data, keep=keep)
-    named = _named(words, last)
-    if method == "slerp" and len(named) != 2:
-        raise UsageError(f"slerp is between two models, not {len(named)}")
-    ingredients = _opened(named, output, force=force)
-    wanted = plan(ingredients)
+    check_options(references, method=method, last=last, data=data, keep=keep)
+    specs = _named(references, last)
+    if method == "slerp" and len(specs) != 2:
+        raise UsageError(f"slerp is between two models, not {len(specs)}")
+    ingredients = _opened(specs, output, force=force)
+    size = plan(ingredients)
     suite = _suite(data)
     if dry_run:
-        click.echo(_planned(ingredients, wanted, output, as_json=as_json))
+        click.echo(_planned(ingredients, size, output, as_json=as_json))
         return
-    _check_space(wanted, output, copies=2 if method == "greedy" else 1)
+    _check_space(size, output, copies=2 if method == "greedy" else 1)
     scorer = _scorer(suite, output, options) if suite else None
     chosen, evaluation = ingredients, None
-    tries: Sequence[Try] = []
+    tries: Sequence[GreedyStep] = []
     if method == "greedy":
         assert scorer, "greedy has sets"
         chosen, tries = greedy(ingredients, scorer, cast("Keep", keep), _tell)
         evaluation = to_json(tries, scorer.suite, cast("Keep", keep))
-    how: Method = "slerp" if method == "slerp" else "mean"
-    written = write_soup(chosen, output, how, evaluation)
+    average: Method = "slerp" if method == "slerp" else "mean"
+    written = write_soup(chosen, output, average, evaluation)
     if loses_types(chosen):
         note(LOSES_TYPES)
-    found = compared(ingredients, chosen, scorer, how, output) if scorer else None
-    made = Made(ingredients, chosen, written, method, tries, found)
-    click.echo(in_json(made) if as_json else in_words(made))
-    if found and found.verdict.word == "REGRESSION":
-        raise NegativeAnswer(f"worse than {found.best}: {found.verdict.line}")
+    comparison = compared(ingredients, chosen, scorer, average, output) if scorer else None
+    result = WrittenSoup(ingredients, chosen, written, method, tries, comparison)
+    click.echo(in_json(result) if as_json else in_words(result))
+    if comparison and comparison.verdict.word == "REGRESSION":
+        raise NegativeAnswer(f"worse than {comparison.best}: {comparison.verdict.line}")
 
 
-def check_words(
-    words: Sequence[str], *, method: str, last: int | None, data: Sequence[str], keep: str
+def check_options(
+    references: Sequence[str], *, method: str, last: int | None, data: Sequence[str], keep: str
 ) -> None:
     """Refuse options that do not go together; no file is opened.
 
     Raises:
-        UsageError: there are such.
+        UsageError: two options do not go together.
     """
-    from gemb.weights.ingredients import check_weights, named
+    from gemb.weights.ingredients import check_weights, ingredient_spec
 
     if method == "greedy" and not data:
         raise UsageError("greedy chooses by scores: name sets with --eval")
     if keep != "better" and method != "greedy":
         raise UsageError(f"--keep {keep} is of --method greedy; {method} keeps all")
-    found = [named(word) for word in words]
-    if last is not None and any(one.weight is not None for one in found):
+    specs = [ingredient_spec(reference) for reference in references]
+    if last is not None and any(spec.weight is not None for spec in specs):
         raise UsageError(
             "checkpoints of a run weigh alike: --last and MODEL=WEIGHT do not go together"
         )
-    if method == "greedy" and any(one.weight is not None for one in found):
+    if method == "greedy" and any(spec.weight is not None for spec in specs):
         raise UsageError("greedy chooses by itself: MODEL=WEIGHT is for --method mean and slerp")
-    check_weights(found)
+    check_weights(specs)
 
 
-def _tell(step: Try) -> None:
-    """Say on stderr what a try of the greedy choice came to."""
+def _tell(step: GreedyStep) -> None:
+    """Print the result of a step of the greedy choice on stderr."""
     from gemb.io.notes import note
 
     if not step.to:
@@ -233,39 +232,39 @@ def _tell(step: Try) -> None:
     )
 
 
-def _named(words: Sequence[str], last: int | None) -> list[Named]:
-    """Return what the words name, a run's checkpoints one by one."""
+def _named(references: Sequence[str], last: int | None) -> list[IngredientSpec]:
+    """Return the ingredients that are named; of a run, its last checkpoints."""
     from gemb.models.references import resolve
-    from gemb.weights.ingredients import Named, last_checkpoints, named
+    from gemb.weights.ingredients import IngredientSpec, ingredient_spec, last_checkpoints
 
-    found = [named(word) for word in words]
+    specs = [ingredient_spec(reference) for reference in references]
     if last is None:
-        return found
+        return specs
     return [
-        Named(str(path), None)
-        for one in found
-        for path in last_checkpoints(resolve(one.reference), last)
+        IngredientSpec(str(path), None)
+        for spec in specs
+        for path in last_checkpoints(resolve(spec.reference), last)
     ]
 
 
-def _opened(named: Sequence[Named], output: Path, *, force: bool) -> Sequence[Ingredient]:
-    """Return the ingredients, after refusing those that cannot be averaged."""
+def _opened(specs: Sequence[IngredientSpec], output: Path, *, force: bool) -> Sequence[Ingredient]:
+    """Open the ingredients, and refuse those that cannot be averaged."""
     from gemb.commands.printing import print_table
     from gemb.io.notes import warn
-    from gemb.weights.ingredients import differences, open_ingredients, summary, table
+    from gemb.weights.ingredients import mismatches, open_ingredients, summary, table
 
-    ingredients = open_ingredients(named)
-    for one in ingredients:
-        check_folder(output, overwrite=force, source=one.checkpoint.folder)
-    found = differences(ingredients)
-    if found:
-        print_table(table(ingredients, found), err=True)
-        raise UsageError(f"these models cannot be averaged: {summary(ingredients, found)}")
-    seen: dict[str, str] = {}
-    for one in ingredients:
-        twin = seen.setdefault(one.fingerprint, one.name)
-        if twin != one.name:
-            warn(f"{one.name} and {twin} are the same model: it counts twice")
+    ingredients = open_ingredients(specs)
+    for ingredient in ingredients:
+        check_folder(output, overwrite=force, source=ingredient.checkpoint.folder)
+    differing = mismatches(ingredients)
+    if differing:
+        print_table(table(ingredients, differing), err=True)
+        raise UsageError(f"these models cannot be averaged: {summary(ingredients, differing)}")
+    names: dict[str, str] = {}
+    for ingredient in ingredients:
+        twin = names.setdefault(ingredient.fingerprint, ingredient.name)
+        if twin != ingredient.name:
+            warn(f"{ingredient.name} and {twin} are the same model: it counts twice")
     return ingredients
 
 
@@ -276,25 +275,25 @@ def _suite(data: Sequence[str]) -> Suite | None:
 
 
 def _planned(
-    ingredients: Sequence[Ingredient], wanted: Plan, output: Path, *, as_json: bool
+    ingredients: Sequence[Ingredient], size: SoupPlan, output: Path, *, as_json: bool
 ) -> str:
     import json
 
     if as_json:
-        return json.dumps({"dry_run": True, "folder": str(output), **dataclasses.asdict(wanted)})
+        return json.dumps({"dry_run": True, "folder": str(output), **dataclasses.asdict(size)})
     return (
-        f"would write {output} from {len(ingredients)} models: {wanted.tensors} tensors, "
-        f"{wanted.parameters / 1e6:.1f} M parameters, {wanted.size_bytes / 1e6:,.0f} MB on the "
-        f"disk, about {wanted.memory_bytes / 1e6:.0f} MB of memory"
+        f"would write {output} from {len(ingredients)} models: {size.tensors} tensors, "
+        f"{size.parameters / 1e6:.1f} M parameters, {size.size_bytes / 1e6:,.0f} MB on the "
+        f"disk, about {size.memory_bytes / 1e6:.0f} MB of memory"
     )
 
 
-def _check_space(wanted: Plan, output: Path, *, copies: int) -> None:
-    """Refuse to begin what the disk will not hold."""
+def _check_space(size: SoupPlan, output: Path, *, copies: int) -> None:
+    """Refuse a soup for which the disk has no room."""
     import shutil
 
     folder = output.absolute().parent
-    free, needed = shutil.disk_usage(folder).free, copies * wanted.size_bytes
+    free, needed = shutil.disk_usage(folder).free, copies * size.size_bytes
     if free < needed:
         raise GembError(
             f"{folder}: {free / 1e6:,.0f} MB are free, and the soup takes {needed / 1e6:,.0f} MB; "

@@ -42,7 +42,7 @@ from gemb.io.notes import is_quiet, note, quieter
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Mixtures, Recipe
-from gemb.weights.ingredients import Named, open_ingredients
+from gemb.weights.ingredients import IngredientSpec, open_ingredients
 from gemb.weights.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.weights.soup_scores import Scorer, compared
 
@@ -235,7 +235,7 @@ def _finetuned(recipe: Recipe, training: Training, backend: Backend, mixture: Mi
 def _average(recipe: Recipe, training: Training, folders: Sequence[Path]) -> None:
     """Write the soup of these models, and compare it with them."""
     run = RunFolder(training.run)
-    ingredients = open_ingredients([Named(str(folder), None) for folder in folders])
+    ingredients = open_ingredients([IngredientSpec(str(folder), None) for folder in folders])
     write_soup(ingredients, run.model)
     if loses_types(ingredients):
         note(LOSES_TYPES)

@@ -1,6 +1,6 @@
-"""Export a model folder to GGUF, and show that the file computes the same before it gets its name.
+"""Export a model folder to GGUF, and verify its vectors before the file gets its name.
 
-The bars are those of `gemb.evaluation.agreement`; see there for what they are made of.
+The least cosines that are accepted are those of `gemb.evaluation.agreement`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ OUTTYPES = ("auto", "f32", "bf16", "q8_0", "q4_0")
 
 @dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written."""
+    """The exported file, and its agreement with the source."""
 
     target: Path
     size_bytes: int
     types: Types  # of the tensors' classes
-    bar: float | None  # the least cosine that was asked for; None: not verified
+    bar: float | None  # the least cosine that is accepted; None: not verified
     agreement: Agreement | None  # of the source and the file
 
 
 def check_export(source: Path, *, outtype: str, verify: bool) -> Types:
-    """Return the types of the file, after raising what `export_gguf` would before it writes."""
+    """Return the types of the file, after the checks that `export_gguf` makes before it writes."""
     backend = able("export_gguf")
     if verify:
         _runner(source)
@@ -55,14 +55,14 @@ def export_gguf(
         source: a model folder.
         target: the file.
         outtype: one of `OUTTYPES`; auto: the types that the model was trained for, or bf16.
-        verify: run `VERIFICATION_TEXTS` through both, and compare.
-        min_cosine: the least cosine that a text's two vectors may have; None: what is right for
-            the type (`gemb.evaluation.agreement.BARS`).
+        verify: embed `VERIFICATION_TEXTS` with both, and compare the vectors.
+        min_cosine: the least cosine that a text's two vectors may have; None: that of the type
+            (`gemb.evaluation.agreement.BARS`).
 
     Raises:
-        NegativeAnswer: the vectors differ by more; there is no file.
+        NegativeAnswer: the vectors differ by more; no file is written.
         Missing: the backend that runs `source` is not installed, so nothing can be verified.
-        UsageError: the folder is no model, or one that a GGUF file cannot hold.
+        UsageError: the folder is no model, or a model that a GGUF file cannot hold.
     """
     backend = able("export_gguf")
     runner = _runner(source) if verify else None
@@ -89,7 +89,7 @@ def export_gguf(
 
 
 def _runner(source: Path) -> Backend:
-    """Return the backend that the file is compared with."""
+    """Return the backend that runs the source, with which the file is compared."""
     try:
         return for_model(source)
     except Missing as error:

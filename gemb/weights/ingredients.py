@@ -1,6 +1,7 @@
-"""What goes into a soup: model folders with their weights, and whether they can be averaged.
+"""The ingredients of a soup: model folders and their weights, and whether they can be averaged.
 
-Models can be averaged that differ in their numbers alone. Only headers and small files are read.
+Models can be averaged if they differ only in the values of their tensors. Only headers and small
+files are read.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +22,12 @@ from gemb.models.references import resolve
 from gemb.models.safetensors import StoredTensor
 from gemb.recipe.run_folder import RunFolder
 
-MOST_TENSORS = 5  # shown of those that differ
+MOST_TENSORS = 5  # differing tensors that `table` lists
 ABSENT = "-"
 
 
-class Named(NamedTuple):
-    """What a user wrote for an ingredient."""
+class IngredientSpec(NamedTuple):
+    """An ingredient as the user wrote it: `MODEL` or `MODEL=WEIGHT`."""
 
     reference: str
     weight: float | None  # None: none was given
@@ -41,42 +43,42 @@ class Ingredient:
     fingerprint: str  # as `Checkpoint.fingerprint`
 
 
-class Difference(NamedTuple):
-    """A thing in which models differ."""
+class Mismatch(NamedTuple):
+    """A setting or a tensor in which models differ."""
 
-    what: str
-    values: tuple[str, ...]  # of each model
+    setting: str
+    values: tuple[str, ...]  # one for each model, in the order of the ingredients
 
 
-def named(word: str) -> Named:
+def ingredient_spec(text: str) -> IngredientSpec:
     """Return the reference and the weight of `MODEL=0.3`; a path that exists has no weight.
 
     Raises:
-        UsageError: the weight is no number, or none above 0.
+        UsageError: the weight is no number above 0.
     """
-    reference, sign, tail = word.rpartition("=")
-    if not sign or Path(os.path.expanduser(word)).exists():  # noqa: PTH111 - of an unknown user
-        return Named(word, None)
+    reference, sign, tail = text.rpartition("=")
+    if not sign or Path(os.path.expanduser(text)).exists():  # noqa: PTH111 - of an unknown user
+        return IngredientSpec(text, None)
     try:
         weight = float(tail)
     except ValueError:
         if reference and Path(os.path.expanduser(reference)).exists():  # noqa: PTH111
             raise UsageError(
-                f"{word}: {tail!r} is no weight: a number, as {reference}=0.3"
+                f"{text}: {tail!r} is no weight: a number, as {reference}=0.3"
             ) from None
-        return Named(word, None)
+        return IngredientSpec(text, None)
     if not reference:
-        raise UsageError(f"{word}: a weight without a model; write MODEL={tail}")
+        raise UsageError(f"{text}: a weight without a model; write MODEL={tail}")
     if not 0 < weight < math.inf:
-        raise UsageError(f"{word}: a weight must be a number above 0; leave out what has none")
-    return Named(reference, weight)
+        raise UsageError(f"{text}: a weight must be a number above 0; leave out what has none")
+    return IngredientSpec(reference, weight)
 
 
 def last_checkpoints(run: Path, count: int) -> list[Path]:
-    """Return the model folders of the last so many checkpoints of a run, the oldest first.
+    """Return the model folders of the last `count` checkpoints of a run, the oldest first.
 
     Raises:
-        UsageError: it is no run, or has fewer.
+        UsageError: the folder is no run, or has fewer checkpoints.
     """
     if not RunFolder(run).recipe.is_file():
         raise UsageError(f"{run} is no run: --last takes the folders that gemb train -o wrote")
@@ -91,33 +93,33 @@ def last_checkpoints(run: Path, count: int) -> list[Path]:
     return models[-count:]
 
 
-def open_ingredients(words: Sequence[Named]) -> tuple[Ingredient, ...]:
-    """Return the models, opened and checked, each by itself.
+def open_ingredients(models: Sequence[IngredientSpec]) -> tuple[Ingredient, ...]:
+    """Open and check each model.
 
     Raises:
-        UsageError: some have a weight and others have none; one is no model folder.
+        UsageError: some have a weight and others have none, or a path is no model folder.
         Missing: a model is not here.
     """
-    check_weights(words)
-    return tuple(_opened(word) for word in words)
+    check_weights(models)
+    return tuple(_opened(model) for model in models)
 
 
-def check_weights(words: Sequence[Named]) -> None:
+def check_weights(models: Sequence[IngredientSpec]) -> None:
     """Refuse models of which some have a weight and others have none.
 
     Raises:
-        UsageError: it is so.
+        UsageError: some have a weight and others have none.
     """
-    given = [word.weight is not None for word in words]
-    if any(given) and not all(given):
+    have_weight = [model.weight is not None for model in models]
+    if any(have_weight) and not all(have_weight):
         raise UsageError(
-            f"{words[given.index(False)].reference} has no weight, and others have; "
+            f"{models[have_weight.index(False)].reference} has no weight, and others have; "
             "give all or none one"
         )
 
 
-def _opened(word: Named) -> Ingredient:
-    path = resolve(word.reference)
+def _opened(model: IngredientSpec) -> Ingredient:
+    path = resolve(model.reference)
     if not path.is_dir():
         raise UsageError(f"{path} is a file; soup takes model folders")
     run = RunFolder(path)
@@ -127,8 +129,8 @@ def _opened(word: Named) -> Ingredient:
         )
     checkpoint = open_checkpoint(path)
     return Ingredient(
-        name=word.reference,
-        weight=1.0 if word.weight is None else word.weight,
+        name=model.reference,
+        weight=1.0 if model.weight is None else model.weight,
         checkpoint=checkpoint,
         fingerprint=checkpoint.fingerprint(),
     )
@@ -139,41 +141,47 @@ def in_order(ingredients: Sequence[Ingredient]) -> tuple[Ingredient, ...]:
     return tuple(
         sorted(
             ingredients,
-            key=lambda one: (one.fingerprint, one.weight, one.checkpoint.folder.resolve()),
+            key=lambda ingredient: (
+                ingredient.fingerprint,
+                ingredient.weight,
+                ingredient.checkpoint.folder.resolve(),
+            ),
         )
     )
 
 
-def differences(ingredients: Sequence[Ingredient]) -> list[Difference]:
-    """Return in what the models differ beside their numbers; of tensors, all."""
-    return list(_differences([one.checkpoint for one in ingredients]))
+def mismatches(ingredients: Sequence[Ingredient]) -> list[Mismatch]:
+    """Return the settings, the files and all tensors in which the models differ."""
+    return list(_mismatches([ingredient.checkpoint for ingredient in ingredients]))
 
 
-def _differences(checkpoints: Sequence[Checkpoint]) -> Iterator[Difference]:
-    for what, look in _aspects(checkpoints).items():
-        values = tuple(look(one) for one in checkpoints)
+def _mismatches(checkpoints: Sequence[Checkpoint]) -> Iterator[Mismatch]:
+    for aspect, value_of in _aspects(checkpoints).items():
+        values = tuple(value_of(checkpoint) for checkpoint in checkpoints)
         if len(set(values)) > 1:
-            yield Difference(what, values)
-    names = dict.fromkeys(name for one in checkpoints for name in one.tensors)
+            yield Mismatch(aspect, values)
+    names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.tensors)
     for name in names:
-        values = tuple(_tensor(one.tensors.get(name)) for one in checkpoints)
+        values = tuple(_tensor(checkpoint.tensors.get(name)) for checkpoint in checkpoints)
         if len(set(values)) > 1:
-            yield Difference(name, values)
+            yield Mismatch(name, values)
 
 
 def _aspects(checkpoints: Sequence[Checkpoint]) -> dict[str, Callable[[Checkpoint], str]]:
-    """Return what must be alike beside the tensors, each with the words for a model's own."""
-    found: dict[str, Callable[[Checkpoint], str]] = {}
+    """Return what must be equal besides the tensors: its name, and how a model's value is shown."""
+    aspects: dict[str, Callable[[Checkpoint], str]] = {}
     for field in dataclasses.fields(checkpoints[0].config):
-        found[field.name] = lambda one, name=field.name: _value(getattr(one.config, name))  # type: ignore[misc]
-    found["tokenizer.json"] = _tokenizers(checkpoints)
-    found["pooling"] = lambda one: one.pooling
-    found["dense layers"] = lambda one: ", ".join(f"{a} to {b}" for a, b in one.dense)
-    found["matryoshka_dims"] = lambda one: _value(one.matryoshka_dims)
-    found["longest text"] = lambda one: f"{one.max_tokens} tokens"
-    for name in sorted({name for one in checkpoints for name in one.prompts}):
-        found[f"prompt {name}"] = lambda one, name=name: _prompt(one.prompts, name)  # type: ignore[misc]
-    return found
+        aspects[field.name] = partial(_setting, field.name)
+    aspects["tokenizer.json"] = _tokenizers(checkpoints)
+    aspects["pooling"] = lambda checkpoint: checkpoint.pooling
+    aspects["dense layers"] = lambda checkpoint: ", ".join(
+        f"{a} to {b}" for a, b in checkpoint.dense
+    )
+    aspects["matryoshka_dims"] = lambda checkpoint: _value(checkpoint.matryoshka_dims)
+    aspects["longest text"] = lambda checkpoint: f"{checkpoint.max_tokens} tokens"
+    for name in sorted({name for checkpoint in checkpoints for name in checkpoint.prompts}):
+        aspects[f"prompt {name}"] = partial(_prompt, name)
+    return aspects
 
 
 def _value(value: object) -> str:
@@ -184,8 +192,12 @@ def _value(value: object) -> str:
     return ",".join(map(str, value))
 
 
-def _prompt(prompts: Mapping[str, str], name: str) -> str:
-    return repr(prompts[name]) if name in prompts else ABSENT
+def _setting(name: str, checkpoint: Checkpoint) -> str:
+    return _value(getattr(checkpoint.config, name))
+
+
+def _prompt(name: str, checkpoint: Checkpoint) -> str:
+    return repr(checkpoint.prompts[name]) if name in checkpoint.prompts else ABSENT
 
 
 def _tensor(tensor: StoredTensor | None) -> str:
@@ -193,11 +205,17 @@ def _tensor(tensor: StoredTensor | None) -> str:
 
 
 def _tokenizers(checkpoints: Sequence[Checkpoint]) -> Callable[[Checkpoint], str]:
-    """Return the words for a tokenizer: a hash of the file, or of its content if files differ."""
-    digests = {one.folder: _digest(one.folder / "tokenizer.json") for one in checkpoints}
+    """Return how to show a tokenizer: the hash of its file, of its content if the files differ."""
+    digests = {
+        checkpoint.folder: _digest(checkpoint.folder / "tokenizer.json")
+        for checkpoint in checkpoints
+    }
     if len(set(digests.values())) > 1:
-        digests = {one.folder: _content(one.folder / "tokenizer.json") for one in checkpoints}
-    return lambda one: digests[one.folder]
+        digests = {
+            checkpoint.folder: _content(checkpoint.folder / "tokenizer.json")
+            for checkpoint in checkpoints
+        }
+    return lambda checkpoint: digests[checkpoint.folder]
 
 
 def _digest(path: Path) -> str:
@@ -221,31 +239,35 @@ def _content(path: Path) -> str:
     return hashlib.sha256(text).hexdigest()[:8]
 
 
-def table(ingredients: Sequence[Ingredient], found: Sequence[Difference]) -> list[tuple[str, ...]]:
+def table(
+    ingredients: Sequence[Ingredient], differing: Sequence[Mismatch]
+) -> list[tuple[str, ...]]:
     """Return the rows of a table of differences: the first model, and those unlike it."""
     odd = [
-        i for i in range(len(ingredients)) if any(one.values[i] != one.values[0] for one in found)
+        i
+        for i in range(len(ingredients))
+        if any(mismatch.values[i] != mismatch.values[0] for mismatch in differing)
     ]
     columns = [0, *odd]
     rows = [("", *(ingredients[i].name for i in columns))]
-    tensors = [one for one in found if one.what in _all_tensors(ingredients)]
-    shown = [one for one in found if one not in tensors] + tensors[:MOST_TENSORS]
-    rows += [(one.what, *(one.values[i] for i in columns)) for one in shown]
+    tensors = [mismatch for mismatch in differing if mismatch.setting in _all_tensors(ingredients)]
+    shown = [mismatch for mismatch in differing if mismatch not in tensors] + tensors[:MOST_TENSORS]
+    rows += [(mismatch.setting, *(mismatch.values[i] for i in columns)) for mismatch in shown]
     if len(tensors) > MOST_TENSORS:
         rows.append((f"and {len(tensors) - MOST_TENSORS} more tensors", *("" for _ in columns)))
     return rows
 
 
-def summary(ingredients: Sequence[Ingredient], found: Sequence[Difference]) -> str:
+def summary(ingredients: Sequence[Ingredient], differing: Sequence[Mismatch]) -> str:
     """Return the differences in a few words: `vocab_size and 3 tensors differ`."""
     tensors = _all_tensors(ingredients)
-    words = [one.what for one in found if one.what not in tensors]
-    if len(words) > 4:
-        words = [*words[:3], f"{len(words) - 3} other settings"]
-    count = sum(one.what in tensors for one in found)
-    words += [f"{count} tensor{'s' if count > 1 else ''}"] if count else []
-    return f"{', '.join(words)} {'differs' if len(found) == 1 else 'differ'}"
+    parts = [mismatch.setting for mismatch in differing if mismatch.setting not in tensors]
+    if len(parts) > 4:
+        parts = [*parts[:3], f"{len(parts) - 3} other settings"]
+    count = sum(mismatch.setting in tensors for mismatch in differing)
+    parts += [f"{count} tensor{'s' if count > 1 else ''}"] if count else []
+    return f"{', '.join(parts)} {'differs' if len(differing) == 1 else 'differ'}"
 
 
 def _all_tensors(ingredients: Sequence[Ingredient]) -> set[str]:
-    return {name for one in ingredients for name in one.checkpoint.tensors}
+    return {name for ingredient in ingredients for name in ingredient.checkpoint.tensors}

@@ -1,6 +1,6 @@
-"""How good a quantized file is: its vectors beside the source's, its scores, its speed.
+"""Measure a quantized file against its source: vectors, scores, speed.
 
-And the texts for that: those that are compared, and those whose columns matter.
+Also reads the texts that are compared, and those of the importance matrix.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from gemb.evaluation.scores import Scores
 
 
-# Of a corpus, evenly spaced; each as a document and as a query: about what llama-imatrix's users
-# take, a hundred pieces of 512 tokens.
+# Texts taken from a corpus, evenly spaced, each as a document and as a query. This is about what
+# users of llama-imatrix take: a hundred pieces of 512 tokens.
 CALIBRATION_TEXTS = 256
 
 
@@ -48,7 +48,7 @@ def read_texts(path: str) -> tuple[str, ...]:
 
 
 def calibration_texts(path: str, prompts: Mapping[str, str]) -> tuple[str, ...]:
-    """Return texts of a corpus as the model is to see them: as documents, and as queries.
+    """Return texts of a corpus with the prompts of the model, as documents and as queries.
 
     Args:
         path: a file; of more texts than `CALIBRATION_TEXTS`, as many evenly spaced ones are taken.
@@ -57,18 +57,18 @@ def calibration_texts(path: str, prompts: Mapping[str, str]) -> tuple[str, ...]:
     Raises:
         UsageError: there is no such file, or no text in it.
     """
-    every = _records(path)
-    step = max(1.0, len(every) / CALIBRATION_TEXTS)
-    some = [every[int(i * step)] for i in range(min(len(every), CALIBRATION_TEXTS))]
+    records = _records(path)
+    step = max(1.0, len(records) / CALIBRATION_TEXTS)
+    sample = [records[int(i * step)] for i in range(min(len(records), CALIBRATION_TEXTS))]
     roles = [for_task(task, prompts) for task in ("document", "query")]
-    return tuple(role.render(one.text, one.title) for one in some for role in roles)
+    return tuple(role.render(record.text, record.title) for record in sample for role in roles)
 
 
 def check_texts(path: str) -> None:
-    """Refuse what is no file of texts.
+    """Refuse a path that is no file.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such file.
     """
     if path != "-" and (not Path(path).exists() or Path(path).is_dir()):  # a pipe is welcome
         raise UsageError(f"{path}: no such file of texts")
@@ -89,33 +89,33 @@ def _records(path: str) -> list[Record]:
     return good
 
 
-_LONGEST = 256  # tokens of a text whose time is taken
-_SECONDS = 1.0  # for which it is taken, at least
+_LONGEST = 256  # tokens of the longest text in the measurement of speed
+_SECONDS = 1.0  # that the measurement of speed takes at least
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """What was found of one file."""
+    """The measures of one file."""
 
     size_bytes: int
-    min_cosine: float  # over the texts, to the source's vectors
+    min_cosine: float  # over the texts, between the vectors of the source and of the file
     mean_cosine: float
-    kept: float  # 0 to 1: share of each text's ten nearest that are so in the source, too
+    neighbours_kept: float  # 0 to 1: share of the ten nearest texts that are the same
     failed: int  # texts with a vector on one side alone
     worst_text: str
     tokens_per_s: float
-    scores: Scores | None  # None: there is nothing to evaluate on
-    change: Verdict | None  # of the scores, from the source's
+    scores: Scores | None  # None: there is no evaluation set
+    change: Verdict | None  # from the scores of the source
 
     @property
     def drop(self) -> float:
-        """By how many points, hundredths, the mean score at the widest size is lower."""
+        """How much lower the mean score at the widest size is, in points (hundredths)."""
         assert self.change is not None, "nothing was evaluated"
         return -100 * self.change.main.difference
 
 
 class Baseline:
-    """The source's vectors and scores, to which those of files are compared."""
+    """The vectors and scores of the source, with which those of files are compared."""
 
     def __init__(
         self,
@@ -129,9 +129,9 @@ class Baseline:
 
         Args:
             source: a GGUF file.
-            texts: that are compared, without a prompt.
-            suite: what is evaluated; None: nothing.
-            dims: widths to evaluate; none: all that the model was trained for.
+            texts: the texts whose vectors are compared, without a prompt.
+            suite: the evaluation sets; None: scores are not computed.
+            dims: widths to evaluate; empty: all that the model was trained for.
             runtime: how models are run.
 
         Raises:
@@ -147,7 +147,7 @@ class Baseline:
         self._scores = self.source.scores
 
     def measure(self, file: Path, name: str) -> Measures:
-        """Return what is found of a file; `name` is what its progress is called."""
+        """Return the measures of a file; `name` is the label of the progress bar."""
         model = for_model(file).open(file, self._runtime)
         check_dims(self._dims, model.profile.matryoshka_dims)
         ids = prompted_ids(model, self._texts, "none", model.profile.max_tokens)
@@ -160,10 +160,10 @@ class Baseline:
             size_bytes=file.stat().st_size,
             min_cosine=agreement.min_cosine,
             mean_cosine=agreement.mean_cosine,
-            kept=agreement.rank_agreement,
+            neighbours_kept=agreement.rank_agreement,
             failed=agreement.one_failed,
             worst_text=agreement.worst_text,
-            tokens_per_s=_speed(model, [one for one in ids if len(one) <= _LONGEST]),
+            tokens_per_s=_speed(model, [text_ids for text_ids in ids if len(text_ids) <= _LONGEST]),
             scores=scores,
             change=verdict(self._scores, scores) if self._scores and scores else None,
         )
@@ -176,7 +176,7 @@ class Baseline:
 
 
 def _speed(model: Encoder, ids: Sequence[NDArray[np.int32]]) -> float:
-    """Return the tokens a second of texts that are not long; 0 where there is none."""
+    """Return the tokens per second of these texts; 0 if there are none."""
     tokens = sum(map(len, ids))
     if not tokens:
         return 0.0

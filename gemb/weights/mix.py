@@ -1,4 +1,4 @@
-"""Which type for which tensors: one class at a time, and the best mix that fits a size.
+"""Choose a type for each class of tensors: sensitivity by class, and the best mix of a given size.
 
 A file's error is 1 minus the mean cosine of its vectors to the source's. The errors of the classes
 of tensors nearly add up: each class's share is what its raising to 8 bits takes away from a file
@@ -16,13 +16,13 @@ from gemb.backend import Quantization, Rule
 from gemb.errors import NegativeAnswer
 from gemb.models.gguf_header import ALIGNMENT
 from gemb.models.tensors import MATRICES
-from gemb.weights.quantize import Candidate, Plan, Quantizer
+from gemb.weights.quantize import Candidate, Quantizer, TensorPlans
 from gemb.weights.types import is_matrix, quantization
 
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What raising one class of tensors brings."""
+    """The gain from storing one class of tensors in a better type."""
 
     name: str
     raised: Candidate
@@ -34,25 +34,25 @@ class Share:
 def sensitivity(
     quantizer: Quantizer, base: Quantization, raised_to: str
 ) -> Iterator[Candidate | Share]:
-    """Yield the file that is all of the base type, then what each class brings in a better one.
+    """Yield the file that is all of the base type, then the gain of each class in a better type.
 
     Args:
         quantizer: where files are made.
         base: the type of all other tensors.
-        raised_to: the type of the class's.
+        raised_to: the better type, of one class at a time.
     """
-    whole = quantizer.made(quantizer.planned(base), keep=False)
-    yield whole
+    unraised = quantizer.made(quantizer.planned(base), keep=False)
+    yield unraised
     for name, pattern in MATRICES.items():
         rule = Rule(pattern, raised_to)
         file = quantizer.planned(replace(base, rules=(rule, *base.rules)))
         raised = quantizer.made(file, keep=False)
-        less = raised.measures.mean_cosine - whole.measures.mean_cosine
-        error = max(1e-12, 1 - whole.measures.mean_cosine)
+        less = raised.measures.mean_cosine - unraised.measures.mean_cosine
+        error = max(1e-12, 1 - unraised.measures.mean_cosine)
         yield Share(
             name=name,
             raised=raised,
-            bytes_more=raised.measures.size_bytes - whole.measures.size_bytes,
+            bytes_more=raised.measures.size_bytes - unraised.measures.size_bytes,
             error_less=less,
             share=less / error,
         )
@@ -74,7 +74,7 @@ ROUNDING = {
 }
 MIXED = ("bf16", "q8_0", "q6_k", "q5_k", "q4_k", "q3_k", "q2_k")  # types that a mix is made of
 _BASE, _RAISED = "q4_0", "q8_0"
-_MORE = 128  # bytes at most that a file's header has more than its source's: two keys, alignment
+_HEADER_GROWTH = 128  # most bytes by which a header outgrows its source's: two keys, alignment
 
 
 def fitting_mix(quantizer: Quantizer, size_bytes: int, name: str) -> Quantization:
@@ -83,16 +83,16 @@ def fitting_mix(quantizer: Quantizer, size_bytes: int, name: str) -> Quantizatio
     Args:
         quantizer: where the files are made that are measured: one for each class, and one more.
         size_bytes: of the whole file.
-        name: what the mix is called.
+        name: of the mix.
 
     Raises:
-        NegativeAnswer: none fits.
+        NegativeAnswer: no mix fits.
     """
     plans = {
         type_: quantizer.planned(quantization("q8_0", [Rule("weight$", type_)])).plan
         for type_ in MIXED
     }
-    room = size_bytes - quantizer.source.other_bytes - _MORE
+    room = size_bytes - quantizer.source.other_bytes - _HEADER_GROWTH
     room -= sum(
         -(-tensor.size_bytes // ALIGNMENT) * ALIGNMENT
         for tensor in plans["q8_0"]
@@ -111,14 +111,14 @@ def fitting_mix(quantizer: Quantizer, size_bytes: int, name: str) -> Quantizatio
             "--vocab N"
         )
     errors: dict[tuple[str, str], float] = {}
-    whole = 0.0
+    base_error = 0.0
     for step in sensitivity(quantizer, quantization(_BASE), _RAISED):
         if isinstance(step, Candidate):
-            whole = 1 - step.measures.mean_cosine
+            base_error = 1 - step.measures.mean_cosine
             continue
-        known = ROUNDING[_BASE] ** 2 - ROUNDING[_RAISED] ** 2
+        error_squares = ROUNDING[_BASE] ** 2 - ROUNDING[_RAISED] ** 2
         # Noise may make a class with little to gain look harmful; it still has some error.
-        per_square = max(step.error_less, whole / 1000) / known
+        per_square = max(step.error_less, base_error / 1000) / error_squares
         for type_ in MIXED:
             fitted = next(t.type for t in plans[type_] if re.search(MATRICES[step.name], t.name))
             errors[step.name, type_] = per_square * ROUNDING[fitted] ** 2
@@ -135,8 +135,8 @@ def _best(
 ) -> dict[str, str]:
     """Return the type of each class: the least sum of errors whose sizes fit (a knapsack).
 
-    Of the mixes of the classes so far those are kept to which no smaller one is as good. The
-    smallest of all fits.
+    Of the mixes of the classes so far, a mix is kept if no smaller one is as good. The caller has
+    checked that the smallest mix fits.
     """
     front: list[tuple[int, float, dict[str, str]]] = [(0, 0.0, {})]
     for kind in MATRICES:
@@ -153,7 +153,7 @@ def _best(
     return front[-1][2]
 
 
-def _bytes_of(plan: Plan, pattern: str) -> int:
-    """Return the bytes of a class of tensors in the file, where each begins at an aligned place."""
+def _bytes_of(plan: TensorPlans, pattern: str) -> int:
+    """Return the bytes of a class of tensors in the file, each aligned."""
     sizes = [tensor.size_bytes for tensor in plan if re.search(pattern, tensor.name)]
     return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)

@@ -1,8 +1,8 @@
 """Quantize a model to one type or several; each file is measured before it gets its name.
 
-An unquantized GGUF file is what is quantized; a model folder is exported to one first. Each file is
-planned once: which type each tensor gets. The plan is what a dry run prints, what is checked
-against the types that the model was trained for, and what is written.
+The source is an unquantized GGUF file; a model folder is exported to one first. The type of each
+tensor is planned once for each file. A dry run prints the plan; otherwise it is compared with the
+types that the model was trained for, and written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class GgufSource:
     """A GGUF file to be quantized."""
 
     gguf: Path
@@ -50,8 +50,8 @@ class Source:
 @contextmanager
 def opened_source(
     model: Path, scratch: Path | None, *, requantize: bool, weights: bool = True
-) -> Iterator[Source]:
-    """Yield the source; what a folder was exported to is gone afterwards.
+) -> Iterator[GgufSource]:
+    """Yield the source; the export of a folder is removed afterwards.
 
     Args:
         model: a model folder or a GGUF file.
@@ -77,7 +77,7 @@ def opened_source(
 
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """Let an error of a file that is gone afterwards name the folder, which may be full."""
+    """Let errors of a temporary file name its folder, whose disk may be full."""
     try:
         yield
     except OSError as error:
@@ -87,17 +87,17 @@ def naming(folder: Path) -> Iterator[None]:
 
 
 def model_name(model: Path) -> str:
-    """Return what files made of a model are called: its name without a type at the end."""
+    """Return the stem of files that are made of a model: its name without a type at the end."""
     if model.is_dir():
         return model.resolve().name
     head, _, tail = model.stem.rpartition("-")
     return head if head and tail.lower() in FILE_TYPES else model.stem
 
 
-def _source(model: GgufModel) -> Source:
+def _source(model: GgufModel) -> GgufSource:
     header = model.header
     types = {tensor.type for tensor in header.tensors.values() if is_matrix(tensor.shape)}
-    return Source(
+    return GgufSource(
         gguf=header.path,
         type="+".join(sorted(types)),
         other_bytes=header.data_start,
@@ -107,7 +107,7 @@ def _source(model: GgufModel) -> Source:
 
 
 def _trained(model: GgufModel) -> dict[str, str]:
-    """Return the types that the model was trained for; none where its numbers are others by now."""
+    """Return the types that the model was trained for; none if its values have changed since."""
     types = model.trained_types()
     if not types and GGUF_KEY in model.header.metadata:
         warn(
@@ -127,21 +127,21 @@ def _refuse_quantized(header: GgufHeader, *, requantize: bool) -> None:
             )
 
 
-Plan = tuple[TensorPlan, ...]
+TensorPlans = tuple[TensorPlan, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a file must keep to."""
+    """The limits that a file must keep."""
 
-    min_cosine: float | None = None  # the least of any text; None: what is right for its types
+    min_cosine: float | None = None  # the least of any text; None: that of its types
     max_drop: float | None = None  # points (hundredths) of the mean score; None: any
     max_bytes: int | None = None  # of the file; None: any
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeJob:
-    """What is asked for."""
+    """What to quantize, to which types, and where to write it."""
 
     model: Path  # a model folder or a GGUF file
     quantizations: tuple[Quantization, ...]  # none: the types that the model was trained for
@@ -163,7 +163,7 @@ class PlannedFile(NamedTuple):
     """A file that can be made: the type of each tensor is decided."""
 
     quantization: Quantization
-    plan: Plan
+    plan: TensorPlans
 
     @property
     def tensor_bytes(self) -> int:
@@ -172,16 +172,16 @@ class PlannedFile(NamedTuple):
 
     @property
     def misfits(self) -> list[str]:
-        """A line for each type that rows do not fit, and what stands in its place."""
+        """A line for each type whose blocks do not fit the rows, with the type used instead."""
         rows: dict[tuple[str, str], list[int]] = {}
         for tensor in self.plan:
             if tensor.wanted != tensor.type:
                 rows.setdefault((tensor.wanted, tensor.type), []).append(tensor.shape[0])
         return [
-            f"{type_} instead of {wanted} in {len(lengths)} of {len(self.plan)} tensors: {wanted} "
-            f"packs {TENSORS[wanted][1]} values of a row, which has "
+            f"{type_} instead of {requested} in {len(lengths)} of {len(self.plan)} tensors: "
+            f"{requested} packs {TENSORS[requested][1]} values of a row, which has "
             f"{' or '.join(map(str, sorted(set(lengths))))}"
-            for (wanted, type_), lengths in rows.items()
+            for (requested, type_), lengths in rows.items()
         ]
 
     def type_counts(self) -> Counter[str]:
@@ -196,8 +196,8 @@ class Candidate:
     file: PlannedFile
     measures: Measures
     bar: float  # the least cosine that a text may have
-    refused: str  # why it is not put in place; empty: nothing is against it
-    target: Path | None  # where it is; None: nowhere
+    refused: str  # why the file is not written to its target; empty: it is
+    target: Path | None  # the written file; None: none is kept
 
     @property
     def label(self) -> str:
@@ -208,7 +208,7 @@ class Candidate:
 class Quantizer:
     """An opened source, whose files are planned, made and measured."""
 
-    def __init__(self, job: QuantizeJob, source: Source) -> None:
+    def __init__(self, job: QuantizeJob, source: GgufSource) -> None:
         self.job = job
         self.source = source
 
@@ -220,16 +220,16 @@ class Quantizer:
 
     @cached_property
     def importance(self) -> Importance | None:
-        """Which columns matter to the user's corpus, measured at the first use."""
+        """The importance of columns for the user's corpus, measured at the first use."""
         if self.job.corpus is None:
             return None
         texts = calibration_texts(self.job.corpus, self.source.prompts)
-        note(f"looking which columns matter to {len(texts)} texts with their prompts")
+        note(f"measuring which columns matter to {len(texts)} texts with their prompts")
         return able("importance").importance(self.source.gguf, texts, self.job.runtime)
 
     @cached_property
     def files(self) -> tuple[PlannedFile, ...]:
-        """The files that are asked for, each planned once.
+        """The planned files of the job.
 
         Raises:
             UsageError: a type or a rule does not fit, or is not what the model was trained for.
@@ -265,17 +265,17 @@ class Quantizer:
         return PlannedFile(quantization, plan)
 
     def about_bytes(self, file: PlannedFile) -> int:
-        """Return the size of a file that was not made, to a few hundred bytes."""
+        """Return the size of a planned file, to a few hundred bytes."""
         return file.tensor_bytes + self.source.other_bytes
 
     def target(self, file: PlannedFile) -> Path | None:
-        """Return where a file goes; None: nowhere."""
+        """Return the path of a planned file; None: it is not kept."""
         return target_of(self.job, file.quantization)
 
     def ladder(self) -> Iterator[Candidate]:
-        """Make the files that are asked for, each as it is taken from here.
+        """Make the files of the job one by one, and yield each when it is measured.
 
-        With `max_drop` the smallest comes first, and the first that is good enough is the last.
+        With `max_drop` the smallest comes first, and the first good enough ends the iteration.
         """
         files = list(self.files)
         if self.job.limits.max_drop is not None:
@@ -289,11 +289,11 @@ class Quantizer:
                 return
 
     def made(self, file: PlannedFile, *, keep: bool = True) -> Candidate:
-        """Make a file, measure it, and put it in place if nothing is against it.
+        """Make a file, measure it, and move it to its target if it keeps the limits.
 
         Args:
-            file: its plan.
-            keep: put it in place, if there is one.
+            file: the plan of the file.
+            keep: move the file to its target, if it has one.
 
         Raises:
             OSError: the file cannot be written.
@@ -327,20 +327,22 @@ class Quantizer:
         )
 
     def of_mix(self, mix: Quantization, max_bytes: int) -> Quantizer:
-        """Return one of the same source and baseline that makes this mix alone, and no larger."""
+        """Return a quantizer of the same source that makes only this mix, up to `max_bytes`."""
         limits = replace(self.job.limits, max_bytes=max_bytes)
-        other = Quantizer(replace(self.job, quantizations=(mix,), limits=limits), self.source)
-        other.baseline, other.importance = self.baseline, self.importance
-        other.files = (self.planned(mix),)
-        return other
+        mix_quantizer = Quantizer(
+            replace(self.job, quantizations=(mix,), limits=limits), self.source
+        )
+        mix_quantizer.baseline, mix_quantizer.importance = self.baseline, self.importance
+        mix_quantizer.files = (self.planned(mix),)
+        return mix_quantizer
 
 
 @contextmanager
 def quantizer(job: QuantizeJob) -> Iterator[Quantizer]:
-    """Yield the quantizer of a job, all its files planned: what does not fit is refused first.
+    """Yield the quantizer of a job, with all its files planned, so that errors come first.
 
     Raises:
-        UsageError: the source or what is asked of it is not right.
+        UsageError: the source is no unquantized model, or the job does not fit it.
     """
     weights = not job.is_plan or job.corpus is not None  # importance is found by running them
     with opened_source(
@@ -352,7 +354,7 @@ def quantizer(job: QuantizeJob) -> Iterator[Quantizer]:
 
 
 def target_of(job: QuantizeJob, quantization: Quantization) -> Path | None:
-    """Return where a file goes; None: nowhere."""
+    """Return the path of a file of this quantization; None: it is not kept."""
     if job.output is None or not job.is_folder:
         return job.output
     return job.output / f"{model_name(job.model)}-{quantization.name}.gguf"
@@ -362,7 +364,7 @@ def check_targets(job: QuantizeJob) -> None:
     """Refuse files that cannot be written, before anything is made.
 
     Raises:
-        UsageError: one exists, or its folder cannot take it.
+        UsageError: a file exists, or its folder cannot be written to.
     """
     if job.output is None:
         return
@@ -386,14 +388,14 @@ def _check_file(target: Path, job: QuantizeJob) -> None:
 
 
 def _scratch(job: QuantizeJob) -> Path | None:
-    """Return the folder for what does not stay: that of the output, which has room for it."""
+    """Return the folder for temporary files: that of the output, which has room for them."""
     if job.output is None:
         return None
     folder = Path(os.path.realpath(job.output))
     return folder if job.output.is_dir() else folder.parent
 
 
-def _bar(plan: Plan, limits: Limits) -> float:
+def _bar(plan: TensorPlans, limits: Limits) -> float:
     if limits.min_cosine is not None:
         return limits.min_cosine
     types = {tensor.type for tensor in plan if is_matrix(tensor.shape)}
@@ -401,12 +403,12 @@ def _bar(plan: Plan, limits: Limits) -> float:
 
 
 def _refusal(measures: Measures, bar: float, limits: Limits) -> str:
-    """Return why a file is not put in place, in a few words; empty: it may be."""
+    """Return why a file is refused, in a few words; empty: it is not."""
     if measures.failed:
         return f"{measures.failed} texts failed"
     if limits.max_bytes is not None and measures.size_bytes > limits.max_bytes:
-        more = measures.size_bytes - limits.max_bytes
-        return f"{more:,} bytes larger than {limits.max_bytes:,} (--target-size)"
+        excess = measures.size_bytes - limits.max_bytes
+        return f"{excess:,} bytes larger than {limits.max_bytes:,} (--target-size)"
     if measures.min_cosine < bar:
         return f"least cosine {measures.min_cosine:.3f}, below {bar:g} (--min-cosine)"
     if limits.max_drop is not None and measures.drop > limits.max_drop:

@@ -51,11 +51,11 @@ _HEADS = ("1_Pooling", "2_Dense", "3_Dense")  # they have weights in files of th
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What writing a soup will take."""
+class SoupPlan:
+    """The size of a soup, and the memory that writing it needs."""
 
     size_bytes: int  # on the disk
-    memory_bytes: int  # of the process at its peak, about
+    memory_bytes: int  # about what the process has at its peak
     tensors: int
     parameters: int
 
@@ -69,8 +69,8 @@ def shares(ingredients: Sequence[Ingredient]) -> list[float]:
 
 def _scaled(ingredients: Sequence[Ingredient]) -> list[float]:
     """Return the weights over a power of 2, which changes no bit: products cannot overflow."""
-    _, exponent = math.frexp(max(one.weight for one in ingredients))
-    return [math.ldexp(one.weight, -exponent) for one in ingredients]
+    _, exponent = math.frexp(max(ingredient.weight for ingredient in ingredients))
+    return [math.ldexp(ingredient.weight, -exponent) for ingredient in ingredients]
 
 
 def loses_types(ingredients: Sequence[Ingredient]) -> bool:
@@ -78,22 +78,24 @@ def loses_types(ingredients: Sequence[Ingredient]) -> bool:
 
     The numbers of such a model are those that its types can hold; means of them are others.
     """
-    return len(ingredients) > 1 and any(folder_types(one.checkpoint.folder) for one in ingredients)
+    return len(ingredients) > 1 and any(
+        folder_types(ingredient.checkpoint.folder) for ingredient in ingredients
+    )
 
 
-def plan(ingredients: Sequence[Ingredient]) -> Plan:
-    """Return what `write_soup` will take; it reads headers alone."""
-    one = ingredients[0].checkpoint
-    small = sum(file.stat().st_size for file in copied_files(one.folder, *_FILES))
-    return Plan(
+def plan(ingredients: Sequence[Ingredient]) -> SoupPlan:
+    """Return the disk space and the memory that `write_soup` needs; only headers are read."""
+    first = ingredients[0].checkpoint
+    small = sum(file.stat().st_size for file in copied_files(first.folder, *_FILES))
+    return SoupPlan(
         size_bytes=small
         + sum(
             file_size({_stored_name(file, name): tensor for name, tensor in tensors.items()})
-            for file, tensors in _by_file(one).items()
+            for file, tensors in _by_file(first).items()
         ),
         memory_bytes=MEMORY,
-        tensors=len(one.tensors),
-        parameters=sum(tensor.count for tensor in one.tensors.values()),
+        tensors=len(first.tensors),
+        parameters=sum(tensor.count for tensor in first.tensors.values()),
     )
 
 
@@ -106,15 +108,15 @@ def write_soup(
     """Write the folder `target`, which is replaced if it exists, and return it.
 
     Args:
-        ingredients: models that differ in their numbers alone; for slerp, two.
-        target: where it goes; it appears whole or not at all.
+        ingredients: models that differ only in the values of their tensors; for slerp, two.
+        target: the folder; it appears complete or not at all.
         method: mean or slerp.
-        evaluation: what the manifest shall say of how the ingredients were chosen.
+        evaluation: how the ingredients were chosen, for the manifest.
 
     Raises:
-        UsageError: a tensor holds what is no finite number; slerp has no path.
+        UsageError: a tensor holds a value that is not finite, or points opposite ways (slerp).
         GembError: an ingredient changed while it was read.
-        OSError: an ingredient cannot be read, or the folder not be written.
+        OSError: an ingredient cannot be read, or the folder cannot be written.
     """
     ingredients = in_order(ingredients)
     assert method == "mean" or len(ingredients) == 2, "slerp is between two models"
@@ -122,7 +124,9 @@ def write_soup(
     weights = _scaled(ingredients)
     is_unmarked = loses_types(ingredients)
     with ExitStack() as stack:
-        models = [stack.enter_context(_OpenModel(one.checkpoint)) for one in ingredients]
+        models = [
+            stack.enter_context(_OpenModel(ingredient.checkpoint)) for ingredient in ingredients
+        ]
         part = stack.enter_context(new_folder(target))
         copy_files(first.folder, part, *_FILES)
         if is_unmarked:
@@ -136,19 +140,19 @@ def write_soup(
             write_file(part / file, new)
         for model in models:
             model.check_unchanged()
-        _say(ingredients, part, method, evaluation)
+        _write_documents(ingredients, part, method, evaluation)
         open_checkpoint(part)
     return open_checkpoint(target)
 
 
 def _by_file(checkpoint: Checkpoint) -> dict[Path, dict[str, StoredTensor]]:
     """Return the files of the new folder, each with its tensors by their names in a checkpoint."""
-    found: dict[Path, dict[str, StoredTensor]] = {}
+    files: dict[Path, dict[str, StoredTensor]] = {}
     for name, tensor in checkpoint.tensors.items():
         head = name.partition(".")[0]
         folder = Path(head) if head in _HEADS else Path()
-        found.setdefault(folder / "model.safetensors", {})[name] = tensor
-    return found
+        files.setdefault(folder / "model.safetensors", {})[name] = tensor
+    return files
 
 
 def _stored_name(file: Path, name: str) -> str:
@@ -167,7 +171,7 @@ class _OpenTensor(NamedTuple):
         """Return its numbers begin:end, float32 [end - begin], all finite."""
         stored, path = self.stored, self.stored.path
         width = stored.size_bytes // max(1, stored.count)
-        # Not a map into memory: what is cut short meanwhile would end the process by a signal.
+        # No memory map: if the file is truncated meanwhile, a signal would end the process.
         raw = np.empty((end - begin) * width, np.uint8)
         self.file.seek(stored.offset + begin * width)
         with naming(path):
@@ -177,16 +181,16 @@ class _OpenTensor(NamedTuple):
         values = decoded(raw, stored.dtype)
         finite = np.isfinite(values)
         if not finite.all():
-            place = int(np.argmin(finite))
-            where = ", ".join(map(str, np.unravel_index(begin + place, stored.shape)))
+            first = int(np.argmin(finite))
+            index = ", ".join(map(str, np.unravel_index(begin + first, stored.shape)))
             raise UsageError(
-                f"{path}: tensor {self.name} has {values[place]} at [{where}]; leave this model out"
+                f"{path}: tensor {self.name} has {values[first]} at [{index}]; leave this model out"
             )
         return values
 
 
 class _OpenModel:
-    """The weights of a model, held open: to remove or replace a file meanwhile does no harm."""
+    """The open weight files of a model: removing or replacing one meanwhile does no harm."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -226,7 +230,7 @@ class _OpenModel:
 def _averaged(
     tensors: Sequence[_OpenTensor], weights: Sequence[float], method: Method
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of an average, span by span. Nothing is read before the first is asked for.
+    """Yield the bytes of an average, span by span; nothing is read before the first `next`.
 
     Args:
         tensors: one of each model, of one shape and type.
@@ -237,7 +241,7 @@ def _averaged(
     if method == "slerp":
         factors, divisor = _slerp_factors(tensors, weights[1] / divisor), 1.0
     for begin, end in _spans(tensors[0].stored.count):
-        # Begun with a product, not with 0, that -0 stays what it is.
+        # The sum begins with a product, not with 0, so that -0 stays -0.
         total = np.multiply(tensors[0].span(begin, end), factors[0], dtype=np.float64)
         for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
             total += np.multiply(tensor.span(begin, end), factor, dtype=np.float64)
@@ -252,7 +256,7 @@ def _slerp_factors(tensors: Sequence[_OpenTensor], share: float) -> list[float]:
     there is no arc but a straight line.
 
     Raises:
-        UsageError: they point opposite ways: every arc is as good.
+        UsageError: they point opposite ways, and no arc is the shortest.
     """
     a_a = b_b = a_b = 0.0
     for begin, end in _spans(tensors[0].stored.count):
@@ -277,30 +281,38 @@ def _spans(count: int) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + SPAN, count)
 
 
-def _say(
+def _write_documents(
     ingredients: Sequence[Ingredient],
     part: Path,
     method: Method,
     evaluation: Mapping[str, Any] | None,
 ) -> None:
     """Write the manifest and README.md."""
-    parts = [(one, share) for one, share in zip(ingredients, shares(ingredients), strict=True)]
+    parts = [
+        (ingredient, share)
+        for ingredient, share in zip(ingredients, shares(ingredients), strict=True)
+    ]
     manifest: dict[str, Any] = {
         "gemb": __version__,
         "method": method,
         "ingredients": [
-            {"model": one.name, "fingerprint": one.fingerprint, "weight": share}
-            for one, share in parts
+            {"model": ingredient.name, "fingerprint": ingredient.fingerprint, "weight": share}
+            for ingredient, share in parts
         ],
     }
     write_json(part / MANIFEST, manifest | ({"evaluation": evaluation} if evaluation else {}))
-    listed = ", ".join(f"{_short(one.name)} ({one.fingerprint}, {x:.4g})" for one, x in parts)
-    said = "Average" if method == "mean" else "SLERP"
-    licence = reaching([one.checkpoint.licence() for one in ingredients])
-    before = soup_history([(_short(one.name), one.checkpoint.folder) for one in ingredients])
-    write_card(part, licence, f"{said} of models, by `gemb soup`: {listed}.", before)
+    listed = ", ".join(
+        f"{_short(ingredient.name)} ({ingredient.fingerprint}, {share:.4g})"
+        for ingredient, share in parts
+    )
+    average = "Average" if method == "mean" else "SLERP"
+    licence = reaching([ingredient.checkpoint.licence() for ingredient in ingredients])
+    before = soup_history(
+        [(_short(ingredient.name), ingredient.checkpoint.folder) for ingredient in ingredients]
+    )
+    write_card(part, licence, f"{average} of models, by `gemb soup`: {listed}.", before)
 
 
 def _short(name: str) -> str:
-    """Return what tells a model from others: `step-000500/model`, not where it was."""
+    """Return the last two parts of a path, which identify a model: `step-000500/model`."""
     return "/".join(Path(name).parts[-2:])

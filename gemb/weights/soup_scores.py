@@ -1,9 +1,9 @@
 """Which soup is best on a user's own sets: scores of ingredients and of soups, and greedy choice.
 
 Greedy (Wortsman et al. 2022, arXiv 2203.05482, "recipe 1"): the ingredients in the order of their
-scores, each added to the soup if it does not become worse. What became of the score is told by a
-paired bootstrap. Scores are kept in the cache with what a later comparison needs, so that a second
-run, with one more model, computes the new soups alone.
+scores, each added to the soup if the score does not fall. A paired bootstrap compares the scores.
+They are cached with what a later comparison needs, so that a second run with one more model
+computes only the new soups.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Keep = Literal["better", "win"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Try:
+class GreedyStep:
     """One step of a greedy choice."""
 
-    added: str  # the ingredient
-    to: tuple[str, ...]  # the soup so far; empty: the first
-    before: float  # mean of the sets' main metrics; of the first, as `after`
+    added: str  # the ingredient that was tried
+    to: tuple[str, ...]  # names of the ingredients chosen before; empty at the first step
+    before: float  # mean of the sets' main metrics; at the first step, the same as `after`
     after: float
     low: float  # 95 % interval of the difference
     high: float
@@ -49,7 +49,7 @@ class Scorer:
     """Scores models on a suite, at their full width."""
 
     suite: Suite
-    near: Path  # soups to try are written into this folder, and removed
+    near: Path  # the folder for soups that are tried, and then removed
     backend: str = "auto"
     runtime: Runtime = field(default_factory=Runtime)
 
@@ -59,34 +59,39 @@ class Scorer:
         method: Method = "mean",
         written: Path | None = None,
     ) -> Scores:
-        """Return the scores of an ingredient, or of a soup of several, which may be written yet.
+        """Return the scores of an ingredient, or of a soup of several.
+
+        Args:
+            ingredients: one model, or those of the soup.
+            method: how they are averaged.
+            written: the folder of the soup, if it is written already.
 
         Raises:
             UsageError: a model cannot be opened or averaged.
             GembError: a text has no vector.
             OSError: a soup cannot be written.
         """
-        kept = scores_cache() / f"{self._key(ingredients, method)}.json"
-        if kept.is_file():
+        cached = scores_cache() / f"{self._key(ingredients, method)}.json"
+        if cached.is_file():
             try:
-                return Scores.load(kept)
+                return Scores.load(cached)
             except UsageError:  # of another version, or cut short by a full disk
-                kept.unlink()
+                cached.unlink()
         if len(ingredients) == 1:
             written = ingredients[0].checkpoint.folder
         if written:
-            found = self._of(written, ingredients)
+            scores = self._of(written, ingredients)
         else:
             with TemporaryDirectory(prefix=".soup-", dir=self.near) as folder:
                 write_soup(ingredients, Path(folder) / "model", method)
-                found = self._of(Path(folder) / "model", ingredients)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        found.save(kept)
-        return found
+                scores = self._of(Path(folder) / "model", ingredients)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        scores.save(cached)
+        return scores
 
     def _of(self, model: Path, ingredients: Sequence[Ingredient]) -> Scores:
         encoder = for_model(model, self.backend).open(model, self.runtime)
-        name = " + ".join(one.name for one in ingredients)
+        name = " + ".join(ingredient.name for ingredient in ingredients)
         dim = ingredients[0].checkpoint.dim
         with text_progress(f"eval {name}") as progress:
             return evaluate(self.suite, encoder, dims=(dim,), progress=progress)
@@ -97,7 +102,10 @@ class Scorer:
         facts = (
             __version__,
             method if len(ordered) > 1 else "",
-            [(one.fingerprint, share) for one, share in zip(ordered, shares(ordered), strict=True)],
+            [
+                (ingredient.fingerprint, share)
+                for ingredient, share in zip(ordered, shares(ordered), strict=True)
+            ],
             sorted(self.suite.fingerprints().items()),
             (self.backend, self.runtime.device, self.runtime.precision),
         )
@@ -121,16 +129,16 @@ def compared(
     method: Method,
     written: Path,
 ) -> Comparison:
-    """Return what became of the scores, from the best ingredient to the soup of the chosen ones."""
-    found = [scorer.scores([one]) for one in ingredients]
+    """Compare the soup of the chosen ingredients, in `written`, with the best ingredient."""
+    single_scores = [scorer.scores([ingredient]) for ingredient in ingredients]
     soup = scorer.scores(chosen, method, written)
-    means = [scores.value for scores in found]
+    means = [scores.value for scores in single_scores]
     best = means.index(max(means))
     return Comparison(
         scores=tuple(means),
         soup=soup.value,
         best=ingredients[best].name,
-        verdict=verdict(found[best], soup),
+        verdict=verdict(single_scores[best], soup),
     )
 
 
@@ -138,40 +146,44 @@ def greedy(
     ingredients: Sequence[Ingredient],
     scorer: Scorer,
     keep: Keep = "better",
-    tell: Callable[[Try], None] = lambda step: None,
-) -> tuple[list[Ingredient], list[Try]]:
-    """Return the ingredients of the best soup that was found, and each try.
+    tell: Callable[[GreedyStep], None] = lambda step: None,
+) -> tuple[list[Ingredient], list[GreedyStep]]:
+    """Return the ingredients of the best soup that was found, and each step of the choice.
 
     Args:
-        ingredients: models that differ in their numbers alone.
-        scorer: what is good.
+        ingredients: models that differ only in the values of their tensors.
+        scorer: computes the scores.
         keep: better: an ingredient that does not lower the score (the paper's rule); win: one that
             raises it beyond the 95 % interval of a paired bootstrap.
-        tell: called after each try.
+        tell: called after each step.
     """
-    singles = [(one, scorer.scores([one])) for one in in_order(ingredients)]
+    singles = [(ingredient, scorer.scores([ingredient])) for ingredient in in_order(ingredients)]
     singles.sort(key=lambda pair: -pair[1].value)  # a stable sort: ties as `in_order` has them
-    (first, best), *others = singles
+    (first, best), *rest = singles
     chosen = [first]
-    alone = best.value
-    tries = [Try(added=first.name, to=(), before=alone, after=alone, low=0.0, high=0.0, kept=True)]
-    tell(tries[0])
-    for one, _ in others:
-        found = scorer.scores([*chosen, one])
-        change = verdict(best, found).main
+    mean = best.value
+    steps = [
+        GreedyStep(added=first.name, to=(), before=mean, after=mean, low=0.0, high=0.0, kept=True)
+    ]
+    tell(steps[0])
+    for ingredient, _ in rest:
+        scores = scorer.scores([*chosen, ingredient])
+        change = verdict(best, scores).main
         kept = change.low > 0 if keep == "win" else change.difference >= 0
-        tries.append(_try(one, chosen, change, kept=kept))
-        tell(tries[-1])
+        steps.append(_greedy_step(ingredient, chosen, change, kept=kept))
+        tell(steps[-1])
         if kept:
-            chosen.append(one)
-            best = found
-    return chosen, tries
+            chosen.append(ingredient)
+            best = scores
+    return chosen, steps
 
 
-def _try(one: Ingredient, chosen: Sequence[Ingredient], change: Difference, *, kept: bool) -> Try:
-    return Try(
-        added=one.name,
-        to=tuple(each.name for each in chosen),
+def _greedy_step(
+    ingredient: Ingredient, chosen: Sequence[Ingredient], change: Difference, *, kept: bool
+) -> GreedyStep:
+    return GreedyStep(
+        added=ingredient.name,
+        to=tuple(member.name for member in chosen),
         before=change.before,
         after=change.after,
         low=change.low,
@@ -180,10 +192,10 @@ def _try(one: Ingredient, chosen: Sequence[Ingredient], change: Difference, *, k
     )
 
 
-def to_json(tries: Sequence[Try], suite: Suite, keep: Keep) -> dict[str, Any]:
-    """Return what the manifest says of a greedy choice."""
+def to_json(steps: Sequence[GreedyStep], suite: Suite, keep: Keep) -> dict[str, Any]:
+    """Return the record of a greedy choice for the manifest."""
     return {
         "sets": suite.fingerprints(),
         "keep": keep,
-        "tries": [asdict(step) for step in tries],
+        "tries": [asdict(step) for step in steps],
     }

@@ -1,4 +1,4 @@
-"""What a file is quantized to: the types, llama.cpp's mixes of them, gemb's presets, and rules.
+"""Quantization types of files: llama.cpp's mixes, gemb's presets, and the user's rules.
 
 A mix names the type of most tensors, and llama.cpp gives some of them more. Its habit of a Q6_K
 token table is not followed: a language model computes its answer with that table, an embedder only
@@ -12,15 +12,12 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gemb.backend import Quantization, Rule
 from gemb.errors import UsageError
 from gemb.models.gguf_header import F16_REASON, TENSORS
 from gemb.models.tensors import CLASS_PATTERNS
-
-if TYPE_CHECKING:
-    pass
 
 
 class FileType(NamedTuple):
@@ -101,7 +98,7 @@ class Preset(NamedTuple):
 
     type: str
     rules: tuple[tuple[str, str], ...]
-    said: str  # what it is for
+    about: str  # what it is for
 
 
 # Of the real EmbeddingGemma-300M with Q4_0 everywhere, 8 bits take so much of the error (1 - mean
@@ -128,23 +125,23 @@ PRESETS: dict[str, Preset] = {
 
 
 def quantization(text: str, rules: Sequence[Rule] = ()) -> Quantization:
-    """Return the type or preset of this name, in capitals or not, with the user's rules first.
+    """Return the type or preset of this name (case is ignored), with the user's rules first.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no type or preset has this name.
     """
     name = text.strip().lower()
-    label = " ".join([name, *(f"{one.pattern}={one.type}" for one in rules)])
+    label = " ".join([name, *(f"{user.pattern}={user.type}" for user in rules)])
     name = ALIASES.get(name, name)
     if name == "f16":
         raise UsageError(F16_REASON)
     if name in PRESETS:
         preset = PRESETS[name]
-        more = tuple(Rule(*pair) for pair in preset.rules)
-        return Quantization(name=name, type=preset.type, rules=(*rules, *more), label=label)
+        preset_rules = tuple(Rule(*pair) for pair in preset.rules)
+        return Quantization(name=name, type=preset.type, rules=(*rules, *preset_rules), label=label)
     if name not in FILE_TYPES:
-        known = [*FILE_TYPES, *ALIASES, *PRESETS]
-        raise UsageError(f"no type {text.strip()!r}{_hint(name, known)}; gemb quantize --types")
+        names = [*FILE_TYPES, *ALIASES, *PRESETS]
+        raise UsageError(f"no type {text.strip()!r}{_hint(name, names)}; gemb quantize --types")
     return Quantization(name=name, type=name, rules=tuple(rules), label=label)
 
 
@@ -152,7 +149,7 @@ def rule(text: str) -> Rule:
     """Return the rule of `REGEX=TYPE`.
 
     Raises:
-        UsageError: it is none, or names no pattern or type.
+        UsageError: the text is no rule, or its pattern or type is wrong.
     """
     pattern, equals, type_ = text.rpartition("=")
     type_ = type_.strip().lower()
@@ -178,13 +175,13 @@ def trained(qat: Mapping[str, str]) -> Quantization:
 
 
 def bits(type_: str) -> float:
-    """Return the bits of a value in a tensor of this type."""
+    """Return the mean bits per value in a tensor of this type."""
     _, block, size = TENSORS[type_]
     return 8 * size / block
 
 
 def fitting(type_: str, row: int) -> str:
-    """Return the type of a tensor with rows of so many values: this one, or what stands for it."""
+    """Return this type, or its fallback if rows of `row` values do not fit its blocks."""
     while row % TENSORS[type_][1]:
         # llama.cpp falls back to F16, which overflows where a program computes in it.
         type_ = FALLBACK.get(type_, "bf16")
@@ -196,6 +193,6 @@ def is_matrix(shape: Sequence[int]) -> bool:
     return len(shape) > 1
 
 
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
+def _hint(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1, 0.5)
     return f" (did you mean '{near[0]}'?)" if near else ""

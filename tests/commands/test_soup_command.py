@@ -21,7 +21,13 @@ from gemb.evaluation.scores import Row, Scores, SetDescription, Size
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model
-from gemb.weights.ingredients import Ingredient, Named, last_checkpoints, named, open_ingredients
+from gemb.weights.ingredients import (
+    Ingredient,
+    IngredientSpec,
+    ingredient_spec,
+    last_checkpoints,
+    open_ingredients,
+)
 from gemb.weights.soup_scores import Scorer, greedy
 from model_files import contents, rewritten
 from tiny_model import TinyShape, write_tiny_model
@@ -241,18 +247,18 @@ def test_a_disk_without_the_room_is_refused_before(folder, monkeypatch, tmp_path
 @pytest.mark.parametrize(
     ("word", "right"),
     [
-        ("m=0.3", Named("m", 0.3)),
-        ("m=3e-1", Named("m", 0.3)),
-        ("m", Named("m", None)),
-        ("lr=0.1", Named("lr=0.1", None)),  # a path that exists
-        ("lr=0.1=2", Named("lr=0.1", 2.0)),
-        ("runs/x=y", Named("runs/x=y", None)),
+        ("m=0.3", IngredientSpec("m", 0.3)),
+        ("m=3e-1", IngredientSpec("m", 0.3)),
+        ("m", IngredientSpec("m", None)),
+        ("lr=0.1", IngredientSpec("lr=0.1", None)),  # a path that exists
+        ("lr=0.1=2", IngredientSpec("lr=0.1", 2.0)),
+        ("runs/x=y", IngredientSpec("runs/x=y", None)),
     ],
 )
 def test_a_weight_comes_after_the_last_sign(tmp_path, monkeypatch, word, right):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lr=0.1").mkdir()
-    assert named(word) == right
+    assert ingredient_spec(word) == right
 
 
 # Greedy: the choice, with scores that are given; then the whole command.
@@ -303,7 +309,7 @@ HITS = {
 
 
 def _ingredients(folder: Path) -> list[Ingredient]:
-    found = open_ingredients([Named(str(folder / name), None) for name in "abc"])
+    found = open_ingredients([IngredientSpec(str(folder / name), None) for name in "abc"])
     return [Ingredient(**{**vars(one), "name": Path(one.name).name}) for one in found]
 
 

@@ -386,7 +386,7 @@ def test_the_smallest_file_within_the_drop_is_kept(tiny_gguf: Path, tmp_path: Pa
     assert all(one["refused"] for one in tried[:-1])
     assert -100 * tried[-1]["change"]["difference"] <= 0.3
     assert tried[-1]["file"] == str(tmp_path / "most.gguf")
-    with pytest.raises(UsageError, match="--max-drop needs something to measure: --eval SET"):
+    with pytest.raises(UsageError, match="--max-drop requires evaluation sets: --eval SET"):
         _gemb(tiny_gguf, "-t", "q4_0", "-o", tmp_path / "x.gguf", "--max-drop", 1)
 
 
@@ -649,7 +649,7 @@ REFUSED = [
     ("--sensitivity -t q4_0,q5_0", "the classes of one type to more bits: not of q4_0, q5_0"),
     ("--sensitivity -t f32", "the classes of one type to more bits: not of f32"),
     ("--target-size 1M -o x.gguf -n", "finds the types by measuring, which -n does not"),
-    ("-t q4_0 -o x.gguf --dims 48", "--dims needs something to measure: --eval SET"),
+    ("-t q4_0 -o x.gguf --dims 48", "--dims requires evaluation sets: --eval SET"),
 ]
 
 

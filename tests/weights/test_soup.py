@@ -22,7 +22,7 @@ from gemb.models.card import history_of, write_card
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.safetensors import NewTensor, decoded, encoded, read_header, write_file
 from gemb.weights import soup
-from gemb.weights.ingredients import Named, open_ingredients
+from gemb.weights.ingredients import IngredientSpec, open_ingredients
 from gemb.weights.soup import MANIFEST, plan, write_soup
 from model_files import WEIGHTS, contents, numbers, rewritten
 from tiny_model import TinyShape, write_tiny_model
@@ -37,7 +37,9 @@ def three(tmp_path_factory) -> list[Path]:
 
 def cook(folders, target: Path, weights=None, method="mean") -> Path:
     weights = weights or [None] * len(folders)
-    named = [Named(str(path), weight) for path, weight in zip(folders, weights, strict=True)]
+    named = [
+        IngredientSpec(str(path), weight) for path, weight in zip(folders, weights, strict=True)
+    ]
     write_soup(open_ingredients(named), target, method)
     return target
 
@@ -168,7 +170,7 @@ def test_a_shared_model_is_read_from_all_its_files(three, tmp_path):
 
 
 def test_the_size_is_predicted_to_the_byte(three, tmp_path):
-    ingredients = open_ingredients([Named(str(folder), None) for folder in three])
+    ingredients = open_ingredients([IngredientSpec(str(folder), None) for folder in three])
     made = cook(three, tmp_path / "s")
     own = sum((made / name).stat().st_size for name in (MANIFEST, "README.md"))
     assert plan(ingredients).size_bytes == sum(map(len, contents(made).values())) - own
