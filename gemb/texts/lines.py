@@ -9,7 +9,8 @@ import os
 import select
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -165,20 +166,27 @@ def split(stream: Blocks, separator: bytes, *, start: int = 0) -> Lines:
         if block is None:
             yield None
             continue
-        for part in _cut(block, separator):
-            end = _end(part, separator)
-            size += len(part)
-            if size - len(end) <= LONGEST:
-                held.append(part)
+        parts, ends, tail = _cut(block, separator)
+        for part, end in zip(parts, ends, strict=False):
+            number += 1
+            size += len(part) + len(end)
+            if held:
+                part = b"".join([*held, part])
+                held.clear()
+            if size - len(end) <= LONGEST and not part.startswith(BOM):
+                yield Line(number, part, offset, size, None, end)
+            else:
+                yield _unusual(number, part, offset, size, end)
+            offset += size
+            size = 0
+        if tail:
+            size += len(tail)
+            if size <= LONGEST:
+                held.append(tail)
             else:
                 held.clear()
-            if end:
-                number += 1
-                yield _line(number, held, offset, size, end)
-                offset += size
-                held, size = [], 0
     if size:
-        yield _line(number + 1, held, offset, size, b"")
+        yield _unusual(number + 1, b"".join(held), offset, size, b"")
 
 
 def _between_ends(stream: Blocks, separator: bytes) -> Blocks:
@@ -199,30 +207,24 @@ def _between_ends(stream: Blocks, separator: bytes) -> Blocks:
         yield held
 
 
-def _cut(block: bytes, separator: bytes) -> list[bytes]:
-    """Return the parts of a block, each with its end."""
-    if separator == b"\n":
-        return block.splitlines(keepends=True)
-    *ended, tail = block.split(separator)
-    return [part + separator for part in ended] + [tail] * bool(tail)
+def _cut(block: bytes, separator: bytes) -> tuple[list[bytes], Iterable[bytes], bytes]:
+    """Return the parts of a block that have an end, their ends, and the rest."""
+    if separator != b"\n" or b"\r" not in block:
+        *parts, tail = block.split(separator)
+        return parts, repeat(separator), tail
+    parts = block.splitlines()
+    whole = block.splitlines(keepends=True)
+    ends = [line[len(part) :] for line, part in zip(whole, parts, strict=True)]
+    tail = b"" if ends[-1] else parts.pop()
+    return parts, ends, tail
 
 
-def _end(part: bytes, separator: bytes) -> bytes:
-    if separator != b"\n":
-        return separator if part.endswith(separator) else b""
-    if part.endswith(b"\n"):
-        return b"\r\n" if part.endswith(b"\r\n") else b"\n"
-    return b"\r" if part.endswith(b"\r") else b""
-
-
-def _line(number: int, held: list[bytes], offset: int, size: int, end: bytes) -> Line:
-    """Return a line of these parts, the last one with its end."""
+def _unusual(number: int, data: bytes, offset: int, size: int, end: bytes) -> Line:
+    """Return a line that may be too long, or begin with a mark, as where files were joined."""
     length = size - len(end)
     if length > LONGEST:
         return Line(number, b"", offset, size, _too_big(length), end)
-    data = held[0] if len(held) == 1 else b"".join(held)
-    data = data[:length]
-    if data.startswith(BOM):  # files with marks were joined
+    if data.startswith(BOM):
         return Line(number, data[len(BOM) :], offset + len(BOM), size, None, end)
     return Line(number, data, offset, size, None, end)
 
