@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
+from gemb.commands.options import ENCODING, GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import AnyPath, ModelReference
 from gemb.embedding.vectors import DTYPES
 from gemb.errors import NegativeAnswer
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PREFIXES = ("builtin:", "mteb:")
 GROUPS = {
-    "What is measured": ("data", "dims", "dtypes", "baseline"),
+    "What is measured": ("data", "encoding", "dims", "dtypes", "baseline"),
     "Output": ("every_metric", "as_json", "output"),
     "Model": ("backend", "device", "precision", "threads"),
 }
@@ -44,6 +44,7 @@ GROUPS = {
     help="A set, a folder or a tree of sets, as above; mteb:TASK needs gemb[mteb]; repeatable.  "
     "[default: builtin:tiny]",
 )
+@ENCODING
 @click.option(
     "--dims",
     metavar="A,B",
@@ -82,6 +83,7 @@ GROUPS = {
 def evaluate(
     reference: str,
     data: tuple[str, ...],
+    encoding: str,
     dims: str | None,
     dtypes: str,
     baseline: str | None,
@@ -134,7 +136,8 @@ def evaluate(
             raise click.UsageError("--baseline, -o, -a and --dtype are not for mteb: tasks")
         _run_mteb(tasks, options, widths, as_json=as_json)
         return
-    _run(data or ("builtin:tiny",), options, widths, types, baseline, every_metric, as_json, output)
+    sets = data or ("builtin:tiny",)
+    _run(sets, encoding, options, widths, types, baseline, every_metric, as_json, output)
 
 
 def _default_model() -> str:
@@ -145,6 +148,7 @@ def _default_model() -> str:
 
 def _run(
     data: Sequence[str],
+    encoding: str,
     options: ModelOptions,
     widths: tuple[int, ...],
     types: tuple[str, ...],
@@ -162,7 +166,7 @@ def _run(
 
     if output is not None:
         check_target(output)
-    suite = open_suite(*data)
+    suite = open_suite(*data, encoding=encoding)
     before: Scores | None = None
     if baseline is not None and Path(baseline).suffix == ".json":
         before = Scores.load(Path(baseline))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gemb.commands.options import ModelOptions, runtime_options
+from gemb.commands.options import ENCODING, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference
 from gemb.embedding.formats.table import format_of, readable_suffixes
 from gemb.errors import NegativeAnswer, UsageError
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Texts to compare models on, one a line.  [default: 64 that come with gemb]",
 )
+@ENCODING
 @click.option(
     "--task",
     type=click.Choice(tuple(TASKS)),
@@ -46,6 +47,7 @@ def verify(
     a: str,
     b: str,
     texts: Path | None,
+    encoding: str,
     task: str,
     min_cosine: float | None,
     as_json: bool,
@@ -72,7 +74,7 @@ def verify(
             f"{a} and {b}: compare two models or two files of vectors, not one of each"
         )
     else:
-        agreement, usual_bar = _compare_models(a, b, texts, task, options)
+        agreement, usual_bar = _compare_models(a, b, texts, encoding, task, options)
     bar = usual_bar if min_cosine is None else min_cosine
     click.echo(_json(agreement, bar) if as_json else _table(agreement))
     if agreement.one_failed:
@@ -91,11 +93,11 @@ def _names_vectors(name: str) -> bool:
 
 
 def _compare_models(
-    a: str, b: str, texts: Path | None, task: str, options: ModelOptions
+    a: str, b: str, texts: Path | None, encoding: str, task: str, options: ModelOptions
 ) -> tuple[Agreement, float]:
     from gemb.evaluation.agreement import VERIFICATION_TEXTS, bar_for, compare
 
-    chosen = VERIFICATION_TEXTS if texts is None else _read_texts(texts)
+    chosen = VERIFICATION_TEXTS if texts is None else _read_texts(texts, encoding)
     model_a, model_b = (
         dataclasses.replace(options, model=reference).open().encoder for reference in (a, b)
     )
@@ -118,11 +120,11 @@ def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
     return agreement, min(stored_bar(file.dtype) for file in (file_a, file_b))
 
 
-def _read_texts(path: Path) -> tuple[str, ...]:
+def _read_texts(path: Path, encoding: str) -> tuple[str, ...]:
     from gemb.texts.contents import shown
     from gemb.texts.lines import text_lines
 
-    texts = tuple(text for _, text in text_lines(str(path)))
+    texts = tuple(text for _, text in text_lines(str(path), encoding))
     if not texts:
         raise UsageError(f"{shown(str(path))}: no text to compare the models on")
     return texts

@@ -39,13 +39,13 @@ class Judgement(NamedTuple):
     reason: str = ""
 
 
-def judgements(path: Path) -> Iterator[Judgement]:
+def judgements(path: Path, encoding: str = "") -> Iterator[Judgement]:
     """Yield every line that is not blank, wrong ones too.
 
     A pair that was judged before with another grade is wrong; the same again is not.
     """
     grades: dict[int, float] = {}  # of a pair, by its hash
-    for line in file_lines(path):
+    for line in file_lines(path, encoding):
         judgement = _judgement(line)
         if judgement is None:
             continue

@@ -102,7 +102,7 @@ class TrainingFile:
             yield from self._table_rows()
 
     def _judged_rows(self) -> Iterator[RawRow]:
-        found = read_llama_index(self.path)
+        found = read_llama_index(self.path, self.written.encoding)
         for number, (query, documents) in enumerate(found.relevant_docs.items(), 1):
             texts = [found.corpus.get(document) for document in documents]
             if query not in found.queries or None in texts:
@@ -166,13 +166,13 @@ def is_llama_index(head: bytes) -> bool:
     return _LLAMA_INDEX.match(head.removeprefix(BOM)) is not None
 
 
-def read_llama_index(path: Path) -> JudgedTexts:
+def read_llama_index(path: Path, encoding: str = "") -> JudgedTexts:
     """Return what a file holds that LlamaIndex's `EmbeddingQAFinetuneDataset` saved.
 
     Raises:
         UsageError: it is no whole JSON, or its parts are not what they should be.
     """
-    data = b"\n".join(line.data for line in file_lines(path))
+    data = b"\n".join(line.data for line in file_lines(path, encoding))
     value, error = json_value(data)
     if error:
         raise UsageError(f"{shown(path)}: no valid JSON: {error.message}")

@@ -51,18 +51,18 @@ class Table:
     scores: list[float] | None  # None: there is no third column
 
 
-def read_retrieval(folder: Path) -> RetrievalFiles:
+def read_retrieval(folder: Path, encoding: str = "") -> RetrievalFiles:
     """Return what a BEIR folder holds.
 
     Raises:
         UsageError: a file of it is absent, empty or wrong, or no judgement names ids that exist.
     """
-    documents = _read_texts(folder / "corpus.jsonl", may_be_empty=True)
-    queries = _read_texts(folder / "queries.jsonl", may_be_empty=False)
+    documents = _read_texts(folder / "corpus.jsonl", encoding, may_be_empty=True)
+    queries = _read_texts(folder / "queries.jsonl", encoding, may_be_empty=False)
     qrels = find_judgements(folder, QRELS)
     judged: dict[str, dict[str, float]] = {}
     unknown = total = 0
-    for one in judgements(qrels):
+    for one in judgements(qrels, encoding):
         if one.reason:
             raise UsageError(f"{qrels}, line {one.number}: {one.reason}")
         total += 1
@@ -108,10 +108,10 @@ def _settings(path: Path) -> dict[str, str]:
     return dict(settings)
 
 
-def _read_texts(path: Path, *, may_be_empty: bool) -> dict[str, Text]:
+def _read_texts(path: Path, encoding: str, *, may_be_empty: bool) -> dict[str, Text]:
     """Return the texts of a corpus or of queries by id; an empty text is no query."""
     found: dict[str, Text] = {}
-    for number, row in _json_lines(path):
+    for number, row in _json_lines(path, encoding):
         where = f"{path}, line {number}"
         key, text, title = text_id(row), text_of(row), row.get("title")
         if key is None:
@@ -126,13 +126,13 @@ def _read_texts(path: Path, *, may_be_empty: bool) -> dict[str, Text]:
     return found
 
 
-def read_llama_index_set(path: Path) -> RetrievalFiles:
+def read_llama_index_set(path: Path, encoding: str = "") -> RetrievalFiles:
     """Return the queries, documents and judgements of a file of LlamaIndex.
 
     Raises:
         UsageError: it is none, or no judgement names ids that exist.
     """
-    found = read_llama_index(path)
+    found = read_llama_index(path, encoding)
     pairs = [(query, one) for query, ids in found.relevant_docs.items() for one in ids]
     judged: dict[str, dict[str, float]] = {}
     for query, document in pairs:
@@ -154,25 +154,25 @@ def read_llama_index_set(path: Path) -> RetrievalFiles:
     )
 
 
-def has_sentence_pairs(path: Path) -> bool:
+def has_sentence_pairs(path: Path, encoding: str = "") -> bool:
     """Return whether the first row of a table or of JSON lines has two sentences and a score.
 
     Raises:
         UsageError: the file is no text.
     """
-    first = next((row for row in _table_cells(path) if row is not None), None)
+    first = next((row for row in _table_cells(path, encoding) if row is not None), None)
     names = [cell.strip().lower() for cell in first.cells] if first else []
     return {"sentence1", "sentence2"} <= set(names) and any(name in names for name in SCORES)
 
 
-def _table_cells(path: Path) -> Iterator[Cells | None]:
+def _table_cells(path: Path, encoding: str) -> Iterator[Cells | None]:
     """Yield the rows of a table; those of JSON lines with the names of the first one's fields."""
     form = format_by_name(path)
     if form != "jsonl":
-        yield from table_rows(file_lines(path), form, shown(path))
+        yield from table_rows(file_lines(path, encoding), form, shown(path))
         return
     names: list[str] = []
-    for number, row in _json_lines(path):
+    for number, row in _json_lines(path, encoding):
         if not names:
             names = list(row)
             yield Cells(number, names, None, 0)
@@ -180,7 +180,7 @@ def _table_cells(path: Path) -> Iterator[Cells | None]:
         yield Cells(number, ["" if value is None else str(value) for value in values], None, 0)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, encoding: str = "") -> Table:
     """Return the sentence pairs of a table: with a header and scores, or two columns alone.
 
     The table is TSV, whose cells are what stands between tabs, quotes and all, or CSV, or JSON
@@ -189,7 +189,7 @@ def read_table(path: Path) -> Table:
     Raises:
         UsageError: the columns are not these, or a score is no number.
     """
-    rows = (_checked(row, path) for row in _table_cells(path) if row is not None)
+    rows = (_checked(row, path) for row in _table_cells(path, encoding) if row is not None)
     first = next(rows, None)
     header = first.cells if first else [""]
     names = [name.strip().lower() for name in header]
@@ -234,14 +234,14 @@ def _checked(row: Cells, path: Path) -> Cells:
     return row
 
 
-def read_labelled(path: Path) -> list[tuple[str, str]]:
+def read_labelled(path: Path, encoding: str = "") -> list[tuple[str, str]]:
     """Return text and label of each line.
 
     Raises:
         UsageError: a line has not both, or there is none.
     """
     rows = []
-    for number, row in _json_lines(path):
+    for number, row in _json_lines(path, encoding):
         text, label = row.get("text"), row.get("label")
         if not isinstance(text, str) or not isinstance(label, str | int):
             raise UsageError(
@@ -265,8 +265,8 @@ def _number(cell: str, path: Path, line: int) -> float:
     return value
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in text_lines(path):
+def _json_lines(path: Path, encoding: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in text_lines(path, encoding):
         row, error = json_value(line.encode())
         if error:
             raise UsageError(f"{path}, line {number}: no valid JSON: {error.message}")

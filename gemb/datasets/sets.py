@@ -223,15 +223,19 @@ def builtins() -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
-def open_suite(*specs: str | Path) -> Suite:
+def open_suite(*specs: str | Path, encoding: str = "") -> Suite:
     """Return the sets of a file, a folder, a tree of folders, or `builtin:NAME`; of several, too.
+
+    Args:
+        specs: which.
+        encoding: of files without a byte-order mark, as `checked_encoding` returns it.
 
     Raises:
         UsageError: there is no such path or name, there is no set in it, or a file of it is wrong.
     """
     found: list[EvaluationSet] = []
     for spec in specs:
-        some = list(_sets(_path(spec)))
+        some = list(_sets(_path(spec), encoding))
         if not some:
             raise UsageError(f"{spec}: no evaluation set in it (see gemb eval --help)")
         found += some
@@ -272,26 +276,30 @@ def _with_one_name_each(sets: list[EvaluationSet]) -> tuple[EvaluationSet, ...]:
     return tuple(longer)
 
 
-def _sets(path: Path) -> Iterator[EvaluationSet]:
+def _sets(path: Path, encoding: str) -> Iterator[EvaluationSet]:
     if path.is_dir():
         if (path / "corpus.jsonl").exists() or (path / "queries.jsonl").exists():
-            yield _retrieval(path)
+            yield _retrieval(path, encoding)
             return
         rows = sorted(child for child in path.iterdir() if child.suffix in (".csv", ".jsonl"))
-        tables = [child for child in rows if has_sentence_pairs(child)]
+        tables = [child for child in rows if has_sentence_pairs(child, encoding)]
         labelled = [child for child in rows if child.suffix == ".jsonl" and child not in tables]
-        yield from map(_pairs, tables)
-        yield from (_classification(files) for files in _grouped(labelled))
+        yield from (_pairs(table, encoding) for table in tables)
+        yield from (_classification(files, encoding) for files in _grouped(labelled))
         for child in sorted(path.iterdir()):
             if not child.name.startswith(".") and (child.is_dir() or child.suffix == ".tsv"):
-                yield from _sets(child)
-    elif path.suffix in (".tsv", ".csv") or (path.suffix == ".jsonl" and has_sentence_pairs(path)):
-        yield _pairs(path)
+                yield from _sets(child, encoding)
+    elif path.suffix in (".tsv", ".csv") or (
+        path.suffix == ".jsonl" and has_sentence_pairs(path, encoding)
+    ):
+        yield _pairs(path, encoding)
     elif path.suffix == ".json":
-        yield _judged(path, read_llama_index_set(path), path.stem, is_rerank=False)
+        yield _judged(path, read_llama_index_set(path, encoding), path.stem, is_rerank=False)
     elif path.suffix == ".jsonl":
         siblings = sorted(path.parent.glob("*.jsonl"))
-        yield next(_classification(files) for files in _grouped(siblings) if path in files)
+        yield next(
+            _classification(files, encoding) for files in _grouped(siblings) if path in files
+        )
     else:
         raise UsageError(
             f"{path}: evaluation sets are .tsv, .csv or .jsonl files, LlamaIndex's .json, "
@@ -299,8 +307,8 @@ def _sets(path: Path) -> Iterator[EvaluationSet]:
         )
 
 
-def _retrieval(folder: Path) -> Retrieval:
-    read = read_retrieval(folder)
+def _retrieval(folder: Path, encoding: str) -> Retrieval:
+    read = read_retrieval(folder, encoding)
     kind = read.kind or ("rerank" if folder.resolve().parent.name == "rerank" else "retrieval")
     return _judged(folder, read, folder.resolve().name, is_rerank=kind == "rerank")
 
@@ -336,8 +344,8 @@ def _judged(path: Path, read: RetrievalFiles, name: str, *, is_rerank: bool) -> 
     )
 
 
-def _pairs(path: Path) -> SentencePairs:
-    table = read_table(path)
+def _pairs(path: Path, encoding: str) -> SentencePairs:
+    table = read_table(path, encoding)
     kind: Kind = "bitext"
     gold = np.ones(len(table.left))
     if table.scores is not None:
@@ -372,8 +380,8 @@ def _grouped(files: Sequence[Path]) -> list[tuple[Path, ...]]:
     return found
 
 
-def _classification(files: tuple[Path, ...]) -> Classification:
-    rows = [read_labelled(file) for file in files]
+def _classification(files: tuple[Path, ...], encoding: str) -> Classification:
+    rows = [read_labelled(file, encoding) for file in files]
     texts = [[Text(text) for text, _ in some] for some in rows]
     labels = [[label for _, label in some] for some in rows]
     if len(set(labels[0])) < 2:

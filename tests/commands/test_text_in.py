@@ -119,6 +119,15 @@ def test_an_encoding_is_named_to_every_command(gemb: Gemb, tmp_path: Path) -> No
         assert b"not all UTF-8" in as_utf8.stderr
         named = gemb("search", "thé", str(tree), "--lines", *ALL, "--encoding", "cp1252")
         assert hits(named) == {"café rouge", "thé vert", "été bleu"}
+    sts = tmp_path / "sts.csv"
+    sts.write_bytes("sentence1;sentence2;score\ncafé;thé;1\nété;ça;2\nà;b;3\n".encode("cp1252"))
+    done = gemb("eval", "--data", str(sts), "--encoding", "cp1252", "--dims", "768", "--json")
+    assert done.returncode == 0, done.stderr
+    assert gemb("eval", "--data", str(sts)).returncode == 2
+    texts = str(tree / "notes.txt")
+    assert gemb("verify", gemb.model, gemb.model, "--texts", texts).returncode == 2
+    done = gemb("verify", gemb.model, gemb.model, "--texts", texts, "--encoding", "cp1252")
+    assert (done.returncode, done.stderr) == (0, b"")
     wrong = gemb("embed", "--encoding", "cp12522", str(tree / "notes.txt"))
     assert wrong.returncode == 2
     assert b"unknown encoding 'cp12522'; did you mean cp125" in wrong.stderr
