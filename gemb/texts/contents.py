@@ -87,11 +87,12 @@ _FOREIGN = (
     ),
     _Foreign(rb"\x93NUMPY", "a NumPy array", "it has numbers, no texts"),
     _Foreign(
-        rb"\x80[\x02-\x05](?=[\x00-\x1f\x28\x58\x5d\x63\x7d\x8a-\x95])",
+        rb"\x80[\x02-\x05](?=[\x00-\x1f\x28\x58\x5d\x63\x7d\x8a-\x95])|\([ld]p0\n|ccopy_reg\n",
         "a Python pickle",
         "write its texts as JSON lines",
     ),
-    _Foreign(rb"\x89HDF\r\n", "an HDF5 file", _TABLE_WAY),
+    _Foreign(rb"\x89HDF\r\n|MATLAB 5\.0 MAT-file", "an HDF5 or MATLAB file", _TABLE_WAY),
+    _Foreign(rb"AT&TFORM", "a DjVu document", "djvutxt {file} {stem}.txt"),
     _Foreign(rb"GGUF[\x01-\x09]\0", "a GGUF model", "name a file of texts"),
     _Foreign(rb"(?s).{4}\0\0\0\0\{", "a safetensors file", "name a file of texts"),
     _Foreign(

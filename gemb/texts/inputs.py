@@ -331,7 +331,7 @@ def _column_names(row: Cells, name: str) -> list[str]:
         raise UsageError(
             f"{name}: the row of column names is no valid UTF-8; --encoding names another encoding"
         )
-    columns = [cell.strip() for cell in row.cells]
+    columns = [cell.strip().strip("\ufeff\u200b").strip() for cell in row.cells]
     if twice := [column for column in columns if column and columns.count(column) > 1]:
         raise UsageError(f"{name}: two columns have the same name, '{visible(twice[0], 40)}'")
     return columns

@@ -24,6 +24,7 @@ ROWS = 1024  # of a Parquet file at a time
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 QUOTINGS = ("csv", "none")  # whether quotes hold a cell together, or are characters like others
 _OTHER_DELIMITERS = ",;\t|"
+_MOSTLY = 0.8  # of these are alike
 _PEEKED = 20  # lines by which another delimiter is told
 _SEPARATOR_LINE = re.compile(rb'"?sep=([^\w"\s]|\t| )"?', re.IGNORECASE)  # as Excel writes it
 
@@ -139,6 +140,8 @@ def _delimiter_of(peeked: Sequence[Line | None], usual: str, name: str, *, is_qu
     even = [sign for sign, rows in widths.items() if rows and rows[0] > 1 and len(set(rows)) == 1]
     if usual in even:
         return usual
+    if not even and widths[usual] and widths[usual][0] <= 1:  # then a few rows may be wrong
+        even = [sign for sign, rows in widths.items() if rows and _is_mostly_even(rows)]
     if len(even) == 1:
         note(f"{name}: its columns are parted by {_sign(even[0])}", once=True)
         return even[0]
@@ -149,6 +152,10 @@ def _delimiter_of(peeked: Sequence[Line | None], usual: str, name: str, *, is_qu
         f"{name}: are its columns parted by {' or '.join(map(_sign, signs))}? "
         f"Write it with {_sign(usual)}; the name of a single column stands in quotes"
     )
+
+
+def _is_mostly_even(widths: Sequence[int]) -> bool:
+    return widths[0] > 1 and widths.count(widths[0]) >= _MOSTLY * len(widths)
 
 
 def _sign(delimiter: str) -> str:

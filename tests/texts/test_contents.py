@@ -212,6 +212,8 @@ FOREIGN = [
     ("a.db", database, "is an SQLite database, not text: sqlite3 -json"),
     ("a.npy", lambda _: array(), "is a NumPy array, not text"),
     ("a.pkl", lambda _: pickle.dumps(["a"]), "is a Python pickle"),
+    ("c.pkl", lambda _: pickle.dumps(["a", "b"], 0), "is a Python pickle"),
+    ("a.mat", lambda _: b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "is an HDF5 or MATLAB file"),
     ("b.pkl", lambda _: pickle.dumps({"a": 1}, 2), "is a Python pickle"),
     ("a.arrow", lambda _: arrow(is_stream=True), "is an Arrow stream.*to_parquet"),
     ("b.arrow", lambda _: arrow(is_stream=False), "is an Arrow file"),

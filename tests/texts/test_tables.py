@@ -67,6 +67,14 @@ def test_a_first_line_may_name_the_delimiter(line: str, tmp_path: Path) -> None:
     assert [row.number for row in open_file(path).rows()] == [3, 4]
 
 
+def test_decimal_commas_and_a_wrong_row_do_not_hide_the_delimiter(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "id;score;text;\n1;3,5;A lamp;\n2;4,0;A, kettle;\n")
+    assert read(path) == ["A lamp", "A, kettle"]
+    rows = "".join(f"{row};text {row}\n" for row in range(8))
+    path = write(tmp_path, "b.csv", f"id;text\n{rows}8;a;b\n")
+    assert read(path)[-2:] == ["text 7", "bad_csv: 3 columns; the first line has 2"]
+
+
 def test_pairs_without_column_names_are_parted_alike_in_all_lines(tmp_path: Path) -> None:
     path = write(
         tmp_path, "a.csv", "What boils, then?;A kettle\nWhat shines?;A lamp, a sun\nWho?;We\n"
@@ -135,7 +143,7 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
             read(write(tmp_path, name, header + "\n"))
 
 
-@pytest.mark.parametrize("header", [" text ,id", "Text,id", "TEXT , ID"])
+@pytest.mark.parametrize("header", [" text ,id", "Text,id", "TEXT , ID", "\u200btext\u00a0,id"])
 def test_names_of_columns_are_trimmed_and_their_case_does_not_count(
     header: str, tmp_path: Path
 ) -> None:
