@@ -271,7 +271,7 @@ class State:
     def _settle(self, file: File) -> None:
         assert self.writer, "nothing waits in a dry run"
         self.writer.remove(file.gone)
-        path, _, size, mtime_ns, inode, _ = file.entry
+        path, _, size, mtime_ns, inode, *_ = file.entry
         column = path_column(path)
         if file.is_gone:
             self.writer.run("DELETE FROM files WHERE path = ?", (column,))

@@ -345,7 +345,7 @@ def test_without_a_query_the_usage_shows_how_to_ask(shop: Gemb):
         (b'{"text": "a"}\n{"text": ""}\n', "q, line 2: it is empty"),
         (b'{"txt": "a"}\n', "q, line 1: no 'text' or 'query'; it has: txt"),
         (b'{"text": \n', "q, line 1: no valid JSON"),
-        (b"\xff\xfe\n", "q, line 1: byte 1 (0xff) is no valid UTF-8"),
+        (b"\xff\n", "q, line 1: byte 1 (0xff) is no valid UTF-8"),
         (
             b'{"_id": "1", "text": "a"}\n{"_id": "1", "text": "b"}\n',
             "q, line 2: the id '1' is that",
