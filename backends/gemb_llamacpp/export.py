@@ -48,7 +48,7 @@ _NOT_GEMMAS = "{path}: {fault}; gemb writes GGUF for Gemma's tokenizer alone"
 
 
 @dataclass(frozen=True)
-class _Tensor:
+class _FileTensor:
     """One tensor of the file, and where its numbers come from."""
 
     name: str  # in the file
@@ -85,7 +85,7 @@ def export(source: Path, target: Path | None, outtype: str, *, weights: bool = T
     types = file_types(outtype, trained)
     tensors = [
         # A norm has no class of `types`.
-        _Tensor(gguf_name(name), stored, types.get(tensor_class(name), "f32"))
+        _FileTensor(gguf_name(name), stored, types.get(tensor_class(name), "f32"))
         for name, stored in checkpoint.tensors.items()
     ]
     writer = gguf.GGUFWriter(None, ARCHITECTURE)
@@ -161,7 +161,7 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
 # The tensors.
 
 
-def _add_tensor(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
+def _add_tensor(writer: gguf.GGUFWriter, tensor: _FileTensor) -> None:
     """Name the tensor in the header."""
     import gguf
     import numpy as np
@@ -182,7 +182,7 @@ def _add_tensor(writer: gguf.GGUFWriter, tensor: _Tensor) -> None:
 def _write(
     writer: gguf.GGUFWriter,
     target: Path,
-    tensors: Sequence[_Tensor],
+    tensors: Sequence[_FileTensor],
     weights: bool,
     change: _Change | None,
 ) -> None:
@@ -213,7 +213,7 @@ def _end(writer: gguf.GGUFWriter, position: int) -> int:
     return position
 
 
-def _blocks(tensor: _Tensor, change: _Change | None) -> Iterator[NDArray[np.uint8]]:
+def _blocks(tensor: _FileTensor, change: _Change | None) -> Iterator[NDArray[np.uint8]]:
     """Yield a tensor's bytes in the file, some rows at a time, and count what they change."""
     import gguf
     import numpy as np

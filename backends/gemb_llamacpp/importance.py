@@ -34,7 +34,7 @@ _F32 = 0  # GGML_TYPE_F32
 _TOKENS = 512  # computed at once
 
 
-class _Tensor(ctypes.Structure):
+class _GgmlTensor(ctypes.Structure):
     """`struct ggml_tensor`."""
 
     _fields_ = (
@@ -125,17 +125,17 @@ class _Squares:
         if not self._is_checked:
             _check_layout(pointer)
             self._is_checked = True
-        product = _Tensor.from_address(pointer)
+        product = _GgmlTensor.from_address(pointer)
         if not product.src[0] or not product.src[1]:
             return False
-        name = _Tensor.from_address(product.src[0]).name.decode(errors="replace")
+        name = _GgmlTensor.from_address(product.src[0]).name.decode(errors="replace")
         if name not in self._known or self._kind(pointer) != b"MUL_MAT":
             return False
         if not asks:
-            self._add(name, _Tensor.from_address(product.src[1]))
+            self._add(name, _GgmlTensor.from_address(product.src[1]))
         return True
 
-    def _add(self, name: str, input_: _Tensor) -> None:
+    def _add(self, name: str, input_: _GgmlTensor) -> None:
         if input_.type != _F32 or input_.nb[0] != 4:
             raise GembError(f"what {name} is multiplied with is not in 32 bits")
         columns, rows, *rest = input_.ne
@@ -161,7 +161,7 @@ class _Squares:
 def _check_layout(pointer: int) -> None:
     """Refuse a library whose tensors have their name in another place."""
     name_of = function(llama()._lib, "ggml_get_name", ctypes.c_void_p, ctypes.c_void_p)
-    if name_of(pointer) != pointer + _Tensor.name.offset:
+    if name_of(pointer) != pointer + _GgmlTensor.name.offset:
         raise GembError(
             "the installed llama.cpp keeps its tensors otherwise than gemb knows, so --imatrix "
             "cannot read what they are multiplied with; leave it out"

@@ -22,7 +22,7 @@ from gemb.io.text import visible
 if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.search.corpus import Sources
-    from gemb.search.forms import Form, Write
+    from gemb.search.forms import OutputForm, Write
     from gemb.search.queries import Query, SearchJob
 
 
@@ -355,12 +355,12 @@ def _writer() -> Write:
     return Stream(None).write
 
 
-def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> Form:
+def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputForm:
     """Return what writes the hits."""
     import shutil
 
     from gemb.io import colours
-    from gemb.search.excerpts import Context
+    from gemb.search.excerpts import LineContext
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     paint = colours.Paint(is_on=colours.enabled(options.color, sys.stdout))
@@ -392,7 +392,7 @@ def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> Form:
         return JsonHits(write, with_query=is_many)
     before, after = _context(options, is_grouped=is_grouped)
     is_asked = (options.before, options.after, options.context) != (None,) * 3
-    context = Context(before, after, is_inside=not is_asked)
+    context = LineContext(before, after, is_inside=not is_asked)
     if is_grouped and not options.null:
         from gemb.search.terminal import TerminalHits
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.embedding.pipeline import Compute, Computed
+from gemb.embedding.pipeline import Compute, ComputedVectors
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import naming, pwrite_all
 from gemb.io.locks import lock_file
@@ -96,14 +96,14 @@ class Journal:
             os.ftruncate(self._fd, 0)
             self._append(line)
         self._end = len(line)
-        self._replay: Iterator[tuple[bytes, Computed]] | None = self._windows()
+        self._replay: Iterator[tuple[bytes, ComputedVectors]] | None = self._windows()
 
     @property
     def is_resumed(self) -> bool:
         """Whether the file held the beginning of this run."""
         return not self._is_new
 
-    def __call__(self, batch: Sequence[TokenIds]) -> Computed:
+    def __call__(self, batch: Sequence[TokenIds]) -> ComputedVectors:
         """Return the vectors of a batch, float32 [len(batch), dim].
 
         Raises:
@@ -154,7 +154,7 @@ class Journal:
             "give the same one, or leave --resume out to start again"
         )
 
-    def _windows(self) -> Iterator[tuple[bytes, Computed]]:
+    def _windows(self) -> Iterator[tuple[bytes, ComputedVectors]]:
         """Yield each whole window of the file: the digest up to it, and its vectors."""
         self._reader.seek(self._end)
         while True:
@@ -171,7 +171,7 @@ class Journal:
             self._end += len(head) + len(body) + len(crc)
             failed = json.loads(body[:failed_size]) if failed_size else {}
             vectors = np.frombuffer(body, "<f4", offset=failed_size).reshape(rows, self._dim)
-            yield digest, Computed(vectors, {int(row): text for row, text in failed.items()})
+            yield digest, ComputedVectors(vectors, {int(row): text for row, text in failed.items()})
 
     def _append(self, data: bytes) -> None:
         with naming(self.path):

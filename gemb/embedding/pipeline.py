@@ -45,7 +45,7 @@ RECENT = 8192  # texts whose vectors are kept for repeats
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class OutputRow:
     """One row of the output; its vector is NaN where it has an error."""
 
     record: Record
@@ -58,7 +58,7 @@ class Row:
 class Window:
     """Rows that were computed together."""
 
-    rows: list[Row]
+    rows: list[OutputRow]
     vectors: Vectors  # [len(rows), dim]
 
     @property
@@ -73,7 +73,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Computed:
+class ComputedVectors:
     """What an encoder gave for a batch."""
 
     vectors: Vectors  # [n, dim]; NaN where it failed
@@ -83,7 +83,7 @@ class Computed:
 class Compute(Protocol):
     """Computes the vectors of a batch: an encoder, or a journal in front of one."""
 
-    def __call__(self, batch: Sequence[TokenIds]) -> Computed:
+    def __call__(self, batch: Sequence[TokenIds]) -> ComputedVectors:
         """Return the vectors of these token sequences, cut to the width of the spec."""
 
 
@@ -93,7 +93,7 @@ def computing(encoder: Encoder, dim: int) -> Compute:
     A batch that raises is halved until the row at fault is alone; the others have their vectors.
     """
 
-    def compute(batch: Sequence[TokenIds]) -> Computed:
+    def compute(batch: Sequence[TokenIds]) -> ComputedVectors:
         vectors = np.full((len(batch), encoder.profile.dim), np.nan, np.float32)
         failed = {}
         for row, result in enumerate(by_halves(encoder.encode, batch)):
@@ -101,7 +101,7 @@ def computing(encoder: Encoder, dim: int) -> Compute:
                 failed[row] = result.message
             else:
                 vectors[row] = result
-        return Computed(shortened(vectors, dim), failed)
+        return ComputedVectors(shortened(vectors, dim), failed)
 
     return compute
 
@@ -201,7 +201,7 @@ class Embedder:
     def window(self, records: Sequence[Record]) -> Window:
         """Return the rows of these records, with their vectors."""
         vectors = np.full((len(records), self.spec.dim), np.nan, np.float32)
-        rows = [Row(record, error=record.error) for record in records]
+        rows = [OutputRow(record, error=record.error) for record in records]
         keys: dict[int, bytes] = {}  # row -> digest of its ids
         fresh: dict[bytes, TokenIds] = {}  # what must be computed
         for index, ids in self._tokenized(rows).items():
@@ -220,7 +220,7 @@ class Embedder:
         self._mark_failed(rows, vectors, keys, failed)
         return Window(rows, vectors)
 
-    def _tokenized(self, rows: list[Row]) -> dict[int, TokenIds]:
+    def _tokenized(self, rows: list[OutputRow]) -> dict[int, TokenIds]:
         """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
         limit = self.spec.max_tokens
         indices = [index for index, row in enumerate(rows) if row.error is None]
@@ -229,7 +229,7 @@ class Embedder:
         for index, ids in zip(indices, self._token_ids(texts), strict=True):
             record = rows[index].record
             if isinstance(ids, RowError):
-                rows[index] = Row(record, error=ids)
+                rows[index] = OutputRow(record, error=ids)
                 continue
             count = len(ids)
             error = None
@@ -239,7 +239,7 @@ class Embedder:
                 else:
                     message = f"{count} tokens; the model takes {limit}"
                     error = RowError("too_long", message)
-            rows[index] = Row(record, count, error is None and count > limit, error)
+            rows[index] = OutputRow(record, count, error is None and count > limit, error)
             cut[index] = ids
         return cut
 
@@ -279,7 +279,7 @@ class Embedder:
 
     @staticmethod
     def _mark_failed(
-        rows: list[Row], vectors: Vectors, keys: dict[int, bytes], failed: dict[bytes, str]
+        rows: list[OutputRow], vectors: Vectors, keys: dict[int, bytes], failed: dict[bytes, str]
     ) -> None:
         bad = ~np.isfinite(vectors).all(axis=1)
         for index in np.flatnonzero(bad).tolist():
@@ -287,7 +287,7 @@ class Embedder:
             if index in keys:
                 message = failed.get(keys[index])
                 error = RowError("failed", message) if message else NOT_FINITE
-                rows[index] = Row(rows[index].record, rows[index].tokens, error=error)
+                rows[index] = OutputRow(rows[index].record, rows[index].tokens, error=error)
 
 
 NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")
@@ -362,7 +362,7 @@ class Done(NamedTuple):
     all_characters: int
 
 
-Progress = Callable[[Done], None]
+ProgressCallback = Callable[[Done], None]
 
 
 class NoVector(GembError):
@@ -370,7 +370,7 @@ class NoVector(GembError):
 
 
 def text_vectors(
-    records: Sequence[Record], encoder: Encoder, progress: Progress | None = None
+    records: Sequence[Record], encoder: Encoder, progress: ProgressCallback | None = None
 ) -> tuple[Vectors, int]:
     """Return unit vectors, float32 [N, dim], and how many texts were cut to what the model takes.
 
@@ -405,7 +405,7 @@ def text_vectors(
 
 
 @contextmanager
-def text_progress(label: str) -> Iterator[Progress]:
+def text_progress(label: str) -> Iterator[ProgressCallback]:
     """Yield what is to be called as texts get vectors; the bar comes with the first of them.
 
     Args:

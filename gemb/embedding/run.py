@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemb.embedding.formats.base import Layout, Writer
+from gemb.embedding.formats.base import FileLayout, VectorWriter
 from gemb.embedding.journal import Header, Journal
 from gemb.embedding.output import Target, describes_vectors
-from gemb.embedding.pipeline import Embedder, Row, embed
+from gemb.embedding.pipeline import Embedder, OutputRow, embed
 from gemb.errors import SomeRowsFailed
 from gemb.io.atomic import new_file
 from gemb.io.notes import note, warn
@@ -106,10 +106,10 @@ def _write(
 ) -> None:
     """Write all rows. The columns of --keep all are those that the first window has."""
     kept: Sequence[str] = job.fields.keep
-    writer: Writer | None = None
+    writer: VectorWriter | None = None
 
-    def new_writer() -> Writer:
-        layout = Layout(spec=embedder.spec, task=job.task, text_ids=job.text_ids, kept=kept)
+    def new_writer() -> VectorWriter:
+        layout = FileLayout(spec=embedder.spec, task=job.task, text_ids=job.text_ids, kept=kept)
         return job.target.form.new_writer(output, layout)
 
     for window in embed(records, embedder, live=job.target.is_stream):
@@ -164,7 +164,7 @@ class Tally:
         self._kinds: Counter[str] = Counter()  # cut, long, or an error's code
         self._first: dict[str, str] = {}  # kind -> place
 
-    def sort(self, rows: Sequence[Row], *, on_long: str, on_error: str) -> list[int]:
+    def sort(self, rows: Sequence[OutputRow], *, on_long: str, on_error: str) -> list[int]:
         """Count the rows, and return the indices of those that are to be written.
 
         Raises:
@@ -189,7 +189,7 @@ class Tally:
                     written.append(index)
         return written
 
-    def _count(self, kind: str, row: Row) -> None:
+    def _count(self, kind: str, row: OutputRow) -> None:
         self._kinds[kind] += 1
         self._first.setdefault(kind, row.record.place)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gemb.arrays import Doubles, Rows, Vectors
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
-from gemb.embedding.pipeline import Progress, shortened, text_vectors
+from gemb.embedding.pipeline import ProgressCallback, shortened, text_vectors
 from gemb.embedding.vectors import DTYPES, packed, unpacked
 from gemb.errors import UsageError
 from gemb.evaluation.linear_probe import folded, predictions
@@ -49,7 +49,7 @@ def evaluate(
     *,
     dims: Sequence[int] = (),
     dtypes: Sequence[str] = ("f32",),
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Scores:
     """Return the scores of a model.
 
@@ -135,7 +135,7 @@ def _rows(dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statist
 class _Embedded:
     """The vectors of a suite's texts, each distinct one once."""
 
-    def __init__(self, suite: Suite, encoder: Encoder, progress: Progress | None) -> None:
+    def __init__(self, suite: Suite, encoder: Encoder, progress: ProgressCallback | None) -> None:
         parts = [(dataset, part) for dataset in suite.sets for part in dataset.parts]
         tasks = dict.fromkeys(part.task for _, part in parts)
         self.prompts = {task: for_task(task, encoder.profile.prompts) for task in tasks}

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.pipeline import Row
+from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
 from gemb.index.manifest import Manifest
@@ -215,7 +215,7 @@ class State:
 
     def fail(self, record: Record, error: RowError) -> None:
         """Count a row that gets no vector."""
-        self.tally.sort([Row(record, error=error)], on_long="error", on_error="skip")
+        self.tally.sort([OutputRow(record, error=error)], on_long="error", on_error="skip")
 
     def keep(self, old: Known, row: IndexRow) -> bool:
         """Give a row that has its vector its fields; return whether they are other ones."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gemb.embedding.formats.base import Batch, Description, Reader, no_description
+from gemb.embedding.formats.base import Description, RowBatch, VectorReader, no_description
 from gemb.embedding.formats.read import holds_vectors, open_vectors
 from gemb.embedding.vectors import VectorSpec, packed
 from gemb.errors import UsageError
@@ -18,7 +18,7 @@ from gemb.texts.records import RESERVED, Id, Record, RowError
 FAILED = RowError("no_vector", "the row has no vector")
 
 
-def described_vectors(path: str) -> Reader:
+def described_vectors(path: str) -> VectorReader:
     """Return an open file of vectors that says which model, prompt and width they have.
 
     Raises:
@@ -69,7 +69,7 @@ def count(paths: Sequence[str]) -> int | None:
 
 
 def _batch_rows(
-    batch: Batch, description: Description, label: str, source: VectorSource, spec: VectorSpec
+    batch: RowBatch, description: Description, label: str, source: VectorSource, spec: VectorSpec
 ) -> Iterator[SourceRow]:
     vectors = batch.vectors(description)
     is_good = np.logical_and(np.isfinite(vectors).all(axis=1), vectors.any(axis=1)).tolist()

@@ -13,7 +13,7 @@ from gemb.io import notes
 from gemb.io.text import duration
 
 
-class Progress:
+class ProgressBar:
     """A bar where stderr is a terminal; elsewhere a line every few seconds, or nothing.
 
     With -q it shows nothing. The subclasses say what is counted, and in which words.
@@ -68,7 +68,7 @@ class Progress:
         self._shown_at = time.monotonic()
 
 
-class InputProgress(Progress):
+class InputProgress(ProgressBar):
     """Bytes of an input whose rows get vectors; a bar alone."""
 
     shows_lines = False
@@ -88,7 +88,7 @@ class InputProgress(Progress):
         self.show(rows if self.total is None else size, rates, "")
 
 
-class CountProgress(Progress):
+class CountProgress(ProgressBar):
     """Texts that get vectors, rows that get negatives: with the rate and the time left."""
 
     def __init__(
@@ -132,7 +132,7 @@ class CountProgress(Progress):
         return rates
 
 
-class StepProgress(Progress):
+class StepProgress(ProgressBar):
     """Steps of a training run: loss, tokens a second and the time left; the bar stays."""
 
     window = 20  # steps that rates are averaged over

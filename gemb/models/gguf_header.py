@@ -152,7 +152,7 @@ def read_header(path: Path) -> GgufHeader:
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"{path}: no such GGUF file") from error
     with data:
-        return _Reader(path, data).header()
+        return _HeaderReader(path, data).header()
 
 
 def strings(header: GgufHeader, key: str) -> list[bytes]:
@@ -181,7 +181,7 @@ def _broken(path: Path, why: str) -> UsageError:
     return UsageError(f"{path}: not a whole GGUF file: {why}; fetch or write it again")
 
 
-class _Reader:
+class _HeaderReader:
     """Steps through the header; `at` is the next byte."""
 
     def __init__(self, path: Path, data: mmap.mmap) -> None:

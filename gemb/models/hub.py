@@ -64,7 +64,7 @@ class HubFile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PullPlan:
     """What pulling a model means."""
 
     name: HubName
@@ -107,7 +107,7 @@ class Plan:
         return max((part.stat().st_size for part in parts if part.is_file()), default=0)
 
 
-def plan(name: HubName) -> Plan:
+def plan(name: HubName) -> PullPlan:
     """Ask the hub what pulling the model means. Downloads nothing.
 
     Raises:
@@ -134,7 +134,7 @@ def plan(name: HubName) -> Plan:
                 f"{name.repo} on the hub is no model folder: it has no {lacking[0]}"
                 f"{_ggufs(everything)}"
             )
-    return Plan(
+    return PullPlan(
         name=name,
         commit=str(info.sha),
         files=files,
@@ -261,7 +261,7 @@ def _remove_file(name: HubName) -> int:
 # file beside the cache's blobs; once whole and checked they are blobs, which the library links.
 
 
-def fetch(plan: Plan) -> Path:
+def fetch(plan: PullPlan) -> Path:
     """Download what the cache lacks, check it, and return the model's path in the cache.
 
     A download that was stopped goes on where it was. The caller has said how much it is.
@@ -298,7 +298,7 @@ def fetch(plan: Plan) -> Path:
     return model
 
 
-def _fetch_blob(plan: Plan, file: HubFile) -> None:
+def _fetch_blob(plan: PullPlan, file: HubFile) -> None:
     """Put a large file among the cache's blobs, whose names are their SHA-256."""
     blob = plan.blob(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
@@ -322,7 +322,7 @@ def _partial(blob: Path) -> Path:
     return blob.with_name(f"{blob.name}.gemb-partial")
 
 
-def _append_rest(plan: Plan, file: HubFile, stream: BinaryIO) -> None:
+def _append_rest(plan: PullPlan, file: HubFile, stream: BinaryIO) -> None:
     """Append what the partial file lacks; try again as long as each try brings something.
 
     Raises:
@@ -353,7 +353,7 @@ def _append_rest(plan: Plan, file: HubFile, stream: BinaryIO) -> None:
                 raise ConnectionError(f"it sends nothing of {file.name} beyond byte {begin}")
 
 
-def check_all(plan: Plan) -> None:
+def check_all(plan: PullPlan) -> None:
     """Check every file of the plan that the cache has.
 
     Raises:

@@ -44,7 +44,9 @@ OUTPUTS = {
 }
 RUN_MODELS = ("soup", "quantize", "eval", "mine", "verify")  # those that take -j and -q
 KEYS = ("train", "with", "run", "if_worse")
-Check = Callable[[Sequence[str]], None]  # of a command with its arguments; may raise UsageError
+CommandCheck = Callable[
+    [Sequence[str]], None
+]  # of a command with its arguments; may raise UsageError
 _NAME = re.compile(r"(?!stages$)[A-Za-z0-9][A-Za-z0-9_-]*")  # RUN/stages is the chain's own
 _ITS_OWN = re.compile(r"(-o|-n|-h|--output|--dry-run|--help)(=.*)?")  # no option of a stage
 # In a command a reference is a word, or stands behind a = or before soup's =WEIGHT.
@@ -159,7 +161,7 @@ def dump_chain(chain: Chain) -> str:
     return write_text({"stages": stages})
 
 
-def read_chain(tree: Value, overrides: Sequence[str], check: Check) -> Chain:
+def read_chain(tree: Value, overrides: Sequence[str], check: CommandCheck) -> Chain:
     """Return the chain of a file, with `STAGE.KEY=VALUE` overrides of its recipes in it.
 
     Raises:
@@ -179,16 +181,16 @@ def read_chain(tree: Value, overrides: Sequence[str], check: Check) -> Chain:
             hint = _hint(name, by_stage, "its stages are")
             raise UsageError(f"{assignment}: of a chain write STAGE.KEY=VALUE; {hint}")
         by_stage[name].append(rest)
-    reader = _Reader(check)
+    reader = _StageReader(check)
     for name, value in stages.data.items():
         reader.read(name, value, by_stage[name])
     return reader.stages
 
 
-class _Reader:
+class _StageReader:
     """Reads stages in their order, and knows those before."""
 
-    def __init__(self, check: Check) -> None:
+    def __init__(self, check: CommandCheck) -> None:
         self.stages: dict[str, Stage] = {}
         self._check_command = check
         self._trees: dict[str, Value] = {}  # of the recipes

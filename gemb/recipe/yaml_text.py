@@ -114,7 +114,7 @@ def read_text(text: str, place: Place) -> Value:
         UsageError: it is not such YAML.
     """
     try:
-        return _Reader(place).read(text)
+        return _EventReader(place).read(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = place if place.key or not mark else Place(place.source, mark.line + 1)
@@ -127,7 +127,7 @@ def read_text(text: str, place: Place) -> Value:
         raise UsageError(f"{place}: not YAML: an escape stands for no character") from error
 
 
-class _Reader:
+class _EventReader:
     """YAML's events to values."""
 
     def __init__(self, place: Place) -> None:
@@ -188,22 +188,22 @@ class _Reader:
         return Place(self._place.source, event.start_mark.line + 1)
 
 
-class _Writer(yaml.SafeDumper):
+class _Dumper(yaml.SafeDumper):
     """A dumper that takes as numbers what `scalar` does."""
 
 
-_Writer.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-_Writer.add_representer(
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Dumper.add_representer(
     float, lambda writer, number: writer.represent_scalar("tag:yaml.org,2002:float", repr(number))
 )
 # In other quotes PyYAML leaves some line breaks of Unicode bare, and reads them as spaces.
-_Writer.add_representer(
+_Dumper.add_representer(
     str,
     lambda writer, text: writer.represent_scalar(
         "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
     ),
 )
-_Writer.add_representer(
+_Dumper.add_representer(
     tuple,
     lambda writer, items: writer.represent_sequence(
         "tag:yaml.org,2002:seq", items, flow_style=not any(isinstance(x, Mapping) for x in items)
@@ -213,5 +213,5 @@ _Writer.add_representer(
 
 def write_text(document: Mapping[str, Any]) -> str:
     """Return a document as YAML that `read_text` reads as the same values."""
-    text: str = yaml.dump(document, Dumper=_Writer, sort_keys=False, allow_unicode=True, width=1000)
+    text: str = yaml.dump(document, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
     return text

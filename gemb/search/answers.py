@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gemb.index.hits import Hit
 from gemb.io.notes import note
 from gemb.search.excerpts import compared, excerpts
-from gemb.search.forms import Form
+from gemb.search.forms import OutputForm
 from gemb.search.queries import Criteria, Query
 from gemb.texts.words import wanted_stems, words_of
 
@@ -81,7 +81,9 @@ def has_all(hit: Hit, stems: frozenset[str]) -> bool:
     }
 
 
-def show(answer: QueryHits, form: Form, encoder: Encoder | None, prompt: Prompt | None) -> None:
+def show(
+    answer: QueryHits, form: OutputForm, encoder: Encoder | None, prompt: Prompt | None
+) -> None:
     """Write the answers to one query.
 
     Args:

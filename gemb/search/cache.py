@@ -53,7 +53,7 @@ FIELDS = np.dtype(
 BINARY, UNDECODABLE = 1, 2  # flags
 
 
-class Row(NamedTuple):
+class FileRow(NamedTuple):
     """A file of the table."""
 
     real: bytes  # absolute path
@@ -164,7 +164,7 @@ class PassageTable:
         except sqlite3.Error as error:
             self._give_up(error)
 
-    def under(self, real: str) -> dict[bytes, Row]:
+    def under(self, real: str) -> dict[bytes, FileRow]:
         """Return what is known of a file, or of all files under a folder, by their paths."""
         if not self._database:
             return {}
@@ -176,7 +176,7 @@ class PassageTable:
                 " WHERE rules = ?1 AND (real = ?2 OR (real > ?3 AND real < ?4))",
                 (self._rules, path, inside, inside[:-1] + b"0"),  # 0 follows the slash
             )
-            return {row[0]: Row(*row[:-1]) for row in rows if zlib.crc32(row[5]) == row[6]}
+            return {row[0]: FileRow(*row[:-1]) for row in rows if zlib.crc32(row[5]) == row[6]}
         return {}
 
     def titles(self, real: str) -> list[str]:
@@ -190,7 +190,7 @@ class PassageTable:
                 return list(json.loads(row[0])) if row else []
         return []
 
-    def put(self, rows: Sequence[Row]) -> None:
+    def put(self, rows: Sequence[FileRow]) -> None:
         """Keep files, but those that may change once more without a sign of it."""
         now = time.time_ns()
         settled = [row for row in rows if row.mtime_ns < now - RACY_NS]

@@ -19,7 +19,7 @@ from gemb.embedding.store import key_of
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
 from gemb.io.text import visible
-from gemb.search.cache import BINARY, FIELDS, UNDECODABLE, PassageTable, Row, unpacked
+from gemb.search.cache import BINARY, FIELDS, UNDECODABLE, FileRow, PassageTable, unpacked
 from gemb.texts import inputs
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import Passage, split
@@ -167,13 +167,13 @@ def _rows(
     table: PassageTable,
     skipped: Skipped,
     looked: Callable[[int], None],
-) -> Iterator[tuple[Entry, Row, bool]]:
+) -> Iterator[tuple[Entry, FileRow, bool]]:
     """Yield the files under `trees` as rows of the table, and whether each was split just now."""
-    known: dict[bytes, Row] = {}
+    known: dict[bytes, FileRow] = {}
     # Resolves no links.
     for root in dict.fromkeys(os.path.abspath(tree) for tree in trees):  # noqa: PTH100
         known |= table.under(root)
-    unsaved: list[Row] = []
+    unsaved: list[FileRow] = []
     saved_at = time.monotonic()
     try:
         for count, entry in enumerate(walk(trees, sources.walk, skipped), 1):
@@ -192,7 +192,7 @@ def _rows(
     table.forget([real for real in known if not os.path.lexists(real)])
 
 
-def _split(entry: Entry, kind: str, skipped: Skipped) -> Row | None:
+def _split(entry: Entry, kind: str, skipped: Skipped) -> FileRow | None:
     """Return a file as a row of the table, None where it cannot be read."""
     file = open_text(entry)
     if file.text is None and not file.is_binary:
@@ -219,7 +219,7 @@ def _split(entry: Entry, kind: str, skipped: Skipped) -> Row | None:
         FIELDS,
     )
     real = os.fsencode(entry.real)
-    return Row(real, *entry[2:5], flags, passages.tobytes(), json.dumps(titles))
+    return FileRow(real, *entry[2:5], flags, passages.tobytes(), json.dumps(titles))
 
 
 def _records(path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[str | None, Record]]:

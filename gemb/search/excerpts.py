@@ -136,7 +136,7 @@ def _weight(line: str, worth: Mapping[str, float]) -> float:
 # The lines around the best line of a passage: of the passage, and of its file beyond it.
 
 
-class Line(NamedTuple):
+class ShownLine(NamedTuple):
     """A line that is shown."""
 
     number: int | None
@@ -144,7 +144,7 @@ class Line(NamedTuple):
     is_good: bool  # it answers the query
 
 
-class Context:
+class LineContext:
     """Finds lines around; remembers the file that it read last."""
 
     def __init__(self, before: int, after: int, *, is_inside: bool = False) -> None:
@@ -161,7 +161,7 @@ class Context:
         self._path = ""
         self._lines: list[str] = []
 
-    def around(self, excerpt: Excerpt) -> list[Line]:
+    def around(self, excerpt: Excerpt) -> list[ShownLine]:
         """Return the best line and those around it, in the order of the file.
 
         Where the file cannot be read any more, or holds something else now, the passage alone
@@ -177,7 +177,7 @@ class Context:
                 lines = (*file[:start], *lines, *file[start + len(lines) :])
         shown = range(max(0, first + start), min(len(lines), last + start + 1))
         return [
-            Line(
+            ShownLine(
                 excerpt.number(at - start),
                 lines[at],
                 at - start in excerpt.good or at - start == excerpt.best,

@@ -27,7 +27,7 @@ from gemb.models.prompts import for_task
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth, exit_code, show
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import Corpus, PassageTexts, Sources, gather
-from gemb.search.forms import Form
+from gemb.search.forms import OutputForm
 from gemb.search.live import LiveHits
 from gemb.search.queries import (
     Criteria,
@@ -37,7 +37,7 @@ from gemb.search.queries import (
     embedded,
     passage_vector,
 )
-from gemb.search.scoring import Progress, Ranking, add_known, sample, scored, split_known
+from gemb.search.scoring import Ranking, SearchProgress, add_known, sample, scored, split_known
 from gemb.texts.walk import Skipped
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class StopWalk(Exception):
 
 
 def run_files(
-    job: SearchJob, sources: Sources, open_model: ModelOpener, form: Form, *, is_silent: bool
+    job: SearchJob, sources: Sources, open_model: ModelOpener, form: OutputForm, *, is_silent: bool
 ) -> int:
     """Search files, folders and standard input; return the exit code.
 
@@ -146,7 +146,7 @@ def search_files(
     encoder: Encoder,
     criteria: Criteria,
     *,
-    on_window: Callable[[Progress, PassageTexts], None] = lambda progress, texts: None,
+    on_window: Callable[[SearchProgress, PassageTexts], None] = lambda progress, texts: None,
     like: Hit | None = None,
 ) -> list[QueryHits]:
     """Return the answers to each query, in order.
@@ -277,11 +277,11 @@ def file_and_line(like: str) -> tuple[str, int]:
 
 
 def _say_stopped(
-    progress: Progress,
+    progress: SearchProgress,
     texts: PassageTexts,
     queries: Sequence[Query],
     vectors: Vectors,
-    form: Form,
+    form: OutputForm,
 ) -> None:
     """Show the best hits so far on a terminal, and say what is kept."""
     ranking = progress.ranking

@@ -15,7 +15,7 @@ import orjson
 from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import visible
-from gemb.search.excerpts import Context, Excerpt, Line
+from gemb.search.excerpts import Excerpt, LineContext, ShownLine
 from gemb.search.queries import Query
 from gemb.texts.records import Id, as_text
 from gemb.texts.words import wanted_stems, words_of
@@ -24,7 +24,7 @@ Write = Callable[[bytes], object]
 STDIN = "(standard input)"  # as grep names it
 
 
-class Form(Protocol):
+class OutputForm(Protocol):
     """Writes what was found."""
 
     needs_lines: bool  # whether it shows the line that answers best, so that it should be right
@@ -232,7 +232,7 @@ class GrepLines:
     def __init__(
         self,
         write: Write,
-        context: Context,
+        context: LineContext,
         paint: Paint,
         *,
         is_null: bool = False,
@@ -269,7 +269,9 @@ class GrepLines:
                 is_best = line.number == excerpt.number(excerpt.best) or not excerpt.is_numbered
                 self._write(self._line(excerpt, line, stems, is_best=is_best))
 
-    def _line(self, excerpt: Excerpt, line: Line, stems: frozenset[str], *, is_best: bool) -> bytes:
+    def _line(
+        self, excerpt: Excerpt, line: ShownLine, stems: frozenset[str], *, is_best: bool
+    ) -> bytes:
         paint, hit = self._paint, excerpt.hit
         mark = paint.mark(":" if is_best else "-")
         text = line.text.rstrip("\r")

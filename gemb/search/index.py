@@ -20,7 +20,7 @@ from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt, for_task
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth, exit_code, show
-from gemb.search.forms import Form
+from gemb.search.forms import OutputForm
 from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memo
 NOTED = 3_000_000  # with more rows it is said
 
 
-def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Form) -> int:
+def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: OutputForm) -> int:
     """Search an index; return the exit code.
 
     Raises:
@@ -139,21 +139,21 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, name: str, forc
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class SelectedRows:
     """The rows of an index that are looked at."""
 
     numbers: Ints | None  # ascending; None: all
     count: int
 
 
-def rows_of(index: Index, filter_: str | None) -> Rows:
+def rows_of(index: Index, filter_: str | None) -> SelectedRows:
     """Return the rows that a filter leaves; a note says where that takes seconds.
 
     Raises:
         UsageError: it is no filter, or a field is not there.
     """
     if filter_ is None:
-        return Rows(numbers=index.alive, count=index.count)
+        return SelectedRows(numbers=index.alive, count=index.count)
     from gemb.index.where import condition_for, matching
 
     where = condition_for(index.connection, filter_)
@@ -163,12 +163,12 @@ def rows_of(index: Index, filter_: str | None) -> Rows:
     numbers = matching(index.connection, where)
     if index.alive is not None:
         numbers = np.intersect1d(numbers, index.alive, assume_unique=True)
-    return Rows(numbers=numbers, count=len(numbers))
+    return SelectedRows(numbers=numbers, count=len(numbers))
 
 
 def search_index(
     index: Index,
-    rows: Rows,
+    rows: SelectedRows,
     queries: Sequence[Query],
     vectors: Floats,
     criteria: Criteria,
@@ -212,7 +212,7 @@ def search_index(
             yield above(query, vector, hits, floor, criteria)
 
 
-def warm_up(index: Index, rows: Rows, criteria: Criteria) -> None:
+def warm_up(index: Index, rows: SelectedRows, criteria: Criteria) -> None:
     """Have the system read what a search will scan, while a model is opened."""
     k = min(depth(criteria, ALL), rows.count)
     if index.codes is not None and plan(criteria.accuracy, rows.count, k).candidates is not None:
@@ -232,7 +232,12 @@ def _floor(index: Index, count: int, criteria: Criteria, *, has_query: bool) -> 
 
 
 def _with_words(
-    index: Index, rows: Rows, query: Query, vector: Floats, by_meaning: Ints, criteria: Criteria
+    index: Index,
+    rows: SelectedRows,
+    query: Query,
+    vector: Floats,
+    by_meaning: Ints,
+    criteria: Criteria,
 ) -> list[Hit]:
     """Return the hits of two rankings, fused: `by_meaning`, and rows by words (BM25)."""
     from gemb.index.bm25 import by_words

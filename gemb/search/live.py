@@ -11,7 +11,7 @@ from gemb.io.notes import is_quiet, tell
 from gemb.io.text import cut, duration, visible
 from gemb.search.corpus import PassageTexts
 from gemb.search.forms import shown_name
-from gemb.search.scoring import Progress
+from gemb.search.scoring import SearchProgress
 
 DELAY_S = 1.0  # what is done by then needs no report
 EVERY_S = 0.2  # on a terminal
@@ -31,7 +31,7 @@ class LiveHits:
         )
         self._began = time.monotonic()
         self._shown_at = self._began
-        self.last: Progress | None = None  # with any passage compared
+        self.last: SearchProgress | None = None  # with any passage compared
         self._first: tuple[int, int, float] | None = None  # done, tokens, and when it was
         self._rows = 0
 
@@ -42,7 +42,7 @@ class LiveHits:
             self._shown_at = now
             self._draw([f"{files:,} files"])
 
-    def show(self, progress: Progress, texts: PassageTexts) -> None:
+    def show(self, progress: SearchProgress, texts: PassageTexts) -> None:
         """Draw how far it is, and the best hits so far; it may be called often."""
         now = time.monotonic()
         ranked = progress.ranking.count
@@ -80,7 +80,7 @@ class LiveHits:
             sys.stderr.flush()
             self._rows = 0
 
-    def _line(self, progress: Progress, now: float) -> str:
+    def _line(self, progress: SearchProgress, now: float) -> str:
         ranked = progress.ranking.count
         line = f"{ranked:,} of {progress.total:,} passages"
         first_ranked, first_tokens, since = self._first or (ranked, progress.tokens, now)

@@ -30,24 +30,25 @@ KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 
 
-class Known(NamedTuple):
+class CachedPassages(NamedTuple):
     """Passages that have a vector in the cache."""
 
     numbers: Ints  # [n], ascending
     rows: Ints  # [n]: of the cache
 
 
-Missing = Mapping[bytes, Sequence[int]]  # the passages of each key without a vector, ascending
+# Key without a vector -> numbers of its passages, ascending.
+MissingPassages = Mapping[bytes, Sequence[int]]
 
 
-def split_known(corpus: Corpus, cache: VectorCache) -> tuple[Known, Missing]:
+def split_known(corpus: Corpus, cache: VectorCache) -> tuple[CachedPassages, MissingPassages]:
     """Return the passages that have a vector in the cache, and those that have none."""
     rows = cache.find(corpus.keys)
     numbers = np.flatnonzero(rows >= 0)
     missing: dict[bytes, list[int]] = {}
     for number in np.flatnonzero(rows < 0).tolist():
         missing.setdefault(corpus.keys[number], []).append(number)
-    return Known(numbers, rows[numbers]), missing
+    return CachedPassages(numbers, rows[numbers]), missing
 
 
 class Ranking:
@@ -94,7 +95,9 @@ class Ranking:
         return list(zip(numbers[order].tolist(), scores[order].tolist(), strict=True))
 
 
-def add_known(ranking: Ranking, known: Known, cache: VectorCache, queries: Vectors) -> None:
+def add_known(
+    ranking: Ranking, known: CachedPassages, cache: VectorCache, queries: Vectors
+) -> None:
     """Score passages by their vectors in the cache, and add them to a ranking.
 
     Args:
@@ -116,7 +119,9 @@ def add_known(ranking: Ranking, known: Known, cache: VectorCache, queries: Vecto
 # good answers come early.
 
 
-def by_shared_words(missing: Missing, texts: PassageTexts, queries: Sequence[str]) -> list[int]:
+def by_shared_words(
+    missing: MissingPassages, texts: PassageTexts, queries: Sequence[str]
+) -> list[int]:
     """Return a passage of each key, those first that share the most words with the queries."""
     numbers = [same[0] for same in missing.values()]
     promise = Promise.of(queries)
@@ -169,7 +174,7 @@ class Embedded(NamedTuple):
 
 def embed_missing(
     order: Sequence[int],
-    missing: Missing,
+    missing: MissingPassages,
     texts: PassageTexts,
     cache: VectorCache,
     encoder: Encoder,
@@ -243,7 +248,7 @@ def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
 # Scores: one ranking, which gets better with each window.
 
 
-class Progress(NamedTuple):
+class SearchProgress(NamedTuple):
     """How far a search is."""
 
     ranking: Ranking  # of the passages that have a vector
@@ -252,8 +257,8 @@ class Progress(NamedTuple):
 
 
 def scored(
-    known: Known,
-    missing: Missing,
+    known: CachedPassages,
+    missing: MissingPassages,
     texts: PassageTexts,
     cache: VectorCache,
     queries: Vectors,
@@ -262,7 +267,7 @@ def scored(
     query_texts: Sequence[str],
     k: int | None,
     floor: float = -1.0,
-) -> Generator[Progress, None, None]:
+) -> Generator[SearchProgress, None, None]:
     """Yield one ranking that gets better and better; at the end it is that of all passages.
 
     What is known is compared first; the other passages are embedded, those first that share words
@@ -288,7 +293,7 @@ def scored(
     tokens = 0
     ranking = Ranking(len(queries), k, floor)
     add_known(ranking, known, cache, queries)
-    yield Progress(ranking, total, tokens)
+    yield SearchProgress(ranking, total, tokens)
     if not missing:
         return
     order = by_shared_words(missing, texts, query_texts)
@@ -298,7 +303,7 @@ def scored(
                 scores = scores_of(embedded.vectors, queries)
                 ranking.add(scores[embedded.places], embedded.numbers)
                 tokens += embedded.tokens
-                yield Progress(ranking, total, tokens)
+                yield SearchProgress(ranking, total, tokens)
     except GembError as error:
         # Where others were compared, those are left on which the model failed before.
         if not ranking.count:
@@ -306,7 +311,7 @@ def scored(
         texts.skipped.failure(f"{total - ranking.count:,} passages", str(error))
 
 
-def sample(known: Known, cache: VectorCache, count: int) -> Vectors:
+def sample(known: CachedPassages, cache: VectorCache, count: int) -> Vectors:
     """Return the vectors of so many known passages, spread evenly, float32 [n, dim]."""
     most = len(known.rows)
     places = np.unique(np.linspace(0, max(0, most - 1), min(count, most), dtype=int))

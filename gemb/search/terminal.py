@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import ELLIPSIS, cut, visible, width_of, wrapped
-from gemb.search.excerpts import Context, Excerpt, Line
+from gemb.search.excerpts import Excerpt, LineContext, ShownLine
 from gemb.search.forms import STDIN, Write, encoded, is_bare, painted, shown_name
 from gemb.search.queries import Query
 from gemb.texts.words import wanted_stems, words_of
@@ -28,7 +28,7 @@ class TerminalHits:
     def __init__(
         self,
         write: Write,
-        context: Context,
+        context: LineContext,
         paint: Paint,
         width: int,
         *,
@@ -94,7 +94,7 @@ class TerminalHits:
         return [head, *(row for line in shown for row in self._line(line, stems, widest))]
 
     def _line(
-        self, line: Line, stems: frozenset[str], widest: int, start: tuple[str, int] = ("", 0)
+        self, line: ShownLine, stems: frozenset[str], widest: int, start: tuple[str, int] = ("", 0)
     ) -> list[str]:
         """Return the rows of a line; `start` is what stands before it, and its width."""
         paint = self._paint

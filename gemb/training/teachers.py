@@ -32,7 +32,7 @@ from gemb.texts.records import Record
 from gemb.training.teacher import FillEstimate, Teacher, TeacherText
 
 if TYPE_CHECKING:
-    from gemb.embedding.pipeline import Row
+    from gemb.embedding.pipeline import OutputRow
 
 
 WINDOW_TEXTS = 16_384  # sorted by length together
@@ -125,7 +125,7 @@ class ModelTeacher(Teacher):
 
     def _computed(
         self, texts: Iterable[TeacherText]
-    ) -> Iterator[tuple[list[bytes], list[Row], NDArray[np.float32]]]:
+    ) -> Iterator[tuple[list[bytes], list[OutputRow], NDArray[np.float32]]]:
         """Yield keys, rows and vectors, [n, dim], of batches that take about FLUSH_S each."""
         embedder: Embedder | None = None
         chars = FIRST_CHARS
@@ -154,7 +154,7 @@ class ModelTeacher(Teacher):
                 took = max(time.monotonic() - began, FLUSH_S / 8)
                 chars = max(FIRST_CHARS, min(int(size * FLUSH_S / took), 2 * chars))
 
-    def _check(self, rows: Sequence[Row], texts: Sequence[TeacherText]) -> None:
+    def _check(self, rows: Sequence[OutputRow], texts: Sequence[TeacherText]) -> None:
         for row, text in zip(rows, texts, strict=True):
             if row.error:
                 raise GembError(

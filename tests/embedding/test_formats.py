@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fake_backend import Gemb
-from gemb.embedding.formats.base import Reader
+from gemb.embedding.formats.base import VectorReader
 from gemb.embedding.formats.read import holds_vectors, open_vectors
 from gemb.embedding.formats.table import FORMATS, format_of, readable_suffixes
 
@@ -132,7 +132,7 @@ def test_a_format_is_named_in_the_table_and_in_its_file_alone() -> None:
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_the_classes_of_the_table_are_there(form) -> None:
     if form.reader:
-        assert issubclass(form.reader_class, Reader)
+        assert issubclass(form.reader_class, VectorReader)
     assert callable(form.new_writer)
     for suffix in form.suffixes:
         assert format_of(Path(f"v{suffix.upper()}")) is form

@@ -10,7 +10,7 @@ import pytest
 
 from fake_backend import install
 from gemb.embedding import pipeline
-from gemb.embedding.pipeline import Embedder, Row, Window, embed, windows
+from gemb.embedding.pipeline import Embedder, OutputRow, Window, embed, windows
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.texts.records import Record, RowError
@@ -64,7 +64,7 @@ def run(
     return Window(rows, np.concatenate([window.vectors for window in done]))
 
 
-def codes(rows: list[Row]) -> list[str | None]:
+def codes(rows: list[OutputRow]) -> list[str | None]:
     return [row.error.code if row.error else None for row in rows]
 
 

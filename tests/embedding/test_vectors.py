@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemb.embedding.formats.base import Layout
+from gemb.embedding.formats.base import FileLayout
 from gemb.embedding.formats.read import read_vectors
 from gemb.embedding.formats.table import FORMATS
-from gemb.embedding.pipeline import Row
+from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import DTYPES, VectorSpec, packed, sidecar, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.io.streams import AtomicFile
@@ -41,19 +41,19 @@ class Memory:
     def abandon(self) -> None: ...
 
 
-def rows_of(count: int, failed: int = -1) -> list[Row]:
+def rows_of(count: int, failed: int = -1) -> list[OutputRow]:
     error = RowError("empty", "the text is empty")
     return [
-        Row(Record(number + 1, "", "x", kept={"k": f"v{number}"}), 5, False)
+        OutputRow(Record(number + 1, "", "x", kept={"k": f"v{number}"}), 5, False)
         if number != failed
-        else Row(Record(number + 1, "", "", kept={"k": "bad"}), error=error)
+        else OutputRow(Record(number + 1, "", "", kept={"k": "bad"}), error=error)
         for number in range(count)
     ]
 
 
 def written(form: str, spec: VectorSpec, vectors: np.ndarray, failed: int = -1, **layout) -> bytes:
     output = Memory()
-    writer = FORMATS[form].new_writer(output, Layout(spec=spec, task="document", **layout))
+    writer = FORMATS[form].new_writer(output, FileLayout(spec=spec, task="document", **layout))
     rows = rows_of(len(vectors), failed)
     for start in range(0, len(rows), 3):  # windows of three
         writer.write(rows[start : start + 3], vectors[start : start + 3])
@@ -86,7 +86,7 @@ def test_arrays_come_back_as_they_were_packed(form: str, dtype: str, tmp_path: P
 def test_npy_is_what_numpy_reads_and_a_pipe_has_the_same_bytes_as_a_file(tmp_path: Path) -> None:
     vectors = unit_rows(7)
     file = AtomicFile(tmp_path / "v.npy")
-    writer = FORMATS["npy"].new_writer(file, Layout(spec=SPEC, task="document"))
+    writer = FORMATS["npy"].new_writer(file, FileLayout(spec=SPEC, task="document"))
     writer.write(rows_of(7), vectors)
     writer.finish()
     file.commit()
@@ -185,8 +185,10 @@ def test_parquet_keeps_fields_and_refuses_types_that_change(tmp_path: Path) -> N
     assert table["k"] == ["v0", "bad", "v2", "v3"]
     assert table["error"] == [None, "empty: the text is empty", None, None]
     assert table["embedding"][1] is None
-    writer = FORMATS["parquet"].new_writer(Memory(), Layout(spec=SPEC, task="document", kept=["k"]))
-    rows = [Row(Record(1, "", kept={"k": value})) for value in ("text", 3)]
+    writer = FORMATS["parquet"].new_writer(
+        Memory(), FileLayout(spec=SPEC, task="document", kept=["k"])
+    )
+    rows = [OutputRow(Record(1, "", kept={"k": value})) for value in ("text", 3)]
     writer.write(rows, unit_rows(2))
     with pytest.raises(GembError, match="--keep k: its values are of several types"):
         writer.finish()
@@ -244,7 +246,7 @@ def test_vectors_of_other_than_real_numbers_are_refused(tmp_path: Path) -> None:
 
 def test_kept_objects_are_json_in_csv() -> None:
     output = Memory()
-    writer = FORMATS["csv"].new_writer(output, Layout(spec=SPEC, task="document", kept=["k"]))
-    writer.write([Row(Record(1, "", kept={"k": {"a": ["é", None]}}))], unit_rows(1))
+    writer = FORMATS["csv"].new_writer(output, FileLayout(spec=SPEC, task="document", kept=["k"]))
+    writer.write([OutputRow(Record(1, "", kept={"k": {"a": ["é", None]}}))], unit_rows(1))
     (_, row) = csv.reader(io.StringIO(output.data.decode()))
     assert row[1] == '{"a":["é",null]}'

@@ -14,14 +14,14 @@ import pytest
 from file_search import FileSearch
 from file_trees import OLD, as_nobody, write
 from gemb.errors import GembError
-from gemb.search.cache import FIELDS, PassageTable, Row, VectorCache
+from gemb.search.cache import FIELDS, FileRow, PassageTable, VectorCache
 from word_encoder import WordEncoder
 
 SPEC = WordEncoder().spec
 
 
-def row(name: str, *, mtime_ns: int = OLD * 10**9, count: int = 1) -> Row:
-    return Row(name.encode(), 5, mtime_ns, 7, 0, np.ones(count, FIELDS).tobytes(), '["a"]')
+def row(name: str, *, mtime_ns: int = OLD * 10**9, count: int = 1) -> FileRow:
+    return FileRow(name.encode(), 5, mtime_ns, 7, 0, np.ones(count, FIELDS).tobytes(), '["a"]')
 
 
 def search(folder: str, cache: Path) -> tuple[list[str], int]:

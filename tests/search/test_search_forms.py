@@ -17,8 +17,8 @@ from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
 from gemb.models.prompts import Prompt
-from gemb.search.excerpts import Context, Excerpt, compared, excerpts
-from gemb.search.forms import Form, GrepLines, JsonHits, NameList, TrecRun
+from gemb.search.excerpts import Excerpt, LineContext, compared, excerpts
+from gemb.search.forms import GrepLines, JsonHits, NameList, OutputForm, TrecRun
 from gemb.search.queries import Query
 from gemb.search.terminal import TerminalHits, part_with
 from gemb.texts.words import wanted_stems, words_of
@@ -40,18 +40,18 @@ def hit(**changes: object) -> Hit:
 
 def shown(make: object, hits: Sequence[Hit], words: str = "refund an order") -> bytes:
     written: list[bytes] = []
-    form: Form = make(written.append)  # type: ignore[operator]
+    form: OutputForm = make(written.append)  # type: ignore[operator]
     form.show(Query("q 1", words, "the query"), excerpts(words, hits))
     return b"".join(written)
 
 
 def grep(hits: Sequence[Hit], before: int = 0, after: int = 0, **more: object) -> str:
-    context = Context(before, after, is_inside=True)
+    context = LineContext(before, after, is_inside=True)
     return shown(lambda write: GrepLines(write, context, PLAIN, **more), hits).decode()
 
 
 def terminal(hits: Sequence[Hit], width: int = 60, *, is_on: bool = False, **more: object) -> str:
-    context = Context(1, 2, is_inside=True)
+    context = LineContext(1, 2, is_inside=True)
     paint = Paint(is_on=is_on)
     make = lambda write: TerminalHits(write, context, paint, width, **more)  # noqa: E731
     return shown(make, hits).decode()
@@ -179,7 +179,7 @@ def test_lines_around_come_from_the_file_beyond_the_passage(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     lines = [f"line {number}" for number in range(1, 11)]
     (tmp_path / "shop.py").write_text("\n".join(lines) + f"\n{ORDERS}after\n\nlast\n")
-    context = Context(3, 4)
+    context = LineContext(3, 4)
     found = shown(lambda write: GrepLines(write, context, PLAIN), [hit()]).decode()
     assert [line.split("py", 1)[1][:9] for line in found.splitlines()] == [
         *("-9-line 9", "-10-line ", "-11-def c", ':12:    "', "-13-    o", "-14-    o"),
@@ -190,7 +190,7 @@ def test_lines_around_come_from_the_file_beyond_the_passage(tmp_path, monkeypatc
 def test_no_line_follows_the_last_one_of_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "shop.py").write_text("\n" * 10 + f"{ORDERS}last\n")
-    found = shown(lambda write: GrepLines(write, Context(0, 9), PLAIN), [hit()]).decode()
+    found = shown(lambda write: GrepLines(write, LineContext(0, 9), PLAIN), [hit()]).decode()
     assert found.splitlines()[-1].endswith("-last")
 
 
@@ -199,7 +199,7 @@ def test_a_file_that_has_changed_or_is_gone_gives_no_lines_around(content, tmp_p
     monkeypatch.chdir(tmp_path)
     if content:
         (tmp_path / "shop.py").write_bytes(content)
-    found = shown(lambda write: GrepLines(write, Context(9, 9), PLAIN), [hit()]).decode()
+    found = shown(lambda write: GrepLines(write, LineContext(9, 9), PLAIN), [hit()]).decode()
     assert [line[:10] for line in found.splitlines()] == [
         *("shop.py-11", "shop.py:12", "shop.py-13", "shop.py-14"),
     ]
@@ -209,7 +209,7 @@ def test_a_part_of_a_very_long_line_stays_a_part_among_the_lines_around(tmp_path
     monkeypatch.chdir(tmp_path)
     (tmp_path / "long.txt").write_text("before\n" + "x " * 900 + "the refund of an order\nafter\n")
     part = hit(path="long.txt", text="the refund of an order", line=2, last_line=2)
-    found = shown(lambda write: GrepLines(write, Context(1, 1), PLAIN), [part]).decode()
+    found = shown(lambda write: GrepLines(write, LineContext(1, 1), PLAIN), [part]).decode()
     assert found == "long.txt-1-before\nlong.txt:2:the refund of an order\nlong.txt-3-after\n"
 
 
@@ -262,7 +262,7 @@ def test_colours_are_those_of_grep_and_the_best_line_is_bold():
         "\x1b[33m0.71\x1b[m",
         "\x1b[32m1\x1b[m\x1b[36m:\x1b[m \x1b[1ma \x1b[m\x1b[1;31mrefund\x1b[m\x1b[1m here\x1b[m",
     ]
-    context = Context(0, 0)
+    context = LineContext(0, 0)
     found = shown(lambda w: GrepLines(w, context, Paint(is_on=True)), [one])
     assert found == (
         b"\x1b[35mshop.py\x1b[m\x1b[36m:\x1b[m\x1b[32m1\x1b[m\x1b[36m:\x1b[m"
@@ -339,7 +339,7 @@ def test_a_path_that_is_not_utf8_keeps_its_bytes_in_a_pipe_and_is_shown_on_a_ter
     assert base64.b64decode(found["path_base64"]) == name
     names = lambda w: NameList(w, PLAIN, is_null=True, counts=False, most=None)  # noqa: E731
     assert shown(names, [one]) == name + b"\0"
-    context = Context(0, 0)
+    context = LineContext(0, 0)
     lines = shown(lambda w: GrepLines(w, context, PLAIN), [one])
     assert lines.startswith(name + b":12:")
     names = lambda w: NameList(w, PLAIN, is_null=False, counts=True, most=None)  # noqa: E731

@@ -13,7 +13,7 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.index.hits import Hit
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import PassageTexts, Sources, gather
-from gemb.search.scoring import Progress, scored, split_known
+from gemb.search.scoring import SearchProgress, scored, split_known
 from gemb.texts.walk import Skipped
 from word_encoder import WordEncoder
 
@@ -67,7 +67,7 @@ class FileSearch:
         words: Sequence[str] = (),
         k: int | None = 10,
         floor: float = -1.0,
-    ) -> Generator[Progress, None, None]:
+    ) -> Generator[SearchProgress, None, None]:
         """Yield the one ranking as it gets better."""
         cache = self.cache(encoder.spec)
         known, missing = split_known(self.corpus, cache)
@@ -78,7 +78,7 @@ class FileSearch:
             floor=floor,
         )
 
-    def found(self, progress: Progress, *, is_last: bool = False) -> Found:
+    def found(self, progress: SearchProgress, *, is_last: bool = False) -> Found:
         """Return the hits of a ranking."""
         if is_last:
             self.texts.forget()

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from gemb.arrays import Vectors
 from gemb.embedding.formats.base import (
     BATCH,
-    Batch,
     Description,
-    Layout,
-    Reader,
+    FileLayout,
+    RowBatch,
+    VectorReader,
     description_beside,
     no_description,
     stored,
 )
-from gemb.embedding.pipeline import Row
+from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import NUMBERS, VectorSpec
 from gemb.io.atomic import naming, write_all
 from gemb.io.streams import AtomicFile, Output, Sink
@@ -42,11 +42,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's first moment: equal runs give equal byt
 class F32Writer:
     """The numbers alone, little-endian, row after row."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._spec = layout.spec
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write the numbers of each row."""
         self._output.write(stored(vectors, self._spec).tobytes())
 
@@ -57,7 +57,7 @@ class F32Writer:
 class NpyWriter:
     """One array [rows, dim]. Its header needs the count: patched in a file, spooled for a pipe."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._spec = layout.spec
         self._count = 0
         self._output = output
@@ -67,7 +67,7 @@ class NpyWriter:
         else:
             self._spool = Spool(None)
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write the numbers of each row."""
         data = stored(vectors, self._spec).tobytes()
         self._count += len(rows)
@@ -87,7 +87,7 @@ class NpyWriter:
 class NpzWriter:
     """Arrays `vectors`, `ids`, `tokens`, `failed` and the JSON text `meta`; no objects."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._layout = layout
         self._ids: list[Id] = []
@@ -97,7 +97,7 @@ class NpzWriter:
         folder = output.path.parent if isinstance(output, AtomicFile) else None
         self._vectors = Spool(folder)
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Hold the rows; their numbers go to a temporary file."""
         self._vectors.write(stored(vectors, self._layout.spec).tobytes())
         self._ids += [row.record.id for row in rows]
@@ -168,12 +168,12 @@ def _member(name: str) -> zipfile.ZipInfo:
 # Readers. An array on the disk is mapped, so that a file of any size can be read.
 
 
-class ArrayReader(Reader):
+class ArrayReader(VectorReader):
     """Rows of one array, and their ids where there are any."""
 
     _array: NDArray[Any]
 
-    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+    def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
         yield from _batches(self._array)
 
 
@@ -201,7 +201,7 @@ class F32Reader(ArrayReader):
         self.count = len(self._array)
 
 
-class NpzReader(Reader):
+class NpzReader(VectorReader):
     """An archive of arrays, whose vectors are in memory while they are read."""
 
     def __init__(self, path: Path) -> None:
@@ -213,20 +213,20 @@ class NpzReader(Reader):
                 else _plain(arrays["vectors"])
             )
 
-    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+    def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
         with np.load(self.path, allow_pickle=False) as arrays:
             vectors, ids = arrays["vectors"], arrays.get("ids", None)
         yield from _batches(vectors, ids)
 
 
-def _batches(array: NDArray[Any], ids: NDArray[Any] | None = None) -> Iterator[Batch]:
+def _batches(array: NDArray[Any], ids: NDArray[Any] | None = None) -> Iterator[RowBatch]:
     for first in range(0, len(array), BATCH):
         rows = np.array(array[first : first + BATCH])
         fields: list[dict[str, object]] = [{}] * len(rows)
         if ids is not None:
             fields = [{"id": row_id} for row_id in ids[first : first + BATCH].tolist()]
         numbers = range(first + 1, first + 1 + len(rows))
-        yield Batch(numbers, fields, rows, np.ones(len(rows), np.bool_))
+        yield RowBatch(numbers, fields, rows, np.ones(len(rows), np.bool_))
 
 
 def _plain(array: NDArray[Any]) -> Description:

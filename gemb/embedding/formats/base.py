@@ -26,13 +26,13 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
-    from gemb.embedding.pipeline import Row
+    from gemb.embedding.pipeline import OutputRow
 
 BATCH = 8192  # rows that a reader gives at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class FileLayout:
     """What a writer knows beside the vectors."""
 
     spec: VectorSpec
@@ -41,10 +41,10 @@ class Layout:
     kept: Sequence[str] = ()  # names of kept fields; in the order of the columns
 
 
-class Writer(Protocol):
+class VectorWriter(Protocol):
     """Writes rows with their vectors."""
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write rows; vectors are float32 [len(rows), dim], NaN where a row has an error."""
 
     def finish(self) -> None:
@@ -89,7 +89,7 @@ class Description:
         )
 
 
-class Batch(NamedTuple):
+class RowBatch(NamedTuple):
     """Rows of a file."""
 
     numbers: Sequence[int]  # of the rows, or of the lines of a text file, from 1
@@ -104,13 +104,13 @@ class Batch(NamedTuple):
         return vectors
 
 
-class Reader(ABC):
+class VectorReader(ABC):
     """Reads the rows of a file of vectors. A subclass opens the file, and describes it."""
 
     path: Path
     description: Description
     count: int | None = None  # of rows; None: only reading them tells
-    unit = "row"  # what `Batch.numbers` count
+    unit = "row"  # what `RowBatch.numbers` count
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
@@ -120,7 +120,7 @@ class Reader(ABC):
     @abstractmethod
     def __init__(self, path: Path) -> None: ...
 
-    def batches(self, fields: Collection[str] | None = None) -> Iterator[Batch]:
+    def batches(self, fields: Collection[str] | None = None) -> Iterator[RowBatch]:
         """Yield all rows.
 
         Args:
@@ -140,7 +140,7 @@ class Reader(ABC):
                 yield batch
 
     @abstractmethod
-    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+    def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
         """Yield all rows; errors become those of `readable`."""
 
 

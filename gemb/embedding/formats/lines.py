@@ -15,8 +15,15 @@ from numpy.typing import NDArray
 from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import BATCH, Batch, Description, Layout, Reader, stored
-from gemb.embedding.pipeline import Row
+from gemb.embedding.formats.base import (
+    BATCH,
+    Description,
+    FileLayout,
+    RowBatch,
+    VectorReader,
+    stored,
+)
+from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import DTYPES, NUMBERS
 from gemb.errors import UsageError
 from gemb.io.streams import Output
@@ -29,12 +36,12 @@ FIRST_LINES = 1000  # among which there is a row with a vector, if a file holds 
 class JsonLinesWriter:
     """One object a row."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._layout = layout
         self._fingerprint = layout.spec.fingerprint
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write one line for each row."""
         option = OPT_APPEND_NEWLINE | OPT_NON_STR_KEYS | OPT_SERIALIZE_NUMPY
         numbers = stored(vectors, self._layout.spec)
@@ -59,7 +66,7 @@ class JsonLinesWriter:
         """Nothing comes after the last row."""
 
 
-class JsonLinesReader(Reader):
+class JsonLinesReader(VectorReader):
     """Rows of JSON lines; blank lines are passed over. The first vector decides type and width."""
 
     unit = "line"
@@ -100,17 +107,17 @@ class JsonLinesReader(Reader):
             )
             break
 
-    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+    def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
         width = self.description.width
         blank = np.zeros(width, NUMBERS[self.description.dtype])
         numbers: list[int] = []
         rows: list[Mapping[str, Any]] = []
         vectors: list[NDArray[Any] | None] = []
 
-        def batch() -> Batch:
+        def batch() -> RowBatch:
             has_vector = np.array([vector is not None for vector in vectors], np.bool_)
             numbers_of = [blank if vector is None else vector for vector in vectors]
-            return Batch(numbers, rows, np.stack(numbers_of), has_vector)
+            return RowBatch(numbers, rows, np.stack(numbers_of), has_vector)
 
         for number, row in self._rows():
             embedding = row.pop("embedding", None)
@@ -168,11 +175,11 @@ class JsonLinesReader(Reader):
 class PreviewWriter:
     """One short line a row, for a terminal."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._dim = layout.spec.dim
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write one line for each row."""
         lines = []
         for row, vector in zip(rows, vectors, strict=True):
@@ -191,14 +198,14 @@ class PreviewWriter:
 class CsvWriter:
     """A header, then id, kept fields, error code, and one column for each component."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._layout = layout
         width = layout.spec.width
         self._blank = "," * (width - 1)
         output.write(_csv_line(["id", *layout.kept, "error", *(f"v{i}" for i in range(width))]))
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write one line for each row."""
         numbers = stored(vectors, self._layout.spec)
         lines = []
@@ -220,11 +227,11 @@ class CsvWriter:
 class Base64Writer:
     """A line for each row: its little-endian numbers in base64; NaN where it failed."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._output = output
         self._spec = layout.spec
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Write one line for each row."""
         lines = [base64.b64encode(row.tobytes()) + b"\n" for row in stored(vectors, self._spec)]
         self._output.write(b"".join(lines))

@@ -10,8 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import BATCH, Batch, Description, Layout, Reader, stored
-from gemb.embedding.pipeline import Row
+from gemb.embedding.formats.base import (
+    BATCH,
+    Description,
+    FileLayout,
+    RowBatch,
+    VectorReader,
+    stored,
+)
+from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import META, NUMBERS
 from gemb.errors import GembError
 from gemb.io.streams import Output, Sink
@@ -24,16 +31,16 @@ ROW_GROUP = 4096  # rows
 class ParquetWriter:
     """Columns id, kept fields, embedding (null where a row failed), tokens, truncated, error."""
 
-    def __init__(self, output: Output, layout: Layout) -> None:
+    def __init__(self, output: Output, layout: FileLayout) -> None:
         self._arrow, self._parquet = import_pyarrow()
         self._layout = layout
         self._sink = Sink(output)
-        self._rows: list[Row] = []
+        self._rows: list[OutputRow] = []
         self._numbers: list[NDArray[Any]] = []
         self._schema: Any = None
         self._writer: Any = None
 
-    def write(self, rows: Sequence[Row], vectors: Vectors) -> None:
+    def write(self, rows: Sequence[OutputRow], vectors: Vectors) -> None:
         """Hold the rows until they make a row group."""
         self._rows += rows
         self._numbers.append(stored(vectors, self._layout.spec))
@@ -90,7 +97,7 @@ class ParquetWriter:
         return column.cast(arrow.string()) if arrow.types.is_null(column.type) else column
 
 
-class ParquetReader(Reader):
+class ParquetReader(VectorReader):
     """Rows of a table with a column `embedding`, lists of one length; null where a row failed."""
 
     @classmethod
@@ -119,7 +126,7 @@ class ParquetReader(Reader):
         self._width = kind.list_size
         self.count = int(self._file.metadata.num_rows)
 
-    def _batches(self, fields: Collection[str] | None) -> Iterator[Batch]:
+    def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
         # The other columns of our own tell of the vector, not of the row.
         names = [
             name
@@ -139,5 +146,5 @@ class ParquetReader(Reader):
                 if names
                 else [{}] * len(has_vector)
             )
-            yield Batch(range(first, first + len(rows)), rows, numbers, has_vector)
+            yield RowBatch(range(first, first + len(rows)), rows, numbers, has_vector)
             first += len(rows)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemb.arrays import Vectors
-from gemb.embedding.formats.base import Reader, readable
+from gemb.embedding.formats.base import VectorReader, readable
 from gemb.embedding.formats.table import format_of, readable_suffixes
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
@@ -31,7 +31,7 @@ def holds_vectors(path: Path) -> bool:
     return bool(form and form.reader and path.is_file() and form.reader_class.recognizes(path))
 
 
-def open_vectors(path: Path) -> Reader:
+def open_vectors(path: Path) -> VectorReader:
     """Return the open file.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gemb.embedding.vectors import DTYPES
 
 if TYPE_CHECKING:
-    from gemb.embedding.formats.base import Layout, Reader, Writer
+    from gemb.embedding.formats.base import FileLayout, VectorReader, VectorWriter
     from gemb.io.streams import Output
 
 
@@ -32,15 +32,15 @@ class Format:
     is_for_people: bool = False  # a terminal shows it; no option names it
     needs_pyarrow: bool = False
 
-    def new_writer(self, output: Output, layout: Layout) -> Writer:
+    def new_writer(self, output: Output, layout: FileLayout) -> VectorWriter:
         """Return a writer into the output."""
-        writer: Writer = _imported(self.writer)(output, layout)
+        writer: VectorWriter = _imported(self.writer)(output, layout)
         return writer
 
     @property
-    def reader_class(self) -> type[Reader]:
+    def reader_class(self) -> type[VectorReader]:
         """What reads a file of this format, which must have a reader."""
-        reader: type[Reader] = _imported(self.reader)
+        reader: type[VectorReader] = _imported(self.reader)
         return reader
 
 
