@@ -8,7 +8,7 @@ from typing import NoReturn
 def main() -> NoReturn:
     """Run `gemb`."""
     before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else whoever started us wants it ignored
+    if before is signal.default_int_handler:  # else the parent process ignores it
         signal.signal(signal.SIGINT, lambda number, frame: os._exit(130))
     from gemb.cli import main as run
 

@@ -1,11 +1,11 @@
 """The plugin interface: what a backend can do, and the values that pass between it and gemb.
 
 A backend is a class named by an entry point of the group `gemb.backends` (`gemb.plugins` finds it).
-The built-in ones come through the same door. It overrides the methods that it supports; the others
+The built-in ones are found in the same way. It overrides the methods that it supports; the others
 refuse. It imports its tensor library in its methods. `backends/README.md` shows one.
 
     Backend     what it is called, what it requires, and how a model is opened and described
-    Jobs        what a backend may do to model files beside: export, quantize, cut, train
+    Jobs        what a backend may do with model files, too: export, quantize, cut, train
     Encoder     an open model: texts to token ids, token ids to vectors
 """
 
@@ -60,7 +60,7 @@ class Runtime:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     threads: int = 0  # 0: one for each core
     precision: str = "auto"  # one of `PRECISIONS`
-    verbose: bool = False  # let native libraries speak
+    verbose: bool = False  # show the messages of native libraries
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Backend(Jobs):
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What is left of a model."""
+    """What to keep of a model."""
 
     layers: tuple[int, ...] | None = None  # 0-based layers to keep, ascending; None: all
     vocab: int | None = None  # how many tokens to keep; None: all
@@ -222,9 +222,9 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What is asked for."""
+    """The types of a GGUF file that is to be written."""
 
-    name: str  # of `FILE_TYPES` or `PRESETS`: what the file is called after
+    name: str  # of `FILE_TYPES` or `PRESETS`; part of the file's name
     type: str  # of `FILE_TYPES`
     rules: tuple[Rule, ...] = ()  # the user's first
     label: str  # the name, and the user's rules

@@ -40,7 +40,7 @@ class Root(Group):
             return super().make_context(*args, **extra)
 
     def invoke(self, ctx: click.Context) -> object:
-        """Run the command that was asked for; what gemb says comes on stderr from here on."""
+        """Run the command; gemb's messages go to stderr from here on."""
         notes.speak()
         with _past_click():
             return super().invoke(ctx)
@@ -117,7 +117,7 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case Terminated():
             return 143, "terminated"
         case BrokenPipeError() | ReaderGone():
-            return 141, ""  # whoever read us has gone, as `head -1` does: no word
+            return 141, ""  # the reader has ended, as `head -1` does: no message
         case OSError():
             return 5, _os_line(error)
         case MemoryError():

@@ -138,7 +138,7 @@ def _hub_cache() -> Check:
 
 
 def _caches() -> Check:
-    """Say what gemb keeps to compute it once: all of it is made again where it is missing."""
+    """Report the sizes of the caches, whose content is computed again where it is missing."""
     sizes = {name: size for name, size in cache_sizes().items() if size}
     parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in sizes.items())
     detail = f"{caches_folder()}, {parts or 'empty'}; any of it may be removed with rm -r"
@@ -146,7 +146,7 @@ def _caches() -> Check:
 
 
 def _self_test(reference: str) -> Check:
-    """Embed two texts alone and together, and hold the vectors against each other."""
+    """Embed two texts alone and together, and compare the vectors."""
     import numpy as np
 
     name = f"self-test of {reference}"

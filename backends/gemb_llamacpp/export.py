@@ -2,8 +2,8 @@
 
 Architecture `gemma-embedding`, as llama.cpp's own converter writes it (`conversion/gemma.py`),
 and always with the two dense layers, which that converter leaves out unless told. Norm weights
-get the + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the asked type;
-quantized blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
+get the + 1 of Gemma's `x * (1 + w)` here. Every matrix, the token table too, gets the requested
+type; quantized blocks come from gguf's quantizers, which are bit-exact to ggml's reference.
 
 A model that was trained for types (`gemb.qat`) has them in the file unless another is asked for.
 """
@@ -186,7 +186,7 @@ def _write(
     weights: bool,
     change: _Change | None,
 ) -> None:
-    """Write the file; without weights a hole stands where they would be."""
+    """Write the file; without weights it has a hole in their place."""
     try:
         writer.write_header_to_file(target)
         writer.write_kv_data_to_file()
@@ -275,7 +275,7 @@ class _Change:
 
 
 def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Change) -> None:
-    """Say what is lost of the numbers that were trained."""
+    """Report how far the weights in the file are from the trained ones."""
     if outtype == "auto":
         note(
             f"{source} says that it was trained as {in_words(trained)}, but its weights are others "

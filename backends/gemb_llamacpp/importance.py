@@ -104,7 +104,7 @@ def _run(context: Context, batch: list[TokenIds], squares: _Squares) -> None:
 
 
 class _Squares:
-    """Called by llama.cpp before each operation (may I have it?) and after those wanted."""
+    """llama.cpp's callback: before each operation, to choose it, and after each chosen one."""
 
     def __init__(self, known: frozenset[str]) -> None:
         self._known = known  # names of the file's tensors

@@ -1,4 +1,4 @@
-"""llama.cpp's library: loaded once, silent, and kept from what would end the process.
+"""llama.cpp's library: loaded once, without output, and kept from aborting the process.
 
 Only the ctypes module of llama-cpp-python is used: it knows the structs of the library beside it.
 """
@@ -33,7 +33,7 @@ _KEEPS_STORES = (b"-fno-dse", b"-fno-tree-dse")  # with which an older one is ri
 
 _errors: deque[str] = deque(maxlen=3)
 _is_verbose = False
-_heard: list[str] | None = None  # all that the library says, while `hearing`
+_heard: list[str] | None = None  # the library's log, while `hearing`
 _kept: list[object] = []
 
 
@@ -58,14 +58,14 @@ def llama() -> ModuleType:
 
 
 def set_verbose(verbose: bool) -> None:
-    """Let the library's own words through to stderr from now on, or not."""
+    """Show or hide the library's own messages on stderr from now on."""
     global _is_verbose
     _is_verbose = verbose
 
 
 @contextmanager
 def hearing() -> Iterator[list[str]]:
-    """Yield a list that gets all that the library says from now on, in pieces of lines."""
+    """Yield a list that receives the library's log from now on, in pieces of lines."""
     global _heard
     heard: list[str] = []
     _heard = heard
@@ -76,7 +76,7 @@ def hearing() -> Iterator[list[str]]:
 
 
 def last_errors() -> str:
-    """Return what the library last said was wrong, on one line, and forget it."""
+    """Return the library's last error messages on one line, and clear them."""
     message = "; ".join(_errors)
     _errors.clear()
     return message
@@ -243,7 +243,7 @@ def _forget_file(path: Path) -> None:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Send file descriptor 2 nowhere for a moment."""
+    """Discard what is written to file descriptor 2 while the block runs."""
     if _is_verbose or sys.stderr is None:  # None: it was closed before the start
         yield
         return

@@ -3,11 +3,11 @@
 The plan comes first: llama.cpp's own choice for a mix, then the fallbacks and the user's rules. It
 is handed to llama.cpp as an override for each tensor, so what is planned is what is written.
 
-llama.cpp's choice is read from what it says in a dry run. A table of its rules
-(`llama_tensor_get_type` in `src/llama-quant.cpp`: by mix, tensor, layer and number of layers) would
-be several times as long as the two patterns here, even for the mixes of K-quants alone, and would
-have to follow the installed version; where llama.cpp changes its words, a mix is refused and the
-types of `PURE` still work.
+llama.cpp's choice is read from its log of a dry run. A table of its rules (`llama_tensor_get_type`
+in `src/llama-quant.cpp`: by mix, tensor, layer and number of layers) would be several times as long
+as the two patterns here, even for the mixes of K-quants alone, and would have to follow the
+installed version; where llama.cpp changes the log, a mix is refused and the types of `PURE` still
+work.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def quantize(
 
     Raises:
         UsageError: the file is broken, a rule finds no tensor, or a type requires an importance.
-        GembError: llama.cpp fails; what it said is in the message.
+        GembError: llama.cpp fails; the message has its reason.
         OSError: the file cannot be written.
     """
     header = open_gguf(source).header
@@ -219,7 +219,7 @@ def _run(source: Path, target: Path, parameters: Any) -> None:  # noqa: ANN401
 
 
 def _check_disk(target: Path, plan: tuple[TensorPlan, ...]) -> None:
-    """Raise what the disk did to a file that is too short; llama.cpp does not say it, if anything.
+    """Raise the disk's error where the file is too short; llama.cpp does not report it.
 
     Raises:
         OSError: it takes no more.

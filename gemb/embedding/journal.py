@@ -1,4 +1,4 @@
-"""The journal beside an output file: what the encoder gave, so that a killed run can go on.
+"""The journal beside an output file: the encoder's results, from which a killed run resumes.
 
 A resumed run is the same program again, with the encoder's results taken from the journal until it
 is used up: the output is written afresh, and its bytes are those of an uninterrupted run.
@@ -9,7 +9,7 @@ The file is one line of JSON (`Header`), then for each window
     failures {row: message}, JSON                         as many bytes as said
     vectors                                               float32 [rows, dim], little-endian
     CRC-32 of all of these                                uint32
-A tail that a kill tore off does not match its checksum, and is dropped.
+An incomplete window at the end, left by a kill, does not match its checksum and is dropped.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CRC = struct.Struct("<I")
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What must be equal for a journal to be gone on with."""
+    """What must be equal so that a run can resume from a journal."""
 
     spec: str  # fingerprint of the vectors
     backend: str

@@ -1,4 +1,4 @@
-"""The output of a run: what its path means, and the refusal to destroy something else."""
+"""The output of a run: what its path means, and the refusal to overwrite other files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DESCRIPTION_LIMIT = 1 << 20  # bytes; a sidecar has less than a thousand and the
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Where the vectors of a run go, and what follows from it."""
+    """Where the vectors of a run are written."""
 
     form: Format
     path: Path | None  # no link; None: standard output
@@ -59,8 +59,9 @@ class Target:
         """Refuse what cannot be written, before a model is loaded.
 
         Raises:
-            UsageError: it is a folder, or lies in one that is not there or cannot be written to; it
-                is an open file that is none; a file that is not ours has a name that is needed.
+            UsageError: it is a folder, or its folder is missing or cannot be written to; it names a
+                descriptor that is not open; or a file that gemb did not write has a name that is
+                needed.
         """
         path = self.path
         if path is None:

@@ -1,7 +1,7 @@
 """Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
 
-While a window is computed in a second thread the next is read: Ctrl-C is heard at once, and a fast
-device does not wait for input. `Embedder` computes a window, `embed` a stream of records,
+While a second thread computes a window, the next one is read: Ctrl-C takes effect at once, and a
+fast device does not wait for input. `Embedder` computes a window, `embed` a stream of records,
 `text_vectors` a list of them.
 """
 
@@ -74,7 +74,7 @@ class Window:
 
 @dataclass(frozen=True)
 class ComputedVectors:
-    """What an encoder gave for a batch."""
+    """The results of an encoder for a batch."""
 
     vectors: Vectors  # [n, dim]; NaN where it failed
     failed: dict[int, str]  # row of the batch -> message
@@ -120,7 +120,7 @@ def by_halves(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) ->
     """Return what `work` makes of each item, an error in the place of each that makes it raise.
 
     Raises:
-        GembError: every one of several items fails: then it is not the items' fault.
+        GembError: every one of several items fails, so that the items cannot be the cause.
     """
     errors: list[Exception] = []
 
@@ -353,7 +353,7 @@ def embed(
 
 
 class Done(NamedTuple):
-    """What was embedded since the last time."""
+    """What was embedded since the last call."""
 
     texts: int
     tokens: int
@@ -406,10 +406,10 @@ def text_vectors(
 
 @contextmanager
 def text_progress(label: str) -> Iterator[ProgressCallback]:
-    """Yield what is to be called as texts get vectors; the bar comes with the first of them.
+    """Yield a function to call as texts get vectors; the bar appears at the first call.
 
     Args:
-        label: is embedded, in words.
+        label: what is embedded, in words.
     """
     bar: CountProgress | None = None
 

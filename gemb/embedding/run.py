@@ -66,7 +66,7 @@ def run(job: EmbedJob, records: Iterator[Record | None], embedder: Embedder) -> 
 
 
 def _opened(job: EmbedJob, embedder: Embedder) -> tuple[Output, Journal | None]:
-    """Open the output; in front of the encoder goes the journal of a file."""
+    """Open the output; if it is a file, put its journal in front of the encoder."""
     target, spec = job.target, embedder.spec
     if target.is_stream:
         return Stream(target.path), None
@@ -126,13 +126,13 @@ def _write(
 
 
 def _commit(job: EmbedJob, output: Output, embedder: Embedder, tally: Tally) -> None:
-    """Give the output its name, and its description beside it where the format holds none."""
+    """Commit the output, and write its description beside it where the format holds none."""
     target = job.target
     if target.is_stream:
         output.commit()
         return
     target.check_sidecar()  # it may have come during the run
-    # Never an old description beside new vectors, wherever a crash falls.
+    # So a crash never leaves an old description beside new vectors.
     if describes_vectors(target.sidecar):
         target.sidecar.unlink()
     output.commit()
@@ -143,7 +143,7 @@ def _commit(job: EmbedJob, output: Output, embedder: Embedder, tally: Tally) -> 
 
 
 def _leave_journal(journal: Journal) -> None:
-    """Keep what was computed, and say how to go on; nothing is no journal."""
+    """Keep the journal and print how to resume; remove it where nothing was computed."""
     if not journal.rows and not journal.is_resumed:
         journal.path.unlink(missing_ok=True)
         return

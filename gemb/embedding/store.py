@@ -6,7 +6,7 @@
     lock          held by the process that appends
 
 Both files only grow. A vector is on the disk before its key is written, so a vector without its
-key, or half a key, is what a kill tore off: nobody reads it, and the next writer drops it.
+key, or half a key, is left from a killed process: nobody reads it, and the next writer drops it.
 
 float16 holds a component to 2^-11 of itself: the cosine of a unit vector and its stored form is
 1 - 2e-8 at 768 components (measured; 3e-8 at most), at half the disk and half the reading of
@@ -75,7 +75,7 @@ class VectorStore:
         """Return what store.json says, empty where there is none.
 
         Raises:
-            UsageError: it is none of ours.
+            UsageError: gemb did not write it.
         """
         path = self.folder / "store.json"
         if not path.is_file():
@@ -142,7 +142,7 @@ class VectorStore:
         assert vectors.shape == (len(keys), self.dim), "one vector of the store's width a key"
         assert len(set(keys)) == len(keys), "a key twice in one call"
         assert (self.find(keys) < 0).all(), "a key that is here already"
-        # What a kill tore off lies behind the rows that count.
+        # What a killed process left incomplete lies behind the rows that count.
         _write(self._vectors, self._count * self.dim * 2, vectors.astype("<f2").tobytes())
         _write(self._keys, self._count * KEY_BYTES, b"".join(keys))
         self._recent.update(zip(keys, range(self._count, self._count + len(keys)), strict=True))

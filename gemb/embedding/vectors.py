@@ -38,7 +38,7 @@ INT8_SPREAD = 8.0
 
 @dataclass(frozen=True, kw_only=True)
 class VectorSpec:
-    """All that decides the numbers for a text. Vectors of two different ones never mix."""
+    """Everything that determines the vector of a text. Vectors of different specs never mix."""
 
     model: str  # fingerprint of the model
     prompt: str  # template
@@ -103,7 +103,7 @@ class VectorSpec:
         """Return the spec in a description.
 
         Raises:
-            UsageError: it is none of ours.
+            UsageError: gemb did not write it.
         """
         try:
             entries = json.loads(text)

@@ -1,5 +1,6 @@
-"""Disk, locks, streams and the terminal: what every other package stands on.
+"""Disk, locks, streams and the terminal, for every other package.
 
-`atomic` writes a whole file or none, `locks` keeps two processes apart, `notes` speaks on stderr.
+`atomic` writes a whole file or none, `locks` keeps two processes from writing at once, `notes`
+prints on stderr.
 May import: `errors`, `arrays`.
 """

@@ -128,7 +128,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(file: Path | str) -> Iterator[None]:
-    """Let an error of the system in the block name this file."""
+    """Add the name of this file to system errors that the block raises."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The folders in which gemb keeps what it would else compute again, for all runs."""
+"""The folders of gemb's caches, which all runs share."""
 
 from __future__ import annotations
 

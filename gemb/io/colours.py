@@ -1,4 +1,4 @@
-"""Colours on a terminal: those of grep for what grep has, too."""
+"""Colours on a terminal: grep's colours where grep shows the same element."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def enabled(when: str, stream: IO[str] | None) -> bool:
 
 
 class Paint:
-    """Puts colours around words, or nothing."""
+    """Adds colours to texts, or returns them unchanged."""
 
     def __init__(self, *, is_on: bool) -> None:
         """Begin; off, each method returns its text as it is."""

@@ -1,6 +1,7 @@
-"""Locks that are files: the system lets go of one when its process ends, however it ends.
+"""Locks that are files: the system releases one when its process ends, however it ends.
 
-Who holds a lock writes into its file who it is; a file that a killed process left says nothing.
+The holder of a lock writes its process number into the file. The file alone means nothing: a killed
+process leaves it behind.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from gemb.io.notes import note, warn
 from gemb.io.text import visible
 
 LOCK = "lock"  # in the folder of a run, an index or a store
-# Called with what the holder wrote of itself, where another process has the lock: it raises, or
-# returns to wait.
+# Called where another process has the lock, with what that process wrote into the file. It raises,
+# or returns in order to wait.
 Held = Callable[[str], None]
 
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network disk without locks
@@ -67,7 +68,7 @@ def locked(path: Path, on_held: Held, *, removes: bool = False) -> Iterator[None
 
 
 def waiting(work: str) -> Held:
-    """Return what waits for the holder, whose work a note names: is writing l.gemb."""
+    """Return a function that lets the lock wait, and prints a note about the holder's work."""
 
     def held(holder: str) -> None:
         who = f"process {holder}" if holder else "another process"

@@ -1,4 +1,4 @@
-"""What gemb says beside its results: lines on stderr, through the logger `gemb`.
+"""The messages of gemb beside its results: lines on stderr, through the logger `gemb`.
 
 The command line calls `speak` once. Without it, as in a program that imports gemb, the lines go
 where that program's `logging` sends them. `logging` is imported at the first line that is said,
@@ -29,12 +29,12 @@ _said: set[str] = set()  # what is said once
 
 
 def warn(line: str) -> None:
-    """Say that something is not as the user may think, though the run goes on."""
+    """Print a warning: the run goes on, but its result may not be what the user expects."""
     _logger().log(WARNING, "%s", " ".join(line.split()))
 
 
 def note(line: str, *, once: bool = False) -> None:
-    """Say something worth knowing; with `once` not again in this process."""
+    """Print a note; with `once` only the first time in this process."""
     if once:
         if line in _said:
             return
@@ -43,7 +43,7 @@ def note(line: str, *, once: bool = False) -> None:
 
 
 def tell(line: str) -> None:
-    """Say how far the run is."""
+    """Print how far the run is."""
     _logger().log(PROGRESS, "%s", line)
 
 
@@ -58,7 +58,7 @@ def is_quiet() -> bool:
 
 
 def speak(*, quiet: bool = False) -> None:
-    """Print what is said on stderr from now on; with `quiet` warnings alone."""
+    """Print the messages on stderr from now on; with `quiet` only warnings."""
     _said.clear()
     logger = _logger()
     logger.handlers = [_stderr()]

@@ -42,7 +42,7 @@ def followed(path: Path) -> Path:
 
 
 def part_of(path: Path) -> Path:
-    """Return the name of an output that is not whole yet."""
+    """Return the name that an output has until it is complete."""
     return path.with_name(path.name + ".part")
 
 

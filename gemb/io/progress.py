@@ -50,7 +50,7 @@ class ProgressBar:
                 self._tell()
 
     def close(self) -> None:
-        """Take the bar away, or leave it as it is: as its option `leave` says."""
+        """Close the bar; its option `leave` says whether it stays on the screen."""
         if self._bar is not None:
             notes.bars.remove(self._above)
             self._bar.close()
@@ -98,10 +98,10 @@ class CountProgress(ProgressBar):
 
         Args:
             total: how many are to come, None where it is not known.
-            label: is counted, in words.
-            unit: one of them: texts, rows.
-            work: of all that are to come, in any unit, where they differ much; by it the time left
-                is told.
+            label: what is counted, in words.
+            unit: texts, rows.
+            work: of all that are to come, in any unit, where they differ much in size; the time
+                left is estimated from it.
             shown: False shows nothing.
         """
         shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
@@ -170,11 +170,11 @@ class StepProgress(ProgressBar):
         self._step = step
 
     def skip_pause(self) -> None:
-        """Leave out of the rates what passed since the last step: it was no training."""
+        """Leave the time since the last step out of the rates: it was not spent on training."""
         self._clock = time.monotonic()
 
     def close(self) -> None:
-        """Leave the bar as it is, or say the last step where it was not shown."""
+        """Close the bar, or print the last step where it was not shown."""
         super().close()
         if self._pending:
             self._tell()

@@ -17,7 +17,7 @@ def one_interrupt() -> Iterator[None]:
     For a command that saves what it has when it is stopped, with threads that may not end soon.
     """
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # who started us wants it ignored
+    if before is not signal.default_int_handler:  # the parent process ignores it
         yield
         return
 
@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class SignalContext(ABC):
-    """Takes over those of `SIGNALS` that are not ignored: who started us wants them so."""
+    """Takes over those of `SIGNALS` that the parent process does not ignore."""
 
     def __init__(self) -> None:
         """Take over nothing yet."""

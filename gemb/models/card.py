@@ -1,8 +1,8 @@
 """A model's card: its licence, what gemb did to it, and what Gemma's terms require beside it.
 
-Section 3.1 of the Gemma Terms of Use requires of a model that derives from Gemma the terms, their
-notice, and word of what was changed: in a folder these are files (README.md is the card), in a GGUF
-file, which travels alone, metadata.
+Section 3.1 of the Gemma Terms of Use requires that a model derived from Gemma comes with the terms,
+their notice, and a statement of what was changed. A folder has them as files (README.md is the
+card), a GGUF file as metadata.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def put_beside(folder: Path) -> None:
 
 
 def in_file(licence: str, change: str) -> dict[str, str]:
-    """Return what a GGUF file says of its licence, by key.
+    """Return the metadata about the licence of a GGUF file, by key.
 
     Args:
-        licence: by Hugging Face's names; empty: not known, and nothing is said.
+        licence: by Hugging Face's names; empty: not known, and the result is empty.
         change: what was done, of which model, a sentence a line.
     """
     if not licence:
@@ -80,9 +80,10 @@ def in_file(licence: str, change: str) -> dict[str, str]:
 
 
 def reaching(licences: list[str]) -> str:
-    """Return the licence of what is made of models under these: Gemma's terms reach all that is.
+    """Return the licence of a model that is made from models under these licences.
 
-    Otherwise theirs where they agree, or an empty string.
+    It is Gemma's where one of them is, for its terms extend to derived models; else the licence
+    that they share, or an empty string.
     """
     known = set(licences) - {""}
     if LICENCE in known:
@@ -91,9 +92,9 @@ def reaching(licences: list[str]) -> str:
 
 
 def known_as(folder: Path) -> str:
-    """Return what tells the model in a folder from others, in what is said of it.
+    """Return the name by which a model card refers to the model in a folder.
 
-    Of the hub's cache, `org/repo@revision`; of a run, `RUN/model`; else the folder's name.
+    `org/repo@revision` in the hub's cache, `RUN/model` in a run, else the folder's name.
     """
     folder = folder.resolve()
     if folder.parent.name == "snapshots":
@@ -132,22 +133,22 @@ def _named(card: Path) -> str:
 
 
 def history_of(folder: Path) -> list[str]:
-    """Return what gemb did to the model so far, the last first, as the folder's README.md says."""
+    """Return gemb's changes to the model, as the folder's README.md lists them, the last first."""
     card = folder / "README.md"
     return history_in(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
 
 
 def history_in(text: str) -> list[str]:
-    """Return what gemb did to a model, the last first, as a card or a GGUF file's notice says."""
+    """Return gemb's changes to a model from a card or a GGUF file's notice, the last first."""
     done = (line.removeprefix(_BEFORE) for line in text.splitlines())
     return [line for line in done if _SAID.match(line)]
 
 
 def soup_history(models: Sequence[tuple[str, Path]]) -> list[str]:
-    """Return what was done to the models of a soup before, the last first.
+    """Return the earlier changes to the models of a soup, the last first.
 
-    What was done to one of them is said with its name; then what was done to the model that all
-    of them were made of, once.
+    Changes to one of the models begin with its name. The changes to the model that all of them were
+    made of follow, once.
 
     Args:
         models: name and folder of each.
@@ -167,7 +168,7 @@ def soup_history(models: Sequence[tuple[str, Path]]) -> list[str]:
 
 
 def write_card(folder: Path, licence: str, change: str, history: Sequence[str] = ()) -> None:
-    """Say where the model is from; of one from Gemma, with the notice and the terms beside it.
+    """Write README.md: what the model was made of; under Gemma's licence also the notice and terms.
 
     Args:
         folder: the new model's.

@@ -255,7 +255,7 @@ def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
 def check_shapes(
     folder: Path, tensors: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Refuse other tensors than these.
+    """Refuse missing and unknown tensors, and tensors of another shape.
 
     Raises:
         UsageError: one is missing, unknown, or of another shape.
@@ -283,7 +283,7 @@ def read_pooling(path: Path) -> str:
     """Return the pooling in the config.json of a folder's `1_Pooling`, as a recipe names it.
 
     Raises:
-        UsageError: it is missing or broken, or is none that gemb has.
+        UsageError: it is missing or broken, or gemb does not support the pooling.
     """
     raw = read_json(path)
     # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
@@ -308,7 +308,7 @@ def read_pooling(path: Path) -> str:
 def pooling_settings(pooling: str, width: int) -> dict[str, object]:
     """Return what `1_Pooling/config.json` holds of states of this width.
 
-    sentence-transformers of every version reads it; attention, which it has not, it refuses.
+    Every version of sentence-transformers reads it, and refuses attention pooling, which it lacks.
     """
     settings: dict[str, object] = {"word_embedding_dimension": width}
     if pooling == "attention":

@@ -1,8 +1,8 @@
 """Tell models apart, fast: 16 hex digits of a model's configuration, tokenizer and weights.
 
 Hashing a gigabyte at every start would cost more than loading it, so of each tensor only a few
-spans are read. Training, averaging and quantizing change every one of them; this tells two models
-apart, and is no seal against malice.
+spans are read. Training, averaging and quantizing change every one of them. The digits tell two
+models apart; they do not protect against forgery.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def fingerprint(parts: Iterable[bytes], tensors: Iterable[tuple[Path, int, int]]
 def path_fingerprint(path: Path) -> str:
     """Return 16 hex digits of a file, or of all files in a folder, with their names.
 
-    Up to 64 MiB are read whole. Of a larger file spans are, with its size; and its time, where it
-    holds no weights: of a table one line may change.
+    Files of up to 64 MiB are hashed whole. Of a larger file spans and the size are hashed, and the
+    modification time, too, where it holds no weights: a table may change in one line.
 
     Raises:
         OSError: it cannot be read.

@@ -65,7 +65,7 @@ def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -
     Args:
         source: the model that was changed.
         target: the new folder.
-        by: what did it, and how: the end of a sentence and perhaps more.
+        by: the command and how it was used: what follows `Modified from MODEL by`.
         licence: of the new model; empty: the source's.
     """
     change = f"Modified from {known_as(source.folder)} by {by}"

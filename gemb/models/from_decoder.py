@@ -50,7 +50,7 @@ def write_encoder(source: Path, target: Path, *, seed: int) -> None:
         seed: of the dense layers.
 
     Raises:
-        UsageError: the source is no Gemma 3, or one of which gemb has not all.
+        UsageError: the source is not a Gemma 3, or has a feature that gemb does not support.
         OSError: the folder cannot be written.
     """
     if source.is_dir():

@@ -2,8 +2,8 @@
 
 What a GGUF holds of the folder it was made from comes back: the weights as the file rounded them,
 the tokenizer, prompts, Matryoshka widths, the trained length, the licence, and what was done to
-the model before. Norm weights lose the 1 that the file holds more; the model adds it again, to
-the same number.
+the model before. The file holds each norm weight plus 1. The 1 is subtracted here, and the model
+adds it again, which gives the same number.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def unpack(model: GgufModel, target: Path) -> None:
     """Fill the empty folder `target` with what the file holds.
 
     Raises:
-        UsageError: the file's tokens are broken, its window is one that no folder has, or its
-            weights are of a type that cannot be unpacked.
+        UsageError: the file's tokens are broken, config.json cannot express its sliding window, or
+            its weights are of a type that cannot be unpacked.
         OSError: the folder cannot be written.
     """
     window = number(model.header, "attention.sliding_window")

@@ -216,7 +216,7 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
 
 
 def wrong(header: GgufHeader, fault: str) -> UsageError:
-    """Return the refusal of a file that llama.cpp would fail on, or compute wrongly."""
+    """Return the error about a file that llama.cpp would fail on, or compute wrongly."""
     kind = str(header.metadata.get("general.architecture"))
     if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`from_decoder.py`)
         fault = fault.replace(ARCHITECTURE, kind)
@@ -333,7 +333,7 @@ def check_tokenizer(header: GgufHeader) -> int:
     if data.get("tokenizer.ggml.model") != "llama":
         raise UsageError(
             f"{header.path}: tokenizer {data.get('tokenizer.ggml.model')}: Gemma's is 'llama' "
-            f"(SentencePiece), and another cuts texts otherwise; {_EXPORT}"
+            f"(SentencePiece), and another splits texts differently; {_EXPORT}"
         )
     for key, right in (
         ("add_bos_token", True),

@@ -5,9 +5,9 @@
     tensors:  name, dimensions, type, offset
     padding, then the tensors' bytes
 
-`gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here a long array is
-stepped over, and every count and length is held against the file's size, so that no file, however
-damaged, costs more than a moment. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
+`gguf.GGUFReader` needs seconds for 262,144 tokens, and trusts the file. Here long arrays are
+skipped, and every count and length is compared with the file's size, so that even a damaged file is
+read in milliseconds. Source: ggml `docs/gguf.md` and `src/gguf.cpp`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Array:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor stands in the file."""
+    """The shape, type and position of one tensor."""
 
     name: str
     shape: tuple[int, ...]  # as ggml has it: the innermost first
@@ -118,7 +118,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """All that a GGUF file says before its tensors' bytes."""
+    """The header of a GGUF file: everything before the bytes of its tensors."""
 
     path: Path
     metadata: Mapping[str, Scalar | Array]

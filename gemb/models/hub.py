@@ -1,7 +1,7 @@
 """Pull models from the Hugging Face hub into its cache, and remove them.
 
-No pickle is ever part of a plan: only JSON, text and safetensors, or one GGUF file. `plan` says
-what pulling a model means, and `fetch` does it.
+No pickle is ever part of a plan: only JSON, text and safetensors, or one GGUF file. `plan` lists
+the files of a model, and `fetch` downloads those that the cache lacks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NEEDED = ("config.json", "tokenizer.json")
 MODULE_FOLDERS = ("_Dense", "_Pooling")
 SUFFIXES = (".json", ".safetensors", ".model", ".txt", ".md")
 READ_SIZE = 1 << 20  # bytes
-TIMEOUT_S = 30  # without a byte
+TIMEOUT_S = 30  # without receiving a byte
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ class HubFile:
 
 @dataclass(frozen=True)
 class PullPlan:
-    """What pulling a model means."""
+    """The files of a model on the hub, and what the hub says about them."""
 
     name: HubName
     commit: str
     files: tuple[HubFile, ...]
     licence: str  # empty where the repository names none
-    gated: bool  # the hub wants a click on the licence, and a token
+    gated: bool  # the hub requires a token of a user who has accepted the licence
 
     @property
     def size_bytes(self) -> int:
@@ -108,7 +108,7 @@ class PullPlan:
 
 
 def plan(name: HubName) -> PullPlan:
-    """Ask the hub what pulling the model means. Downloads nothing.
+    """Ask the hub for the files of the model. Downloads none of them.
 
     Raises:
         Missing: the hub cannot be reached, or has no such model or file.
@@ -181,7 +181,7 @@ def hub_errors(name: HubName, file: str = "") -> Iterator[None]:
     """Turn what huggingface_hub raises into one line that says what to do.
 
     Raises:
-        Missing: instead of all but the errors of the disk.
+        Missing: in place of every error but those of the disk.
     """
     from huggingface_hub import constants, errors
 
@@ -264,7 +264,7 @@ def _remove_file(name: HubName) -> int:
 def fetch(plan: PullPlan) -> Path:
     """Download what the cache lacks, check it, and return the model's path in the cache.
 
-    A download that was stopped goes on where it was. The caller has said how much it is.
+    A download that was stopped goes on where it was. The caller has printed the size.
 
     Raises:
         Missing: the hub cannot be reached, or does not let this user have the files.

@@ -1,8 +1,8 @@
 """Task prompts: the words that EmbeddingGemma was trained to see around a text.
 
 A model carries its own prompts (sentence-transformers' dictionary, or the metadata of a GGUF file).
-`TASKS` maps gemb's task names to that dictionary's names; where a model has none of them, the words
-of the model card stand in. Source: model card of google/embeddinggemma-300m; transformers
+`TASKS` maps gemb's task names to that dictionary's names; where a model has none of them, those of
+the model card are used. Source: model card of google/embeddinggemma-300m; transformers
 `convert_gemma3_weights.py` for the dictionary.
 """
 

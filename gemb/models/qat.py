@@ -1,7 +1,7 @@
 """Quantization-aware training: which type each tensor is trained for, and where that is kept.
 
-The weights of a model that was trained so are numbers that its types give back unchanged. Its
-folder says which types in config.json, its GGUF file in its metadata, as JSON:
+Rounding to these types does not change the weights of such a model. The types are kept as JSON: in
+config.json of the folder, in the metadata of the GGUF file:
 
     "gemb_qat": {"token_embd": "q4_0", "attention": "q8_0", "ffn": "q4_0", "dense": "q8_0"}
     gemb.qat = '{"token_embd": "q4_0", ...}'
@@ -55,7 +55,7 @@ def folder_types(folder: Path) -> dict[str, str]:
 
 
 def gguf_types(types: Types, stated: object, path: Path) -> dict[str, str]:
-    """Return the types that a file was trained for; empty where it was not, or not as it is now.
+    """Return the types that a file was trained for; empty where it has others now, or names none.
 
     Args:
         types: that the file has, by class.

@@ -9,9 +9,9 @@
     org/repo:file.gguf             a file on the hub
     org/repo@revision[:file]       the same at a branch, tag or commit
 
-What comes first: the names above; then a path that exists; then the hub. So `./mini` is a folder of
-that name, and `a/b` is the hub's only where there is no such path here. What begins with `.`, `/`
-or `~`, and what ends with `.gguf` and names no repository, is never looked for on the hub.
+The order of the search: the names above; then a path that exists; then the hub. So `./mini` is a
+folder of that name, and `a/b` is the hub's only where there is no such path here. What begins with
+`.`, `/` or `~`, and what ends with `.gguf` and names no repository, is never looked for on the hub.
 
 No public GGUF of EmbeddingGemma is known to hold its two dense layers (ggml-org's do not: llama.cpp
 issue 18677), and without them the vectors are wrong. So the typed names mean files made here.
@@ -54,7 +54,7 @@ def resolve(reference: str, *, download: bool = True) -> Path:
 
     Raises:
         UsageError: the reference is no name, no path and no hub reference.
-        Missing: there is no such file, or it is not here and cannot be had.
+        Missing: there is no such file, or it is not in the cache and cannot be downloaded.
         GembError: what was downloaded is not what the hub says it should be.
     """
     target = locate(reference)

@@ -165,7 +165,7 @@ def file_size(tensors: Mapping[str, NewTensor] | Mapping[str, StoredTensor]) -> 
 
 
 def _start(tensors: Mapping[str, NewTensor] | Mapping[str, StoredTensor]) -> bytes:
-    """Return what stands before the tensors' bytes."""
+    """Return the header, which precedes the tensors' bytes."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
     end = 0
     for name, tensor in tensors.items():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer, without truncation, padding, and tokens that the model has not.
+    """Return the tokenizer, without truncation, padding, and tokens beyond the embedding table.
 
     EmbeddingGemma's file lists <image_soft_token> as token 262144, one past the embedding table:
     without it that text is tokenized as any other, as llama.cpp does.

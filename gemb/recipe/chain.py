@@ -1,4 +1,4 @@
-"""Chains: stages that make a model one after the other, each from what earlier ones made.
+"""Chains: stages that make a model one after the other, each from the output of earlier ones.
 
     stages:
       pretrain:
@@ -44,9 +44,8 @@ OUTPUTS = {
 }
 RUN_MODELS = ("soup", "quantize", "eval", "mine", "verify")  # those that take -j and -q
 KEYS = ("train", "with", "run", "if_worse")
-CommandCheck = Callable[
-    [Sequence[str]], None
-]  # of a command with its arguments; may raise UsageError
+# Of a command with its arguments; may raise UsageError.
+CommandCheck = Callable[[Sequence[str]], None]
 _NAME = re.compile(r"(?!stages$)[A-Za-z0-9][A-Za-z0-9_-]*")  # RUN/stages is the chain's own
 _ITS_OWN = re.compile(r"(-o|-n|-h|--output|--dry-run|--help)(=.*)?")  # no option of a stage
 # In a command a reference is a word, or stands behind a = or before soup's =WEIGHT.
@@ -76,7 +75,7 @@ class Stage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes the stage another one, by key, references as written."""
+        """The settings that tell the stage from another one, by key, references as written."""
         if not self.recipe:
             return {"run": " ".join(self.command)}
         # A search of mixtures compares its trials by the evaluation.
@@ -97,7 +96,7 @@ class Stage:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """The models and data that it reads, each once; of a command all words that may be some."""
+        """The models and data that it reads, each once; of a command every argument."""
         if self.recipe:
             data = (source.path for source in self.recipe.data)
             texts: Iterable[str] = (*data, *self.recipe.held_out, self.recipe.eval.data)
@@ -188,7 +187,7 @@ def read_chain(tree: Value, overrides: Sequence[str], check: CommandCheck) -> Ch
 
 
 class _StageReader:
-    """Reads stages in their order, and knows those before."""
+    """Reads stages in order, and checks references to earlier ones."""
 
     def __init__(self, check: CommandCheck) -> None:
         self.stages: dict[str, Stage] = {}

@@ -1,4 +1,4 @@
-"""What one key of a recipe cannot tell alone: keys that go together, texts with a grammar."""
+"""Checks of a recipe beyond its single keys: combinations of keys, and texts with a grammar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemb.recipe.schema import Adapt, Loss, Recipe
 
 SPARE = 8  # tokens around a text that adaptation adds at least: BOS, EOS, marks
 _GIVE = "give loss.contrastive, loss.distill or both"
-Problem = tuple[str, str]  # the path of the key to blame, and what is the matter with it
+Problem = tuple[str, str]  # the path of the key at fault, and the message about it
 
 
 def problems(recipe: Recipe) -> Iterator[Problem]:
@@ -77,7 +77,7 @@ def _losses(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _weight(loss: Loss) -> float:
-    """Return the weight on what draws texts together; spread-out alone pushes them apart."""
+    """Return the weight of the losses that draw texts together: all but spread-out."""
     contrastive = loss.contrastive.weight if loss.contrastive else 0.0
     distill = loss.distill.weight + loss.distill.similarity_weight if loss.distill else 0.0
     return contrastive + distill

@@ -1,4 +1,4 @@
-"""What recipes name: each other, the tasks of their data, the sample data that comes with gemb."""
+"""Names in recipes: recipes, the tasks of training data, the sample data that comes with gemb."""
 
 from __future__ import annotations
 

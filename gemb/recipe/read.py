@@ -1,4 +1,4 @@
-"""A tree of YAML values to a `Recipe`: every key known, every value within its limits."""
+"""Turn a tree of YAML values into a `Recipe`, and check every key and every limit."""
 
 from __future__ import annotations
 

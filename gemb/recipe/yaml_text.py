@@ -189,7 +189,7 @@ class _EventReader:
 
 
 class _Dumper(yaml.SafeDumper):
-    """A dumper that takes as numbers what `scalar` does."""
+    """A dumper that quotes every text that `scalar` would read as a number."""
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))

@@ -1,4 +1,4 @@
-"""Hits to answers: what reaches the floor, in a form, and the exit code."""
+"""From hits to answers: the floor, the form of the output, the exit code."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def above(
 ) -> QueryHits:
     """Return the hits that reach the floor, at most `criteria.k`; if `is_weak`, the others, too.
 
-    What has all the words of the query is better than chance, whatever its cosine: models know
+    A hit with all the words of the query counts as relevant, whatever its cosine: models know
     little of rare names. Of 180 searches for one or two rare words of a text 19 % found nothing
     without this rule, 9 % with it (EmbeddingGemma-300M), and of 1,400 questions about another
     subject one more has an answer. A least score that the user gives holds for all, unless words
@@ -75,7 +75,7 @@ def above(
 
 
 def has_all(hit: Hit, stems: frozenset[str]) -> bool:
-    """Return whether a hit has every one of these words, and there is one."""
+    """Return whether a hit has all of these words; False where there are none."""
     return bool(stems) and stems <= {
         word.stem for word in words_of(f"{hit.title or ''} {hit.text}")
     }
@@ -87,9 +87,9 @@ def show(
     """Write the answers to one query.
 
     Args:
-        answer: what is written.
+        answer: the query's hits.
         form: writes it.
-        encoder: finds the best lines where words do not; None: words alone do.
+        encoder: finds the best lines where words do not; None: only words find them.
         prompt: of the passages.
     """
     shown = excerpts(answer.query.text, answer.hits)

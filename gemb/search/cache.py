@@ -1,8 +1,8 @@
-"""What searches of files keep for the next one: passages of files, and vectors of passages.
+"""What a search of files keeps for later ones: passages of files, and vectors of passages.
 
-`PassageTable`: an unchanged file is not even opened again. A row stands for a file as it was: path,
-size, time and inode. SQLite keeps the table whole through kills and full disks, and lets other
-searches read and write meanwhile. `VectorCache` has the vectors by the passages' keys.
+`PassageTable`: an unchanged file is not even opened again. A row describes one version of a file:
+path, size, time and inode. SQLite keeps the table whole through kills and full disks, and lets
+other searches read and write meanwhile. `VectorCache` has the vectors by the passages' keys.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class PassageTable:
     """The table of one cache folder; used by one thread at a time."""
 
     def __init__(self, folder: Path | None, kind: str) -> None:
-        """Open or make it. Where that fails it is as if it were empty, and a note says why.
+        """Open or make it. Where that fails, it behaves as if it were empty, and a note says why.
 
         Args:
             folder: of the cache; None: nothing is kept.
@@ -191,7 +191,7 @@ class PassageTable:
         return []
 
     def put(self, rows: Sequence[FileRow]) -> None:
-        """Keep files, but those that may change once more without a sign of it."""
+        """Store files, except those that may change again with the same size and time."""
         now = time.time_ns()
         settled = [row for row in rows if row.mtime_ns < now - RACY_NS]
         self._change(
@@ -238,7 +238,7 @@ class VectorCache:
         Args:
             folder: of all specs' vectors; None: nothing is kept.
             spec: whose vectors are meant; its fingerprint is the name of their folder.
-            is_said: a note has said already that nothing can be kept.
+            is_said: a note has already said that nothing can be kept.
 
         Raises:
             UsageError: the folder holds something else.

@@ -1,4 +1,4 @@
-"""What is searched: sources in, passages out, and their texts where they are: on the disk."""
+"""Turn the sources of a search into passages; their texts stay on the disk."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Corpus:
 
 
 def passage_key(title: str | None, text: str) -> bytes:
-    """Return what stands for a passage in a cache of vectors with one prompt, 16 bytes."""
+    """Return the key of a passage in a cache of vectors with one prompt, 16 bytes."""
     return key_of(f"{title or ''}\0{text}")
 
 
@@ -112,8 +112,8 @@ def gather(
         sources: what is searched.
         table: of the files that earlier searches split; new ones are put into it.
         skipped: counts what cannot be read.
-        looked: called after each file with the number of files so far; what it raises ends the
-            walk, and what was split by then is kept.
+        looked: called after each file with the number of files so far; an exception from it ends
+            the walk, and what was split by then is kept.
 
     Raises:
         UsageError: a stream or table cannot be read as `sources` says.
@@ -276,7 +276,7 @@ class PassageTexts:
         return text
 
     def forget(self) -> None:
-        """Hold no texts any more: files are read again."""
+        """Drop all texts; files are read again when they are needed."""
         self._held.clear()
 
     def record(self, number: int) -> Record | None:

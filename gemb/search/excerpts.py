@@ -71,7 +71,7 @@ def compared(
 ) -> list[Excerpt]:
     """Return the excerpts; where lines share little with the query, the model finds the best.
 
-    It does so for the first ones only, for a search has no second to spare.
+    It does so for the first ones only, to keep the search fast.
 
     Args:
         passages: as `excerpts` gives them, best first.
@@ -145,7 +145,7 @@ class ShownLine(NamedTuple):
 
 
 class LineContext:
-    """Finds lines around; remembers the file that it read last."""
+    """Finds the lines around the best one; holds the lines of the file that it read last."""
 
     def __init__(self, before: int, after: int, *, is_inside: bool = False) -> None:
         """Begin.

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 
 STOP_S = 1.0  # that a walk may take to end
-SAMPLE = 4096  # vectors from which chance is told
+SAMPLE = 4096  # vectors from which the floor is estimated
 
 
 class StopWalk(Exception):
@@ -92,7 +92,7 @@ def run_files(
         raise
     finally:
         live.close()
-    # Of many queries each waits for all before it; the words they share must do.
+    # With many queries the model would take too long: the best lines are found by words alone.
     finder = encoder if len(queries) == 1 else None
     for answer in answers:
         show(answer, form, finder, prompt)

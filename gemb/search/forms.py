@@ -25,7 +25,7 @@ STDIN = "(standard input)"  # as grep names it
 
 
 class OutputForm(Protocol):
-    """Writes what was found."""
+    """Writes the answers to queries in one form."""
 
     needs_lines: bool  # whether it shows the line that answers best, so that it should be right
 
@@ -44,7 +44,7 @@ def is_bare(hit: Hit) -> bool:
 
 
 def shown_name(hit: Hit, *, is_terminal: bool = True) -> str:
-    """Return where a hit is from, with nothing in it that a terminal obeys or that ends a line.
+    """Return the name of a hit's file, without control characters and line ends.
 
     Off a terminal bytes of a name that are no UTF-8 stay what they are, as with grep and ripgrep.
     """

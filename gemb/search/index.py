@@ -32,7 +32,7 @@ ASYMMETRIC = ("query", "code", "qa", "fact")
 ALL = 10_000  # rows of a query at most, where all that reach the floor are asked for
 BATCH = 256  # queries
 KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memory
-NOTED = 3_000_000  # with more rows it is said
+NOTED = 3_000_000  # with more rows a note gives the time
 
 
 def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: OutputForm) -> int:
@@ -62,7 +62,8 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Outpu
             check_model(index, folder, encoder, name=job.model, force=job.force)
             query_prompt = for_task(job.task or own_task(index), encoder.profile.prompts)
             vectors = embedded(queries, encoder, query_prompt, index.spec.dim)
-            # Of many queries each waits for all before it; the words they share must do.
+            # With many queries the model would take too long: the best lines are found by words
+            # alone.
             finder = encoder if len(queries) == 1 else None
         answers: list[QueryHits] = []
         for answer in search_index(index, rows, queries, vectors, criteria, like=like):
@@ -140,7 +141,7 @@ def check_model(index: Index, folder: Path, encoder: Encoder, *, name: str, forc
 
 @dataclass(frozen=True, kw_only=True)
 class SelectedRows:
-    """The rows of an index that are looked at."""
+    """The rows of an index that a search compares."""
 
     numbers: Ints | None  # ascending; None: all
     count: int
@@ -213,14 +214,14 @@ def search_index(
 
 
 def warm_up(index: Index, rows: SelectedRows, criteria: Criteria) -> None:
-    """Have the system read what a search will scan, while a model is opened."""
+    """Let the system read what a search will scan, while a model is opened."""
     k = min(depth(criteria, ALL), rows.count)
     if index.codes is not None and plan(criteria.accuracy, rows.count, k).candidates is not None:
         read_ahead(index.codes)
 
 
 def _floor(index: Index, count: int, criteria: Criteria, *, has_query: bool) -> float:
-    """Return the least score among `count` rows: as asked for, else what chance explains."""
+    """Return the least score of an answer among `count` rows: the user's, else above chance."""
     if criteria.min_score is not None:
         return criteria.min_score
     entries = index.manifest.background

@@ -74,7 +74,7 @@ class LiveHits:
         self._rows = len(rows)
 
     def close(self) -> None:
-        """Take away what was drawn."""
+        """Erase what was drawn."""
         if self._rows:
             sys.stderr.write(f"\x1b[{self._rows}F\x1b[J")
             sys.stderr.flush()

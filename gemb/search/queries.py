@@ -1,4 +1,4 @@
-"""What a search is asked: queries as texts and as vectors, and which answers count."""
+"""The input of a search: queries as texts and as vectors, and the criteria of answers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Criteria:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchJob:
-    """What a search is to do."""
+    """The queries and options of a search."""
 
     queries: Sequence[Query]  # empty with `like`
     like: str | None  # an id, or FILE:LINE
@@ -143,7 +143,7 @@ def embedded(
 def passage_vector(
     text: str, title: str | None, encoder: Encoder, prompt: Prompt, dim: int
 ) -> NDArray[np.float32]:
-    """Return the unit vector of a passage, float32 [1, dim]: what is like it is looked for."""
+    """Return the unit vector of a passage, float32 [1, dim], as the query of --like."""
     vectors, _ = _vectors([Record(1, "the passage", text, title)], encoder, prompt, dim)
     return vectors
 

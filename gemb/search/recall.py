@@ -1,4 +1,4 @@
-"""What two-stage ranking misses on one's own corpus: measured, not promised."""
+"""Measure what two-stage ranking misses on the user's own corpus."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ EXACT = Plan(candidates=None)
 
 @dataclass(frozen=True)
 class Recall:
-    """What was measured."""
+    """Recall and speed of two-stage ranking."""
 
     queries: int
     k: int
@@ -107,7 +107,7 @@ def rows_as_queries(
 
 
 def _others(best: Found, own: Ints | None, k: int) -> Floats:
-    """Return scores [Q, k] of what was found but for each query's own row."""
+    """Return the scores [Q, k] of the best rows, without each query's own row."""
     if own is None:
         return best.scores
     itself = best.rows == own[:, None]
@@ -168,7 +168,7 @@ def run_recall(
         if index.codes is None or index.coder is None:
             raise UsageError(f"--check-recall: {shown} has no codes, so that every search is exact")
         k = job.criteria.k or 10
-        # What `auto` would do is exact for few rows, of which nothing can be missed.
+        # `auto` is exact for few rows and misses nothing, so there would be nothing to measure.
         accuracy = "balanced" if job.criteria.accuracy == "auto" else job.criteria.accuracy
         how = plan(accuracy, rows.count, k)
         own = None  # the rows that the queries are

@@ -1,4 +1,4 @@
-"""Passages to scores: those whose vectors are known, then the missing ones as they are embedded."""
+"""Score passages: those whose vectors are cached, then the others as they are embedded."""
 
 from __future__ import annotations
 
@@ -182,8 +182,7 @@ def embed_missing(
     """Yield passages with their vectors, window by window, and put the vectors into the cache.
 
     It may be stopped at any time, by closing it or by any exception: what was computed is kept.
-    Another thread may be at work with the encoder for one more window then: nobody else may use
-    it.
+    After that another thread may use the encoder for one more window, so that nobody else may.
 
     Args:
         order: a passage of each key, as they are to be embedded.
@@ -245,7 +244,7 @@ def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
             yield record
 
 
-# Scores: one ranking, which gets better with each window.
+# Scores: one ranking, which grows with each window.
 
 
 class SearchProgress(NamedTuple):
@@ -268,7 +267,7 @@ def scored(
     k: int | None,
     floor: float = -1.0,
 ) -> Generator[SearchProgress, None, None]:
-    """Yield one ranking that gets better and better; at the end it is that of all passages.
+    """Yield one ranking, which grows with each window; at the end it covers all passages.
 
     What is known is compared first; the other passages are embedded, those first that share words
     with the queries. It may be stopped at any time, as `embed_missing`.

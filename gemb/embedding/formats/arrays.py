@@ -1,6 +1,6 @@
 """Vectors as arrays: raw float32, .npy, .npz.
 
-A failed row is NaN, or zeros in int8 and ubinary; so it is when the file is read back.
+A failed row is NaN, or zeros in int8 and ubinary; it is read back as the same.
 """
 
 from __future__ import annotations

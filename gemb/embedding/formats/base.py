@@ -33,7 +33,7 @@ BATCH = 8192  # rows that a reader gives at a time
 
 @dataclass(frozen=True, kw_only=True)
 class FileLayout:
-    """What a writer knows beside the vectors."""
+    """What a writer is told beside the rows and their vectors."""
 
     spec: VectorSpec
     task: str  # name of the prompt, for people
@@ -146,7 +146,7 @@ class VectorReader(ABC):
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say of a file that it is damaged, where what reads it finds it so.
+    """Turn errors of reading a file into the message that it is damaged.
 
     Raises:
         UsageError: the file holds no vectors, or is damaged.

@@ -1,4 +1,4 @@
-"""The formats of vector files: one table, which everything that names a format goes by.
+"""The formats of vector files: one table, which everything that names a format reads.
 
 To add a format, write its writer and its reader in a file of this package, and add an entry here.
 The table is read before anything else is loaded (`gemb embed --help`), so it names them only.
