@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from gemb.backend import Encoder
     from gemb.datasets.sets import Suite
-    from gemb.evaluation.scores import Row, Scores
+    from gemb.evaluation.scores import MetricRow, Scores
     from gemb.evaluation.verdict import Verdict
 
 
@@ -276,7 +276,7 @@ def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) ->
     shown = [row for row in scores.rows if every_metric or (row.set, row.metric) in main]
     if len(scores.sets) > 1:
         shown += scores.means()
-    lines: dict[tuple[str, str, str], dict[int, Row]] = {}
+    lines: dict[tuple[str, str, str], dict[int, MetricRow]] = {}
     for row in shown:
         lines.setdefault((row.set, row.metric, row.dtype), {})[row.dim] = row
     head = ["set", "metric", "n", *(["dtype"] if len(types) > 1 else []), *map(str, dims)]
@@ -292,7 +292,7 @@ def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) ->
     return "\n".join(text + ([verdict.line] if verdict else []))
 
 
-def _cell(row: Row) -> str:
+def _cell(row: MetricRow) -> str:
     return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
 
 

@@ -242,7 +242,7 @@ def _train_chain(
 ) -> None:
     """Run the stages of a chain, those from `first` on again, or only show them."""
     from gemb.commands.chains import checked_chain, print_plan
-    from gemb.training.chain_run import ChainRun, Options, Status, run_chain
+    from gemb.training.chain_run import ChainRun, StageOptions, Status, run_chain
 
     if training.resume not in ("never", "auto"):
         raise UsageError("a chain goes on by itself: --resume FOLDER is of one recipe")
@@ -262,7 +262,7 @@ def _train_chain(
     own = len(sys.orig_argv) - len(sys.argv) + 1
     quiet = ("-q",) if is_quiet() else ()
     threads = ("-j", str(training.runtime.threads)) if training.runtime.threads else ()
-    options = Options(
+    options = StageOptions(
         program=(sys.executable, *sys.orig_argv[1:own]),
         train=(*_options(training, backend), *threads, *quiet),
         commands=(*threads, *quiet),

@@ -1,7 +1,7 @@
 """How far two models, or two files of vectors, agree.
 
-The cosine of each text's two vectors says whether the numbers are the same; the agreement of ranks
-says whether a search would notice. Rows that failed (NaN) are counted, and take no part.
+The cosine of each text's two vectors measures whether the values are the same; the agreement of
+ranks measures whether a search would return the same. Failed rows (NaN) are counted and left out.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BATCH_TOKENS = 4096
 LENGTH_BANDS = ((16, "1-16 tokens"), (128, "17-128 tokens"), (512, "129-512 tokens"))
 LONGEST_BAND = "over 512 tokens"
 
-# The least cosine that two right programs still have with weights or arithmetic of this type, on
+# The least cosine between two correct programs with weights or arithmetic of this type, on
 # `VERIFICATION_TEXTS`. With the real EmbeddingGemma-300M, against PyTorch in fp32: PyTorch in
 # bf16 has 0.99901 at least (forty-eight zeros; 0.99987 is next) and 0.99995 in the mean; a lost BOS
 # has 0.714 and 0.940, a lost EOS 0.613 and 0.810. llama.cpp has with bf16 0.99935 and 0.99997, with
@@ -55,8 +55,8 @@ STORED_BARS: dict[str, float] = {"f32": 0.9999, "f16": 0.9999, "int8": 0.999, "u
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
-    """The cosines of the texts that are alike in length or script."""
+class TextGroup:
+    """Cosines of the texts of one length band or script."""
 
     name: str
     count: int
@@ -77,14 +77,15 @@ class Agreement:
     spearman: float  # -1 to 1: rank correlation of all pairwise similarities
     one_failed: int  # rows that failed on one side alone
     both_failed: int  # rows that failed on both sides
-    groups: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)  # by length, by script
+    # by length, by script
+    groups: Mapping[str, tuple[TextGroup, ...]] = field(default_factory=dict)
 
 
 def compare(a: Encoder, b: Encoder, texts: Sequence[str], *, task: str = "none") -> Agreement:
     """Return how far two open models agree on these texts, each with its own prompt of the task.
 
-    A text longer than the shorter context of the two is cut to it on both sides, its closing tokens
-    kept, so that both see the same.
+    A text longer than the shorter of the two contexts is cut to it for both models. The closing
+    tokens stay, so both models see the same tokens.
 
     Raises:
         NegativeAnswer: their vectors have different widths.
@@ -113,9 +114,9 @@ def compare_vectors(a: Vectors, b: Vectors, texts: Sequence[str] = ()) -> Agreem
 
 
 def bar_for(dtype_a: str, dtype_b: str) -> float:
-    """Return the least cosine to expect of right models of these two types: see `BARS`."""
-    both = re.sub(r"\bfp", "f", f"{dtype_a}+{dtype_b}".lower())
-    return min(_bar(dtype) for dtype in both.split("+"))
+    """Return the least cosine to expect of correct models of these two types: see `BARS`."""
+    dtypes = re.sub(r"\bfp", "f", f"{dtype_a}+{dtype_b}".lower())
+    return min(_bar(dtype) for dtype in dtypes.split("+"))
 
 
 def _bar(dtype: str) -> float:
@@ -129,7 +130,7 @@ def stored_bar(dtype: str) -> float:
 
 
 def script_of(text: str) -> str:
-    """Return the script that most of the text's letters have, as Unicode's names begin: `latin`."""
+    """Return the script of most letters: the first word of their Unicode names, as `latin`."""
     letters = (unicodedata.name(char, "") for char in text if char.isalpha())
     counts = Counter(name.split(" ")[0].lower() for name in letters)
     return counts.most_common(1)[0][0] if counts else "no letters"
@@ -160,7 +161,7 @@ def encoded(model: Encoder, ids: Sequence[TokenIds]) -> Vectors:
 
 
 def _agreement(a: Vectors, b: Vectors, texts: Sequence[str]) -> tuple[Doubles, Agreement]:
-    """Return each row's cosine, float64 [N] (NaN where a side failed), and what they come to."""
+    """Return each row's cosine, float64 [N] (NaN where a side failed), and the agreement."""
     if a.shape != b.shape:
         raise NegativeAnswer(f"the vectors differ in shape: {_shape(a)} and {_shape(b)}")
     unit_a, unit_b = _unit(a), _unit(b)
@@ -209,7 +210,7 @@ def _ranks(a: Vectors, b: Vectors) -> tuple[float, float]:
 
 
 def _shared(ours: Vectors, theirs: Vectors, nearest: int) -> float:
-    """Return which share of our nearest rows are among theirs, or tie with the last of theirs."""
+    """Return the share of our nearest rows that are among theirs, or tie with the last of them."""
     rows = np.argpartition(-ours, nearest - 1, axis=1)[:, :nearest]
     least = -np.partition(-theirs, nearest - 1, axis=1)[:, nearest - 1 : nearest]
     return float((np.take_along_axis(theirs, rows, axis=1) >= least - TIE).mean())
@@ -222,19 +223,24 @@ def _spearman(a: Vectors, b: Vectors) -> float:
         _, group, count = np.unique(values, return_inverse=True, return_counts=True)
         ranks.append((np.cumsum(count) - (count - 1) / 2)[group])
     a_rank, b_rank = (rank - rank.mean() for rank in ranks)
-    size = float(np.sqrt((a_rank**2).sum() * (b_rank**2).sum()))
-    return float((a_rank * b_rank).sum() / size) if size else 1.0
+    norm = float(np.sqrt((a_rank**2).sum() * (b_rank**2).sum()))
+    return float((a_rank * b_rank).sum() / norm) if norm else 1.0
 
 
-def _groups(cosines: Doubles, names: Sequence[str]) -> tuple[Group, ...]:
+def _groups(cosines: Doubles, names: Sequence[str]) -> tuple[TextGroup, ...]:
     """Return the groups, in the order in which their names first appear; failed rows left out."""
-    rows: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     for name, cosine in zip(names, cosines, strict=True):
         if np.isfinite(cosine):
-            rows.setdefault(name, []).append(float(cosine))
+            by_name.setdefault(name, []).append(float(cosine))
     return tuple(
-        Group(name=name, count=len(group), min_cosine=min(group), mean_cosine=float(np.mean(group)))
-        for name, group in rows.items()
+        TextGroup(
+            name=name,
+            count=len(in_group),
+            min_cosine=min(in_group),
+            mean_cosine=float(np.mean(in_group)),
+        )
+        for name, in_group in by_name.items()
     )
 
 
@@ -246,11 +252,10 @@ def _shape(vectors: Vectors) -> str:
     return " x ".join(str(size) for size in vectors.shape)
 
 
-# The texts that two models are compared on when the user gives none. They are chosen for what goes
-# wrong between two programs that should give the same vectors: the tokenizer (scripts, byte
-# fallback, white space, digits, literal special tokens), the batch (one token beside hundreds), and
-# the sliding window: in a bidirectional model with a window of 512 only a text of more than 257
-# tokens sees it, so three texts are longer than 600.
+# The default texts for comparing two models. They cover the usual causes of different vectors: the
+# tokenizer (scripts, byte fallback, white space, digits, literal special tokens), the batch (one
+# token beside hundreds), and the sliding window. With a bidirectional window of 512, only texts of
+# more than 257 tokens reach its edge, so three texts are longer than 600.
 
 _ENGLISH = (
     "hello",

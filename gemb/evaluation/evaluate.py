@@ -1,9 +1,9 @@
-"""A model on evaluation sets: every text embedded once, every size of vector scored from that.
+"""Evaluate a model on sets: every text is embedded once, and every vector size scored from that.
 
-A score is of the vectors that `gemb embed --dim --dtype` stores: cut, brought to length one again,
-rounded; queries and documents alike. The way of a score, of an nDCG for one: `evaluate` embeds the
-texts of all sets, `_retrieval` ranks the documents of each query, `metrics.of_rankings` gives each
-query its nDCG, and `_rows` the mean over the queries with its interval.
+The scored vectors are those that `gemb embed --dim --dtype` stores: cut, normalized again, rounded;
+queries and documents alike. An nDCG, for example, is computed in four steps: `evaluate` embeds the
+texts of all sets, `_retrieval` ranks the documents of each query, `metrics.of_rankings` returns the
+nDCG of each query, and `_rows` the mean over the queries with its interval.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from gemb.evaluation.metrics import (
     of_rankings,
     resamples,
 )
-from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.models.profile import check_dims
 from gemb.models.prompts import for_task
 from gemb.texts.examples import Text
@@ -54,9 +54,9 @@ def evaluate(
     """Return the scores of a model.
 
     Args:
-        suite: the sets; each kind has its prompts, from the model's own dictionary.
+        suite: the sets; the prompts of each kind come from the model's own dictionary.
         encoder: the open model.
-        dims: widths that it was trained for; none: all of them.
+        dims: widths that it was trained for; empty: all of them.
         dtypes: of gemb.embedding.vectors.DTYPES.
         progress: called as texts are embedded.
 
@@ -109,8 +109,10 @@ def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) ->
     return tuple(Size(dim, dtype) for dtype in dict.fromkeys(dtypes) for dim in widths)
 
 
-def _rows(dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statistic]) -> list[Row]:
-    """Return the score of each size and metric, with its interval by bootstrap."""
+def _rows(
+    dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statistic]
+) -> list[MetricRow]:
+    """Return the score of each size and metric, with its bootstrap interval."""
     parts: dict[tuple[Size, str], list[Doubles]] = {key: [] for key in statistics}
     for counts in resamples(dataset.units, dataset.seed):
         for key, statistic in statistics.items():
@@ -119,7 +121,7 @@ def _rows(dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statist
     for (size, metric), statistic in statistics.items():
         low, high = interval(np.concatenate(parts[size, metric]))
         rows.append(
-            Row(
+            MetricRow(
                 set=dataset.name,
                 metric=metric,
                 dim=size.dim,
@@ -133,7 +135,7 @@ def _rows(dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statist
 
 
 class _Embedded:
-    """The vectors of a suite's texts, each distinct one once."""
+    """The vectors of a suite's distinct texts."""
 
     def __init__(self, suite: Suite, encoder: Encoder, progress: ProgressCallback | None) -> None:
         parts = [(dataset, part) for dataset in suite.sets for part in dataset.parts]
@@ -160,7 +162,7 @@ class _Embedded:
         return np.array([self._row[self._rendered(part.task, text)] for text in part.texts], int)
 
     def stored(self, rows: Rows, size: Size) -> StoredVectors:
-        """Return these rows as they are stored."""
+        """Return the vectors of these rows in their stored form."""
         return StoredVectors(self._vectors[rows], size)
 
 
@@ -187,19 +189,19 @@ def _pairs(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str,
 
 
 def _bitext(dataset: SentencePairs, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
-    """Score 1 for a pair whose sides are each other's nearest, 1/2 where one side alone finds."""
+    """Score 1 for a pair whose sides are each other's nearest, 1/2 if only one side is."""
     rows = [embedded.rows(part) for part in dataset.parts]
     stored = [embedded.stored(part_rows, size) for part_rows in rows]
     hits = np.zeros(dataset.units)
-    for here, there in ((0, 1), (1, 0)):
+    for side, opposite in ((0, 1), (1, 0)):
         for part in _chunks(dataset.units, dataset.units):
-            nearest = stored[here].cosines(part, stored[there]).argmax(axis=1)
-            hits[part] += (rows[there][nearest] == rows[there][part]) / 2
+            nearest = stored[side].cosines(part, stored[opposite]).argmax(axis=1)
+            hits[part] += (rows[opposite][nearest] == rows[opposite][part]) / 2
     return {dataset.metric: Statistic("mean", hits)}
 
 
 def _retrieval(dataset: Retrieval, embedded: _Embedded, size: Size) -> dict[str, Statistic]:
-    """Rank the documents of each query; in reranking those that are judged for it."""
+    """Rank the documents of each query; in reranking only those that are judged for it."""
     queries = embedded.stored(embedded.rows(dataset.parts[0]), size)
     # Equal documents get one column, so that their scores are tied to the last bit.
     rows, column = np.unique(embedded.rows(dataset.parts[1]), return_inverse=True)
@@ -213,21 +215,21 @@ def _retrieval(dataset: Retrieval, embedded: _Embedded, size: Size) -> dict[str,
         for query, unique in zip(
             range(part.start, part.stop), queries.cosines(part, documents), strict=True
         ):
-            judged, given = dataset.judged[query]
+            judged, judged_grades = dataset.judged[query]
             scores = unique[column]
             if dataset.kind == "rerank":
-                others = np.ones(count, bool)
-                others[judged] = False
-                scores[others] = -np.inf
+                unjudged = np.ones(count, bool)
+                unjudged[judged] = False
+                scores[unjudged] = -np.inf
             if dataset.own[query] >= 0:
                 scores[dataset.own[query]] = -np.inf
             ranking = best(scores)
-            graded[judged] = given
+            graded[judged] = judged_grades
             grades[query, : len(ranking)] = graded[ranking]
             graded[judged] = 0
-            highest = np.sort(given)[::-1][:10]
+            highest = np.sort(judged_grades)[::-1][:10]
             ideal[query, : len(highest)] = highest
-            relevant[query] = (given > 0).sum()
+            relevant[query] = (judged_grades > 0).sum()
     metrics = of_rankings(grades, ideal, relevant)
     names = [dataset.metric, *(name for name in RANKING if name != dataset.metric)]
     return {name: Statistic("mean", metrics[name]) for name in names}
@@ -266,7 +268,7 @@ class StoredVectors:
         squares = np.einsum("nd,nd->n", self.codes, self.codes, dtype=np.float64)
         self.lengths: Vectors = np.sqrt(squares).astype(np.float32)
         if dtype == "f32":
-            self.lengths = np.ones_like(self.lengths)  # as near as float32 comes
+            self.lengths = np.ones_like(self.lengths)  # exact within float32
 
     @property
     def unit(self) -> Vectors:
@@ -274,8 +276,8 @@ class StoredVectors:
         rows: Vectors = self.codes / self.lengths[:, None]
         return rows
 
-    def cosines(self, rows: slice | Rows, other: StoredVectors) -> Vectors:
-        """Return the cosines of these rows with all rows of the other, [rows, N]."""
-        products = self.codes[rows] @ other.codes.T
-        cosines: Vectors = products / (self.lengths[rows, None] * other.lengths)
+    def cosines(self, rows: slice | Rows, partners: StoredVectors) -> Vectors:
+        """Return the cosines of these rows with all rows of `partners`, [rows, N]."""
+        products = self.codes[rows] @ partners.codes.T
+        cosines: Vectors = products / (self.lengths[rows, None] * partners.lengths)
         return cosines

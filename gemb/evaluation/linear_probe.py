@@ -1,8 +1,8 @@
 """A linear probe: multinomial logistic regression on frozen vectors.
 
-The minimum of 1/2 |W|^2 + sum of the cross entropies, with an intercept that is not penalised:
-scikit-learn's LogisticRegression with C = 1, as MTEB has it. The function is convex and the minimum
-unique, so two right solvers agree; this one is L-BFGS (Nocedal and Wright 2006, algorithm 7.4).
+It minimizes 1/2 |W|^2 + the sum of the cross entropies, with an intercept that is not penalised, as
+MTEB does with scikit-learn's LogisticRegression, C = 1. The function is convex and its minimum
+unique, so correct solvers agree; this one is L-BFGS (Nocedal and Wright 2006, algorithm 7.4).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gemb.arrays import Doubles
 FOLDS = 5
 MEMORY = 10  # pairs of steps and changes of the gradient
 STEPS = 500
-TOLERANCE = 1e-6  # largest entry of the gradient at the end, a row of the training part
+TOLERANCE = 1e-6  # largest gradient entry at the end, per row of the training part
 
 
 def predictions(
@@ -32,7 +32,7 @@ def predictions(
 
 
 def folded(vectors: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
-    """Return the label of each row [N, D], each fifth after training on the others.
+    """Return the label of each row [N, D], predicted by cross-validation in five folds.
 
     The rows of each label are dealt to the folds in a fixed random order.
     """
@@ -43,8 +43,9 @@ def folded(vectors: NDArray[np.float32], labels: Sequence[str]) -> list[str]:
     fold[order] = np.arange(len(labels)) % FOLDS
     predicted = np.empty(len(labels), object)
     for number in range(FOLDS):
-        out = fold == number
-        predicted[out] = predictions(vectors[~out], names[~out].tolist(), vectors[out])
+        held_out = fold == number
+        train, labels_of_train = vectors[~held_out], names[~held_out].tolist()
+        predicted[held_out] = predictions(train, labels_of_train, vectors[held_out])
     return [str(label) for label in predicted]
 
 
@@ -74,7 +75,7 @@ def fitted(x: NDArray[np.float32], classes: NDArray[np.int64], count: int) -> Do
 def minimum(
     loss: Callable[[Doubles], tuple[float, Doubles]], point: Doubles, tolerance: float
 ) -> Doubles:
-    """Return where a smooth convex function is least.
+    """Return the point where a smooth convex function has its minimum.
 
     Args:
         loss: returns its value and gradient.
@@ -82,40 +83,40 @@ def minimum(
         tolerance: the largest entry of the gradient at the end.
     """
     value, gradient = loss(point)
-    known: deque[tuple[Doubles, Doubles, float]] = deque(maxlen=MEMORY)
+    history: deque[tuple[Doubles, Doubles, float]] = deque(maxlen=MEMORY)
     for _ in range(STEPS):
         if np.abs(gradient).max() < tolerance:
             break
-        way = _downhill(gradient, known)
-        slope = float(way @ gradient)
-        length = 1.0 if known else 1 / float(np.linalg.norm(gradient))
+        direction = _downhill(gradient, history)
+        slope = float(direction @ gradient)
+        length = 1.0 if history else 1 / float(np.linalg.norm(gradient))
         while True:  # Armijo's rule
-            new = point + length * way
+            new = point + length * direction
             new_value, new_gradient = loss(new)
             if new_value <= value + 1e-4 * length * slope:
                 break
             length /= 2
-            if length < 1e-9:  # as near as the arithmetic comes
+            if length < 1e-9:  # the limit of the arithmetic
                 return point
         step, change = new - point, new_gradient - gradient
         curvature = float(step @ change)
         if curvature > 1e-12:
-            known.append((step, change, curvature))
+            history.append((step, change, curvature))
         point, value, gradient = new, new_value, new_gradient
     return point
 
 
-def _downhill(gradient: Doubles, known: deque[tuple[Doubles, Doubles, float]]) -> Doubles:
-    """Return minus the inverse Hessian, as far as the last steps tell it, times the gradient."""
-    way = -gradient
+def _downhill(gradient: Doubles, history: deque[tuple[Doubles, Doubles, float]]) -> Doubles:
+    """Return minus the inverse Hessian, estimated from the last steps, times the gradient."""
+    direction = -gradient
     shares = []
-    for step, change, curvature in reversed(known):
-        share = float(step @ way) / curvature
-        way = way - share * change
+    for step, change, curvature in reversed(history):
+        share = float(step @ direction) / curvature
+        direction = direction - share * change
         shares.append(share)
-    if known:
-        _, change, curvature = known[-1]
-        way = way * (curvature / float(change @ change))
-    for (step, change, curvature), share in zip(known, reversed(shares), strict=True):
-        way = way + (share - float(change @ way) / curvature) * step
-    return way
+    if history:
+        _, change, curvature = history[-1]
+        direction = direction * (curvature / float(change @ change))
+    for (step, change, curvature), share in zip(history, reversed(shares), strict=True):
+        direction = direction + (share - float(change @ direction) / curvature) * step
+    return direction

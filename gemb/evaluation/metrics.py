@@ -1,11 +1,11 @@
-"""The metrics of an evaluation, and how sure a score is.
+"""The metrics of an evaluation, and their confidence intervals.
 
-Every metric is defined as in the program that people compare with: `spearman` as in
+Every metric is defined as in its reference program: `spearman` as in
 scipy.stats.spearmanr, `average_precision` as in sklearn.metrics.average_precision_score, and the
 metrics of a ranking as in NIST's trec_eval 9 (`ndcg_cut_10`, `recall_10`, `recall_100`, `map_cut`,
-`recip_rank`). How sure a score is says the percentile bootstrap over pairs, queries or rows (Efron
-1979). A set's resamples depend on its content alone, so that two models are measured on the same
-ones: the difference of their resampled scores is the paired bootstrap.
+`recip_rank`). Intervals are by percentile bootstrap over pairs, queries or rows (Efron 1979).
+The resamples of a set depend only on its content, so two models are measured on the same ones: the
+difference of their resampled scores is the paired bootstrap.
 
 Legend: R resamples, N units (pairs, queries, rows), K places of a ranking.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gemb.arrays import Doubles, Rows
 
-DEPTH = 100  # places of a ranking that count, at most
+DEPTH = 100  # ranks that count
 RANKING = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -38,7 +38,7 @@ def spearman(a: Doubles, b: Doubles, counts: Doubles | None = None) -> Doubles:
         b: [N].
         counts: [R, N], how often each pair is in each resample; None: once, and R is 1.
 
-    Where one side is all equal the correlation is not defined: 0.
+    The correlation is 0 where it is undefined, because all values of a side are equal.
     """
     counts = np.ones((1, len(a))) if counts is None else counts
     middle = (counts.sum(axis=1, keepdims=True) + 1) / 2
@@ -141,10 +141,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Statistic:
-    """A score with what a bootstrap needs: one number for each unit, or two."""
+    """A score with the values that a bootstrap needs: one number for each unit, or two."""
 
     form: Form
-    values: Doubles  # [N]: what is averaged; the cosines of pairs
+    values: Doubles  # [N]: the values that are averaged, or the cosines of pairs
     gold: Doubles | None = None  # [N]: human scores of pairs, or 1 for a pair that belongs together
 
     def value(self) -> float:

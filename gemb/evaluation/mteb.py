@@ -1,8 +1,8 @@
-"""A model of gemb as MTEB's encoder, so that MTEB's own code evaluates it on MTEB's own tasks.
+"""An adapter that lets MTEB evaluate a model of gemb on its own tasks.
 
-The prompts are those of the model's dictionary under MTEB's names for kinds of tasks, as MTEB looks
-them up for sentence-transformers (`STS`, `Retrieval-query`), and else gemb's for such a task. The
-title of a document stands in its text, where MTEB puts it, and not in the prompt.
+Prompts are looked up in the model's dictionary under MTEB's names of task types, as MTEB does for
+sentence-transformers (`STS`, `Retrieval-query`); if there is none, gemb's prompt for such a task is
+used. The title of a document is in its text, where MTEB puts it, and not in the prompt.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ TASKS = {
 
 
 class Result(NamedTuple):
-    """One score that MTEB gave."""
+    """One score that MTEB computed."""
 
     task: str
     split: str
@@ -52,15 +52,15 @@ class Result(NamedTuple):
 
 
 def import_mteb() -> Any:  # noqa: ANN401 - its types are not ours
-    """Return the module.
+    """Import mteb.
 
     Raises:
-        Missing: it is not installed.
+        Missing: mteb is not installed.
     """
     try:
         return import_module("mteb")
     except ImportError:
-        raise Missing("mteb: tasks need the package mteb: pip install 'gemb[mteb]'") from None
+        raise Missing("mteb: tasks require the package mteb: pip install 'gemb[mteb]'") from None
 
 
 def prompt_for(kind: str, side: str | None, prompts: Mapping[str, str]) -> Prompt:
@@ -78,11 +78,13 @@ def prompt_for(kind: str, side: str | None, prompts: Mapping[str, str]) -> Promp
 class GembEncoder:
     """`mteb.EncoderProtocol`, with vectors of one width."""
 
-    def __init__(self, encoder: Encoder, dim: int, known: dict[str, NDArray[np.float32]]) -> None:
-        """Take an open model; `known` keeps the vectors of texts from one width to the next."""
+    def __init__(
+        self, encoder: Encoder, dim: int, vectors_by_text: dict[str, NDArray[np.float32]]
+    ) -> None:
+        """Take an open model; `vectors_by_text` is shared by the encoders of all widths."""
         self._encoder = encoder
         self._dim = dim
-        self._known = known
+        self._vectors_by_text = vectors_by_text
         profile = encoder.profile
         meta = import_module("mteb.models.model_meta").ModelMeta
         self.mteb_model_meta = meta.create_empty(
@@ -107,15 +109,17 @@ class GembEncoder:
         side = prompt_type.value if prompt_type else None
         prompt = prompt_for(task_metadata.type, side, self._encoder.profile.prompts)
         prompted = [prompt.render(text) for batch in inputs for text in batch["text"]]
-        fresh = [text for text in dict.fromkeys(prompted) if text not in self._known]
+        fresh = [text for text in dict.fromkeys(prompted) if text not in self._vectors_by_text]
         records = [
             Record(row, f"{task_metadata.name}: {text[:60]!r}", text)
             for row, text in enumerate(fresh)
         ]
         vectors, _cut = text_vectors(records, self._encoder)
-        self._known.update(zip(fresh, vectors, strict=True))
+        self._vectors_by_text.update(zip(fresh, vectors, strict=True))
         width = self._encoder.profile.dim
-        full = np.array([self._known[text] for text in prompted], np.float32).reshape(-1, width)
+        full = np.array([self._vectors_by_text[text] for text in prompted], np.float32).reshape(
+            -1, width
+        )
         return shortened(full, self._dim)
 
     def similarity(
@@ -134,11 +138,11 @@ class GembEncoder:
 
 
 def tasks_named(names: Sequence[str]) -> list[Any]:
-    """Return MTEB's tasks with their data loaded.
+    """Return MTEB's tasks, with their data loaded.
 
     Raises:
         UsageError: MTEB has no task of this name.
-        Missing: its data cannot be had.
+        Missing: the data of a task is not cached and cannot be downloaded.
     """
     mteb = import_mteb()
     tasks = []
@@ -160,23 +164,23 @@ def tasks_named(names: Sequence[str]) -> list[Any]:
 
 
 def run(tasks: Sequence[Any], encoder: Encoder, dims: Sequence[int] = ()) -> list[Result]:
-    """Return the main score of each task, split and subset for each width; none: the widest.
+    """Return the main score of each task, split and subset, for each width.
 
     Args:
         tasks: MTEB's, from `tasks_named` or made by the caller.
         encoder: the open model.
-        dims: widths that it was trained for.
+        dims: widths that it was trained for; empty: the widest.
 
     Raises:
-        UsageError: the model was not trained for a width, or reads no such tasks.
+        UsageError: the model was not trained for a width, or has no prompt for a task.
     """
     mteb = import_mteb()
     profile = encoder.profile
     check_dims(dims, profile.matryoshka_dims)
-    known: dict[str, NDArray[np.float32]] = {}
+    vectors_by_text: dict[str, NDArray[np.float32]] = {}
     main_scores = []
     for dim in dims or (profile.dim,):
-        model = GembEncoder(encoder, dim, known)
+        model = GembEncoder(encoder, dim, vectors_by_text)
         results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
         for result in results.task_results:
             metric = result.task.metadata.main_score

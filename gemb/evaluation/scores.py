@@ -1,4 +1,4 @@
-"""The scores of a model on a suite, with what a later paired comparison needs; kept as JSON."""
+"""The scores of a model on a suite, with the values for a paired comparison; saved as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARK = "gemb_scores"  # the key of the format's version
 
 
 class Size(NamedTuple):
-    """How a vector is stored."""
+    """The width and the type of stored vectors."""
 
     dim: int
     dtype: str  # of gemb.embedding.vectors.DTYPES
@@ -25,25 +25,25 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SetDescription:
-    """Which set was evaluated, and how."""
+    """An evaluated set: its content, metric and prompts."""
 
     name: str
     kind: str
     metric: str  # the main one
-    units: int  # pairs, queries or rows that it is over
+    units: int  # pairs, queries or rows that are averaged
     fingerprint: str
     prompts: tuple[str, ...]  # templates, of queries and documents, or both columns
     left_out: str = ""
 
     @property
     def seed(self) -> int:
-        """The seed of its resamples: that of every model's scores on this set."""
+        """The seed of the resamples: the same for every model on this set."""
         return int(self.fingerprint, 16)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One score."""
+class MetricRow:
+    """The value of one metric on a set, for one vector size."""
 
     set: str  # a set's name, or `mean`
     metric: str
@@ -56,16 +56,16 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """What `gemb eval` finds."""
+    """The result of `gemb eval`."""
 
     model: str  # fingerprint
     arithmetic: str  # fp32, bf16, q4_0, ...
     suite: str
     texts: int  # distinct, embedded
-    cut: int  # of them, longer than the model takes
+    cut: int  # of these, the number cut to the length that the model takes
     sets: tuple[SetDescription, ...]
     sizes: tuple[Size, ...]
-    rows: tuple[Row, ...]  # of each set and size, the main metric first
+    rows: tuple[MetricRow, ...]  # of each set and size, the main metric first
     evidence: Mapping[tuple[str, Size], Statistic]  # of each set's main metric
     _resampled: dict[tuple[str, Size], Doubles] = field(
         default_factory=dict, repr=False, compare=False
@@ -85,14 +85,14 @@ class Scores:
 
     @property
     def value(self) -> float:
-        """What a model is judged by: the mean of the sets' main metrics at the widest size."""
+        """The mean of the sets' main metrics at the widest size, by which models are compared."""
         return self.mean(*self.widest)
 
     def mean(self, dim: int, dtype: str = "f32") -> float:
         """Return the mean of the sets' main metrics."""
         return float(np.mean([self.main(dataset.name, dim, dtype).value for dataset in self.sets]))
 
-    def main(self, name: str, dim: int, dtype: str = "f32") -> Row:
+    def main(self, name: str, dim: int, dtype: str = "f32") -> MetricRow:
         """Return the main score of a set."""
         metric = next(dataset.metric for dataset in self.sets if dataset.name == name)
         key = (name, metric, dim, dtype)
@@ -111,13 +111,13 @@ class Scores:
             self._resampled[key] = self.evidence[key].resampled(dataset.seed)
         return self._resampled[key]
 
-    def means(self) -> tuple[Row, ...]:
+    def means(self) -> tuple[MetricRow, ...]:
         """Return the mean of the sets for each size, with its interval."""
         rows = []
         for size in self.sizes:
             bounds: Interval = interval(self.resampled(size))
             rows.append(
-                Row(
+                MetricRow(
                     set="mean",
                     metric=self.metric,
                     dim=size.dim,
@@ -130,7 +130,7 @@ class Scores:
         return tuple(rows)
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the evidence."""
+        """Return everything but the evidence."""
         return {
             "model": self.model,
             "arithmetic": self.arithmetic,
@@ -145,7 +145,7 @@ class Scores:
         }
 
     def save(self, path: Path) -> None:
-        """Write all of it as JSON, whole or not at all."""
+        """Write everything as JSON, complete or not at all."""
         import orjson
 
         from gemb.io.atomic import new_file
@@ -166,10 +166,10 @@ class Scores:
 
     @staticmethod
     def load(path: Path) -> Scores:
-        """Return what `save` wrote.
+        """Read scores that `save` wrote.
 
         Raises:
-            UsageError: there is no such file, or it is none of these.
+            UsageError: there is no such file, or `save` did not write it.
         """
         import orjson
 
@@ -205,16 +205,16 @@ def _from_json(document: dict[str, Any]) -> Scores:
             for entry in document["sets"]
         ),
         sizes=tuple(Size(**size) for size in document["sizes"]),
-        rows=tuple(Row(**row) for row in document["rows"]),
+        rows=tuple(MetricRow(**row) for row in document["rows"]),
         evidence=evidence,
     )
 
 
 def check_target(path: Path) -> None:
-    """Refuse the path of a file to write that would replace something other than scores.
+    """Refuse an output path whose file is something other than scores.
 
     Raises:
-        UsageError: it is another file, or its folder cannot take it.
+        UsageError: the file holds no scores, or its folder cannot be written to.
     """
     from gemb.io.paths import check_folder_of
 
@@ -228,5 +228,5 @@ def check_target(path: Path) -> None:
     check_folder_of(path)
 
 
-def _size(row: Row) -> Size:
+def _size(row: MetricRow) -> Size:
     return Size(row.dim, row.dtype)

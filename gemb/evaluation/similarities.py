@@ -1,10 +1,10 @@
-"""How a model places pairs: cosines of right and wrong partners, alignment and uniformity.
+"""Similarity statistics of pairs: cosines of right and wrong partners, alignment, uniformity.
 
 After Wang & Isola, "Understanding Contrastive Representation Learning through Alignment and
 Uniformity on the Hypersphere" (arXiv 2005.10242), equations 1 and 2 with alpha = 2, t = 2:
-    alignment  = mean |q_i - p_i|^2            0 where partners are equal, 2 where unrelated
-    uniformity = log mean exp(-2 |x_i - x_j|^2)  over i != j: 0 where all are one point, lower
-                                                 where they are spread; -4 and below at the best
+    alignment  = mean |q_i - p_i|^2            0 if partners are equal, 2 if unrelated
+    uniformity = log mean exp(-2 |x_i - x_j|^2)  over i != j: 0 if all points are equal, lower if
+                                                 they are spread; the best are at -4 and below
 Uniformity is of the queries and of the positives, averaged, as in the authors' code.
 """
 
@@ -21,7 +21,7 @@ ROWS_AT_A_TIME = 1024  # memory: so many times N float32
 
 
 def similarities(queries: NDArray[np.float32], positives: NDArray[np.float32]) -> dict[str, Any]:
-    """Return what `similarities.json` says of one model; equal input, equal answer.
+    """Return the entry of one model in `similarities.json`; it is deterministic.
 
     Args:
         queries: unit rows [N, D].
@@ -30,9 +30,9 @@ def similarities(queries: NDArray[np.float32], positives: NDArray[np.float32]) -
 
     Returns:
         pairs: N.
-        positive, negative: {"mean": of the cosines, "counts": how many lie in each of 200 bins of
+        positive, negative: {"mean": of the cosines, "counts": their number in each of 200 bins of
             0.01 over [-1, 1]}; the negatives of a query are up to 20 other pairs' positives.
-        alignment, uniformity: as above; None where there are too few pairs.
+        alignment, uniformity: as above; None if there are too few pairs.
         Numbers have four decimals.
     """
     assert queries.shape == positives.shape, f"{queries.shape} and {positives.shape} are no pairs"

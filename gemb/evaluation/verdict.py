@@ -15,7 +15,7 @@ Word = Literal["WIN", "TIE", "REGRESSION"]
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How one score changed."""
+    """The change of one score."""
 
     set: str  # a set's name, or `mean`
     metric: str
@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def word(self) -> Word:
-        """What the interval says: a tie where it holds 0."""
+        """The verdict of the interval: a tie if it holds 0."""
         if self.low > 0:
             return "WIN"
         return "REGRESSION" if self.high < 0 else "TIE"
@@ -38,7 +38,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a model changed. The word is that of the mean over the sets, at the widest size."""
+    """The changes of all scores; the word is that of the mean over the sets at the widest size."""
 
     main: Difference
     sets: tuple[Difference, ...]  # at the widest size
@@ -60,7 +60,7 @@ class Verdict:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return all of it."""
+        """Return everything, with the line."""
         return {
             "verdict": self.word,
             "line": self.line,
@@ -75,10 +75,10 @@ def _json(difference: Difference) -> dict[str, Any]:
 
 
 def verdict(before: Scores, after: Scores) -> Verdict:
-    """Return how the scores of two models on the same sets differ.
+    """Compare the scores of two models on the same sets.
 
-    Compared is each one's widest vector, in the first type that was evaluated. Every set's
-    resamples are drawn by itself, the same ones for both.
+    The widest vectors of each are compared, in the first type that was evaluated. The resamples of
+    each set are drawn independently, and are the same for both models.
 
     Raises:
         UsageError: the two were not evaluated on the same sets, or not in the same type.
@@ -87,43 +87,44 @@ def verdict(before: Scores, after: Scores) -> Verdict:
     old, new = before.widest, after.widest
     check_type(before, new.dtype)
     sets = tuple(_of_set(before, after, dataset.name, old, new) for dataset in after.sets)
-    both = [size for size in after.sizes if size in before.sizes]
+    shared_sizes = [size for size in after.sizes if size in before.sizes]
     return Verdict(
         main=_of_mean(before, after, old, new),
         sets=sets,
-        sizes=tuple(_of_mean(before, after, size, size) for size in both),
+        sizes=tuple(_of_mean(before, after, size, size) for size in shared_sizes),
     )
 
 
 def check_sets(before: Scores, fingerprints: Mapping[str, str]) -> None:
-    """Refuse scores of other sets than these, each with its fingerprint.
+    """Refuse scores of other sets than these; `fingerprints` maps a name to a fingerprint.
 
     Raises:
-        UsageError: a set is missing on one side, or its content is another.
+        UsageError: a set is missing on one side, or its content has changed.
     """
-    known = {dataset.name: dataset.fingerprint for dataset in before.sets}
-    for name in [*known, *fingerprints]:
-        if name not in known or name not in fingerprints:
-            missing = "the new scores have" if name in known else "the baseline has"
+    baseline = {dataset.name: dataset.fingerprint for dataset in before.sets}
+    for name in [*baseline, *fingerprints]:
+        if name not in baseline or name not in fingerprints:
+            missing = "the new scores have" if name in baseline else "the baseline has"
             raise UsageError(
                 f"{missing} no set '{name}'; a comparison needs the same sets on both sides"
             )
-        if known[name] != fingerprints[name]:
+        if baseline[name] != fingerprints[name]:
             raise UsageError(
                 f"the set '{name}' has changed since the baseline; evaluate the baseline again"
             )
 
 
 def check_type(before: Scores, dtype: str) -> None:
-    """Refuse scores whose first type of vectors is another.
+    """Refuse scores whose first vector type is not `dtype`.
 
     Raises:
-        UsageError: it is.
+        UsageError: the types differ.
     """
-    known = before.sizes[0].dtype
-    if known != dtype:
+    old_dtype = before.sizes[0].dtype
+    if old_dtype != dtype:
         raise UsageError(
-            f"one side is of vectors in {known}, the other in {dtype}; evaluate both in one --dtype"
+            f"one side is of vectors in {old_dtype}, the other in {dtype}; "
+            "evaluate both in one --dtype"
         )
 
 

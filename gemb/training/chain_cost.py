@@ -1,4 +1,4 @@
-"""What a chain costs, by one formula: 6 operations for each token and number that it meets.
+"""The estimated cost of a chain: 6 operations for each token and each number in the layers.
 
     operations   6 N T: 2 N forwards and 4 N backwards for each of T tokens
     N            numbers in the layers of the model that a stage trains; not its token table
@@ -30,7 +30,7 @@ class Layers:
     """The layers of a model."""
 
     count: int
-    numbers: int  # in the matrices of one
+    numbers: int  # in the matrices of one layer
 
 
 EMBEDDING_GEMMA = Layers(24, 768 * (2 * 768 + 2 * 256) + 3 * 768 * 1152)  # its config.json
@@ -38,7 +38,7 @@ EMBEDDING_GEMMA = Layers(24, 768 * (2 * 768 + 2 * 256) + 3 * 768 * 1152)  # its 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one stage costs; None: the data decides, or it is a command."""
+    """The cost of one stage; None: it depends on the data, or the stage is a command."""
 
     stage: str
     kind: str
@@ -49,16 +49,16 @@ class Cost:
     operations: float | None = None
 
     def hours(self, teraflops: float) -> float | None:
-        """Return the hours at so many 10^12 operations a second."""
+        """Return the hours at `teraflops` 10^12 operations per second."""
         return None if self.operations is None else self.operations / (teraflops * 1e12) / 3600
 
 
 def plan(chain: Chain) -> tuple[list[Cost], list[str]]:
-    """Return the costs of the stages, and the models that are not here.
+    """Return the costs of the stages, and the models that are not on this machine.
 
-    Those are taken to be as big as EmbeddingGemma-300M. Headers of models are read, and no data.
+    Such models are assumed to be as large as EmbeddingGemma-300M. Only headers of models are read.
     """
-    sizes: dict[str, Layers] = {}  # of what each stage makes
+    sizes: dict[str, Layers] = {}  # stage -> layers of the model that it makes
     costs, absent = [], []
     for name, stage in chain.items():
         layers = None
@@ -108,18 +108,18 @@ def _kept(layers: Layers, stage: Stage) -> Layers:
 
 
 def _layers(reference: str) -> Layers | None:
-    """Return the layers of a model that is here."""
+    """Return the layers of a model; None if it is not on this machine."""
     try:
         path = models.resolve(reference, download=False)
         sizes = _sizes(path)
-    except (GembError, OSError):  # not here, or no model: its stage will say so
+    except (GembError, OSError):  # not here, or no model: its stage will report that
         return None
     names = {name.split(".")[1] for name in sizes}
     return Layers(len(names), sum(sizes.values()) // len(names)) if names else None
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    """Return the numbers in each matrix of a model's layers, by its name."""
+    """Return the number of weights in each matrix of a model's layers, by name."""
     shapes: dict[str, Sequence[int]] = {}
     if looks_like_gguf(path):
         shapes |= {name: tensor.shape for name, tensor in read_header(path).tensors.items()}

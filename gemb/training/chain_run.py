@@ -1,14 +1,14 @@
-"""Run a chain: stage by stage, each in a process of its own, and none that is done already.
+"""Run a chain stage by stage, each in its own process; stages that are done are left out.
 
     RUN/chain.yaml            the chain, every key of its recipes
     RUN/stages/NAME.yaml      the recipe that a stage was given
-    RUN/stages/NAME.json      what a stage was made from, and whether it ended well
+    RUN/stages/NAME.json      the settings and inputs of a stage, and whether it ended well
     RUN/stages/NAME.txt       what it printed
-    RUN/NAME/                 what it made; of a recipe, the folder of `gemb train`
+    RUN/NAME/                 its output; of a recipe, the folder of `gemb train`
 
-As with make, a stage is done when its output is whole and was made from what its inputs hold now,
-with the settings of now. Contents are compared, not times. What changes no number of a model
-(`run_folder.FREE`) changes no stage.
+As with make, a stage is done if its output is complete and was made from the present inputs with
+the present settings. Contents are compared, not times. Settings that do not change the model
+(`run_folder.FREE`) are ignored.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _ERRORS: dict[int, type[GembError]] = {
     error.exit_code: error
     for error in (NegativeAnswer, UsageError, SomeRowsFailed, Missing, Stopped)
 }
-# A word of a command that can be nothing but a file or a folder, which must be there.
+# An argument of a command that can only be a file or a folder, and must exist.
 _PATH = re.compile(
     r"(~|\.{0,2})/.*|[^:]*/|[^:]*\.(jsonl|csv|tsv|parquet|txt|json|gguf|npy)(\.gz)?", re.DOTALL
 )
@@ -60,15 +60,15 @@ _PATH = re.compile(
 
 @dataclass(frozen=True)
 class Status:
-    """What is to be done for a stage."""
+    """The state of a stage, and the reason."""
 
     word: Literal["done", "new", "unfinished", "again", "waits"]
     why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How the stages are run."""
+class StageOptions:
+    """The command lines of the stages."""
 
     program: tuple[str, ...]  # what starts gemb
     train: tuple[str, ...] = ()  # options of every `gemb train`
@@ -77,20 +77,20 @@ class Options:
 
 @dataclass(frozen=True)
 class ChainRun:
-    """A chain and its folder; `redone` are stages that are run whatever was made before."""
+    """A chain and its folder; the stages in `redone` are run even if they are done."""
 
     chain: Chain
     path: Path
     redone: Collection[str] = ()
 
-    def output(self, name: str, rest: str = "") -> Path:
-        """Return what a reference `stage:NAME/FILE` means.
+    def output(self, name: str, subpath: str = "") -> Path:
+        """Return the path of a reference `stage:NAME/FILE`; `subpath` is `/FILE` or empty.
 
         Raises:
-            UsageError: the stage has made several files, and none is named.
+            UsageError: the stage has made several files, and the reference names none of them.
         """
         folder = self.path / name
-        pattern = rest[1:] or self.chain[name].output
+        pattern = subpath[1:] or self.chain[name].output
         if "*" not in pattern:
             return folder / pattern
         files = sorted(folder.glob(pattern))
@@ -100,12 +100,12 @@ class ChainRun:
         return files[0] if files else folder / pattern
 
     def has_output(self, stage: Stage) -> bool:
-        """Return whether what the stage makes is there; outputs get their names when whole."""
+        """Return whether the output of the stage exists; it gets its name when it is complete."""
         folder = self.path / stage.name
         return any(folder.glob(stage.output)) if stage.output else folder.is_dir()
 
     def record(self, stage: Stage) -> dict[str, Any]:
-        """Return what is known of the stage's last run; empty: nothing."""
+        """Return the record of the stage's last run; empty: there is none."""
         file = self._record_file(stage.name)
         if stage.name in self.redone or not file.is_file():
             return {}
@@ -118,7 +118,7 @@ class ChainRun:
         return record
 
     def write_record(self, stage: Stage, record: Mapping[str, Any]) -> None:
-        """Write it, whole or not at all."""
+        """Write the record of a stage, complete or not at all."""
         with new_file(self._record_file(stage.name)) as part:
             part.write_text(json.dumps(record, ensure_ascii=False, indent=1) + "\n", "utf-8")
 
@@ -126,7 +126,7 @@ class ChainRun:
         return self.path / "stages" / f"{name}.json"
 
     def source(self, stage: Stage, text: str) -> Path | None:
-        """Return the path of an input; None where it is no file's name, or is on the hub alone."""
+        """Return the path of an input; None if it is no file, or only on the hub."""
         if references(text):
             return Path(resolved(text, self.output))
         if text in stage.models or text in models.names():
@@ -141,36 +141,36 @@ class ChainRun:
         return _model(text) if stage.command else None
 
     def inputs(self, stage: Stage) -> dict[str, str]:
-        """Return the fingerprints of the stage's inputs that are there."""
+        """Return the fingerprints of the stage's inputs that exist."""
         paths = {text: self.source(stage, text) for text in stage.inputs}
         return {
             text: path_fingerprint(path) for text, path in paths.items() if path and path.exists()
         }
 
     def status(self, stage: Stage, waiting: Collection[str] = ()) -> Status:
-        """Return what is to be done for the stage, if those of `waiting` are run before it."""
+        """Return the state of the stage, if those of `waiting` are run before it."""
         record = self.record(stage)
         if not record:
             return Status("new")
         before, now = record["settings"], stage.settings
         if changed := [key for key in sorted(before | now) if before.get(key) != now.get(key)]:
-            words = (f"{key} is {now.get(key)}, was {before.get(key)}" for key in changed[:3])
-            return Status("again", "; ".join(words))
+            settings = (f"{key} is {now.get(key)}, was {before.get(key)}" for key in changed[:3])
+            return Status("again", "; ".join(settings))
         if makers := [name for name in waiting if name in stage.sources()]:
             return Status("waits", f"for {', '.join(makers)}")
         inputs = self.inputs(stage)
-        for text, known in record["inputs"].items():
-            if inputs.get(text, known) != known:  # what is gone is taken to be as it was
+        for text, fingerprint in record["inputs"].items():
+            if inputs.get(text, fingerprint) != fingerprint:  # a missing input counts as unchanged
                 return Status("again", f"{text} is another one now")
         if not record.get("ended"):
             return Status("unfinished")
-        is_read = any(stage.name in other.sources() for other in self.chain.values())
-        if not is_read and not self.has_output(stage):  # else those that read it miss it
+        is_read = any(stage.name in reader.sources() for reader in self.chain.values())
+        if not is_read and not self.has_output(stage):  # else its reader misses it
             return Status("again", f"{self.path / stage.name / stage.output} is gone")
         return Status("done")
 
     def statuses(self) -> dict[str, Status]:
-        """Return what is to be done for each stage, as far as it can be known before."""
+        """Return the state of each stage, as far as it is known before the run."""
         statuses: dict[str, Status] = {}
         for name, stage in self.chain.items():
             waiting = [maker for maker, status in statuses.items() if status.word != "done"]
@@ -178,8 +178,8 @@ class ChainRun:
         return statuses
 
     def absent_inputs(self, statuses: Mapping[str, Status]) -> str:
-        """Return which inputs of stages that are to be run are not here, in a line; empty: none."""
-        absent: dict[Path, str] = {}  # what is said of it
+        """Return a line about missing inputs of stages that will run; empty: none is missing."""
+        absent: dict[Path, str] = {}  # path -> message
         for name, stage in self.chain.items():
             for text in stage.inputs if statuses[name].word != "done" else ():
                 makers = [maker for maker, _ in references(text)]
@@ -190,17 +190,17 @@ class ChainRun:
                     remedy = "put it there, or name another"
                     if makers:
                         remedy = f"put it back, or make it again with --from {makers[0]}"
-                    said = f"stage {name} needs it, and it is not there; {remedy}"
-                    absent.setdefault(path, said)
+                    message = f"stage {name} needs it, and it is not there; {remedy}"
+                    absent.setdefault(path, message)
         if not absent:
             return ""
-        path, said = next(iter(absent.items()))
-        more = f" (the first of {len(absent)} that are not there)" if len(absent) > 1 else ""
-        return f"{path}{more}: {said}"
+        path, message = next(iter(absent.items()))
+        others_note = f" (the first of {len(absent)} that are not there)" if len(absent) > 1 else ""
+        return f"{path}{others_note}: {message}"
 
 
 def _model(reference: str) -> Path | None:
-    """Return where a model is, or would be; None: on the hub, or no model."""
+    """Return the path of a model, which may not exist; None: on the hub, or no model."""
     try:
         target = models.locate(reference)
     except UsageError:
@@ -208,14 +208,14 @@ def _model(reference: str) -> Path | None:
     return target if isinstance(target, Path) else hub_cache.find(target)
 
 
-def run_chain(run: ChainRun, options: Options) -> list[tuple[str, ...]]:
-    """Run the stages that are not done; return the rows of a table of all, its head first.
+def run_chain(run: ChainRun, options: StageOptions) -> list[tuple[str, ...]]:
+    """Run the stages that are not done; return the rows of a table of all stages, head first.
 
     Raises:
-        UsageError: the folder is no chain's, or another process runs one in it.
-        Missing: an input is not here.
-        Stopped: a signal came; the same command goes on.
-        GembError: a stage failed; of the class that its exit code says.
+        UsageError: the folder is no run of a chain, or another process uses it.
+        Missing: an input is missing.
+        Stopped: a signal came; the same command continues.
+        GembError: a stage failed; the class follows from its exit code.
     """
     path = run.path
     if path.exists() and not path.is_dir():
@@ -242,15 +242,15 @@ def run_chain(run: ChainRun, options: Options) -> list[tuple[str, ...]]:
                 _run_stage(run, stage, status, options, signals)
             seconds = run.record(stage).get("seconds", 0.0)
             name = "" if "*" in stage.output else stage.output
-            made = str(run.path / stage.name / name) if stage.output else "-"
-            rows.append((stage.name, stage.kind, status.word, duration(seconds), made))
+            output = str(run.path / stage.name / name) if stage.output else "-"
+            rows.append((stage.name, stage.kind, status.word, duration(seconds), output))
     return rows
 
 
 def _run_stage(
-    run: ChainRun, stage: Stage, status: Status, options: Options, signals: Signals
+    run: ChainRun, stage: Stage, status: Status, options: StageOptions, signals: Signals
 ) -> None:
-    """Run a stage to its end, and write that down."""
+    """Run a stage, and record its state before and after."""
     folder = run.path / stage.name
     is_resumed = stage.recipe is not None and status.word == "unfinished"
     if folder.exists() and not is_resumed:
@@ -259,8 +259,8 @@ def _run_stage(
     record = {"settings": stage.settings, "inputs": run.inputs(stage), "ended": False}
     run.write_record(stage, record | {"seconds": seconds})
     began = time.monotonic()
-    words = _words(run, stage, options)
-    code = signals.run(words, run.path / "stages" / f"{stage.name}.txt")
+    command = _command(run, stage, options)
+    code = signals.run(command, run.path / "stages" / f"{stage.name}.txt")
     seconds += time.monotonic() - began
     if code == 1 and stage.goes_on_if_worse and run.has_output(stage):
         note(f"stage {stage.name} ended with exit code 1, and if_worse is go_on")
@@ -272,19 +272,19 @@ def _run_stage(
 
 
 def _put_away(folder: Path, stage: Stage) -> None:
-    """Make room: what was trained is kept under another name, what a command wrote is not."""
+    """Rename the folder of a training run, or remove the output of a command."""
     if not stage.recipe:
         shutil.rmtree(folder)
         return
     number = 1
-    while (kept := folder.with_name(f"{folder.name}.before-{number}")).exists():
+    while (renamed := folder.with_name(f"{folder.name}.before-{number}")).exists():
         number += 1
-    folder.rename(kept)
-    note(f"{folder}: the run that was there is kept as {kept}; remove it if nobody needs it")
+    folder.rename(renamed)
+    note(f"{folder}: the run that was there is kept as {renamed}; remove it if nobody needs it")
 
 
-def _words(run: ChainRun, stage: Stage, options: Options) -> list[str]:
-    """Return the command line of a stage, and make what it takes."""
+def _command(run: ChainRun, stage: Stage, options: StageOptions) -> list[str]:
+    """Return the command line of a stage, after writing its recipe or making its folder."""
     folder = run.path / stage.name
     if stage.recipe:
         file = run.path / "stages" / f"{stage.name}.yaml"
@@ -293,11 +293,11 @@ def _words(run: ChainRun, stage: Stage, options: Options) -> list[str]:
         output = ["-o", str(folder), "--resume", "auto"]
         return [*options.program, "train", str(file), *output, *options.train]
     folder.mkdir()
-    words = [resolved(word, run.output) for word in stage.command]
+    arguments = [resolved(word, run.output) for word in stage.command]
     if stage.output:  # of a pattern the folder
-        words += ["-o", f"{folder}/{'' if '*' in stage.output else stage.output}"]
+        arguments += ["-o", f"{folder}/{'' if '*' in stage.output else stage.output}"]
     shared = options.commands if stage.command[0] in RUN_MODELS else ()
-    return [*options.program, *words, *shared]
+    return [*options.program, *arguments, *shared]
 
 
 def _failure(stage: Stage, code: int, run: ChainRun) -> GembError:
@@ -319,7 +319,7 @@ def _failure(stage: Stage, code: int, run: ChainRun) -> GembError:
 
 
 class Signals(SignalContext):
-    """Runs the processes of stages, hands signals on to them, and remembers the first."""
+    """Runs the processes of stages, forwards signals to them, and remembers the first signal."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -332,21 +332,21 @@ class Signals(SignalContext):
             name = signal.Signals(self._number).name
             raise Stopped(f"stopped by {name} at stage {stage}; the same command goes on there")
 
-    def run(self, words: list[str], printed: Path) -> int:
+    def run(self, command: list[str], printed: Path) -> int:
         """Return the exit code of a process; negative: the signal that killed it.
 
-        What it prints is kept in the file `printed`, and stands on our stdout when it has ended.
+        Its output goes to the file `printed`, which is copied to stdout when the process has ended.
 
         Raises:
-            OSError: it cannot be started, or its output goes nowhere.
+            OSError: the process cannot be started, or its output cannot be written.
         """
         with printed.open("wb") as file:
-            # A group of its own: Ctrl-C comes to it once, from here.
+            # Its own process group: Ctrl-C reaches it once, forwarded from here.
             self._process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=file, process_group=0
+                command, stdin=subprocess.DEVNULL, stdout=file, process_group=0
             )
         try:
-            if self._number:  # came while it was started
+            if self._number:  # a signal came while the process started
                 self._hand_on(self._number)
             code = self._process.wait()
         finally:

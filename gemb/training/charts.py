@@ -37,7 +37,7 @@ _PART_NAME = re.compile(r"([^@/]*)([@/]?)(.*)", re.DOTALL)  # contrastive@768, d
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A curve. `x` and `y` are [n] alike; values that are not finite are left out."""
+    """A curve: `x` and `y` are both [n]; values that are not finite are left out."""
 
     name: str
     x: Doubles
@@ -50,7 +50,7 @@ class Chart(NamedTuple):
 
     title: str
     unit: str
-    description: str  # for who does not see it
+    description: str  # alternative text
     note: str  # what the frame cuts off, or nothing
     image: str  # data:image/svg+xml;base64,...
 
@@ -146,8 +146,8 @@ def line_chart(
         title: of the chart.
         unit: what the values are, behind the title.
         series: the curves, of which those with values are drawn.
-        is_noisy: draw moving means; of one curve alone, its values lie behind.
-        from_zero: let the axis of the values begin at 0.
+        is_noisy: draw moving means; a single curve also shows the range of its values.
+        from_zero: begin the axis of the values at 0.
     """
     drawn = [curve for curve in map(_finite, series) if len(curve.y)]
     if not drawn:
@@ -176,7 +176,9 @@ def line_chart(
 
 def histograms(models: Sequence[tuple[str, Similarity]]) -> list[Chart]:
     """Return a chart of cosines for each model, in the same frame."""
-    counts = [side for _, found in models for side in (found.positive, found.negative)]
+    counts = [
+        side for _, similarity in models for side in (similarity.positive, similarity.negative)
+    ]
     filled = np.flatnonzero(np.sum(counts, axis=0))
     if not len(filled):
         return []
@@ -261,7 +263,7 @@ def _limit(axes: Axes, series: Sequence[Series], top: float, *, from_zero: bool)
 
 
 def _outside(curve: Series, top: float) -> str:
-    """Return words about what the frame cuts off, or nothing."""
+    """Return a note about values that the frame cuts off; empty: there are none."""
     highest = curve.y.argmax()
     if curve.y[highest] <= top:
         return ""

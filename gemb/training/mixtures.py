@@ -1,18 +1,18 @@
-"""A search of mixtures: weights of a recipe's sources by short runs, the best in full, their soup.
+"""Search the weights of a recipe's sources by short runs, train with the best, average the models.
 
     RUN/recipe.yaml         the recipe, every key of it
     RUN/mixtures.json       the trials and their scores
-    RUN/tried/NN/           the run of a trial; its weights are removed when its score is known
+    RUN/tried/NN/           the run of a trial; its weights are removed once it has a score
     RUN/finetuned/NN/       the full run of one of the best
     RUN/model/              the mean of those runs' models
 
-Each run is one of `gemb train`, and each part is resumed from where it was stopped.
+Each run is a run of `gemb train`, and is resumed where it was stopped.
 
-EmbeddingGemma (arXiv 2509.20354) had a first mixture, some drawn from a Dirichlet distribution,
-then Bayesian optimisation. The optimisation is Optuna's tree-structured Parzen estimator here. A
-share p of n sources is given to it as exp(-n p): with such numbers uniform, the mixtures are those
-of a flat Dirichlet distribution (Optuna's FAQ, "How do I suggest variables which represent the
-proportion?").
+EmbeddingGemma (arXiv 2509.20354) used a first mixture, mixtures drawn from a Dirichlet
+distribution, and then Bayesian optimisation. Here the optimisation is Optuna's tree-structured
+Parzen estimator. A share p of n sources is passed to it as exp(-n p): uniform values of this give a
+flat Dirichlet distribution of the mixtures (Optuna's FAQ, "How do I suggest variables which
+represent the proportion?").
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from gemb.weights.ingredients import IngredientSpec, open_ingredients
 from gemb.weights.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.weights.soup_scores import Scorer, compared
 
-LEAST = 0.001  # of the batches, for every source: a recipe knows no weight of 0
+LEAST = 0.001  # share of the batches for every source: a recipe has no weight of 0
 DIGITS = 4  # of a share
-# By how much a share of two mixtures must differ that they count as two. Ours: with less, their
-# runs see nearly the same batches.
+# The least difference of a share between two mixtures that count as distinct. With less, their runs
+# see nearly the same batches.
 APART = 0.05
 
 Origin = Literal["own", "drawn", "searched"]
@@ -57,7 +57,7 @@ Origin = Literal["own", "drawn", "searched"]
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Shares of the batches that a recipe's sources give."""
+    """The sources' shares of the batches."""
 
     number: int  # from 0
     origin: Origin  # the recipe's own, drawn from the Dirichlet distribution, or searched
@@ -66,17 +66,17 @@ class Mixture:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """A mixture, and how good a model a short run with it made."""
+    """A mixture, and the score of the model from a short run with it."""
 
     mixture: Mixture
     score: float  # mean of the sets' main metrics, higher is better
 
 
 def next_mixture(search: Mixtures, recipe: Recipe, trials: Sequence[Trial]) -> Mixture:
-    """Return the mixture to try after these trials; it depends on nothing else.
+    """Return the mixture to try after these trials; it is deterministic.
 
     Raises:
-        Missing: Optuna is not installed, and it is time for it.
+        Missing: Optuna is not installed, and this trial requires it.
     """
     number, count = len(trials), len(recipe.data)
     if number == 0:
@@ -91,17 +91,17 @@ def next_mixture(search: Mixtures, recipe: Recipe, trials: Sequence[Trial]) -> M
 
 
 def best_mixtures(trials: Sequence[Trial], count: int) -> list[Mixture]:
-    """Return the mixtures with the highest scores, best first; of those nearly alike, the best.
+    """Return up to `count` distinct mixtures with the highest scores, best first.
 
-    A search comes back to what did well, and a soup of runs that are alike gains nothing. Where too
-    few are apart, there are fewer.
+    A search returns to good mixtures, and a soup of similar runs gains nothing. So of mixtures that
+    are nearly equal only the best is taken.
     """
     chosen: list[Mixture] = []
     for trial in sorted(trials, key=lambda trial: -trial.score):
         weights = trial.mixture.weights
         is_new = all(
-            max(abs(a - b) for a, b in zip(weights, other.weights, strict=True)) >= APART
-            for other in chosen
+            max(abs(a - b) for a, b in zip(weights, better.weights, strict=True)) >= APART
+            for better in chosen
         )
         if is_new and len(chosen) < count:
             chosen.append(trial.mixture)
@@ -109,15 +109,15 @@ def best_mixtures(trials: Sequence[Trial], count: int) -> list[Mixture]:
 
 
 def check_search(search: Mixtures) -> None:
-    """Refuse a search that would need what is not installed.
+    """Refuse a search that requires Optuna, if it is not installed.
 
     Raises:
-        Missing: it is Optuna.
+        Missing: Optuna is not installed.
     """
     if search.trials > search.seeds + 1 and find_spec("optuna") is None:
         raise Missing(
-            "the search of mixtures needs the module 'optuna': pip install 'gemb[mixtures]'; with "
-            f"mixtures.trials={search.seeds + 1} there are drawn ones alone"
+            "the search of mixtures requires the module 'optuna': pip install 'gemb[mixtures]'; "
+            f"with mixtures.trials={search.seeds + 1} all mixtures are drawn at random"
         )
 
 
@@ -126,7 +126,7 @@ def _searched(trials: Sequence[Trial], count: int, seed: int) -> list[float]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # Another seed for each trial, so that one that goes on proposes what it would have.
+    # A seed for each trial, so that a resumed search proposes the same mixtures.
     sampler = optuna.samplers.TPESampler(seed=seed + len(trials), n_startup_trials=1)
     study = optuna.create_study(direction="maximize", sampler=sampler)
     space = {
@@ -134,19 +134,19 @@ def _searched(trials: Sequence[Trial], count: int, seed: int) -> list[float]:
         for i in range(count)
     }
     for trial in trials:
-        told = [math.exp(-count * share) for share in trial.mixture.weights]
+        positions = [math.exp(-count * share) for share in trial.mixture.weights]
         study.add_trial(
             optuna.trial.create_trial(
                 params={
                     name: min(1.0, max(math.exp(-count), value))
-                    for name, value in zip(space, told, strict=True)
+                    for name, value in zip(space, positions, strict=True)
                 },
                 distributions=dict(space),
                 value=trial.score,
             )
         )
-    asked = study.ask(dict(space)).params
-    return [-math.log(asked[name]) for name in space]
+    proposal = study.ask(dict(space)).params
+    return [-math.log(proposal[name]) for name in space]
 
 
 def _shares(
@@ -159,18 +159,18 @@ def _shares(
 
 
 def run_search(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> None:
-    """Find mixtures, train with the best, average; the run folder holds the model and verdict.
+    """Search mixtures, train with the best, and write the averaged model and the verdict.
 
-    Without weights of its own a recipe's first mixture is an equal share for each source.
+    The first mixture is that of the recipe's weights, or an equal share for each source.
 
     Raises:
         UsageError: as `Backend.train`; or this is one of several processes.
-        Missing: what proposes mixtures is not installed.
-        Stopped: a signal came; `--resume auto` goes on.
+        Missing: Optuna is not installed.
+        Stopped: a signal came; `--resume auto` continues.
     """
     if "RANK" in os.environ:
         raise UsageError(
-            "a search of mixtures starts a run after the other: gemb train --nproc N, not torchrun"
+            "a search of mixtures starts one run after another: gemb train --nproc N, not torchrun"
         )
     if training.nodes > 1:
         raise UsageError("a search of mixtures works on one machine: --nnodes 1")
@@ -197,15 +197,15 @@ def _preview(search: Mixtures, recipe: Recipe, training: Training, backend: Back
 
 
 def _trials(search: Mixtures, recipe: Recipe, training: Training, backend: Backend) -> list[Trial]:
-    """Return the trials, after running those that are still to do."""
+    """Run the trials that are missing, and return all."""
     run = RunFolder(training.run)
     trials = read_trials(run.mixtures) if run.mixtures.is_file() else []
     if not trials:
-        _write_trials(run, trials)  # from here on it is a search that can go on
+        _write_trials(run, trials)  # marks the folder as a search that can be resumed
     while len(trials) < search.trials:
         mixture = next_mixture(search, recipe, trials)
         folder = training.run / "tried" / f"{mixture.number:02}"
-        # The first shows what all are like.
+        # Only the first trial prints the usual notes.
         with quieter() if mixture.number else nullcontext():
             score = _score(_train(_short(search, recipe, mixture), folder, training, backend))
         trials.append(Trial(mixture=mixture, score=score))
@@ -249,15 +249,15 @@ def _average(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Non
 
 
 def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -> RunFolder:
-    """Train in a folder, from where it was stopped; return the run, which has ended."""
+    """Train in a folder, resuming if it was begun; return the completed run."""
     folder.parent.mkdir(exist_ok=True)
     run = RunFolder(folder)
     folder.mkdir(exist_ok=True)
-    with new_file(run.recipe) as part:  # what the processes of a run of several begin with
+    with new_file(run.recipe) as part:  # read by the processes that the run starts
         part.write_text(dump(recipe), encoding="utf-8")
     if run.model.is_dir():
         return run
-    words = (sys.executable, "-m", "gemb", "train", str(run.recipe), "-o", str(folder))
+    command = (sys.executable, "-m", "gemb", "train", str(run.recipe), "-o", str(folder))
     options = ("--resume", "auto", "--no-baseline", "--device", training.runtime.device)
     backend.train(
         recipe,
@@ -266,7 +266,7 @@ def _train(recipe: Recipe, folder: Path, training: Training, backend: Backend) -
             run=folder,
             resume="auto",
             baseline=False,
-            command=(*words, *options, *(("-q",) if is_quiet() else ())),
+            command=(*command, *options, *(("-q",) if is_quiet() else ())),
         ),
     )
     return run
@@ -298,10 +298,10 @@ def _write_trials(run: RunFolder, trials: Sequence[Trial]) -> None:
 
 
 def read_trials(path: Path) -> list[Trial]:
-    """Return the trials that a search has kept.
+    """Read the trials of a search.
 
     Raises:
-        UsageError: the file holds none.
+        UsageError: the file holds no trials.
     """
     try:
         return [
@@ -314,4 +314,4 @@ def read_trials(path: Path) -> list[Trial]:
             for entry in json.loads(path.read_bytes())["trials"]
         ]
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{path}: no mixtures that gemb train kept: {error}") from error
+        raise UsageError(f"{path}: no mixtures that gemb train wrote: {error}") from error

@@ -1,7 +1,7 @@
-"""The end of each process of a run, given to the process that started it.
+"""Report how each process of a run ended to the process that started it.
 
-The starter prints one line and leaves with one exit code for all of them. A process that gemb did
-not start prints its own line and leaves with its own code.
+The starter prints one line and exits with one code for all of them. A process that gemb did not
+start prints its own line and exits with its own code.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import NamedTuple
 from gemb.errors import Stopped
 
 FOLDER = "GEMB_OUTCOMES"  # environment variable: the folder of the outcomes
-_AGREED = (1, 75)  # a negative answer, a stop on request: all processes end alike, none has failed
+_AGREED = (1, 75)  # a negative answer, a stop on request: all processes end the same way
 
 
 class StoppedAlone(Stopped):
-    """A stop that the processes have not agreed on: one may stop while another waits for it."""
+    """A stop of one process only, for which another may still wait."""
 
 
 class Outcome(NamedTuple):
@@ -32,9 +32,9 @@ class Outcome(NamedTuple):
 
 
 def hand_over(code: int, line: str, error: BaseException) -> tuple[int, str]:
-    """Write the outcome for the starter; return the exit code and the line that this process has.
+    """Write the outcome for the starter; return the exit code and the line of this process.
 
-    Without a starter both are as given.
+    Without a starter both are returned unchanged.
     """
     folder = os.environ.get(FOLDER)
     if not folder or "RANK" not in os.environ:
@@ -58,6 +58,6 @@ def outcomes(folder: Path) -> dict[int, Outcome]:
 def speaks_for_all() -> bool:
     """Return whether this process prints the run's result: the first of several, or the only one.
 
-    The process that started the others is none of them: it has set `FOLDER`, and has no rank.
+    The process that started the others is not one of them: it has set `FOLDER`, and has no rank.
     """
     return os.environ.get("RANK", "" if FOLDER in os.environ else "0") == "0"

@@ -1,7 +1,7 @@
-"""What the folder of a training run says of it, read into values; files and keys may be missing.
+"""Read the folder of a training run into values; files and keys may be missing.
 
-A run that was stopped early, or that has no evaluation or teacher, lacks some. What is missing is
-None, NaN or empty here, and is left out of the report.
+A run that was stopped early, or has no evaluation or teacher, lacks some of them. A missing value
+is None, NaN or empty here, and is left out of the report.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Metrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceRow:
-    """A source of the data, as the check before the first step saw it."""
+class SourceSummary:
+    """Statistics of a source of the data, from the check before the first step."""
 
     name: str
     format: str
@@ -50,8 +50,8 @@ class SourceRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExampleRow:
-    """A row of the data as the model sees it."""
+class ShownExample:
+    """A row of the data with its prompts."""
 
     source: str
     place: str
@@ -68,7 +68,7 @@ class Score:
 
 
 class ScoreKey(NamedTuple):
-    """What a score is of."""
+    """The set, metric and vector size of a score."""
 
     set: str  # a set's name, or `mean`
     metric: str
@@ -78,7 +78,7 @@ class ScoreKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """What `gemb.similarities` says of a model; counts are int64 [200] over [-1, 1]."""
+    """The statistics of `gemb.evaluation.similarities`; counts are int64 [200] over [-1, 1]."""
 
     pairs: float
     positive: NDArray[np.int64]
@@ -91,15 +91,15 @@ class Similarity:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A training run."""
+    """The contents of a training run's folder."""
 
     name: str
     recipe_text: str
     recipe: Mapping[str, Any]
     metrics: Metrics
     planned_steps: float
-    sources: tuple[SourceRow, ...]
-    examples: tuple[ExampleRow, ...]
+    sources: tuple[SourceSummary, ...]
+    examples: tuple[ShownExample, ...]
     shared_rows: float  # of the data, with documents of the evaluation
     metric: str  # the dev set's main one
     baseline: Mapping[ScoreKey, Score]
@@ -115,7 +115,7 @@ def read_run(run: Path) -> RunRecord:
     """Read a run's folder.
 
     Raises:
-        UsageError: `run` is no folder, or a file in it is not what its name says.
+        UsageError: `run` is no folder, or a file in it cannot be parsed.
         OSError: a file cannot be read.
     """
     if not run.is_dir():
@@ -124,7 +124,7 @@ def read_run(run: Path) -> RunRecord:
     recipe = _recipe(recipe_text, run / "recipe.yaml")
     preflight = _json(run / "preflight.json")
     verdict = _json(run / "verdict.json")
-    places = _json(run / "similarities.json")
+    similarities = _json(run / "similarities.json")
     baseline, final = (_json(run / f"scores-{which}.json") for which in ("baseline", "final"))
     return RunRecord(
         name=run.resolve().name,
@@ -132,8 +132,8 @@ def read_run(run: Path) -> RunRecord:
         recipe=recipe,
         metrics=_metrics(run / "metrics.jsonl"),
         planned_steps=number(preflight.get("steps") or (recipe.get("run") or {}).get("steps")),
-        sources=tuple(_source(each) for each in preflight.get("sources") or ()),
-        examples=tuple(_example(each) for each in preflight.get("examples") or ()),
+        sources=tuple(_source(fields) for fields in preflight.get("sources") or ()),
+        examples=tuple(_example(fields) for fields in preflight.get("examples") or ()),
         shared_rows=number(preflight.get("shared_rows")),
         metric=str((final or baseline).get("metric", "")),
         baseline=_scores(baseline, "value"),
@@ -141,8 +141,8 @@ def read_run(run: Path) -> RunRecord:
         changes=_scores({"rows": verdict.get("sets"), "means": verdict.get("sizes")}, "difference"),
         verdict=str(verdict.get("word", "")),
         verdict_line=str(verdict.get("line", "")),
-        before=_similarity(places.get("before")),
-        after=_similarity(places.get("after")),
+        before=_similarity(similarities.get("before")),
+        after=_similarity(similarities.get("after")),
     )
 
 
@@ -157,7 +157,7 @@ def _metrics(path: Path) -> Metrics:
     steps = [line for line in lines if "loss" in line]
     columns = {name: _column(steps, name) for name in COLUMNS}
     parts = [line.get("parts") or {} for line in steps]
-    names = dict.fromkeys(name for each in parts for name in each)  # a set that keeps the order
+    names = dict.fromkeys(name for step_parts in parts for name in step_parts)
     dev: dict[int, dict[int, float]] = {}  # a step that was evaluated twice has the later mean
     for line in lines:
         for dim, scores in (line.get("eval") or {}).items():
@@ -178,9 +178,9 @@ def _column(lines: Iterable[Mapping[str, Any]], name: str) -> NDArray[np.float64
     return np.array([number(line.get(name)) for line in lines], np.float64)
 
 
-def _source(fields: Mapping[str, Any]) -> SourceRow:
+def _source(fields: Mapping[str, Any]) -> SourceSummary:
     tokens = fields.get("tokens") or {}
-    return SourceRow(
+    return SourceSummary(
         name=str(fields.get("name", "")),
         format=str(fields.get("format", "")),
         rows=number(fields.get("rows")),
@@ -195,8 +195,8 @@ def _source(fields: Mapping[str, Any]) -> SourceRow:
     )
 
 
-def _example(fields: Mapping[str, Any]) -> ExampleRow:
-    return ExampleRow(
+def _example(fields: Mapping[str, Any]) -> ShownExample:
+    return ShownExample(
         source=str(fields.get("source", "")),
         place=str(fields.get("place", "")),
         sides=tuple((str(side), str(text)) for side, text in fields.get("sides") or ()),
@@ -204,7 +204,7 @@ def _example(fields: Mapping[str, Any]) -> ExampleRow:
 
 
 def _scores(document: Mapping[str, Any], value: str) -> dict[ScoreKey, Score]:
-    """Return the means, then the sets' scores; a suite of one set has no mean beside it."""
+    """Return the means, then the scores of the sets; a suite of one set has no means."""
     rows = document.get("rows") or ()
     means = document.get("means") or ()
     of_many = len({row["set"] for row in rows}) > 1
@@ -248,7 +248,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        found = orjson.loads(path.read_bytes())
+        document = orjson.loads(path.read_bytes())
     except orjson.JSONDecodeError:
         raise UsageError(f"{path} is no JSON; remove it, or make it again") from None
-    return found if isinstance(found, dict) else {}
+    return document if isinstance(document, dict) else {}

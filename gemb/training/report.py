@@ -1,4 +1,4 @@
-"""report.html: a training run on one page that needs nothing beside it, no network and no files.
+"""report.html: a training run on one self-contained page, which loads no other file.
 
 The page is gemb/data/report.html, a Jinja template; its charts are images that `charts` draws.
 """
@@ -19,7 +19,7 @@ from gemb.arrays import Doubles
 from gemb.errors import Missing
 from gemb.io.atomic import new_file
 from gemb.io.text import duration
-from gemb.training.record import RunRecord, Score, ScoreKey, Similarity, SourceRow, read_run
+from gemb.training.record import RunRecord, Score, ScoreKey, Similarity, SourceSummary, read_run
 
 DATA = Path(__file__).parents[1] / "data"
 LIBRARIES = ("gemb", "torch", "numpy", "tokenizers")  # whose versions the page states
@@ -28,16 +28,16 @@ BADGES = {"WIN": "win", "TIE": "tie", "REGRESSION": "regression"}
 
 
 def write_report(run: Path) -> Path:
-    """Write the page of a run from what its folder holds, and return its path.
+    """Write the page of a run from the files in its folder, and return its path.
 
-    Files and keys that are missing leave their sections out: a run may have been stopped early, or
+    Sections whose files or keys are missing are left out: a run may have been stopped early, or
     have no evaluation.
 
     Args:
-        run: the run's folder; report.html in it is replaced, whole or not at all.
+        run: the run's folder; report.html in it is replaced, completely or not at all.
 
     Raises:
-        UsageError: `run` is no folder, or a file in it is not what its name says.
+        UsageError: `run` is no folder, or a file in it cannot be parsed.
         Missing: jinja2 or matplotlib is not installed.
         OSError: a file cannot be read or written.
     """
@@ -58,7 +58,7 @@ def _page(run: RunRecord) -> str:
         models = _models(run)
         charts = {"curves": curves(run), "histograms": histograms(models)}
     except ModuleNotFoundError as error:
-        raise Missing(f"a report needs {error.name}: pip install 'gemb[torch]'") from error
+        raise Missing(f"a report requires {error.name}: pip install 'gemb[torch]'") from error
     style = (DATA / "report.css").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     from markupsafe import Markup
@@ -81,7 +81,7 @@ def _page(run: RunRecord) -> str:
 
 
 def _environment(jinja2: Any) -> Any:  # noqa: ANN401 - a library of an extra
-    """Return the environment of the template. Every value is escaped but the page's own style."""
+    """Return the environment of the template; it escapes every value but the page's own style."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(DATA),
         autoescape=True,
@@ -94,7 +94,7 @@ def _environment(jinja2: Any) -> Any:  # noqa: ANN401 - a library of an extra
 
 
 def _trouble(run: RunRecord) -> str:
-    """Return why the run is not whole, if it is not."""
+    """Return why the run is incomplete; empty: it is complete."""
     metrics = run.metrics
     if not len(metrics.step):
         return "no step was logged"
@@ -130,24 +130,24 @@ def _facts(run: RunRecord) -> dict[str, str]:
 
 
 def _training_seconds(columns: Mapping[str, Doubles]) -> float:
-    """Return the time that the tokens took at the speeds that were logged, NaN if unknown."""
+    """Return the seconds that the tokens took at the logged speeds, NaN if unknown."""
     if not {"tokens", "tokens_per_s"} <= set(columns):
         return math.nan
-    known = np.isfinite(columns["tokens"]) & (columns["tokens_per_s"] > 0)
-    tokens = np.diff(columns["tokens"][known], prepend=0)
-    return float((tokens / columns["tokens_per_s"][known]).sum())
+    is_logged = np.isfinite(columns["tokens"]) & (columns["tokens_per_s"] > 0)
+    tokens = np.diff(columns["tokens"][is_logged], prepend=0)
+    return float((tokens / columns["tokens_per_s"][is_logged]).sum())
 
 
 def _models(run: RunRecord) -> list[tuple[str, Similarity]]:
     models = (("Before training", run.before), ("After training", run.after))
-    return [(name, found) for name, found in models if found is not None]
+    return [(name, similarity) for name, similarity in models if similarity is not None]
 
 
 def _similarity_rows(models: list[tuple[str, Similarity]]) -> list[list[str]]:
-    """Return the means, alignment and uniformity of each model, and what changed."""
+    """Return the means, alignment and uniformity of each model, and their change."""
     rows = [
-        [name, *(_number(value, ".3f") for value in _numbers(found)), _count(found.pairs)]
-        for name, found in models
+        [name, *(_number(value, ".3f") for value in _numbers(similarity)), _count(similarity.pairs)]
+        for name, similarity in models
     ]
     if len(models) == 2:
         changes = np.subtract(_numbers(models[1][1]), _numbers(models[0][1]))
@@ -155,12 +155,13 @@ def _similarity_rows(models: list[tuple[str, Similarity]]) -> list[list[str]]:
     return rows
 
 
-def _numbers(found: Similarity) -> tuple[float, float, float, float]:
-    return found.positive_mean, found.negative_mean, found.alignment, found.uniformity
+def _numbers(similarity: Similarity) -> tuple[float, float, float, float]:
+    means = similarity.positive_mean, similarity.negative_mean
+    return *means, similarity.alignment, similarity.uniformity
 
 
 class ScoreRow(NamedTuple):
-    """A line of the table of scores."""
+    """A row of the table of scores."""
 
     key: ScoreKey
     before: Score | None
@@ -189,7 +190,7 @@ def _score_row(key: ScoreKey, run: RunRecord) -> ScoreRow:
     return ScoreRow(key, before, after, change, "")
 
 
-def _source_row(source: SourceRow) -> list[str]:
+def _source_row(source: SourceSummary) -> list[str]:
     return [
         source.name,
         source.format,
@@ -210,7 +211,7 @@ def _percent(share: float) -> str:
 
 
 def _number(value: float, form: str, sign: str = "") -> str:
-    """Return a number with a true minus; a dash for what is not known."""
+    """Return a number with a typographic minus; a dash for an unknown value."""
     if not math.isfinite(value):
         return NOTHING
     return f"{value:{sign}{form}}".replace("-", "\N{MINUS SIGN}")
@@ -219,11 +220,11 @@ def _number(value: float, form: str, sign: str = "") -> str:
 def _versions() -> str:
     from importlib.metadata import PackageNotFoundError, version
 
-    known = []
+    versions = []
     for library in LIBRARIES:
         try:
-            known.append(f"{library} {version(library)}")
+            versions.append(f"{library} {version(library)}")
         except PackageNotFoundError:
             continue
-    known.append(f"Python {platform.python_version()}")
-    return f"Written by {', '.join(known)} on {platform.system()} {platform.machine()}."
+    versions.append(f"Python {platform.python_version()}")
+    return f"Written by {', '.join(versions)} on {platform.system()} {platform.machine()}."

@@ -34,7 +34,7 @@ from gemb.datasets.sets import Suite, open_suite
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import GembError
 from gemb.evaluation.evaluate import evaluate
-from gemb.evaluation.scores import Row, Scores
+from gemb.evaluation.scores import MetricRow, Scores
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -62,7 +62,7 @@ class Line:
     scores: Scores
     times: Times | None
 
-    def cell(self, name: str, dim: int = 0) -> Row:
+    def cell(self, name: str, dim: int = 0) -> MetricRow:
         """Return the score of a set, or the mean of all, at a width; 0: the full one."""
         dim = dim or self.dims[0]
         if name != "mean":

@@ -17,7 +17,7 @@ from gemb.backend import Runtime
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.evaluation.metrics import Statistic
-from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.prompts import for_task
 from gemb.plugins import for_model
@@ -280,7 +280,7 @@ class GivenScores:
         )
         size = Size(8, "f32")
         mean = float(values.mean())
-        row = Row(set="s", metric="m", dim=8, dtype="f32", value=mean, low=mean, high=mean)
+        row = MetricRow(set="s", metric="m", dim=8, dtype="f32", value=mean, low=mean, high=mean)
         return Scores(
             model=name,
             arithmetic="fp32",

@@ -47,7 +47,9 @@ def test_a_kind_of_task_has_the_models_own_prompt_and_else_that_of_gembs_task():
 def test_without_mteb_the_install_command_is_named(gemb):
     answer = gemb("eval", "mteb:STSBenchmark")
     assert answer.returncode == 4
-    assert answer.stderr == (b"gemb: mteb: tasks need the package mteb: pip install 'gemb[mteb]'\n")
+    assert answer.stderr == (
+        b"gemb: mteb: tasks require the package mteb: pip install 'gemb[mteb]'\n"
+    )
 
 
 @needs_mteb

@@ -10,7 +10,7 @@ from scipy import stats
 
 from gemb.errors import UsageError
 from gemb.evaluation.metrics import Statistic
-from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.evaluation.verdict import verdict
 
 F32 = Size(768, "f32")
@@ -35,7 +35,9 @@ def scores(sets, sizes=(F32,), metric="ndcg@10"):
             statistic = Statistic("mean", np.asarray(units, float))
             evidence[name, size] = statistic
             value = statistic.value()
-            rows.append(Row(set=name, metric=metric, value=value, low=0, high=1, **size._asdict()))
+            rows.append(
+                MetricRow(set=name, metric=metric, value=value, low=0, high=1, **size._asdict())
+            )
     return Scores(
         model="0" * 16,
         arithmetic="fp32",

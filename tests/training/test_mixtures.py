@@ -280,5 +280,5 @@ def test_what_is_no_list_of_mixtures_is_said(tmp_path):
     path = tmp_path / "mixtures.json"
     for text in ("{", "[]", '{"trials": [{}]}'):
         path.write_text(text)
-        with pytest.raises(UsageError, match="no mixtures that gemb train kept"):
+        with pytest.raises(UsageError, match="no mixtures that gemb train wrote"):
             read_trials(path)

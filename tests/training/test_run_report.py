@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 
 from gemb.errors import Missing, UsageError
 from gemb.evaluation.metrics import Statistic
-from gemb.evaluation.scores import Row, Scores, SetDescription, Size
+from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.evaluation.similarities import similarities
 from gemb.evaluation.verdict import verdict
 from gemb.training.log import MetricsLog
@@ -165,7 +165,9 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
         values = np.random.default_rng(0).random((2, 30)) / 2 + more
         statistics = {(one.name, size): Statistic("mean", values[i]) for i, one in enumerate(sets)}
         rows = tuple(
-            Row(set=one.name, metric="ndcg@10", dim=64, dtype="f32", value=value, low=0, high=1)
+            MetricRow(
+                set=one.name, metric="ndcg@10", dim=64, dtype="f32", value=value, low=0, high=1
+            )
             for one, value in zip(sets, values.mean(axis=1).tolist(), strict=True)
         )
         scores.append(
@@ -395,5 +397,5 @@ def test_a_library_that_is_absent_is_named(run: Path, library: str, monkeypatch)
         if name.partition(".")[0] == library:
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(Missing, match=rf"a report needs {library}.*pip install 'gemb\[torch\]'"):
+    with pytest.raises(Missing, match=rf"a report requires {library}.*pip install 'gemb\[torch\]'"):
         write_report(run)
