@@ -1,4 +1,4 @@
-"""What `gemb train` and `gemb recipes` have in common about chains."""
+"""Chains in `gemb train` and `gemb recipes`: check the options, print the plan."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ if TYPE_CHECKING:
     from gemb.recipe.chain import Chain
     from gemb.recipe.yaml_text import Value
 
-TERAFLOPS = 400.0  # that an H100 reaches, at 40 % of its peak
+TERAFLOPS = 400.0  # of an H100 at 40 % of its peak
 
 
 def checked_chain(tree: Value, overrides: Sequence[str]) -> Chain:
-    """Return the chain of a file; the options of its commands are known ones.
+    """Return the chain of a file, with the options of its commands checked.
 
     Raises:
-        UsageError: something in it or in an override is not right.
+        UsageError: the chain or an override is wrong.
     """
     from gemb.recipe.chain import read_chain
 
     return read_chain(tree, overrides, _check_options)
 
 
-def _check_options(words: Sequence[str]) -> None:
+def _check_options(arguments: Sequence[str]) -> None:
     """Refuse an option that the command of a stage does not have, or one without its value.
 
     Raises:
-        UsageError: there is one.
+        UsageError: an option is unknown, or lacks its value.
     """
     root = click.get_current_context().find_root()
     assert isinstance(root.command, click.Group), root.command
-    command = root.command.get_command(root, words[0])
-    assert command, words[0]
-    context = click.Context(command, parent=root, info_name=words[0])
+    command = root.command.get_command(root, arguments[0])
+    assert command, arguments[0]
+    context = click.Context(command, parent=root, info_name=arguments[0])
     try:
-        command.make_parser(context).parse_args(list(words[1:]))
+        command.make_parser(context).parse_args(list(arguments[1:]))
     except click.UsageError as error:
         message = " ".join(error.format_message().split()).rstrip(".")
         message = message[:1].lower() + message[1:]
-        raise UsageError(f"{message} (see gemb {words[0]} --help)") from error
+        raise UsageError(f"{message} (see gemb {arguments[0]} --help)") from error
 
 
 def print_plan(
     chain: Chain, teraflops: float = TERAFLOPS, states: Sequence[str] | None = None
 ) -> None:
-    """Print what the stages cost; with `states` a column of what is to be done for each."""
+    """Print the estimated cost of the stages; with `states`, also the state of each."""
     from textwrap import shorten
 
     from gemb.training.chain_cost import plan
@@ -71,9 +71,9 @@ def print_plan(
         "operations a token for each number in the model's layers, all texts as long as max_tokens"
     )
     if absent:
-        click.echo(f"not here, and taken to be as big as EmbeddingGemma-300M: {', '.join(absent)}")
+        click.echo(f"not here, and assumed as large as EmbeddingGemma-300M: {', '.join(absent)}")
     if unknown := [cost.stage for cost in costs if cost.parameters and not cost.tokens]:
-        click.echo(f"the data decides how long: {', '.join(unknown)} (run.epochs)")
+        click.echo(f"the length depends on the data: {', '.join(unknown)} (run.epochs)")
 
 
 def _short(number: int | None) -> str:

@@ -6,8 +6,8 @@ import click
 
 SHELLS = ("bash", "zsh", "fish")
 
-# click's own script for bash hands over COMP_WORDS, which bash has cut at every colon, so it can
-# complete no `embeddinggemma-300m:q4_0`. This one hands over the line, as click's for fish does.
+# click's own script for bash passes COMP_WORDS, which bash splits at every colon, so it cannot
+# complete `embeddinggemma-300m:q4_0`. This one passes the line, as click's script for fish does.
 BASH = """\
 # bash 4.4 or newer
 _gemb_completion() {

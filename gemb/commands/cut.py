@@ -78,15 +78,15 @@ def cut(
     check_folder(output, overwrite=force, source=source)
     from gemb.models.checkpoint import open_checkpoint
 
-    before = open_checkpoint(source)
-    wanted = Cut(layers=layers, vocab=vocab, vocab_texts=texts)
+    original = open_checkpoint(source)
+    request = Cut(layers=layers, vocab=vocab, vocab_texts=texts)
     if dry_run:
-        able("cut").cut(source, None, wanted)
-        click.echo(_plan(before, output, wanted, as_json))
+        able("cut").cut(source, None, request)
+        click.echo(_plan(original, output, request, as_json))
         return
-    able("cut").cut(source, output, wanted)
-    after = open_checkpoint(output)
-    click.echo(_json(after) if as_json else f"{output}: {_size(after)} of {_size(before)}")
+    able("cut").cut(source, output, request)
+    smaller = open_checkpoint(output)
+    click.echo(_json(smaller) if as_json else f"{output}: {_size(smaller)} of {_size(original)}")
 
 
 def _layers(text: str) -> tuple[int, ...]:
@@ -97,16 +97,16 @@ def _layers(text: str) -> tuple[int, ...]:
         raise UsageError(f"--keep-layers {text!r}: {error}") from error
 
 
-def _plan(before: Checkpoint, output: Path, cut: Cut, as_json: bool) -> str:
+def _plan(original: Checkpoint, output: Path, cut: Cut, as_json: bool) -> str:
     """Return what would be written."""
     import json
 
-    tokens = cut.vocab or before.config.vocab_size
-    layers = len(cut.layers) if cut.layers else before.config.num_hidden_layers
+    tokens = cut.vocab or original.config.vocab_size
+    layers = len(cut.layers) if cut.layers else original.config.num_hidden_layers
     if as_json:
         plan = {"folder": str(output), "vocabulary": tokens, "layers": layers}
         return json.dumps({"dry_run": True, **plan})
-    return f"would write {output} from {before.folder}: {tokens} tokens, {layers} layers"
+    return f"would write {output} from {original.folder}: {tokens} tokens, {layers} layers"
 
 
 def _parameters(checkpoint: Checkpoint) -> int:

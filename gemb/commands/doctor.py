@@ -1,4 +1,4 @@
-"""`gemb doctor`: whether gemb works here, and what to do if not."""
+"""`gemb doctor`: check that gemb works on this machine, and suggest fixes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def doctor(model: str, as_json: bool) -> None:
     """Check that gemb works here, and say what to mend.
 
     Looks at Python, processor, memory, every backend, the bundled model and the hub's cache; then
-    embeds two texts alone and together, which must give the same vectors. Leaves with 1 if
+    embeds two texts alone and together, which must give the same vectors. The exit code is 1 if
     something is wrong.
     """
     from gemb.doctor import checks

@@ -91,9 +91,9 @@ GROUPS = {
 @click.option(
     "--task",
     type=click.Choice(list(TASKS)),
-    help="Words that the model was trained to see around a text; document by default.",
+    help="Prompt that the model was trained with; document by default.",
 )
-@click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'query: {text}'.")
+@click.option("--prompt", metavar="TEMPLATE", help="Your own prompt: 'query: {text}'.")
 @click.option(
     "--on-long",
     type=click.Choice(["truncate", "error", "skip"]),
@@ -152,7 +152,7 @@ def embed(
     absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
     if prompt is not None and task is not None:
-        raise click.UsageError("--prompt and --task are both given; one of them decides the words")
+        raise click.UsageError("--prompt and --task are both given; only one can set the prompt")
     if texts and files:
         raise click.UsageError("-e TEXT and FILE are both given; one at a time")
     if "" in files or output == "":
@@ -181,8 +181,8 @@ def embed(
     )
     _check_input(bool(texts), input_format, null, fields)
     paths = files or ("-",)
-    part = shard_of(shard, os.environ) if shard else None
-    words = prompts.custom(prompt) if prompt is not None else None
+    row_shard = shard_of(shard, os.environ) if shard else None
+    custom_prompt = prompts.custom(prompt) if prompt is not None else None
     if not texts:
         inputs.check(paths)
         target.check_inputs(paths)
@@ -197,7 +197,7 @@ def embed(
     task = task or "document"
     embedder = Embedder.of(
         model.encoder,
-        words or task,
+        custom_prompt or task,
         dim=dim,
         dtype=dtype,
         on_long=on_long,
@@ -205,20 +205,20 @@ def embed(
     )
     job = EmbedJob(
         target=target,
-        task="custom" if words else task,
+        task="custom" if custom_prompt else task,
         on_error=on_error,
         fields=fields,
         text_ids=id_field is not None or len(paths) > 1,
         resume=resume,
         backend=model.backend,
-        total=None if texts or part else inputs.total_size(paths, reading),
+        total=None if texts or row_shard else inputs.total_size(paths, reading),
     )
     with one_interrupt():
-        run(job, part.of(records) if part else records, embedder)
+        run(job, row_shard.of(records) if row_shard else records, embedder)
 
 
 def _format(chosen: str | None, output: str | None) -> Format:
-    """Return the format of the output: the one asked for, or as the name or the terminal says."""
+    """Return the format of the output: the chosen one, or by the suffix or the terminal."""
     if chosen:
         return FORMATS[chosen]
     if output in (None, "-"):
@@ -228,7 +228,7 @@ def _format(chosen: str | None, output: str | None) -> Format:
 
 
 def _say_form(target: Target, *, is_chosen: bool) -> None:
-    """Say that a file whose suffix names no format gets JSON lines."""
+    """Note that a file whose suffix names no format gets JSON lines."""
     from gemb.io.notes import note
 
     path = target.path
@@ -239,10 +239,10 @@ def _say_form(target: Target, *, is_chosen: bool) -> None:
 def _check_form(target: Target, dtype: str, *, resume: bool) -> None:
     form = target.form
     if dtype not in form.dtypes:
-        others = ", ".join(other.name for other in FORMATS.values() if dtype in other.dtypes)
+        formats = ", ".join(name for name, other in FORMATS.items() if dtype in other.dtypes)
         raise click.UsageError(
             f"-O {form.name} is {' or '.join(form.dtypes)} alone; "
-            f"--dtype {dtype} goes with {others}"
+            f"--dtype {dtype} goes with {formats}"
         )
     if form.needs_pyarrow:
         from gemb.texts.tables import import_pyarrow
@@ -268,11 +268,11 @@ def _fields(
     from gemb.texts.records import RESERVED, Fields
 
     keep_all = keep == "all"
-    kept = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))
+    copied = () if keep_all or not keep else tuple(name.strip() for name in keep.split(","))
     if keep and not form.holds_fields:
         raise click.UsageError(f"--keep: {form.name} holds numbers alone; use another format")
-    for name in kept:
+    for name in copied:
         if name in RESERVED:
             hint = "; --id-field id makes it the row's id" if name == "id" else ""
             raise click.UsageError(f"--keep {name}: the output has a field of that name{hint}")
-    return Fields(text=text, title=title, id=record_id, keep=kept, keep_all=keep_all)
+    return Fields(text=text, title=title, id=record_id, keep=copied, keep_all=keep_all)

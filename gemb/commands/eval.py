@@ -1,4 +1,4 @@
-"""`gemb eval`: how good a model is, on the user's own sets."""
+"""`gemb eval`: measure a model on the user's own sets."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ GROUPS = {
     "--all",
     "every_metric",
     is_flag=True,
-    help="Print every metric of a set, not the main one alone.",
+    help="Print every metric of a set, not only the main one.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 @click.option(
@@ -77,7 +77,7 @@ GROUPS = {
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Keep the scores as JSON, with what a later --baseline needs; name it .json.",
+    help="Save the scores as JSON for a later --baseline; name it .json.",
 )
 @runtime_options
 def evaluate(
@@ -178,13 +178,13 @@ def _run(
     if baseline is not None and before is None:
         other_options = dataclasses.replace(options, model=baseline)
         _check_dims(other_options, widths)
-        other = other_options.open().encoder
-        before = _scores(suite, other, widths, types, options, f"eval {baseline}")
-        del other
+        baseline_encoder = other_options.open().encoder
+        before = _scores(suite, baseline_encoder, widths, types, options, f"eval {baseline}")
+        del baseline_encoder
     after = _scores(suite, encoder, widths, types, options, "eval")
     _say_notes(after, encoder.profile.max_tokens)
     comparison = verdict(before, after) if before else None
-    try:  # neither a full disk nor a reader that went away takes the result from the other
+    try:  # save the scores even if printing fails
         click.echo(
             _in_json(after, comparison)
             if as_json
@@ -198,7 +198,7 @@ def _run(
 
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
-    """Refuse a width that the model was not trained for, by what its files say, if they can."""
+    """Refuse a width that the model was not trained for, before it is loaded, if possible."""
     from gemb.models.profile import check_dims
     from gemb.models.references import resolve
     from gemb.plugins import for_model
@@ -265,9 +265,8 @@ def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) ->
 
     Args:
         scores: of the model.
-        verdict: what became of them since another model's; it is the last line. None: nothing is
-            compared.
-        every_metric: of a set; else the main one alone.
+        verdict: the comparison with another model, for the last line; None: there is none.
+        every_metric: show every metric of a set, not only the main one.
     """
     dims = list(dict.fromkeys(size.dim for size in scores.sizes))
     types = list(dict.fromkeys(size.dtype for size in scores.sizes))
@@ -297,17 +296,17 @@ def _cell(row: MetricRow) -> str:
 
 
 def _in_json(scores: Scores, verdict: Verdict | None) -> str:
-    """Return all of it as one JSON document."""
+    """Return the scores and the verdict as one JSON document."""
     document = {**scores.to_json(), **({"verdict": verdict.to_json()} if verdict else {})}
     return json.dumps(document, ensure_ascii=False, indent=2)
 
 
 def _say_notes(scores: Scores, longest: int) -> None:
-    """Say on stderr what is not in the table: prompts, texts that were cut, what is left out.
+    """Print notes on stderr: prompts, texts that were cut, rows that were left out.
 
     Args:
         scores: of the model.
-        longest: tokens of a text that the model takes.
+        longest: the most tokens of a text that the model takes.
     """
     if scores.cut:
         warn(f"{scores.cut} of {scores.texts} texts were cut at {longest} tokens")
@@ -318,5 +317,5 @@ def _say_notes(scores: Scores, longest: int) -> None:
     for dataset in scores.sets:
         users.setdefault(tuple(dict.fromkeys(dataset.prompts)), []).append(dataset.name)
     for prompts, names in users.items():
-        words = " and ".join(f"'{prompt}'" for prompt in prompts)
-        note(f"prompts of {', '.join(names)}: {words}")
+        templates = " and ".join(f"'{prompt}'" for prompt in prompts)
+        note(f"prompts of {', '.join(names)}: {templates}")

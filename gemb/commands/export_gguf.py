@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class OutType(click.Choice[str]):
-    """One of `OUTTYPES`; or f16, which the backend refuses with its reason."""
+    """One of `OUTTYPES`, or f16, which the backend refuses and says why."""
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return the type."""
@@ -70,11 +70,11 @@ def export(
     """Write a model folder as one GGUF file.
 
     The file holds the dense layers, the prompts and the trained sizes, and llama.cpp's own programs
-    load it. It is compared with the model on texts in many scripts; if their vectors differ, there
-    is no file, and the exit code is 1.
+    load it. It is compared with the model on texts in many scripts; if their vectors differ, no
+    file is written, and the exit code is 1.
 
-    A model of quantization-aware training is written in the types that it was trained for, weight
-    by weight the numbers that training measured.
+    A model of quantization-aware training is written in the types that it was trained for, with
+    exactly the weights that training measured.
 
     \b
     gemb export-gguf embeddinggemma-300m -o model.gguf
@@ -88,8 +88,8 @@ def export(
         types = check_export(source, outtype=outtype, verify=verify)
         click.echo(_plan(source, output, types, verify, as_json))
         return
-    done = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
-    click.echo(_json(done) if as_json else _line(done))
+    exported = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
+    click.echo(_json(exported) if as_json else _line(exported))
 
 
 def _plan(source: Path, output: Path, types: Types, verify: bool, as_json: bool) -> str:
@@ -112,34 +112,34 @@ def _plan(source: Path, output: Path, types: Types, verify: bool, as_json: bool)
     return f"would write {output} from {source} as {outtype}, about {size / 1e6:.0f} MB, {how}"
 
 
-def _line(done: Exported) -> str:
+def _line(exported: Exported) -> str:
     from gemb.models.qat import in_words
 
-    line = f"{done.target}: {done.size_bytes / 1e6:.1f} MB, {in_words(done.types)}"
-    if done.agreement is None:
+    line = f"{exported.target}: {exported.size_bytes / 1e6:.1f} MB, {in_words(exported.types)}"
+    if exported.agreement is None:
         return f"{line}, not verified"
     return (
-        f"{line}, cosine to the source min {done.agreement.min_cosine:.6f}, "
-        f"mean {done.agreement.mean_cosine:.6f} over {done.agreement.count} texts"
+        f"{line}, cosine to the source min {exported.agreement.min_cosine:.6f}, "
+        f"mean {exported.agreement.mean_cosine:.6f} over {exported.agreement.count} texts"
     )
 
 
-def _json(done: Exported) -> str:
+def _json(exported: Exported) -> str:
     import json
 
     from gemb.models.qat import in_words
 
-    found = done.agreement
+    agreement = exported.agreement
     return json.dumps(
         {
-            "file": str(done.target),
-            "outtype": in_words(done.types),
-            "types": done.types,
-            "size_bytes": done.size_bytes,
-            "verified": found is not None,
-            "bar": done.bar,
-            "min_cosine": found and found.min_cosine,
-            "mean_cosine": found and found.mean_cosine,
-            "texts": found and found.count,
+            "file": str(exported.target),
+            "outtype": in_words(exported.types),
+            "types": exported.types,
+            "size_bytes": exported.size_bytes,
+            "verified": agreement is not None,
+            "bar": exported.bar,
+            "min_cosine": agreement and agreement.min_cosine,
+            "mean_cosine": agreement and agreement.mean_cosine,
+            "texts": agreement and agreement.count,
         }
     )

@@ -1,4 +1,4 @@
-"""`gemb index`: a folder of rows and vectors that is searched fast, and kept up to date."""
+"""`gemb index`: build and maintain an index, a folder of rows and vectors for fast search."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def index() -> None:
     "-f",
     "--force",
     is_flag=True,
-    help="Replace the index that is there, when the new one is whole.",
+    help="Replace an existing index, once the new one is complete.",
 )
 @JSON
 @model_options
@@ -102,7 +102,7 @@ def build(
     absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
     if not sources and sys.stdin is not None and sys.stdin.isatty():
-        raise click.UsageError(f"what is {folder} to be built of? Name a FILE or a DIR")
+        raise click.UsageError(f"what shall {folder} be built from? Name a FILE or a DIR")
     from gemb.index.build import BuildJob, build_index, check_target
 
     check_target(folder, overwrite=force)
@@ -140,7 +140,7 @@ def sync(
 
     Only what is new or has changed is embedded: +12 ~3 -1 says how much of it was added, changed
     and removed. Other FILEs are read in place of those; - is standard input. Removing more than
-    half asks on a terminal; off one it needs --yes.
+    half asks on a terminal; elsewhere it requires --yes.
 
     \b
     Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
@@ -175,7 +175,7 @@ def rm(
     """Remove rows from an index, by id, by path or by a filter.
 
     Their text is gone at once, their vectors with gemb index compact. What is still in the source
-    comes back with the next sync. Removing more than half asks on a terminal; off one it needs
+    comes back with the next sync. Removing more than half asks on a terminal; elsewhere it requires
     --yes.
     """
     if not references and where is None:
@@ -186,15 +186,15 @@ def rm(
     if as_json:
         print_json(changes.to_json())
     else:
-        left = "" if changes.rows is None else f" ({changes.rows:,} in all)"
-        click.echo(f"-{changes.removed:,} rows{left}")
+        total = "" if changes.rows is None else f" ({changes.rows:,} in all)"
+        click.echo(f"-{changes.removed:,} rows{total}")
 
 
 @index.command()
 @INDEX
 @JSON
 def info(folder: Path, as_json: bool) -> None:
-    """Print what an index is: rows, model, prompt, source, size."""
+    """Print the rows, model, prompt, source and size of an index."""
     from gemb.index import care
 
     facts = care.info(folder)
@@ -242,36 +242,36 @@ def verify(options: ModelOptions, folder: Path, rows: int, seed: int, as_json: b
 def compact(folder: Path) -> None:
     """Give the space of removed rows back.
 
-    The rest is copied beside, and then takes the name; readers are not disturbed. It needs as much
-    free space as the index that results.
+    The remaining rows are copied to a new index, which then replaces the old one; readers are not
+    disturbed. This requires as much free space as the new index has.
     """
     from gemb.index import care
     from gemb.io.text import size_in_words
 
-    done = care.compact(folder)
-    saved = size_in_words(max(0, done.before - done.after))
-    click.echo(f"{done.removed:,} removed rows left out: {saved} freed")
+    compacted = care.compact(folder)
+    saved = size_in_words(max(0, compacted.before - compacted.after))
+    click.echo(f"{compacted.removed:,} removed rows left out: {saved} freed")
 
 
 def _asking(yes: bool) -> Callable[[int, int], None]:
-    """Return the check that is made before rows are removed: it takes how many, and of how many."""
+    """Return the check before rows are removed: it takes their number and that of all rows."""
 
     def may_remove(count: int, of: int) -> None:
         if yes or 2 * count <= of:
             return
-        what = f"{count:,} of {of:,} would be removed"
+        message = f"{count:,} of {of:,} would be removed"
         if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"{what}, which is more than half; --yes allows it")
-        click.confirm(f"{what}. Go on?", abort=True, err=True)
+            raise UsageError(f"{message}, which is more than half; --yes allows it")
+        click.confirm(f"{message}. Go on?", abort=True, err=True)
 
     return may_remove
 
 
 def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:
-    """Print what was done.
+    """Print the changes of an index.
 
     Raises:
-        SomeRowsFailed: some rows or files were not.
+        SomeRowsFailed: rows have no vector, or files could not be read.
     """
     if as_json:
         print_json(changes.to_json())

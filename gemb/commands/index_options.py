@@ -55,7 +55,7 @@ SOURCE = (
     click.option(
         "--id-field",
         metavar="NAME",
-        help="Field of the id, by which a sync knows a row again; else it knows a row by its text.",
+        help="Field of the id, by which a sync identifies a row; else it does so by the text.",
     ),
     click.option(
         "--keep",
@@ -92,15 +92,15 @@ VECTORS = (
         type=click.Choice(list(TASKS)),
         default="document",
         show_default=True,
-        help="Words that the model was trained to see around a text.",
+        help="Prompt that the model was trained with.",
     ),
-    click.option("--prompt", metavar="TEMPLATE", help="Your own words: 'passage: {text}'."),
+    click.option("--prompt", metavar="TEMPLATE", help="Your own prompt: 'passage: {text}'."),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
-    """What the options of `source_options` say."""
+    """The values of `source_options`."""
 
     input_format: str
     null: bool
@@ -164,7 +164,7 @@ class SourceOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorOptions:
-    """What the options of `vector_options` say."""
+    """The values of `vector_options`."""
 
     dim: int | None
     dtype: str | None
@@ -183,7 +183,7 @@ def vector_options(command: F) -> F:
 
 
 def _with_options(command: F, options: tuple[Callable[[F], F], ...], **kinds: type[Any]) -> F:
-    """Give a command options; it gets their values in a dataclass, by its name."""
+    """Give a command options; it gets their values as a dataclass in the named argument."""
     ((name, kind),) = kinds.items()
 
     @functools.wraps(command)
@@ -198,7 +198,7 @@ def _with_options(command: F, options: tuple[Callable[[F], F], ...], **kinds: ty
 
 
 def own_model(folder: Path, options: ModelOptions) -> Encoder:
-    """Return the model of an index, opened as the options say; another one where -m is given.
+    """Open the model of an index, or another one if -m is given.
 
     Raises:
         UsageError: the index does not say which model is its own.
@@ -216,7 +216,7 @@ def own_model(folder: Path, options: ModelOptions) -> Encoder:
 
 
 def _named(folder: Path) -> Path:
-    """Return the path of an index with a name of its own: that of a new one stands beside it."""
+    """Return the path of an index with a name: a new index is written beside it."""
     if folder.name in ("", ".."):  # . too
         folder = Path(os.path.abspath(folder))  # noqa: PTH100
     if not folder.name:

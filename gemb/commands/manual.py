@@ -29,9 +29,9 @@ def title(path: Path) -> str:
 
 
 @click.command(name="help")
-@click.argument("words", nargs=-1, metavar="[TOPIC|COMMAND...]")
+@click.argument("names", nargs=-1, metavar="[TOPIC|COMMAND...]")
 @click.pass_context
-def show_help(ctx: click.Context, words: tuple[str, ...]) -> None:
+def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Explain a topic, or show the help of a command.
 
     Without a TOPIC the topics are listed.
@@ -41,39 +41,39 @@ def show_help(ctx: click.Context, words: tuple[str, ...]) -> None:
     gemb help vectors
     gemb help index build
     """
-    if not words:
-        names = topics()
-        widest = max(map(len, names))
+    if not names:
+        files = topics()
+        widest = max(map(len, files))
         click.echo("Topics:\n")
-        for name, path in names.items():
+        for name, path in files.items():
             click.echo(f"  {name.ljust(widest)}  {title(path)}")
         click.echo("\ngemb help TOPIC explains one; gemb COMMAND --help shows a command's options.")
-    elif len(words) == 1 and words[0] in topics() and words[0] not in _named(ctx.find_root()):
-        click.echo_via_pager(topics()[words[0]].read_text(encoding="utf-8"))
+    elif len(names) == 1 and names[0] in topics() and names[0] not in _subcommands(ctx.find_root()):
+        click.echo_via_pager(topics()[names[0]].read_text(encoding="utf-8"))
     else:
         context = ctx.find_root()
-        for word in words:
-            command = _named(context).get(word)
+        for name in names:
+            command = _subcommands(context).get(name)
             if command is None:
-                raise click.UsageError(_unknown(word, context))
-            context = click.Context(command, parent=context, info_name=word)
+                raise click.UsageError(_unknown(name, context))
+            context = click.Context(command, parent=context, info_name=name)
         click.echo(context.get_help())
-        if words[0] in topics():
-            click.echo(f"\n{topics()[words[0]].read_text(encoding='utf-8')}", nl=False)
+        if names[0] in topics():
+            click.echo(f"\n{topics()[names[0]].read_text(encoding='utf-8')}", nl=False)
 
 
-def _named(context: click.Context) -> dict[str, click.Command]:
+def _subcommands(context: click.Context) -> dict[str, click.Command]:
     command = context.command
     return dict(command.commands) if isinstance(command, click.Group) else {}
 
 
-def _unknown(word: str, context: click.Context) -> str:
+def _unknown(name: str, context: click.Context) -> str:
     import difflib  # a misspelt topic is rare
 
-    known = [*_named(context), *(topics() if context.parent is None else ())]
-    near = difflib.get_close_matches(word, known, 1)
+    candidates = [*_subcommands(context), *(topics() if context.parent is None else ())]
+    near = difflib.get_close_matches(name, candidates, 1)
     hint = f"did you mean '{near[0]}'?" if near else "gemb help lists the topics"
-    return f"no topic or command '{word}'; {hint}"
+    return f"no topic or command '{name}'; {hint}"
 
 
 def pages(root: click.Group, version: str) -> Iterator[tuple[str, str]]:
@@ -103,7 +103,7 @@ def _pages(
 
 
 def _page(command: click.Command, context: click.Context, name: str, version: str) -> str:
-    """Return a man page in roff: name, synopsis, and what `--help` says, with its headings."""
+    """Return a man page in roff: name, synopsis, and the text of `--help` with its headings."""
     summary = _roff(command.get_short_help_str(limit=120).rstrip("."))
     usage, _, body = command.get_help(context).partition("\n")
     lines = [
@@ -128,6 +128,6 @@ def _page(command: click.Command, context: click.Context, name: str, version: st
 
 
 def _roff(text: str) -> str:
-    """Return a line of text that roff prints as it is."""
+    """Return a line of text, escaped for roff."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
     return f"\\&{text}" if text.startswith(".") else text

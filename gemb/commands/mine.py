@@ -49,7 +49,7 @@ GROUPS = {
     help="A row that gets no negative: write it without, or leave it out.",
 )
 @click.option(
-    "-n", "--dry-run", is_flag=True, help="Only say what there is to do and how long it takes."
+    "-n", "--dry-run", is_flag=True, help="Only print the number of texts and the estimated time."
 )
 @click.option(
     "--corpus",
@@ -81,7 +81,7 @@ GROUPS = {
     type=click.FloatRange(0, 2),
     default=0.0,
     show_default=True,
-    help="A negative's score is at least so far below the positive's.",
+    help="A negative's score is lower than the positive's by at least this.",
 )
 @click.option(
     "--max-score", type=click.FloatRange(-1, 1), metavar="X", help="A negative's highest score."
@@ -112,7 +112,7 @@ GROUPS = {
     type=click.Choice(get_args(Task)),
     default="retrieval",
     show_default=True,
-    help="Which prompts stand around queries and texts, as `task` of a recipe's data.",
+    help="Which prompts queries and texts get, as `task` of a recipe's data.",
 )
 @click.option(
     "--cache",

@@ -1,4 +1,4 @@
-"""`gemb models`: what is on this machine, what a model is, and the hub."""
+"""`gemb models`: list, describe, download and remove models."""
 
 from __future__ import annotations
 
@@ -51,29 +51,29 @@ def ls(as_json: bool) -> None:
 
     They are gemb's own, those in the hub's cache, and $GEMB_MODEL.
     """
-    found: dict[str, ModelDescription] = {}
-    others = 0
+    descriptions: dict[str, ModelDescription] = {}
+    unreadable = 0
     for reference in _candidates():
         try:
-            found[reference] = _describe(reference)
+            descriptions[reference] = _describe(reference)
         except GembError as error:
             if reference in (references.DEFAULT, os.environ.get("GEMB_MODEL")):
                 note(f"{reference}: {error}")
             else:
-                others += 1
-    if others:
-        plural = "s" if others > 1 else ""
-        note(f"{others} other model{plural} in {cache_folder()} that gemb cannot run")
+                unreadable += 1
+    if unreadable:
+        plural = "s" if unreadable > 1 else ""
+        note(f"{unreadable} other model{plural} in {cache_folder()} that gemb cannot run")
     default = os.environ.get("GEMB_MODEL") or references.DEFAULT
     if as_json:
         rows = [
             {"reference": name, "default": name == default, **_plain(description)}
-            for name, description in found.items()
+            for name, description in descriptions.items()
         ]
         print_json(rows)
         return
     table = [("NAME", "SIZE", "TYPE", "DIM", "CONTEXT", "FINGERPRINT")]
-    for name, model in found.items():
+    for name, model in descriptions.items():
         mark = " (default)" if name == default else ""
         numbers = (str(model.dim), str(model.max_tokens))
         table.append((name + mark, _size(model), _type(model), *numbers, model.fingerprint))
@@ -86,7 +86,7 @@ def ls(as_json: bool) -> None:
 @click.option("--card", is_flag=True, help="Print its model card instead.")
 @click.option("--terms", is_flag=True, help="Print the terms of its licence instead.")
 def show(reference: str, as_json: bool, card: bool, terms: bool) -> None:
-    """Show what a model is.
+    """Describe a model.
 
     Architecture, sizes, prompts, types, fingerprint and licence, as its files say. The card is a
     folder's README.md, or NAME.md beside NAME.gguf.
@@ -124,14 +124,14 @@ def path(reference: str) -> None:
 def pull(reference: str, yes: bool) -> None:
     """Download a model from the hub, and print where it is.
 
-    Says its size and licence first, and asks on a terminal. A stopped download goes on where it
+    Prints its size and licence first, and asks on a terminal. A stopped download continues where it
     was; every file is checked against the hub's digest, those that were here already, too.
     """
     target = references.locate(reference)
     if isinstance(target, Path):
-        found = references.resolve(reference)
+        local_path = references.resolve(reference)
         note(f"{reference} is a path on this machine; there is nothing to pull")
-        click.echo(found.absolute())
+        click.echo(local_path.absolute())
         return
     from gemb.models.hub import check_all, fetch, plan
 
@@ -153,7 +153,7 @@ def rm(reference: str, yes: bool) -> None:
     """Remove a model from this machine.
 
     REF is one in the hub's cache, of which every revision goes, or a typed name. Asks on a
-    terminal; off one it needs --yes.
+    terminal; elsewhere it requires --yes.
     """
     from gemb.io.text import size_in_words
     from gemb.models.hub import remove
@@ -169,7 +169,7 @@ def rm(reference: str, yes: bool) -> None:
         raise Missing(f"{target} is not in the hub cache ({cache_folder()})")
     if not yes:
         if not _is_terminal():
-            raise UsageError("rm asks on a terminal; off one it needs --yes")
+            raise UsageError("rm asks on a terminal; elsewhere it requires --yes")
         click.confirm(f"remove {target}?", abort=True, err=True)
     if isinstance(target, Path):
         freed = target.stat().st_size
@@ -232,8 +232,8 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
         from gemb.models.qat import in_words
 
         yield "trained for", in_words(model.trained_types)
-    for i, (name, words) in enumerate(model.prompts.items()):
-        yield "" if i else "prompts", f"{name} '{words}'"
+    for i, (name, text) in enumerate(model.prompts.items()):
+        yield "" if i else "prompts", f"{name} '{text}'"
     yield "fingerprint", model.fingerprint
     yield "licence", (model.licence or "the files name none") + terms
     if is_gemma:
@@ -250,7 +250,7 @@ def _size(model: ModelDescription) -> str:
 
 
 def _type(model: ModelDescription) -> str:
-    """Return the types of the matrices, the commonest classes first: q4_0, or q8_0+q4_0."""
+    """Return the types of the matrices, in the order of the classes: q4_0, or q8_0+q4_0."""
     kinds = [kind for kind in CLASSES if kind in model.types]
     return "+".join(dict.fromkeys(model.types[kind] for kind in kinds))
 

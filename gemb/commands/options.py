@@ -28,16 +28,16 @@ def _be_quiet(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         notes.speak(quiet=True)
 
 
-def quiet_option(command: F, *, words: str = "No progress and no notes.") -> F:
-    """Give a command -q, whose help is `words`; the level of the process keeps it."""
+def quiet_option(command: F, *, help_text: str = "No progress and no notes.") -> F:
+    """Give a command -q; its callback sets the notes level of the process."""
     return click.option(
-        "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet, help=words
+        "-q", "--quiet", is_flag=True, expose_value=False, callback=_be_quiet, help=help_text
     )(command)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model is run, and how."""
+    """The model and how to run it."""
 
     model: str  # a reference, as `gemb.models.resolve` takes it
     backend: str
@@ -48,7 +48,7 @@ class ModelOptions:
 
     @property
     def runtime(self) -> Runtime:
-        """How it is run, for a backend."""
+        """The options of the backend."""
         from gemb.backend import Runtime
 
         return Runtime(
@@ -59,11 +59,11 @@ class ModelOptions:
         )
 
     def open(self) -> OpenModel:
-        """Return the open model.
+        """Open the model.
 
         Raises:
             UsageError: there is no such backend, or the files are no model.
-            Missing: the model or a library is not here.
+            Missing: the model or a library is not installed.
         """
         from gemb.models.references import resolve
         from gemb.plugins import for_model
@@ -87,7 +87,7 @@ def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_opt
     Args:
         command: it gets them as ModelOptions.
         name: of its argument.
-        quiet: gives it -q.
+        quiet: adds -q to the command.
     """
     option = click.option(
         "-m",
@@ -105,7 +105,7 @@ def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_opt
 
 
 def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:
-    """Give a command `model_options` without `-m`, for one that names its models in another way."""
+    """Give a command `model_options` without `-m`, for commands that name models otherwise."""
 
     @functools.wraps(command)
     def packed(*args: object, model: str = "", **values: Any) -> object:  # noqa: ANN401
@@ -134,7 +134,7 @@ def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_o
             default=0,
             help="CPU threads; 0 (the default): one for each core.",
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Let native libraries speak."),
+        click.option("-v", "--verbose", is_flag=True, help="Show messages of native libraries."),
         quiet,
     )
     wrapped: Any = packed
@@ -156,13 +156,14 @@ class GroupedCommand(click.Command):
         self._groups = groups
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the groups; what no group names comes last."""
+        """Write the groups; ungrouped options come last."""
         options = [param for param in self.get_params(ctx) if isinstance(param, click.Option)]
-        left = {option.name: option for option in options}
+        ungrouped = {option.name: option for option in options}
         groups = [
-            (title, [left.pop(name) for name in names]) for title, names in self._groups.items()
+            (title, [ungrouped.pop(name) for name in names])
+            for title, names in self._groups.items()
         ]
-        for title, params in [*groups, ("Options", list(left.values()))]:
+        for title, params in [*groups, ("Options", list(ungrouped.values()))]:
             rows = [row for param in params if (row := param.get_help_record(ctx))]
             if rows:
                 with formatter.section(title):

@@ -1,4 +1,4 @@
-"""Values with a meaning of their own, so that a shell can complete them."""
+"""Parameter types of the commands, with completion in the shell."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ModelReference(click.ParamType[str]):
 
     name = "model"
 
-    def __init__(self, *others: str) -> None:
-        self._suffixes = (".gguf", *others)  # others: of files that may stand in its place
+    def __init__(self, *suffixes: str) -> None:
+        self._suffixes = (".gguf", *suffixes)  # of files that are accepted besides models
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
         """Return the names, the models in the cache, and the paths here that could be models."""
-        known = [*models.names(), *models.local_references()]
-        return _matching(known, _paths(incomplete, self._suffixes), incomplete)
+        names = [*models.names(), *models.local_references()]
+        return _matching(names, _paths(incomplete, self._suffixes), incomplete)
 
 
 class AnyPath(click.ParamType[str]):
@@ -42,7 +42,7 @@ class AnyPath(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Leave it to the shell."""
+        """Leave the completion to the shell."""
         return [CompletionItem(incomplete, type="file")]
 
 
@@ -78,8 +78,8 @@ class FileSize(click.ParamType[int]):
         """Return the bytes."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmg]?)b?", str(value).strip().lower())
-        size = round(float(found[1]) * 1000 ** " kmg".index(found[2] or " ")) if found else -1
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([kmg]?)b?", str(value).strip().lower())
+        size = round(float(match[1]) * 1000 ** " kmg".index(match[2] or " ")) if match else -1
         if size < 0 or (size == 0 and not self._may_be_zero):
             also = "; 0: no bound" if self._may_be_zero else ""
             self.fail(f"{value!r} is no size, as 200M or 0.2G{also}", param, ctx)
@@ -107,12 +107,12 @@ class NewPath(click.Path):
             self.fail("it cannot go to standard output; give it a name", param, ctx)
         if self._is_file and name.endswith("/"):
             self.fail(f"{name} is a folder; name a file in it", param, ctx)
-        # No shell does it in --output=~/FILE.
+        # Shells do not expand ~ in --output=~/FILE.
         return super().convert(os.path.expanduser(name), param, ctx)  # noqa: PTH111
 
 
 class DataPath(click.Path):
-    """A path of data: `~` and `@sample/NAME`, too, and no address of the network."""
+    """A path of data, with `~` and `@sample/NAME`; URLs are refused."""
 
     def convert(
         self,
@@ -145,21 +145,21 @@ class RecipeKey(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Return the keys that begin so."""
+        """Return the keys that begin with `incomplete`."""
         return [CompletionItem(path) for path, _ in _keys() if path.startswith(incomplete)]
 
 
 class Override(RecipeKey):
-    """`KEY=VALUE`, completed as far as the sign; of a block, its keys are given."""
+    """`KEY=VALUE`; the key is completed, with the sign."""
 
     name = "override"
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[str]]:
-        """Return the keys that begin so."""
-        known = [f"{path}=" for path, key in _keys() if key.optional or not key.keys]
-        return [CompletionItem(path) for path in known if path.startswith(incomplete)]
+        """Return the keys that begin with `incomplete`, with the sign."""
+        overrides = [f"{path}=" for path, key in _keys() if key.optional or not key.keys]
+        return [CompletionItem(path) for path in overrides if path.startswith(incomplete)]
 
 
 def _keys() -> Iterator[tuple[str, Key]]:
@@ -175,14 +175,13 @@ def _matching(names: list[str], paths: list[str], incomplete: str) -> list[Compl
 
 
 def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
-    """Return the folders and the files with these suffixes that begin so, as they were begun.
+    """Return the folders and the files with these suffixes that begin with `incomplete`.
 
-    The shell's own completion of files cannot be asked for beside names: bash takes one or the
-    other.
+    The shell's own completion of files cannot be combined with names: bash takes one or the other.
     """
     head, slash, tail = incomplete.rpartition("/")
     folder = Path(os.path.expanduser(head + slash))  # noqa: PTH111 - of an unknown user, as it is
-    found = []
+    matches = []
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -190,7 +189,7 @@ def _paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:
     for path in entries:
         if path.name.startswith(tail) and (tail.startswith(".") or not path.name.startswith(".")):
             if path.is_dir():
-                found.append(f"{head}{slash}{path.name}/")
+                matches.append(f"{head}{slash}{path.name}/")
             elif path.suffix in suffixes:
-                found.append(f"{head}{slash}{path.name}")
-    return found
+                matches.append(f"{head}{slash}{path.name}")
+    return matches

@@ -1,4 +1,4 @@
-"""What commands share: a group that suggests the nearest name, and tables and JSON on stdout."""
+"""Shared output of the commands: groups that suggest the nearest name, tables, JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gemb.io.text import did_you_mean
 
 
 class Group(click.Group):
-    """`click.Group`, and a suggestion."""
+    """A `click.Group` that suggests the nearest command."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -38,7 +38,7 @@ def print_json(value: object) -> None:
 
 
 def print_table(rows: Sequence[tuple[str, ...]], *, err: bool = False) -> None:
-    """Print rows as aligned columns, the last one as long as it is; on stderr if asked."""
+    """Print rows as aligned columns, the last one unpadded; with `err` on stderr."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]

@@ -1,4 +1,4 @@
-"""`gemb recipes`: the recipes that come with gemb, and the checks that a recipe must pass."""
+"""`gemb recipes`: list, copy and check recipes, and estimate their cost."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def recipes() -> None:
 @JSON
 def ls(as_json: bool) -> None:
     """List the recipes that come with gemb."""
-    found = [(name, builtin_recipes() / f"{name}.yaml") for name in recipe_names()]
+    built_in = [(name, builtin_recipes() / f"{name}.yaml") for name in recipe_names()]
     if as_json:
         print_json(
             [
                 {"name": name, "about": _about(path), "path": str(path.absolute())}
-                for name, path in found
+                for name, path in built_in
             ]
         )
         return
-    print_table([("NAME", "ABOUT"), *((name, _about(path)) for name, path in found)])
+    print_table([("NAME", "ABOUT"), *((name, _about(path)) for name, path in built_in)])
 
 
 @recipes.command()
@@ -132,10 +132,11 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
 )
 @JSON
 def plan(recipe: str, overrides: tuple[str, ...], teraflops: float, as_json: bool) -> None:
-    """Print what a recipe or a chain costs, stage by stage.
+    """Print the estimated cost of a recipe or a chain, stage by stage.
 
-    Nothing is run. One formula: 6 operations for each token and number in the model's layers, texts
-    as long as max_tokens. A model that is not here is taken to be as big as EmbeddingGemma-300M.
+    Nothing is run. The formula is 6 operations for each token and number in the model's layers,
+    with texts as long as max_tokens. A model that is not on this machine is assumed as large as
+    EmbeddingGemma-300M.
 
     \b
     gemb recipes plan embeddinggemma
@@ -179,16 +180,16 @@ def schema(key: str, as_json: bool) -> None:
     from gemb.recipe.keys import every_key, json_schema
     from gemb.recipe.read import find_key
 
-    found = find_key(key)
+    block = find_key(key)
     if as_json:
-        print_json(json_schema(found))
+        print_json(json_schema(block))
         return
-    rows = [_row(path, each) for path, each in every_key(found, key)] or [_row(key, found)]
+    rows = [_row(path, child) for path, child in every_key(block, key)] or [_row(key, block)]
     print_table([("KEY", "TYPE", "DEFAULT", "MEANING"), *rows])
 
 
 def _about(path: Path) -> str:
-    """Return the recipe's first line, which is a comment, and says what it is for."""
+    """Return the recipe's first line, a comment about its purpose."""
     with path.open(encoding="utf-8") as file:
         return file.readline().lstrip("# ").rstrip("\n")
 
@@ -213,20 +214,20 @@ def _row(path: str, key: Key) -> tuple[str, ...]:
 
 
 def _type(key: Key) -> str:
-    """Return the values of a key in few words."""
+    """Return a short name for the type of a key."""
     if key.keys:
-        words = "block"
+        type_name = "block"
     elif key.item:
         item = _type(key.item).replace("number", "numbers").replace("block", "blocks")
-        words = f"list of {item}"
+        type_name = f"list of {item}"
     else:
-        words = key.values.removeprefix("a ").removesuffix(", or null")
-        words = words.removeprefix("one of ").replace(", ", "|")
-    return words + ("|null" if key.optional else "")
+        type_name = key.values.removeprefix("a ").removesuffix(", or null")
+        type_name = type_name.removeprefix("one of ").replace(", ", "|")
+    return type_name + ("|null" if key.optional else "")
 
 
 def _summary(recipe: Recipe) -> str:
-    """Return what the recipe does, in a line."""
+    """Return a summary of the recipe, in a line."""
     from gemb.recipe.schema import Adapt
 
     sources = f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")

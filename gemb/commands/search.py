@@ -1,4 +1,4 @@
-"""`gemb search`: a question in, the passages and rows that answer it out."""
+"""`gemb search`: find the passages and rows that answer a question."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ Nothing to look for. Ask:
   git log --format=%s | gemb search "memory leak" -k 5
   gemb search "refund rules" wiki.gemb
 More: gemb search --help"""
-WAIT_S = 2.0  # for the first line of standard input, before a word is said
-PASSAGES_A_FILE = 20  # are looked at for each name that is wanted: a long file has many
+WAIT_S = 2.0  # for the first line of standard input, before a note is printed
+PASSAGES_PER_FILE = 20  # ranked for each name of a file that is listed: a long file has many
 
 
 @click.command(cls=GroupedCommand, groups=GROUPS)
-@click.argument("words", nargs=-1, type=click.Path(readable=False), metavar="QUERY [PATH]...")
+@click.argument("arguments", nargs=-1, type=click.Path(readable=False), metavar="QUERY [PATH]...")
 @search_options
 @functools.partial(
     model_options,
     name="model",
-    quiet=functools.partial(quiet_option, words="Print nothing: the exit code tells."),
+    quiet=functools.partial(quiet_option, help_text="Print nothing: the exit code tells."),
 )
-def search(options: SearchOptions, model: ModelOptions, words: tuple[str, ...]) -> None:
+def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ...]) -> None:
     """Find passages that answer a question, by what they mean.
 
     PATHs are files and folders, - for the lines of standard input, or one INDEX that gemb index
@@ -64,12 +64,12 @@ def search(options: SearchOptions, model: ModelOptions, words: tuple[str, ...]) 
     Exit codes: 0 something was found, 1 nothing relevant, 2 wrong usage or a file could
     not be read, 4 something is absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
-    queries, paths = _asked(words, options)
+    queries, paths = _queries_and_paths(arguments, options)
     _check(options)
     is_silent = notes.is_quiet()
     if options.no_messages:
         notes.speak(quiet=True)
-    _say_if_unlike(words, paths)
+    _say_if_unlike(arguments, paths)
     index = _index_of(paths)
     if index is None:
         _check_files(options, paths)
@@ -108,21 +108,23 @@ def search(options: SearchOptions, model: ModelOptions, words: tuple[str, ...]) 
 # The queries, and the paths.
 
 
-def _asked(words: tuple[str, ...], options: SearchOptions) -> tuple[list[Query], tuple[str, ...]]:
+def _queries_and_paths(
+    arguments: tuple[str, ...], options: SearchOptions
+) -> tuple[list[Query], tuple[str, ...]]:
     """Return the queries and the paths."""
     from gemb.search.queries import from_words, read_queries
 
-    others = (options.queries_from is not None, options.like is not None)
-    if all(others):
+    query_sources = (options.queries_from is not None, options.like is not None)
+    if all(query_sources):
         raise click.UsageError("-f FILE and --like are both given; one at a time")
-    if any(others) or options.check_recall is not None:
-        paths = words
+    if any(query_sources) or options.check_recall is not None:
+        paths = arguments
         queries = read_queries(options.queries_from) if options.queries_from is not None else []
-    elif not words:
+    elif not arguments:
         click.echo(click.get_current_context().get_usage() + NO_QUERY, err=True)
         raise click.exceptions.Exit(2)
     else:
-        queries, paths = [from_words(words[0])], words[1:]
+        queries, paths = [from_words(arguments[0])], arguments[1:]
     if "" in paths:
         raise click.UsageError("an empty name for a PATH")
     if paths.count("-") + (options.queries_from == "-") > 1:
@@ -130,14 +132,14 @@ def _asked(words: tuple[str, ...], options: SearchOptions) -> tuple[list[Query],
     return queries, paths or (_default_path(stdin_taken=options.queries_from == "-"),)
 
 
-def _say_if_unlike(words: tuple[str, ...], paths: tuple[str, ...]) -> None:
-    """Say what is done where the user may have meant something else."""
+def _say_if_unlike(arguments: tuple[str, ...], paths: tuple[str, ...]) -> None:
+    """Print a note where the user may have meant something else."""
     import threading
 
     from gemb.io.notes import note
 
-    if len(words) == 1 and paths == (".",) and Path(words[0]).exists():
-        shown = shlex.quote(visible(words[0]))
+    if len(arguments) == 1 and paths == (".",) and Path(arguments[0]).exists():
+        shown = shlex.quote(visible(arguments[0]))
         note(f"{shown} is taken for the question; to search in it: gemb search QUERY {shown}")
 
     def say() -> None:
@@ -146,7 +148,7 @@ def _say_if_unlike(words: tuple[str, ...], paths: tuple[str, ...]) -> None:
         if not select.select([sys.stdin], [], [], 0)[0]:
             note("reading standard input; to search this folder instead: gemb search QUERY .")
 
-    if "-" in words or paths != ("-",):
+    if "-" in arguments or paths != ("-",):
         return
     # A pipe that gives nothing may be one that a program left open.
     timer = threading.Timer(WAIT_S, say)
@@ -155,7 +157,7 @@ def _say_if_unlike(words: tuple[str, ...], paths: tuple[str, ...]) -> None:
 
 
 def _default_path(*, stdin_taken: bool) -> str:
-    """Return what is searched where no PATH is named: a pipe or a file that is given, else here."""
+    """Return the path to search if none is named: standard input if it has lines, else `.`."""
     if stdin_taken or sys.stdin is None:
         return "."
     try:
@@ -168,15 +170,15 @@ def _default_path(*, stdin_taken: bool) -> str:
 
 
 def _index_of(paths: tuple[str, ...]) -> Path | None:
-    """Return the index that is named, None where files are."""
+    """Return the index among the paths; None if they are files."""
     from gemb.index.manifest import is_index
 
-    found = [path for path in paths if is_index(Path(path))]
-    if not found:
+    indexes = [path for path in paths if is_index(Path(path))]
+    if not indexes:
         return None
     if len(paths) > 1:
-        raise click.UsageError(f"{found[0]} is an index; it is searched alone")
-    return Path(found[0])
+        raise click.UsageError(f"{indexes[0]} is an index; it is searched alone")
+    return Path(indexes[0])
 
 
 # Options that do not go together, or not with what is searched.
@@ -186,7 +188,7 @@ def _check(options: SearchOptions) -> None:
     """Refuse options that do not go together.
 
     Raises:
-        UsageError: there are such.
+        UsageError: two options do not go together.
     """
     forms = {
         "-l": options.names,
@@ -194,17 +196,17 @@ def _check(options: SearchOptions) -> None:
         "--json": options.as_json,
         "--trec": options.trec,
     }
-    given = [name for name, is_given in forms.items() if is_given]
-    if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)} are given; one form at a time")
+    chosen_forms = [name for name, is_given in forms.items() if is_given]
+    if len(chosen_forms) > 1:
+        raise click.UsageError(f"{' and '.join(chosen_forms)} are given; one form at a time")
     if options.queries_from is not None and (options.names or options.count):
-        raise click.UsageError(f"{given[0]} is for one query; with -f: --json or --trec")
+        raise click.UsageError(f"{chosen_forms[0]} is for one query; with -f: --json or --trec")
     if options.lines and options.passages not in (None, "lines"):
         raise click.UsageError(f"--lines and --passages {options.passages} are given; one of them")
     if options.hybrid and options.like is not None:
         raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
     if options.null and (options.as_json or options.trec):
-        raise click.UsageError(f"-0 is for names and lines, not for {given[0]}")
+        raise click.UsageError(f"-0 is for names and lines, not for {chosen_forms[0]}")
     if options.null and sys.stdout is not None and sys.stdout.isatty():
         # A name may hold escape codes, which a terminal obeys.
         raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
@@ -213,10 +215,10 @@ def _check(options: SearchOptions) -> None:
 
 
 def _check_files(options: SearchOptions, paths: Sequence[str]) -> None:
-    """Refuse what is for an index alone.
+    """Refuse options that are only for an index.
 
     Raises:
-        click.UsageError: such an option is given; where the path is not there, it is the mistake.
+        click.UsageError: such an option is given, or a path does not exist.
     """
     names = {
         "--where": options.where is not None,
@@ -233,7 +235,7 @@ def _check_files(options: SearchOptions, paths: Sequence[str]) -> None:
 
 
 def _check_index(options: SearchOptions) -> None:
-    """Refuse what is for files alone.
+    """Refuse options that are only for files.
 
     Raises:
         click.UsageError: such an option is given.
@@ -258,10 +260,10 @@ def _check_index(options: SearchOptions) -> None:
 
 
 def _check_there(paths: Sequence[str]) -> None:
-    """Refuse a path that is not there, and name the index beside it that may be meant.
+    """Refuse a path that does not exist, and suggest an index with a similar name.
 
     Raises:
-        click.UsageError: there is such a path.
+        click.UsageError: a path does not exist.
     """
     import difflib
 
@@ -278,7 +280,7 @@ def _check_there(paths: Sequence[str]) -> None:
         raise click.UsageError(f"no index {visible(str(path))}{hint}")
 
 
-# What a search is asked, of files or of an index.
+# The job and the sources of a search.
 
 
 def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> SearchJob:
@@ -286,7 +288,7 @@ def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> S
 
     k = options.top_k if options.top_k is not None else None if options.count else 10
     if options.names and k:
-        k *= PASSAGES_A_FILE
+        k *= PASSAGES_PER_FILE
     source = click.get_current_context().get_parameter_source("model")
     is_given = source is click.core.ParameterSource.COMMANDLINE
     return SearchJob(
@@ -314,12 +316,12 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
     from gemb.texts.walk import Walk
 
     keep_all = options.keep == "all"
-    kept = () if keep_all or not options.keep else tuple(map(str.strip, options.keep.split(",")))
+    copied = () if keep_all or not options.keep else tuple(map(str.strip, options.keep.split(",")))
     fields = Fields(
         text=options.text_field,
         title=options.title_field,
         id=options.id_field,
-        keep=kept,
+        keep=copied,
         keep_all=keep_all,
     )
     reading = Reading(
@@ -356,7 +358,7 @@ def _writer() -> Write:
 
 
 def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputForm:
-    """Return what writes the hits."""
+    """Return the form in which the hits are written."""
     import shutil
 
     from gemb.io import colours

@@ -65,7 +65,7 @@ TASKS = ("query", "code", "qa", "fact", "similarity", "clustering", "classificat
 COUNT = click.IntRange(min=0)
 
 
-class Score(click.ParamType[float | None]):
+class MinScore(click.ParamType[float | None]):
     """A cosine, or auto, which is None."""
 
     name = "auto|X"
@@ -100,7 +100,7 @@ OPTIONS = (
     click.option(
         "--task",
         type=click.Choice(TASKS),
-        help="Words that the model was trained to see around a query.  [default: query]",
+        help="Prompt that the model was trained with for queries.  [default: query]",
     ),
     *WALK,
     click.option("--lines", is_flag=True, help="Each line is a passage: --passages lines."),
@@ -138,12 +138,12 @@ OPTIONS = (
     ),
     click.option(
         "--min-score",
-        type=Score(),
+        type=MinScore(),
         default="auto",
         show_default=True,
-        help="The least cosine; auto: what chance does not explain, which may be nothing.",
+        help="The least cosine; auto: higher than chance explains, which may leave no hits.",
     ),
-    click.option("--weak", is_flag=True, help="Show what is under --min-score, too."),
+    click.option("--weak", is_flag=True, help="Also show hits below --min-score."),
     click.option(
         "--where",
         metavar="FILTER",
@@ -155,7 +155,7 @@ OPTIONS = (
         type=click.Choice(["auto", "exact", "balanced", "fast"]),
         default="auto",
         show_default=True,
-        help="How closely an index is looked at; auto: exact while that is quick.",
+        help="How exactly an index is ranked; auto: exact if that is quick.",
     ),
     click.option(
         "--check-recall",
@@ -204,7 +204,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """The options as they were given."""
+    """The options of `gemb search`."""
 
     queries_from: str | None
     like: str | None

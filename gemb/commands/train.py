@@ -165,8 +165,8 @@ def train(
 
         find(recipe)  # a misspelt name first
         raise UsageError("where to? -o RUN names the run's folder; -n only looks")
-    # On a machine that does other work, too, threads that spin while they wait for each other cost
-    # ten times what they save. Read when a tensor library is loaded.
+    # On a machine with other work, threads that spin while they wait cost ten times what they save.
+    # Tensor libraries read this when they are loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from gemb.recipe.chain import is_chain
     from gemb.recipe.file import find, read_recipe, read_tree
@@ -216,7 +216,7 @@ def _train(recipe: Recipe, training: Training, backend: str, *, as_json: bool) -
 
 
 def _print_verdict(path: Path, *, as_json: bool) -> None:
-    """Print what became of the scores, where the run has compared them.
+    """Print the verdict of the run, if it has one.
 
     Raises:
         NegativeAnswer: the model became worse.
@@ -240,7 +240,7 @@ def _train_chain(
     backend: str,
     first: str,
 ) -> None:
-    """Run the stages of a chain, those from `first` on again, or only show them."""
+    """Run the stages of a chain, repeating those from `first` on, or print the plan."""
     from gemb.commands.chains import checked_chain, print_plan
     from gemb.training.chain_run import ChainRun, StageOptions, Status, run_chain
 
@@ -271,7 +271,7 @@ def _train_chain(
 
 
 def _options(training: Training, backend: str) -> Iterator[str]:
-    """Yield the options that a chain hands on to its stages of training."""
+    """Yield the options that a chain passes to its training stages."""
     for option, value, default in (
         ("--backend", backend, "auto"),
         ("--device", training.runtime.device, "auto"),

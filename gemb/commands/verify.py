@@ -1,4 +1,4 @@
-"""`gemb verify`: how far two models, or two files of vectors, agree."""
+"""`gemb verify`: measure the agreement of two models or two files of vectors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def verify(
     as_json: bool,
     options: ModelOptions,
 ) -> None:
-    """Say how far two models or vector files agree.
+    """Measure the agreement of two models or vector files.
 
     \b
     gemb verify embeddinggemma-300m model.gguf
@@ -61,8 +61,8 @@ def verify(
     gemb verify yesterday.npy today.npy
 
     Prints the cosine between the two vectors of each text, and how far their neighbours agree.
-    Leaves with 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for q8_0,
-    0.8 for q4_0, the coarser one's of two types; 0.9999 for two files of float vectors.
+    The exit code is 1 if any cosine is below the bar: 0.99999 for f32, 0.998 for bf16, 0.995 for
+    q8_0, 0.8 for q4_0, that of the coarser of two types; 0.9999 for two files of float vectors.
     """
     are_vectors = [_names_vectors(name) for name in (a, b)]
     if all(are_vectors):

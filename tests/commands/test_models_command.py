@@ -234,7 +234,7 @@ def test_rm_needs_yes_off_a_terminal_and_frees_the_space(gemb_at_hub):
     gemb_at_hub("models", "pull", "org/model")
     answer = gemb_at_hub("models", "rm", "org/model")
     assert answer.returncode == 2
-    assert answer.stderr == b"gemb: rm asks on a terminal; off one it needs --yes\n"
+    assert answer.stderr == b"gemb: rm asks on a terminal; elsewhere it requires --yes\n"
     answer = gemb_at_hub("models", "rm", "--yes", "org/model")
     assert answer.returncode == 0
     assert b"removed org/model: 1.02 kB freed" in answer.stderr

@@ -284,8 +284,8 @@ def test_the_plan_says_what_it_assumes_and_what_it_cannot_know(run, tmp_path):
     file.write_text("stages:\n  a: {train: finetune, with: {init: {from: ./not-here}}}\n")
     printed = run("recipes", "plan", str(file), "--tflops", "150")
     assert "of a GPU that reaches 150 TFLOP/s" in printed
-    assert "not here, and taken to be as big as EmbeddingGemma-300M: ./not-here" in printed
-    assert "the data decides how long: a (run.epochs)" in printed
+    assert "not here, and assumed as large as EmbeddingGemma-300M: ./not-here" in printed
+    assert "the length depends on the data: a (run.epochs)" in printed
     assert run("recipes", "plan", "pretrain").splitlines()[1].startswith("pretrain  pretrain")
 
 
