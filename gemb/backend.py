@@ -240,7 +240,7 @@ class TensorPlan:
     shape: tuple[int, ...]  # the innermost first
     source: str  # type in the source, in lower case
     type: str  # type in the file
-    wanted: str  # the type that its rows do not fit, and `type` stands for; else `type`
+    requested: str  # the type that was asked for; not `type` where its rows do not fit it
 
     @property
     def size_bytes(self) -> int:

@@ -95,7 +95,7 @@ def main() -> NoReturn:
             raise
         code, line = hand_over(*_outcome(error), error)
     if line:
-        with contextlib.suppress(OSError):  # stderr may be gone: the code still tells
+        with contextlib.suppress(OSError):  # stderr may be closed: the code is still returned
             click.echo(f"gemb: {line}", err=True)
     _leave(code)
 

@@ -1,4 +1,4 @@
-"""What `gemb doctor` looks at: this machine, the backends, the models, and a short self-test."""
+"""The checks of `gemb doctor`: this machine, the backends, the models, and a short self-test."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _bundled_model() -> Check:
 def _hub_cache() -> Check:
     folder = cache_folder()
     offline = ", offline (HF_HUB_OFFLINE)" if is_offline() else ""
-    fix = f"make it yours to write: chown -R $USER {folder}; or set HF_HOME"
+    fix = f"make it writable: chown -R $USER {folder}; or set HF_HOME"
     try:
         if not folder.exists():
             return Check("hub cache", True, f"{folder} is not there yet{offline}")

@@ -35,7 +35,7 @@ def backends() -> Mapping[str, Backend]:
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             loaded[entry.name] = entry.load()()
-        except Exception as error:  # a stranger's plugin may raise anything
+        except Exception as error:  # a foreign plugin may raise anything
             _failed[entry.name] = f"{type(error).__name__}: {error}"
             dist = entry.dist.name if entry.dist else "unknown package"
             warn(

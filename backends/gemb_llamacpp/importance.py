@@ -163,6 +163,6 @@ def _check_layout(pointer: int) -> None:
     name_of = function(llama()._lib, "ggml_get_name", ctypes.c_void_p, ctypes.c_void_p)
     if name_of(pointer) != pointer + _GgmlTensor.name.offset:
         raise GembError(
-            "the installed llama.cpp keeps its tensors otherwise than gemb knows, so --imatrix "
-            "cannot read what they are multiplied with; leave it out"
+            "the installed llama.cpp has a tensor layout that gemb does not know, so --imatrix "
+            "cannot read what the tensors are multiplied with; leave it out"
         )

@@ -33,8 +33,8 @@ _KEEPS_STORES = (b"-fno-dse", b"-fno-tree-dse")  # with which an older one is ri
 
 _errors: deque[str] = deque(maxlen=3)
 _is_verbose = False
-_heard: list[str] | None = None  # the library's log, while `hearing`
-_kept: list[object] = []
+_log_lines: list[str] | None = None  # the library's log, while `captured_log`
+_callbacks: list[object] = []
 
 
 @cache
@@ -48,7 +48,7 @@ def llama() -> ModuleType:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     module = _ctypes_module()
     callback = module.llama_log_callback(_log)
-    _kept.append(callback)  # the library keeps a bare pointer to it
+    _callbacks.append(callback)  # the library keeps a bare pointer to it
     module.llama_log_set(callback, None)
     with _silence():  # some lines are written past the log
         module.llama_backend_init()
@@ -64,15 +64,15 @@ def set_verbose(verbose: bool) -> None:
 
 
 @contextmanager
-def hearing() -> Iterator[list[str]]:
+def captured_log() -> Iterator[list[str]]:
     """Yield a list that receives the library's log from now on, in pieces of lines."""
-    global _heard
-    heard: list[str] = []
-    _heard = heard
+    global _log_lines
+    pieces: list[str] = []
+    _log_lines = pieces
     try:
-        yield heard
+        yield pieces
     finally:
-        _heard = None
+        _log_lines = None
 
 
 def last_errors() -> str:
@@ -187,8 +187,8 @@ def _ctypes_module() -> ModuleType:
 
 def _log(level: int, text: bytes | None, _data: object) -> None:
     line = (text or b"").decode(errors="replace")
-    if _heard is not None:
-        _heard.append(line)
+    if _log_lines is not None:
+        _log_lines.append(line)
     if _is_verbose and sys.stderr is not None:
         sys.stderr.write(line)
     if level == _ERROR and line.strip():

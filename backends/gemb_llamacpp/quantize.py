@@ -27,7 +27,7 @@ from gemb.io.machine import cores
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import ALIGNMENT, TENSORS, GgufHeader, read_header
 from gemb.weights.types import FILE_TYPES, PLAIN, PURE, WANTS_IMPORTANCE, fitting, is_matrix
-from gemb_llamacpp.native import hearing, last_errors, llama
+from gemb_llamacpp.native import captured_log, last_errors, llama
 
 if TYPE_CHECKING:
     from gemb.backend import Importance
@@ -95,7 +95,7 @@ def _plan(header: GgufHeader, quantization: Quantization) -> tuple[TensorPlan, .
             desired = rules[0] if rules else misfits.get(name, chosen[name])
             type_ = fitting(rules[0] if rules else chosen[name], tensor.shape[0])
         plans.append(
-            TensorPlan(name=name, shape=tensor.shape, source=source, type=type_, wanted=desired)
+            TensorPlan(name=name, shape=tensor.shape, source=source, type=type_, requested=desired)
         )
     return tuple(plans)
 
@@ -110,9 +110,9 @@ def _chosen(
         return dict.fromkeys(matrices, kind.base), {}
     imatrix = _imatrix(quantization.importance)
     parameters = _parameters(ftype=kind.number, dry_run=True, imatrix=imatrix)
-    with hearing() as heard:
+    with captured_log() as pieces:
         _run(header.path, Path(os.devnull), parameters)  # a dry run opens no target
-    log = "".join(heard)
+    log = "".join(pieces)
     types = {name: (type_ or header.tensors[name].type) for name, type_ in _TENSOR.findall(log)}
     if types.keys() != header.tensors.keys():
         raise GembError(
@@ -201,7 +201,7 @@ def _imatrix(importance: Importance | None) -> object:
 
 
 def _run(source: Path, target: Path, parameters: Any) -> None:  # noqa: ANN401
-    """Quantize in a thread of its own, so that Ctrl-C is heard while llama.cpp computes."""
+    """Quantize in a thread of its own, so that Ctrl-C takes effect while llama.cpp computes."""
     status: list[int] = []
     last_errors()
     arguments = (os.fsencode(source), os.fsencode(target), ctypes.byref(parameters))

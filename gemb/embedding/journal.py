@@ -62,7 +62,7 @@ class Journal:
     def __init__(self, path: Path, header: Header, compute: Compute, *, resume: bool) -> None:
         """Open and lock the file; without `resume` what it holds is thrown away.
 
-        `Target.check` has seen that what is there is a journal.
+        `Target.check` has checked that a file with this name is a journal.
 
         Raises:
             GembError: another run holds it.

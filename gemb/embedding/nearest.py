@@ -38,7 +38,7 @@ def nearest(
         count: of candidates.
         depth: how many to return of each query.
         ceiling: [B]; a candidate with a higher score is passed over.
-        left_out: rows of `queries`, and the candidates that are none of theirs; both [n].
+        left_out: rows of `queries`, and a candidate that each must not have; both [n].
         unlike: vectors [B, D], and the highest dot product that a row's candidates may have with
             its own; None: any.
     """

@@ -77,7 +77,7 @@ class Target:
             raise UsageError(f"{path}: permission denied; check its permissions")
         self.check_sidecar()
         self._check_journal()
-        # A killed run leaves both; without its journal the other is somebody's own file.
+        # A killed run leaves both; without a journal the part is a file of the user's.
         part, journal = part_of(path), self.journal
         if os.path.lexists(part) and not (journal.is_file() and journal.stat().st_size):
             raise _in_the_way(part, "for the unfinished output")
@@ -90,13 +90,13 @@ class Target:
         """
         beside = self.sidecar
         if self.form.needs_sidecar and os.path.lexists(beside) and not describes_vectors(beside):
-            raise _in_the_way(beside, f"for what describes the vectors of {self.file.name}")
+            raise _in_the_way(beside, f"for the description of {self.file.name}")
 
     def _check_journal(self) -> None:
-        """Refuse a file in the journal's place that is none.
+        """Refuse a file that has the journal's name and is no journal.
 
         Raises:
-            UsageError: it is not ours.
+            UsageError: gemb did not write it.
         """
         journal = self.journal
         if not os.path.lexists(journal):
@@ -106,7 +106,7 @@ class Target:
                 first = file.read(len(JOURNAL_MARK))
             if JOURNAL_MARK.startswith(first):  # a kill may have cut it short
                 return
-        raise _in_the_way(journal, "to be able to go on after a stop")
+        raise _in_the_way(journal, "for resuming after a stop")
 
     def check_inputs(self, inputs: Sequence[str]) -> None:
         """Refuse an input that is written to; the input `-` is standard input.
@@ -146,4 +146,4 @@ def describes_vectors(path: Path) -> bool:
 
 
 def _in_the_way(path: Path, purpose: str) -> UsageError:
-    return UsageError(f"{path} is not a file of gemb, and {purpose} its name is needed; move it")
+    return UsageError(f"gemb did not write {path}, and its name is needed {purpose}; move it")

@@ -386,7 +386,7 @@ def text_vectors(
     vectors = np.empty((len(records), profile.dim), np.float32)
     embedder = Embedder.of(encoder, "none")
     # Texts of one length share a batch; the longest come first, so that the time left, which is
-    # told by characters, does not grow towards the end.
+    # estimated from characters, does not grow towards the end.
     ordered = sorted(records, key=lambda record: -len(record.text))
     characters = sum(len(record.text) for record in records)
     cut = 0

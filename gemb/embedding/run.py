@@ -39,7 +39,7 @@ def run(job: EmbedJob, records: Iterator[Record | None], embedder: Embedder) -> 
 
     Raises:
         SomeRowsFailed: all was written, and some rows have no vector.
-        UsageError: what is resumed is not this run.
+        UsageError: the journal is of another run.
         GembError: another run is writing this file.
     """
     output, journal = _opened(job, embedder)
@@ -60,7 +60,7 @@ def run(job: EmbedJob, records: Iterator[Record | None], embedder: Embedder) -> 
     if journal:
         journal.remove()
     if not tally.rows:
-        note("no text came in, so no vector goes out")
+        note("the input has no text, so there are no vectors")
     tally.say()
     tally.check(_fate(job, embedder.spec.dtype))
 

@@ -37,7 +37,7 @@ LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
 
 
 def key_of(text: str) -> bytes:
-    """Return the 16 bytes that stand for a text."""
+    """Return the key of a text, 16 bytes."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=KEY_BYTES)
     return digest.digest()
 
@@ -49,7 +49,7 @@ class VectorStore:
         """Read the keys; the folder need not exist.
 
         Raises:
-            UsageError: the folder holds vectors of another width, or no vectors of ours.
+            UsageError: the folder holds vectors of another width, or gemb did not write it.
         """
         self.folder = folder
         self.dim = dim
@@ -167,7 +167,7 @@ class VectorStore:
         self._map()
 
     def is_shorter(self) -> bool:
-        """Return whether the files hold less than was read: somebody removed them meanwhile."""
+        """Return whether the files hold less than was read: another process has removed them."""
         size = self._keys.stat().st_size if self._keys.is_file() else 0
         return size < self._count * KEY_BYTES
 

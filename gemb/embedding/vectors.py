@@ -113,7 +113,7 @@ class VectorSpec:
                 raise ValueError(spec.dtype)
             return spec
         except (ValueError, KeyError, TypeError):
-            raise UsageError("the description of the vectors is none that gemb wrote") from None
+            raise UsageError("gemb did not write the description of the vectors") from None
 
 
 def stored_width(dtype: str, dim: int) -> int:

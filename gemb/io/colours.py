@@ -26,7 +26,7 @@ class Paint:
     """Adds colours to texts, or returns them unchanged."""
 
     def __init__(self, *, is_on: bool) -> None:
-        """Begin; off, each method returns its text as it is."""
+        """Switch colours on or off; off, each method returns its text unchanged."""
         self.is_on = is_on
 
     def path(self, text: str) -> str:
@@ -58,7 +58,7 @@ class Paint:
         return self._with("1", text)
 
     def faint(self, text: str) -> str:
-        """Paint what is beside the point."""
+        """Paint text of less importance."""
         return self._with("2", text)
 
     def _with(self, code: str, text: str) -> str:

@@ -114,7 +114,7 @@ def _lock(file: int, path: Path, on_held: Held) -> None:
     except OSError as error:
         if error.errno not in _UNKNOWN:
             raise
-        warn(f"{path.parent}: its disk has no locks; let no second gemb write there")
+        warn(f"{path.parent}: its disk has no locks; run no second gemb that writes there")
 
 
 def _has_name(file: int, path: Path) -> bool:

@@ -1,8 +1,8 @@
 """The messages of gemb beside its results: lines on stderr, through the logger `gemb`.
 
 The command line calls `speak` once. Without it, as in a program that imports gemb, the lines go
-where that program's `logging` sends them. `logging` is imported at the first line that is said,
-since `gemb --help` says none.
+where that program's `logging` sends them. `logging` is imported at the first line, since `gemb
+--help` prints none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PREFIXES = {WARNING: "gemb: warning: ", NOTE: "gemb: note: ", TABLE: "", PROGRES
 
 # What makes room for a line above each bar that is drawn on stderr, the newest last.
 bars: list[Callable[[], AbstractContextManager[None]]] = []
-_said: set[str] = set()  # what is said once
+_noted: set[str] = set()  # notes that are printed once
 
 
 def warn(line: str) -> None:
@@ -36,9 +36,9 @@ def warn(line: str) -> None:
 def note(line: str, *, once: bool = False) -> None:
     """Print a note; with `once` only the first time in this process."""
     if once:
-        if line in _said:
+        if line in _noted:
             return
-        _said.add(line)
+        _noted.add(line)
     _logger().log(NOTE, "%s", " ".join(line.split()))
 
 
@@ -59,7 +59,7 @@ def is_quiet() -> bool:
 
 def speak(*, quiet: bool = False) -> None:
     """Print the messages on stderr from now on; with `quiet` only warnings."""
-    _said.clear()
+    _noted.clear()
     logger = _logger()
     logger.handlers = [_stderr()]
     logger.propagate = False

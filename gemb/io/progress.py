@@ -23,7 +23,7 @@ class ProgressBar:
     shows_lines = True  # off a terminal
 
     def __init__(self, total: int | None, *, shown: bool = True, **bar: Any) -> None:  # noqa: ANN401
-        """Begin.
+        """Start the clock, and the bar on a terminal.
 
         Args:
             total: how much is to come, None where it is not known.
@@ -74,7 +74,7 @@ class InputProgress(ProgressBar):
     shows_lines = False
 
     def __init__(self, total: int | None, *, shown: bool = True) -> None:
-        """Begin. `total` is the sum of all `Record.size` to come, None where it is not known."""
+        """Start the clock; `total` is the sum of all `Record.size` to come, None: not known."""
         unit = "rows" if total is None else "B"
         super().__init__(total, shown=shown, unit=unit, unit_scale=True, leave=False)
         self._rows = self._tokens = 0
@@ -94,7 +94,7 @@ class CountProgress(ProgressBar):
     def __init__(
         self, total: int | None, label: str, unit: str, *, work: int = 0, shown: bool = True
     ) -> None:
-        """Begin.
+        """Start the clock, and the bar on a terminal.
 
         Args:
             total: how many are to come, None where it is not known.
@@ -139,7 +139,7 @@ class StepProgress(ProgressBar):
     line_every_s = 10.0
 
     def __init__(self, total: int, first_step: int) -> None:
-        """Begin. `first_step` is how many of the `total` were done before: in a resumed run."""
+        """Start the clock; `first_step` of the `total` steps were done before, in a resumed run."""
         form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
         super().__init__(total, initial=first_step, bar_format=form)
         self._total = total

@@ -30,7 +30,7 @@ KEY_TERMS = "general.license.text"
 
 _BEFORE = "Before that: "
 # What gemb did to a model, or to one of a soup's: `Of heal/model: Modified from ...`
-_SAID = re.compile(
+_CHANGE = re.compile(
     "(Of .*: )?(Modified from |Unpacked by gemb |Made by gemb |Average of |SLERP of )"
 )
 
@@ -140,8 +140,8 @@ def history_of(folder: Path) -> list[str]:
 
 def history_in(text: str) -> list[str]:
     """Return gemb's changes to a model from a card or a GGUF file's notice, the last first."""
-    done = (line.removeprefix(_BEFORE) for line in text.splitlines())
-    return [line for line in done if _SAID.match(line)]
+    changes = (line.removeprefix(_BEFORE) for line in text.splitlines())
+    return [line for line in changes if _CHANGE.match(line)]
 
 
 def soup_history(models: Sequence[tuple[str, Path]]) -> list[str]:

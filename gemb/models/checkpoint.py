@@ -116,7 +116,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     settings = read_optional_json(folder / "config_sentence_transformers.json")
     transformer = read_optional_json(folder / "sentence_bert_config.json")
     if transformer.get("do_lower_case"):
-        raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case; gemb has none of it")
+        raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case is not supported")
     length = transformer.get("max_seq_length")
     if length is not None:
         length = whole_number(folder / "sentence_bert_config.json", transformer, "max_seq_length")

@@ -23,7 +23,7 @@ def fingerprint(parts: Iterable[bytes], tensors: Iterable[tuple[Path, int, int]]
     """Return 16 hex digits.
 
     Args:
-        parts: what is hashed whole: configuration, tokenizer.
+        parts: bytes that are hashed whole: configuration, tokenizer.
         tensors: file, offset and size in bytes of each tensor, in a fixed order.
     """
     digest = hashlib.blake2b(digest_size=8)

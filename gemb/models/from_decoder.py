@@ -94,7 +94,7 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
     for name in ("rope.scaling.type", "rope.scaling.factor", "final_logit_softcapping"):
         value = header.metadata.get(f"{_DECODER}.{name}")
         if value not in (None, "none", 0.0, 1.0):
-            raise UsageError(f"{header.path}: {name} is {value}; gemb has none of it")
+            raise UsageError(f"{header.path}: {name} is {value}; gemb does not support it")
 
     def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
         begin = f"{_DECODER}."
@@ -186,7 +186,7 @@ def _check_decoder(path: Path, raw: Mapping[str, Any]) -> None:
             "and finetune go on with it"
         )
     if raw.get("final_logit_softcapping") is not None:
-        raise UsageError(f"{path}: final_logit_softcapping is not null; gemb has none of it")
+        raise UsageError(f"{path}: final_logit_softcapping is not null; gemb does not support it")
     if not raw.get("tie_word_embeddings", True):
         raise UsageError(f"{path}: tie_word_embeddings is false; Gemma 3 has one table")
 

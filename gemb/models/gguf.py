@@ -1,6 +1,6 @@
 """A GGUF file of EmbeddingGemma: opened, checked and described from its header alone.
 
-llama.cpp aborts the process on some wrong files (unequal widths, a token that is there twice), dies
+llama.cpp aborts the process on some wrong files (unequal widths, a token that occurs twice), dies
 later on others (a missing byte token), and gives plausible wrong vectors with others (no dense
 layers, no EOS). `open_gguf` refuses them all. Sources: llama.cpp `src/models/gemma-embedding.cpp`
 (keys, tensors), `src/llama-model.cpp` and `src/llama-vocab.cpp` (what it asserts).
@@ -212,7 +212,7 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
-# What `open_gguf` checks.
+# The checks of `open_gguf`.
 
 
 def wrong(header: GgufHeader, fault: str) -> UsageError:
@@ -220,8 +220,8 @@ def wrong(header: GgufHeader, fault: str) -> UsageError:
     kind = str(header.metadata.get("general.architecture"))
     if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`from_decoder.py`)
         fault = fault.replace(ARCHITECTURE, kind)
-        return UsageError(f"{header.path}: {fault}, which no right {kind} file has; fetch it again")
-    return UsageError(f"{header.path}: {fault}, which no right {ARCHITECTURE} file has; {_EXPORT}")
+        return UsageError(f"{header.path}: {fault}, which no valid {kind} file has; fetch it again")
+    return UsageError(f"{header.path}: {fault}, which no valid {ARCHITECTURE} file has; {_EXPORT}")
 
 
 def check_architecture(header: GgufHeader) -> None:
@@ -369,7 +369,7 @@ def _check_tokens(header: GgufHeader, tokens: list[bytes]) -> None:
         raise wrong(header, "a token holds a NUL byte")  # its end, to llama.cpp
     known = set(tokens)
     if len(known) != len(tokens):
-        raise wrong(header, f"{len(tokens) - len(known)} tokens are there twice")
+        raise wrong(header, f"{len(tokens) - len(known)} tokens occur twice")
     missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in known]
     if missing:
         raise wrong(header, f"{len(missing)} byte tokens are missing, <0x{missing[0]:02X}> first")

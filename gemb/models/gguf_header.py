@@ -222,7 +222,7 @@ class _HeaderReader:
         for _ in range(count):
             key = self.text()
             if not key or key in metadata:
-                raise _broken(self.path, f"the key {key!r} is empty or there twice")
+                raise _broken(self.path, f"the key {key!r} is empty or occurs twice")
             kind = self.number("I")
             metadata[key] = self.array(key) if kind == ARRAY else self.scalar(key, kind)
             types[key] = VALUE_TYPES[kind][0]
@@ -288,7 +288,7 @@ class _HeaderReader:
         expected = 0
         for name, shape, kind, offset in raw:
             if name in tensors:
-                raise _broken(self.path, f"tensor {name!r} is there twice")
+                raise _broken(self.path, f"tensor {name!r} occurs twice")
             if kind not in TENSOR_TYPES:
                 raise UsageError(
                     f"{self.path}: tensor {name!r} has ggml type {kind}, which gemb does not know; "
@@ -298,9 +298,7 @@ class _HeaderReader:
             if shape[0] % block or not all(shape):
                 raise _broken(self.path, f"tensor {name!r}: shape {list(shape)} as {type_name}")
             if offset != expected:
-                raise _broken(
-                    self.path, f"tensor {name!r} is at offset {offset}, where {expected} is due"
-                )
+                raise _broken(self.path, f"tensor {name!r} is at offset {offset}, not {expected}")
             size = prod(shape) // block * block_bytes
             if start + offset + size > self.size:
                 raise UsageError(
@@ -332,7 +330,9 @@ class _HeaderReader:
 
     def check(self, size: int) -> None:
         if self.at + size > self.size:
-            raise _broken(self.path, f"the header wants byte {self.at + size}, it has {self.size}")
+            raise _broken(
+                self.path, f"the header requires byte {self.at + size}, the file has {self.size}"
+            )
 
 
 def _power_of_two(value: object) -> bool:

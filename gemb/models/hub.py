@@ -264,7 +264,7 @@ def _remove_file(name: HubName) -> int:
 def fetch(plan: PullPlan) -> Path:
     """Download what the cache lacks, check it, and return the model's path in the cache.
 
-    A download that was stopped goes on where it was. The caller has printed the size.
+    A download that was stopped resumes where it ended. The caller has printed the size.
 
     Raises:
         Missing: the hub cannot be reached, or does not let this user have the files.

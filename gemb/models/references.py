@@ -169,7 +169,7 @@ def _lacking(name: HubName) -> str:
 
 
 def _unknown(reference: str) -> str:
-    """Return the message for what is no reference at all, with the nearest name."""
+    """Return the message about a text that is no reference, with the nearest name."""
     hint = did_you_mean(reference, [*names(), *local_references()])
     hint = f"; {hint}" if hint else ""
     return (

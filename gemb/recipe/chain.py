@@ -75,7 +75,7 @@ class Stage:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that tell the stage from another one, by key, references as written."""
+        """What makes the stage differ from another one, by key; references as written."""
         if not self.recipe:
             return {"run": " ".join(self.command)}
         # A search of mixtures compares its trials by the evaluation.

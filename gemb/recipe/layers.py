@@ -19,7 +19,7 @@ def layer_choice(text: str) -> LayerChoice:
     """Return what `all`, `0,1,5-8` or `greedy:12` mean.
 
     Raises:
-        ValueError: it is none of them; the message says why.
+        ValueError: the text is not a choice of layers; the message says why.
     """
     word, colon, count = text.partition(":")
     if word == "greedy":

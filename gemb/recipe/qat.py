@@ -25,8 +25,8 @@ def check_model(types: Types, reference: str) -> None:
     """Refuse types that the rows of a model do not fill; nothing but headers is read.
 
     Raises:
-        UsageError: a row is no multiple of the type's block, or the model is none.
-        Missing: it is not here.
+        UsageError: a row is no multiple of the type's block, or the path holds no model.
+        Missing: the model is not on this machine.
     """
     from gemb.models import references as models
     from gemb.models.checkpoint import open_checkpoint

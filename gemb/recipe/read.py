@@ -154,7 +154,7 @@ def find_key(path: str) -> Key:
     """Return the key at a path, in which `data.0`, `data.N` and `data` are alike; "": all of it.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no such key.
     """
     key, parent = ROOT, ""
     for name in path.split(".") if path else ():

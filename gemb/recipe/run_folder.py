@@ -1,4 +1,4 @@
-"""The folder of a training run: what is where, and whether a run may write into it."""
+"""The folder of a training run: its files, and whether a run may write into it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether a later run can go on from here."""
+        """Whether a later run can resume from this folder."""
         return any(self.path.glob("checkpoints/step-*"))
 
     @property
@@ -102,7 +102,7 @@ class RunFolder:
 
     @contextmanager
     def begun(self, recipe: Recipe, *, resumes: bool) -> Iterator[None]:
-        """Make the folder and write the recipe, or check that the run that goes on has the same.
+        """Make the folder and write the recipe, or check that a resumed run has the same recipe.
 
         While the context lasts, no other process trains in this folder.
 

@@ -36,7 +36,7 @@ class QueryHits:
 
 
 def depth(criteria: Criteria, most: int) -> int:
-    """Return how many hits a ranking by meaning has to have; `most`: where all are asked for."""
+    """Return how many hits a ranking by meaning requires; `most` where all are requested."""
     k = most if criteria.k is None else criteria.k
     return max(k, DEPTH) if criteria.is_hybrid else k
 
@@ -99,7 +99,7 @@ def show(
 
 
 def exit_code(answers: Sequence[QueryHits], count: int, criteria: Criteria) -> int:
-    """Return 0 where a query has an answer, else 1, as grep; a note says what is below the floor.
+    """Return 0 where a query has an answer, else 1, as grep; a note says what the floor left out.
 
     Args:
         answers: of all queries.

@@ -79,7 +79,7 @@ class PassageTable:
         self._rules = f"{VERSION} {DECODING} {kind}"
         self._database: sqlite3.Connection | None = None
         self._may_write = True
-        self.has_failed = False  # and a note has said so
+        self.has_failed = False  # a note has said so
         if folder is None:
             return
         try:
@@ -165,7 +165,7 @@ class PassageTable:
             self._give_up(error)
 
     def under(self, real: str) -> dict[bytes, FileRow]:
-        """Return what is known of a file, or of all files under a folder, by their paths."""
+        """Return the rows of a file, or of all files under a folder, by their paths."""
         if not self._database:
             return {}
         path = os.fsencode(real)
@@ -221,7 +221,10 @@ class PassageTable:
         except sqlite3.Error as error:  # full, locked for long: it can still be read
             self._may_write = False
             self.has_failed = True
-            note(f"the cache {self._path} takes no more ({error}); the next search looks again")
+            note(
+                f"the cache {self._path} cannot be written ({error}); "
+                "the next search reads the files again"
+            )
 
 
 def unpacked(passages: bytes) -> NDArray[Any]:

@@ -58,7 +58,7 @@ class Corpus:
     table: NDArray[Any]  # of FIELDS: the files' passages
     titles: Mapping[int, Sequence[str]]  # by file: of those that were split just now
     records: Sequence[tuple[str | None, Record]]  # path (None: standard input), row or line
-    keys: Sequence[bytes]  # [n]: what stands for each passage in a cache of vectors
+    keys: Sequence[bytes]  # [n]: of each passage in a cache of vectors
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -239,7 +239,7 @@ def _records(path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[st
 
 
 class PassageTexts:
-    """The texts of a corpus, read from its files as they are asked for; a few are held."""
+    """The texts of a corpus, read from its files when they are needed; a few are held."""
 
     def __init__(self, corpus: Corpus, table: PassageTable, skipped: Skipped) -> None:
         """Read nothing yet.
@@ -365,7 +365,7 @@ class PassageTexts:
         return hit
 
     def lose(self, number: int) -> None:
-        """Count a passage that is not there any more, if nothing was said of its file."""
+        """Count a passage that is not there any more, unless its file was counted."""
         is_of_file = number < len(self.corpus.table)
         if not is_of_file or self._row(number)[0] not in self._refused:
             self.skipped.changed_passage()

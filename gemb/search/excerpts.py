@@ -148,7 +148,7 @@ class LineContext:
     """Finds the lines around the best one; holds the lines of the file that it read last."""
 
     def __init__(self, before: int, after: int, *, is_inside: bool = False) -> None:
-        """Begin.
+        """Set which lines are shown.
 
         Args:
             before: how many lines before the best one.

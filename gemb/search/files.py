@@ -102,8 +102,8 @@ def run_files(
         note(
             "nothing to search: standard input has no text"
             if only_stdin
-            else "nothing to search: there is no text in what was named; files that are hidden, "
-            "ignored by git, or not wanted by -g are left out (--hidden, --no-ignore)"
+            else "nothing to search: the sources have no text; files that are hidden, ignored "
+            "by git, or excluded by -g are left out (--hidden, --no-ignore)"
         )
     code = exit_code(answers, len(corpus), job.criteria)
     return code if not skipped.failed or (is_silent and not code) else 2
@@ -168,11 +168,12 @@ def search_files(
     corpus = texts.corpus
     is_auto = criteria.min_score is None and like is None and not criteria.is_weak
     min_score = NO_FLOOR if criteria.min_score is None or criteria.is_weak else criteria.min_score
-    # Where all that reach a floor are asked for, which the vectors tell, each passage gets its
-    # vector first. Else what is under the floor is ranked as well: a user may ask how far it was.
+    # Where all answers above a floor are requested, the floor depends on the vectors, so each
+    # passage gets its vector first. Else passages under the floor are ranked as well, for the note
+    # about the best of them.
     k = None if criteria.k is None else depth(criteria, 0) + (like is not None)
     first_k = 1 if k is None and is_auto else k
-    least = min_score if k is None else NO_FLOOR
+    floor_by_meaning = min_score if k is None else NO_FLOOR
 
     known, missing = split_known(corpus, cache)
     query_texts = [query.text for query in queries]
@@ -185,7 +186,7 @@ def search_files(
         encoder,
         query_texts=query_texts,
         k=first_k,
-        floor=least,
+        floor=floor_by_meaning,
     )
     with closing(steps):
         for progress in steps:
@@ -246,18 +247,18 @@ def with_words(
     rows = cache.find([texts.corpus.keys[number] for number in numbers.tolist()])
     numbers, rows = numbers[rows >= 0], rows[rows >= 0]
     cosines = (cache.gather(rows) @ vector).tolist() if len(rows) else []
-    worded = texts.hits(zip(numbers.tolist(), cosines, strict=True), None, is_last=False)
-    places: dict[tuple[str | None, Id | None, int | None, str], int] = {}
+    word_hits = texts.hits(zip(numbers.tolist(), cosines, strict=True), None, is_last=False)
+    indices: dict[tuple[str | None, Id | None, int | None, str], int] = {}
     distinct: list[Hit] = []
     rankings: list[Ints] = []
-    for ranking in (hits, worded):
+    for ranking in (hits, word_hits):
         order: list[int] = []
         for hit in ranking:
             key = hit.path, hit.id, hit.line, hit.text
-            if key not in places:
-                places[key] = len(distinct)
+            if key not in indices:
+                indices[key] = len(distinct)
                 distinct.append(hit)
-            order.append(places[key])
+            order.append(indices[key])
         rankings.append(np.array(order, np.int64))
     return [distinct[index] for index in fused(rankings).rows.tolist()]
 
@@ -266,7 +267,7 @@ def file_and_line(like: str) -> tuple[str, int]:
     """Return the path and the line of FILE:LINE.
 
     Raises:
-        UsageError: it is none.
+        UsageError: the text has another form.
     """
     path, _, line = like.rpartition(":")
     if not path or not line.isascii() or not line.isdigit() or not int(line[:9]):
@@ -283,7 +284,7 @@ def _say_stopped(
     vectors: Vectors,
     form: OutputForm,
 ) -> None:
-    """Show the best hits so far on a terminal, and say what is kept."""
+    """Show the best hits so far on a terminal, and print that the work is kept."""
     ranking = progress.ranking
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     if is_terminal and len(queries) == 1 and ranking.k is not None:

@@ -78,14 +78,14 @@ def painted(
 class JsonHits:
     """`{"rank": 1, "score": 0.71, "id": null, "path": "a.md", "line": 3, ...}` for each hit.
 
-    Fields that were kept with a row follow; one with a name of ours is in the object `kept`. A
-    path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`.
+    Fields that were kept with a row follow; one with a name from this list is in the object `kept`.
+    A path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`.
     """
 
     needs_lines = True
 
     def __init__(self, write: Write, *, with_query: bool = False) -> None:
-        """Begin; `with_query` writes the query's id first, for there are several."""
+        """Write through `write`; `with_query` writes the query's id first: there are several."""
         self._write = write
         self._with_query = with_query
 
@@ -131,7 +131,7 @@ class TrecRun:
     needs_lines = False
 
     def __init__(self, write: Write, *, by_rank: bool = False) -> None:
-        """Begin; `by_rank` writes 1 / rank for the score, where the order is not by the score."""
+        """Write through `write`; `by_rank` writes 1 / rank where the order is not by the score."""
         self._write = write
         self._by_rank = by_rank
 
@@ -172,7 +172,7 @@ class NameList:
         most: int | None,
         is_terminal: bool = False,
     ) -> None:
-        """Begin.
+        """Set how names are written.
 
         Args:
             write: takes bytes.
@@ -213,7 +213,7 @@ class NameList:
 
 
 class Silent:
-    """Writes nothing: the exit code tells."""
+    """Writes nothing: the exit code is the answer."""
 
     needs_lines = False
 
@@ -239,7 +239,7 @@ class GrepLines:
         is_terminal: bool = False,
         with_names: bool = False,
     ) -> None:
-        """Begin.
+        """Set how lines are written.
 
         Args:
             write: takes bytes.

@@ -160,7 +160,7 @@ def rows_of(index: Index, filter_: str | None) -> SelectedRows:
     where = condition_for(index.connection, filter_)
     if where.reads_kept and index.count > NOTED:
         seconds = KEPT_S * index.count
-        note(f"--where looks into the kept fields of {index.count:,} rows: some {seconds:.0f} s")
+        note(f"--where reads the kept fields of {index.count:,} rows: about {seconds:.0f} s")
     numbers = matching(index.connection, where)
     if index.alive is not None:
         numbers = np.intersect1d(numbers, index.alive, assume_unique=True)

@@ -24,7 +24,7 @@ class LiveHits:
     """A few rows that are drawn again and again, and are gone at the end."""
 
     def __init__(self) -> None:
-        """Begin; with -q it shows nothing."""
+        """Draw nothing yet; with -q nothing is ever drawn."""
         self._quiet = is_quiet() or sys.stderr is None
         self._is_terminal = (
             not self._quiet and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"

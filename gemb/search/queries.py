@@ -57,7 +57,7 @@ class SearchJob:
     criteria: Criteria
     task: str | None  # of the queries; None: query, or what an index says
     dim: int | None  # None: the model's, or the index's
-    model: str  # as the user gave it; empty: nobody named one
+    model: str  # as the user gave it; empty: none was named
     force: bool  # another model than the index's
 
 

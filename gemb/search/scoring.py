@@ -55,7 +55,7 @@ class Ranking:
     """The best passages for some queries, of all that were added so far."""
 
     def __init__(self, queries: int, k: int | None, floor: float) -> None:
-        """Begin with nothing.
+        """Begin with no passage.
 
         Args:
             queries: how many.

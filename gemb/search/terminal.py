@@ -35,7 +35,7 @@ class TerminalHits:
         is_whole: bool = False,
         with_query: bool = False,
     ) -> None:
-        """Begin.
+        """Set how hits are shown.
 
         Args:
             write: takes bytes.

@@ -175,8 +175,8 @@ class PlannedFile(NamedTuple):
         """A line for each type whose blocks do not fit the rows, with the type used instead."""
         rows: dict[tuple[str, str], list[int]] = {}
         for tensor in self.plan:
-            if tensor.wanted != tensor.type:
-                rows.setdefault((tensor.wanted, tensor.type), []).append(tensor.shape[0])
+            if tensor.requested != tensor.type:
+                rows.setdefault((tensor.requested, tensor.type), []).append(tensor.shape[0])
         return [
             f"{type_} instead of {requested} in {len(lengths)} of {len(self.plan)} tensors: "
             f"{requested} packs {TENSORS[requested][1]} values of a row, which has "
@@ -422,9 +422,9 @@ def _check_qat(model: Path, qat: Mapping[str, str], file: PlannedFile) -> None:
     for tensor in file.plan:
         if not is_matrix(tensor.shape):
             continue
-        if tensor.wanted != qat.get(tensor_class(tensor.name), tensor.source):
+        if tensor.requested != qat.get(tensor_class(tensor.name), tensor.source):
             raise UsageError(
-                f"{model} was trained to be {types}; {tensor.name} as {tensor.wanted} "
+                f"{model} was trained to be {types}; {tensor.name} as {tensor.requested} "
                 f"({file.quantization.name}) loses what that gained: name no types, or say "
                 "--ignore-qat"
             )

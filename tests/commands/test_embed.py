@@ -71,7 +71,7 @@ def test_an_empty_row_becomes_an_error_and_spoils_nothing(gemb: Gemb) -> None:
 def test_an_empty_input_is_no_failure_and_is_said(gemb: Gemb) -> None:
     done = gemb("embed")
     assert (done.returncode, done.stdout) == (0, b"")
-    assert done.stderr.decode() == "gemb: note: no text came in, so no vector goes out\n"
+    assert done.stderr.decode() == "gemb: note: the input has no text, so there are no vectors\n"
     assert gemb("embed", "-q").stderr == b""
 
 

@@ -102,7 +102,7 @@ def test_a_new_format_is_one_entry_and_one_file(gemb: Gemb) -> None:
     assert "--keep: vec holds numbers alone" in done.stderr
     (gemb.folder / "b.vec.json").write_text("mine")
     done = with_vec("embed", "-o", "b.vec", stdin="red\n")
-    assert "b.vec.json is not a file of gemb" in done.stderr
+    assert "b.vec.json, and its name is needed" in done.stderr
 
     assert gemb("embed", "-o", "a.npy", stdin="red\ngreen\nblue\n").returncode == 0
     done = with_vec("verify", "--json", "a.vec", "a.npy")

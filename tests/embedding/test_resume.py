@@ -199,7 +199,7 @@ def test_files_of_others_beside_the_output_are_kept(gemb: Gemb) -> None:
         done = gemb("embed", "-e", "x", "-o", name, "-m", "no/model.fake")
         assert done.returncode == 2
         (line,) = done.stderr.decode().splitlines()
-        assert line.startswith(f"gemb: {other} is not a file of gemb")
+        assert line.startswith(f"gemb: gemb did not write {other}")
         assert (gemb.folder / other).read_text() == '["mine"]'
         assert not (gemb.folder / name).exists()
 

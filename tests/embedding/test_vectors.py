@@ -207,7 +207,9 @@ def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> N
     refused("b.npy", b"", "no vectors can be read")
     refused("b.npz", b"PK", "no vectors can be read")
     refused("c.jsonl", b"nope\n", "line 1: no row of vectors")
-    refused("d.f32", bytes(64), r"what its vectors are is in d\.f32\.json, which is not there")
+    refused(
+        "d.f32", bytes(64), r"its sidecar d\.f32\.json, which describes the vectors, is missing"
+    )
     refused("e.txt", b"", r"vectors are read from \.jsonl, \.npy, ")
     flat = io.BytesIO()
     np.save(flat, np.zeros(3, np.float32))

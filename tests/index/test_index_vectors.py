@@ -105,7 +105,7 @@ def test_vectors_that_rank_nothing_or_belong_to_another_model_are_refused(embedd
     assert json.loads(out(gemb, "index", "info", "v.gemb", "--json"))["model"] == ""
     (gemb.folder / "v.npy.json").unlink()
     line = error(gemb, "index", "build", "w.gemb", "v.npy")
-    assert "what its vectors are is in v.npy.json, which is not there" in line
+    assert "its sidecar v.npy.json, which describes the vectors, is missing" in line
     (gemb.folder / "t.txt").write_text("red\n")
     embed(gemb, "v.npz")
     assert "not together" in error(gemb, "index", "build", "w.gemb", "v.npz", "t.txt")

@@ -144,7 +144,7 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, capsys, monkeypatch, code):
     with locked(tmp_path / LOCK, refuse):
         pass
     assert capsys.readouterr().err == (
-        f"gemb: warning: {tmp_path}: its disk has no locks; let no second gemb write there\n"
+        f"gemb: warning: {tmp_path}: its disk has no locks; run no second gemb that writes there\n"
     )
 
 

@@ -101,7 +101,7 @@ def test_a_file_cut_short_names_the_tensor_and_both_sizes(tiny_gguf: Path, tmp_p
         (b"GGUF" + struct.pack("<IQQ", 3 << 24, 0, 0), "version 50331648"),
         (b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 0), "1152921504606846976 tensors"),
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 1 << 60), "1152921504606846976 entries"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62) + b"x" * 50, "the header wants byte"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1 << 62) + b"x" * 50, "the header requires byte"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<I", 99), "type 99"),
         (
             b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"k" + struct.pack("<IIQ", 9, 8, 1 << 61),
@@ -116,7 +116,7 @@ def test_a_file_cut_short_names_the_tensor_and_both_sizes(tiny_gguf: Path, tmp_p
             "array of the unknown type 9",
         ),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"\xff" + bytes(8), "no UTF-8"),
-        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 0) + bytes(8), "'' is empty or there twice"),
+        (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 0) + bytes(8), "'' is empty or occurs twice"),
     ],
 )
 def test_a_broken_header_is_refused_in_one_line(tmp_path: Path, raw: bytes, message: str):
@@ -147,17 +147,17 @@ def test_a_tensor_in_the_wrong_place_or_twice_is_refused(tiny_gguf: Path, tmp_pa
     for wrong in (offset + 1, offset - 32, 0, (1 << 64) - 1):
         moved = raw[:at] + struct.pack("<Q", wrong) + raw[at + 8 :]
         (tmp_path / "moved.gguf").write_bytes(moved)
-        with pytest.raises(UsageError, match=f"is at offset {wrong}, where {offset} is due"):
+        with pytest.raises(UsageError, match=f"is at offset {wrong}, not {offset}"):
             read_header(tmp_path / "moved.gguf")
     twice = _patched(tiny_gguf, tmp_path / "a.gguf", name, _text("blk.0.attn_q.weight"))
-    with pytest.raises(UsageError, match=r"'blk.0.attn_q.weight' is there twice"):
+    with pytest.raises(UsageError, match=r"'blk.0.attn_q.weight' occurs twice"):
         read_header(twice)
 
 
 def test_a_key_that_is_there_twice_is_refused(tiny_gguf: Path, tmp_path: Path):
     old, new = f"{KEY}dense_2_feat_in", f"{KEY}dense_3_feat_in"
     path = _patched(tiny_gguf, tmp_path / "a.gguf", _text(old), _text(new))
-    with pytest.raises(UsageError, match="dense_3_feat_in' is empty or there twice"):
+    with pytest.raises(UsageError, match="dense_3_feat_in' is empty or occurs twice"):
         read_header(path)
 
 

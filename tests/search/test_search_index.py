@@ -192,7 +192,7 @@ def test_a_slow_filter_says_so_before_it_runs(rows: Gemb, monkeypatch, capsys):
         rows_of(index, "line = 1")
         assert capsys.readouterr().err == ""
         rows_of(index, "lang = 'de'")
-        assert "--where looks into the kept fields of" in capsys.readouterr().err
+        assert "--where reads the kept fields of" in capsys.readouterr().err
 
 
 def test_a_damaged_index_is_one_line(rows: Gemb):

@@ -188,7 +188,7 @@ class NpyReader(ArrayReader):
 
 
 class F32Reader(ArrayReader):
-    """Raw float32, whose width the sidecar tells."""
+    """Raw float32; the sidecar has the width."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -109,7 +109,7 @@ class VectorReader(ABC):
 
     path: Path
     description: Description
-    count: int | None = None  # of rows; None: only reading them tells
+    count: int | None = None  # of rows; None: unknown until they are read
     unit = "row"  # what `RowBatch.numbers` count
 
     @classmethod
@@ -172,6 +172,6 @@ def description_beside(path: Path) -> Description | None:
 def no_description(path: Path) -> UsageError:
     """Return the error of a file whose sidecar is needed and absent."""
     return UsageError(
-        f"{visible(str(path))}: what its vectors are is in {visible(sidecar(path).name)}, which is "
-        "not there; gemb embed -o writes both"
+        f"{visible(str(path))}: its sidecar {visible(sidecar(path).name)}, which describes the "
+        "vectors, is missing; gemb embed -o writes both"
     )
