@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from gemb.errors import UsageError
-from gemb.models.gguf_header import TENSORS
 from gemb.models.profile import ModelDescription as ModelDescription
 from gemb.models.profile import ModelProfile as ModelProfile
 
@@ -217,7 +216,7 @@ class Rule(NamedTuple):
     """Tensors whose name the pattern finds have this type; the first rule that finds one counts."""
 
     pattern: str
-    type: str  # of `TENSORS`
+    type: str  # of `gemb.models.gguf_header.TENSORS`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,5 +244,7 @@ class TensorPlan:
     @property
     def size_bytes(self) -> int:
         """Bytes in the file."""
+        from gemb.models.gguf_header import TENSORS
+
         _, block, size = TENSORS[self.type]
         return -(-prod(self.shape) // block) * size

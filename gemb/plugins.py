@@ -56,7 +56,9 @@ def named(name: str) -> Backend:
     if name in _failed:
         raise Missing(f"backend '{name}' does not import: {_failed[name]}")
     if name not in installed:
-        raise UsageError(f"no backend '{name}'; installed: {', '.join(sorted(installed)) or 'none'}")
+        raise UsageError(
+            f"no backend '{name}'; installed: {', '.join(sorted(installed)) or 'none'}"
+        )
     return checked(installed[name])
 
 

@@ -7,3 +7,5 @@ determines the vector of a text. `run` is `gemb embed`: it writes into an `outpu
 vectors by text, `nearest` finds the nearest ones.
 May import: `plugins`, `backend`, `recipe`, `models`, `texts`, `io`, `errors`, `arrays`.
 """
+
+DTYPES = ("f32", "f16", "int8", "ubinary")  # of stored numbers: `vectors.NUMBERS` has their sizes

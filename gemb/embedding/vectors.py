@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gemb.embedding import DTYPES
 from gemb.errors import UsageError
 from gemb.models.profile import check_dims
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 
 NUMBERS = {"f32": "<f4", "f16": "<f2", "int8": "i1", "ubinary": "u1"}  # dtype -> numpy's name
-DTYPES = tuple(NUMBERS)
 META = "gemb"  # the key of the description in a Parquet schema, and its mark in JSON
 
 # The component that becomes 127, in units of 1/sqrt(dim), the root mean square of a unit vector's.

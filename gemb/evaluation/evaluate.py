@@ -15,8 +15,9 @@ import numpy as np
 
 from gemb.arrays import Doubles, Rows, Vectors
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
+from gemb.embedding import DTYPES
 from gemb.embedding.pipeline import ProgressCallback, shortened, text_vectors
-from gemb.embedding.vectors import DTYPES, packed, unpacked
+from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import UsageError
 from gemb.evaluation.linear_probe import folded, predictions
 from gemb.evaluation.metrics import (
@@ -57,7 +58,7 @@ def evaluate(
         suite: the sets; the prompts of each kind come from the model's own dictionary.
         encoder: the open model.
         dims: widths that it was trained for; empty: all of them.
-        dtypes: of gemb.embedding.vectors.DTYPES.
+        dtypes: of gemb.embedding.DTYPES.
         progress: called as texts are embedded.
 
     Raises:

@@ -20,7 +20,7 @@ class Size(NamedTuple):
     """The width and the type of stored vectors."""
 
     dim: int
-    dtype: str  # of gemb.embedding.vectors.DTYPES
+    dtype: str  # of gemb.embedding.DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from orjson import OPT_APPEND_NEWLINE, OPT_NON_STR_KEYS, OPT_SERIALIZE_NUMPY, dumps
 
 from gemb.arrays import Vectors
+from gemb.embedding import DTYPES
 from gemb.embedding.formats.base import (
     BATCH,
     Description,
@@ -24,7 +25,7 @@ from gemb.embedding.formats.base import (
     stored,
 )
 from gemb.embedding.pipeline import OutputRow
-from gemb.embedding.vectors import DTYPES, NUMBERS
+from gemb.embedding.vectors import NUMBERS
 from gemb.errors import UsageError
 from gemb.io.streams import Output
 from gemb.io.text import visible

@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gemb.embedding.vectors import DTYPES
+from gemb.embedding import DTYPES
 
 if TYPE_CHECKING:
     from gemb.embedding.formats.base import FileLayout, VectorReader, VectorWriter
