@@ -192,7 +192,9 @@ FILL = """
 import sys
 from pathlib import Path
 from gemb.backend import Runtime
+from gemb.io import notes
 from gemb.training import teachers
+notes.speak()
 teachers.FLUSH_S, teachers.FIRST_CHARS = 0.01, 200
 teacher = teachers.open_teacher("model.fake", Path("cache"), Runtime())
 wanted = [teachers.TeacherText(f"text {n}") for n in range(400)]
