@@ -1,4 +1,8 @@
-"""The llama.cpp backend: GGUF files, written and run. Importing this loads no library."""
+"""The llama.cpp backend: GGUF files, written and run. Importing this loads no library.
+
+`encode` runs a file, `export` and `quantize` write one, `native` keeps the library in bounds.
+May import: `gemb`, but not its command line.
+"""
 
 from __future__ import annotations
 

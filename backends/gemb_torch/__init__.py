@@ -1,4 +1,8 @@
-"""The PyTorch backend. Importing this loads no torch: its methods do."""
+"""The PyTorch backend. Importing this loads no torch: its methods do.
+
+Its packages import in one direction: `launch` > `adapt` > `train` > `cut` > `model`.
+May import: `gemb`, but not its command line.
+"""
 
 from __future__ import annotations
 

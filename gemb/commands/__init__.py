@@ -1,4 +1,8 @@
-"""One file per subcommand: options, help and printing. The work is done elsewhere."""
+"""One file per subcommand: options, help and printing. The work is done elsewhere.
+
+`COMMANDS` lists them, `options` and `params` hold what several share, `printing` the tables.
+May import: everything but `cli`; heavy imports stand inside functions.
+"""
 
 import click
 

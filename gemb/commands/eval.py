@@ -10,7 +10,7 @@ import click
 
 from gemb.commands.options import ENCODING, GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import AnyPath, ModelReference
-from gemb.embedding.vectors import DTYPES
+from gemb.embedding import DTYPES
 from gemb.errors import NegativeAnswer
 from gemb.io.notes import note, warn
 from gemb.models.references import DEFAULT

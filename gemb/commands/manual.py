@@ -10,7 +10,6 @@ import click
 
 SECTION = "1"  # of the manual: programs
 WIDTH = 90  # columns of an options table in a man page
-CONTEXT = {"help_option_names": ["-h", "--help"]}
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -34,7 +33,7 @@ def title(path: Path) -> str:
 def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
     """Explain a topic, or show the help of a command.
 
-    Without a TOPIC the topics are listed.
+    Without a TOPIC the topics are listed. A name of both is the topic; --help has the options.
 
     \b
     gemb help
@@ -48,8 +47,11 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
         for name, path in files.items():
             click.echo(f"  {name.ljust(widest)}  {title(path)}")
         click.echo("\ngemb help TOPIC explains one; gemb COMMAND --help shows a command's options.")
-    elif len(names) == 1 and names[0] in topics() and names[0] not in _subcommands(ctx.find_root()):
-        click.echo_via_pager(topics()[names[0]].read_text(encoding="utf-8"))
+    elif len(names) == 1 and names[0] in topics():
+        text = topics()[names[0]].read_text(encoding="utf-8")
+        if names[0] in _subcommands(ctx.find_root()):
+            text += f"\nOptions: gemb {names[0]} --help\n"
+        click.echo_via_pager(text)
     else:
         context = ctx.find_root()
         for name in names:
@@ -58,8 +60,6 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
                 raise click.UsageError(_unknown(name, context))
             context = click.Context(command, parent=context, info_name=name)
         click.echo(context.get_help())
-        if names[0] in topics():
-            click.echo(f"\n{topics()[names[0]].read_text(encoding='utf-8')}", nl=False)
 
 
 def _subcommands(context: click.Context) -> dict[str, click.Command]:
@@ -83,7 +83,9 @@ def pages(root: click.Group, version: str) -> Iterator[tuple[str, str]]:
         root: the whole command.
         version: of gemb.
     """
-    context = click.Context(root, info_name="gemb", terminal_width=WIDTH, **CONTEXT)
+    context = click.Context(
+        root, info_name="gemb", terminal_width=WIDTH, help_option_names=["-h", "--help"]
+    )
     yield from _pages(root, context, version)
 
 

@@ -118,9 +118,9 @@ class Layout:
         used = [self.query, self.positive, *self.negatives(columns), self.title]
         used = [column for column in dict.fromkeys(used) if column in columns]
         rest = sorted(visible(column, 40) for column in columns if column not in used)
-        marks = ("pos", "neg", "negatives", "positive_passages", "negative_passages")
-        marks += ("positive_ctxs", "hard_negative_ctxs")
-        named = ", ".join(column + "[]" * (column in marks) for column in used)
+        lists = ["pos", "neg", "negatives", "positive_passages", "negative_passages"]
+        lists += ["positive_ctxs", "hard_negative_ctxs"]
+        named = ", ".join(column + "[]" * (column in lists) for column in used)
         left = f"; not used: {', '.join(rest[:8])}{', ...' * (len(rest) > 8)}" if rest else ""
         return f"({named}){left}"
 

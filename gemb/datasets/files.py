@@ -176,7 +176,8 @@ def read_llama_index(path: Path, encoding: str = "") -> JudgedTexts:
     value, error = json_value(data)
     if error:
         raise UsageError(f"{shown(path)}: no valid JSON: {error.message}")
-    parts = [value.get(name) if isinstance(value, dict) else None for name in JudgedTexts._fields]
+    fields = JudgedTexts._fields
+    parts: list[Any] = [value.get(name) if isinstance(value, dict) else None for name in fields]
     has_texts = all(
         isinstance(part, dict) and all(isinstance(text, str) for text in part.values())
         for part in parts[:2]

@@ -47,6 +47,11 @@ def tell(line: str) -> None:
     _logger().log(PROGRESS, "%s", line)
 
 
+def answer(text: str) -> None:
+    """Print text on standard output: what was asked for, which no level hides."""
+    click.echo(text)
+
+
 def show(text: str) -> None:
     """Print a table, or other lines that stand without a prefix."""
     _logger().log(TABLE, "%s", text)

@@ -337,7 +337,7 @@ def _append_rest(plan: PullPlan, file: HubFile, stream: BinaryIO) -> None:
     if urlsplit(address).netloc != urlsplit(url).netloc:
         headers.pop("authorization", None)  # the token is for the hub, not for its storage
     size = file.size_bytes
-    with tqdm(
+    with tqdm(  # type: ignore[no-untyped-call]
         total=size, initial=stream.tell(), desc=file.name, unit="B", unit_scale=True
     ) as progress:
         while (begin := stream.tell()) < size:

@@ -208,8 +208,8 @@ def refuse_unmarked(head: bytes, path: str | Path, *, nul_ends: bool = False) ->
     if not encoding or (nul_ends and b"\n\0" not in head and b"\0\n" not in head):
         return
     raise UsageError(
-        f"{shown(path)} is {encoding.upper()} without a byte-order mark: "
-        f"--encoding {encoding} where the command has it, or iconv -f {encoding} -t utf-8"
+        f"{shown(path)} is {encoding.upper()} without a byte-order mark: --encoding {encoding}, "
+        f"or iconv -f {encoding} -t utf-8; if its texts end in NUL: -0"
     )
 
 

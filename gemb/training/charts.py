@@ -289,7 +289,8 @@ def _frame(x_name: str) -> tuple[Figure, Axes]:
 
 
 def _legend(axes: Axes, names: Sequence[str]) -> None:
-    handles = [artist for artist in (*axes.lines, *axes.patches) if artist.get_linestyle() != ":"]
+    curves = [line for line in axes.lines if line.get_linestyle() != ":"]
+    handles = [*curves, *axes.patches]
     # A name may hold what matplotlib reads as mathematics, and `_` hides it.
     labels = [f"\N{ZERO WIDTH SPACE}{name}".replace("$", r"\$") for name in names]
     legend = axes.legend(handles, labels, frameon=False, fontsize="small")

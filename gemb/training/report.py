@@ -63,7 +63,7 @@ def _page(run: RunRecord) -> str:
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     from markupsafe import Markup
 
-    return template.render(
+    page: str = template.render(
         run=run,
         stage=str(run.recipe.get("stage", "")),
         verdict_class=BADGES.get(run.verdict, "tie"),
@@ -78,6 +78,7 @@ def _page(run: RunRecord) -> str:
         style_digest=Markup(f"'sha256-{digest}'"),
         **charts,
     )
+    return page
 
 
 def _environment(jinja2: Any) -> Any:  # noqa: ANN401 - a library of an extra

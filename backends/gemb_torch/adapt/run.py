@@ -19,7 +19,6 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-import click
 import torch
 from torch import Tensor, nn
 
@@ -203,7 +202,7 @@ class AdaptationRun:
             f"about {tokens_per_s:,.0f} tokens/s: {duration(self.steps * tokens / tokens_per_s)} "
             f"for {self.steps:,} steps, {peak / 1e9:.1f} GB of memory",
         ]
-        show = click.echo if dry_run else notes.show
+        show = notes.answer if dry_run else notes.show
         show("\n".join(lines))
 
     def _speed(self, examples: Sequence[Example]) -> tuple[float, int]:

@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import click
 import torch
 
 from gemb.backend import Training
@@ -196,7 +195,7 @@ class TrainingRun:
             UsageError: a training text stands in the evaluation set.
         """
         dry_run = self.training.dry_run
-        show = click.echo if dry_run else notes.show
+        show = notes.answer if dry_run else notes.show
         if self.ranks.is_first:
             check = preflight(
                 self.recipe,
