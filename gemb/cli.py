@@ -148,14 +148,13 @@ def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
 REMOVED = {  # options of version 0.1.0, and what stands in their place
     "--format": "write lines of your own with --json | jq -r: gemb help search has one",
     "--as-decoder": "gemb train adapt takes a real Gemma 3 text model, a folder or a GGUF file",
-    "--launch": "gemb recipes cp slurm.sh job.sh copies a batch file",
 }
 
 
 def _usage_line(error: click.UsageError) -> str:
     """Return click's message in one line, with where help is."""
     if isinstance(error, click.NoSuchOption) and error.option_name in REMOVED:
-        return f"no such option '{error.option_name}' since 0.2; {REMOVED[error.option_name]}"
+        return f"no option '{error.option_name}' any more: {REMOVED[error.option_name]}"
     message = " ".join(error.format_message().split()).rstrip(".")
     path = error.ctx.command_path if error.ctx else "gemb"
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"

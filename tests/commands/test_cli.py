@@ -300,3 +300,11 @@ def test_help_comes_at_once_while_stdin_stays_open():
     assert process.stdout.read().startswith(b"Usage")
     process.communicate()
     assert time.monotonic() - started < 10
+
+
+def test_an_option_that_was_removed_names_what_stands_in_its_place():
+    assert run("search", "--format", "{path}", "x").stderr == (
+        "gemb: no option '--format' any more: write lines of your own with --json | jq -r: "
+        "gemb help search has one\n"
+    )
+    assert "train adapt takes a real Gemma 3 text model" in run("cut", "--as-decoder", "m").stderr
