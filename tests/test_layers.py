@@ -7,7 +7,10 @@ the files in it.
 from __future__ import annotations
 
 import ast
-from collections.abc import Container, Iterator
+import io
+import re
+import tokenize
+from collections.abc import Container, Iterator, Mapping
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -123,3 +126,57 @@ def test_nothing_reads_pickles_or_runs_a_shell(path):
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             assert isinstance(node.value, ast.Constant)
             assert node.value.value is False
+
+
+# Dotted names that are not of modules: a group of entry points, keys in a GGUF file's header.
+KEYS = {"gemb.backends", "gemb.qat"}
+NAME_IN_PROSE = re.compile(r"`((?:gemb|" + "|".join(sorted(BACKENDS)) + r")(?:\.\w+)+)`")
+
+
+def prose(source: str) -> Iterator[str]:
+    """Yield the comments and the strings of a file."""
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            yield token.string
+
+
+def names_something(dotted: str, files: Mapping[str, Path]) -> bool:
+    """Return whether it is a module, or a name at the top of one, with or without an attribute."""
+    module = dotted
+    while module not in files:
+        if "." not in module:
+            return False
+        module = module.rpartition(".")[0]
+    rest = dotted[len(module) + 1 :].split(".")[0]
+    tree = ast.parse(files[module].read_text(encoding="utf-8"))
+    return not rest or rest in {name for node in tree.body for name in top_names(node)}
+
+
+def top_names(node: ast.stmt) -> Iterator[str]:
+    """Yield the names that a statement defines."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            yield node.name
+        case ast.Assign():
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+        case ast.AnnAssign(target=ast.Name(id=name)):
+            yield name
+
+
+def test_a_name_that_is_nowhere_is_seen():
+    files = {module_of(path): path for path in FILES}
+    assert names_something("gemb.texts.walk", files)
+    assert names_something("gemb.io.atomic.write_all", files)
+    assert not names_something("gemb.texts.no_such_module", files)
+    assert not names_something("gemb.io.atomic.no_such_function", files)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_names_in_docstrings_and_comments_exist(path):
+    files = {module_of(path): path for path in FILES}
+    names = {
+        name
+        for text in prose(path.read_text(encoding="utf-8"))
+        for name in NAME_IN_PROSE.findall(text)
+    }
+    assert {name for name in names - KEYS if not names_something(name, files)} == set()

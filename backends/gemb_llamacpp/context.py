@@ -38,7 +38,9 @@ class Context:
         flash: bool,
         watch: object = None,  # a `ggml_backend_sched_eval_callback`, called for each operation
     ) -> None:
-        assert capacity.bit_count() == 1, "llama.cpp's reserve wants tokens divisible by sequences"
+        assert capacity.bit_count() == 1, (
+            "llama.cpp's reserve requires tokens divisible by sequences"
+        )
         library = llama()
         self.capacity = capacity
         self.most_sequences = min(capacity, MOST_SEQUENCES)

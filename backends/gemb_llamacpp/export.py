@@ -158,9 +158,6 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
         writer.add_string(f"gemb.prompt.{name}", text)
 
 
-# The tensors.
-
-
 def _add_tensor(writer: gguf.GGUFWriter, tensor: _FileTensor) -> None:
     """Name the tensor in the header."""
     import gguf
@@ -288,18 +285,6 @@ def _tell(source: Path, outtype: str, types: Types, trained: Types, change: _Cha
         )
 
 
-# The vocabulary: from tokenizer.json to llama.cpp's tokens, types and scores.
-#
-# transformers runs Gemma's tokenizer as byte-pair encoding: of all neighbours that have a merge,
-# the one of the lowest rank joins first. llama.cpp runs it as SentencePiece does: of all
-# neighbours whose join is a token, the one of the highest score joins first, the leftmost of
-# equals. The two give the same ids where (a) every split of a token into two tokens has a merge,
-# and (b) a token's merges stand together, so that ranks of pairs are ranks of tokens. Gemma's
-# merges were made so from SentencePiece's scores (transformers `SentencePieceExtractor`). Runs of
-# newlines, spaces and tabs had equal scores there, so their merges are interleaved; they get equal
-# scores here.
-
-
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
@@ -408,7 +393,17 @@ def _type(token: str, added: dict[str, Any]) -> int:
 
 
 def _scores(path: Path, ids: dict[str, int], merges: list[Any]) -> dict[str, float]:
-    """Return the score of every token that has a merge, the first to be joined highest."""
+    """Return the score of every token that has a merge, the first to be joined highest.
+
+    transformers runs Gemma's tokenizer as byte-pair encoding: of all neighbours that have a merge,
+    the one of the lowest rank joins first. llama.cpp runs it as SentencePiece does: of all
+    neighbours whose join is a token, the one of the highest score joins first, the leftmost of
+    equals. The two give the same ids where (a) every split of a token into two tokens has a merge,
+    and (b) a token's merges stand together, so that ranks of pairs are ranks of tokens. Gemma's
+    merges were made so from SentencePiece's scores (transformers `SentencePieceExtractor`). Runs of
+    newlines, spaces and tabs had equal scores there, so their merges are interleaved; they get
+    equal scores here.
+    """
     first: dict[str, int] = {}
     last: dict[str, int] = {}
     count: dict[str, int] = {}

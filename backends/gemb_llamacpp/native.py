@@ -43,7 +43,7 @@ def llama() -> ModuleType:
     # ggml would start a debugger to print where it aborted.
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")
     # OpenMP's threads spin for a millisecond at each barrier by default, and where something else
-    # wants the cores, each spins a whole time slice away: a text then takes four times as long.
+    # uses the cores, each spins a whole time slice away: a text then takes four times as long.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     module = _ctypes_module()
@@ -160,7 +160,7 @@ def compiler(folder: Path) -> tuple[int, ...]:
 def _ctypes_module() -> ModuleType:
     """Import `llama_cpp.llama_cpp` without its package, whose `__init__` takes 80 ms for chat.
 
-    The package is left to be imported in full by whoever wants it. Where the module does not stand
+    The package is left to be imported in full by whoever needs it. Where the module does not stand
     alone, the ordinary import is what remains.
     """
     name = "llama_cpp"

@@ -231,13 +231,12 @@ def _check_disk(target: Path, plan: tuple[TensorPlan, ...]) -> None:
             file.write(bytes(least - size))
 
 
-# Exact blocks: a compiler may fuse a product and a sum into one step of another rounding, and a few
-# codes of a million then differ. Training that imitates the rounding imitates ggml's reference, as
-# gguf's quantizers do; so a file of trained types gets the reference's blocks.
-
-
 def make_exact(source: GgufHeader, target: Path, plan: Sequence[TensorPlan]) -> None:
     """Overwrite the blocks of a file that are not the reference's.
+
+    A compiler may fuse a product and a sum into one step, which rounds otherwise, and a few codes
+    of a million then differ. Training that imitates the rounding imitates ggml's reference, as
+    gguf's quantizers do; so a file of trained types gets the reference's blocks.
 
     Args:
         source: the unquantized file.

@@ -39,7 +39,7 @@ def quiet_option(command: F, *, help_text: str = "No progress and no notes.") ->
 class ModelOptions:
     """The model and how to run it."""
 
-    model: str  # a reference, as `gemb.models.resolve` takes it
+    model: str  # a reference, as `gemb.models.references.resolve` takes it
     backend: str
     device: str
     precision: str
@@ -168,9 +168,6 @@ class GroupedCommand(click.Command):
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows)
-
-
-# Options of a walk through folders: which files are read, by `gemb search` and `gemb index`.
 
 
 def _encoding(_context: click.Context, _parameter: click.Parameter, name: str) -> str:

@@ -126,7 +126,7 @@ class DataPath(click.Path):
 
 
 class RecipeName(click.ParamType[str]):
-    """The name of a built-in recipe, or the path of one: see `gemb.recipe_names`."""
+    """The name of a built-in recipe, or the path of one: see `gemb.recipe.names`."""
 
     name = "recipe"
 

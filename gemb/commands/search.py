@@ -105,9 +105,6 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
         raise click.exceptions.Exit(code)
 
 
-# The queries, and the paths.
-
-
 def _queries_and_paths(
     arguments: tuple[str, ...], options: SearchOptions
 ) -> tuple[list[Query], tuple[str, ...]]:
@@ -179,9 +176,6 @@ def _index_of(paths: tuple[str, ...]) -> Path | None:
     if len(paths) > 1:
         raise click.UsageError(f"{indexes[0]} is an index; it is searched alone")
     return Path(indexes[0])
-
-
-# Options that do not go together, or not with what is searched.
 
 
 def _check(options: SearchOptions) -> None:
@@ -280,9 +274,6 @@ def _check_there(paths: Sequence[str]) -> None:
         raise click.UsageError(f"no index {visible(str(path))}{hint}")
 
 
-# The job and the sources of a search.
-
-
 def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> SearchJob:
     from gemb.search.queries import Criteria, SearchJob
 
@@ -344,9 +335,6 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
         stream=reading,
         rows=reading if options.is_table else None,
     )
-
-
-# How the hits are written.
 
 
 def _writer() -> Write:

@@ -319,12 +319,6 @@ def _words(seed: int, source: int, epoch: int, step: int, count: int) -> NDArray
     return words
 
 
-# The largest set of rows in which no query and no positive stands twice.
-#
-# Rows are the edges between queries and positives of a bipartite graph, such a set is a matching,
-# and augmenting paths find a largest one (Berge 1957; the search is Kuhn's).
-
-
 def largest_matching(
     queries: NDArray[np.uint64],
     positives: NDArray[np.uint64],
@@ -333,6 +327,9 @@ def largest_matching(
     start: Collection[int] = (),
 ) -> NDArray[np.int64]:
     """Return rows with distinct queries and positives: as many as there can be, or `enough`.
+
+    Rows are the edges between queries and positives of a bipartite graph, such a set is a matching,
+    and augmenting paths find a largest one (Berge 1957; the search is Kuhn's).
 
     Args:
         queries: ids, uint64 [rows].

@@ -4,6 +4,11 @@ One pass reads the source, names its bad rows, and writes an index: where each r
 hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
 written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
 path, size and time of change, and is mapped, not loaded.
+
+The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13 bytes
+a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a line
+[query, [[positive, title], ...], [[negative, title], ...]] for each line of the source. Nothing
+grows in memory with the source.
 """
 
 from __future__ import annotations
@@ -74,12 +79,6 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
     if template:
         return custom(template, option=f"prompts.{side}")
     return for_task(task, dictionary)
-
-
-# The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13
-# bytes a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a
-# line [query, [[positive, title], ...], [[negative, title], ...]] for each line of the source.
-# Nothing grows in memory with the source.
 
 
 VERSION = 4  # of the files in the cache

@@ -349,9 +349,6 @@ def embed(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-# The vectors of many texts at once, those of one length together.
-
-
 class Done(NamedTuple):
     """What was embedded since the last call."""
 

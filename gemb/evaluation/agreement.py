@@ -252,11 +252,6 @@ def _shape(vectors: Vectors) -> str:
     return " x ".join(str(size) for size in vectors.shape)
 
 
-# The default texts for comparing two models. They cover the usual causes of different vectors: the
-# tokenizer (scripts, byte fallback, white space, digits, literal special tokens), the batch (one
-# token beside hundreds), and the sliding window. With a bidirectional window of 512, only texts of
-# more than 257 tokens reach its edge, so three texts are longer than 600.
-
 _ENGLISH = (
     "hello",
     "a",
@@ -334,4 +329,8 @@ _LONG = (
     " ".join(_SCRIPTS * 3),
 )
 
+# The default texts for comparing two models. They cover the usual causes of different vectors: the
+# tokenizer (scripts, byte fallback, white space, digits, literal special tokens), the batch (one
+# token beside hundreds), and the sliding window. With a bidirectional window of 512, only texts of
+# more than 257 tokens reach its edge, so three texts are longer than 600.
 VERIFICATION_TEXTS: tuple[str, ...] = _ENGLISH + _LATIN + _SCRIPTS + _CODE + _ODD + _LONG

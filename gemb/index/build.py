@@ -100,10 +100,9 @@ def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
                 raise  # else the process that this one waited for has finished the same index
 
 
-# What the vectors of a new index are.
-
-
 class _Identity(NamedTuple):
+    """What the vectors of a new index are."""
+
     spec: VectorSpec
     model: str  # a reference; empty: unknown
     task: str  # name of the documents' prompt; custom where it is the user's own
@@ -206,9 +205,6 @@ def kept_reference(model: str) -> str:
         return model
     target = models.locate(model)
     return os.path.abspath(target) if isinstance(target, Path) else model  # noqa: PTH100
-
-
-# The folder of an index that is not whole yet, and its place.
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:

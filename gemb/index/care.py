@@ -35,9 +35,6 @@ from gemb.io.text import visible
 _NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
 
 
-# The rows that are left, written beside the old index under the next generation.
-
-
 @dataclasses.dataclass(frozen=True)
 class Compacted:
     """What a compaction did."""
@@ -50,6 +47,7 @@ class Compacted:
 def compact(folder: Path) -> Compacted:
     """Leave out the removed rows. Readers that have the index open keep what they see.
 
+    The rows that are left are written beside the old ones, under the next generation.
     It needs as much free space as the index that results.
 
     Raises:
@@ -148,9 +146,6 @@ def _tidy(folder: Path, manifest: Manifest) -> None:
             path.unlink()
 
 
-# Rows taken out of an index: by id, by path, by a filter.
-
-
 def remove(
     folder: Path,
     references: Sequence[str],
@@ -225,9 +220,6 @@ def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -
         data = os.fsencode(path)
         rows += connection.execute(query, (data + b"/", data + b"0")).fetchall()
     return {slot for (slot,) in rows}
-
-
-# What an index is, for people and for programs.
 
 
 def info(folder: Path) -> dict[str, object]:

@@ -159,12 +159,6 @@ def _read(dim: int, levels: int, *texts: str) -> Coder:
     raise UsageError("its manifest describes no coder: it is damaged, build the index anew")
 
 
-# The nearest codes to a query's by Hamming distance, straight from a memory map.
-#
-# Two ways to one answer. faiss scans twice as fast as numpy's popcount, but takes 0.16 s to import,
-# which is longer than numpy needs for one query among ten million rows.
-
-
 Distances = NDArray[np.uint16]
 
 FAISS_PAYS = 30_000_000  # distances that numpy finds in the time that importing faiss takes
@@ -180,7 +174,10 @@ QUERIES_AT_A_TIME = 256  # for faiss: bounds the memory for what is found
 def nearest_codes(
     queries: Codes, codes: Codes, *, count: int, rows: Ints | None = None
 ) -> list[Ints]:
-    """Return for each query the places of `count` codes at the least distance, ascending.
+    """Return for each query the places of `count` codes at the least Hamming distance, ascending.
+
+    faiss scans twice as fast as numpy's popcount, but takes 0.16 s to import, which is longer than
+    numpy needs for one query among ten million rows.
 
     Args:
         queries: [Q, B], B a multiple of 8.

@@ -106,9 +106,6 @@ def _remove_left(state: State, places: set[tuple[object, object]], may_remove: M
         state.writer.remove(lookup.left())
 
 
-# Files and their passages against what an index holds.
-
-
 SETTLED_NS = 2 * 10**9  # a file may be written to twice within one tick of its disk's clock
 
 

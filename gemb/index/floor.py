@@ -146,8 +146,9 @@ def measure(
     """Return the background of a corpus, from a sample of its vectors.
 
     Args:
-        stored: vectors as `gemb.vectors.packed` makes them, [n, dim], a memory map too; at most
-            `SAMPLE` rows are read, spread over all of it. Rows of NaN or zeros are passed over.
+        stored: vectors as `gemb.embedding.vectors.packed` makes them, [n, dim], a memory map too;
+            at most `SAMPLE` rows are read, spread over all of it. Rows of NaN or zeros are passed
+            over.
         dtype: of `stored`: f32, f16 or int8.
         spec: of the vectors.
         encoder: the open model; None: `USUAL` is all that is known.

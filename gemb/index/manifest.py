@@ -117,7 +117,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace the manifest of an index. Needs the lock of `gemb.index.lock`.
+    """Replace the manifest of an index. The caller holds `gemb.io.locks.locked_index`.
 
     Raises:
         OSError: it cannot be written.
@@ -165,12 +165,12 @@ def _no_index(folder: Path) -> str:
     return f"{shown} is no index: it has no {NAME}; gemb index build NAME FILE|DIR makes one"
 
 
-# Paths in an index are kept as they were typed when it was built, and shown as one would type them
-# here. One that was relative is relative to the folder in which the index was built, its base.
-
-
 def shown_path(path: str, base: str) -> str:
-    """Return a kept path as one would type it in the current folder."""
+    """Return a kept path as one would type it in the current folder.
+
+    Paths are kept as they were typed when the index was built. One that was relative is relative to
+    the folder in which the index was built, its base.
+    """
     here = os.getcwd()  # noqa: PTH109
     if here == base or os.path.isabs(path):  # noqa: PTH117
         return path

@@ -97,8 +97,6 @@ def path_of(column: str | bytes | None) -> str | None:
     return os.fsdecode(column) if isinstance(column, bytes) else column
 
 
-# The tables, and how they are opened.
-
 TOKENIZER = 'tokenize="porter unicode61 remove_diacritics 2"'  # `gemb.index.bm25` says why
 TABLES = f"""
 CREATE TABLE rows(

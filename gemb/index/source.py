@@ -198,9 +198,6 @@ def described(paths: Sequence[str]) -> str:
     return ", ".join(shown) + more
 
 
-# Rows before they have vectors.
-
-
 class SourceRow(NamedTuple):
     """A row before it has a vector."""
 
@@ -248,9 +245,6 @@ def passage_rows(text: str, path: str, source: PassageSource) -> Sequence[Source
         record = Record(place, place, words, passage.title, error=unfit(words), size=size)
         rows.append(SourceRow(record, None, path, passage.line, passage.last_line))
     return rows
-
-
-# The files whose passages are the rows.
 
 
 def entries(source: PassageSource, skipped: Skipped) -> list[Entry]:

@@ -63,9 +63,6 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-# Which stored rows the rows of a source are: by id, or by what the model sees.
-
-
 class Known(NamedTuple):
     """A stored row."""
 
@@ -143,9 +140,6 @@ class RowLookup:
         row = cursor.fetchone()
         cursor.close()  # an open one would hold the transaction
         return Known(*row) if row else None
-
-
-# What a pass has done so far.
 
 
 @dataclass

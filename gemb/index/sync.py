@@ -162,9 +162,6 @@ def check_model(fingerprint: str, spec: VectorSpec, folder: Path) -> None:
         )
 
 
-# What build and sync share: new rows are embedded, those that are there stay, others are removed.
-
-
 def update(state: State, open_encoder: OpenEncoder, may_remove: MayRemove) -> Changes:
     """Bring an index up to date with its source; without a writer only count.
 
@@ -253,9 +250,6 @@ def _write(state: State, window: Window) -> None:
                 new.file.is_whole = False
         state.replace(new)
     writer.tick()
-
-
-# The beginning and the end of every change of an index.
 
 
 @contextmanager

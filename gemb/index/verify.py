@@ -22,7 +22,7 @@ from gemb.io.text import size_in_words, visible
 from gemb.texts.records import Record
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in
-# another batch (bf16: 0.9998); int8 is within 0.9998 of its vector (`gemb.vectors`).
+# another batch (bf16: 0.9998); int8 is within 0.9998 of its vector (`gemb.embedding.vectors`).
 NEAR = 0.999
 NEAR_INT8 = 0.998
 SHOWN = 5  # damaged rows that are named

@@ -201,9 +201,6 @@ def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
     return {str(name) for (name,) in names}
 
 
-# An expression as tokens, and the statement that is made of them.
-
-
 class _Token(NamedTuple):
     kind: str  # text, quoted, number, word, mark; empty before the first and after the last
     text: str

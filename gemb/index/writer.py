@@ -33,7 +33,7 @@ _UPDATE = (
 
 
 class Writer:
-    """Appends, removes and renames rows. Needs the lock of `gemb.index.lock`.
+    """Appends, removes and renames rows. The caller holds `gemb.io.locks.locked_index`.
 
     What was not committed when the process ends was never there.
     """

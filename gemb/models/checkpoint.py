@@ -276,9 +276,6 @@ def check_shapes(
             )
 
 
-# The pooling: how the states of a text's tokens become one.
-
-
 def read_pooling(path: Path) -> str:
     """Return the pooling in the config.json of a folder's `1_Pooling`, as a recipe names it.
 
@@ -330,9 +327,6 @@ def check_heads(width: int, model: str) -> None:
             f"{model}: attention pooling has {ATTENTION_HEADS} heads, which do not share a width "
             f"of {width} evenly"
         )
-
-
-# The description, for `gemb models show`.
 
 
 def describe_folder(folder: Path) -> ModelDescription:

@@ -159,15 +159,6 @@ def _write_card(model: GgufModel, target: Path) -> None:
     write_card(target, str(data.get(KEY_LICENCE, "")), change, before)
 
 
-# The tokenizer: from the file's vocabulary back to the tokenizer.json that transformers reads.
-#
-# llama.cpp joins, of all neighbours whose join is a token, those of the highest score first, the
-# leftmost of equals. Byte-pair encoding says the same with a merge for each split of a token into
-# two tokens, the token of the highest score first; of equal scores (runs of newlines, spaces and
-# tabs) the split with the longest left part first, so that a run grows as far as it can before the
-# next begins. Gemma's own merges were made so (transformers `SentencePieceExtractor`).
-
-
 @dataclass(frozen=True, kw_only=True)
 class Roles:
     """Ids of the tokens that have a role; None: the file names none."""
@@ -248,6 +239,14 @@ def _numbers(header: GgufHeader, key: str, code: str) -> tuple[Any, ...]:
 
 
 def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
+    """Return the merges of byte-pair encoding that join as llama.cpp does by scores.
+
+    llama.cpp joins, of all neighbours whose join is a token, those of the highest score first, the
+    leftmost of equals. Byte-pair encoding says the same with a merge for each split of a token into
+    two tokens, the token of the highest score first; of equal scores (runs of newlines, spaces and
+    tabs) the split with the longest left part first, so that a run grows as far as it can before
+    the next begins. Gemma's own merges were made so (transformers `SentencePieceExtractor`).
+    """
     known = set(tokens)
     merges: list[tuple[float, int, list[str]]] = []
     for token, score in zip(tokens, scores, strict=True):

@@ -212,9 +212,6 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": shape for name, shape in shapes.items()}
 
 
-# The checks of `open_gguf`.
-
-
 def wrong(header: GgufHeader, fault: str) -> UsageError:
     """Return the error about a file that llama.cpp would fail on, or compute wrongly."""
     kind = str(header.metadata.get("general.architecture"))

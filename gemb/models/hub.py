@@ -256,15 +256,14 @@ def _remove_file(name: HubName) -> int:
     return size
 
 
-# Download. huggingface_hub forgets a part of a file when it is stopped (its pull request 4228), so
-# a gigabyte over a poor line would begin again each time. Large files therefore come into a partial
-# file beside the cache's blobs; once whole and checked they are blobs, which the library links.
-
-
 def fetch(plan: PullPlan) -> Path:
     """Download what the cache lacks, check it, and return the model's path in the cache.
 
-    A download that was stopped resumes where it ended. The caller has printed the size.
+    A download that was stopped resumes where it ended. huggingface_hub forgets a part of a file
+    when it is stopped (its pull request 4228), so large files are written to a partial file beside
+    the cache's blobs; once whole and checked they are blobs, which the library links.
+
+    The caller has printed the size.
 
     Raises:
         Missing: the hub cannot be reached, or does not let this user have the files.

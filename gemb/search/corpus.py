@@ -94,10 +94,6 @@ def passage_key(title: str | None, text: str) -> bytes:
     return key_of(f"{title or ''}\0{text}")
 
 
-# Sources to passages: files are walked, looked up in the table of earlier searches, and split
-# where they are new or have changed; streams and tables are read.
-
-
 def gather(
     sources: Sources,
     table: PassageTable,
@@ -105,6 +101,9 @@ def gather(
     looked: Callable[[int], None] = lambda files: None,
 ) -> Corpus:
     """Return the passages of the sources.
+
+    Files are walked, looked up in the table of earlier searches, and split where they are new or
+    have changed; streams and tables are read.
 
     It needs no model: call it in a thread while the model is opened.
 
@@ -233,9 +232,6 @@ def _records(path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[st
             yield name, record
         elif record.error.code != "empty":
             skipped.failure(f"{name or 'standard input'}, {record.place}", record.error.message)
-
-
-# Passages to texts.
 
 
 class PassageTexts:

@@ -133,9 +133,6 @@ def _weight(line: str, worth: Mapping[str, float]) -> float:
     return shared / (1 + len(stems) / 100)
 
 
-# The lines around the best line of a passage: of the passage, and of its file beyond it.
-
-
 class ShownLine(NamedTuple):
     """A line that is shown."""
 

@@ -61,9 +61,6 @@ class SearchJob:
     force: bool  # another model than the index's
 
 
-# Queries of the command line, or of a file of many.
-
-
 def from_words(text: str) -> Query:
     """Return the query of the command line.
 
@@ -117,9 +114,6 @@ def _checked(text: str, place: str) -> str:
     if wrong:
         raise UsageError(f"{place}: {wrong.message.replace('the text', 'it')}")
     return text
-
-
-# Queries as vectors.
 
 
 def embedded(

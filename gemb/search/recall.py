@@ -125,9 +125,6 @@ def _one_by_one(rank: Callable[[Floats], Found], queries: Floats) -> float:
     return 1000 * median(times)
 
 
-# `--check-recall`: what the quick ranking of an index misses, measured on its own rows.
-
-
 def run_recall(
     job: SearchJob,
     folder: Path,

@@ -115,14 +115,13 @@ def add_known(
         ranking.add(cache.scores(known.rows[part], queries), known.numbers[part])
 
 
-# The order in which passages are embedded: those first that share words with the queries, so that
-# good answers come early.
-
-
 def by_shared_words(
     missing: MissingPassages, texts: PassageTexts, queries: Sequence[str]
 ) -> list[int]:
-    """Return a passage of each key, those first that share the most words with the queries."""
+    """Return a passage of each key, those first that share the most words with the queries.
+
+    Passages are embedded in this order, so that good answers come early.
+    """
     numbers = [same[0] for same in missing.values()]
     promise = Promise.of(queries)
     if len(numbers) <= JUDGED or not promise.terms:
@@ -242,9 +241,6 @@ def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
             texts.lose(number)
         else:
             yield record
-
-
-# Scores: one ranking, which grows with each window.
 
 
 class SearchProgress(NamedTuple):

@@ -8,10 +8,13 @@ import unicodedata
 import weakref
 from array import array
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 
 import orjson
+
+from gemb.io.atomic import write_all
 
 
 class Text(NamedTuple):
@@ -72,9 +75,7 @@ class TextSpool:
         number = self._numbers.setdefault(same_text(text.text), len(self))
         if number == len(self):
             line = orjson.dumps(tuple(text))
-            written = 0
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            write_all(partial(os.write, self._file), line)
             self._ends.append(self._ends[-1] + len(line))
         return number
 

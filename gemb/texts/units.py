@@ -145,9 +145,6 @@ def _without_crumbs(units: Sequence[Unit], spans: list[Span]) -> list[Span]:
     return found
 
 
-# Text with headings.
-
-
 _HASH = re.compile(r"(#{1,6}|={1,5}|\*{1,6})[ \t]+(\S.*?)[ \t#=]*$")
 _UNDERLINE = re.compile(r"([=\-~^\"`'*+#.:_])\1{2,}$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
@@ -256,16 +253,6 @@ def _front_matter(lines: list[str]) -> int:
     return 0
 
 
-# Code.
-#
-# level 9  after a blank line, not indented: a new function, class, type
-#       8  after a blank line, one step in: a new method
-#    7, 6  after a blank line, deeper: a new step of a function
-#       5  not indented, after what is indented
-# 3, 2, 1  less indented than the line before, as much, more
-#       0  a line that ends what is open: `}`, `else:`, or the line under a comment or decorator
-
-
 _CLOSES = re.compile(r"[})\]]|</|(?:end|else|elif|elsif|except|finally|catch|fi|done|esac)\b")
 _HEADS = re.compile(r"@\w|#(?!include|define|if|else|end|!)|//|/\*|\*|--|;|\"\"\"$|\[\[?\w+\]")
 TITLE_LINES = 3  # of the blocks around a passage
@@ -311,6 +298,15 @@ def code_units(text: str) -> tuple[list[Unit], list[int]]:
 def _code_level(
     indent: int, before: int, step: int, closes: bool, is_after_gap: bool, is_after_head: bool
 ) -> int:
+    """Return how well a passage may begin at a line of code.
+
+    level 9  after a blank line, not indented: a new function, class, type
+          8  after a blank line, one step in: a new method
+       7, 6  after a blank line, deeper: a new step of a function
+          5  not indented, after what is indented
+    3, 2, 1  less indented than the line before, as much, more
+          0  a line that ends what is open: `}`, `else:`, or the line under a comment or decorator
+    """
     if closes:
         return 0
     if is_after_gap:

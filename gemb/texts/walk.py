@@ -262,7 +262,7 @@ class _Walker:
     def _judged(
         self, name: str, path: str, real: str, level: _Level, is_folder: bool
     ) -> tuple[bool, bool]:
-        """Return whether it is left out, and whether a glob wants it (or none need to)."""
+        """Return whether it is left out, and whether a glob selects it (or none need to)."""
         is_bare = self._how.hidden and not self._how.ignore
         if name == ".git" and not is_bare:
             return True, False

@@ -104,7 +104,7 @@ class NegativeMiner:
         """Refuse to look for more negatives than there are candidates.
 
         Raises:
-            UsageError: the rule wants more.
+            UsageError: the rule requires more.
         """
         least = rule.first_rank - 1 + rule.negatives
         others = self.candidates - self._has_positives  # each row's own is none

@@ -143,7 +143,7 @@ def speed(corpus: Corpus) -> None:
 def fresh(folder: Path) -> None:
     """Print what one query takes in a process of its own, the files in memory and not."""
     script = Path(__file__).resolve()
-    mapped = [folder / "vectors", folder / "codes.bin", gemb.models.resolve("mini")]
+    mapped = [folder / "vectors", folder / "codes.bin", gemb.models.references.resolve("mini")]
     for what in ("once", "whole"):
         for where in ("in memory", "on the disk"):
             times = []
@@ -187,7 +187,7 @@ def whole(folder: Path) -> None:
 
     corpus = Corpus(folder)
     read_ahead(corpus.codes)
-    path = gemb.models.resolve("mini")
+    path = gemb.models.references.resolve("mini")
     runtime = Runtime(device="auto", threads=0, precision="auto", verbose=False)
     encoder = for_model(path, "auto").open(path, runtime)
     prompt = for_task("query", encoder.profile.prompts)

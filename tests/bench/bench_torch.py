@@ -3,9 +3,10 @@
     python tests/bench/bench_torch.py MODEL [--texts FILE] [--precision bf16] [--rounds 5]
 
 FILE holds one text a line (for JSONL, its `query` and `positive`); without it the texts of
-tests/varied_texts.py are used. Lines of 12 to 36 tokens are the short texts (about 22), those of
-120 to 300 the long ones (about 200). Each contender first encodes a quarter of the texts, then all
-of them in turn, `rounds` times; the medians are compared. Tokenizing counts on both sides.
+tests/support/varied_texts.py are used. Lines of 12 to 36 tokens are the short texts (about 22),
+those of 120 to 300 the long ones (about 200). Each contender first encodes a quarter of the texts,
+then all of them in turn, `rounds` times; the medians are compared. Tokenizing counts on both
+sides.
 """
 
 from __future__ import annotations

@@ -129,8 +129,8 @@ def test_colours_are_as_the_user_says(
     assert ("\x1b[1m" in screen.raw) is is_coloured
     assert "cancel an order" in screen.text
     piped = shop("search", "cancel an order", "tree", "--weak", *arguments)
-    wants = "--color=always" in arguments or "FORCE_COLOR" in environment
-    assert (b"\x1b[" in piped.stdout) is wants
+    is_coloured = "--color=always" in arguments or "FORCE_COLOR" in environment
+    assert (b"\x1b[" in piped.stdout) is is_coloured
 
 
 def test_nothing_in_a_name_or_a_text_moves_the_cursor(shop: Gemb):

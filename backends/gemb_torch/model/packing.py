@@ -1,6 +1,6 @@
 """Where each sequence stands in a row of packed tokens, and how attention gets at it.
 
-Attention kernels want a rectangle [n, L]: n neighbouring sequences of one length are one already,
+Attention kernels take a rectangle [n, L]: n neighbouring sequences of one length are one already,
 without a copy and without a mask. Where such groups would be too many (a GPU waits on each call),
 neighbours of nearly one length are padded to a rectangle, in attention alone.
 

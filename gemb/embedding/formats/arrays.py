@@ -165,11 +165,11 @@ def _member(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"{name}.npy", EPOCH)
 
 
-# Readers. An array on the disk is mapped, so that a file of any size can be read.
-
-
 class ArrayReader(VectorReader):
-    """Rows of one array, and their ids where there are any."""
+    """Rows of one array, and their ids where there are any.
+
+    An array on the disk is mapped, so that a file of any size can be read.
+    """
 
     _array: NDArray[Any]
 

@@ -50,7 +50,7 @@ def gradients_at(step: int, model: Small) -> dict[str, Tensor]:
 
 
 def take(optimizer: AdamW, model: Small, step: int) -> None:
-    """Do a step, with the rows' gradient as the optimizer wants it."""
+    """Do a step, with the rows' gradient as the optimizer requires it."""
     found, ids = gradients_at(step, model), ids_at(step)
     for name, parameter in optimizer.parameters.items():
         parameter.grad = found[name]

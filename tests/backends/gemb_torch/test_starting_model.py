@@ -228,7 +228,7 @@ def test_files_can_be_the_texts(tiny_model: Path, tmp_path: Path):
 def test_a_look_starts_from_as_many_layers_as_the_run_will(
     tiny_model: Path, tmp_path: Path, layers: str
 ):
-    """Else it foretells the speed and memory of another model."""
+    """Else it estimates the speed and memory of another model."""
     runs = _start(tiny_model, tmp_path / "run", keep_layers=layers, vocab=325)
     init = quick_init(Init(model=str(tiny_model), keep_layers=layers, vocab=325))
     unread = [Texts("unread", _unread)]
