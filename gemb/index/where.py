@@ -48,8 +48,17 @@ INSTEAD = {  # of what is no expression of SQLite, or none that is allowed
     "~": "FIELD like '%part%'",
     "!~": "FIELD not like '%part%'",
     "has": "has(FIELD, VALUE)",
+    "match": "FIELD like '%part%', or FIELD glob '*part*'",
     "regexp": "FIELD like '%part%', or FIELD glob '*part*'",
     "select": "one expression; for a member of a list: has(FIELD, VALUE)",
+}
+_TOO_DEEP = (
+    "too many operators or parentheses for SQLite; FIELD in (A, B, ...) replaces FIELD=A or FIELD=B"
+)
+EXPLAINED = {  # part of what SQLite says -> what is said instead
+    "Expression tree is too large": _TOO_DEEP,
+    "parser stack overflow": _TOO_DEEP,
+    "arguments to function has()": "has takes two arguments: has(FIELD, VALUE)",
 }
 SAMPLED_ROWS = 1000  # whose kept fields are listed before those of all rows are
 LONGEST = 100_000  # characters of an expression
@@ -80,24 +89,12 @@ class Where(NamedTuple):
     reads_kept: bool  # it looks into the JSON of kept fields: 0.7 microseconds a row, not 0.1
 
 
-def condition(text: str, kept: Collection[str]) -> Where:
-    """Return a filter as a statement on the table `rows`.
-
-    Args:
-        text: as the user wrote it.
-        kept: the names of the fields that rows have beside `COLUMNS`.
-
-    Raises:
-        UsageError: it names a field that is not there, or uses what is not allowed.
-    """
-    return _compiled(_tokens(text), kept)
-
-
 def condition_for(connection: sqlite3.Connection, text: str) -> Where:
     """Return a filter as a statement on the table `rows` of this connection.
 
     Raises:
-        UsageError: as `condition`, or SQLite does not understand the expression.
+        UsageError: it names a field that is not there, uses what is not allowed, or is no
+            expression that SQLite understands.
         GembError: the rows cannot be read.
     """
     tokens = _tokens(text)
@@ -111,7 +108,7 @@ def condition_for(connection: sqlite3.Connection, text: str) -> Where:
         with _guarded(connection):
             connection.execute(f"EXPLAIN {where.sql}", where.values).close()
     except sqlite3.Error as error:
-        raise _wrong(_complaint(text) or str(error)) from None
+        raise _wrong(_complaint(text) or _explained(str(error))) from None
     return where
 
 
@@ -352,7 +349,17 @@ def _unknown(field: str, kept: Collection[str]) -> UsageError:
     hint = visible(did_you_mean(field, names))
     shown = ", ".join(visible(name, 40) for name in names[:20]) + (", ..." if names[20:] else "")
     field = visible(field, 40)
-    return _wrong(f"no field {field}; {hint and hint + ' '}there are: {shown}; a text: '{field}'")
+    quoted = field.replace("'", "''")
+    return _wrong(
+        f"no field {field}; {hint and hint + ' '}there are: {shown}; "
+        f"if you mean the text, quote it: '{quoted}'"
+    )
+
+
+def _explained(message: str) -> str:
+    """Return SQLite's message, or what to do about it."""
+    explanations = (EXPLAINED[part] for part in EXPLAINED if part in message)
+    return next(explanations, message)
 
 
 def _complaint(text: str) -> str:

@@ -1,6 +1,6 @@
 """What `gemb embed` costs beside the encoder: 100,000 short lines through an instantaneous one.
 
-    python tests/bench/bench_pipeline.py [rows]
+    python tests/bench/bench_pipeline.py [ROWS]
 
 For each format: CPU time a row of all threads, the encoder's taken off; and the peak memory of the
 process. The targets: a tenth of what a real encoder takes (about 10 ms for a short line on two
@@ -9,6 +9,7 @@ cores), and 300 MB beside the model.
 
 from __future__ import annotations
 
+import argparse
 import json
 import resource
 import subprocess
@@ -104,19 +105,24 @@ def measure(form: str, count: int, folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
-    with tempfile.TemporaryDirectory() as folder:
-        if len(sys.argv) > 2:
-            print(json.dumps(measure(sys.argv[2], count, Path(folder))))
-            return
-    print(f"{count} lines, {TOKENS} tokens each, {DIM} dims")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("rows", type=int, nargs="?", default=100_000, help="default: 100,000")
+    parser.add_argument("--only", choices=FORMATS, help="print one format's figures as JSON")
+    options = parser.parse_args()
+    if options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            print(json.dumps(measure(options.only, options.rows, Path(folder))))
+        return
+    print(f"{options.rows} lines, {TOKENS} tokens each, {DIM} dims")
     for form in FORMATS:  # a process each: peak memory is of a process
-        command = [sys.executable, __file__, str(count), form]
+        command = [sys.executable, __file__, str(options.rows), "--only", form]
         answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found = json.loads(answer)
+        used = json.loads(answer)
         print(
-            f"{form:8} {found['cpu_ms']:.3f} ms of CPU a row, {found['wall_ms']:.3f} ms in all; "
-            f"peak {found['peak_mb']:.0f} MB, of which the run {found['growth_mb']:.0f} MB"
+            f"{form:8} {used['cpu_ms']:.3f} ms of CPU a row, {used['wall_ms']:.3f} ms in all; "
+            f"peak {used['peak_mb']:.0f} MB, of which the run {used['growth_mb']:.0f} MB"
         )
 
 

@@ -1,6 +1,6 @@
 """What `echo hello | gemb embed -m MODEL.gguf` takes beside the model's own load time.
 
-    python tests/bench/bench_startup.py MODEL.gguf [rounds]
+    python tests/bench/bench_startup.py MODEL.gguf [--rounds 9]
 
 The two take turns: the whole process, and llama.cpp loading the file in a process that has imported
 all it needs before. The bar: 0.35 s between the medians.
@@ -8,6 +8,7 @@ all it needs before. The bar: 0.35 s between the medians.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -67,4 +68,10 @@ def main(model: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 9)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--rounds", type=int, default=9, help="default: 9")
+    options = parser.parse_args()
+    main(options.model, options.rounds)

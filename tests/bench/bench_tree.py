@@ -38,7 +38,9 @@ QUERY = "how is the header of a file parsed"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--copies", type=int, default=5000)
     parser.add_argument("--runs", type=int, default=5)
