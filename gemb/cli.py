@@ -32,7 +32,21 @@ class ReaderGone(BaseException):
 
 
 class Root(Group):
-    """The command itself."""
+    """The command itself. It loads the subcommand that is run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the subcommands."""
+        return sorted({*COMMANDS, *self.commands})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a subcommand, loaded; None: there is none of this name."""
+        entry = COMMANDS.get(cmd_name)
+        return entry.load() if entry else super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of subcommands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, f"{COMMANDS[name].summary}.") for name in sorted(COMMANDS)])
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:  # noqa: ANN401
         """Read the options; `--help` and `--version` print here."""
@@ -66,10 +80,6 @@ def gemb() -> None:
     gemb train smoke -o runs/smoke
     gemb export-gguf runs/smoke/model -o model.gguf
     """
-
-
-for command in COMMANDS:
-    gemb.add_command(command)
 
 
 class Terminated(BaseException):

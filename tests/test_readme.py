@@ -83,8 +83,8 @@ def test_the_bundled_model_is_what_its_recipe_cuts():
 
 def test_every_command_and_package_is_in_a_table():
     table = commands()
-    for command in COMMANDS:
-        assert f"| `gemb {command.name}` | " in table
+    for name in COMMANDS:
+        assert f"| `gemb {name}` | " in table
     folders = {path.parent.relative_to(README.parent).as_posix() for path in PACKAGE_FILES}
     assert folders == set(PACKAGES)
     assert all(len(line) > 30 for line in packages().splitlines()[2:])

@@ -63,8 +63,11 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
 
 
 def _subcommands(context: click.Context) -> dict[str, click.Command]:
-    command = context.command
-    return dict(command.commands) if isinstance(command, click.Group) else {}
+    group = context.command
+    if not isinstance(group, click.Group):
+        return {}
+    loaded = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in loaded.items() if command is not None}
 
 
 def _unknown(name: str, context: click.Context) -> str:
@@ -96,7 +99,8 @@ def _pages(
     yield name, _page(command, context, name, version)
     if isinstance(command, click.Group):
         for child_name in command.list_commands(context):
-            child = command.commands[child_name]
+            child = command.get_command(context, child_name)
+            assert child is not None, child_name
             yield from _pages(
                 child,
                 click.Context(child, parent=context, info_name=child_name, terminal_width=WIDTH),

@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
-from gemb.commands import COMMANDS
+from gemb.commands import COMMANDS, all_commands
 
 # A command that raises what it is told to, run through gemb's own main.
 RAISE = """
@@ -207,7 +207,7 @@ def test_the_module_is_the_command():
 
 def every_command() -> list[tuple[str, click.Command]]:
     found = []
-    for command in COMMANDS:
+    for command in all_commands():
         found.append((str(command.name), command))
         if isinstance(command, click.Group):
             found += [(f"{command.name} {name}", sub) for name, sub in command.commands.items()]
@@ -247,7 +247,7 @@ def test_no_module_of_commands_is_left_out():
     folder = Path(click.__file__).parent
     assert folder.exists()
     modules = {p.stem for p in (Path(__file__).parents[2] / "gemb" / "commands").glob("*.py")}
-    kinds = {command.callback.__module__.rpartition(".")[2] for command in COMMANDS}
+    kinds = {command.callback.__module__.rpartition(".")[2] for command in all_commands()}
     shared = {"__init__", "chains", "index_options", "options", "params", "printing"}
     shared |= {"quantize_table", "search_options"}
     assert modules - kinds == shared
@@ -308,3 +308,10 @@ def test_an_option_that_was_removed_names_what_stands_in_its_place():
         "gemb help search has one\n"
     )
     assert "train adapt takes a real Gemma 3 text model" in run("cut", "--as-decoder", "m").stderr
+
+
+def test_a_command_is_listed_as_its_help_begins():
+    for name, entry in COMMANDS.items():
+        command = entry.load()
+        assert command.name == name
+        assert (command.help or "").splitlines()[0] == f"{entry.summary}."

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gemb.cli import gemb as root
+from gemb.commands import COMMANDS
 from gemb.errors import GembError, UsageError
 from gemb.models.checkpoint import expected_shapes, open_checkpoint
 from gemb.recipe.chain import OUTPUTS, RUN_MODELS, Chain, dump_chain, is_chain, read_chain, resolved
@@ -193,7 +194,8 @@ def test_a_command_is_checked_by_its_own_options(run, tmp_path, command, message
 
 def test_the_commands_of_stages_have_the_options_that_a_chain_hands_on():
     for name in OUTPUTS:
-        options = {option for each in root.commands[name].params for option in each.opts}
+        parameters = COMMANDS[name].load().params
+        options = {option for parameter in parameters for option in parameter.opts}
         assert ("-o" in options) == bool(OUTPUTS[name]), name
         assert ({"-j", "-q"} <= options) == (name in RUN_MODELS), name
 

@@ -39,8 +39,8 @@ PACKAGES = (  # from the command line down
 def commands() -> str:
     """Return every command with the first sentence of its help, as a Markdown table."""
     lines = ["| command | what it does |", "|---|---|"]
-    for command in COMMANDS:
-        lines.append(f"| `gemb {command.name}` | {_first_sentence(command.help or '')} |")
+    for name, entry in COMMANDS.items():
+        lines.append(f"| `gemb {name}` | {entry.summary} |")
     return "\n".join(lines) + "\n"
 
 
