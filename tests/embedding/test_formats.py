@@ -20,7 +20,7 @@ PACKAGE = Path(__file__).parents[2] / "gemb"
 
 VEC = '''
 import numpy as np
-from gemb.embedding.formats.base import Batch, Reader, description_beside, no_description
+from gemb.embedding.formats.base import RowBatch, VectorReader, description_beside, no_description
 
 
 class VecWriter:
@@ -38,7 +38,7 @@ class VecWriter:
         pass
 
 
-class VecReader(Reader):
+class VecReader(VectorReader):
     unit = "line"
 
     def __init__(self, path):
@@ -51,7 +51,7 @@ class VecReader(Reader):
         for number, line in enumerate(self.path.read_text().splitlines(), 1):
             row_id, *numbers = line.split()
             stored = np.array([numbers], np.float32)
-            yield Batch([number], [{"id": int(row_id)}], stored, np.ones(1, bool))
+            yield RowBatch([number], [{"id": int(row_id)}], stored, np.ones(1, bool))
 '''
 ENTRY = """
 from gemb.embedding.formats.table import FORMATS, Format
