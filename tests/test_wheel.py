@@ -97,7 +97,8 @@ def test_the_wheel_holds_the_three_packages_and_the_recipes_whole(names):
 
 def test_the_wheel_holds_the_shells_completions_where_shells_look(names):
     share = f"gemb-{__version__}.data/data/share"
-    assert {name for name in names if name.startswith(share)} == {
+    pages = f"{share}/man/man1/"
+    assert {name for name in names if name.startswith(share) and not name.startswith(pages)} == {
         f"{share}/bash-completion/completions/gemb",
         f"{share}/zsh/site-functions/_gemb",
         f"{share}/fish/vendor_completions.d/gemb.fish",
@@ -106,9 +107,7 @@ def test_the_wheel_holds_the_shells_completions_where_shells_look(names):
 
 def test_the_wheel_holds_no_tests_and_no_weights_but_minis(names):
     assert not [name for name in names if "test" in Path(name).name or "/tests/" in name]
-    # What version 0.1.0 made, of random weights and of vectors, is for the tests.
-    shipped = [name for name in names if not name.startswith("tests/data/")]
-    weights = [name for name in shipped if Path(name).suffix in WEIGHTS]
+    weights = [name for name in names if Path(name).suffix in WEIGHTS]
     assert weights == ["gemb/data/mini.gguf"]
 
 
