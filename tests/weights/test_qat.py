@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf
@@ -64,8 +65,11 @@ def of_gguf(x: np.ndarray, type_: str) -> np.ndarray:
 
 def of_ggml(x: np.ndarray, type_: str) -> np.ndarray:
     """Return what llama.cpp's compiled quantizer makes of the rows."""
-    llama_cpp = pytest.importorskip("llama_cpp")
-    folder = Path(llama_cpp.__file__).parent / "lib"
+    # The package is not imported: it would take the library's log away from gemb.
+    package = find_spec("llama_cpp")
+    assert package is not None
+    assert package.origin is not None
+    folder = Path(package.origin).parent / "lib"
     (path, *_) = [*folder.glob("libggml-base.so"), *folder.glob("libggml-base.dylib")]
     quantize = ctypes.CDLL(str(path)).ggml_quantize_chunk
     quantize.restype = ctypes.c_size_t
