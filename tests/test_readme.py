@@ -167,9 +167,11 @@ def without_numbers(lines: list[str]) -> list[str]:
     return sorted(" ".join(re.sub(r"[-+]?\d[\d.,]*", "0", line).split()) for line in lines)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
 def test_every_command_that_the_readme_shows_does_what_it_shows(tmp_path):
+    if not os.environ.get("GEMB_NIGHTLY"):
+        pytest.skip("GEMB_NIGHTLY is not set: it takes some five minutes")
     for library in ("torch", "sentence_transformers"):
         pytest.importorskip(library)
     shutil.copytree(README.parent / "recipes", tmp_path / "recipes")

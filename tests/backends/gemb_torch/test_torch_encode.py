@@ -283,7 +283,7 @@ def test_a_runtime_that_cannot_be_is_refused(tiny_model, runtime, error, message
             {"num_key_value_heads": 2},
             "3 query heads do not share 2 key heads evenly",
         ),
-        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case; gemb has none of"),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "do_lower_case is not supported"),
         ("sentence_bert_config.json", {"max_seq_length": "long"}, "max_seq_length must be a posi"),
         (
             "config_sentence_transformers.json",
