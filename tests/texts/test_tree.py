@@ -5,12 +5,11 @@ import random
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from file_trees import as_nobody
 from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, read_text, shown_size, walk
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -33,20 +32,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
     return tmp_path
-
-
-@contextmanager
-def as_nobody(folder: Path) -> Iterator[None]:
-    """Run as a user who is refused what its bits refuse; root never is."""
-    user = os.geteuid()
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == user and user == 0 and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o755)
-    os.seteuid(65534 if user == 0 else user)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
 
 
 def test_files_come_in_byte_order_as_the_user_would_type_them(here: Path) -> None:
