@@ -25,7 +25,7 @@ from torch.nn import functional
 from gemb.errors import UsageError
 from gemb.io.atomic import new_file
 from gemb.io.machine import cores
-from gemb.io.notes import note
+from gemb.io.notes import note, warn
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.config import read_json
 from gemb.models.profile import CLOSING_TOKENS, cut_ids
@@ -150,7 +150,7 @@ class LayerRemoval:
         vectors = self.teacher(pairs)
         if vectors is None or vectors.shape[1] == self.checkpoint.dim:
             return vectors
-        note(
+        warn(
             f"the teacher's vectors are {vectors.shape[1]} wide, the model's "
             f"{self.checkpoint.dim}: layers are measured against the whole model"
         )

@@ -24,7 +24,7 @@ from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.caches import rows_cache, teachers_cache
-from gemb.io.notes import note
+from gemb.io.notes import note, warn
 from gemb.models import references as models
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
@@ -213,7 +213,7 @@ def _taught(teacher: Teacher, pairs: Sequence[tuple[str, str]]) -> NDArray[np.fl
     """Return the teacher's vectors of (task, text); None where its files lack some of them."""
     texts = [TeacherText(for_task(task, teacher.prompts).render(text)) for task, text in pairs]
     if isinstance(teacher, FileTeacher) and teacher.missing(texts):
-        note(
+        warn(
             f"{teacher.reference} has not both prompts' vectors of the texts that layers are "
             "measured with: they are measured against the whole model"
         )
