@@ -120,6 +120,10 @@ def _openers(model: Path) -> list[Backend]:
     """Return the backends that know this kind of file, at least one."""
     openers = [backend for backend in backends().values() if backend.can_open(model)]
     if not openers:
+        if model.is_file():
+            from gemb.models.lfs import check_no_pointer
+
+            check_no_pointer(model)
         raise UsageError(
             f"{model}: no model that a backend knows; "
             "a model is a .gguf file or a sentence-transformers folder with config.json"

@@ -22,7 +22,7 @@ from gemb.io.notes import note
 from gemb.models.card import history_of, in_file, known_as, title_of
 from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
 from gemb.models.config import PATTERN, read_json
-from gemb.models.gguf import ARCHITECTURE, check_both_kinds
+from gemb.models.gguf import ARCHITECTURE, KEY_WIDTH, check_both_kinds
 from gemb.models.gguf_header import F16_REASON
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
@@ -154,6 +154,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
         writer.add_dense_features_dims(dense, size_in, size_out)
     writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))
+    if checkpoint.default_dim != checkpoint.dim:
+        writer.add_uint32(KEY_WIDTH, checkpoint.default_dim)
     for name, text in checkpoint.prompts.items():
         writer.add_string(f"gemb.prompt.{name}", text)
 

@@ -75,7 +75,7 @@ def ls(as_json: bool) -> None:
     table = [("NAME", "SIZE", "TYPE", "DIM", "CONTEXT", "FINGERPRINT")]
     for name, model in descriptions.items():
         mark = " (default)" if name == default else ""
-        numbers = (str(model.dim), str(model.max_tokens))
+        numbers = (str(model.default_dim or model.dim), str(model.max_tokens))
         table.append((name + mark, _size(model), _type(model), *numbers, model.fingerprint))
     print_table(table)
 
@@ -212,7 +212,8 @@ def _card_of(reference: str) -> str:
 
 def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]:
     """Yield name and value of each line of `show`."""
-    smaller = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != model.dim)
+    width = model.default_dim or model.dim
+    others = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != width)
     dense = ", ".join(f"{into} to {out}" for into, out in model.dense)
     is_gemma = model.licence == gemma_terms.LICENCE
     terms = f" ({gemma_terms.NAME}: {gemma_terms.LINK})" if is_gemma else ""
@@ -222,7 +223,7 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
     yield "size", f"{_size(model)}, {model.parameters / 1e6:.1f} M parameters"
     yield "layers", f"{model.layers}, {model.hidden} wide"
     yield "pooling", model.pooling + (f", dense {dense}" if dense else ", no dense layers")
-    yield "vectors", f"{model.dim} wide" + (f"; also {smaller}" if smaller else "")
+    yield "vectors", f"{width} wide" + (f"; also {others}" if others else "")
     yield "context", f"{model.max_tokens} tokens"
     yield "vocabulary", f"{model.vocabulary} tokens"
     classes = [kind for kind in SHOWN_CLASSES if kind in model.types]

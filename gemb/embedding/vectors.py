@@ -71,7 +71,7 @@ class VectorSpec:
         return VectorSpec(
             model=profile.fingerprint,
             prompt=prompt.template,
-            dim=dim or profile.dim,
+            dim=dim or profile.width,
             dtype=dtype,
             max_tokens=max_tokens or profile.max_tokens,
         )

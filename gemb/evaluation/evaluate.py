@@ -106,7 +106,7 @@ def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) ->
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UsageError(f"no type '{dtype}' of vectors; types: {', '.join(DTYPES)}")
-    widths = dict.fromkeys(dims or profile.matryoshka_dims)
+    widths = dict.fromkeys(dims or profile.widths)
     return tuple(Size(dim, dtype) for dtype in dict.fromkeys(dtypes) for dim in widths)
 
 

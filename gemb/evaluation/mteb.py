@@ -179,7 +179,7 @@ def run(tasks: Sequence[Any], encoder: Encoder, dims: Sequence[int] = ()) -> lis
     check_dims(dims, profile.matryoshka_dims)
     vectors_by_text: dict[str, NDArray[np.float32]] = {}
     main_scores = []
-    for dim in dims or (profile.dim,):
+    for dim in dims or (profile.width,):
         model = GembEncoder(encoder, dim, vectors_by_text)
         results = mteb.evaluate(model, tasks, cache=None, show_progress_bar=False)
         for result in results.task_results:

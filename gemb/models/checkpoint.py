@@ -25,6 +25,7 @@ from gemb.errors import UsageError
 from gemb.models.card import licence_of
 from gemb.models.config import GemmaConfig, read_config, read_json, read_optional_json, whole_number
 from gemb.models.fingerprint import fingerprint
+from gemb.models.lfs import check_no_pointer
 from gemb.models.profile import ModelDescription
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
@@ -35,6 +36,15 @@ CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained fo
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
 GGUF_POOLINGS = {"mean": 1, "first": 2, "last": 3}  # llama.h, enum llama_pooling_type
 ATTENTION_HEADS = 4  # learned queries of attention pooling (arXiv 2509.20354, ablations)
+MODULE_SETTINGS = (  # of the Transformer module: the first that is there, as sentence-transformers
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+)
 # Files beside the weights that a run reads.
 SMALL_FILES = (
     "config.json",
@@ -56,6 +66,7 @@ class Checkpoint:
     dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
     prompts: Mapping[str, str]
     matryoshka_dims: tuple[int, ...]  # widest first
+    default_dim: int  # width of a vector where none is asked for; at most `dim`
     max_tokens: int
     tensors: Mapping[str, StoredTensor]
 
@@ -114,20 +125,16 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         check_heads(config.hidden_size, str(folder))
     check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
     settings = read_optional_json(folder / "config_sentence_transformers.json")
-    transformer = read_optional_json(folder / "sentence_bert_config.json")
-    if transformer.get("do_lower_case"):
-        raise UsageError(f"{folder}/sentence_bert_config.json: do_lower_case is not supported")
-    length = transformer.get("max_seq_length")
-    if length is not None:
-        length = whole_number(folder / "sentence_bert_config.json", transformer, "max_seq_length")
+    default_dim = _default_dim(folder, settings, out)
     return Checkpoint(
         folder=folder,
         config=config,
         pooling=pooling,
         dense=(dense[0], dense[1]),
         prompts=_prompts(folder, settings),
-        matryoshka_dims=_matryoshka_dims(folder, settings, out),
-        max_tokens=min(length or config.max_position_embeddings, config.max_position_embeddings),
+        matryoshka_dims=_matryoshka_dims(folder, settings, out, default_dim),
+        default_dim=default_dim,
+        max_tokens=_max_tokens(folder, config),
         tensors=tensors,
     )
 
@@ -141,18 +148,64 @@ def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return prompts
 
 
-def _matryoshka_dims(folder: Path, settings: Mapping[str, Any], dim: int) -> tuple[int, ...]:
-    """Return the trained widths: the folder's own, which is gemb's key, or the model card's."""
+def _max_tokens(folder: Path, config: GemmaConfig) -> int:
+    """Return how many tokens of a text the model takes, as sentence-transformers finds it.
+
+    The settings of the module name it, `max_seq_length`, or hold it for the tokenizer; where they
+    do neither, as of those that sentence-transformers 6 saves, the tokenizer's own does.
+    """
+    most = config.max_position_embeddings
+    paths = (folder / name for name in MODULE_SETTINGS)
+    path = next((path for path in paths if path.exists()), folder / MODULE_SETTINGS[0])
+    transformer = read_optional_json(path)
+    if transformer.get("do_lower_case"):
+        raise UsageError(f"{path}: do_lower_case is not supported")
+    for key in ("processor_kwargs", "tokenizer_args"):  # of version 6, and before it
+        arguments = transformer.get(key)
+        if isinstance(arguments, dict) and arguments.get("model_max_length") is not None:
+            return min(most, _length(path, arguments, "model_max_length"))
+    if transformer.get("max_seq_length") is not None:
+        return min(most, whole_number(path, transformer, "max_seq_length"))
+    path = folder / "tokenizer_config.json"
+    tokenizer = read_optional_json(path)
+    if tokenizer.get("model_max_length") is not None:
+        return min(most, _length(path, tokenizer, "model_max_length"))
+    return most
+
+
+def _length(path: Path, raw: Mapping[str, Any], key: str) -> int:
+    """Return a length, a whole number or 1e30: transformers' word for no limit."""
+    value = raw[key]
+    is_whole = isinstance(value, float) and value.is_integer()
+    return whole_number(path, {key: int(value)} if is_whole else raw, key)
+
+
+def _default_dim(folder: Path, settings: Mapping[str, Any], dim: int) -> int:
+    """Return the width that the folder gives vectors: sentence-transformers' `truncate_dim`."""
+    if settings.get("truncate_dim") is None:
+        return dim
+    path = folder / "config_sentence_transformers.json"
+    return min(dim, whole_number(path, settings, "truncate_dim"))
+
+
+def _matryoshka_dims(
+    folder: Path, settings: Mapping[str, Any], dim: int, default_dim: int
+) -> tuple[int, ...]:
+    """Return the trained widths: the folder's own, which is gemb's key, or the model card's.
+
+    The width that the folder gives vectors is one of them.
+    """
     dims = settings.get("matryoshka_dims")
     if dims is None:
-        return CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
+        known = CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
+        return tuple(sorted({*known, default_dim}, reverse=True))
     whole = isinstance(dims, list) and all(isinstance(d, int) and 0 < d <= dim for d in dims)
     if not whole or dim not in dims:
         raise UsageError(
             f"{folder}/config_sentence_transformers.json: matryoshka_dims {dims!r} must be widths "
             f"up to {dim}, and {dim} itself"
         )
-    return tuple(sorted(dims, reverse=True))
+    return tuple(sorted({*dims, default_dim}, reverse=True))
 
 
 def expected_shapes(
@@ -202,6 +255,7 @@ def _check_modules(folder: Path) -> None:
             "Gemma 3), or no sentence-transformers folder"
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
+        check_no_pointer(path)
         raise UsageError(f"{path}: not a list of modules: {error}") from error
     if kinds != ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]:
         without = " (its two dense layers are missing)" if "Dense" not in kinds else ""
@@ -235,14 +289,16 @@ def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
     Raises:
         UsageError: a file is missing or broken.
     """
+    whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    # As transformers: an index that is left beside a whole file is an old one.
+    if index.exists() and not whole.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UsageError(f"{index}: weight_map must map tensors to files")
         files = [folder / str(name) for name in sorted(set(weight_map.values()))]
     else:
-        files = [folder / "model.safetensors"]
+        files = [whole]
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         if not file.is_file():
@@ -350,6 +406,7 @@ def describe_folder(folder: Path) -> ModelDescription:
         hidden=checkpoint.config.hidden_size,
         dim=checkpoint.dim,
         matryoshka_dims=checkpoint.matryoshka_dims,
+        default_dim=checkpoint.default_dim,
         max_tokens=checkpoint.max_tokens,
         vocabulary=checkpoint.config.vocab_size,
         parameters=sum(tensor.count for tensor in tensors.values()),

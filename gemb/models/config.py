@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.models.lfs import check_no_pointer
 
 PATTERN = 6  # every sixth layer is global (transformers Gemma3TextConfig)
 
@@ -25,6 +26,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
     except ValueError as error:
+        check_no_pointer(path)
         raise UsageError(f"{path}: not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: a JSON object is expected")
@@ -56,7 +58,7 @@ def whole_number(path: Path, raw: Mapping[str, Any], key: str) -> int:
         UsageError: it is absent, or no such number.
     """
     value = raw.get(key)
-    if not isinstance(value, int) or value <= 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise UsageError(f"{path}: {key} must be a positive whole number, not {value!r}")
     return value
 

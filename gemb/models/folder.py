@@ -81,6 +81,7 @@ def write_modules(
     prompts: Mapping[str, str],
     matryoshka_dims: Sequence[int],
     max_tokens: int,
+    default_dim: int | None = None,
 ) -> None:
     """Write every settings file beside config.json and the tokenizer's; no weights.
 
@@ -92,6 +93,7 @@ def write_modules(
         prompts: name -> the words before a text.
         matryoshka_dims: widths that are trained, the vector's among them.
         max_tokens: that a text may have.
+        default_dim: width of a vector where none is asked for; None: the widest.
 
     Raises:
         OSError: a file cannot be written.
@@ -103,12 +105,14 @@ def write_modules(
     write_json(folder / "modules.json", modules)
     (folder / "1_Pooling").mkdir()
     write_json(folder / "1_Pooling" / "config.json", pooling_settings(pooling, hidden))
-    settings = {
+    settings: dict[str, object] = {
         "prompts": dict(prompts),
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
         "matryoshka_dims": list(matryoshka_dims),
     }
+    if default_dim not in (None, dense[1][1]):
+        settings["truncate_dim"] = default_dim
     write_json(folder / "config_sentence_transformers.json", settings)
     length = {"max_seq_length": max_tokens, "do_lower_case": False}
     write_json(folder / "sentence_bert_config.json", length)

@@ -28,6 +28,7 @@ from gemb.models.gguf import (
     number,
     pattern,
     positive,
+    window,
 )
 from gemb.models.gguf import check_shapes as check_gguf_shapes
 from gemb.models.gguf import expected_shapes as gguf_shapes
@@ -108,6 +109,7 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
 
 
 def _gguf_model(header: GgufHeader) -> GgufModel:
+    window(header)
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
     layers = number(header, "block_count", most=MOST_LAYERS)
@@ -126,6 +128,7 @@ def _gguf_model(header: GgufHeader) -> GgufModel:
         max_tokens=min(MAX_TOKENS, number(header, "context_length")),
         vocabulary=check_tokenizer(header),
         matryoshka_dims=_widths(hidden),
+        default_dim=hidden,
         prompts=DICTIONARY,
     )
     shapes = gguf_shapes(model)

@@ -20,7 +20,7 @@ from gemb.errors import UsageError
 from gemb.models.card import KEY_LICENCE, KEY_NOTICE, history_in, write_card
 from gemb.models.config import write_json
 from gemb.models.folder import write_modules
-from gemb.models.gguf import ARCHITECTURE, GgufModel, number, wrong
+from gemb.models.gguf import ARCHITECTURE, GgufModel, window
 from gemb.models.gguf_header import Array, GgufHeader, TensorInfo, strings
 from gemb.models.qat import CONFIG_KEY
 from gemb.models.safetensors import NewTensor, write_file
@@ -43,9 +43,6 @@ def unpack(model: GgufModel, target: Path) -> None:
             its weights are of a type that cannot be unpacked.
         OSError: the folder cannot be written.
     """
-    window = number(model.header, "attention.sliding_window")
-    if window % 2:
-        raise wrong(model.header, f"the sliding window is {window}, an odd number")
     for tensor in model.header.tensors.values():
         if tensor.type in _PACKED_FOR_GOOD:
             raise UsageError(
@@ -64,6 +61,7 @@ def unpack(model: GgufModel, target: Path) -> None:
         prompts=model.prompts,
         matryoshka_dims=model.matryoshka_dims,
         max_tokens=model.max_tokens,
+        default_dim=model.default_dim,
     )
     _write_weights(model, target)
     _write_card(model, target)
@@ -111,7 +109,7 @@ def _config(model: GgufModel) -> dict[str, Any]:
         "rope_local_base_freq": real("rope.freq_base_swa", 1e4),
         "rope_scaling": None,
         "rope_theta": real("rope.freq_base"),
-        "sliding_window": number(model.header, "attention.sliding_window"),
+        "sliding_window": window(model.header),
         "use_bidirectional_attention": True,
         "use_cache": True,
         "vocab_size": model.vocabulary,

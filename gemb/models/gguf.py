@@ -24,6 +24,7 @@ from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.models.tensors import tensor_class
 
 ARCHITECTURE = "gemma-embedding"
+KEY_WIDTH = "gemb.truncate_dim"
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST = 1 << 20  # of any width, length or count
 _EXPORT = "make one from the model folder: gemb export-gguf FOLDER -o NEW.gguf"
@@ -58,6 +59,7 @@ class GgufModel:
     max_tokens: int
     vocabulary: int
     matryoshka_dims: tuple[int, ...]  # widest first
+    default_dim: int  # width of a vector where none is asked for
     prompts: Mapping[str, str]  # the file's own, or the model card's
 
     @property
@@ -75,6 +77,7 @@ class GgufModel:
             prompts=self.prompts,
             dtype=self.types()["attention"],
             fingerprint=self.fingerprint(),
+            default_dim=self.default_dim,
         )
 
     def description(self) -> ModelDescription:
@@ -98,6 +101,7 @@ class GgufModel:
             fingerprint=self.fingerprint(),
             licence=str(self.header.metadata.get("general.license", "")),
             trained_types=self.trained_types(),
+            default_dim=self.default_dim,
         )
 
     def types(self) -> dict[str, str]:
@@ -147,7 +151,7 @@ def open_gguf(path: Path) -> GgufModel:
         raise wrong(header, f"{heads} heads of {head_dim} on {kv_heads} key heads")
     equal(header, "attention.value_length", head_dim)
     equal(header, "rope.dimension_count", head_dim, optional=True)
-    number(header, "attention.sliding_window")
+    window(header)
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
     is_sliding = pattern(header, layers)
@@ -167,6 +171,7 @@ def open_gguf(path: Path) -> GgufModel:
         max_tokens=number(header, "context_length"),
         vocabulary=vocabulary,
         matryoshka_dims=matryoshka(header, hidden),
+        default_dim=default_dim(header, hidden),
         prompts=_prompts(header),
     )
     check_tensors(header, hidden, middle, expected_shapes(model))
@@ -252,6 +257,15 @@ def number(header: GgufHeader, name: str, *, most: int = _MOST, optional: bool =
     return value
 
 
+def window(header: GgufHeader) -> int:
+    """Return the sliding window, both sides together, which is even."""
+    value = number(header, "attention.sliding_window")
+    if value % 2:
+        # transformers before its PR 47940 halved it at each save, and a converter took it over.
+        raise wrong(header, f"the sliding window is {value}, an odd number")
+    return value
+
+
 def equal(header: GgufHeader, name: str, right: int, *, optional: bool = False) -> None:
     """Refuse a file whose key has another value."""
     value, kind = _get(header, name)
@@ -316,12 +330,22 @@ def check_both_kinds(model: Path, is_sliding: tuple[bool, ...]) -> None:
 def matryoshka(header: GgufHeader, dim: int) -> tuple[int, ...]:
     """Return the trained widths, widest first: the file's own, or the model card's."""
     array = header.metadata.get("gemb.matryoshka_dims")
+    default = default_dim(header, dim)
     if array is None:
-        return CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
+        known = CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
+        return tuple(sorted({*known, default}, reverse=True))
     dims = array.values if isinstance(array, Array) else None
     if not dims or dims[0] != dim or not all(isinstance(d, int) and 0 < d <= dim for d in dims):
         raise wrong(header, f"gemb.matryoshka_dims is {dims!r} of {dim}")
-    return tuple(int(d) for d in dims)
+    return tuple(sorted({*(int(d) for d in dims), default}, reverse=True))
+
+
+def default_dim(header: GgufHeader, dim: int) -> int:
+    """Return the width of a vector where none is asked for: that of its folder's `truncate_dim`."""
+    value = header.metadata.get(KEY_WIDTH, dim)
+    if header.types.get(KEY_WIDTH, "uint32") != "uint32" or not 0 < int(str(value)) <= dim:
+        raise wrong(header, f"{KEY_WIDTH} is {_show(value)} of {dim}")
+    return int(str(value))
 
 
 def check_tokenizer(header: GgufHeader) -> int:

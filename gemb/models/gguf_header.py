@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.models.lfs import check_no_pointer
 from gemb.models.tensors import FP16_OVERFLOW
 
 # GGUF's value types: number -> name, struct code (none for strings and arrays).
@@ -192,6 +193,7 @@ class _HeaderReader:
 
     def header(self) -> GgufHeader:
         if self.data[:4] != b"GGUF":
+            check_no_pointer(self.path)
             raise _broken(self.path, "it does not begin with GGUF")
         self.at = 4
         version = self.number("I")

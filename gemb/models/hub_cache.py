@@ -95,7 +95,7 @@ def missing_files(folder: Path) -> list[str]:
             path = module.get("path")
             needed += [f"{path}/config.json", f"{path}/model.safetensors"]
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if isinstance(weight_map, dict):
+    if isinstance(weight_map, dict) and not (folder / "model.safetensors").is_file():
         needed += sorted({str(name) for name in weight_map.values()})
     else:
         needed.append("model.safetensors")

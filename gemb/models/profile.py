@@ -26,6 +26,17 @@ class ModelProfile:
     prompts: Mapping[str, str]  # prompt name -> the words before the text, as sentence-transformers
     dtype: str  # of the arithmetic or the weights: fp32, bf16, q4_0, ...
     fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
+    default_dim: int = 0  # width where none is asked for, one of `matryoshka_dims`; 0: `dim`
+
+    @property
+    def width(self) -> int:
+        """Width of a vector where none is asked for."""
+        return self.default_dim or self.dim
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The trained widths up to `width`, widest first."""
+        return tuple(dim for dim in self.matryoshka_dims if dim <= self.width)
 
     def cut(self, ids: TokenIds) -> TokenIds:
         """Return the ids of a text, cut to what the model takes: see `cut_ids`."""
@@ -71,6 +82,7 @@ class ModelDescription:
     fingerprint: str  # as `ModelProfile.fingerprint`
     licence: str  # as the files say it: gemma; empty where they say nothing
     trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
+    default_dim: int = 0  # as `ModelProfile.default_dim`
 
 
 def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gemb.errors import UsageError
+from gemb.models.lfs import check_no_pointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > min(size - 8, _HEADER_LIMIT):
+            check_no_pointer(path)
             raise UsageError(f"{path}: not a safetensors file, or cut short; fetch it again")
         try:
             header: dict[str, Any] = json.loads(file.read(length))

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gemb.errors import UsageError
+from gemb.models.lfs import check_no_pointer
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,6 +32,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
     except Exception as error:  # tokenizers raises a bare Exception for any broken file
+        check_no_pointer(path)
         raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -79,6 +79,7 @@ class TorchEncoder:
             prompts=checkpoint.prompts,
             dtype="bf16" if dtype == torch.bfloat16 else "fp32",
             fingerprint=checkpoint.fingerprint(),
+            default_dim=checkpoint.default_dim,
         )
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:

@@ -388,7 +388,7 @@ class TrainingRun:
         with Rounding(model, self.rounding.types, table=True).applied():
             encoder = live_encoder(model, self.start, self.device, self.dtype)
             # A width that is trained now is measured before, too.
-            encoder.profile = replace(encoder.profile, matryoshka_dims=self._dims())
+            encoder.profile = replace(encoder.profile, matryoshka_dims=self._dims(), default_dim=0)
             try:
                 yield encoder
             finally:
