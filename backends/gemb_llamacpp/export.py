@@ -22,7 +22,7 @@ from gemb.io.notes import note
 from gemb.models.card import history_of, in_file, known_as, title_of
 from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
 from gemb.models.config import PATTERN, read_json
-from gemb.models.gguf import ARCHITECTURE, KEY_WIDTH, check_both_kinds
+from gemb.models.gguf import ARCHITECTURE, KEY_DEFAULT_PROMPT, KEY_WIDTH, check_both_kinds
 from gemb.models.gguf_header import F16_REASON
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
@@ -158,6 +158,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
         writer.add_uint32(KEY_WIDTH, checkpoint.default_dim)
     for name, text in checkpoint.prompts.items():
         writer.add_string(f"gemb.prompt.{name}", text)
+    if checkpoint.prompts.default:
+        writer.add_string(KEY_DEFAULT_PROMPT, checkpoint.prompts.default)
 
 
 def _add_tensor(writer: gguf.GGUFWriter, tensor: _FileTensor) -> None:

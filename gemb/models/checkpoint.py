@@ -27,6 +27,7 @@ from gemb.models.config import GemmaConfig, read_config, read_json, read_optiona
 from gemb.models.fingerprint import fingerprint
 from gemb.models.lfs import check_no_pointer
 from gemb.models.profile import ModelDescription
+from gemb.models.prompts import ModelPrompts
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
 from gemb.models.tensors import tensor_class
@@ -64,7 +65,7 @@ class Checkpoint:
     config: GemmaConfig
     pooling: str  # mean, first, last or attention
     dense: tuple[tuple[int, int], tuple[int, int]]  # (in, out) of the two dense layers
-    prompts: Mapping[str, str]
+    prompts: ModelPrompts
     matryoshka_dims: tuple[int, ...]  # widest first
     default_dim: int  # width of a vector where none is asked for; at most `dim`
     max_tokens: int
@@ -139,13 +140,17 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     )
 
 
-def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def _prompts(folder: Path, settings: Mapping[str, Any]) -> ModelPrompts:
     prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(p, str) for p in prompts.values()):
+    default = settings.get("default_prompt_name") or ""
+    texts = prompts.values() if isinstance(prompts, dict) else [0]
+    if not isinstance(default, str) or not all(isinstance(p, str | None) for p in texts):
         raise UsageError(
-            f"{folder}/config_sentence_transformers.json: prompts must map names to texts"
+            f"{folder}/config_sentence_transformers.json: prompts must map names to texts, and "
+            "default_prompt_name be one of the names"
         )
-    return prompts
+    named = {name: text or "" for name, text in prompts.items()}
+    return ModelPrompts(named, default=default, model=str(folder))
 
 
 def _max_tokens(folder: Path, config: GemmaConfig) -> int:

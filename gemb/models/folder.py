@@ -107,7 +107,7 @@ def write_modules(
     write_json(folder / "1_Pooling" / "config.json", pooling_settings(pooling, hidden))
     settings: dict[str, object] = {
         "prompts": dict(prompts),
-        "default_prompt_name": None,
+        "default_prompt_name": getattr(prompts, "default", "") or None,
         "similarity_fn_name": "cosine",
         "matryoshka_dims": list(matryoshka_dims),
     }

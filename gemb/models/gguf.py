@@ -19,11 +19,12 @@ from gemb.models.config import PATTERN
 from gemb.models.fingerprint import fingerprint
 from gemb.models.gguf_header import Array, GgufHeader, Scalar, TensorInfo, read_header, strings
 from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
-from gemb.models.prompts import CARD
+from gemb.models.prompts import CARD, ModelPrompts
 from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.models.tensors import tensor_class
 
 ARCHITECTURE = "gemma-embedding"
+KEY_DEFAULT_PROMPT = "gemb.default_prompt_name"
 KEY_WIDTH = "gemb.truncate_dim"
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST = 1 << 20  # of any width, length or count
@@ -178,13 +179,18 @@ def open_gguf(path: Path) -> GgufModel:
     return model
 
 
-def _prompts(header: GgufHeader) -> dict[str, str]:
+def _prompts(header: GgufHeader) -> ModelPrompts:
     own = {
         key.removeprefix("gemb.prompt."): prompt
         for key, prompt in header.metadata.items()
         if key.startswith("gemb.prompt.") and isinstance(prompt, str)
     }
-    return own or {task: prompt for task, prompt in CARD.items() if prompt}
+    model = str(header.path)
+    if not own:
+        card = {task: prompt for task, prompt in CARD.items() if prompt}
+        return ModelPrompts(card, model=model, are_own=False)
+    default = header.metadata.get(KEY_DEFAULT_PROMPT, "")
+    return ModelPrompts(own, default=str(default), model=model)
 
 
 def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:

@@ -1,31 +1,44 @@
 """Task prompts: the words that EmbeddingGemma was trained to see around a text.
 
 A model carries its own prompts (sentence-transformers' dictionary, or the metadata of a GGUF file).
-`TASKS` maps gemb's task names to that dictionary's names; where a model has none of them, those of
-the model card are used. Source: model card of google/embeddinggemma-300m; transformers
-`convert_gemma3_weights.py` for the dictionary.
+`TASKS` maps gemb's task names to that dictionary's names; where a model has none of them, its
+default prompt is used, and where it names none, the words of EmbeddingGemma's model card.
+Sources: model card of google/embeddinggemma-300m; transformers `convert_gemma3_weights.py` for the
+dictionary; sentence-transformers `encode_document` (document, passage, corpus) and the published
+models for other names.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gemb.errors import UsageError
+from gemb.io.notes import note
 
 NO_TITLE = "none"
 
-# gemb's task -> the names to look for in a model's dictionary, in order.
+# gemb's task -> the names to look for in a model's dictionary, in order. Where none is there as it
+# is written here, small letters and `-` count as capitals, `_`, `.` and spaces.
 TASKS: dict[str, tuple[str, ...]] = {
-    "document": ("document", "Retrieval-document"),
-    "query": ("query", "Retrieval-query", "Retrieval"),
-    "similarity": ("STS", "similarity"),
-    "code": ("code", "InstructionRetrieval"),
-    "classification": ("Classification", "classification"),
-    "clustering": ("Clustering", "clustering"),
-    "qa": ("qa",),
-    "fact": ("fact",),
+    "document": (
+        *("document", "passage", "corpus", "doc", "search_document", "Retrieval-document"),
+        *("retrieval-passage", "search-passage", "documents", "passages", "docs"),
+    ),
+    "query": (
+        *("query", "search_query", "Retrieval-query", "Retrieval", "queries", "question"),
+        *("web-search-query", "s2p-query"),
+    ),
+    "similarity": (
+        *("STS", "similarity", "sentence-similarity", "semantic-similarity", "text-matching"),
+        "s2s-query",
+    ),
+    "code": ("code", "InstructionRetrieval", "code-retrieval", "code-query"),
+    "classification": ("Classification",),
+    "clustering": ("Clustering",),
+    "qa": ("qa", "question-answering"),
+    "fact": ("fact", "fact-checking", "fact-verification"),
     "none": (),
 }
 
@@ -61,6 +74,53 @@ DICTIONARY: dict[str, str] = {
 }
 
 _FIELD = re.compile(r"\{(text|title)\}")
+_BETWEEN = re.compile(r"[\W_]+")
+
+
+class ModelPrompts(dict[str, str]):
+    """A model's own prompts by their names.
+
+    Attributes:
+        default: name of the one that counts where a task has none; empty: the model card's words.
+        model: the model, in the note that these words stand in; empty: no note.
+        are_own: False: the model holds none, and these are the card's.
+    """
+
+    def __init__(
+        self,
+        prompts: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        *,
+        default: str = "",
+        model: str = "",
+        are_own: bool = True,
+    ) -> None:
+        """Take the prompts.
+
+        Raises:
+            UsageError: the default prompt is none of them.
+        """
+        super().__init__(prompts)
+        self.default, self.model, self.are_own = default, model, are_own
+        if default and default not in self:
+            raise UsageError(
+                f"{model}: default_prompt_name '{default}' is none of its prompts: "
+                f"{', '.join(self) or 'it has none'}"
+            )
+
+    def tell_of_card(self, task: str) -> None:
+        """Say, once, that the card's words stand in; a model that was trained with them needs none.
+
+        The card has words for tasks that a model's dictionary lacks (qa, fact).
+        """
+        own = set(self.values()) if self.are_own else set()
+        if not self.model or own & {CARD["document"], CARD["query"]}:
+            return
+        names = f" (it has {', '.join(self)})" if own else ""
+        note(
+            f"{self.model} has no prompt for '{task}'{names}: the words of EmbeddingGemma's model "
+            f"card stand in: {CARD[task]!r}",
+            once=True,
+        )
 
 
 @dataclass(frozen=True)
@@ -81,13 +141,37 @@ class Prompt:
 
 
 def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:
-    """Return the prompt of one of `TASKS` for a model with this dictionary of prompts."""
+    """Return the prompt of one of `TASKS` for a model with this dictionary of prompts.
+
+    A note says where a model lacks one, and the card's words stand in (`ModelPrompts`).
+    """
     if task not in TASKS:
         raise UsageError(f"no task '{task}'; tasks: {', '.join(TASKS)}")
-    template = next((prompts[name] for name in TASKS[task] if name in prompts), CARD[task])
+    template = CARD[task]
+    name = _name(task, prompts)
+    if task != "none":
+        if isinstance(prompts, ModelPrompts):
+            name = name or prompts.default
+            if not name or not prompts.are_own:
+                prompts.tell_of_card(task)
+        template = prompts[name] if name else template
     # The document prompt has a place for the title: `title: none | text: `.
     template = template.replace(f"title: {NO_TITLE} |", "title: {title} |", 1)
     return Prompt(template + "{text}")
+
+
+def _name(task: str, prompts: Mapping[str, str]) -> str:
+    """Return the dictionary's name of a task; empty where it has none."""
+    names = TASKS[task]
+    folded = {_folded(name): name for name in reversed(prompts)} if prompts else {}
+    return next(
+        (name for name in names if name in prompts),
+        next((folded[_folded(name)] for name in names if _folded(name) in folded), ""),
+    )
+
+
+def _folded(name: str) -> str:
+    return _BETWEEN.sub("-", name).lower()
 
 
 def custom(template: str, option: str = "--prompt") -> Prompt:
