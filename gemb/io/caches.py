@@ -27,6 +27,11 @@ def tokens_cache() -> Path:
     return caches_folder() / "tokens"
 
 
+def engines_cache() -> Path:
+    """Return the folder of what is prepared from models: $XDG_CACHE_HOME/gemb/engines."""
+    return caches_folder() / "engines"
+
+
 def search_cache() -> Path:
     """Return the folder of all passages that were searched: $XDG_CACHE_HOME/gemb/search."""
     return caches_folder() / "search"

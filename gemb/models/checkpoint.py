@@ -26,7 +26,7 @@ from gemb.models.card import licence_of
 from gemb.models.config import GemmaConfig, read_config, read_json, read_optional_json, whole_number
 from gemb.models.fingerprint import fingerprint
 from gemb.models.lfs import check_no_pointer
-from gemb.models.profile import ModelDescription
+from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import ModelPrompts
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
@@ -75,6 +75,19 @@ class Checkpoint:
     def dim(self) -> int:
         """Width of a vector."""
         return self.dense[1][1]
+
+    def profile(self, dtype: str) -> ModelProfile:
+        """Return what a caller must know of the open model; `dtype` is that of its arithmetic."""
+        return ModelProfile(
+            dim=self.dim,
+            matryoshka_dims=self.matryoshka_dims,
+            max_tokens=self.max_tokens,
+            closing_tokens=CLOSING_TOKENS,
+            prompts=self.prompts,
+            dtype=dtype,
+            fingerprint=self.fingerprint(),
+            default_dim=self.default_dim,
+        )
 
     def licence(self) -> str:
         """Return the licence that the folder's README.md names, or an empty string."""

@@ -19,7 +19,6 @@ from gemb.errors import Missing, UsageError
 from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
-from gemb.models.profile import CLOSING_TOKENS, ModelProfile
 from gemb.models.tensors import FP16_OVERFLOW
 from gemb.models.tokenizer import load_tokenizer, tokenize
 from gemb_torch.model.frozen import FrozenEncoder, can_freeze
@@ -71,16 +70,7 @@ class TorchEncoder:
             initializer=torch.set_num_threads,
             initargs=(self.threads // self.workers,),
         )
-        self.profile = ModelProfile(
-            dim=checkpoint.dim,
-            matryoshka_dims=checkpoint.matryoshka_dims,
-            max_tokens=checkpoint.max_tokens,
-            closing_tokens=CLOSING_TOKENS,
-            prompts=checkpoint.prompts,
-            dtype="bf16" if dtype == torch.bfloat16 else "fp32",
-            fingerprint=checkpoint.fingerprint(),
-            default_dim=checkpoint.default_dim,
-        )
+        self.profile = checkpoint.profile("bf16" if dtype == torch.bfloat16 else "fp32")
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return each text's ids, int32 [tokens], BOS and EOS included; nothing is cut."""

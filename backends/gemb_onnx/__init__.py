@@ -1,0 +1,82 @@
+"""The ONNX Runtime backend: GGUF files and model folders on a CPU, in int8 where that is exact.
+
+Importing this loads no library. `numbers` reads a model, `graph` writes it as ONNX, `prepared`
+keeps that, `encode` runs it.
+May import: `gemb`, but not its command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
+from gemb.errors import Missing, UsageError
+
+if TYPE_CHECKING:
+    from gemb.models.checkpoint import Checkpoint
+    from gemb.models.gguf import GgufModel
+
+PRECISIONS = ("auto", "int8", "fp32")
+
+
+class OnnxBackend(Backend):
+    """EmbeddingGemma on a CPU; the weights are prepared once and kept in the cache."""
+
+    name = "onnx"
+    requires: ClassVar[Mapping[str, str]] = {"onnxruntime": "gemb", "tokenizers": "gemb"}
+    rank = 5
+
+    def can_open(self, model: Path) -> bool:
+        """Return whether the path looks like a GGUF file or a model folder."""
+        from gemb.models.checkpoint import looks_like_checkpoint
+        from gemb.models.gguf_header import looks_like_gguf
+
+        return looks_like_gguf(model) or looks_like_checkpoint(model)
+
+    def open(self, model: Path, runtime: Runtime) -> Encoder:
+        """Return the open model.
+
+        Raises:
+            UsageError: the files are broken, or the precision or device cannot be.
+            Missing: a library is not here.
+            GembError: onnxruntime does not take the graph.
+        """
+        if runtime.precision not in PRECISIONS:
+            raise UsageError(f"precision '{runtime.precision}'; onnx has {', '.join(PRECISIONS)}")
+        if runtime.device not in ("auto", "cpu"):
+            raise UsageError(f"device '{runtime.device}'; onnx has auto, cpu")
+        from gemb_onnx.opened import open_encoder
+
+        return open_encoder(_checked(model), runtime)
+
+    def describe(self, model: Path) -> ModelDescription:
+        """Return what the model's files say of it."""
+        from gemb.models.checkpoint import describe_folder
+
+        if model.is_dir():
+            return describe_folder(model)
+        from gemb.models.gguf import open_gguf
+
+        return open_gguf(model).description()
+
+    def checks(self) -> list[Check]:
+        """Return the library's version, and what this processor's integer products are."""
+        try:
+            installed = version("onnxruntime")
+            from gemb_onnx.probe import products
+        except (Missing, PackageNotFoundError) as error:
+            return [Check("onnxruntime", False, str(error), "pip install onnxruntime")]
+        return [Check("onnxruntime", True, f"{installed}, {products()}")]
+
+
+def _checked(model: Path) -> Checkpoint | GgufModel:
+    if model.is_dir():
+        from gemb.models.checkpoint import open_checkpoint
+
+        return open_checkpoint(model)
+    from gemb.models.gguf import open_gguf
+
+    return open_gguf(model)

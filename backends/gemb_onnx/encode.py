@@ -1,0 +1,107 @@
+"""Token ids to unit vectors: texts of one length in a pass, each pass on one thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemb.io.machine import cores
+from gemb.models.profile import ModelProfile
+from gemb.models.tokenizer import tokenize
+
+if TYPE_CHECKING:
+    import onnxruntime
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+    from gemb.arrays import TokenIds
+    from gemb_onnx.numbers import Numbers
+    from gemb_onnx.prepared import Prepared
+
+# Tokens of a pass, as measured by tests/bench/bench_onnx.py: a larger one falls out of a core's
+# cache, a smaller one reads the weights too often.
+TOKENS_A_PASS = 512
+
+
+class OnnxEncoder:
+    """An open model; see `gemb.backend.Encoder`."""
+
+    def __init__(
+        self,
+        numbers: Numbers,
+        session: onnxruntime.InferenceSession,
+        tokenizer: Tokenizer,
+        profile: ModelProfile,
+        threads: int,
+        files: Prepared,
+    ) -> None:
+        """Take the parts of an open model.
+
+        Args:
+            numbers: whose token table is read.
+            session: of the graph, with one thread a run.
+            tokenizer: of the model.
+            profile: of the model.
+            threads: runs at once; 0: one for each core.
+            files: what the session maps; a temporary folder goes with the encoder.
+        """
+        self.profile = profile
+        self._numbers, self._session, self._tokenizer = numbers, session, tokenizer
+        self._files = files
+        self._scale = np.float32(numbers.shape.hidden**0.5)
+        self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="gemb-onnx")
+
+    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
+        """Return each text's ids, int32 [tokens], BOS and EOS included; nothing is cut."""
+        return tokenize(self._tokenizer, texts)
+
+    def encode(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
+        """Return unit vectors, float32 [len(batch), dim], in the order of the batch.
+
+        Any number of sequences, each of 1 to `profile.max_tokens` ids, in any order of length.
+        A row whose numbers are not finite is returned as NaN; it spoils no other row.
+        """
+        vectors = np.empty((len(batch), self.profile.dim), np.float32)
+
+        def run(rows: NDArray[np.int64]) -> None:
+            vectors[rows] = self._run(np.stack([batch[row] for row in rows]))
+
+        for _ in self._pool.map(run, passes([len(ids) for ids in batch])):
+            pass
+        with np.errstate(all="ignore"):
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+        return vectors
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._pool.shutdown()
+
+    def _run(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Return the vectors before they are normalized, [B, dim], of ids [B, L]."""
+        states = self._numbers.token_rows(ids.reshape(-1)).reshape(*ids.shape, -1) * self._scale
+        mask = window_mask(ids.shape[1], self._numbers.shape.window)
+        result: NDArray[np.float32] = self._session.run(None, {"states": states, "mask": mask})[0]
+        return result
+
+
+def passes(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
+    """Yield the rows of each pass: all of one length, the longest first."""
+    order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
+    ends = np.flatnonzero(np.diff(np.asarray(lengths, np.int64)[order])) + 1
+    for rows in np.split(order, ends):
+        if len(rows):
+            count = -(-len(rows) * lengths[rows[0]] // TOKENS_A_PASS)
+            yield from np.array_split(rows, min(count, len(rows)))
+
+
+@lru_cache(maxsize=64)
+def window_mask(length: int, window: int) -> NDArray[np.float32]:
+    """Return 0 where a sliding layer's token sees another, else -inf, float32 [length, length]."""
+    places = np.arange(length)
+    is_far = np.abs(places[:, None] - places) > window // 2
+    return np.where(is_far, np.float32(-np.inf), np.float32(0))
