@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Importance = Mapping[str, NDArray[np.float32]]  # tensor -> mean square of each column's input
 
-PRECISIONS = ("auto", "fp32", "bf16")  # of the arithmetic; a backend may have fewer
+PRECISIONS = ("auto", "fp32", "bf16", "int8")  # of the arithmetic; a backend has some of them
 
 
 class Encoder(Protocol):

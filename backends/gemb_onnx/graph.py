@@ -146,6 +146,8 @@ class _Encoder:
         """Return the width M of a vector, and the vectors before they are normalized, [B, M]."""
         numbers, shape = self._numbers, self._shape
         states = self._normalized(x, np.ones(shape.hidden, np.float32))
+        # Of one sequence alone onnxruntime adds in another order: so there are two at least.
+        states = self._add("Concat", states, states, axis=0)
         last_norm = numbers.norm("norm").astype(np.float64)
         match shape.pooling:
             case "mean":
@@ -160,7 +162,8 @@ class _Encoder:
             numbers.matrix(f"{part}_Dense.linear").astype(np.float64) for part in (2, 3)
         )
         dense = (second @ first * last_norm).astype(np.float32)
-        return len(dense), self._add("MatMul", state, self._stored(dense.T))
+        products = self._add("MatMul", state, self._stored(dense.T))
+        return len(dense), self._add("Slice", products, self._ints([0]), self._batch)
 
     def _attention_pooled(self, states: str, last_norm: NDArray[np.float64]) -> str:
         """Return the states [B, D] that attention's queries choose (`gemb_torch.model.pooling`)."""
@@ -171,9 +174,9 @@ class _Encoder:
         shares = self._add("Softmax", scores, axis=1)
         shares = self._add("Transpose", shares, perm=[0, 2, 1])
         shares = self._add("Unsqueeze", shares, self._ints([2]))  # [B, heads, 1, L]
-        parts = self._reshaped(states, self._batch, self._length, [heads, width // heads])
+        parts = self._reshaped(states, [-1], self._length, [heads, width // heads])
         parts = self._add("Transpose", parts, perm=[0, 2, 1, 3])
-        return self._reshaped(self._add("MatMul", shares, parts), self._batch, [width])
+        return self._reshaped(self._add("MatMul", shares, parts), [-1, width])
 
     # Products
 
