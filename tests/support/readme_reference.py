@@ -33,6 +33,7 @@ PACKAGES = (  # from the command line down
     "gemb/io",
     "backends/gemb_torch",
     "backends/gemb_llamacpp",
+    "backends/gemb_onnx",
 )
 
 
