@@ -128,7 +128,9 @@ def build(
 @YES
 @JSON
 @model_options
+@click.pass_context
 def sync(
+    ctx: click.Context,
     options: ModelOptions,
     folder: Path,
     sources: tuple[str, ...],
@@ -140,7 +142,8 @@ def sync(
 
     Only what is new or has changed is embedded: +12 ~3 -1 says how much of it was added, changed
     and removed. Other FILEs are read in place of those; - is standard input. Removing more than
-    half asks on a terminal; elsewhere it requires --yes.
+    half asks on a terminal; elsewhere it requires --yes. -m names the new place of the model that
+    the index was built with, and the index keeps it.
 
     \b
     Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
@@ -148,7 +151,13 @@ def sync(
     """
     from gemb.index import sync as run
 
-    job = run.SyncJob(folder=folder, paths=sources, base=os.getcwd())  # noqa: PTH109
+    is_named = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
+    job = run.SyncJob(
+        folder=folder,
+        paths=sources,
+        base=os.getcwd(),  # noqa: PTH109
+        model=options.model if is_named else "",
+    )
     may_remove = _asking(yes)
     if dry_run:
         changes = run.look(job)

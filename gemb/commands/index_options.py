@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -13,7 +14,8 @@ import click
 from click.core import ParameterSource
 
 from gemb.commands.options import ENCODING, QUOTING, WALK
-from gemb.errors import UsageError
+from gemb.errors import Missing, UsageError
+from gemb.io.text import visible
 from gemb.models.prompts import TASKS
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
 
@@ -202,6 +204,7 @@ def own_model(folder: Path, options: ModelOptions) -> Encoder:
 
     Raises:
         UsageError: the index does not say which model is its own.
+        Missing: its model is not here.
         GembError: the model cannot be opened.
     """
     from gemb.index.manifest import read_manifest
@@ -211,8 +214,29 @@ def own_model(folder: Path, options: ModelOptions) -> Encoder:
         model = read_manifest(folder).model
         if not model:
             raise UsageError(f"{folder} does not say which model made its vectors; name it with -m")
-        options = replace(options, model=model)
+        return open_named(folder, model, options)
     return options.open().encoder
+
+
+def open_named(folder: Path, model: str, options: ModelOptions) -> Encoder:
+    """Open the model that an index names. It is not downloaded: the index may be somebody else's.
+
+    Raises:
+        Missing: it is not here.
+        GembError: it cannot be opened.
+    """
+    from gemb.models.references import resolve
+
+    try:
+        resolve(model, download=False)
+    except (Missing, UsageError) as error:
+        shown = visible(str(folder))
+        raise Missing(
+            f"{shown} was built with the model {visible(model)}, which is not here "
+            f"({visible(str(error))}); -m REF names its new place, and gemb index sync "
+            f"{shlex.quote(shown)} -m REF keeps it"
+        ) from None
+    return replace(options, model=model).open(download=False).encoder
 
 
 def _named(folder: Path) -> Path:

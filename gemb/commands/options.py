@@ -58,8 +58,8 @@ class ModelOptions:
             verbose=self.verbose,
         )
 
-    def open(self) -> OpenModel:
-        """Open the model.
+    def open(self, *, download: bool = True) -> OpenModel:
+        """Open the model; one that is not here is downloaded only with `download`.
 
         Raises:
             UsageError: there is no such backend, or the files are no model.
@@ -68,7 +68,7 @@ class ModelOptions:
         from gemb.models.references import resolve
         from gemb.plugins import for_model
 
-        path = resolve(self.model)
+        path = resolve(self.model, download=download)
         backend = for_model(path, self.backend)
         return OpenModel(backend.open(path, self.runtime), backend.name)
 

@@ -80,6 +80,10 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     job = _job(options, queries, model)
 
     def open_model(reference: str) -> Encoder:
+        if index is not None and reference and not job.model:  # the index names it, not the user
+            from gemb.commands.index_options import open_named
+
+            return open_named(index, reference, model)
         return dataclasses.replace(model, model=reference or model.model).open().encoder
 
     if options.check_recall is not None:

@@ -3,7 +3,7 @@
 One pass reads the source, names its bad rows, and writes an index: where each row stands, and the
 hashes of its texts. A plain JSONL file is indexed in place; of any other source the rows are
 written once, as lines of JSON, beside the index. The index is kept in the cache under the source's
-path, size and time of change, and is mapped, not loaded.
+path and `Stamp`, and is mapped, not loaded.
 
 The index is three or four files: `rows.bin` (`ROW`, 34 bytes a row), `texts.bin` (`TEXT`, 13 bytes
 a text), `about.json`, and, unless a plain JSONL file is indexed in place, `lines.jsonl`: a line
@@ -13,11 +13,12 @@ grows in memory with the source.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -33,9 +34,10 @@ from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
 from gemb.datasets.files import AS_USUAL, RawRow, Written, json_row, open_file
 from gemb.errors import GembError, UsageError
-from gemb.io.atomic import new_folder
+from gemb.io.atomic import new_file, new_folder
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
+from gemb.io.stamps import Stamp
 from gemb.io.text import size_in_words, visible
 from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe.names import resolve_data
@@ -82,6 +84,7 @@ def _prompt(side: str, template: str, task: str, dictionary: Mapping[str, str]) 
 
 
 VERSION = 4  # of the files in the cache
+ABOUT = "about.json"
 LONG_BYTES = 1 << 30  # of a source: from here on the user is told why nothing happens
 KEPT_BAD = 20  # bad rows that are named; all are counted
 COLUMNS = 64  # names of columns that are remembered
@@ -134,6 +137,7 @@ class About:
     """What the index says of itself."""
 
     stamp: str  # of the source as it was read
+    content: str  # hash of the bytes of its files
     label: str  # the file's name in messages
     lines: str  # the JSONL file that is indexed in place; empty: lines.jsonl of the index
     layout: Mapping[str, str]  # of the lines that are indexed in place; empty: our own
@@ -143,7 +147,9 @@ class About:
     bad: list[tuple[str, str]]
 
 
-def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: bool) -> None:
+def write_index(
+    file: Readable, folder: Path, stamp: str, *, rows: int, strict: bool, content: str = ""
+) -> None:
     """Read a source once, and fill the folder of its index.
 
     Args:
@@ -152,6 +158,7 @@ def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: 
         stamp: what the index is of.
         rows: stop after so many good rows; 0: never.
         strict: refuse a bad row.
+        content: hash of the source's bytes; empty: nobody will ask for it.
 
     Raises:
         UsageError: as `open_source`.
@@ -170,6 +177,7 @@ def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: 
     maker = f"{layout.maker} " if layout.maker else ""
     about = About(
         stamp=stamp,
+        content=content,
         label=label,
         lines=str(file.path.resolve()) if file.in_place else "",
         layout=dataclasses.asdict(layout) if file.in_place else {},
@@ -178,7 +186,7 @@ def write_index(file: Readable, folder: Path, stamp: str, *, rows: int, strict: 
         bad_count=writer.bad_count,
         bad=writer.bad,
     )
-    (folder / "about.json").write_bytes(orjson.dumps(about))
+    (folder / ABOUT).write_bytes(orjson.dumps(about))
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -276,6 +284,7 @@ class Rows:
         self.texts: NDArray[Any] = np.memmap(folder / "texts.bin", TEXT, "r")
         self.held_out: NDArray[np.intp] = np.zeros(0, np.intp)  # sorted; rows never to be drawn
         self._label = about.label
+        self._folder = folder
         self._layout = Layout(**about.layout) if about.layout else None  # None: our own lines
         self._table: NDArray[Any] = np.memmap(folder / "rows.bin", ROW, "r")
         self._lines = Path(about.lines) if about.layout else folder / "lines.jsonl"
@@ -305,7 +314,7 @@ class Rows:
         """Return a row.
 
         Raises:
-            GembError: the file is no longer what was indexed.
+            GembError: the file is no longer what was indexed; the next run indexes it anew.
         """
         query, positives, negatives, which = self._read(row)
         return Example(Text(query), positives[which], tuple(negatives), self.place(row))
@@ -342,6 +351,8 @@ class Rows:
         return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
 
     def _changed(self, row: int) -> GembError:
+        with contextlib.suppress(OSError):  # else the next run would trust it again
+            (self._folder / ABOUT).unlink()
         return GembError(
             f"{self.place(row)}: {shown(self._lines)} changed after it was indexed; start again"
         )
@@ -369,19 +380,19 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
     )
     key = blake2b(name, digest_size=8).hexdigest()
     folder = cache / f"rows-{key}"
-    about = _load(folder, stamp)
+    about = _load(folder, stamp, path)
     if about is None:
         cache.mkdir(parents=True, exist_ok=True)
         # The ranks of a run begin together. The lock is beside the folder, which is replaced.
         lock = folder.with_suffix(".lock")
         with locked(lock, waiting(f"is indexing {shown(path)}")):
-            about = _load(folder, stamp)
+            about = _load(folder, stamp, path)
             if about is None:
                 for part in cache.glob(f".{folder.name}.*"):
                     shutil.rmtree(part)  # of a process that was killed: no other is here
                 with new_folder(folder) as part:
                     _index(path, source, written, stamp, part, strict=strict)
-                about = _load(folder, stamp)
+                about = _load(folder, stamp, path)
     assert about is not None, f"the index of {path} was written, and cannot be read"
     if strict and about.bad_count:
         raise bad_row_stops(*about.bad[0])
@@ -397,20 +408,50 @@ def name_of(source: Source) -> str:
 def _stamp(path: Path, source: Source, written: Written) -> str:
     """Return what makes an index stale when it changes."""
     try:
-        files = open_folder(path).files if path.is_dir() else (path,)
-        abouts = [(os.path.realpath(one), one.stat()) for one in files]
+        stamps = [(os.path.realpath(file), *Stamp.of(file.stat())) for file in _files(path)]
     except OSError as error:
         raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
-    of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]
-    return orjson.dumps([VERSION, source.rows, list(written), of_files]).decode()
+    return orjson.dumps([VERSION, source.rows, list(written), stamps]).decode()
 
 
-def _load(folder: Path, stamp: str) -> About | None:
+def _files(path: Path) -> Sequence[Path]:
+    return open_folder(path).files if path.is_dir() else (path,)
+
+
+def _content(path: Path) -> str:
+    """Return a hash of the bytes of a source's files."""
+    hashed = blake2b(digest_size=16)
+    for file in _files(path):
+        with file.open("rb", buffering=0) as opened:
+            while part := opened.read(1 << 20):
+                hashed.update(part)
+    return hashed.hexdigest()
+
+
+def _load(folder: Path, stamp: str, path: Path) -> About | None:
+    """Return the index in a folder if it is of the source as it is now, else None."""
     try:
-        about = About(**orjson.loads((folder / "about.json").read_bytes()))
+        about = About(**orjson.loads((folder / ABOUT).read_bytes()))
+        if sizes(folder) != about.sizes:
+            return None
+        if about.stamp != stamp:
+            # Another mode, or a copy of the file: its bytes decide.
+            if _without_inodes(about.stamp) != _without_inodes(stamp):
+                return None
+            if about.content != _content(path):
+                return None
+            about = dataclasses.replace(about, stamp=stamp)
+            with contextlib.suppress(OSError), new_file(folder / ABOUT) as part:
+                part.write_bytes(orjson.dumps(about))
     except (OSError, ValueError, TypeError):
         return None
-    return about if about.stamp == stamp and sizes(folder) == about.sizes else None
+    return about
+
+
+def _without_inodes(stamp: str) -> object:
+    """Return a stamp of `_stamp` without the times of change and the numbers of inodes."""
+    *others, files = orjson.loads(stamp)
+    return others, [file[:3] for file in files]
 
 
 def _index(
@@ -421,6 +462,7 @@ def _index(
     if size > LONG_BYTES and not source.rows:
         amount = f"{size_in_words(size)} are indexed, once"
         note(f"{shown(path)}: {amount}; plain text at 1.5 GB a minute")
-    write_index(file, folder, stamp, rows=source.rows, strict=strict)
+    content = _content(path)
+    write_index(file, folder, stamp, rows=source.rows, strict=strict, content=content)
     if _stamp(path, source, written) != stamp:
         raise UsageError(f"{shown(path)} changed while it was read; start again")

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Rows
+from gemb.embedding.vectors import LENGTH_ERROR
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import naming, new_file, write_all
 from gemb.io.locks import LOCK, locked, waiting
@@ -33,7 +34,6 @@ from gemb.io.locks import LOCK, locked, waiting
 FORMAT = 1
 KEY_BYTES = 16  # two texts of 10^12 share a key with odds of 1e-15
 RECENT = 1 << 16  # new keys that are held in a dictionary before they are sorted in
-LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
 
 
 def key_of(text: str) -> bytes:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 
 NUMBERS = {"f32": "<f4", "f16": "<f2", "int8": "i1", "ubinary": "u1"}  # dtype -> numpy's name
+LARGEST_COUNT = 1 << 24  # components, or tokens: above all that there are
 META = "gemb"  # the key of the description in a Parquet schema, and its mark in JSON
 
 # The component that becomes 127, in units of 1/sqrt(dim), the root mean square of a unit vector's.
@@ -34,6 +35,7 @@ META = "gemb"  # the key of the description in a Parquet schema, and its mark in
 # nothing is clipped, and the cosine of a text's int8 and float vectors is at least 0.9998. With 6
 # it falls to 0.998, for a few components are always large.
 INT8_SPREAD = 8.0
+LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,16 @@ class VectorSpec:
             max_tokens=max_tokens or profile.max_tokens,
         )
 
+    def is_possible(self) -> bool:
+        """Return whether its values are of their types, and in their bounds."""
+        texts = (self.model, self.prompt, self.dtype)
+        counts = (self.dim, self.max_tokens)
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(type(count) is int and 0 < count <= LARGEST_COUNT for count in counts)
+            and self.dtype in DTYPES
+        )
+
     @property
     def width(self) -> int:
         """How many numbers a stored row has: `dim`, or the bytes of as many bits."""
@@ -109,10 +121,10 @@ class VectorSpec:
             entries = json.loads(text)
             names = VectorSpec.__dataclass_fields__
             spec = VectorSpec(**{name: entries[name] for name in names})
-            if spec.dtype not in DTYPES:
-                raise ValueError(spec.dtype)
+            if not spec.is_possible():
+                raise ValueError("a value of another type")
             return spec
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError("gemb did not write the description of the vectors") from None
 
 
@@ -159,6 +171,27 @@ def unpacked(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.float32]:
     if dtype == "int8":
         return stored.astype(np.float32) * np.float32(_int8_clip(dim) / 127)
     return stored.astype(np.float32)
+
+
+def are_units(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.bool_]:
+    """Return which rows of what `packed` made were unit vectors, bool [n]; none that is NaN.
+
+    Of int8 a component of 127 may have been larger, so that such a row may be shorter. Sign bits
+    have no length: all are True but those without a bit.
+    """
+    import numpy as np
+
+    if dtype == "ubinary":
+        has_bit: NDArray[np.bool_] = stored.any(axis=1)
+        return has_bit
+    with np.errstate(over="ignore", invalid="ignore"):
+        vectors = unpacked(stored, dtype, dim)
+        lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    is_unit: NDArray[np.bool_] = np.abs(lengths - 1) < LENGTH_ERROR
+    if dtype == "int8":
+        is_clipped = (np.abs(stored.astype(np.int16)) >= 127).any(axis=1)
+        is_unit |= is_clipped & (lengths < 1)
+    return is_unit
 
 
 def sidecar(path: Path) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sqlite3
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,17 @@ from gemb.embedding.formats.base import Description
 from gemb.embedding.pipeline import Embedder
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
-from gemb.index.manifest import HALF, Manifest, is_index, read_manifest, write_manifest
+from gemb.index.manifest import (
+    DTYPES,
+    HALF,
+    TASK_OF_ITS_OWN,
+    Manifest,
+    is_index,
+    read_manifest,
+    rows_path,
+    write_manifest,
+)
+from gemb.index.schema import explained
 from gemb.index.source import (
     PassageSource,
     RowSource,
@@ -30,7 +41,7 @@ from gemb.index.source import (
     source_from_json,
 )
 from gemb.index.state import Changes, State
-from gemb.index.sync import OpenEncoder, finish, now, update
+from gemb.index.sync import OpenEncoder, finish, kept_reference, now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
 from gemb.io.atomic import sync_folder
@@ -42,8 +53,6 @@ from gemb.models import prompts
 from gemb.models import references as models
 from gemb.models.prompts import Prompt
 from gemb.texts.passages import VERSION
-
-DTYPES = ("f16", "int8", "f32")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +131,7 @@ def _of_texts(job: BuildJob, encoder: Encoder) -> _Identity:
         dtype=job.dtype or "f16",
         has_titles=isinstance(job.source, RowSource) and bool(job.source.title),
     )
-    return _Identity(embedder.spec, job.model, "custom" if own else job.task)
+    return _Identity(embedder.spec, job.model, TASK_OF_ITS_OWN if own else job.task)
 
 
 def _of_vectors(job: BuildJob, source: VectorSource) -> _Identity:
@@ -143,7 +152,12 @@ def _of_vectors(job: BuildJob, source: VectorSource) -> _Identity:
     spec, model = _made_by(description, job, own)
     usual = "f16" if description.dtype == "f32" else description.dtype
     spec = dataclasses.replace(spec, dtype=job.dtype or usual)
-    task = "custom" if own else description.task or _task(spec.prompt, model)
+    if own:
+        task = TASK_OF_ITS_OWN
+    elif description.task in prompts.TASKS:
+        task = description.task
+    else:
+        task = _task(spec.prompt, model)
     return _Identity(spec, model, task)
 
 
@@ -196,15 +210,7 @@ def _task(template: str, model: str) -> str:
     """Return the name of a prompt of a model; custom where it has none of these words."""
     known = backends.describe(models.resolve(model, download=False)).prompts if model else {}
     names = [task for task in prompts.TASKS if prompts.for_task(task, known).template == template]
-    return names[0] if names else "custom"
-
-
-def kept_reference(model: str) -> str:
-    """Return a model reference that means the same in another folder."""
-    if not model or model in models.names():
-        return model
-    target = models.locate(model)
-    return os.path.abspath(target) if isinstance(target, Path) else model  # noqa: PTH100
+    return names[0] if names else TASK_OF_ITS_OWN
 
 
 def check_target(target: Path, *, overwrite: bool) -> None:
@@ -294,7 +300,7 @@ def _fill(
             writer.make_lookups()
         elif not isinstance(source, PassageSource) and source.id is not None:
             writer.make_lookups("id")
-        state = State(manifest, writer.connection, writer.slots, writer)
+        state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
         changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None)
         if not changes.rows:
             raise UsageError(
@@ -307,6 +313,8 @@ def _fill(
             writer.close()
             shutil.rmtree(part)
         raise
+    except sqlite3.Error as error:
+        raise explained(rows_path(part, manifest.generation), error) from None
     except BaseException:
         if writer.committed:
             note(

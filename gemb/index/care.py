@@ -14,6 +14,7 @@ from gemb.errors import UsageError
 from gemb.index.differences import MayRemove
 from gemb.index.manifest import (
     Manifest,
+    check_own,
     codes_path,
     kept_paths,
     read_manifest,
@@ -21,15 +22,16 @@ from gemb.index.manifest import (
     vectors_path,
     write_manifest,
 )
-from gemb.index.reader import Index
-from gemb.index.schema import COLUMNS, crc, id_columns, path_column, readable
+from gemb.index.reader import Index, slots_of_id
+from gemb.index.schema import COLUMNS, crc, path_column, readable, stored_files
 from gemb.index.source import described, source_from_json
 from gemb.index.state import Changes
 from gemb.index.sync import finish, now, writing
-from gemb.index.verify import bad_blocks, damaged
+from gemb.index.verify import bad_blocks, damaged_file
 from gemb.index.where import condition_for, matching
 from gemb.index.writer import Writer
 from gemb.io.locks import locked_index
+from gemb.io.notes import note
 from gemb.io.text import visible
 
 _NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
@@ -55,7 +57,7 @@ def compact(folder: Path) -> Compacted:
         GembError: the index is damaged.
         OSError: the disk is full; the index is as it was.
     """
-    read_manifest(folder)
+    check_own(folder, read_manifest(folder))
     with locked_index(folder):
         manifest = read_manifest(folder)
         before = size(folder)
@@ -76,7 +78,7 @@ def _check(index: Index) -> None:
     """
     path = vectors_path(index.folder, index.manifest.generation, index.spec.dtype)
     if bad := bad_blocks(index, "crc_vectors", index.stored):
-        raise damaged(path, f"the block from row {bad[0]}")
+        raise damaged_file(path, f"the block from row {bad[0]}")
 
 
 def size(folder: Path) -> int:
@@ -86,7 +88,7 @@ def size(folder: Path) -> int:
 
 def _next(manifest: Manifest) -> Manifest:
     return dataclasses.replace(
-        manifest, generation=manifest.generation + 1, coder=None, synced=now()
+        manifest, generation=manifest.generation + 1, coder=None, slots=0, synced=now()
     )
 
 
@@ -100,7 +102,7 @@ def _rewrite(folder: Path, index: Index, manifest: Manifest) -> None:
         writer.make_lookups()
         writer.make_codes()
         assert writer.coder, "it was made with the codes"
-        manifest = dataclasses.replace(manifest, coder=writer.coder.to_json())
+        manifest = dataclasses.replace(manifest, coder=writer.coder.to_json(), slots=writer.slots)
     except BaseException:
         with contextlib.suppress(OSError):
             writer.close()
@@ -118,11 +120,11 @@ def _copy(index: Index, writer: Writer) -> None:
         rows = index.connection.execute(f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot")
         for slot, *columns in rows:
             if crc(tuple(columns[:-1])) != columns[-1]:
-                raise damaged(path, f"row {slot}")
+                raise damaged_file(path, f"row {slot}")
             writer.add_columns(tuple(columns), index.stored[slot : slot + 1])
             writer.tick()
-        for values in index.connection.execute("SELECT * FROM files"):
-            writer.run("INSERT INTO files VALUES (?, ?, ?, ?, ?)", values)
+        for file in stored_files(index.connection):
+            writer.put_file(file)
     writer.commit()
 
 
@@ -176,7 +178,9 @@ def remove(
         writer.run("CREATE TEMP TABLE out_of(path)")
         for slot in slots:
             writer.run("INSERT INTO out_of SELECT path FROM rows WHERE slot = ?", (slot,))
-        writer.run("UPDATE files SET mtime_ns = -1 WHERE path IN (SELECT path FROM out_of)")
+        files = "SELECT DISTINCT path FROM out_of WHERE path IN (SELECT path FROM files)"
+        for path in writer.connection.execute(files).fetchall():
+            writer.read_again(path)
         writer.remove(slots)
         writer.run(
             "DELETE FROM files WHERE path IN (SELECT path FROM out_of) "
@@ -204,11 +208,10 @@ def _slots(
 
 def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -> set[int]:
     """Return the slots of an id, of a file, or of all files in a folder."""
-    ids = id_columns(reference)
-    rows = connection.execute(
-        f"SELECT slot FROM rows WHERE id IN ({', '.join('?' * len(ids))})",
-        ids,
-    ).fetchall()
+    slots = set(slots_of_id(connection, reference))
+    if len(slots) > 1:
+        note(f"{len(slots)} rows have the id '{visible(reference, 80)}': all are meant")
+    rows: list[tuple[int]] = []
     for path in kept_paths(reference, str(manifest.source.get("base", "/"))):
         column = path_column(path)
         rows += connection.execute("SELECT slot FROM rows WHERE path = ?", (column,)).fetchall()
@@ -219,7 +222,7 @@ def _named(connection: sqlite3.Connection, manifest: Manifest, reference: str) -
             rows += connection.execute(query, (column + "/", column + "0")).fetchall()
         data = os.fsencode(path)
         rows += connection.execute(query, (data + b"/", data + b"0")).fetchall()
-    return {slot for (slot,) in rows}
+    return slots | {slot for (slot,) in rows}
 
 
 def info(folder: Path) -> dict[str, object]:
@@ -232,12 +235,11 @@ def info(folder: Path) -> dict[str, object]:
     with Index.open(folder) as index:
         manifest = index.manifest
         source = source_from_json(manifest.source)
-        files = index.connection.execute("SELECT count(*) FROM files WHERE passages > 0")
         return {
             "path": str(folder.absolute()),
             "rows": index.count,
             "removed": len(index.stored) - index.count,
-            "files": files.fetchone()[0],
+            "files": sum(file.passages > 0 for file in stored_files(index.connection)),
             "model": manifest.model,
             "fingerprint": index.spec.fingerprint,
             "model_fingerprint": index.spec.model,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 
-from gemb.index.schema import IndexRow, path_of
+from gemb.index.schema import TO_READ_AGAIN, IndexRow, path_of, stored_files
 from gemb.index.source import PassageSource, SourceRow, entries, is_gone, passage_rows
 from gemb.index.state import File, Known, New, State
 from gemb.io.notes import note
@@ -61,11 +62,11 @@ def row_changes(
 
 
 class _Ids:
-    """The rows of a source by their ids."""
+    """The rows of a source by their ids; a number and its digits are one id."""
 
     def __init__(self, state: State) -> None:
         self._state = state
-        self._waiting: set[object] = set()  # of rows that may not be in the database yet
+        self._waiting: set[str] = set()  # of rows that may not be in the database yet
 
     def old(self, row: IndexRow) -> Known | None:
         """Return the stored row of this id."""
@@ -75,15 +76,16 @@ class _Ids:
     def is_taken(self, row: IndexRow) -> bool:
         """Return whether an earlier row of the source has this id."""
         old = self.old(row)
-        return row.id in self._waiting or (
+        return str(row.id) in self._waiting or (
             old is not None and self._state.lookup.is_claimed(old.slot)
         )
 
     def take(self, row: IndexRow) -> None:
         """Remember the id of a row that waits."""
         if len(self._waiting) > 2 * AHEAD:
-            self._waiting = {new.row.id for new in self._state.waiting if isinstance(new, New)}
-        self._waiting.add(row.id)
+            waiting = self._state.waiting
+            self._waiting = {str(new.row.id) for new in waiting if isinstance(new, New)}
+        self._waiting.add(str(row.id))
 
 
 def _remove_left(state: State, places: set[tuple[object, object]], may_remove: MayRemove) -> None:
@@ -96,7 +98,10 @@ def _remove_left(state: State, places: set[tuple[object, object]], may_remove: M
     if places:
         query = "SELECT path, id FROM rows WHERE slot = ?"
         for slot in lookup.left():
-            path, row_id = state.connection.execute(query, (slot,)).fetchone()
+            row = state.connection.execute(query, (slot,)).fetchone()
+            if row is None:
+                raise sqlite3.DatabaseError(f"row {slot} is not there")
+            path, row_id = row
             replaced += (path_of(path), row_id) in places
     changes.changed += replaced
     changes.added -= replaced
@@ -106,52 +111,48 @@ def _remove_left(state: State, places: set[tuple[object, object]], may_remove: M
         state.writer.remove(lookup.left())
 
 
-SETTLED_NS = 2 * 10**9  # a file may be written to twice within one tick of its disk's clock
-
-
 def file_changes(state: State, source: PassageSource, may_remove: MayRemove) -> Iterator[Record]:
     """Yield the records that must be embedded, and do what needs no vector.
 
-    A file with the size, time and inode that it had is not opened, unless the rules of splitting
-    have changed. Of one that is opened, the passages that it had before keep their vectors,
-    wherever they are now.
+    A file with the `Stamp` that it had is not opened, unless the rules of splitting have changed.
+    Of one that is opened, the passages that it had before keep their vectors, wherever they are
+    now.
     """
     began_ns = time.time_ns()
     files = entries(source, state.skipped)
-    query = "SELECT path, size, mtime_ns, inode, passages FROM files"
-    stamps = {path_of(path): stamp for path, *stamp in state.connection.execute(query).fetchall()}
-    had = {path: stamp[-1] for path, stamp in stamps.items()}  # passages
+    stored = {path_of(file.path): file for file in stored_files(state.connection)}
+    had = {path: file.passages for path, file in stored.items()}
     seen = {entry.path for entry in files}
     gone = [
         path
-        for path in stamps
+        for path in stored
         if path and path not in seen and is_gone(path, source, state.skipped)
     ]
     state.changes.removed = sum(had[path] > 0 for path in gone)
     if state.writer and gone:
         may_remove(state.changes.removed, sum(count > 0 for count in had.values()))
-    is_outdated = bool(stamps) and state.splitting != VERSION
+    is_outdated = bool(stored) and state.splitting != VERSION
     if is_outdated:
         note("the rules by which files become passages have changed: all files are split again")
         if state.writer:  # one that cannot be read now is read when it can be
-            state.writer.run("UPDATE files SET mtime_ns = -1")
+            state.writer.read_again()
     opened = []
     for entry in files:
-        stamp = [entry.size, entry.mtime_ns, entry.inode]
-        if stamps.get(entry.path, [])[:3] == stamp and not is_outdated:
+        known = stored.get(entry.path)
+        if known and known.stamp == entry.stamp and not is_outdated:
             state.changes.same += had[entry.path] > 0
         else:
             opened.append(entry)
     state.total = sum(entry.size for entry in opened)
     for entry in opened:
-        if entry.mtime_ns > began_ns - SETTLED_NS:
-            entry = entry._replace(mtime_ns=-1)  # look again next time
+        if not entry.stamp.is_settled(began_ns):
+            entry = entry._replace(stamp=entry.stamp._replace(ctime_ns=TO_READ_AGAIN))
         yield from _file(state, source, entry, had=had.get(entry.path, 0))
     state.skipped.say()
     if state.writer:
         for path in gone:
             slots = [old.slot for old in state.of_path(path)]
-            state.waiting.append(File(Entry(path, "", 0, 0, 0, False), gone=slots, is_gone=True))
+            state.waiting.append(File(path, None, gone=slots))
 
 
 def _file(state: State, source: PassageSource, entry: Entry, *, had: int) -> Iterator[Record]:
@@ -171,7 +172,7 @@ def _file(state: State, source: PassageSource, entry: Entry, *, had: int) -> Ite
     here: dict[bytes, list[Known]] = {}
     for old in state.of_path(entry.path):
         here.setdefault(old.digest, []).append(old)
-    file = File(entry)
+    file = File(entry.path, entry.stamp)
     is_other = False
     for source_row in passage_rows(text, entry.path, source) if text else ():
         record = source_row.record

@@ -25,6 +25,7 @@ class Hit:
     title: str | None = None
     id: Id | None = None  # of a row; None for a passage of a file
     kept: Mapping[str, object] = field(default_factory=dict)  # a row's further fields
+    stale: str | None = None  # its file is gone or changed since it was indexed; None: neither
 
 
 # Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual

@@ -6,11 +6,12 @@ compacted index is written beside the old one, and the manifest that names it ma
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,34 @@ from typing import Any
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
+from gemb.io.locks import LOCK
 from gemb.io.text import visible
+from gemb.models.prompts import TASKS
 
-FORMAT = 1
+FORMAT = 2  # 1: that of version 0.1.0, without checksums of files and a count of slots
+DTYPES = ("f16", "int8", "f32")
+LARGEST = (1 << 63) - 1  # integer of SQLite
 MARK = "gemb index"
 NAME = "manifest.json"
 HALF = f".{NAME}."  # begins the name of one that a kill left half-written
 _ROWS = re.compile(r"rows(\.[0-9]+)?\.sqlite")
 _VECTORS = re.compile(r"vectors(\.[0-9]+)?\.(f16|f32|int8)")
 SPLITTING_OF_0_1 = 2  # gemb 0.1.0 did not keep it
-LIMIT = 16 << 20  # bytes; a coder's rotation is the largest entry
+LIMIT = 16 << 20  # bytes; a coder's thresholds are the largest entry
+TASK_OF_ITS_OWN = "custom"  # of documents with a prompt of the user's own
+
+# Type of an entry, as its field is annotated -> whether a value is of it.
+_FITS: Mapping[str, Callable[[object], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int and 0 <= value <= LARGEST,
+    "tuple[str, ...]": lambda value: (
+        isinstance(value, list | tuple) and all(isinstance(member, str) for member in value)
+    ),
+    "Mapping[str, object]": lambda value: isinstance(value, dict),
+    "Mapping[str, object] | None": lambda value: value is None or isinstance(value, dict),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +63,7 @@ class Manifest:
     background_rows: int = 0  # slots that there were when it was measured; 0: it was not
     splitting: int  # version of the rules by which files were split into passages
     generation: int = 1
+    slots: int = 0  # that there were when this was written; a run that was killed leaves more
     made_by: str  # version of gemb
     built: str  # date and time, ISO 8601
     synced: str  # date and time of the last `sync`, `build` or `rm`
@@ -52,9 +72,8 @@ class Manifest:
 def is_index(folder: Path) -> bool:
     """Return whether a folder holds an index, whole or damaged. Cheap; imports nothing heavy."""
     try:
-        with (folder / NAME).open("rb") as file:
-            if file.read(64).startswith(f'{{"{MARK}":'.encode()):
-                return True
+        if _beginning(folder / NAME, 64).startswith(f'{{"{MARK}":'.encode()):
+            return True
     except OSError:
         pass
     return _has_files(folder)
@@ -68,6 +87,30 @@ def rows_path(folder: Path, generation: int) -> Path:
 def vectors_path(folder: Path, generation: int, dtype: str) -> Path:
     """Return where the vectors are: [slots, dim] as `vectors.packed` makes them, little-endian."""
     return folder / _named("vectors", generation, dtype)
+
+
+def check_own(folder: Path, manifest: Manifest) -> None:
+    """Refuse to write an index whose files are links: what they lead to may not be an index's.
+
+    Raises:
+        GembError: one is a link.
+    """
+    generation, dtype = manifest.generation, manifest.spec.dtype
+    rows = rows_path(folder, generation)
+    for path in (
+        folder / NAME,
+        folder / LOCK,
+        rows,
+        rows.with_name(f"{rows.name}-wal"),
+        rows.with_name(f"{rows.name}-shm"),
+        vectors_path(folder, generation, dtype),
+        codes_path(folder, generation),
+    ):
+        if path.is_symlink():
+            raise GembError(
+                f"{visible(str(path))} is a link, and what it leads to is not written to; "
+                "copy the index whole: cp -rL"
+            )
 
 
 def codes_path(folder: Path, generation: int) -> Path:
@@ -85,8 +128,7 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / NAME
     shown = visible(str(path))
     try:
-        with path.open("rb") as file:
-            data = file.read(LIMIT)
+        data = _beginning(path, LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         if _has_files(folder):
             raise GembError(
@@ -97,8 +139,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         entries = json.loads(data)
         version = entries[MARK]
-    except (ValueError, KeyError, TypeError):
-        raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(path) from None
     if isinstance(version, int) and version > FORMAT:
         raise UsageError(
             f"{visible(str(folder))} was made by a newer gemb "
@@ -111,9 +153,47 @@ def read_manifest(folder: Path) -> Manifest:
         if entries["checksum"] != _checksum(entries):
             raise ValueError("checksum")
         entries.setdefault("splitting", SPLITTING_OF_0_1)
-        return Manifest(spec=spec, **{name: entries[name] for name in known})
+        entries.setdefault("slots", 0)
+        manifest = Manifest(spec=spec, **{name: entries[name] for name in known})
+        _check(manifest)
     except (ValueError, KeyError, TypeError, UsageError):
-        raise GembError(f"{shown} is damaged; build the index anew: gemb index build -f") from None
+        raise _damaged(path) from None
+    return manifest
+
+
+def check_types(kind: type[Any], values: Mapping[str, object]) -> None:
+    """Refuse values that are not of the types of a dataclass's fields.
+
+    Raises:
+        TypeError: one is of another type.
+    """
+    for field in fields(kind):
+        fits = _FITS.get(str(field.type))
+        if fits and field.name in values and not fits(values[field.name]):
+            raise TypeError(f"{field.name} is no {field.type}")
+
+
+def _check(manifest: Manifest) -> None:
+    """Refuse what gemb never writes: an index may be somebody else's.
+
+    Raises:
+        ValueError: a value is not allowed.
+        TypeError: it is of another type.
+        UsageError: the background is none.
+    """
+    from gemb.index.floor import Background
+
+    check_types(Manifest, vars(manifest))
+    if manifest.task not in (*TASKS, TASK_OF_ITS_OWN) or manifest.query_task not in TASKS:
+        raise ValueError("a task")
+    if manifest.spec.dtype not in DTYPES or manifest.generation < 1:
+        raise ValueError("dtype or generation")
+    if manifest.background is not None:
+        Background.from_json(manifest.background)
+
+
+def _damaged(path: Path) -> GembError:
+    return GembError(f"{visible(str(path))} is damaged; build the index anew: gemb index build -f")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -132,10 +212,23 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         part.write_text(json.dumps(entries, ensure_ascii=True) + "\n")
 
 
+def _beginning(path: Path, size: int) -> bytes:
+    """Return the first bytes of a file.
+
+    Raises:
+        FileNotFoundError: it is not there, or is no regular file: a pipe would hold us up.
+        OSError: it cannot be read.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def _has_files(folder: Path) -> bool:
     """Return whether a folder has the other files of an index: it has lost its manifest."""
     try:
-        if not (folder / "lock").is_file():
+        if not (folder / LOCK).is_file():
             return False
         names = [path.name for path in folder.iterdir()]
     except OSError:

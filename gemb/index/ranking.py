@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from gemb.arrays import Floats, Ints
 from gemb.embedding.nearest import Nearest, merged
 from gemb.embedding.vectors import unpacked
+from gemb.errors import GembError
 from gemb.index.codes import Coder, Codes, nearest_codes
 from gemb.index.mapped import gathered, read_ahead
 from gemb.io.machine import ahead
+from gemb.io.text import visible
 
 ACCURACIES = ("auto", "exact", "balanced", "fast")
 
@@ -48,6 +50,7 @@ CODES_AT_A_TIME = 256  # unpacked: see BLOCK_COMPONENTS
 # twice the components take six times as long, and 32 queries in one product twice as long as one
 # by one.
 BLOCK_COMPONENTS = 1 << 18
+HIGHEST = 1.02  # no product of a query and a stored unit vector is so large
 SCATTERED = 4096  # rows that are read one by one, and asked for before they are needed
 SCORES = 1 << 22  # of a block, held at a time: queries by rows
 
@@ -70,6 +73,9 @@ class StoredVectors:
     dtype: str  # f32, f16 or int8
     codes: Codes | None = None  # uint8 [N, B] of the same rows; None: not all are there
     coder: Coder | None = None  # that made the codes
+    index: str = (
+        ""  # whose they are, in messages: each row is a unit vector; empty: they may be NaN
+    )
 
 
 class Found(NamedTuple):
@@ -144,6 +150,9 @@ def exact(queries: Floats, stored: StoredVectors, *, k: int, rows: Ints | None =
     """Return the `k` rows with the highest dot product for each query: all vectors are read.
 
     Arguments as of `ranked`. Memory: some 50 MB, and 30 Q k bytes.
+
+    Raises:
+        GembError: a vector of an index is damaged: its product is that of no unit vector.
     """
     read = _reader(stored.array, rows)
     count = len(stored.array) if rows is None else len(rows)
@@ -157,6 +166,9 @@ def exact(queries: Floats, stored: StoredVectors, *, k: int, rows: Ints | None =
         block = read(slice(first, min(count, first + step)))
         vectors = unpacked(block, stored.dtype, dim)
         products = np.stack([vectors @ query for query in queries])
+        if stored.index and not (np.abs(products) < HIGHEST).all():  # nor NaN
+            number = first + int(np.argmin((np.abs(products) < HIGHEST).all(axis=0)))
+            raise damaged_vector(stored.index, number if rows is None else int(rows[number]))
         products[np.isnan(products)] = -np.inf
         return products
 
@@ -167,6 +179,15 @@ def exact(queries: Floats, stored: StoredVectors, *, k: int, rows: Ints | None =
     if rows is not None and count:
         numbers = np.where(numbers < 0, -1, rows[numbers])
     return Found(numbers, best.scores)
+
+
+def damaged_vector(index: str, row: int) -> GembError:
+    """Return the error of a vector that is not of length 1."""
+    folder = visible(index)
+    return GembError(
+        f"{folder} is damaged: the vector of row {row} is not of length 1; "
+        f"gemb index verify {folder} says more"
+    )
 
 
 def _reader(stored: NDArray[Any], rows: Ints | None) -> Callable[[slice], NDArray[Any]]:

@@ -7,21 +7,25 @@ with Index.open(Path("docs.gemb")) as index:
 
 from __future__ import annotations
 
+import datetime
 import os
 import sqlite3
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Rows
-from gemb.embedding.vectors import VectorSpec, unpacked
+from gemb.embedding.vectors import VectorSpec, are_units, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index.codes import Coder
 from gemb.index.hits import Hit
 from gemb.index.manifest import (
+    NAME,
     Manifest,
     codes_path,
     kept_paths,
@@ -31,24 +35,34 @@ from gemb.index.manifest import (
     vectors_path,
 )
 from gemb.index.mapped import MappedRows, gathered
-from gemb.index.ranking import StoredVectors
+from gemb.index.ranking import StoredVectors, damaged_vector
 from gemb.index.schema import (
     COLUMNS,
+    TO_READ_AGAIN,
+    are_of_row,
     crc,
+    damaged,
+    explained,
     id_columns,
     kept_fields,
     open_to_read,
     path_column,
     path_of,
     readable,
+    stored_files,
 )
+from gemb.io.stamps import Stamp
 from gemb.io.text import visible
+from gemb.texts.records import Id
 
 NUMBERS: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
     "f16": np.dtype("<f2"),
     "int8": np.dtype("i1"),
 }
+GONE, CHANGED = "gone", "changed"  # the file of a hit, since it was indexed
+SECOND_NS = 10**9  # of which the manifest keeps its times
+LOOKED_THROUGH = 16 << 20  # bytes of a file
 TRIES = 3  # a compaction replaces the files that the manifest named a moment ago
 
 
@@ -63,6 +77,7 @@ class Index:
     stored: NDArray[Any]  # memmap [slots, dim], f32, f16 or int8, as `vectors.packed` made it
     codes: NDArray[np.uint8] | None  # memmap [slots, bytes]; None: they are not all there: scan
     coder: Coder | None  # that made the codes
+    removed: Sequence[int]  # slots that cannot be found, ascending
     alive: Rows | None  # slots that can be found, ascending; None: all of them
     connection: sqlite3.Connection  # reads the tables of `gemb.index.schema` in this snapshot
 
@@ -74,24 +89,21 @@ class Index:
         self.model = manifest.model
         self.connection = connection
         self._path = rows_path(folder, manifest.generation)
-        with readable(self._path):
-            slots = committed(connection)
-            removed = [slot for (slot,) in connection.execute("SELECT slot FROM removed")]
-            bare = connection.execute("SELECT 1 FROM blocks WHERE crc_codes IS NULL LIMIT 1")
-            is_coded = bare.fetchone() is None
-        self.count = slots - len(removed)
+        slots = read_slots(connection, self._path, least=manifest.slots)
+        self.count = slots.count - len(slots.removed)
+        self.removed = slots.removed
         self.alive = None
-        if removed:
-            is_alive = np.ones(slots, np.bool_)
-            is_alive[removed] = False
+        if slots.removed:
+            is_alive = np.ones(slots.count, np.bool_)
+            is_alive[slots.removed] = False
             self.alive = np.flatnonzero(is_alive)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
-        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots, self.spec.dim)
-        self.coder = Coder.from_json(manifest.coder) if manifest.coder else None
+        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.count, self.spec.dim)
+        self.coder = coder_of(folder, manifest)
         self.codes = None
-        if self.coder and is_coded:
+        if self.coder and slots.is_coded:
             path = codes_path(folder, manifest.generation)
-            self.codes = mapped(path, np.dtype("u1"), slots, self.coder.bytes)
+            self.codes = mapped(path, np.dtype("u1"), slots.count, self.coder.bytes)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -120,7 +132,7 @@ class Index:
     @property
     def vectors(self) -> StoredVectors:
         """The stored vectors and their codes, to be ranked."""
-        return StoredVectors(self.stored, self.spec.dtype, self.codes, self.coder)
+        return StoredVectors(self.stored, self.spec.dtype, self.codes, self.coder, str(self.folder))
 
     def hits(self, rows: Rows, scores: NDArray[np.float32]) -> list[Hit]:
         """Return what stands in these slots, in their order; a slot of -1 is left out.
@@ -132,8 +144,9 @@ class Index:
             scores: float32 [n].
 
         Raises:
-            GembError: a row is damaged, or is not there.
+            GembError: a row or its vector is damaged, or is not there.
         """
+        self._units(rows[rows >= 0])
         pairs = zip(rows.tolist(), scores.tolist(), strict=True)
         return [self._hit(row, score) for row, score in pairs if row >= 0]
 
@@ -141,14 +154,18 @@ class Index:
         """Return the slot of a row: its id, or FILE:LINE for the passage that holds the line.
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is none, or several rows have the id.
         """
         name, _, line = reference.rpartition(":")
         with readable(self._path):
-            for row_id in id_columns(reference):
-                row = self._last("id = ?", (row_id,))
-                if row is not None:
-                    return row
+            slots = slots_of_id(self.connection, reference)
+            if len(slots) > 1:
+                raise UsageError(
+                    f"{len(slots)} rows of {visible(str(self.folder))} have the id "
+                    f"'{visible(reference, 80)}': a search cannot be like all of them"
+                )
+            if slots:
+                return slots[0]
             if name and line.isascii() and line.isdigit() and len(line) < 19:
                 paths = [path_column(path) for path in kept_paths(name, self._base)]
                 # Of two passages with that line the later one begins with it.
@@ -166,12 +183,37 @@ class Index:
             "name an id, or FILE:LINE"
         )
 
-    def vector(self, row: int) -> NDArray[np.float32]:
-        """Return the vector of a slot, float32 [dim], of length one."""
-        stored = gathered(self.stored, np.array([row]))
-        vector = unpacked(stored, self.spec.dtype, self.spec.dim)[0]
-        unit: NDArray[np.float32] = vector / np.linalg.norm(vector)
-        return unit
+    def unit_vectors(self, rows: Rows) -> NDArray[np.float32]:
+        """Return the vectors of slots, float32 [n, dim], of length one.
+
+        Raises:
+            GembError: one is damaged.
+        """
+        vectors = unpacked(self._units(rows), self.spec.dtype, self.spec.dim)
+        units: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return units
+
+    def stale(self, hit: Hit) -> str | None:
+        """Return whether the file of a hit is `GONE` or has `CHANGED` since; None: neither.
+
+        Of a file of rows there is but the time of the last sync.
+        """
+        if hit.path is None:
+            return None
+        try:
+            now = Stamp.of(os.stat(hit.path))  # noqa: PTH116
+        except (FileNotFoundError, NotADirectoryError):
+            return GONE
+        except (OSError, ValueError):
+            return None
+        then = self._stamp(hit.path)
+        if then is None or then.mtime_ns == TO_READ_AGAIN:  # the latter by version 0.1.0
+            return CHANGED if now.mtime_ns > self._synced_ns + SECOND_NS else None
+        if (now.size, now.mtime_ns) != (then.size, then.mtime_ns):
+            return CHANGED
+        # A file that was copied with its time is the same, and so may one be that has another mode.
+        is_same = TO_READ_AGAIN in then or now.inode != then.inode or now == then
+        return None if is_same or _holds(hit.path, hit.text) else CHANGED
 
     def close(self) -> None:
         """Let go of the database; the arrays go with whoever holds them."""
@@ -187,10 +229,41 @@ class Index:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+        if isinstance(error, sqlite3.Error):
+            raise explained(self._path, error) from None
 
     @property
     def _base(self) -> str:
         return str(self.manifest.source.get("base", os.sep))
+
+    @cached_property
+    def _synced_ns(self) -> int:
+        """When the index was last known to be as its source, ns since the epoch."""
+        try:
+            then = datetime.datetime.fromisoformat(self.manifest.synced).timestamp()
+        except (ValueError, OverflowError):
+            then = 0.0
+        return int(then) * SECOND_NS
+
+    def _stamp(self, path: str) -> Stamp | None:
+        """Return the stamp of a file as it was read for passages; None: it was not."""
+        columns = [path_column(form) for form in kept_paths(path, self._base)]
+        with readable(self._path):
+            for file in stored_files(self.connection, columns):
+                return file.stamp
+        return None
+
+    def _units(self, rows: Rows) -> NDArray[Any]:
+        """Return stored vectors, [n, dim] as they are stored.
+
+        Raises:
+            GembError: one is not of length 1: no model made it.
+        """
+        stored = gathered(self.stored, rows)
+        bad = np.flatnonzero(~are_units(stored, self.spec.dtype, self.spec.dim))
+        if len(bad):
+            raise damaged_vector(str(self.folder), int(rows[bad[0]]))
+        return stored
 
     def _last(self, where: str, values: tuple[Any, ...]) -> int | None:
         """Return the last slot that a condition of ours holds for."""
@@ -202,7 +275,7 @@ class Index:
         with readable(self._path):
             query = f"SELECT {COLUMNS} FROM rows WHERE slot = ?"
             columns = self.connection.execute(query, (row,)).fetchone()
-        if columns is None or crc(columns[:-1]) != columns[-1]:
+        if columns is None or crc(columns[:-1]) != columns[-1] or not are_of_row(columns):
             what = "is not there" if columns is None else "is damaged"
             folder = visible(str(self.folder))
             raise GembError(f"row {row} of {folder} {what}; gemb index verify {folder} says more")
@@ -220,11 +293,86 @@ class Index:
         )
 
 
-def committed(connection: sqlite3.Connection) -> int:
-    """Return the number of slots that are committed."""
-    query = "SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1"
-    last = connection.execute(query).fetchone()
-    return int(last[0]) if last else 0
+class Slots(NamedTuple):
+    """The slots of an index."""
+
+    count: int  # that are committed
+    removed: list[int]  # ascending
+    is_coded: bool  # the codes of all are there
+
+
+def read_slots(connection: sqlite3.Connection, path: Path, *, least: int) -> Slots:
+    """Return which slots a database has.
+
+    Args:
+        connection: to it.
+        path: of it.
+        least: how many there were when the manifest was written.
+
+    Raises:
+        GembError: blocks do not follow one another, slots have gone, or one is removed that is
+            none.
+    """
+    count, is_coded = 0, True
+    removed: list[int] = []
+    with readable(path):
+        blocks = connection.execute("SELECT first, count, crc_codes FROM blocks ORDER BY first")
+        for first, length, crc_codes in blocks:
+            if first != count or not isinstance(length, int) or length < 1:
+                raise damaged(path, f"no block begins at row {count}")
+            count += length
+            is_coded = is_coded and crc_codes is not None
+        if count < least:
+            raise damaged(path, f"{count} of {least} rows are left")
+        for (slot,) in connection.execute("SELECT slot FROM removed ORDER BY slot"):
+            if not (removed[-1] if removed else -1) < slot < count:
+                raise damaged(path, f"row {slot} is removed, and there are {count}")
+            removed.append(slot)
+    return Slots(count, removed, is_coded)
+
+
+def slots_of_id(connection: sqlite3.Connection, row_id: Id) -> list[int]:
+    """Return the slots of an id, ascending: the one rule for all that name a row.
+
+    Only version 0.1.0 and sources without an id field have several rows of one id.
+    """
+    columns = id_columns(row_id)
+    marks = ", ".join("?" * len(columns))
+    rows = connection.execute(f"SELECT slot FROM rows WHERE id IN ({marks}) ORDER BY slot", columns)
+    return [slot for (slot,) in rows]
+
+
+def coder_of(folder: Path, manifest: Manifest) -> Coder | None:
+    """Return the coder of an index, None where there are no codes yet.
+
+    Raises:
+        GembError: it is damaged, or this version does not know it.
+    """
+    if not manifest.coder:
+        return None
+    path = visible(str(folder / NAME))
+    try:
+        coder = Coder.from_json(manifest.coder)
+    except UsageError as error:
+        raise GembError(f"{path}: {error}") from None
+    if coder.dim != manifest.spec.dim:
+        raise GembError(
+            f"{path} is damaged: its codes are of vectors of another width; build the index anew: "
+            "gemb index build -f"
+        )
+    return coder
+
+
+def _holds(path: str, text: str) -> bool:
+    """Return whether a text stands in a file; True where the file cannot be read."""
+    try:
+        if not os.path.isfile(path):  # noqa: PTH113 - a pipe would hold the search up
+            return False
+        with Path(path).open("rb") as file:
+            data = file.read(LOOKED_THROUGH)
+    except OSError:
+        return True
+    return text.encode("utf-8", "surrogateescape") in data
 
 
 def check_there(path: Path) -> None:

@@ -9,24 +9,27 @@ and its slot stands in `removed` until the index is compacted.
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from gemb.errors import GembError
+from gemb.index.manifest import LARGEST
+from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.records import Id, as_text
 
 # In the order of `IndexRow.columns`.
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"
 Column = int | str | bytes | None
-LARGEST = (1 << 63) - 1  # integer of SQLite; an id beyond it is kept as its digits
+_WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +65,29 @@ def crc(values: tuple[Column, ...]) -> int:
     return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
 
 
+def are_of_row(columns: Sequence[object]) -> bool:
+    """Return whether values of `COLUMNS` have their types: a checksum may be somebody else's."""
+    row_id, path, line, last_line, title, text, kept, digest, _ = columns
+    return (
+        isinstance(row_id, int | str | None)
+        and isinstance(path, str | bytes | None)
+        and isinstance(line, int | None)
+        and isinstance(last_line, int | None)
+        and isinstance(title, str | None)
+        and isinstance(text, str)
+        and isinstance(kept, str)
+        and _is_object(kept)
+        and isinstance(digest, bytes)
+    )
+
+
+def _is_object(kept: str) -> bool:
+    try:
+        return isinstance(orjson.loads(kept), dict)
+    except ValueError:
+        return False
+
+
 def kept_json(kept: Mapping[str, object]) -> str:
     """Return kept fields as a JSON object; dates and the like become texts."""
     return orjson.dumps(kept, as_text, orjson.OPT_NON_STR_KEYS).decode() if kept else "{}"
@@ -84,11 +110,12 @@ def path_column(path: str | None) -> str | bytes | None:
     return path
 
 
-def id_columns(reference: str) -> list[Column]:
-    """Return the forms in which an id that is typed may be stored: its text, and its number."""
-    columns: list[Column] = [path_column(reference)]  # bytes, which no id is: it is no UTF-8
-    if reference.isascii() and reference.isdigit() and len(reference) < 19:
-        columns.append(int(reference))
+def id_columns(row_id: Id) -> list[Column]:
+    """Return the forms in which an id may be stored: 7 and "7" are one id, and "07" is another."""
+    text = str(row_id)
+    columns: list[Column] = [path_column(text)]  # bytes, which no id is: it is no UTF-8
+    if _WHOLE.fullmatch(text) and abs(int(text)) <= LARGEST:
+        columns.append(int(text))
     return columns
 
 
@@ -97,6 +124,13 @@ def path_of(column: str | bytes | None) -> str | None:
     return os.fsdecode(column) if isinstance(column, bytes) else column
 
 
+def file_columns(path: str | bytes | None, stamp: Stamp, passages: int) -> tuple[Column, ...]:
+    """Return the values of a row of `files`."""
+    values = (path, *stamp, passages)
+    return (*values, crc(values))
+
+
+TO_READ_AGAIN = -1  # as time of change of a file
 TOKENIZER = 'tokenize="porter unicode61 remove_diacritics 2"'  # `gemb.index.bm25` says why
 TABLES = f"""
 CREATE TABLE rows(
@@ -122,9 +156,11 @@ CREATE TABLE blocks(
 CREATE TABLE files(             -- that were read for passages, as they were then
     path TEXT PRIMARY KEY,      -- as in `rows`
     size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,  -- -1: it is to be read again
+    mtime_ns INTEGER NOT NULL,
+    ctime_ns INTEGER NOT NULL,  -- -1: it is to be read again
     inode INTEGER NOT NULL,
-    passages INTEGER NOT NULL   -- 0: a binary or an empty file
+    passages INTEGER NOT NULL,  -- 0: a binary or an empty file
+    crc INTEGER NOT NULL        -- of all the columns above (`crc` here)
 ) WITHOUT ROWID;
 CREATE VIRTUAL TABLE words USING fts5(
     title, text, content='rows', content_rowid='slot', {TOKENIZER}
@@ -147,6 +183,19 @@ LOOKUPS = {
     "path": "CREATE INDEX IF NOT EXISTS rows_path ON rows(path) WHERE path IS NOT NULL",
     "digest": "CREATE INDEX IF NOT EXISTS rows_digest ON rows(digest)",
 }
+# Version 0.1.0's table of files, whose inodes' times were not kept.
+_FILES_0_1 = (
+    "CREATE TABLE files( path TEXT PRIMARY KEY, size INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, "
+    "inode INTEGER NOT NULL, passages INTEGER NOT NULL ) WITHOUT ROWID"
+)
+_MADE = re.compile(r"CREATE (?:VIRTUAL )?(TABLE|TRIGGER|INDEX) (\w+)")
+_OF_WORDS = {  # what FTS5 makes for the table of words
+    "words_data": "CREATE TABLE 'words_data'(id INTEGER PRIMARY KEY, block BLOB)",
+    "words_idx": "CREATE TABLE 'words_idx'(segid, term, pgno, PRIMARY KEY(segid, term)) "
+    "WITHOUT ROWID",
+    "words_docsize": "CREATE TABLE 'words_docsize'(id INTEGER PRIMARY KEY, sz BLOB)",
+    "words_config": "CREATE TABLE 'words_config'(k PRIMARY KEY, v) WITHOUT ROWID",
+}
 CACHE_KIB = 128 << 10  # of pages, for a writer: random keys of millions of rows
 BUSY_S = 60.0  # a checkpoint of another process is over by then
 
@@ -157,17 +206,16 @@ def open_to_read(path: Path) -> sqlite3.Connection:
     On a read-only disk, too.
 
     Raises:
-        GembError: it is no database, or one that only a writer can bring in order.
+        GembError: it is no database of an index, or one that only a writer can bring in order.
     """
     with readable(path):
         # The last one who closes a write-ahead log removes it, if he may write.
         connection = _connected(path, "mode=rw")
         try:
-            _begin(connection)
+            return _begun(connection, path)
         except sqlite3.OperationalError:
             # A log needs a file for its readers, which cannot be made here. Where there is no log
             # the database is all there is.
-            connection.close()
             log = path.with_name(path.name + "-wal")
             if os.access(path.parent, os.W_OK):
                 raise
@@ -176,27 +224,29 @@ def open_to_read(path: Path) -> sqlite3.Connection:
                     f"{visible(str(path.parent))} was left by a run that was killed, and cannot be "
                     "written to; gemb index info, where it can, brings it in order"
                 ) from None
-            connection = _connected(path, "mode=ro&immutable=1")
-            _begin(connection)
-    return connection
+            return _begun(_connected(path, "mode=ro&immutable=1"), path)
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
     """Return a connection, in no transaction; the database is made where it is not there.
 
+    One of version 0.1.0 gets the tables of this one.
+
     Raises:
-        GembError: it is no database, or the disk is full.
+        GembError: it is no database of an index, or the disk is full.
     """
-    with readable(path):
-        connection = _connected(path, "mode=rwc")
+    with readable(path), _closed_on_error(_connected(path, "mode=rwc")) as connection:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         with transaction(connection):
-            if not connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
+            if not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
                 for statement in _statements(TABLES):
                     connection.execute(statement)
-    return connection
+            _check_schema(connection, path)
+            if _is_of_0_1(connection):
+                _renew(connection)
+        return connection
 
 
 @contextmanager
@@ -222,26 +272,38 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        words = str(error)
-        shown = visible(str(path))
+        raise explained(path, error) from None
+    except UnicodeDecodeError:  # in the words of SQLite about a damaged schema
+        raise damaged(path, "a name in it is no UTF-8") from None
+
+
+def explained(path: Path, error: sqlite3.Error) -> GembError:
+    """Return what SQLite says of a database in words for the user."""
+    words = str(error)
+    shown = visible(str(path))
+    if "full" in words:
+        return GembError(f"{shown}: no space left; free some, or write elsewhere")
+    if "disk I/O" in words:  # also a limit on the size of files
+        hint = "is the disk full, a limit (ulimit -f) reached, or the disk failing?"
+        return GembError(f"{shown}: the system did not read or write it; {hint}")
+    if "readonly" in words:
+        return GembError(f"{shown} cannot be written to; check its permissions")
+    if "locked" in words:
+        return GembError(f"{shown} is locked by another process; try again")
+    if "unable to open" in words:
         folder = visible(str(path.parent))
-        if "full" in words:
-            raise GembError(f"{shown}: no space left; free some, or write elsewhere") from None
-        if "disk I/O" in words:  # also a limit on the size of files
-            hint = "is the disk full, a limit (ulimit -f) reached, or the disk failing?"
-            raise GembError(f"{shown}: the system did not read or write it; {hint}") from None
-        if "readonly" in words:
-            raise GembError(f"{shown} cannot be written to; check its permissions") from None
-        if "locked" in words:
-            raise GembError(f"{shown} is locked by another process; try again") from None
-        if "unable to open" in words:
-            raise GembError(
-                f"{shown} cannot be opened; check the permissions of {folder}"
-            ) from None
-        hint = (
-            f"gemb index verify {folder} says what is left" if path.is_file() else "build it anew"
-        )
-        raise GembError(f"{shown} is damaged ({words}); {hint}") from None
+        return GembError(f"{shown} cannot be opened; check the permissions of {folder}")
+    folder = visible(str(path.parent))
+    hint = f"gemb index verify {folder} says what is left" if path.is_file() else "build it anew"
+    return GembError(f"{shown} is damaged ({words}); {hint}")
+
+
+def damaged(path: Path, reason: str) -> GembError:
+    """Return the error of a database that no command can open."""
+    return GembError(
+        f"{visible(str(path))} is damaged ({visible(reason)}); copy it again, or build the index "
+        "anew: gemb index build -f"
+    )
 
 
 def _connected(path: Path, how: str) -> sqlite3.Connection:
@@ -252,17 +314,117 @@ def _connected(path: Path, how: str) -> sqlite3.Connection:
     return connection
 
 
-def _begin(connection: sqlite3.Connection) -> None:
-    connection.execute("PRAGMA query_only=ON")
-    connection.execute("BEGIN")
-    connection.execute("SELECT count(*) FROM blocks").fetchone()
+@contextmanager
+def _closed_on_error(connection: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    try:
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _begun(connection: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    with _closed_on_error(connection):
+        connection.execute("PRAGMA query_only=ON")
+        connection.execute("BEGIN")
+        _check_schema(connection, path)
+    return connection
+
+
+def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a database whose tables, triggers and so on are not those of an index.
+
+    A view or a trigger of somebody else could run without end, or do what nobody asked for.
+
+    Raises:
+        GembError: they are others.
+    """
+    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_stat*'"
+    there = {
+        str(name): (kind, table, _plain(str(sql)))
+        for kind, name, table, sql in connection.execute(query)
+    }
+    right = _schema()
+    if there.get("files") == ("table", "files", _FILES_0_1):
+        right["files"] = there["files"]
+    others = {name for name in there if there[name] != right.get(name)}
+    others |= right.keys() - there.keys() - {f"rows_{name}" for name in LOOKUPS}
+    if others:
+        raise damaged(path, f"{min(others)} is not as gemb made it")
+
+
+def _schema() -> dict[str, tuple[str, str, str]]:
+    """Return type, table and statement of all that `TABLES` and `LOOKUPS` make, by its name."""
+    statements = [*_statements(TABLES), *map(_stored, LOOKUPS.values())]
+    named = {name: ("table", name, sql) for name, sql in _OF_WORDS.items()}
+    for sql in statements:
+        kind, name = _MADE.match(sql).groups()  # type: ignore[union-attr]
+        table = name if kind == "TABLE" else "rows"
+        named[name] = (kind.lower(), table, sql)
+    return named
+
+
+def _is_of_0_1(connection: sqlite3.Connection) -> bool:
+    columns = connection.execute("SELECT name FROM pragma_table_info('files')").fetchall()
+    return ("ctime_ns",) not in columns
+
+
+def _renew(connection: sqlite3.Connection) -> None:
+    """Make the table of files of version 0.1.0 one of this version; each is read again once."""
+    rows = list(stored_files(connection))
+    connection.execute("DROP TABLE files")
+    connection.execute(_schema()["files"][-1])
+    values = (file_columns(*row) for row in rows)
+    connection.executemany("INSERT INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+
+
+class StoredFile(NamedTuple):
+    """A row of `files`."""
+
+    path: str | bytes
+    stamp: Stamp
+    passages: int
+
+
+def stored_files(
+    connection: sqlite3.Connection, paths: Sequence[Column] = ()
+) -> Iterator[StoredFile]:
+    """Yield the files that were read for passages, or those of some paths; 0.1.0's, too.
+
+    Raises:
+        DatabaseError: a row is damaged.
+    """
+    where = f" WHERE path IN ({', '.join('?' * len(paths))})" if paths else ""
+    is_old = _is_of_0_1(connection)
+    columns = f"size, mtime_ns, {TO_READ_AGAIN}, inode, passages, 0" if is_old else "*"
+    query = f"SELECT {'path, ' if is_old else ''}{columns} FROM files{where}"
+    for path, *stamp, passages, written in connection.execute(query, paths):
+        file = StoredFile(path, Stamp(*stamp), passages)
+        are_numbers = all(isinstance(number, int) for number in (*stamp, passages))
+        is_same = is_old or file_columns(*file)[-1] == written
+        if not (isinstance(path, str | bytes) and are_numbers and is_same):
+            raise sqlite3.DatabaseError("a row of files is not as it was written")
+        yield file
 
 
 def _statements(script: str) -> Iterator[str]:
-    """Yield the statements: `executescript` would commit the transaction it is in."""
+    """Yield the statements as they are stored: without comments, on one line each.
+
+    `executescript` would commit the transaction it is in.
+    """
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
-            yield statement
+            yield _plain(statement).removesuffix(";")
             statement = ""
+
+
+def _plain(sql: str) -> str:
+    """Return a statement without comments and with single spaces."""
+    return " ".join(re.sub("--[^\n]*", "", sql).split())
+
+
+def _stored(sql: str) -> str:
+    """Return a statement as SQLite keeps it."""
+    return sql.replace("IF NOT EXISTS ", "")

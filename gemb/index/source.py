@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gemb.embedding.formats.read import holds_vectors
 from gemb.errors import GembError, UsageError
-from gemb.index.manifest import is_index, real_path, shown_path
+from gemb.index.manifest import check_types, is_index, real_path, shown_path
 from gemb.io.text import visible
-from gemb.texts import inputs
+from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS, inputs
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
 from gemb.texts.records import Fields, Id, Record, unfit
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STDIN = "-"
+ON_LONG = ("truncate", "error", "skip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,12 @@ def source_from_json(entries: Mapping[str, object]) -> Source:
             for name, value in entries.items()
             if name in known  # version 0.1.0 wrote the fields of all kinds
         }
+        check_types(source, values)
+        if not os.path.isabs(values["base"]):  # noqa: PTH117
+            raise TypeError("base is a path from the root")
+        choices = {"format": INPUT_FORMATS, "split": PASSAGE_KINDS, "on_long": ON_LONG}
+        if any(values[name] not in choices[name] for name in choices.keys() & values.keys()):
+            raise TypeError("an option that there is not")
         return source(**values)
     except (KeyError, TypeError):
         raise GembError("the manifest names no source; build the index anew") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -16,12 +16,14 @@ from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
 from gemb.index.manifest import Manifest
-from gemb.index.schema import LARGEST, IndexRow, kept_json, path_column
+from gemb.index.reader import slots_of_id
+from gemb.index.schema import TO_READ_AGAIN, IndexRow, StoredFile, kept_json, path_column
 from gemb.index.source import PassageSource, SourceRow, source_from_json
 from gemb.index.writer import Writer
+from gemb.io.stamps import Stamp
 from gemb.models.prompts import Prompt
 from gemb.texts.records import Id, Record, RowError
-from gemb.texts.walk import Entry, Skipped
+from gemb.texts.walk import Skipped
 
 
 @dataclass(kw_only=True)
@@ -78,21 +80,20 @@ class RowLookup:
     and for a text that stands in several rows a number, of memory for each stored row.
     """
 
-    def __init__(self, connection: sqlite3.Connection, slots: int) -> None:
+    def __init__(self, connection: sqlite3.Connection, slots: int, removed: Sequence[int]) -> None:
         """Look at the first `slots` slots; `make_lookups` was called where there are any."""
         self._connection = connection
         self._claimed = np.zeros(slots, np.bool_)
-        self._claimed[[slot for (slot,) in connection.execute("SELECT slot FROM removed")]] = True
+        self._claimed[list(removed)] = True
         self._last: dict[bytes, int] = {}  # digest -> the last slot that was claimed with it
         self.slots = slots
         self.count = slots - int(self._claimed.sum())
 
     def with_id(self, row_id: Id) -> Known | None:
-        """Return the row of this id, claimed or not."""
-        if isinstance(row_id, int) and abs(row_id) > LARGEST:
-            row_id = str(row_id)
-        query = "SELECT slot, digest, crc FROM rows WHERE id = ? ORDER BY slot DESC LIMIT 1"
-        return self._first(query, row_id)
+        """Return the last row of this id, claimed or not."""
+        slots = slots_of_id(self._connection, row_id)
+        query = "SELECT slot, digest, crc FROM rows WHERE slot = ?"
+        return self._first(query, slots[-1]) if slots else None
 
     def with_digest(self, digest: bytes) -> Known | None:
         """Return the first row of this digest that nobody has claimed."""
@@ -146,11 +147,11 @@ class RowLookup:
 class File:
     """A file that is up to date when all its rows are written."""
 
-    entry: Entry
+    path: str
+    stamp: Stamp | None  # None: it is no part of the source any more
     passages: int = 0
     gone: list[int] = field(default_factory=list)  # slots of passages that it no longer has
     is_whole: bool = True  # all its passages have a vector
-    is_gone: bool = False  # it is no part of the source any more
 
 
 @dataclass
@@ -171,6 +172,7 @@ class State:
         manifest: Manifest,
         connection: sqlite3.Connection,
         slots: int,
+        removed: Sequence[int],
         writer: Writer | None,
     ) -> None:
         """Look at what the index holds: `slots` slots, of which the connection knows the rows."""
@@ -183,7 +185,7 @@ class State:
         self.skipped = Skipped()
         self.connection = connection
         self.writer = writer
-        self.lookup = RowLookup(connection, slots)
+        self.lookup = RowLookup(connection, slots, removed)
         self.waiting: deque[New | File] = deque()
         self.total: int | None = None  # sum of all `Record.size` that may get a vector, for the bar
 
@@ -265,12 +267,12 @@ class State:
     def _settle(self, file: File) -> None:
         assert self.writer, "nothing waits in a dry run"
         self.writer.remove(file.gone)
-        path, _, size, mtime_ns, inode, *_ = file.entry
-        column = path_column(path)
-        if file.is_gone:
+        column = path_column(file.path)
+        if file.stamp is None:
             self.writer.run("DELETE FROM files WHERE path = ?", (column,))
         else:
-            stamp = (size, mtime_ns if file.is_whole else -1, inode, file.passages)
-            statement = "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?)"
-            self.writer.run(statement, (column, *stamp))
+            stamp = file.stamp
+            if not file.is_whole:
+                stamp = stamp._replace(ctime_ns=TO_READ_AGAIN)
+            self.writer.put_file(StoredFile(column, stamp, file.passages))
         self.writer.tick()

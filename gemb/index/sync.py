@@ -7,19 +7,29 @@ import dataclasses
 import datetime
 import itertools
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemb import plugins as backends
 from gemb.backend import Encoder
 from gemb.embedding.pipeline import Embedder, Window, embed
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.differences import MayRemove, file_changes, row_changes
 from gemb.index.floor import measure
-from gemb.index.manifest import Manifest, read_manifest, rows_path, vectors_path, write_manifest
+from gemb.index.manifest import (
+    Manifest,
+    check_own,
+    read_manifest,
+    rows_path,
+    vectors_path,
+    write_manifest,
+)
 from gemb.index.reader import NUMBERS, Index, check_there, mapped
+from gemb.index.schema import explained
 from gemb.index.source import (
     STDIN,
     PassageSource,
@@ -38,6 +48,7 @@ from gemb.io.locks import locked_index
 from gemb.io.notes import note
 from gemb.io.progress import CountProgress, InputProgress
 from gemb.io.text import visible
+from gemb.models import references as models
 from gemb.texts.passages import VERSION
 from gemb.texts.records import Record
 
@@ -54,6 +65,7 @@ class SyncJob:
     folder: Path
     paths: tuple[str, ...] = ()  # other ones than the manifest names; empty: those
     base: str = "/"  # of these paths
+    model: str = ""  # a reference that names the index's model from now on; empty: the manifest's
 
 
 def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Changes:
@@ -67,9 +79,13 @@ def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Change
     """
     with writing(job.folder) as (manifest, writer):
         manifest = dataclasses.replace(manifest, source=_source(job, manifest).to_json())
+        if job.model:
+            description = backends.describe(models.resolve(job.model))
+            check_model(description.fingerprint, manifest.spec, job.folder)
+            manifest = dataclasses.replace(manifest, model=kept_reference(job.model))
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
-        state = State(manifest, writer.connection, writer.slots, writer)
+        state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
         before = writer.slots
         try:
             changes = update(state, model, may_remove)
@@ -95,7 +111,7 @@ def look(job: SyncJob) -> Changes:
     with Index.open(job.folder) as index:
         source = _source(job, index.manifest)
         manifest = dataclasses.replace(index.manifest, source=source.to_json())
-        state = State(manifest, index.connection, len(index.stored), None)
+        state = State(manifest, index.connection, len(index.stored), index.removed, None)
         return update(state, _no_model, lambda *counts: None)
 
 
@@ -261,7 +277,8 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
         GembError: the index is damaged.
         OSError: it cannot be written to.
     """
-    read_manifest(folder)  # before a lock is made in a folder that is none of ours
+    # Before a lock is made in a folder that is none of ours.
+    check_own(folder, read_manifest(folder))
     with locked_index(folder):
         manifest = read_manifest(folder)  # as the writer that this one waited for left it
         rows = rows_path(folder, manifest.generation)
@@ -275,6 +292,8 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
         writer = Writer(folder, manifest)
         try:
             yield manifest, writer
+        except sqlite3.Error as error:
+            raise explained(rows, error) from None
         finally:
             writer.close()
 
@@ -287,6 +306,7 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
         OSError: a file cannot be written.
     """
     writer.make_lookups()
+    writer.drop_dead_words()
     writer.make_codes()
     assert writer.coder, "it was made with the codes"
     background, measured = manifest.background, manifest.background_rows
@@ -301,9 +321,18 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
         coder=manifest.coder or writer.coder.to_json(),
         background=background,
         background_rows=measured,
+        slots=writer.slots,
         synced=now(),
     )
     write_manifest(folder, manifest)
+
+
+def kept_reference(model: str) -> str:
+    """Return a model reference that means the same in another folder."""
+    if not model or model in models.names():
+        return model
+    target = models.locate(model)
+    return os.path.abspath(target) if isinstance(target, Path) else model  # noqa: PTH100
 
 
 def now() -> str:

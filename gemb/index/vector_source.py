@@ -9,13 +9,14 @@ import numpy as np
 
 from gemb.embedding.formats.base import Description, RowBatch, VectorReader, no_description
 from gemb.embedding.formats.read import holds_vectors, open_vectors
-from gemb.embedding.vectors import VectorSpec, packed
+from gemb.embedding.vectors import VectorSpec, are_units, packed
 from gemb.errors import UsageError
 from gemb.index.source import SourceRow, VectorSource
 from gemb.io.text import visible
 from gemb.texts.records import RESERVED, Id, Record, RowError
 
-FAILED = RowError("no_vector", "the row has no vector")
+NO_VECTOR = RowError("no_vector", "the row has no vector")
+NOT_UNIT = RowError("not_unit", "its vector is not of length 1: the file is damaged")
 
 
 def described_vectors(path: str) -> VectorReader:
@@ -72,7 +73,8 @@ def _batch_rows(
     batch: RowBatch, description: Description, label: str, source: VectorSource, spec: VectorSpec
 ) -> Iterator[SourceRow]:
     vectors = batch.vectors(description)
-    is_good = np.logical_and(np.isfinite(vectors).all(axis=1), vectors.any(axis=1)).tolist()
+    is_there = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).tolist()
+    is_unit = batch.has_vector & are_units(batch.stored, description.dtype, description.dim)
     is_same = description.dtype == spec.dtype
     stored = batch.stored if is_same else packed(vectors, spec.dtype, spec.dim)
     for row, (number, fields) in enumerate(zip(batch.numbers, batch.fields, strict=True)):
@@ -80,15 +82,20 @@ def _batch_rows(
         place = f"{label}:{number}" if label else f"row {number}"
         if label and isinstance(row_id, int):
             row_id = f"{label}:{row_id}"
-        record = _record(fields, row_id, place, source, is_good=is_good[row])
+        error = None if is_unit[row] else NOT_UNIT if is_there[row] else NO_VECTOR
+        record = _record(fields, row_id, place, source, error)
         yield SourceRow(record, row_id, stored=stored[row : row + 1])
 
 
 def _record(
-    fields: Mapping[str, object], row_id: Id, place: str, source: VectorSource, *, is_good: bool
+    fields: Mapping[str, object],
+    row_id: Id,
+    place: str,
+    source: VectorSource,
+    error: RowError | None,
 ) -> Record:
-    if not is_good:
-        return Record(row_id, place, error=FAILED)
+    if error:
+        return Record(row_id, place, error=error)
     names = source.fields
     texts = [str(fields[name]) for name in names.text or ("text",) if fields.get(name) is not None]
     title = fields.get(names.title) if names.title else None

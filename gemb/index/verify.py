@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import Embedder
+from gemb.embedding.vectors import are_units
 from gemb.errors import GembError
 from gemb.index.manifest import codes_path, rows_path, vectors_path
-from gemb.index.reader import Index, committed
-from gemb.index.schema import COLUMNS, crc, readable
+from gemb.index.reader import Index
+from gemb.index.schema import COLUMNS, TOKENIZER, crc, readable, stored_files
 from gemb.index.state import counted
 from gemb.index.sync import OpenEncoder, check_model
 from gemb.io.text import size_in_words, visible
@@ -26,6 +28,7 @@ from gemb.texts.records import Record
 NEAR = 0.999
 NEAR_INT8 = 0.998
 SHOWN = 5  # damaged rows that are named
+AT_A_TIME = 4096  # vectors whose lengths are computed
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,17 @@ def verify(
         manifest = index.manifest
         path = vectors_path(folder, manifest.generation, index.spec.dtype)
         yield _blocks(index, "crc_vectors", index.stored, path)
+        yield _lengths(index, path)
         if index.codes is not None:
             path = codes_path(folder, manifest.generation)
             yield _blocks(index, "crc_codes", index.codes, path)
         else:
             yield Finding("codes", False, "not all there: gemb index sync makes them")
-        yield from _database(index, rows_path(folder, manifest.generation))
-        if open_encoder and rows and index.count:
+        is_whole = True
+        for finding in _database(index, rows_path(folder, manifest.generation)):
+            is_whole = is_whole and finding.ok
+            yield finding
+        if open_encoder and rows and index.count and is_whole:
             yield _again(index, open_encoder, rows, seed)
 
 
@@ -76,7 +83,7 @@ def bad_blocks(index: Index, column: str, array: NDArray[Any]) -> list[int]:
     ]
 
 
-def damaged(path: Path, what: str) -> GembError:
+def damaged_file(path: Path, what: str) -> GembError:
     """Return the error of a file that is not what was written."""
     return GembError(
         f"{visible(str(path))}: {what} is damaged; build the index anew: gemb index build -f"
@@ -86,56 +93,104 @@ def damaged(path: Path, what: str) -> GembError:
 def _blocks(index: Index, column: str, array: NDArray[Any], path: Path) -> Finding:
     """Compare the checksums of a file's blocks."""
     name = column.removeprefix("crc_")
-    with readable(rows_path(index.folder, index.manifest.generation)):
-        total = index.connection.execute("SELECT count(*) FROM blocks").fetchone()[0]
-        bad = bad_blocks(index, column, array)
+    bad = bad_blocks(index, column, array)
     if bad:
-        where = f"{len(bad)} of {total} blocks are damaged, the first from row {bad[0]}"
+        count = counted(len(bad), "block")
+        where = f"{count} damaged, the first from row {bad[0]}"
         return Finding(name, False, f"{visible(str(path))}: {where}; build the index anew")
-    return Finding(
-        name, True, f"{size_in_words(array.nbytes)}, {counted(total, 'block')} as written"
-    )
+    return Finding(name, True, f"{size_in_words(array.nbytes)}, all blocks as written")
+
+
+def _lengths(index: Index, path: Path) -> Finding:
+    """Look for vectors that are not of length 1: no model made them, whatever their checksum."""
+    spec = index.spec
+    for first in range(0, len(index.stored), AT_A_TIME):
+        bad = ~are_units(index.stored[first : first + AT_A_TIME], spec.dtype, spec.dim)
+        if bad.any():
+            row = first + int(np.argmax(bad))
+            where = f"{visible(str(path))}: the vector of row {row} is not of length 1"
+            return Finding("lengths", False, f"{where}; build the index anew")
+    return Finding("lengths", True, "all vectors are of length 1")
 
 
 def _database(index: Index, path: Path) -> Iterator[Finding]:
     """Look at the rows: SQLite's own check, their checksums, counts, and the words."""
-    shown = visible(str(path))
-    try:
-        with readable(path):
-            said = index.connection.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            bad = _bad_rows(index)
-            slots = committed(index.connection)
-            counts = index.connection.execute(
-                "SELECT (SELECT count(*) FROM rows), (SELECT count(*) FROM removed), "
-                "(SELECT count(*) FROM rows WHERE slot < 0 OR slot >= ?)",
-                (slots,),
-            ).fetchone()
-            words = index.connection.execute("SELECT count(*) FROM words_docsize").fetchone()[0]
-    except GembError as error:
-        yield Finding("rows", False, str(error))
-        return
-    rows, removed, beyond = counts
+    for name, look in (("rows", _rows), ("files", _files), ("words", _words), ("counts", _counts)):
+        try:
+            with readable(path):
+                good, wrong = look(index)
+        except GembError as error:
+            yield Finding(name, False, str(error))
+            return  # what the others find would be of the same damage
+        if wrong:
+            yield Finding(name, False, f"{visible(str(path))}: {wrong}; build the index anew")
+        else:
+            yield Finding(name, True, good)
+
+
+def _rows(index: Index) -> tuple[str, str]:
+    """Return what is good, and what is wrong, or nothing; so do the functions below."""
+    (said,) = index.connection.execute("PRAGMA integrity_check(1)").fetchone()
     if said != "ok":
-        yield Finding("rows", False, f"{shown}: {' '.join(said.split())}; build the index anew")
-    elif bad:
-        some = ", ".join(map(str, bad[:SHOWN])) + (", ..." if len(bad) > SHOWN else "")
-        yield Finding("rows", False, f"{shown}: {len(bad)} rows are damaged: {some}")
-    else:
-        yield Finding("rows", True, f"{counted(rows, 'row')} as written")
-    if rows + removed != slots or beyond or words != rows:
-        yield Finding(
-            "counts",
-            False,
-            f"{shown}: {rows} rows and {removed} removed ones of {slots}, {words} with words; "
-            "build the index anew",
-        )
-    else:
-        yield Finding("counts", True, f"{slots:,} vectors: {rows:,} rows, {removed:,} removed")
-
-
-def _bad_rows(index: Index) -> list[int]:
+        raise sqlite3.DatabaseError(" ".join(str(said).split()))
     query = f"SELECT slot, {COLUMNS} FROM rows"
-    return [row[0] for row in index.connection.execute(query) if crc(row[1:-1]) != row[-1]]
+    bad = [row[0] for row in index.connection.execute(query) if crc(row[1:-1]) != row[-1]]
+    some = ", ".join(map(str, bad[:SHOWN])) + (", ..." if len(bad) > SHOWN else "")
+    return (
+        f"{counted(index.count, 'row')} as written",
+        bad and f"{counted(len(bad), 'row')} damaged: {some}",
+    )
+
+
+def _files(index: Index) -> tuple[str, str]:
+    count = sum(1 for _ in stored_files(index.connection))
+    return f"{counted(count, 'file')} as read", ""
+
+
+def _words(index: Index) -> tuple[str, str]:
+    """Compare the words with the rows.
+
+    FTS5 does it as if it wrote. So it is given a copy of its tables: no reader and no writer of the
+    index waits, and the index may be on a disk that cannot be written to.
+    """
+    run = index.connection.execute
+    config = run("SELECT k, v FROM words_config").fetchall()
+    run("PRAGMA query_only=OFF")
+    try:
+        run("CREATE TEMP VIEW copied_rows AS SELECT slot, title, text FROM main.rows")
+        run(
+            "CREATE VIRTUAL TABLE temp.copied USING fts5(title, text, content='copied_rows', "
+            f"content_rowid='slot', {TOKENIZER})"
+        )
+        if config != run("SELECT k, v FROM copied_config").fetchall():
+            return "", "the settings of the words are not as written"
+        for table in ("data", "idx", "docsize"):
+            run(f"DELETE FROM temp.copied_{table}")
+            run(f"INSERT INTO temp.copied_{table} SELECT * FROM main.words_{table}")
+        run("INSERT INTO temp.copied(copied, rank) VALUES ('integrity-check', 1)")
+    finally:
+        run("PRAGMA query_only=ON")
+    return "those of the rows", ""
+
+
+def _counts(index: Index) -> tuple[str, str]:
+    """Compare the slots: each has a row, or is removed."""
+    slots = len(index.stored)
+    rows, beyond, both, words = index.connection.execute(
+        "SELECT (SELECT count(*) FROM rows), "
+        "(SELECT count(*) FROM rows WHERE slot < 0 OR slot >= ?), "
+        "(SELECT count(*) FROM removed WHERE slot IN (SELECT slot FROM rows)), "
+        "(SELECT count(*) FROM words_docsize)",
+        (slots,),
+    ).fetchone()
+    removed = len(index.removed)
+    good = f"{slots:,} vectors: {rows:,} rows, {removed:,} removed"
+    if rows + removed != slots or beyond or both or words != rows:
+        return "", (
+            f"{rows} rows, {words} of them with words, and {removed} removed ones of {slots}; "
+            f"{beyond} beyond, {both} of both kinds"
+        )
+    return good, ""
 
 
 def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Finding:
@@ -143,7 +198,10 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
     random = np.random.default_rng(seed)
     slots = np.arange(len(index.stored)) if index.alive is None else index.alive
     chosen = random.choice(slots, min(rows, len(slots)), replace=False)
-    hits = index.hits(chosen, np.zeros(len(chosen), np.float32))
+    try:
+        hits = index.hits(chosen, np.zeros(len(chosen), np.float32))
+    except GembError as error:
+        return Finding("model", False, str(error))
     texts = [
         (int(slot), Record(int(slot), "", hit.text, hit.title))
         for slot, hit in zip(chosen, hits, strict=True)
@@ -156,7 +214,7 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
     spec = index.spec
     embedder = Embedder(encoder, spec)
     made = embedder.window([record for _, record in texts]).vectors
-    stored = np.stack([index.vector(slot) for slot, _ in texts])
+    stored = index.unit_vectors(np.array([slot for slot, _ in texts]))
     cosines = np.einsum("nd,nd->n", made, stored)
     least = int(np.argmin(np.nan_to_num(cosines, nan=-1)))
     near = NEAR_INT8 if index.spec.dtype == "int8" else NEAR

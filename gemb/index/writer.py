@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,24 @@ from gemb.arrays import Vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.index.codes import Coder
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
-from gemb.index.reader import NUMBERS, check_there, committed, mapped
-from gemb.index.schema import COLUMNS, LOOKUPS, Column, IndexRow, open_to_write, readable
+from gemb.index.reader import NUMBERS, check_there, coder_of, mapped, read_slots
+from gemb.index.schema import (
+    COLUMNS,
+    LOOKUPS,
+    TO_READ_AGAIN,
+    Column,
+    IndexRow,
+    StoredFile,
+    file_columns,
+    open_to_write,
+    readable,
+    stored_files,
+)
 from gemb.io.atomic import naming, pwrite_all
 
 COMMIT_S = 2.0  # a kill loses so much work, or so many bytes of vectors
 COMMIT_BYTES = 64 << 20
+MOST_PAGES = 4096  # of 4 kB, of words that are written anew: in a quarter of a second
 SAMPLE = 20_000  # vectors that a coder is fitted to
 CODED_BYTES = 64 << 20  # of vectors whose codes are made at once
 
@@ -47,15 +59,25 @@ class Writer:
         """
         self.spec = manifest.spec
         self._rows_path = rows_path(folder, manifest.generation)
-        self._coder = Coder.from_json(manifest.coder) if manifest.coder else None
-        self.connection = open_to_write(self._rows_path)
-        with readable(self._rows_path):
-            self.slots = committed(self.connection)  # those to come in this transaction, too
-        self._committed = self.slots
+        self._coder = coder_of(folder, manifest)
         self._is_closed = False
+        self._has_removed = False
         self._began = 0.0  # of the transaction
         self._pending: list[NDArray[Any]] = []  # rows that are not on the disk
         self._pending_bytes = 0
+        self.connection = open_to_write(self._rows_path)
+        try:
+            self._open(folder, manifest)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _open(self, folder: Path, manifest: Manifest) -> None:
+        """Open the files beside the database."""
+        slots = read_slots(self.connection, self._rows_path, least=manifest.slots)
+        self.slots = slots.count  # those to come in this transaction, too
+        self.removed = slots.removed  # when it was opened
+        self._committed = self.slots
         numbers = NUMBERS[self.spec.dtype]
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
         if self.slots:
@@ -117,6 +139,7 @@ class Writer:
     def remove(self, slots: Iterable[int]) -> None:
         """Remove rows."""
         self._begin()
+        self._has_removed = True
         with readable(self._rows_path):
             for slot in slots:
                 self.connection.execute("DELETE FROM rows WHERE slot = ?", (slot,))
@@ -127,6 +150,18 @@ class Writer:
         self._begin()
         with readable(self._rows_path):
             self.connection.execute(statement, values)
+
+    def put_file(self, file: StoredFile) -> None:
+        """Say that a file was read for passages."""
+        self.run("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", file_columns(*file))
+
+    def read_again(self, paths: Sequence[Column] = ()) -> None:
+        """Let the next sync read files again: all, or those of some paths."""
+        self._begin()
+        with readable(self._rows_path):
+            files = list(stored_files(self.connection, paths))
+        for file in files:
+            self.put_file(file._replace(stamp=file.stamp._replace(ctime_ns=TO_READ_AGAIN)))
 
     def tick(self) -> None:
         """Commit, if the batch is old or big enough."""
@@ -159,6 +194,18 @@ class Writer:
         with readable(self._rows_path):
             for name in names or LOOKUPS:
                 self.connection.execute(LOOKUPS[name])
+
+    def drop_dead_words(self) -> None:
+        """Write the words anew where rows were removed: FTS5 only marks theirs, and they stay.
+
+        Of a large index it would take long; they leave it as it grows.
+        """
+        with readable(self._rows_path):
+            query = "SELECT count(*) FROM (SELECT 1 FROM words_data LIMIT ?)"
+            (pages,) = self.connection.execute(query, (MOST_PAGES + 1,)).fetchone()
+        if self._has_removed and pages <= MOST_PAGES:
+            self.run("INSERT INTO words(words) VALUES ('optimize')")
+            self.commit()
 
     def make_codes(self) -> None:
         """Make the codes that are not there yet, with a coder fitted to all the vectors."""

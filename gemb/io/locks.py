@@ -37,7 +37,8 @@ def lock_file(path: Path, on_held: Held) -> int:
         OSError: nothing can be written there.
     """
     while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # What a link leads to would be written over.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
         try:
             _lock(file, path, on_held)
             if _has_name(file, path):

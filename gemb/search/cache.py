@@ -1,7 +1,7 @@
 """What a search of files keeps for later ones: passages of files, and vectors of passages.
 
 `PassageTable`: an unchanged file is not even opened again. A row describes one version of a file:
-path, size, time and inode. SQLite keeps the table whole through kills and full disks, and lets
+path and `Stamp`. SQLite keeps the table whole through kills and full disks, and lets
 other searches read and write meanwhile. `VectorCache` has the vectors by the passages' keys.
 """
 
@@ -27,6 +27,7 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.io.notes import note
+from gemb.io.stamps import Stamp
 from gemb.texts.contents import DECODING
 from gemb.texts.passages import VERSION
 
@@ -34,10 +35,8 @@ IN_MEMORY = 1 << 48  # rows from here on are in memory
 BLOCK = 1 << 18  # numbers that are widened to float32 at once: 1 MB stays in a core's cache
 FEW = 8  # queries that are multiplied one by one
 HIGHEST = 1.01  # what no cosine of float16 vectors reaches
-SCHEMA = 2
+SCHEMA = 3
 BUSY_S = 10.0  # another search writes for milliseconds
-# A file that is written twice within one tick of the disk's clock looks the same (FAT: 2 s).
-RACY_NS = 2_000_000_000
 
 # One passage. Characters and lines fit: a file of 4 GB is no text.
 FIELDS = np.dtype(
@@ -59,10 +58,16 @@ class FileRow(NamedTuple):
     real: bytes  # absolute path
     size: int
     mtime_ns: int
+    ctime_ns: int
     inode: int
     flags: int
     passages: bytes  # of FIELDS
     titles: str = "[]"  # JSON
+
+    @property
+    def stamp(self) -> Stamp:
+        """The file's, as it was read."""
+        return Stamp(self.size, self.mtime_ns, self.ctime_ns, self.inode)
 
 
 class PassageTable:
@@ -138,8 +143,8 @@ class PassageTable:
             run("DROP TABLE IF EXISTS files")
             run(
                 "CREATE TABLE files(rules TEXT, real BLOB, size INTEGER, mtime_ns INTEGER,"
-                " inode INTEGER, flags INTEGER, passages BLOB, titles TEXT, crc INTEGER,"
-                " PRIMARY KEY (rules, real)) WITHOUT ROWID"
+                " ctime_ns INTEGER, inode INTEGER, flags INTEGER, passages BLOB, titles TEXT,"
+                " crc INTEGER, PRIMARY KEY (rules, real)) WITHOUT ROWID"
             )
             run(f"PRAGMA user_version = {SCHEMA}")
         run("COMMIT")
@@ -172,11 +177,12 @@ class PassageTable:
         inside = path.rstrip(b"/") + b"/"
         with self._failing():
             rows = self._database.execute(
-                "SELECT real, size, mtime_ns, inode, flags, passages, crc FROM files"
+                "SELECT real, size, mtime_ns, ctime_ns, inode, flags, passages, crc FROM files"
                 " WHERE rules = ?1 AND (real = ?2 OR (real > ?3 AND real < ?4))",
                 (self._rules, path, inside, inside[:-1] + b"0"),  # 0 follows the slash
             )
-            return {row[0]: FileRow(*row[:-1]) for row in rows if zlib.crc32(row[5]) == row[6]}
+            files = ((FileRow(*row), crc) for *row, crc in rows)
+            return {file.real: file for file, crc in files if zlib.crc32(file.passages) == crc}
         return {}
 
     def titles(self, real: str) -> list[str]:
@@ -193,9 +199,9 @@ class PassageTable:
     def put(self, rows: Sequence[FileRow]) -> None:
         """Store files, except those that may change again with the same size and time."""
         now = time.time_ns()
-        settled = [row for row in rows if row.mtime_ns < now - RACY_NS]
+        settled = [row for row in rows if row.stamp.is_settled(now)]
         self._change(
-            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [(self._rules, *row, zlib.crc32(row.passages)) for row in settled],
         )
 
@@ -281,6 +287,16 @@ class VectorCache:
         if self._store is not None and not in_memory.all():
             vectors[~in_memory] = self._store.gather(rows[~in_memory])
         return vectors
+
+    def check(self, keys: Sequence[bytes]) -> None:
+        """Look at vectors on the disk, of those keys that have one.
+
+        Raises:
+            GembError: one is not of length 1: the file of vectors is damaged.
+        """
+        if self._store is not None:
+            rows = self._store.find(keys)
+            self._store.gather(rows[rows >= 0])
 
     def scores(self, rows: Rows, queries: Vectors) -> Vectors:
         """Return the cosines of these rows with unit queries [Q, dim], float32 [n, Q].

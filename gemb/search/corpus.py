@@ -177,7 +177,7 @@ def _rows(
     try:
         for count, entry in enumerate(walk(trees, sources.walk, skipped), 1):
             row = known.pop(os.fsencode(entry.real), None)
-            if row and (row.size, row.mtime_ns, row.inode) == entry[2:5]:
+            if row and row.stamp == entry.stamp:
                 yield entry, row, False
             elif row := _split(entry, sources.kind, skipped):
                 unsaved.append(row)
@@ -218,7 +218,7 @@ def _split(entry: Entry, kind: str, skipped: Skipped) -> FileRow | None:
         FIELDS,
     )
     real = os.fsencode(entry.real)
-    return FileRow(real, *entry[2:5], flags, passages.tobytes(), json.dumps(titles))
+    return FileRow(real, *entry.stamp, flags, passages.tobytes(), json.dumps(titles))
 
 
 def _records(path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[str | None, Record]]:
@@ -259,7 +259,8 @@ class PassageTexts:
             self._held.move_to_end(file)
             return self._held[file]
         entry = self.corpus.files[file]
-        entry = entry._replace(size=self._sizes.get(file, entry.size))
+        size = self._sizes.get(file, entry.size)
+        entry = entry._replace(stamp=entry.stamp._replace(size=size))
         # A file that is known from an earlier search was not opened in this one so far.
         text, *_, failure = open_text(entry)
         if failure and file not in self._refused:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from gemb.index.hits import Hit
+from gemb.io.stamps import Stamp
 from gemb.texts.walk import Entry, open_text
 from gemb.texts.words import wanted_stems, weights, words_of
 
@@ -203,7 +204,7 @@ def _lines(path: str) -> list[str]:
     except (OSError, ValueError):
         return []
     real = os.path.abspath(path)  # noqa: PTH100
-    entry = Entry(path, real, status.st_size, status.st_mtime_ns, status.st_ino, is_named=False)
+    entry = Entry(path, real, Stamp.of(status), is_named=False)
     try:
         text = open_text(entry).text
     except OSError:

@@ -163,7 +163,7 @@ def search_files(
             but one that was asked for.
 
     Raises:
-        GembError: the model fails on every passage.
+        GembError: the model fails on every passage, or a vector of the cache is damaged.
     """
     corpus = texts.corpus
     is_auto = criteria.min_score is None and like is None and not criteria.is_weak
@@ -210,7 +210,9 @@ def search_files(
         word_table = words_table(texts.titles_and_texts())
     answers: list[QueryHits] = []
     for index, (query, vector) in enumerate(zip(queries, vectors, strict=True)):
-        hits = texts.hits(ranking.best(index), ranking.k)
+        best = ranking.best(index)
+        cache.check([corpus.keys[number] for number, _ in best])
+        hits = texts.hits(best, ranking.k)
         if like is not None:
             hits = [hit for hit in hits if not _is_same(hit, like)][: criteria.k]
         if word_table:

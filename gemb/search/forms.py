@@ -79,7 +79,8 @@ class JsonHits:
     """`{"rank": 1, "score": 0.71, "id": null, "path": "a.md", "line": 3, ...}` for each hit.
 
     Fields that were kept with a row follow; one with a name from this list is in the object `kept`.
-    A path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`.
+    A path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`. Where the file of a
+    hit is gone, or has changed since it was indexed, `stale` is "gone" or "changed".
     """
 
     needs_lines = True
@@ -117,7 +118,10 @@ def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
     }
     if raw is not None and path != hit.path:
         entries["path_base64"] = base64.b64encode(raw).decode()
-    taken = {name: value for name, value in hit.kept.items() if name in (*entries, "query")}
+    if hit.stale is not None:
+        entries["stale"] = hit.stale
+    ours = (*entries, "query", "stale")
+    taken = {name: value for name, value in hit.kept.items() if name in ours}
     entries |= {name: value for name, value in hit.kept.items() if name not in taken}
     return entries | ({"kept": taken} if taken else {})
 

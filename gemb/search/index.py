@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Outpu
         prompt = Prompt(index.spec.prompt)
         if job.like is not None:
             like = index.find(job.like)
-            vectors = index.vector(like)[None]
+            vectors = index.unit_vectors(np.array([like]))
             (hit,) = index.hits(np.array([like]), np.ones(1, np.float32))
             queries = [Query(job.like, hit.text, job.like)]
         else:
@@ -67,12 +68,31 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Outpu
             finder = encoder if len(queries) == 1 else None
         answers: list[QueryHits] = []
         for answer in search_index(index, rows, queries, vectors, criteria, like=like):
+            answer = _marked(index, answer)
             show(answer, form, finder, prompt)
             answers.append(answer)
     if not rows.count:
         why = "no row passes --where" if criteria.where else "it has no rows"
         note(f"{visible(str(folder))}: {why}")
+    _say_stale(folder, [hit for answer in answers for hit in answer.hits])
     return exit_code(answers, rows.count, criteria)
+
+
+def _marked(index: Index, answer: QueryHits) -> QueryHits:
+    """Return an answer whose hits say whether their files are gone, or have changed since."""
+    hits = [dataclasses.replace(hit, stale=index.stale(hit)) for hit in answer.hits]
+    return dataclasses.replace(answer, hits=hits)
+
+
+def _say_stale(folder: Path, hits: Sequence[Hit]) -> None:
+    """Print how many hits are of files that are gone, or have changed since."""
+    stale = sum(hit.stale is not None for hit in hits)
+    if stale:
+        note(
+            f"{stale:,} of {len(hits):,} hits {'is' if stale == 1 else 'are'} of files that are "
+            "gone or have changed since they were indexed: gemb index sync "
+            f"{shlex.quote(visible(str(folder)))}"
+        )
 
 
 def check_asked(index: Index, folder: Path, *, task: str | None, dim: int | None) -> None:
@@ -247,5 +267,4 @@ def _with_words(
     order = fused([by_meaning, by_word]).rows
     if criteria.k is not None:
         order = order[: max(4 * criteria.k, DEPTH)]
-    scores = np.array([float(index.vector(row) @ vector) for row in order.tolist()], np.float32)
-    return index.hits(order, scores)
+    return index.hits(order, np.einsum("nd,d->n", index.unit_vectors(order), vector))

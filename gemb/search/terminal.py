@@ -17,6 +17,7 @@ from gemb.texts.words import wanted_stems, words_of
 SEARCHED = 200_000  # characters of a line, for the part to show
 LONG = 8  # times as long as a row
 ROWS = 3  # of the terminal that one line of a text may take
+STALE = {"gone": "the file is gone", "changed": "the file has changed since"}
 BETWEEN = " › "  # in titles: between a file's name and the headings around a passage
 
 
@@ -74,7 +75,9 @@ class TerminalHits:
                 lines.append("")
             self._is_first = False
             if name is not None:
-                lines.append(self._paint.heading(name))
+                stale = group[0].hit.stale
+                mark = self._paint.faint(f"  ({STALE[stale]})") if stale else ""
+                lines.append(self._paint.heading(name) + mark)
             for excerpt in group:
                 lines += self._hit(excerpt, stems)
         self._write(encoded("".join(line + "\n" for line in lines)))

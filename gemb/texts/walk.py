@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gemb.io.notes import note, warn
+from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.contents import LOOKED_AT, is_binary, whole_text
 from gemb.texts.ignore import Rules, Scope, around
@@ -39,11 +40,14 @@ class Entry(NamedTuple):
 
     path: str  # as the user would type it
     real: str  # absolute; links in it are not resolved
-    size: int
-    mtime_ns: int
-    inode: int
+    stamp: Stamp
     is_named: bool  # by the user, not found in a folder
     encoding: str = ""  # as `Walk` has it
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.stamp.size
 
 
 class FileText(NamedTuple):
@@ -300,8 +304,7 @@ class _Walker:
             return
         if path.startswith("-"):  # as an option it would be taken
             path = "./" + path
-        about = found.st_size, found.st_mtime_ns, found.st_ino
-        yield Entry(path, real, *about, is_named, self._how.encoding)
+        yield Entry(path, real, Stamp.of(found), is_named, self._how.encoding)
 
 
 def reason(error: OSError | ValueError) -> str:

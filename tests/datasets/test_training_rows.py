@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import orjson
 import pyarrow
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gemb.datasets.rows import Rows, open_source
+from gemb.datasets.files import AS_USUAL
+from gemb.datasets.rows import Rows, _stamp, open_source
 from gemb.errors import GembError, UsageError
 from gemb.io.text import size_in_words
 from gemb.recipe.schema import Source
@@ -385,6 +387,31 @@ def test_an_index_that_is_not_whole_is_made_again(
     opened(path)
     spoil(tmp_path / "cache", change)
     assert texts(opened(path)) == WANTED
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+def test_a_change_that_keeps_size_and_time_is_seen(name: str, tmp_path: Path) -> None:
+    rows = "query,positive\nwhy is it red,the sun is low\n"
+    data = rows if name.endswith("csv") else '{"query": "why is it red", "positive": "low sun"}\n'
+    path = write(tmp_path / name, data.encode())
+    os.utime(path, (1, 1))
+    assert texts(opened(path))[0][0] == "why is it red"
+    write(path, data.replace("red", "hot").encode())
+    os.utime(path, (1, 1))
+    assert texts(opened(path))[0][0] == "why is it hot"
+
+
+def test_an_index_that_does_not_fit_its_file_is_made_again_the_next_time(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", json_lines(ROWS))
+    rows = opened(path)
+    (index,) = (one for one in (tmp_path / "cache").glob("rows-*") if one.is_dir())
+    about = orjson.loads((index / "about.json").read_bytes())
+    write(path, json_lines(ROWS).replace(b"blue light", b"BLUE LIGHT"))
+    about["stamp"] = _stamp(path, rows.source, AS_USUAL)  # as of a disk that keeps no times
+    (index / "about.json").write_bytes(orjson.dumps(about))
+    with pytest.raises(GembError, match="changed after it was indexed; start again"):
+        opened(path)[0]
+    assert texts(opened(path))[0][1] == "Air scatters BLUE LIGHT most."
 
 
 def test_an_index_is_used_again(tmp_path: Path) -> None:

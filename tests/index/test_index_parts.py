@@ -32,7 +32,7 @@ def row(**fields: object) -> IndexRow:
 
 def test_a_first_build_looks_nothing_up(tmp_path: Path) -> None:
     connection = open_to_write(tmp_path / "rows.sqlite")
-    lookup = RowLookup(connection, 0)
+    lookup = RowLookup(connection, 0, [])
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
     assert lookup.with_digest(b"0" * 16) is None
@@ -47,7 +47,7 @@ def test_rows_of_one_text_are_claimed_one_after_the_other(tmp_path: Path) -> Non
     with transaction(connection):
         for slot in range(2000):
             connection.execute(insert, (slot, *row(digest=bytes([slot % 2]) * 16).columns()))
-    lookup = RowLookup(connection, 2000)
+    lookup = RowLookup(connection, 2000, [])
     for slot in range(0, 2000, 2):
         found = lookup.with_digest(b"\0" * 16)
         assert found is not None

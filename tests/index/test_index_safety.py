@@ -19,7 +19,7 @@ import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.errors import GembError, UsageError
-from gemb.index.manifest import read_manifest
+from gemb.index.manifest import FORMAT, read_manifest
 from gemb.index.reader import Index
 from gemb.io.locks import locked_index
 from index_cases import all_hits, error, inside, out
@@ -327,12 +327,12 @@ def test_every_byte_of_the_manifest_counts(gemb: Gemb, built: Path) -> None:
 
 def test_an_index_of_a_newer_gemb_is_refused(gemb: Gemb, built: Path) -> None:
     entries = json.loads((built / "manifest.json").read_text())
-    entries |= {"gemb index": 2, "made_by": "9.1\x1b[31m", "what": "is new"}
+    entries |= {"gemb index": FORMAT + 1, "made_by": "9.1\x1b[31m", "what": "is new"}
     (built / "manifest.json").write_text(json.dumps(entries))
     for command in ("sync", "info", "verify", "compact"):
         line = error(gemb, "index", command, "l.gemb")
         assert line == (
-            "gemb: l.gemb was made by a newer gemb (9.1\\x1b[31m, format 2; this one reads 1): "
+            "gemb: l.gemb was made by a newer gemb (9.1\\x1b[31m, format 3; this one reads 2): "
             "pip install -U gemb"
         )
 

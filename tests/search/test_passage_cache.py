@@ -21,7 +21,7 @@ SPEC = WordEncoder().spec
 
 
 def row(name: str, *, mtime_ns: int = OLD * 10**9, count: int = 1) -> FileRow:
-    return FileRow(name.encode(), 5, mtime_ns, 7, 0, np.ones(count, FIELDS).tobytes(), '["a"]')
+    return FileRow(name.encode(), 5, mtime_ns, 6, 7, 0, np.ones(count, FIELDS).tobytes(), '["a"]')
 
 
 def search(folder: str, cache: Path) -> tuple[list[str], int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from file_trees import as_nobody
+from gemb.io.stamps import Stamp
 from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, read_text, shown_size, walk
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -303,7 +304,7 @@ def test_a_long_file_is_left_out_with_a_note_that_says_how_to_take_it(
 
 def entry_of(path: Path, *, is_named: bool = False) -> Entry:
     found = path.stat()
-    return Entry(path.name, str(path), found.st_size, found.st_mtime_ns, found.st_ino, is_named)
+    return Entry(path.name, str(path), Stamp.of(found), is_named)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,9 @@ A reader describes the numbers, then gives the rows a batch at a time, as they a
 from __future__ import annotations
 
 import json
+import lzma
+import struct
+import tokenize
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -144,6 +147,24 @@ class VectorReader(ABC):
         """Yield all rows; errors become those of `readable`."""
 
 
+# What numpy, zipfile, tokenize (of an array's header), json and pyarrow raise of broken files.
+DAMAGE = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
     """Turn errors of reading a file into the message that it is damaged.
@@ -153,7 +174,7 @@ def readable(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except DAMAGE as error:
         reason = str(error).split("\n", 1)[0]
         name = visible(str(path))
         raise UsageError(f"{name}: no vectors can be read from it: {reason}") from None
