@@ -120,12 +120,12 @@ def _database(index: Index, path: Path) -> Iterator[Finding]:
             with readable(path):
                 good, wrong = look(index)
         except GembError as error:
-            yield Finding(name, False, str(error))
-            return  # what the others find would be of the same damage
-        if wrong:
-            yield Finding(name, False, f"{visible(str(path))}: {wrong}; build the index anew")
+            good, said = "", str(error)
         else:
-            yield Finding(name, True, good)
+            said = wrong and f"{visible(str(path))}: {wrong}; build the index anew"
+        yield Finding(name, not said, said or good)
+        if said:
+            return  # what the others find would be of the same damage
 
 
 def _rows(index: Index) -> tuple[str, str]:

@@ -389,7 +389,7 @@ def test_a_number_and_its_digits_are_one_id(gemb: Gemb) -> None:
     write([*rows, {"id": "1", "text": "again"}])
     done = gemb("index", "build", "i.gemb", "r.jsonl", "--id-field", "id")
     assert (done.returncode, done.stdout[:15]) == (3, b"+4 ~0 -0 rows ("), done.stderr
-    assert b"a row before it has this id" in done.stderr
+    assert b"duplicate_id (first: line 5)" in done.stderr
     write([{**row, "id": str(row["id"])} for row in rows])
     assert out(gemb, "index", "sync", "i.gemb").startswith("+0 ~2 -0 rows (0 rows embedded")
     for row_id in ("1", "2", "-3", "07"):
