@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gemb.errors import UsageError
 from gemb.io.notes import note
-from gemb.models.card import history_of, in_file, known_as, title_of
+from gemb.models.adapter import file_of
+from gemb.models.card import in_file, title_of
 from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
 from gemb.models.config import PATTERN, read_json
 from gemb.models.gguf import ARCHITECTURE, KEY_DEFAULT_PROMPT, KEY_WIDTH, check_both_kinds
@@ -130,8 +131,8 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     config = checkpoint.config
     writer.add_type("model")
     writer.add_name(title_of(checkpoint.folder))
-    changes = [f"Modified from {known_as(checkpoint.folder)} by `gemb export-gguf`."]
-    changes += history_of(checkpoint.folder)
+    changes = [f"Modified from {checkpoint.known_as()} by `gemb export-gguf`."]
+    changes += checkpoint.history()
     for key, text in in_file(checkpoint.licence(), "\n".join(changes)).items():
         writer.add_string(key, text)
     writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[types["ffn"]]])
@@ -331,7 +332,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     Raises:
         UsageError: llama.cpp could not give the same ids as this tokenizer.
     """
-    path = folder / "tokenizer.json"
+    path = file_of(folder, "tokenizer.json")
     raw = read_json(path)
     model = cast("dict[str, Any]", raw.get("model") or {})
     _check_kind(path, raw, model)

@@ -235,6 +235,8 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
         yield "trained for", in_words(model.trained_types)
     for i, (name, text) in enumerate(model.prompts.items()):
         yield "" if i else "prompts", f"{name} '{text}'"
+    if model.adapter:
+        yield "adapter", model.adapter
     yield "fingerprint", model.fingerprint
     yield "licence", (model.licence or "the files name none") + terms
     if is_gemma:

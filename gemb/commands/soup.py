@@ -144,8 +144,10 @@ def soup(
 ) -> None:
     """Average the weights of models from one start.
 
-    MODEL is a folder, or any other reference of a model folder. All must have the same tensors,
-    tokenizer, pooling and prompts. =WEIGHT is relative to the others' weights.
+    MODEL is a folder, or any other reference of a model folder. All must have tensors of the same
+    shapes, a tokenizer that gives the same ids, the same pooling and prompts. F32, BF16 and F16 may
+    be mixed: what is averaged of different types is written in F32. =WEIGHT is
+    relative to the others' weights.
 
     \b
     gemb soup runs/a/best runs/b/best runs/c/best -o soup
@@ -162,7 +164,7 @@ def soup(
     cannot be averaged or that hold NaN, 4 something is absent, 5 the run failed.
     """
     from gemb.io.notes import note
-    from gemb.weights.soup import LOSES_TYPES, loses_types, plan, write_soup
+    from gemb.weights.soup import LOSES_TYPES, loses_types, plan, widened, write_soup
     from gemb.weights.soup_scores import compared, greedy, to_json
 
     check_options(references, method=method, last=last, data=data, keep=keep)
@@ -172,6 +174,8 @@ def soup(
     ingredients = _opened(specs, output, force=force)
     size = plan(ingredients)
     suite = _suite(data)
+    if mixed := widened(ingredients):
+        note(f"the models' numbers are {mixed}; where they differ the soup's are F32")
     if dry_run:
         click.echo(_planned(ingredients, size, output, as_json=as_json))
         return

@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
-from gemb.models.card import licence_of
+from gemb.models.adapter import (
+    CONFIG,
+    adapter_in_words,
+    base_of,
+    file_of,
+    is_adapter,
+    merged,
+    sources,
+)
+from gemb.models.card import history_of, known_as, licence_of, reaching
 from gemb.models.config import GemmaConfig, read_config, read_json, read_optional_json, whole_number
 from gemb.models.fingerprint import fingerprint
 from gemb.models.lfs import check_no_pointer
@@ -90,24 +99,45 @@ class Checkpoint:
         )
 
     def licence(self) -> str:
-        """Return the licence that the folder's README.md names, or an empty string."""
-        return licence_of(self.folder)
+        """Return the licence that the folder's README.md names, or an empty string.
+
+        Of an adapter it is that of its base, too.
+        """
+        return reaching([licence_of(self.folder), licence_of(base_of(self.folder))])
+
+    def known_as(self) -> str:
+        """Return the name by which a model card refers to the model; of an adapter, to both."""
+        base = base_of(self.folder)
+        if base == self.folder:
+            return known_as(self.folder)
+        return f"{known_as(base)} with the adapter {known_as(self.folder)}"
+
+    def history(self) -> list[str]:
+        """Return gemb's changes to the model, and to an adapter's base, the last first."""
+        folders = dict.fromkeys((self.folder, base_of(self.folder)))
+        return [line for folder in folders for line in history_of(folder)]
+
+    def file(self, name: str) -> Path:
+        """Return where a file beside the weights is, which may be absent: see `file_of`."""
+        return file_of(self.folder, name)
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.models.fingerprint`."""
         files = ["config.json", "tokenizer.json", "config_sentence_transformers.json"]
         if self.pooling != "mean":  # what means had before there was a choice stays theirs
             files.append("1_Pooling/config.json")
-        paths = [self.folder / name for name in files]
+        paths = [self.file(name) for name in files]
+        paths += [self.folder / CONFIG] if is_adapter(self.folder) else []
+        tensors = (tensor for _, tensor in sorted(self.tensors.items()))
         return fingerprint(
             (path.read_bytes() for path in paths if path.exists()),
-            ((t.path, t.offset, t.size_bytes) for _, t in sorted(self.tensors.items())),
+            ((t.path, t.offset, t.size_bytes) for t in sources(tensors)),
         )
 
 
 def looks_like_checkpoint(folder: Path) -> bool:
     """Return whether the folder may be a model folder."""
-    return (folder / "config.json").is_file()
+    return (folder / "config.json").is_file() or is_adapter(folder)
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -120,14 +150,14 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: no such model folder")
     if not looks_like_checkpoint(folder):
         raise UsageError(f"{folder}: no model folder: it has no config.json")
-    config = read_config(folder / "config.json")
-    _check_modules(folder)
-    pooling = read_pooling(folder / "1_Pooling" / "config.json")
-    tensors = backbone_tensors(folder)
-    dense = [dense_size(folder / path / "config.json") for path in ("2_Dense", "3_Dense")]
+    config = read_config(file_of(folder, "config.json"))
+    _check_modules(file_of(folder, "modules.json"))
+    pooling = read_pooling(file_of(folder, "1_Pooling/config.json"))
+    tensors = _stored_backbone(base_of(folder))
+    dense = [dense_size(file_of(folder, f"{path}/config.json")) for path in ("2_Dense", "3_Dense")]
     own_files = ["1_Pooling"] if pooling == "attention" else []
     for path in [*own_files, "2_Dense", "3_Dense"]:
-        weights = folder / path / "model.safetensors"
+        weights = file_of(folder, f"{path}/model.safetensors")
         if not weights.is_file():
             raise UsageError(f"{weights}: missing; gemb reads no pytorch_model.bin")
         for name, tensor in read_header(weights).items():
@@ -137,8 +167,10 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         raise UsageError(f"{folder}: the dense layers {dense} do not follow {config.hidden_size}")
     if pooling == "attention":
         check_heads(config.hidden_size, str(folder))
+    if is_adapter(folder):
+        tensors = merged(folder, tensors)
     check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
-    settings = read_optional_json(folder / "config_sentence_transformers.json")
+    settings = read_optional_json(file_of(folder, "config_sentence_transformers.json"))
     default_dim = _default_dim(folder, settings, out)
     return Checkpoint(
         folder=folder,
@@ -173,8 +205,8 @@ def _max_tokens(folder: Path, config: GemmaConfig) -> int:
     do neither, as of those that sentence-transformers 6 saves, the tokenizer's own does.
     """
     most = config.max_position_embeddings
-    paths = (folder / name for name in MODULE_SETTINGS)
-    path = next((path for path in paths if path.exists()), folder / MODULE_SETTINGS[0])
+    paths = [file_of(folder, name) for name in MODULE_SETTINGS]
+    path = next((path for path in paths if path.exists()), paths[0])
     transformer = read_optional_json(path)
     if transformer.get("do_lower_case"):
         raise UsageError(f"{path}: do_lower_case is not supported")
@@ -184,7 +216,7 @@ def _max_tokens(folder: Path, config: GemmaConfig) -> int:
             return min(most, _length(path, arguments, "model_max_length"))
     if transformer.get("max_seq_length") is not None:
         return min(most, whole_number(path, transformer, "max_seq_length"))
-    path = folder / "tokenizer_config.json"
+    path = file_of(folder, "tokenizer_config.json")
     tokenizer = read_optional_json(path)
     if tokenizer.get("model_max_length") is not None:
         return min(most, _length(path, tokenizer, "model_max_length"))
@@ -260,9 +292,8 @@ def expected_shapes(
     return shapes
 
 
-def _check_modules(folder: Path) -> None:
+def _check_modules(path: Path) -> None:
     """Refuse other modules than EmbeddingGemma's, or other folders."""
-    path = folder / "modules.json"
     try:
         modules = json.loads(path.read_bytes())
         kinds = [module["type"].rpartition(".")[2] for module in modules]
@@ -304,9 +335,17 @@ def dense_size(path: Path) -> tuple[int, int]:
 def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a folder's model.safetensors, or of its shards, without `model.`.
 
+    Where the folder holds an adapter, its change is in them (`gemb.models.adapter`).
+
     Raises:
         UsageError: a file is missing or broken.
+        Missing: an adapter's base is not here.
     """
+    tensors = _stored_backbone(base_of(folder))
+    return merged(folder, tensors) if is_adapter(folder) else tensors
+
+
+def _stored_backbone(folder: Path) -> dict[str, StoredTensor]:
     whole = folder / "model.safetensors"
     index = folder / "model.safetensors.index.json"
     # As transformers: an index that is left beside a whole file is an old one.
@@ -414,8 +453,9 @@ def describe_folder(folder: Path) -> ModelDescription:
     types: dict[str, set[str]] = {}
     for name, tensor in tensors.items():
         types.setdefault(tensor_class(name), set()).add(tensor.dtype.lower())
-    small = (folder / name for name in SMALL_FILES)
-    files = {tensor.path for tensor in tensors.values()} | {path for path in small if path.exists()}
+    small = (*(checkpoint.file(name) for name in SMALL_FILES), folder / CONFIG)
+    files = {tensor.path for tensor in sources(tensors.values())}
+    files |= {path for path in small if path.exists()}
     return ModelDescription(
         path=folder,
         format="sentence-transformers",
@@ -436,4 +476,5 @@ def describe_folder(folder: Path) -> ModelDescription:
         fingerprint=checkpoint.fingerprint(),
         licence=checkpoint.licence(),
         trained_types=folder_types(folder),
+        adapter=adapter_in_words(folder),
     )

@@ -102,6 +102,13 @@ def read_config(path: Path) -> GemmaConfig:
         UsageError: it is missing or broken, or asks for arithmetic that gemb does not have.
     """
     raw = read_json(path)
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"]
+        method = method.get("quant_method", "quantized") if isinstance(method, dict) else method
+        raise UsageError(
+            f"{path}: quantization_config: weights of {method}, which gemb does not read; take the "
+            "model that they were made of"
+        )
     for key, right, absent in (
         ("model_type", "gemma3_text", None),
         ("use_bidirectional_attention", True, None),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from gemb.models.card import history_of, known_as, write_card
+from gemb.models.adapter import base_of, file_of, is_adapter
+from gemb.models.card import write_card
 from gemb.models.checkpoint import Checkpoint, pooling_settings
-from gemb.models.config import write_json
+from gemb.models.config import read_json, write_json
+from gemb.models.qat import CONFIG_KEY
 
 # Names, or patterns, of files beside the weights.
 TOKENIZER_FILES = (
@@ -30,11 +33,7 @@ SETTINGS = (
     "2_Dense/config.json",
     "3_Dense/config.json",
 )
-HEAD_FILES = (
-    "1_Pooling/model.safetensors",
-    "2_Dense/model.safetensors",
-    "3_Dense/model.safetensors",
-)
+_HEADS = ("1_Pooling", "2_Dense", "3_Dense")  # they have weights in files of their own
 
 _MODULES = (
     ("Transformer", ""),
@@ -45,18 +44,55 @@ _MODULES = (
 )
 
 
-def copied_files(source: Path, *patterns: Iterable[str]) -> Iterator[Path]:
-    """Yield the files of the folder `source` that match, where they are there."""
-    for pattern in itertools.chain(*patterns):
-        yield from source.glob(pattern)
+def copied_files(source: Path, *patterns: Iterable[str]) -> dict[Path, Path]:
+    """Return the files of the folder `source` that match, by their names in it.
+
+    What an adapter's folder lacks is its base's.
+    """
+    folders = dict.fromkeys((base_of(source), source))  # of both the later counts
+    return {
+        file.relative_to(folder): file
+        for folder in folders
+        for pattern in itertools.chain(*patterns)
+        for file in folder.glob(pattern)
+    }
 
 
 def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
     """Copy the files of the folder `source` that match, where they are there."""
-    for file in copied_files(source, *patterns):
-        copy = target / file.relative_to(source)
+    for name, file in copied_files(source, *patterns).items():
+        copy = target / name
         copy.parent.mkdir(exist_ok=True)
         shutil.copyfile(file, copy)
+
+
+def config_of(source: Path) -> dict[str, Any]:
+    """Return config.json for a folder that gets the tensors of the folder `source`.
+
+    Where an adapter is merged they are 32-bit numbers, and no longer those of quantized types.
+    """
+    raw = read_json(file_of(source, "config.json"))
+    if is_adapter(source):
+        raw.pop(CONFIG_KEY, None)
+        name_dtype(raw, "float32")
+    return raw
+
+
+def name_dtype(raw: dict[str, Any], dtype: str) -> None:
+    """Name the type of the weights, where a config.json names one: transformers casts to it."""
+    for key in ("dtype", "torch_dtype"):  # transformers 5 and 4
+        if key in raw:
+            raw[key] = dtype
+
+
+def names_by_file(checkpoint: Checkpoint) -> dict[Path, dict[str, str]]:
+    """Return a folder's files of weights: names in each -> names of the checkpoint's tensors."""
+    files: dict[Path, dict[str, str]] = {}
+    for name in checkpoint.tensors:
+        head, _, rest = name.partition(".")
+        folder, own = (Path(head), rest) if head in _HEADS else (Path(), name)
+        files.setdefault(folder / "model.safetensors", {})[own] = name
+    return files
 
 
 def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -> None:
@@ -68,8 +104,8 @@ def write_readme(source: Checkpoint, target: Path, by: str, licence: str = "") -
         by: the command and how it was used: what follows `Modified from MODEL by`.
         licence: of the new model; empty: the source's.
     """
-    change = f"Modified from {known_as(source.folder)} by {by}"
-    write_card(target, licence or source.licence(), change, history_of(source.folder))
+    change = f"Modified from {source.known_as()} by {by}"
+    write_card(target, licence or source.licence(), change, source.history())
 
 
 def write_modules(

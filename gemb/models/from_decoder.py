@@ -9,16 +9,16 @@ begins with this folder; trained as it is, it is the paper's "decoder-only" init
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.models.adapter import file_of
 from gemb.models.card import history_of, known_as, licence_of, write_card
 from gemb.models.checkpoint import CARD_DIMS, backbone_tensors, check_shapes, expected_shapes
 from gemb.models.config import read_config, read_json, read_optional_json, write_json
-from gemb.models.folder import write_modules
+from gemb.models.folder import config_of, copy_files, write_modules
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import (
     ARCHITECTURE,
@@ -34,7 +34,7 @@ from gemb.models.gguf import check_shapes as check_gguf_shapes
 from gemb.models.gguf import expected_shapes as gguf_shapes
 from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.models.prompts import DICTIONARY
-from gemb.models.safetensors import NewTensor, write_file
+from gemb.models.safetensors import NewTensor, lazily, write_file
 
 MAX_TOKENS = 2048  # of a text, where the decoder takes more (EmbeddingGemma's model card)
 WIDENING = 4  # the dense layers go from D to 4 D and back, as EmbeddingGemma's 768, 3072, 768
@@ -139,8 +139,7 @@ def _gguf_model(header: GgufHeader) -> GgufModel:
 
 
 def _from_folder(source: Path, target: Path) -> int:
-    path = source / "config.json"
-    raw = read_json(path)
+    path, raw = file_of(source, "config.json"), config_of(source)
     _check_decoder(path, raw)
     raw |= {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}
     raw["max_position_embeddings"] = min(MAX_TOKENS, raw.get("max_position_embeddings") or 0)
@@ -158,7 +157,7 @@ def _from_folder(source: Path, target: Path) -> int:
     write_file(
         target / "model.safetensors",
         {
-            name: NewTensor(stored.dtype, stored.shape, [stored.raw()])
+            name: NewTensor(stored.dtype, stored.shape, lazily(stored.raw))
             for name, stored in tensors.items()
         },
     )
@@ -196,13 +195,14 @@ def _check_decoder(path: Path, raw: Mapping[str, Any]) -> None:
 
 def _write_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer, which puts EOS behind a text from now on, too."""
-    raw = read_json(source / "tokenizer.json")
+    path = file_of(source, "tokenizer.json")
+    raw = read_json(path)
     ids = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
-    config = read_optional_json(source / "tokenizer_config.json")
+    config = read_optional_json(file_of(source, "tokenizer_config.json"))
     names = [_content(config.get(role, f"<{role[:3]}>")) for role in ("bos_token", "eos_token")]
     for name in names:
         if name not in ids:
-            raise UsageError(f"{source / 'tokenizer.json'}: no token {name}; Gemma 3 has it")
+            raise UsageError(f"{path}: no token {name}; Gemma 3 has it")
     sequence = [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}]
     around = [
         [{"SpecialToken": {"id": name, "type_id": kind}} for name in names] for kind in (0, 1)
@@ -220,9 +220,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     write_json(
         target / "tokenizer_config.json", config | {"add_bos_token": True, "add_eos_token": True}
     )
-    for name in _COPIED:
-        for file in source.glob(name):
-            shutil.copyfile(file, target / file.name)
+    copy_files(source, target, _COPIED)
 
 
 def _content(token: object) -> str:

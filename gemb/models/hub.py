@@ -24,6 +24,8 @@ from gemb.io.locks import lock_file
 from gemb.io.notes import note
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import (
+    ADAPTER,
+    WEIGHTS,
     HubName,
     cache_folder,
     find,
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 ROOT_FILES = (  # names, or how they begin
     "README.md",  # it names the licence
+    "adapter_config.json",
     "config",
     "modules.json",
     "tokenizer",
@@ -128,7 +131,8 @@ def plan(name: HubName) -> PullPlan:
     else:
         files = tuple(file for file in everything if is_needed(file.name))
         names = {file.name for file in files}
-        lacking = [name for name in NEEDED if name not in names]
+        is_adapter = ADAPTER[0] in names and not names & set(WEIGHTS)
+        lacking = [name for name in (ADAPTER if is_adapter else NEEDED) if name not in names]
         if lacking:
             raise UsageError(
                 f"{name.repo} on the hub is no model folder: it has no {lacking[0]}"

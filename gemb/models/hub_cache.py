@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PREFIX = "models--"
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # a LoRA adapter, as PEFT saves it
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,9 @@ def snapshot_folder(name: HubName) -> Path | None:
 
 def missing_files(folder: Path) -> list[str]:
     """Return the files that the model folder needs and lacks, by their names in it."""
+    is_whole = any((folder / name).is_file() for name in WEIGHTS)
+    if not is_whole and (folder / ADAPTER[0]).is_file():  # the rest is its base's
+        return [name for name in ADAPTER if not (folder / name).is_file()]
     needed = ["config.json", "tokenizer.json"]
     config, modules, index = (
         _json(folder / name)
@@ -111,7 +116,8 @@ def cached_names() -> Iterator[HubName]:
             snapshot = snapshot_folder(HubName(repo, "", revision))
             if snapshot is None:
                 continue
-            if (snapshot / "config.json").is_file() and not missing_files(snapshot):
+            is_model = any((snapshot / name).is_file() for name in ("config.json", ADAPTER[0]))
+            if is_model and not missing_files(snapshot):
                 yield HubName(repo, "", revision)
             for path in sorted(snapshot.rglob("*.gguf")):
                 yield HubName(repo, path.relative_to(snapshot).as_posix(), revision)

@@ -83,6 +83,7 @@ class ModelDescription:
     licence: str  # as the files say it: gemma; empty where they say nothing
     trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
     default_dim: int = 0  # as `ModelProfile.default_dim`
+    adapter: str = ""  # that is merged: LoRA, rank 16, of BASE; empty: none
 
 
 def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:

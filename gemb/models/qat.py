@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.models.adapter import is_adapter
 from gemb.models.config import read_json
 from gemb.models.tensors import CLASSES, QAT_TYPES
 
@@ -50,6 +51,8 @@ def folder_types(folder: Path) -> dict[str, str]:
     Raises:
         UsageError: there is no config.json, or it names other types than gemb has.
     """
+    if is_adapter(folder):  # its change leaves the numbers that the types can hold
+        return {}
     path = folder / "config.json"
     return trained_types(read_json(path), path)
 

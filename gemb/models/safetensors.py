@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -45,6 +45,11 @@ class StoredTensor:
     def size_bytes(self) -> int:
         """Its length in the file."""
         return self.count * _BYTES[self.dtype]
+
+    @property
+    def sources(self) -> tuple[StoredTensor, ...]:
+        """What is read from files for its values."""
+        return (self,)
 
     def raw(self) -> NDArray[np.uint8]:
         """Return its bytes, uint8 [size_bytes], mapped from the file, not copied."""
@@ -143,6 +148,11 @@ class NewTensor:
     dtype: str  # F32, BF16 or F16
     shape: tuple[int, ...]
     parts: Iterable[NDArray[np.uint8]]  # its bytes, in order; read once, when it is written
+
+
+def lazily(read: Callable[[], NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+    """Yield what `read` returns, when it is asked for: a tensor to write in one part."""
+    yield read()
 
 
 def write_file(path: Path, tensors: Mapping[str, NewTensor]) -> None:

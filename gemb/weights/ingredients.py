@@ -18,12 +18,15 @@ from typing import NamedTuple
 
 from gemb.errors import UsageError
 from gemb.models.checkpoint import Checkpoint, looks_like_checkpoint, open_checkpoint
+from gemb.models.config import read_optional_json
 from gemb.models.references import resolve
 from gemb.models.safetensors import StoredTensor
 from gemb.recipe.run_folder import RunFolder
+from gemb.weights.token_ids import in_words, tokenizer_parts
 
 MOST_TENSORS = 5  # differing tensors that `table` lists
 ABSENT = "-"
+UNSTATED = "not stated"  # a setting that sentence-transformers leaves out when it saves a model
 
 
 class IngredientSpec(NamedTuple):
@@ -158,7 +161,7 @@ def mismatches(ingredients: Sequence[Ingredient]) -> list[Mismatch]:
 def _mismatches(checkpoints: Sequence[Checkpoint]) -> Iterator[Mismatch]:
     for aspect, value_of in _aspects(checkpoints).items():
         values = tuple(value_of(checkpoint) for checkpoint in checkpoints)
-        if len(set(values)) > 1:
+        if len(set(values) - {UNSTATED}) > 1:
             yield Mismatch(aspect, values)
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.tensors)
     for name in names:
@@ -174,14 +177,23 @@ def _aspects(checkpoints: Sequence[Checkpoint]) -> dict[str, Callable[[Checkpoin
         aspects[field.name] = partial(_setting, field.name)
     aspects["tokenizer.json"] = _tokenizers(checkpoints)
     aspects["pooling"] = lambda checkpoint: checkpoint.pooling
+    aspects["default prompt"] = lambda checkpoint: checkpoint.prompts.default or ABSENT
     aspects["dense layers"] = lambda checkpoint: ", ".join(
         f"{a} to {b}" for a, b in checkpoint.dense
     )
-    aspects["matryoshka_dims"] = lambda checkpoint: _value(checkpoint.matryoshka_dims)
+    aspects["matryoshka_dims"] = stated_dims
+    aspects["default width"] = lambda checkpoint: str(checkpoint.default_dim)
     aspects["longest text"] = lambda checkpoint: f"{checkpoint.max_tokens} tokens"
     for name in sorted({name for checkpoint in checkpoints for name in checkpoint.prompts}):
         aspects[f"prompt {name}"] = partial(_prompt, name)
     return aspects
+
+
+def stated_dims(checkpoint: Checkpoint) -> str:
+    """Return the trained widths that the folder's settings name: 768,256."""
+    settings = read_optional_json(checkpoint.file("config_sentence_transformers.json"))
+    stated = settings.get("matryoshka_dims") is not None
+    return _value(checkpoint.matryoshka_dims) if stated else UNSTATED
 
 
 def _value(value: object) -> str:
@@ -201,21 +213,24 @@ def _prompt(name: str, checkpoint: Checkpoint) -> str:
 
 
 def _tensor(tensor: StoredTensor | None) -> str:
-    return f"{tensor.dtype} {'x'.join(map(str, tensor.shape))}" if tensor else ABSENT
+    return "x".join(map(str, tensor.shape)) if tensor else ABSENT
 
 
 def _tokenizers(checkpoints: Sequence[Checkpoint]) -> Callable[[Checkpoint], str]:
-    """Return how to show a tokenizer: the hash of its file, of its content if the files differ."""
-    digests = {
-        checkpoint.folder: _digest(checkpoint.folder / "tokenizer.json")
-        for checkpoint in checkpoints
+    """Return how to show a tokenizer: what decides about a text's ids, as far as it differs."""
+    files = {
+        checkpoint.folder: _digest(checkpoint.file("tokenizer.json")) for checkpoint in checkpoints
     }
-    if len(set(digests.values())) > 1:
-        digests = {
-            checkpoint.folder: _content(checkpoint.folder / "tokenizer.json")
-            for checkpoint in checkpoints
-        }
-    return lambda checkpoint: digests[checkpoint.folder]
+    if len(set(files.values())) == 1:
+        return lambda checkpoint: files[checkpoint.folder]
+    parts = [tokenizer_parts(c.file("tokenizer.json"), c.config.vocab_size) for c in checkpoints]
+    shown: dict[Path, list[str]] = {checkpoint.folder: [] for checkpoint in checkpoints}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [part.get(name) for part in parts]
+        if any(value != values[0] for value in values):
+            for checkpoint, text in zip(checkpoints, in_words(values), strict=True):
+                shown[checkpoint.folder].append(f"{name} {text}")
+    return lambda checkpoint: "; ".join(shown[checkpoint.folder])
 
 
 def _digest(path: Path) -> str:
@@ -223,20 +238,6 @@ def _digest(path: Path) -> str:
         return ABSENT
     with path.open("rb") as file:  # 33 MB, of each model
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
-
-
-def _content(path: Path) -> str:
-    """Return a hash of JSON without regard to white space and the order of keys."""
-    import orjson
-
-    if not path.exists():
-        return ABSENT
-    try:
-        # The order of a vocabulary's entries says nothing; that of the merges does, and stays.
-        text = orjson.dumps(orjson.loads(path.read_bytes()), option=orjson.OPT_SORT_KEYS)
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{path}: not JSON: {error}") from error
-    return hashlib.sha256(text).hexdigest()[:8]
 
 
 def table(

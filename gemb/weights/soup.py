@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,13 +27,22 @@ from numpy.typing import NDArray
 from gemb import __version__
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import naming, new_folder
+from gemb.models.adapter import MergedTensor, sources
 from gemb.models.card import reaching, soup_history, write_card
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
-from gemb.models.folder import SETTINGS, TOKENIZER_FILES, copied_files, copy_files
+from gemb.models.folder import (
+    SETTINGS,
+    TOKENIZER_FILES,
+    config_of,
+    copied_files,
+    copy_files,
+    name_dtype,
+    names_by_file,
+)
 from gemb.models.qat import CONFIG_KEY, folder_types
 from gemb.models.safetensors import NewTensor, StoredTensor, decoded, encoded, file_size, write_file
-from gemb.weights.ingredients import Ingredient, in_order
+from gemb.weights.ingredients import UNSTATED, Ingredient, in_order, stated_dims
 
 Method = Literal["mean", "slerp"]
 
@@ -46,8 +56,7 @@ LOSES_TYPES = (
     "these models were trained for few bits (QAT), and their mean is not: its numbers lie between "
     "those that their types can hold, so its config.json names no types"
 )
-_FILES = (("config.json",), TOKENIZER_FILES, SETTINGS)
-_HEADS = ("1_Pooling", "2_Dense", "3_Dense")  # they have weights in files of their own
+_FILES = (TOKENIZER_FILES, SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,18 +94,50 @@ def loses_types(ingredients: Sequence[Ingredient]) -> bool:
 
 def plan(ingredients: Sequence[Ingredient]) -> SoupPlan:
     """Return the disk space and the memory that `write_soup` needs; only headers are read."""
-    first = ingredients[0].checkpoint
-    small = sum(file.stat().st_size for file in copied_files(first.folder, *_FILES))
+    first = _first(ingredients)
+    copied = [*copied_files(first.folder, *_FILES).values(), first.file("config.json")]
+    types = soup_types(ingredients)
     return SoupPlan(
-        size_bytes=small
+        size_bytes=sum(file.stat().st_size for file in copied)
         + sum(
-            file_size({_stored_name(file, name): tensor for name, tensor in tensors.items()})
-            for file, tensors in _by_file(first).items()
+            file_size(
+                {
+                    own: NewTensor(types[name], first.tensors[name].shape, ())
+                    for own, name in names.items()
+                }
+            )
+            for names in names_by_file(first).values()
         ),
         memory_bytes=MEMORY,
         tensors=len(first.tensors),
         parameters=sum(tensor.count for tensor in first.tensors.values()),
     )
+
+
+def _first(ingredients: Sequence[Ingredient]) -> Checkpoint:
+    """Return the model whose settings the soup has: the first that states all of them."""
+    checkpoints = [ingredient.checkpoint for ingredient in in_order(ingredients)]
+    stating = (checkpoint for checkpoint in checkpoints if stated_dims(checkpoint) != UNSTATED)
+    return next(stating, checkpoints[0])
+
+
+def soup_types(ingredients: Sequence[Ingredient]) -> dict[str, str]:
+    """Return the type that each tensor of the soup is written in.
+
+    That is the one that it has in every model; where they differ, F32, which holds each exactly.
+    """
+    types: dict[str, str] = {}
+    for name in ingredients[0].checkpoint.tensors:
+        stored = {ingredient.checkpoint.tensors[name].dtype for ingredient in ingredients}
+        types[name] = stored.pop() if len(stored) == 1 else "F32"
+    return types
+
+
+def widened(ingredients: Sequence[Ingredient]) -> str:
+    """Return `BF16 and F32`, the types that are mixed; empty where each tensor has one type."""
+    tensors = [ingredient.checkpoint.tensors for ingredient in ingredients]
+    mixed = [{part[name].dtype for part in tensors} for name in tensors[0]]
+    return " and ".join(sorted({dtype for types in mixed if len(types) > 1 for dtype in types}))
 
 
 def write_soup(
@@ -120,44 +161,37 @@ def write_soup(
     """
     ingredients = in_order(ingredients)
     assert method == "mean" or len(ingredients) == 2, "slerp is between two models"
-    first = ingredients[0].checkpoint
+    first = _first(ingredients)
     weights = _scaled(ingredients)
     is_unmarked = loses_types(ingredients)
+    types = soup_types(ingredients)
     with ExitStack() as stack:
         models = [
             stack.enter_context(_OpenModel(ingredient.checkpoint)) for ingredient in ingredients
         ]
         part = stack.enter_context(new_folder(target))
         copy_files(first.folder, part, *_FILES)
+        shutil.copyfile(first.file("config.json"), part / "config.json")
+        config = config_of(first.folder)
         if is_unmarked:
-            config = read_json(part / "config.json")
-            write_json(part / "config.json", {k: config[k] for k in config if k != CONFIG_KEY})
-        for file, tensors in _by_file(first).items():
+            config.pop(CONFIG_KEY, None)
+        if widened(ingredients):
+            name_dtype(config, "float32")
+        if config != read_json(part / "config.json"):
+            write_json(part / "config.json", config)
+        for file, names in names_by_file(first).items():
             new = {}
-            for name, tensor in tensors.items():
-                parts = _averaged([model.tensor(name) for model in models], weights, method)
-                new[_stored_name(file, name)] = NewTensor(tensor.dtype, tensor.shape, parts)
+            for own, name in names.items():
+                tensors = [model.tensor(name) for model in models]
+                parts = _averaged(tensors, weights, method, types[name])
+                new[own] = NewTensor(types[name], first.tensors[name].shape, parts)
+            (part / file).parent.mkdir(exist_ok=True)
             write_file(part / file, new)
         for model in models:
             model.check_unchanged()
         _write_documents(ingredients, part, method, evaluation)
         open_checkpoint(part)
     return open_checkpoint(target)
-
-
-def _by_file(checkpoint: Checkpoint) -> dict[Path, dict[str, StoredTensor]]:
-    """Return the files of the new folder, each with its tensors by their names in a checkpoint."""
-    files: dict[Path, dict[str, StoredTensor]] = {}
-    for name, tensor in checkpoint.tensors.items():
-        head = name.partition(".")[0]
-        folder = Path(head) if head in _HEADS else Path()
-        files.setdefault(folder / "model.safetensors", {})[name] = tensor
-    return files
-
-
-def _stored_name(file: Path, name: str) -> str:
-    """Return the name that a checkpoint's tensor has in its file."""
-    return name.removeprefix(f"{file.parent}.")
 
 
 class _OpenTensor(NamedTuple):
@@ -189,6 +223,28 @@ class _OpenTensor(NamedTuple):
         return values
 
 
+class _OpenMerged(NamedTuple):
+    """A tensor that an adapter changes, as `_OpenTensor`: all of it is read from open files."""
+
+    name: str
+    stored: MergedTensor
+    base: _OpenTensor
+    change: tuple[_OpenTensor, _OpenTensor]
+
+    def span(self, begin: int, end: int) -> NDArray[np.float32]:
+        """Return its numbers begin:end, float32 [end - begin], all finite."""
+        width = self.stored.shape[1]
+        first, last = begin // width, -(-end // width)
+        rows, columns = (
+            tensor.span(0, tensor.stored.count).reshape(tensor.stored.shape)
+            for tensor in self.change
+        )
+        delta = self.stored.delta(first, last, rows, columns).reshape(-1)
+        values = self.base.span(begin, end)
+        summed = values + delta[begin - first * width : end - first * width]
+        return summed.astype(np.float32)
+
+
 class _OpenModel:
     """The open weight files of a model: removing or replacing one meanwhile does no harm."""
 
@@ -198,7 +254,8 @@ class _OpenModel:
         self._before: dict[Path, tuple[int, int]] = {}
 
     def __enter__(self) -> _OpenModel:
-        for path in dict.fromkeys(tensor.path for tensor in self._checkpoint.tensors.values()):
+        tensors = self._checkpoint.tensors.values()
+        for path in dict.fromkeys(tensor.path for tensor in sources(tensors)):
             self._files[path] = path.open("rb", buffering=0)
         self._before = self._state()
         return self
@@ -207,10 +264,13 @@ class _OpenModel:
         for file in self._files.values():
             file.close()
 
-    def tensor(self, name: str) -> _OpenTensor:
+    def tensor(self, name: str) -> _OpenTensor | _OpenMerged:
         """Return a tensor to read."""
         stored = self._checkpoint.tensors[name]
-        return _OpenTensor(name, stored, self._files[stored.path])
+        parts = [_OpenTensor(name, part, self._files[part.path]) for part in stored.sources]
+        if isinstance(stored, MergedTensor):
+            return _OpenMerged(name, stored, parts[0], (parts[1], parts[2]))
+        return parts[0]
 
     def check_unchanged(self) -> None:
         """Refuse files that were written to since they were opened.
@@ -228,14 +288,18 @@ class _OpenModel:
 
 
 def _averaged(
-    tensors: Sequence[_OpenTensor], weights: Sequence[float], method: Method
+    tensors: Sequence[_OpenTensor | _OpenMerged],
+    weights: Sequence[float],
+    method: Method,
+    dtype: str,
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of an average, span by span; nothing is read before the first `next`.
 
     Args:
-        tensors: one of each model, of one shape and type.
+        tensors: one of each model, of one shape.
         weights: of each, above 0.
         method: mean or slerp.
+        dtype: of the average: F32, BF16 or F16.
     """
     factors, divisor = list(weights), math.fsum(weights)
     if method == "slerp":
@@ -246,10 +310,10 @@ def _averaged(
         for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
             total += np.multiply(tensor.span(begin, end), factor, dtype=np.float64)
         total /= divisor
-        yield encoded(total, tensors[0].stored.dtype)
+        yield encoded(total, dtype)
 
 
-def _slerp_factors(tensors: Sequence[_OpenTensor], share: float) -> list[float]:
+def _slerp_factors(tensors: Sequence[_OpenTensor | _OpenMerged], share: float) -> list[float]:
     """Return what both tensors are multiplied by, at a share of the way from the first.
 
     The angle is that between the whole tensors. Where one is zero, or both point the same way,

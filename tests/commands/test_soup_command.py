@@ -106,7 +106,6 @@ REFUSED = [
     ("run=1 --last 2", 2, "--last and MODEL=WEIGHT do not go together"),
     ("a nan", 2, "nan/model.safetensors: tensor embed_tokens.weight has nan at [0, 0]; leave"),
     ("a deep", 2, "these models cannot be averaged: num_hidden_layers, sliding_window, is_sliding"),
-    ("a half", 2, "these models cannot be averaged: 43 tensors differ"),
     ("a words", 2, "these models cannot be averaged: tokenizer.json differs"),
     ("a prompts", 2, "these models cannot be averaged: prompt STS differs"),
     ("a dims", 2, "these models cannot be averaged: matryoshka_dims differs"),

@@ -14,6 +14,7 @@ from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.models import references as models
+from gemb.models.adapter import base_of
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import read_json, write_json
 from gemb.models.from_decoder import write_encoder
@@ -82,6 +83,7 @@ def ids_of(tokenizer: Tokenizer, folder: Path, tasks: Sequence[Task], longest: i
 
 
 def _files(source: Path) -> list[list[str | int]]:
-    paths = sorted(source.glob("*")) if source.is_dir() else [source]
+    folders = dict.fromkeys((source, base_of(source))) if source.is_dir() else ()
+    paths = sorted(path for folder in folders for path in folder.glob("*")) or [source]
     abouts = [(path.name, path.stat()) for path in paths if path.is_file()]
     return [[name, about.st_size, about.st_mtime_ns] for name, about in abouts]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +17,16 @@ from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.notes import note, warn
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
-from gemb.models.config import read_json, write_json
-from gemb.models.folder import HEAD_FILES, SETTINGS, TOKENIZER_FILES, copy_files, write_readme
-from gemb.models.safetensors import NewTensor, StoredTensor, write_file
+from gemb.models.config import write_json
+from gemb.models.folder import (
+    SETTINGS,
+    TOKENIZER_FILES,
+    config_of,
+    copy_files,
+    names_by_file,
+    write_readme,
+)
+from gemb.models.safetensors import NewTensor, StoredTensor, lazily, write_file
 from gemb_torch.cut.vocabulary import SmallerTokenizer, smaller_tokenizer
 
 if TYPE_CHECKING:
@@ -60,7 +67,7 @@ def cut_folder(
     if target is None:
         return
     with new_folder(target) as part:
-        copy_files(source, part, SETTINGS, HEAD_FILES)
+        copy_files(source, part, SETTINGS)
         _write_config(checkpoint, part, layers, tokenizer)
         if tokenizer is None:
             copy_files(source, part, TOKENIZER_FILES)
@@ -98,7 +105,7 @@ def _warn_of_kinds(checkpoint: Checkpoint, layers: tuple[int, ...]) -> None:
 def _write_config(
     checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
 ) -> None:
-    raw: dict[str, Any] = read_json(checkpoint.folder / "config.json")
+    raw = config_of(checkpoint.folder)
     kinds = [checkpoint.config.is_sliding[layer] for layer in layers]
     raw["num_hidden_layers"] = len(layers)
     raw["layer_types"] = ["sliding_attention" if kind else "full_attention" for kind in kinds]
@@ -114,22 +121,32 @@ def _write_config(
 def _write_weights(
     checkpoint: Checkpoint, part: Path, layers: tuple[int, ...], tokenizer: SmallerTokenizer | None
 ) -> None:
-    kept: dict[str, NewTensor] = {}
     renumbered = {old: new for new, old in enumerate(layers)}
-    for name, tensor in checkpoint.tensors.items():
+    files = names_by_file(checkpoint)
+    backbone = files.pop(Path("model.safetensors"))
+    for file, names in files.items():
+        (part / file).parent.mkdir(exist_ok=True)
+        write_file(
+            part / file, {own: _whole(checkpoint.tensors[name]) for own, name in names.items()}
+        )
+    kept: dict[str, NewTensor] = {}
+    for name in backbone:
+        tensor = checkpoint.tensors[name]
         parts = name.split(".")
-        if parts[0] in ("1_Pooling", "2_Dense", "3_Dense"):  # files of their own
-            continue
         if parts[0] == "layers":
             if int(parts[1]) not in renumbered:
                 continue
             parts[1] = str(renumbered[int(parts[1])])
-        new = NewTensor(tensor.dtype, tensor.shape, [tensor.raw()])
+        new = _whole(tensor)
         if name == _EMBEDDING and tokenizer is not None:
             shape = (len(tokenizer.kept), tensor.shape[1])
             new = NewTensor(tensor.dtype, shape, _rows(tensor, tokenizer.kept))
         kept[".".join(parts)] = new
     write_file(part / "model.safetensors", kept)
+
+
+def _whole(tensor: StoredTensor) -> NewTensor:
+    return NewTensor(tensor.dtype, tensor.shape, lazily(tensor.raw))
 
 
 def _rows(tensor: StoredTensor, ids: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:

@@ -324,7 +324,7 @@ class LayerBench:
 
 def token_ids(checkpoint: Checkpoint, pairs: Sequence[tuple[str, str]]) -> list[TokenIds]:
     """Return the ids of (task, text), each at most `TOKENS`, with the model's prompts."""
-    tokenizer = load_tokenizer(checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size)
+    tokenizer = load_tokenizer(checkpoint.file("tokenizer.json"), checkpoint.config.vocab_size)
     prompts = {task: for_task(task, checkpoint.prompts) for task in TASKS}
     whole = tokenize(tokenizer, [prompts[task].render(text) for task, text in pairs])
     limit = min(TOKENS, checkpoint.max_tokens)

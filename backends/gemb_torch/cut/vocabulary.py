@@ -63,10 +63,11 @@ def smaller_tokenizer(
             not of Gemma's kind.
     """
     folder, rows = checkpoint.folder, checkpoint.config.vocab_size
-    raw = read_json(folder / "tokenizer.json")
+    path = checkpoint.file("tokenizer.json")
+    raw = read_json(path)
     model = raw["model"]
     if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise UsageError(f"{folder / 'tokenizer.json'}: only BPE with byte fallback can be cut")
+        raise UsageError(f"{path}: only BPE with byte fallback can be cut")
     if not texts:
         raise UsageError(f"{folder}: no text to count tokens in")
     if size > rows:
@@ -95,7 +96,7 @@ def smaller_tokenizer(
         raise UsageError(f"{folder}: no {size} tokens of it can be reached and keep their ids")
     covered = counts[:, ids].sum() / counts.sum()
     note(f"{size} of {rows} tokens cover {covered:.2%} of {counts.sum():,} in the texts")
-    return SmallerTokenizer(ids, _files(folder, raw, ids))
+    return SmallerTokenizer(ids, _files(checkpoint, raw, ids))
 
 
 class _Ways:
@@ -163,7 +164,9 @@ def _counts(tokenizer: Tokenizer, texts: Sequence[Texts], rows: int) -> NDArray[
     return counts
 
 
-def _files(folder: Path, raw: dict[str, Any], ids: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+def _files(
+    checkpoint: Checkpoint, raw: dict[str, Any], ids: NDArray[np.int64]
+) -> dict[str, dict[str, Any]]:
     """Return the tokenizer's files for these tokens; `raw` is used up."""
     new = {int(old): i for i, old in enumerate(ids)}
     model = raw["model"]
@@ -183,20 +186,22 @@ def _files(folder: Path, raw: dict[str, Any], ids: NDArray[np.int64]) -> dict[st
     files = {"tokenizer.json": raw}
     added = {token["content"]: token for token in raw["added_tokens"]}
     known = added.keys() | vocab.keys()
-    if (folder / "tokenizer_config.json").is_file():
-        config = _without(read_json(folder / "tokenizer_config.json"), known)
+    path = checkpoint.file("tokenizer_config.json")
+    if path.is_file():
+        config = _without(read_json(path), known)
         if "added_tokens_decoder" in config:
             config["added_tokens_decoder"] = {
                 str(token["id"]): {key: token[key] for key in token if key != "id"}
                 for token in raw["added_tokens"]
             }
         files["tokenizer_config.json"] = config
-    if (folder / "special_tokens_map.json").is_file():
-        path = folder / "special_tokens_map.json"
+    path = checkpoint.file("special_tokens_map.json")
+    if path.is_file():
         files["special_tokens_map.json"] = _without(read_json(path), known)
-    if (folder / "added_tokens.json").is_file():
+    path = checkpoint.file("added_tokens.json")
+    if path.is_file():
         # Beyond the table in EmbeddingGemma's: an image token that a text model has no vector for.
-        old = {token: i for token, i in read_json(folder / "added_tokens.json").items() if i in new}
+        old = {token: i for token, i in read_json(path).items() if i in new}
         if old:
             files["added_tokens.json"] = {token: new[i] for token, i in old.items()}
     return files

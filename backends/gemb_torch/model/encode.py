@@ -61,7 +61,7 @@ class TorchEncoder:
         self.threads = torch.get_num_threads()
         self.forward = forward
         self.tokenizer = load_tokenizer(
-            checkpoint.folder / "tokenizer.json", checkpoint.config.vocab_size
+            checkpoint.file("tokenizer.json"), checkpoint.config.vocab_size
         )
         self.workers = min(self.threads, MAX_WORKERS) if self.device.type == "cpu" else 1
         self.pool = ThreadPoolExecutor(

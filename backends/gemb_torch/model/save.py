@@ -11,8 +11,15 @@ from torch import Tensor
 
 from gemb.io.atomic import new_folder
 from gemb.models.checkpoint import Checkpoint, open_checkpoint, pooling_settings
-from gemb.models.config import read_json, read_optional_json, write_json
-from gemb.models.folder import SETTINGS, TOKENIZER_FILES, copy_files, write_readme
+from gemb.models.config import read_optional_json, write_json
+from gemb.models.folder import (
+    SETTINGS,
+    TOKENIZER_FILES,
+    config_of,
+    copy_files,
+    name_dtype,
+    write_readme,
+)
 from gemb.models.qat import CONFIG_KEY, Types, in_words
 from gemb.models.safetensors import NewTensor, write_file
 from gemb.models.tensors import tensor_class
@@ -60,7 +67,12 @@ def write_checkpoint(
     }
     with new_folder(target) as part:
         copy_files(source.folder, part, TOKENIZER_FILES, SETTINGS)
-        _write_config(source.folder, part, types)
+        raw = config_of(source.folder)
+        raw.pop(CONFIG_KEY, None)
+        if types:
+            raw[CONFIG_KEY] = dict(types)
+        name_dtype(raw, "float32")
+        write_json(part / "config.json", raw)
         if pooling != source.pooling:
             settings = pooling_settings(pooling, source.config.hidden_size)
             write_json(part / "1_Pooling" / "config.json", settings)
@@ -81,17 +93,6 @@ def write_checkpoint(
 class _Weight(NamedTuple):
     values: Tensor
     type: str  # to which the values are rounded
-
-
-def _write_config(source: Path, part: Path, types: Types) -> None:
-    raw = read_json(source / "config.json")
-    raw.pop(CONFIG_KEY, None)
-    if types:
-        raw[CONFIG_KEY] = dict(types)
-    for key in ("dtype", "torch_dtype"):  # transformers 5 and 4
-        if key in raw:
-            raw[key] = "float32"
-    write_json(part / "config.json", raw)
 
 
 def _write_dims(part: Path, dims: set[int]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gemb.errors import UsageError
+from gemb.models.adapter import MergedTensor
 from gemb.models.checkpoint import ATTENTION_HEADS, Checkpoint, check_heads
 from gemb.models.safetensors import StoredTensor
 from gemb_torch.model.model import EmbeddingGemma
@@ -44,7 +45,11 @@ def load(
         model = EmbeddingGemma(checkpoint.config, checkpoint.dense, pooling)
     files = {
         path: torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-        for path in {stored.path for stored in checkpoint.tensors.values()}
+        for path in {
+            stored.path
+            for stored in checkpoint.tensors.values()
+            if not isinstance(stored, MergedTensor)
+        }
     }
     state = {}
     for name, stored in checkpoint.tensors.items():
@@ -70,11 +75,14 @@ def restore(model: EmbeddingGemma, checkpoint: Checkpoint) -> None:
 
 
 def _values(name: str, stored: StoredTensor, files: dict[Path, Tensor]) -> Tensor:
-    raw = files[stored.path][stored.offset : stored.offset + stored.size_bytes]
-    dtype = _DTYPES[stored.dtype]
-    if stored.offset % dtype.itemsize:  # the format does not promise alignment
-        raw = raw.clone()
-    values = raw.view(dtype).view(stored.shape)
+    if isinstance(stored, MergedTensor):
+        values = torch.from_numpy(stored.float32())
+    else:
+        raw = files[stored.path][stored.offset : stored.offset + stored.size_bytes]
+        dtype = _DTYPES[stored.dtype]
+        if stored.offset % dtype.itemsize:  # the format does not promise alignment
+            raw = raw.clone()
+        values = raw.view(dtype).view(stored.shape)
     # The sum of finite weights is finite, and reads them once: 0.2 s for the 300M model.
     if not values.sum(dtype=torch.float32).isfinite():
         raise UsageError(

@@ -156,7 +156,7 @@ class TrainingRun:
             sources=self.sources,
             prompts=[prompts_of(rows.source, self.start.prompts) for rows in self.sources],
             tokenizer=load_tokenizer(
-                self.start.folder / "tokenizer.json", self.start.config.vocab_size
+                self.start.file("tokenizer.json"), self.start.config.vocab_size
             ),
             max_tokens=min(recipe.batch.max_tokens, self.start.max_tokens),
             negatives=recipe.batch.negatives,
