@@ -234,7 +234,8 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
 
         yield "trained for", in_words(model.trained_types)
     for i, (name, text) in enumerate(model.prompts.items()):
-        yield "" if i else "prompts", f"{name} '{text}'"
+        default = " (default)" if name == getattr(model.prompts, "default", "") else ""
+        yield "" if i else "prompts", f"{name} '{text}'{default}"
     if model.adapter:
         yield "adapter", model.adapter
     yield "fingerprint", model.fingerprint
