@@ -75,8 +75,11 @@ def cut(
     source = models.resolve(model)
     if not source.is_dir():
         raise UsageError(f"{source} is a file; cut takes a model folder")
-    check_folder(output, overwrite=force, source=source)
+    from gemb.models.adapter import base_of
     from gemb.models.checkpoint import open_checkpoint
+
+    for folder in dict.fromkeys((source, base_of(source))):
+        check_folder(output, overwrite=force, source=folder)
 
     original = open_checkpoint(source)
     request = Cut(layers=layers, vocab=vocab, vocab_texts=texts)

@@ -255,11 +255,14 @@ def _opened(specs: Sequence[IngredientSpec], output: Path, *, force: bool) -> Se
     """Open the ingredients, and refuse those that cannot be averaged."""
     from gemb.commands.printing import print_table
     from gemb.io.notes import warn
+    from gemb.models.adapter import base_of
     from gemb.weights.ingredients import mismatches, open_ingredients, summary, table
 
     ingredients = open_ingredients(specs)
     for ingredient in ingredients:
-        check_folder(output, overwrite=force, source=ingredient.checkpoint.folder)
+        folder = ingredient.checkpoint.folder
+        for needed in dict.fromkeys((folder, base_of(folder))):
+            check_folder(output, overwrite=force, source=needed)
     differing = mismatches(ingredients)
     if differing:
         print_table(table(ingredients, differing), err=True)

@@ -139,12 +139,21 @@ class MergedTensor(StoredTensor):
         return (self.base, *self.change)
 
     def float32(self, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
-        """Return its values, or its rows begin:end, float32; summed in 64 bits, rounded once."""
+        """Return its values, or its rows begin:end, float32; summed in 64 bits, rounded once.
+
+        Raises:
+            UsageError: the adapter holds numbers that are not finite.
+        """
         import numpy as np
 
         rows = range(self.shape[0])[begin:end]
         values = np.array(self.base.float32(begin, end))
         factors = [factor.float32() for factor in self.change]
+        if not all(np.isfinite(factor).all() for factor in factors):
+            raise UsageError(
+                f"{self.change[0].path}: the adapter holds numbers that are not finite; the run "
+                "that wrote it had failed: take an earlier checkpoint"
+            )
         for start in range(rows.start, rows.stop, _ROWS):
             stop = min(start + _ROWS, rows.stop)
             part = values[start - rows.start : stop - rows.start]
@@ -284,6 +293,8 @@ class _Adapter:
             )
         for module, parts in modules.items():
             name = f"{self._name(module)}.weight"
+            if name not in tensors and name == "lm_head.weight":  # of next tokens: no vector's
+                continue
             if name not in tensors:
                 raise self._unknown(module)
             tensors[name] = self._change(module, tensors[name], parts)

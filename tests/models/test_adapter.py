@@ -19,12 +19,16 @@ from gemb.models.checkpoint import describe_folder, open_checkpoint
 from gemb.models.from_decoder import write_encoder
 from gemb.models.gguf import open_gguf
 from gemb.models.hub_cache import HubName, cached_names, find
+from gemb.recipe.schema import Init
 from gemb.weights.ingredients import IngredientSpec, mismatches, open_ingredients
 from gemb.weights.soup import write_soup
 from gemb_llamacpp.export import export
 from gemb_torch import TorchBackend
 from gemb_torch.cut.cut import cut_folder
+from gemb_torch.model.save import write_checkpoint
+from gemb_torch.model.weights import load
 from gemb_torch.train.start import starting_folder
+from model_files import rewritten
 from tiny_decoder import write_tiny_decoder
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -215,8 +219,6 @@ def test_the_dense_layers_may_have_an_adapter(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_a_base_of_16_bits_is_merged_in_32(tiny_model, tmp_path, dtype):
-    from model_files import rewritten
-
     base = rewritten(tiny_model, tmp_path / "base", lambda name, values: (dtype, values))
     folder = write_adapter(
         tmp_path / "a", base, factors(tiny_model, {MODULES[0]: RANK}), target_modules=[MODULES[0]]
@@ -453,8 +455,6 @@ def test_soups_cuts_and_training_begin_with_the_merged_weights(tiny_model, adapt
     assert_equal(tmp_path / "soup", mean)
     cut_folder(adapter, tmp_path / "cut", Cut(layers=(0, 1)))
     assert_equal(tmp_path / "cut", {k: v for k, v in merged.items() if "layers.2." not in k})
-    from gemb.recipe.schema import Init
-
     start = starting_folder(
         Init(model=str(adapter)), tmp_path / "work", texts=[], runtime=Runtime(device="cpu")
     )
@@ -497,3 +497,37 @@ def test_models_show_names_the_adapter(gemb, tiny_model, adapter):
     lines = dict(line.split(maxsplit=1) for line in answer.stdout.decode().splitlines())
     assert lines["adapter"] == f"LoRA, rank 4, of {tiny_model}"
     assert json.loads(gemb("models", "show", "--json", str(adapter)).stdout)["adapter"]
+
+
+def test_an_adapters_base_is_not_written_over(gemb, tiny_model, adapter):
+    base = Path(shutil.copytree(tiny_model, gemb.folder / "base"))
+    write_adapter(adapter, base)
+    before = (base / "config.json").read_bytes()
+    for command in (
+        ("cut", str(adapter), "--keep-layers", "0,1", "-o", "base", "-f"),
+        ("soup", str(adapter), str(tiny_model), "-o", "base", "-f"),
+    ):
+        answer = gemb(*command)
+        assert answer.returncode == 2
+        assert b"base is the model itself; write elsewhere" in answer.stderr
+    assert (base / "config.json").read_bytes() == before
+
+
+def test_numbers_that_are_not_finite_are_the_adapters(tiny_model, adapter):
+    tensors = load_file(adapter / WEIGHTS)
+    tensors[f"{PREFIX}{MODULES[0]}.lora_B.weight"][3, 2] = np.nan
+    save_file(tensors, adapter / WEIGHTS)
+    with pytest.raises(UsageError, match=rf"{WEIGHTS}: the adapter holds numbers that are not"):
+        vectors(adapter)
+
+
+def test_a_trained_model_begins_with_the_merged_weights(tiny_model, adapter, tmp_path):
+    source = open_checkpoint(adapter)
+    write_checkpoint(
+        source, tmp_path / "trained", load(source).state_dict(), pooling="mean", note="nothing"
+    )
+    assert_equal(tmp_path / "trained", right(tiny_model, adapter))
+    assert open_checkpoint(tmp_path / "trained").prompts == open_checkpoint(tiny_model).prompts
+    card = (tmp_path / "trained" / "README.md").read_text()
+    assert "Modified from" in card
+    assert "with the adapter adapter by `gemb train`: nothing" in card
