@@ -109,15 +109,14 @@ def base_of(folder: Path) -> Path:
             "put the base's files beside the adapter"
         )
     base = folder / name
-    if not base.is_dir() or base.samefile(folder):
-        pinned = f"{name}@{revision}" if isinstance(revision, str) and revision != "main" else name
-        try:
+    pinned = f"{name}@{revision}" if isinstance(revision, str) and revision != "main" else name
+    try:
+        if not base.is_dir() or base.samefile(folder):
             base = resolve(name if Path(name).is_dir() else pinned, download=False)
-        except (Missing, UsageError) as error:
-            raise Missing(
-                f"{path}: the adapter's base is not here: {error}; or put its files beside the "
-                "adapter"
-            ) from None
+    except (Missing, UsageError, OSError) as error:
+        raise Missing(
+            f"{path}: the adapter's base is not here: {error}; or put its files beside the adapter"
+        ) from None
     if not has_weights(base) or is_adapter(base):
         what = "an adapter itself" if is_adapter(base) else "no model folder with weights"
         raise UsageError(f"{path}: the adapter's base {base} is {what}")
