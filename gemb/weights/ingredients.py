@@ -165,9 +165,9 @@ def _mismatches(checkpoints: Sequence[Checkpoint]) -> Iterator[Mismatch]:
             yield Mismatch(aspect, values)
     names = dict.fromkeys(name for checkpoint in checkpoints for name in checkpoint.tensors)
     for name in names:
-        values = tuple(_tensor(checkpoint.tensors.get(name)) for checkpoint in checkpoints)
-        if len(set(values)) > 1:
-            yield Mismatch(name, values)
+        tensors = [checkpoint.tensors.get(name) for checkpoint in checkpoints]
+        if len({tensor and tensor.shape for tensor in tensors}) > 1:
+            yield Mismatch(name, tuple(_tensor(tensor) for tensor in tensors))
 
 
 def _aspects(checkpoints: Sequence[Checkpoint]) -> dict[str, Callable[[Checkpoint], str]]:
@@ -213,7 +213,7 @@ def _prompt(name: str, checkpoint: Checkpoint) -> str:
 
 
 def _tensor(tensor: StoredTensor | None) -> str:
-    return "x".join(map(str, tensor.shape)) if tensor else ABSENT
+    return f"{tensor.dtype} {'x'.join(map(str, tensor.shape))}" if tensor else ABSENT
 
 
 def _tokenizers(checkpoints: Sequence[Checkpoint]) -> Callable[[Checkpoint], str]:

@@ -170,7 +170,6 @@ def write_soup(
             stack.enter_context(_OpenModel(ingredient.checkpoint)) for ingredient in ingredients
         ]
         part = stack.enter_context(new_folder(target))
-        copy_files(first.folder, part, *_FILES)
         shutil.copyfile(first.file("config.json"), part / "config.json")
         config = config_of(first.folder)
         if is_unmarked:
@@ -179,6 +178,7 @@ def write_soup(
             name_dtype(config, "float32")
         if config != read_json(part / "config.json"):
             write_json(part / "config.json", config)
+        copy_files(first.folder, part, *_FILES)
         for file, names in names_by_file(first).items():
             new = {}
             for own, name in names.items():
@@ -291,7 +291,7 @@ def _averaged(
     tensors: Sequence[_OpenTensor | _OpenMerged],
     weights: Sequence[float],
     method: Method,
-    dtype: str,
+    dtype: str = "F32",
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of an average, span by span; nothing is read before the first `next`.
 

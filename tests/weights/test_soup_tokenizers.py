@@ -69,8 +69,8 @@ def test_what_no_ids_depend_on_may_differ(pair, tmp_path, change):
     [
         (
             lambda raw: raw["model"]["merges"].pop(),
-            "merges 299, number 299 is",
-            "merges 298",
+            "merges 50, number 50 is",
+            "merges 49",
         ),
         (
             lambda raw: raw["model"]["merges"].insert(0, raw["model"]["merges"].pop(1)),
@@ -98,7 +98,7 @@ def test_what_no_ids_depend_on_may_differ(pair, tmp_path, change):
             "vocabulary 369, with '日'=355, '本'=354",
         ),
         (lambda raw: raw["model"].update(dropout=0.1), "model ", "model "),
-        (lambda raw: raw.update(pre_tokenizer=None), "pre_tokenizer {", "pre_tokenizer null"),
+        (lambda raw: raw.update(pre_tokenizer=None), "pre_tokenizer ", "pre_tokenizer null"),
         (
             lambda raw: raw["post_processor"]["single"].pop(),
             "post_processor ",
