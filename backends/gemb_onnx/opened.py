@@ -49,9 +49,9 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
             remove(made.folder)
             continue
         break
-    folder = model.folder if isinstance(model, Checkpoint) else made.folder
+    path = model.file(TOKENIZER) if isinstance(model, Checkpoint) else made.folder / TOKENIZER
     vocabulary = model.config.vocab_size if isinstance(model, Checkpoint) else model.vocabulary
-    tokenizer = load_tokenizer(folder / TOKENIZER, vocabulary)
+    tokenizer = load_tokenizer(path, vocabulary)
     return OnnxEncoder(numbers, graph, tokenizer, profile, runtime.threads, made)
 
 

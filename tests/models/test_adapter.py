@@ -531,3 +531,15 @@ def test_a_trained_model_begins_with_the_merged_weights(tiny_model, adapter, tmp
     card = (tmp_path / "trained" / "README.md").read_text()
     assert "Modified from" in card
     assert "with the adapter adapter by `gemb train`: nothing" in card
+
+
+def test_onnx_runtime_computes_with_the_merged_weights(adapter):
+    pytest.importorskip("onnxruntime")
+    from gemb_onnx import OnnxBackend
+
+    encoder = OnnxBackend().open(adapter, Runtime(device="cpu", precision="fp32"))
+    try:
+        own = encoder.encode(encoder.tokenize(["the quick brown fox", "red planet"]))
+    finally:
+        encoder.close()
+    np.testing.assert_allclose(own, vectors(adapter), atol=5e-6)
