@@ -163,7 +163,7 @@ def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:
 def _name(task: str, prompts: Mapping[str, str]) -> str:
     """Return the dictionary's name of a task; empty where it has none."""
     names = TASKS[task]
-    folded = {_folded(name): name for name in reversed(prompts)} if prompts else {}
+    folded = {_folded(name): name for name in reversed(list(prompts))}
     return next(
         (name for name in names if name in prompts),
         next((folded[_folded(name)] for name in names if _folded(name) in folded), ""),
