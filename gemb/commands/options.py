@@ -201,7 +201,9 @@ WALK = (
         help="Only files like '*.md'; '!*.min.js' leaves out; repeatable, the last one counts.",
     ),
     click.option("--hidden", is_flag=True, help="Also files and folders that begin with a dot."),
-    click.option("--no-ignore", is_flag=True, help="Also what .gitignore and .ignore leave out."),
+    click.option(
+        "--no-ignore", is_flag=True, help="Also what .gitignore, .ignore and .rgignore leave out."
+    ),
     click.option("-L", "--follow", is_flag=True, help="Follow links."),
     click.option(
         "--max-size",

@@ -49,7 +49,7 @@ FIELDS = np.dtype(
         ("key", "V16"),  # of title and text: `gemb.search.corpus.passage_key`
     ]
 )
-BINARY, UNDECODABLE = 1, 2  # flags
+BINARY, UNDECODABLE, DOCUMENT = 1, 2, 4  # flags
 
 
 class FileRow(NamedTuple):

@@ -19,8 +19,17 @@ from gemb.embedding.store import key_of
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
 from gemb.io.text import visible
-from gemb.search.cache import BINARY, FIELDS, UNDECODABLE, FileRow, PassageTable, unpacked
+from gemb.search.cache import (
+    BINARY,
+    DOCUMENT,
+    FIELDS,
+    UNDECODABLE,
+    FileRow,
+    PassageTable,
+    unpacked,
+)
 from gemb.texts import inputs
+from gemb.texts.contents import NoText
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import Passage, split
 from gemb.texts.records import Record
@@ -28,6 +37,7 @@ from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, walk
 
 KEEP_S = 2.0  # seconds of splitting that a kill may cost
 HELD = 1 << 24  # characters of files' texts that are held for the next passage
+_KINDS = {BINARY: NoText.BINARY, DOCUMENT: NoText.DOCUMENT}
 _LINE = re.compile(r"line (\d+)$")
 
 
@@ -123,8 +133,8 @@ def gather(
     passages: list[bytes] = []
     titles: dict[int, Sequence[str]] = {}
     for entry, row, is_new in _rows(trees, sources, table, skipped, looked):
-        if row.flags & BINARY:
-            skipped.binary_file(entry.path, is_named=entry.is_named)
+        if kind := _KINDS.get(row.flags):
+            skipped.file_without_text(kind)
         elif row.flags & UNDECODABLE:
             skipped.undecodable_file(entry.path)
         if row.passages:
@@ -194,12 +204,14 @@ def _rows(
 def _split(entry: Entry, kind: str, skipped: Skipped) -> FileRow | None:
     """Return a file as a row of the table, None where it cannot be read."""
     file = open_text(entry)
-    if file.text is None and not file.is_binary:
+    if file.text is None and not file.no_text:
         if file.failure:
             skipped.failure(entry.path, file.failure)
         return None
     text = file.text or ""
-    flags = BINARY if file.is_binary else 0 if file.is_whole else UNDECODABLE
+    flags = 0 if file.is_whole else UNDECODABLE
+    if file.no_text:
+        flags = next(flag for flag, kind in _KINDS.items() if kind is file.no_text)
     parts = split(text, entry.real, kind)
     titles = list(dict.fromkeys(part.title or "" for part in parts))
     numbers = {title: number for number, title in enumerate(titles)}

@@ -11,6 +11,7 @@ import re
 import shlex
 import zlib
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 
 LOOKED_AT = 8192  # bytes: a NUL in them makes a file of a folder binary, as for git and grep
-DECODING = 2  # version of the rules by which bytes become text
+DECODING = 3  # version of the rules by which bytes become text
 BOM = b"\xef\xbb\xbf"
 STDIN = "-"
 
@@ -111,6 +112,16 @@ _FOREIGN = (
         "gemb takes texts",
     ),
     _Foreign(rb"version https://git-lfs", "a Git LFS pointer, not the file", "git lfs pull"),
+)
+
+_DOCUMENTS = (
+    *("a PDF file", "a PostScript file", "an RTF document", "an old Office document"),
+    "a DjVu document",
+)
+# A zip archive whose first file is one that Office and LibreOffice put first.
+_OFFICE = re.compile(
+    rb"(?s)PK\x03\x04.{26}(\[Content_Types\]\.xml|_rels/|docProps/|word/|xl/|ppt/|"
+    rb"mimetypeapplication/(vnd\.oasis|epub))"
 )
 
 Blocks = Iterator[bytes | None]  # None: a live input idles
@@ -347,13 +358,24 @@ def _gunzipped(stream: Iterable[bytes | None], name: str) -> Blocks:
         raise UsageError(f"{name}: no whole gzip file: it ends too early")
 
 
-def is_binary(head: bytes, encoding: str = "") -> bool:
-    """Return whether a file of a folder that begins so, with `LOOKED_AT` bytes, is no text."""
+class NoText(StrEnum):
+    """What a file of a folder is that is no text, for the count of those that are left out."""
+
+    DOCUMENT = "document"  # PDF, Office and the like: a program makes text of it
+    BINARY = "binary"
+
+
+def no_text(head: bytes, encoding: str = "") -> NoText | None:
+    """Return what a file of a folder is that begins so, with `LOOKED_AT` bytes; None: text."""
     if marked_encoding(head):
-        return False
-    if is_gzip(head) or is_parquet(head) or _foreign(head):
-        return True
-    return b"\0" in head[:LOOKED_AT] and not encoding.startswith(("utf-16", "utf-32"))
+        return None
+    form = _foreign(head)
+    if form and (form.name in _DOCUMENTS or _OFFICE.match(head)):
+        return NoText.DOCUMENT
+    is_nul_text = encoding.startswith(("utf-16", "utf-32"))
+    is_binary = form or is_gzip(head) or is_parquet(head)
+    is_binary = is_binary or (b"\0" in head[:LOOKED_AT] and not is_nul_text)
+    return NoText.BINARY if is_binary else None
 
 
 def whole_text(data: bytes, encoding: str = "") -> tuple[str, bool]:

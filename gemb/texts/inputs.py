@@ -21,6 +21,7 @@ from gemb.io.notes import note, warn
 from gemb.io.text import visible
 from gemb.texts.contents import STDIN, is_plain, shown
 from gemb.texts.lines import Line, Lines, read_lines
+from gemb.texts.notebooks import SUFFIX as NOTEBOOK
 from gemb.texts.records import (
     TEXT_NAMES,
     Fields,
@@ -199,6 +200,12 @@ def _refuse_pretty(peeked: Sequence[Line | None], path: str) -> None:
     if first.data.strip() == b"[":
         raise UsageError(f"{shown(path)} is one JSON array; {_array_hint(path)}; {_RAW}")
     file = "" if path == STDIN else f" {shlex.quote(shown(path))}"
+    if path.lower().endswith(NOTEBOOK):
+        raise UsageError(
+            f"{shown(path)} is a notebook: gemb search reads its cells, and so does "
+            "gemb index build --passages auto; its lines: "
+            f"jq -r '.cells[].source[]'{file} | gemb embed; {_RAW}"
+        )
     raise UsageError(
         f"{shown(path)} is a JSON object over several lines; "
         f"of it make lines: jq -c .{file} | gemb embed; {_RAW}"

@@ -7,6 +7,7 @@ import re
 from itertools import takewhile
 from typing import NamedTuple
 
+from gemb.texts.notebooks import SUFFIX as NOTEBOOK
 from gemb.texts.units import (
     LEAST,
     MOST,
@@ -19,7 +20,7 @@ from gemb.texts.units import (
     scope,
 )
 
-VERSION = 2  # of the rules: another one makes other passages of the same text
+VERSION = 3  # of the rules: another one makes other passages of the same text
 
 _HEADED = {".md": "#", ".markdown": "#", ".mkd": "#", ".mdx": "#", ".rmd": "#", ".qmd": "#"}
 _HEADED |= {".adoc": "=", ".asciidoc": "=", ".org": "*", ".rst": "", ".rest": "", ".txt": ""}
@@ -51,7 +52,8 @@ def split(text: str, name: str, kind: str = "auto") -> list[Passage]:
     name = name.encode(errors="surrogateescape").decode(errors="replace")  # the model takes UTF-8
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122
     if kind == "auto":
-        kind = "markdown" if suffix in _HEADED else "code" if _is_code(text) else "prose"
+        is_code = suffix == NOTEBOOK or (suffix not in _HEADED and _is_code(text))
+        kind = "code" if is_code else "markdown" if suffix in _HEADED else "prose"
     match kind:
         case "lines":
             return _lines(text)

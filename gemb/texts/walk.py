@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import NamedTuple
 from gemb.io.notes import note, warn
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
-from gemb.texts.contents import LOOKED_AT, is_binary, whole_text
+from gemb.texts.contents import LOOKED_AT, NoText, no_text, whole_text
 from gemb.texts.ignore import Rules, Scope, around
+from gemb.texts.notebooks import SUFFIX as NOTEBOOK
+from gemb.texts.notebooks import notebook_text
 
 FEW = 5  # failures that are named one by one; the others are counted
 MOST_BYTES = 10_000_000  # a longer file is a log or a dump, and would take an hour
@@ -54,7 +57,7 @@ class FileText(NamedTuple):
     """The text of a file, or why it has none."""
 
     text: str | None
-    is_binary: bool = False
+    no_text: NoText | None = None  # what it is instead
     is_whole: bool = True  # no byte of it was read as U+FFFD
     failure: str = ""  # why it could not be read; empty also where it has vanished
 
@@ -64,8 +67,7 @@ class Skipped:
 
     def __init__(self) -> None:
         self.failed = 0  # could not be read: no permission, no such file, an I/O error
-        self.binary = 0  # no text by their first bytes
-        self._named_binary = 0  # of these, those that the user named
+        self.no_text: Counter[NoText] = Counter()  # by their first bytes
         self.undecodable: list[str] = []  # read with U+FFFD for what is no UTF-8
         self.too_big: list[tuple[int, str]] = []  # size and path
         self.cut = 0  # passages that are longer than the model takes: their beginning counts
@@ -84,10 +86,9 @@ class Skipped:
             warn(f"{visible(path)}: {message}; what it leaves out is taken")
         self._rules.add(path)
 
-    def binary_file(self, path: str, *, is_named: bool) -> None:
-        """Count a file that is no text; `is_named`: by the user."""
-        self.binary += 1
-        self._named_binary += is_named
+    def file_without_text(self, kind: NoText) -> None:
+        """Count a file that is no text."""
+        self.no_text[kind] += 1
 
     def undecodable_file(self, path: str) -> None:
         """Count a file of which a part is no UTF-8."""
@@ -115,17 +116,8 @@ class Skipped:
         """Say at the end, in a line for each kind, what was left out. Failures are always said."""
         if self.failed > FEW:
             warn(f"{self.failed - FEW:,} more files or passages failed in such ways")
-        if self.too_big:
-            size, path = max(self.too_big)
-            count = len(self.too_big)
-            note(
-                f"{count:,} {'file was' if count == 1 else 'files were'} left out for "
-                f"{'its' if count == 1 else 'their'} size (the largest: {visible(path)}, "
-                f"{shown_size(size)}); --max-size {shown_size(size, up=True)} takes them"
-            )
-        if self._named_binary:
-            count = self._named_binary
-            note(f"{count:,} binary {'file was' if count == 1 else 'files were'} left out")
+        if left_out := self._left_out():
+            note(f"left out: {', '.join(left_out)}")
         if self.undecodable:
             count = len(self.undecodable)
             note(
@@ -140,6 +132,26 @@ class Skipped:
             count = self.changed
             have, are = ("passage has", "is") if count == 1 else ("passages have", "are")
             note(f"{count:,} {have} changed during the search and {are} left out")
+
+    def _left_out(self) -> list[str]:
+        """Return the counts of files that were left out for what they are."""
+        counts = []
+        if count := self.no_text[NoText.DOCUMENT]:
+            which = "document" if count == 1 else "documents"
+            counts.append(
+                f"{count:,} {which} (PDF, Office; pdftotext or pandoc makes text of them)"
+            )
+        if count := self.no_text[NoText.BINARY]:
+            counts.append(f"{count:,} binary {'file' if count == 1 else 'files'}")
+        if self.too_big:
+            size, path = max(self.too_big)
+            count = len(self.too_big)
+            which = "long file" if count == 1 else "long files"
+            counts.append(
+                f"{count:,} {which} (the largest: {visible(path)}, {shown_size(size)}; "
+                f"--max-size {shown_size(size, up=True)} takes all)"
+            )
+        return counts
 
 
 def shown_size(size: int, *, up: bool = False) -> str:
@@ -190,7 +202,9 @@ class _Walker:
         self._how = how
         self._skipped = skipped
         self._seen: set[str] = set()  # absolute paths of files
-        self._globs = Rules(_as_rules(how.globs))
+        globs = [(glob.removeprefix("!"), glob.startswith("!")) for glob in how.globs]
+        self._globs = Rules(globs)  # of paths as the user types them
+        self._globs_below = Rules(globs)  # of paths relative to the root
         self._above: set[tuple[int, int]] = set()  # folders that were gone through
         self._start = 0  # of a path relative to the root in an absolute one
         self._needs_glob = any(not glob.startswith("!") for glob in how.globs)
@@ -273,7 +287,7 @@ class _Walker:
         if self._globs:
             found = self._globs.decide(path.removeprefix("./"), name, is_folder=is_folder)
             if found is None:
-                found = self._globs.decide(real[self._start :], name, is_folder=is_folder)
+                found = self._globs_below.decide(real[self._start :], name, is_folder=is_folder)
             if found is not None:  # a glob weighs more than all else
                 return found, not found
         if name.startswith(".") and not self._how.hidden:
@@ -297,8 +311,8 @@ class _Walker:
         self._seen.add(real)
         most = self._how.most_bytes
         if 0 < most < found.st_size:
-            if _begins_binary(real, self._how.encoding):
-                self._skipped.binary_file(path, is_named=is_named)
+            if kind := _kind(real, self._how.encoding):
+                self._skipped.file_without_text(kind)
             else:
                 self._skipped.big_file(path, found.st_size, is_named=is_named)
             return
@@ -313,18 +327,12 @@ def reason(error: OSError | ValueError) -> str:
     return words[:1].lower() + words[1:]
 
 
-def _as_rules(globs: Sequence[str]) -> Iterator[str]:
-    """Yield globs as rules, in which what is wanted is written `!` and what is not is not."""
-    for glob in globs:
-        yield glob[1:] if glob.startswith("!") else "!" + glob
-
-
-def _begins_binary(real: str, encoding: str) -> bool:
+def _kind(real: str, encoding: str) -> NoText | None:
     try:
         with Path(real).open("rb") as file:
-            return is_binary(file.read(LOOKED_AT), encoding)
+            return no_text(file.read(LOOKED_AT), encoding)
     except OSError:  # it is left out for its size
-        return False
+        return None
 
 
 def _identity(real: str) -> tuple[int, int]:
@@ -335,8 +343,9 @@ def _identity(real: str) -> tuple[int, int]:
 def open_text(entry: Entry) -> FileText:
     """Return the file's text, or why it has none.
 
-    A binary file (`gemb.texts.contents.is_binary`), a vanished one and one that may not be read
-    have no text. Of a file that grows, what it held when it was found is read.
+    A binary file (`gemb.texts.contents.no_text`), a vanished one and one that may not be read
+    have no text. Of a file that grows, what it held when it was found is read. Of a notebook, the
+    text is that of its cells.
     """
     try:
         data = _content(entry)
@@ -344,9 +353,11 @@ def open_text(entry: Entry) -> FileText:
         return FileText(None, failure=reason(error) if entry.is_named else "")
     except OSError as error:
         return FileText(None, failure=reason(error))
-    if data is None:
-        return FileText(None, is_binary=True)
+    if isinstance(data, NoText):
+        return FileText(None, no_text=data)
     text, is_whole = whole_text(data, entry.encoding)
+    if entry.real.endswith(NOTEBOOK) and (source := notebook_text(text)) is not None:
+        text = source
     return FileText(text, is_whole=is_whole)
 
 
@@ -355,23 +366,23 @@ def read_text(entry: Entry, skipped: Skipped) -> str | None:
     file = open_text(entry)
     if file.failure:
         skipped.failure(entry.path, file.failure)
-    elif file.is_binary:
-        skipped.binary_file(entry.path, is_named=False)
+    elif file.no_text:
+        skipped.file_without_text(file.no_text)
     elif not file.is_whole:
         skipped.undecodable_file(entry.path)
     return file.text
 
 
-def _content(entry: Entry) -> bytes | None:
-    """Return the bytes of a file, None where it is binary or no file any more."""
+def _content(entry: Entry) -> bytes | NoText:
+    """Return the bytes of a file, or what it is where it is no text, or no file any more."""
     # A pipe in the place of the file must not hold the search up.
     file = os.open(entry.real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(file).st_mode):
-            return None
+            return NoText.BINARY
         head = _read(file, min(entry.size, LOOKED_AT))
-        if is_binary(head, entry.encoding):
-            return None
+        if kind := no_text(head, entry.encoding):
+            return kind
         return head + _read(file, entry.size - len(head))
     finally:
         os.close(file)

@@ -19,9 +19,9 @@ from gemb.errors import UsageError
 from gemb.texts import inputs
 from gemb.texts.contents import (
     checked_encoding,
-    is_binary,
     is_plain,
     marked_encoding,
+    no_text,
     plain,
     refuse_foreign,
     whole_text,
@@ -62,7 +62,7 @@ def test_utf16_and_utf32_are_decoded_by_their_mark(
     assert read(write(tmp_path, "a.txt", data)) == expected
     assert read(write(tmp_path, "a.txt.gz", gzip.compress(data))) == expected
     assert whole_text(data) == ("alpha café 🙂\nbeta 中文\n", True)
-    assert not is_binary(data)
+    assert no_text(data) is None
 
 
 def test_a_powershell_file_is_three_texts_in_every_reader(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_known_binary_format_is_refused_by_name_with_the_way_out(
             ),
         ):
             reader(path)
-    assert is_binary(data[:8192])
+    assert no_text(data[:8192])
     assert not marked_encoding(data)
 
 

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import random
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -12,8 +10,6 @@ import pytest
 from file_trees import as_nobody
 from gemb.io.stamps import Stamp
 from gemb.texts.walk import Entry, Skipped, Walk, is_stream, open_text, read_text, shown_size, walk
-
-needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 
 def write(root: Path, *names: str, content: str = "some words\n") -> None:
@@ -32,6 +28,8 @@ def names(*roots: str | Path, skipped: Skipped | None = None, **how: object) -> 
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     return tmp_path
 
 
@@ -65,6 +63,7 @@ def test_hidden_files_come_when_asked_for_and_when_named(here: Path) -> None:
 
 def test_globs_choose_leave_out_and_weigh_more_than_rules(here: Path) -> None:
     write(here, "a.py", "a.md", "src/b.py", "src/c.c", "src/test/d.py", "build/e.py")
+    (here / ".git").mkdir()
     (here / ".gitignore").write_text("build/\n*.md\n")
     assert names(".", globs=("*.py",)) == ["a.py", "src/b.py", "src/test/d.py"]
     assert names(".", globs=("*.py", "!test/")) == ["a.py", "src/b.py"]
@@ -78,28 +77,24 @@ def test_globs_choose_leave_out_and_weigh_more_than_rules(here: Path) -> None:
     assert names("a.md", globs=("*.py",)) == ["a.md"]  # it is named
 
 
-def test_rules_of_the_folders_around_hold_inside_a_repository_alone(here: Path) -> None:
-    write(here, "repo/sub/x.log", "repo/sub/x.txt")
-    (here / "repo/.gitignore").write_text("*.log\n")
-    assert names("repo/sub") == ["repo/sub/x.log", "repo/sub/x.txt"]
-    (here / "repo/.git").mkdir()
-    assert names("repo/sub") == ["repo/sub/x.txt"]
-    assert names("repo/sub", ignore=False) == ["repo/sub/x.log", "repo/sub/x.txt"]
-
-
 def test_an_ignore_file_weighs_more_than_gitignore(here: Path) -> None:
-    write(here, "a.log", "b.txt")
+    write(here, "a.log", "b.txt", "c.txt")
+    (here / ".git").mkdir()
     (here / ".gitignore").write_text("*.log\n")
     (here / ".ignore").write_text("!a.log\nb.txt\n")
-    assert names(".") == ["a.log"]
+    assert names(".") == ["a.log", "c.txt"]
+    (here / ".rgignore").write_text("!b.txt\nc.txt\n")
+    assert names(".") == ["a.log", "b.txt"]
 
 
 def test_rules_that_cannot_be_read_are_named_once_and_leave_nothing_out(
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
+        monkeypatch.setenv("XDG_CONFIG_HOME", f"{name}/none")
         write(root, "a.log", "sub/b.log")
+        (root / ".git").mkdir()
         for rules in (".gitignore", "sub/.ignore"):
             (root / rules).write_text("*.log\n")
             (root / rules).chmod(0)
@@ -121,84 +116,6 @@ def test_a_repository_inside_has_its_own_rules(here: Path) -> None:
     (here / "inner/.git/info").mkdir(parents=True)
     (here / "inner/.git/info/exclude").write_text("*.tmp\n")
     assert names(".") == ["inner/x.log"]
-
-
-RULES = [
-    *(
-        "*.log",
-        "!keep.log",
-        "/top",
-        "build/",
-        "a/b",
-        "a/**/z",
-        "**/deep",
-        "deep/**",
-        "x?",
-        "[a-c]d",
-    ),
-    *(
-        "!a",
-        "\\!bang",
-        "\\#hash",
-        "# comment",
-        "",
-        "  ",
-        "trail ",
-        "kept\\ ",
-        "*",
-        "!*/",
-        "*.tar.gz",
-    ),
-    *(
-        "/*",
-        "!/a",
-        "foo/*",
-        "!foo/bar",
-        "[!a]x",
-        "[z-a]",
-        "a[",
-        "**",
-        "a/",
-        "/a/b/",
-        "b/z",
-        "x1/",
-        "!b/a",
-        "//a",
-        "a//b",
-        "é*",
-        "*.",
-        "!",
-    ),
-]
-PARTS = [
-    *("a", "b", "z", "deep", "x1", "ad", "cd", "top", "build", "foo", "bar", "!bang", "#hash"),
-    *("trail", "kept ", "keep.log", "m.log", "q.tar.gz", "éa", "ax", "zx", "no.dot."),
-]
-
-
-@needs_git
-@pytest.mark.parametrize("seed", range(30))
-def test_what_is_left_out_is_what_git_leaves_out(here: Path, seed: int) -> None:
-    dice = random.Random(seed)
-    for _ in range(60):
-        path = here / "/".join(dice.choices(PARTS, k=dice.randint(1, 4)))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-        except OSError:
-            continue  # a file stands where a folder should
-    folders = [here, *(path for path in here.rglob("*") if path.is_dir())]
-    for folder in dice.sample(folders, min(3, len(folders))):
-        (folder / ".gitignore").write_text("\n".join(dice.choices(RULES, k=dice.randint(1, 6))))
-    git = ["git", "-c", "core.excludesFile=/dev/null", "-c", "core.quotePath=false"]
-    subprocess.run(["git", "init", "-q"], check=True)
-    (here / ".git/info/exclude").write_text(dice.choice(RULES) + "\n")
-    listed = subprocess.run(
-        [*git, "ls-files", "-z", "--others", "--exclude-standard"], check=True, capture_output=True
-    )
-    wanted = {name for name in os.fsdecode(listed.stdout).split("\0") if name}
-    found = set(names(".", hidden=True))
-    assert found == wanted
 
 
 def test_links_are_left_alone_or_followed_once(here: Path) -> None:
@@ -285,11 +202,10 @@ def test_a_long_file_is_left_out_with_a_note_that_says_how_to_take_it(
     skipped.say()
     said = capsys.readouterr().err
     assert said == (
-        "gemb: note: 1 file was left out for its size (the largest: big.log, 2.1G); "
-        "--max-size 3G takes them\n"
+        "gemb: note: left out: 1 binary file, 1 long file (the largest: big.log, 2.1G; "
+        "--max-size 3G takes all)\n"
     )
     assert skipped.failed == 0
-    assert skipped.binary == 1
     named = Skipped()
     assert names("big.log", skipped=named) == []
     assert named.failed == 1
@@ -297,7 +213,7 @@ def test_a_long_file_is_left_out_with_a_note_that_says_how_to_take_it(
     assert said == ("gemb: warning: big.log: 2.1G is long for a text; --max-size 3G takes it\n")
     assert names("big.bin", skipped=named) == []
     named.say()
-    assert capsys.readouterr().err == "gemb: note: 1 binary file was left out\n"
+    assert capsys.readouterr().err == "gemb: note: left out: 1 binary file\n"
     assert names("big.log", most_bytes=0) == ["big.log"]
     assert [shown_size(size) for size in (7, 1500, 20_000_000)] == ["7", "1.5K", "20.0M"]
 
@@ -325,8 +241,37 @@ def test_a_file_is_read_as_what_it_is(tmp_path: Path, content: bytes, text: str 
     path.write_bytes(content)
     skipped = Skipped()
     assert read_text(entry_of(path), skipped) == text
-    assert skipped.binary == (text is None)
+    assert skipped.no_text.total() == (text is None)
     assert open_text(entry_of(path)).is_whole
+
+
+def test_what_is_left_out_for_what_it_is_is_counted_in_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {
+        "a.pdf": b"%PDF-1.7\n",
+        "b.docx": b"PK\x03\x04" + bytes(26) + b"[Content_Types].xml",
+        "c.odt": b"PK\x03\x04" + bytes(26) + b"mimetypeapplication/vnd.oasis.opendocument.text",
+        "d.doc": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "e.rtf": b"{\\rtf1 x}",
+        "f.zip": b"PK\x03\x04" + bytes(26) + b"x.txt",
+        "g.png": b"\x89PNG\r\n",
+        "h.bin": b"x\0y",
+        "i.txt": b"text",
+        "j.log": b"text" * 30,
+        "k.log": b"text" * 60,
+    }
+    for name, data in files.items():
+        (here / name).write_bytes(data)
+    skipped = Skipped()
+    texts = [read_text(entry, skipped) for entry in walk(["."], Walk(most_bytes=100), skipped)]
+    assert [text for text in texts if text is not None] == ["text"]
+    skipped.say()
+    assert capsys.readouterr().err == (
+        "gemb: note: left out: 5 documents (PDF, Office; pdftotext or pandoc makes text of them), "
+        "3 binary files, 2 long files (the largest: k.log, 240; --max-size 240 takes all)\n"
+    )
+    assert skipped.failed == 0
 
 
 def test_what_is_no_utf8_is_read_and_counted(
