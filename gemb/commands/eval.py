@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PREFIXES = ("builtin:", "mteb:")
 GROUPS = {
-    "What is measured": ("data", "encoding", "dims", "dtypes", "baseline"),
+    "What is measured": ("data", "encoding", "dims", "dtypes", "baseline", "gate"),
     "Output": ("every_metric", "as_json", "output"),
     "Model": ("backend", "device", "precision", "threads"),
 }
@@ -65,6 +65,11 @@ GROUPS = {
     help="What to compare with: a model, or the FILE.json that -o wrote for it.",
 )
 @click.option(
+    "--gate",
+    is_flag=True,
+    help="For CI: exit code 1 also where the verdict is TOO FEW.",
+)
+@click.option(
     "-a",
     "--all",
     "every_metric",
@@ -87,6 +92,7 @@ def evaluate(
     dims: str | None,
     dtypes: str,
     baseline: str | None,
+    gate: bool,
     every_metric: bool,
     as_json: bool,
     output: Path | None,
@@ -115,12 +121,13 @@ def evaluate(
       NAME.jsonl                                    the same, in five folds
     A set.json beside corpus.jsonl may say {"task": "code"}: which prompt queries have.
 
-    Intervals are 95 %, by bootstrap over queries, pairs or rows. With --baseline the last line is
-    WIN, TIE or REGRESSION of the mean of the sets, by paired bootstrap.
+    Intervals are 95 %, by bootstrap over queries, pairs or rows; where all have one value, exact
+    (Clopper-Pearson). With --baseline the last line is WIN, TIE or REGRESSION of the mean of the
+    sets, by paired bootstrap. A set of fewer than 10 has no interval, and the verdict is TOO FEW.
 
     \b
-    Exit codes: 0 done, 1 a regression, 2 wrong usage or a wrong file, 4 something is
-    absent, 5 the run failed.
+    Exit codes: 0 done, 1 a regression (with --gate also TOO FEW), 2 wrong usage or a wrong
+    file, 4 something is absent, 5 the run failed.
     """
     import dataclasses
 
@@ -129,6 +136,8 @@ def evaluate(
     widths, types = _widths(dims), _types(dtypes)
     options = dataclasses.replace(options, model=reference)
     tasks = [name.partition(":")[2] for name in data if name.startswith("mteb:")]
+    if gate and baseline is None:
+        raise click.UsageError("--gate judges a comparison: name its --baseline")
     if tasks:
         if len(tasks) < len(data):
             raise click.UsageError("mteb: tasks and other sets are evaluated in separate commands")
@@ -137,7 +146,12 @@ def evaluate(
         _run_mteb(tasks, options, widths, as_json=as_json)
         return
     sets = data or ("builtin:tiny",)
-    _run(sets, encoding, options, widths, types, baseline, every_metric, as_json, output)
+    comparison = _run(
+        sets, encoding, options, widths, types, baseline, every_metric, as_json, output
+    )
+    if comparison and (comparison.word == "REGRESSION" or (gate and comparison.word == "TOO FEW")):
+        what = "worse than" if comparison.word == "REGRESSION" else "not comparable with"
+        raise NegativeAnswer(f"{what} {baseline}: {comparison.line.removeprefix('VERDICT ')}")
 
 
 def _default_model() -> str:
@@ -156,12 +170,13 @@ def _run(
     every_metric: bool,
     as_json: bool,
     output: Path | None,
-) -> None:
+) -> Verdict | None:
+    """Measure, print and save; return the verdict, where there is a baseline."""
     import dataclasses
 
     from gemb.datasets.sets import open_suite
     from gemb.evaluation.scores import Scores, check_target
-    from gemb.evaluation.verdict import check_sets, check_type, verdict
+    from gemb.evaluation.verdict import check_sets, check_type, too_few, verdict
     from gemb.models.profile import check_dims
 
     if output is not None:
@@ -193,8 +208,9 @@ def _run(
     finally:
         if output is not None:
             after.save(output)
-    if comparison and comparison.word == "REGRESSION":
-        raise NegativeAnswer(f"worse than {baseline}: {comparison.line.removeprefix('VERDICT ')}")
+    if comparison and comparison.word == "TOO FEW":
+        note(too_few(comparison.main.units))
+    return comparison
 
 
 def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
@@ -292,7 +308,11 @@ def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) ->
 
 
 def _cell(row: MetricRow) -> str:
-    return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
+    if row.low is None or row.high is None:
+        return f"{row.value:.3f}"
+    if row.low < row.value < row.high:
+        return f"{row.value:.3f} ±{(row.high - row.low) / 2:.3f}"
+    return f"{row.value:.3f} ({row.low:.3f} to {row.high:.3f})"  # all units have one value
 
 
 def _in_json(scores: Scores, verdict: Verdict | None) -> str:
@@ -308,9 +328,13 @@ def _say_notes(scores: Scores, longest: int) -> None:
         scores: of the model.
         longest: the most tokens of a text that the model takes.
     """
+    from gemb.evaluation.metrics import LEAST_UNITS
+
     if scores.cut:
         warn(f"{scores.cut} of {scores.texts} texts were cut at {longest} tokens")
     for dataset in scores.sets:
+        if dataset.units < LEAST_UNITS:
+            note(f"{dataset.name}: n={dataset.units}: no interval of fewer than {LEAST_UNITS}")
         if dataset.left_out:
             warn(f"{dataset.name}: {dataset.left_out}; they take no part")
     users: dict[tuple[str, ...], list[str]] = {}

@@ -187,7 +187,9 @@ def _changes(measures: Measures) -> list[str]:
     if change is None:
         return [f"{100 * row.value:.2f}" for row in scores.means()]
     return [
-        f"{100 * size.difference:+.2f} ±{50 * (size.high - size.low):.2f}" for size in change.sizes
+        f"{100 * size.difference:+.2f}"
+        + ("" if size.low is None or size.high is None else f" ±{50 * (size.high - size.low):.2f}")
+        for size in change.sizes
     ]
 
 

@@ -163,6 +163,7 @@ def soup(
     Exit codes: 0 done, 1 written, but worse than its best ingredient, 2 wrong usage, models that
     cannot be averaged or that hold NaN, 4 something is absent, 5 the run failed.
     """
+    from gemb.evaluation.verdict import too_few
     from gemb.io.notes import note
     from gemb.weights.soup import LOSES_TYPES, loses_types, plan, widened, write_soup
     from gemb.weights.soup_scores import compared, greedy, to_json
@@ -194,6 +195,8 @@ def soup(
     comparison = compared(ingredients, chosen, scorer, average, output) if scorer else None
     result = WrittenSoup(ingredients, chosen, written, method, tries, comparison)
     click.echo(in_json(result) if as_json else in_words(result))
+    if comparison and comparison.verdict.word == "TOO FEW":
+        note(too_few(comparison.verdict.main.units))
     if comparison and comparison.verdict.word == "REGRESSION":
         raise NegativeAnswer(f"worse than {comparison.best}: {comparison.verdict.line}")
 
@@ -224,6 +227,7 @@ def check_options(
 
 def _tell(step: GreedyStep) -> None:
     """Print the result of a step of the greedy choice on stderr."""
+    from gemb.evaluation.verdict import spread
     from gemb.io.notes import note
 
     if not step.to:
@@ -231,8 +235,8 @@ def _tell(step: GreedyStep) -> None:
         return
     note(
         f"{'kept' if step.kept else 'left out'} {step.added}: {step.before:.4f} to "
-        f"{step.after:.4f} ({step.after - step.before:+.4f}, 95% CI {step.low:+.4f} to "
-        f"{step.high:+.4f})"
+        f"{step.after:.4f} ({step.after - step.before:+.4f}, "
+        f"{spread(step.low, step.high, step.units, '+.4f')})"
     )
 
 

@@ -223,10 +223,14 @@ def _print_verdict(path: Path, *, as_json: bool) -> None:
     """
     import json
 
+    from gemb.evaluation.verdict import too_few
+
     if not path.is_file():
         return
     verdict = json.loads(path.read_bytes())
     click.echo(json.dumps(verdict) if as_json else verdict["line"])
+    if verdict["verdict"] == "TOO FEW":
+        note(too_few(verdict["units"]))
     if verdict["verdict"] == "REGRESSION":
         raise NegativeAnswer(verdict["line"])
 

@@ -26,9 +26,9 @@ from gemb.evaluation.metrics import (
     Form,
     Statistic,
     best,
-    interval,
     of_rankings,
     resamples,
+    score_interval,
 )
 from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.models.profile import check_dims
@@ -113,14 +113,14 @@ def _sizes(profile: ModelProfile, dims: Sequence[int], dtypes: Sequence[str]) ->
 def _rows(
     dataset: SetDescription, statistics: Mapping[tuple[Size, str], Statistic]
 ) -> list[MetricRow]:
-    """Return the score of each size and metric, with its bootstrap interval."""
+    """Return the score of each size and metric, with its interval."""
     parts: dict[tuple[Size, str], list[Doubles]] = {key: [] for key in statistics}
     for counts in resamples(dataset.units, dataset.seed):
         for key, statistic in statistics.items():
             parts[key].append(statistic.of(counts))
     rows = []
     for (size, metric), statistic in statistics.items():
-        low, high = interval(np.concatenate(parts[size, metric]))
+        bounds = score_interval(statistic, np.concatenate(parts[size, metric]))
         rows.append(
             MetricRow(
                 set=dataset.name,
@@ -128,8 +128,8 @@ def _rows(
                 dim=size.dim,
                 dtype=size.dtype,
                 value=statistic.value(),
-                low=low,
-                high=high,
+                low=bounds.low if bounds else None,
+                high=bounds.high if bounds else None,
             )
         )
     return rows

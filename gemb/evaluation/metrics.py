@@ -3,7 +3,8 @@
 Every metric is defined as in its reference program: `spearman` as in
 scipy.stats.spearmanr, `average_precision` as in sklearn.metrics.average_precision_score, and the
 metrics of a ranking as in NIST's trec_eval 9 (`ndcg_cut_10`, `recall_10`, `recall_100`, `map_cut`,
-`recip_rank`). Intervals are by percentile bootstrap over pairs, queries or rows (Efron 1979).
+`recip_rank`). Intervals are by percentile bootstrap over pairs, queries or rows (Efron 1979); where
+all units have one value, so that a bootstrap sees no spread, they are exact (Clopper and Pearson).
 The resamples of a set depend only on its content, so two models are measured on the same ones: the
 difference of their resampled scores is the paired bootstrap.
 
@@ -25,6 +26,13 @@ DEPTH = 100  # ranks that count
 RANKING = ("ndcg@10", "recall@10", "recall@100", "mrr@10", "map@100")
 RESAMPLES = 2000
 LEVEL = 0.95
+# Units of a set from which there is an interval, and a verdict. The bootstrap takes the spread of n
+# values for that of all, and is too sure of itself: of n normal values its interval is
+# 1.96 sqrt((n - 1) / n) standard errors to each side, where Student's t asks for more. So where
+# nothing has changed, 15 verdicts in 100 are wrong at n = 5, 10.2 at n = 9 and 9.6 at n = 10, in
+# the place of 5. And one of two equal models wins in all of n queries, which makes a verdict of any
+# size of the changes, with a chance of 2 / 2^n: 1 at n = 1, 0.06 at n = 5, 0.002 at n = 10.
+LEAST_UNITS = 10
 _CELLS = 1 << 21  # counts in memory at a time
 
 Form = Literal["mean", "spearman", "average_precision"]
@@ -175,6 +183,27 @@ def resamples(units: int, seed: int) -> Iterator[Doubles]:
         drawn += np.arange(rows)[:, None] * units
         counts = np.bincount(drawn.ravel(), minlength=rows * units)
         yield counts.reshape(rows, units).astype(np.float64)
+
+
+def score_interval(statistic: Statistic, scores: Doubles) -> Interval | None:
+    """Return the interval of a score; None: too few units, or a rank statistic without any spread.
+
+    Where all units have one value c (of 0 to 1), the interval is that of Clopper and Pearson
+    (Biometrika 26, 1934) for the share of units that differ, of which none was seen: at 1, N of N,
+    from 0.025^(1/N) to 1; at 0, from 0 to 1 - 0.025^(1/N).
+
+    Args:
+        statistic: of a set.
+        scores: of its resamples, [R].
+    """
+    values = statistic.values
+    if len(values) < LEAST_UNITS:
+        return None
+    if statistic.form == "mean" and np.all(values == values[0]):
+        same = float(((1 - LEVEL) / 2) ** (1 / len(values)))  # the least share of such units
+        return Interval(float(values[0]) * same, 1 - (1 - float(values[0])) * same)
+    bounds = interval(scores)
+    return bounds if bounds.low < bounds.high else None
 
 
 def interval(scores: Doubles) -> Interval:

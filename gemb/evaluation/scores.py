@@ -11,7 +11,7 @@ import numpy as np
 
 from gemb.arrays import Doubles
 from gemb.errors import UsageError
-from gemb.evaluation.metrics import Form, Interval, Statistic, interval
+from gemb.evaluation.metrics import LEAST_UNITS, Form, Interval, Statistic, interval
 
 MARK = "gemb_scores"  # the key of the format's version
 
@@ -50,8 +50,8 @@ class MetricRow:
     dim: int
     dtype: str
     value: float
-    low: float  # 95 % confidence interval, by bootstrap over the set's units
-    high: float
+    low: float | None  # 95 % confidence interval over the set's units; None: they are too few
+    high: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Scores:
         """Return the mean of the sets for each size, with its interval."""
         rows = []
         for size in self.sizes:
-            bounds: Interval = interval(self.resampled(size))
+            bounds = self._mean_interval(size)
             rows.append(
                 MetricRow(
                     set="mean",
@@ -123,11 +123,30 @@ class Scores:
                     dim=size.dim,
                     dtype=size.dtype,
                     value=self.mean(*size),
-                    low=bounds.low,
-                    high=bounds.high,
+                    low=bounds.low if bounds else None,
+                    high=bounds.high if bounds else None,
                 )
             )
         return tuple(rows)
+
+    @property
+    def fewest(self) -> SetDescription:
+        """The set with the fewest units."""
+        return min(self.sets, key=lambda dataset: dataset.units)
+
+    def _mean_interval(self, size: Size) -> Interval | None:
+        if self.fewest.units < LEAST_UNITS:
+            return None
+        bounds = interval(self.resampled(size))
+        if bounds.low < bounds.high:
+            return bounds
+        # No set has any spread, so that their intervals are exact, or there is none.
+        main = [self.main(dataset.name, *size) for dataset in self.sets]
+        lows = [row.low for row in main if row.low is not None]
+        highs = [row.high for row in main if row.high is not None]
+        if len(lows) < len(main):
+            return None
+        return Interval(float(np.mean(lows)), float(np.mean(highs)))
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the evidence."""

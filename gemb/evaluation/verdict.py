@@ -1,4 +1,7 @@
-"""Is one model better than another? WIN, TIE or REGRESSION, by a paired bootstrap."""
+"""Is one model better than another? WIN, TIE or REGRESSION, by a paired bootstrap, or TOO FEW.
+
+It is TOO FEW where a set has fewer units than `metrics.LEAST_UNITS`, which says why.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from gemb.arrays import Doubles
 from gemb.errors import UsageError
-from gemb.evaluation.metrics import interval
+from gemb.evaluation.metrics import LEAST_UNITS, Interval, interval
 from gemb.evaluation.scores import Scores, Size
 
-Word = Literal["WIN", "TIE", "REGRESSION"]
+Word = Literal["WIN", "TIE", "REGRESSION", "TOO FEW"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +29,15 @@ class Difference:
     before: float
     after: float
     difference: float
-    low: float  # 95 % confidence interval of the difference
-    high: float
+    units: int  # queries, pairs or rows; of several sets, those of the one that has the fewest
+    low: float | None  # 95 % confidence interval of the difference; None: there are too few units
+    high: float | None
 
     @property
     def word(self) -> Word:
         """The verdict of the interval: a tie if it holds 0."""
+        if self.low is None or self.high is None:
+            return "TOO FEW"
         if self.low > 0:
             return "WIN"
         return "REGRESSION" if self.high < 0 else "TIE"
@@ -46,7 +53,7 @@ class Verdict:
 
     @property
     def word(self) -> Word:
-        """WIN, TIE or REGRESSION."""
+        """WIN, TIE, REGRESSION or TOO FEW."""
         return self.main.word
 
     @property
@@ -56,7 +63,7 @@ class Verdict:
         widths = f" {main.before_dim} → {main.dim} dims" if main.before_dim != main.dim else ""
         return (
             f"VERDICT {main.word} {main.metric}{widths} {main.before:.3f} → {main.after:.3f} "
-            f"({main.difference:+.3f}, 95% CI {main.low:+.3f} to {main.high:+.3f})"
+            f"({main.difference:+.3f}, {spread(main.low, main.high, main.units)})"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -68,6 +75,21 @@ class Verdict:
             "sets": [_json(difference) for difference in self.sets],
             "sizes": [_json(difference) for difference in self.sizes],
         }
+
+
+def spread(low: float | None, high: float | None, units: int, form: str = "+.3f") -> str:
+    """Return the interval of a change in words; where there is none, of how few units it is."""
+    if low is None or high is None:
+        return f"n={units}: no interval"
+    return f"95% CI {low:{form}} to {high:{form}}"
+
+
+def too_few(units: int) -> str:
+    """Return why there is no verdict, for a note."""
+    return (
+        f"n={units} is too few for a verdict: each set needs {LEAST_UNITS} queries, pairs or rows, "
+        "and some hundred for a small change"
+    )
 
 
 def _json(difference: Difference) -> dict[str, Any]:
@@ -129,17 +151,18 @@ def check_type(before: Scores, dtype: str) -> None:
 
 
 def _of_mean(before: Scores, after: Scores, old: Size, new: Size) -> Difference:
-    low, high = interval(after.resampled(new) - before.resampled(old))
+    units = min(before.fewest.units, after.fewest.units)
+    resampled = after.resampled(new) - before.resampled(old)
     values = before.mean(*old), after.mean(*new)
     name = after.sets[0].name if len(after.sets) == 1 else "mean"
-    return _difference(name, after.metric, old, new, values, (low, high))
+    return _difference(name, after.metric, old, new, values, units, resampled)
 
 
 def _of_set(before: Scores, after: Scores, name: str, old: Size, new: Size) -> Difference:
     dataset = next(dataset for dataset in after.sets if dataset.name == name)
-    low, high = interval(after.resampled_set(dataset, new) - before.resampled_set(dataset, old))
+    resampled = after.resampled_set(dataset, new) - before.resampled_set(dataset, old)
     values = before.main(name, *old).value, after.main(name, *new).value
-    return _difference(name, dataset.metric, old, new, values, (low, high))
+    return _difference(name, dataset.metric, old, new, values, dataset.units, resampled)
 
 
 def _difference(
@@ -148,8 +171,10 @@ def _difference(
     old: Size,
     new: Size,
     values: tuple[float, float],
-    bounds: tuple[float, float],
+    units: int,
+    resampled: Doubles,
 ) -> Difference:
+    bounds: Interval | None = interval(resampled) if units >= LEAST_UNITS else None
     return Difference(
         set=name,
         metric=metric,
@@ -159,6 +184,7 @@ def _difference(
         before=values[0],
         after=values[1],
         difference=values[1] - values[0],
-        low=bounds[0],
-        high=bounds[1],
+        units=units,
+        low=bounds.low if bounds else None,
+        high=bounds.high if bounds else None,
     )

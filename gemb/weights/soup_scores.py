@@ -39,8 +39,9 @@ class GreedyStep:
     to: tuple[str, ...]  # names of the ingredients chosen before; empty at the first step
     before: float  # mean of the sets' main metrics; at the first step, the same as `after`
     after: float
-    low: float  # 95 % interval of the difference
-    high: float
+    units: int  # that were compared: queries, pairs or rows
+    low: float | None  # 95 % interval of the difference; None: there are too few units
+    high: float | None
     kept: bool
 
 
@@ -163,13 +164,22 @@ def greedy(
     chosen = [first]
     mean = best.value
     steps = [
-        GreedyStep(added=first.name, to=(), before=mean, after=mean, low=0.0, high=0.0, kept=True)
+        GreedyStep(
+            added=first.name,
+            to=(),
+            before=mean,
+            after=mean,
+            units=best.fewest.units,
+            low=0.0,
+            high=0.0,
+            kept=True,
+        )
     ]
     tell(steps[0])
     for ingredient, _ in rest:
         scores = scorer.scores([*chosen, ingredient])
         change = verdict(best, scores).main
-        kept = change.low > 0 if keep == "win" else change.difference >= 0
+        kept = change.word == "WIN" if keep == "win" else change.difference >= 0
         steps.append(_greedy_step(ingredient, chosen, change, kept=kept))
         tell(steps[-1])
         if kept:
@@ -186,6 +196,7 @@ def _greedy_step(
         to=tuple(member.name for member in chosen),
         before=change.before,
         after=change.after,
+        units=change.units,
         low=change.low,
         high=change.high,
         kept=kept,

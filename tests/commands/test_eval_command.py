@@ -205,3 +205,45 @@ def test_what_cannot_be_is_refused_in_one_line(gemb, words):
     answer = gemb("eval", *words)
     assert (answer.returncode, answer.stdout) == (2, b"")
     assert answer.stderr.decode() == f"gemb: {REFUSED[words]}\n"
+
+
+@pytest.fixture
+def one_query(gemb):
+    """A folder with a set of one query."""
+    folder = gemb.folder / "one"
+    folder.mkdir()
+    (folder / "corpus.jsonl").write_text('{"_id":"a","text":"w1"}\n{"_id":"b","text":"w2"}\n')
+    (folder / "queries.jsonl").write_text('{"_id":"q","text":"w1"}\n')
+    (folder / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\nq\ta\t1\n")
+    return "one"
+
+
+def test_one_query_makes_no_interval_and_no_verdict(gemb, one_query):
+    common = ("--data", one_query, "--dims", "768")
+    saved = gemb("eval", *common, "-o", "kept.json")
+    assert lines(saved)[1].split()[2:] == ["1", "1.000"]
+    assert b"one: n=1: no interval of fewer than 10" in saved.stderr
+    write_model(gemb.folder / "worse.fake", seed=5)
+    for model in ("model.fake", "worse.fake"):
+        answer = gemb("eval", model, *common, "--baseline", "kept.json")
+        assert answer.returncode == 0
+        assert lines(answer)[-1].startswith("VERDICT TOO FEW ndcg@10 1.000 → ")
+        assert lines(answer)[-1].endswith("n=1: no interval)")
+        assert b"n=1 is too few for a verdict: each set needs 10" in answer.stderr
+        gated = gemb("eval", model, *common, "--baseline", "kept.json", "--gate", "--json")
+        assert gated.returncode == 1
+        assert b"gemb: not comparable with kept.json: TOO FEW ndcg@10" in gated.stderr
+        found = json.loads(gated.stdout)
+        assert found["verdict"]["verdict"] == "TOO FEW"
+        assert found["verdict"]["low"] is None
+        assert found["rows"][0]["low"] is None
+    alone = gemb("eval", *common, "--gate")
+    assert alone.returncode == 2
+    assert b"--gate judges a comparison: name its --baseline" in alone.stderr
+
+
+def test_a_gate_lets_a_tie_pass(gemb, sets):
+    assert gemb("eval", "--data", sets, "--dims", "768", "-o", "kept.json").returncode == 0
+    answer = gemb("eval", "--data", sets, "--dims", "768", "--gate", "--baseline", "kept.json")
+    assert answer.returncode == 0, answer.stderr
+    assert lines(answer)[-1].startswith("VERDICT TIE ")

@@ -14,6 +14,7 @@ from sklearn.metrics import average_precision_score
 from gemb.evaluation.linear_probe import fitted, folded, predictions
 from gemb.evaluation.metrics import (
     DEPTH,
+    LEAST_UNITS,
     RESAMPLES,
     Statistic,
     average_precision,
@@ -21,6 +22,7 @@ from gemb.evaluation.metrics import (
     interval,
     of_rankings,
     resamples,
+    score_interval,
     spearman,
 )
 
@@ -223,3 +225,27 @@ def test_without_a_test_part_every_row_is_predicted_from_others():
     sparse = np.eye(300, 24, dtype=np.float32)[random.permutation(300)] + x
     found = folded(sparse, unlearnable)
     assert np.mean([a == b for a, b in zip(found, unlearnable, strict=True)]) < 0.35
+
+
+@pytest.mark.parametrize("units", [10, 25, 400])
+@pytest.mark.parametrize("hits", [0, 1])
+def test_the_interval_of_none_and_of_all_is_that_of_clopper_and_pearson(units, hits):
+    statistic = Statistic("mean", np.full(units, float(hits)))
+    theirs = stats.binomtest(hits * units, units).proportion_ci(0.95, "exact")
+    ours = score_interval(statistic, statistic.resampled(0))
+    assert ours == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_few_units_have_no_interval_and_equal_ones_none_that_is_too_narrow():
+    for units in range(1, LEAST_UNITS):
+        statistic = Statistic("mean", np.linspace(0, 1, units))
+        assert score_interval(statistic, statistic.resampled(0)) is None
+    half = Statistic("mean", np.full(20, 0.5))
+    low, high = score_interval(half, half.resampled(0))
+    assert 0.3 < low < 0.45
+    assert 0.55 < high < 0.7
+    ordered = Statistic("spearman", np.arange(20.0), np.arange(20.0))
+    assert score_interval(ordered, ordered.resampled(0)) is None  # all resamples are 1
+    mixed = Statistic("mean", np.arange(20) % 2 * 1.0)
+    low, high = score_interval(mixed, mixed.resampled(0))
+    assert 0.2 < low < 0.4 < 0.6 < high < 0.8

@@ -114,11 +114,32 @@ def test_the_mean_weighs_sets_alike_and_each_is_told():
 
 
 def test_sets_of_several_metrics_have_a_mean():
-    one = scores({"a": np.ones(9), "b": np.ones(9)})
+    one = scores({"a": np.ones(10), "b": np.ones(10)})
     sets = (one.sets[0], dataclasses.replace(one.sets[1], metric="accuracy"))
     rows = (one.rows[0], dataclasses.replace(one.rows[1], metric="accuracy"))
     mixed = dataclasses.replace(one, sets=sets, rows=rows)
     assert verdict(mixed, mixed).line.startswith("VERDICT TIE mean 1.000 → 1.000 (+0.000, ")
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 9])
+def test_a_set_of_few_units_makes_no_verdict(units):
+    few, many = np.full(units, 0.4), np.random.default_rng(0).random(50)
+    found = verdict(scores({"dev": few}), scores({"dev": few + 0.1}))
+    assert found.word == "TOO FEW"
+    assert found.line == (f"VERDICT TOO FEW ndcg@10 0.400 → 0.500 (+0.100, n={units}: no interval)")
+    document = found.to_json()
+    assert (document["low"], document["high"], document["units"]) == (None, None, units)
+    assert [one["word"] for one in document["sizes"]] == ["TOO FEW"]
+    # A mean is as sure as its least sure set; the other set has its own verdict.
+    found = verdict(scores({"dev": few, "more": many}), scores({"dev": few, "more": many - 0.1}))
+    assert (found.word, found.main.units) == ("TOO FEW", units)
+    assert {one.set: one.word for one in found.sets} == {"dev": "TOO FEW", "more": "REGRESSION"}
+
+
+def test_ten_units_make_a_verdict():
+    units = np.full(10, 0.4)
+    assert verdict(scores({"dev": units}), scores({"dev": units + 0.1})).word == "WIN"
+    assert verdict(scores({"dev": units}), scores({"dev": units - 0.1})).word == "REGRESSION"
 
 
 def test_the_widest_vectors_decide_and_every_common_size_is_told():
