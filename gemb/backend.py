@@ -193,6 +193,7 @@ class Cut:
     layers: tuple[int, ...] | None = None  # 0-based layers to keep, ascending; None: all
     vocab: int | None = None  # how many tokens to keep; None: all
     vocab_texts: tuple[Path, ...] = ()  # files whose most used tokens are kept
+    encoding: str = ""  # of these files, as `gemb.texts.contents.checked_encoding` returns it
 
 
 @dataclass(frozen=True, kw_only=True)

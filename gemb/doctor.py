@@ -41,9 +41,15 @@ CPU_FLAGS = (
     "bf16",
     "sve",
 )
+# Of many lengths: those that share a batch see whether it matters.
 SELF_TEST_TEXTS = (
     "task: search result | query: Which planet is known as the Red Planet?",
     "title: none | text: Mars is often called the Red Planet, for the rust in its soil.",
+    *("a", "two words", "An order can be cancelled.", "42", "\N{SNOWMAN}", "Как отменить заказ?"),
+    "The kettle boils, and nobody has filled the pot that stands beside it on the table yet.",
+    "def add(a, b):\n    return a + b\n",
+    "A sentence that goes on for a while, " * 6,
+    "already shipped",
 )
 # Weights of 4 bits: with another number of rows ggml takes another kernel, which adds in another
 # order, after rounding activations to 8 bits. What goes wrong for real, a text that sees its
@@ -146,7 +152,7 @@ def _caches() -> Check:
 
 
 def _self_test(reference: str) -> Check:
-    """Embed two texts alone and together, and compare the vectors."""
+    """Embed texts alone and together, and compare the vectors."""
     import numpy as np
 
     name = f"self-test of {reference}"
@@ -161,11 +167,13 @@ def _self_test(reference: str) -> Check:
     except (GembError, OSError) as error:
         return Check(name, False, str(error), "name another model with -m")
     finished = time.perf_counter()
+    count = len(SELF_TEST_TEXTS)
     fault = _fault(alone, together, encoder.profile.dim)
     detail = fault or (
         f"{backend.name}, {encoder.profile.dtype}: loaded in {(loaded - started) * 1e3:.0f} ms, "
-        f"4 texts in {(finished - loaded) * 1e3:.0f} ms, together as alone within "
-        f"{np.abs(alone - together).max():.0e}, similarity {float(alone[0] @ alone[1]):.3f}"
+        f"{2 * count} texts in {(finished - loaded) * 1e3:.0f} ms, {count} together as alone "
+        f"within {np.abs(alone - together).max():.0e}, "
+        f"similarity {float(alone[0] @ alone[1]):.3f}"
     )
     fix = f"the backend '{backend.name}' computes wrongly here: install it again"
     return Check(name, not fault, detail, fix)
@@ -176,12 +184,13 @@ def _embed(encoder: Encoder, texts: tuple[str, ...] | list[str]) -> NDArray[np.f
 
 
 def _fault(alone: NDArray[np.float32], together: NDArray[np.float32], dim: int) -> str:
-    """Return what is wrong with the vectors, float32 [2, dim] each; empty if nothing is."""
+    """Return what is wrong with the vectors, float32 [texts, dim] each; empty if nothing is."""
     import numpy as np
 
+    count = len(SELF_TEST_TEXTS)
     for vectors in (alone, together):
-        if vectors.shape != (2, dim):
-            return f"vectors of shape {vectors.shape} where 2 of {dim} were asked for"
+        if vectors.shape != (count, dim):
+            return f"vectors of shape {vectors.shape} where {count} of {dim} were asked for"
     if not (np.isfinite(alone).all() and np.isfinite(together).all()):
         return "the vectors are not finite"
     lengths = np.linalg.norm(np.concatenate([alone, together]), axis=1)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from gemb.backend import Cut
+from gemb.commands.options import ENCODING
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_folder
@@ -37,6 +38,7 @@ _FILE = click.Path(path_type=Path)
     help="Files whose most used tokens are kept, each counting alike: text, or .jsonl with query, "
     "positive, title, text; .gz, too.",
 )
+@ENCODING
 @click.option(
     "--keep-layers", metavar="0,1,...", help="The layers to keep, counted from 0; 0-5 is a range."
 )
@@ -49,6 +51,7 @@ def cut(
     output: Path,
     vocab: int | None,
     texts: tuple[Path, ...],
+    encoding: str,
     keep_layers: str | None,
     force: bool,
     dry_run: bool,
@@ -82,7 +85,7 @@ def cut(
         check_folder(output, overwrite=force, source=folder)
 
     original = open_checkpoint(source)
-    request = Cut(layers=layers, vocab=vocab, vocab_texts=texts)
+    request = Cut(layers=layers, vocab=vocab, vocab_texts=texts, encoding=encoding)
     if dry_run:
         able("cut").cut(source, None, request)
         click.echo(_plan(original, output, request, as_json))

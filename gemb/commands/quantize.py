@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gemb.commands.options import GroupedCommand, quiet_option
+from gemb.commands.options import ENCODING, GroupedCommand, quiet_option
 from gemb.commands.params import FileSize, ModelReference, NewPath
 from gemb.errors import UsageError
 
@@ -20,7 +20,7 @@ LADDER = "bf16,q8_0,q6_k,large,q5_k_m,medium,small,q4_k_m,iq4_nl,q4_0,q3_k_m,q2_
 GROUPS = {
     "What is written": ("types", "output", "rules", "corpus"),
     "What is searched": ("ladder", "by_class", "target_size", "max_drop"),
-    "What is measured": ("texts", "sets", "dims", "min_cosine"),
+    "What is measured": ("texts", "sets", "encoding", "dims", "min_cosine"),
     "Output": ("force", "dry_run", "as_json", "quiet"),
     "Source": ("requantize", "ignore_qat"),
 }
@@ -84,6 +84,7 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     metavar="PATH|builtin:tiny",
     help="Evaluation sets, as gemb eval --data takes them; repeatable.",
 )
+@ENCODING
 @click.option(
     "--dims",
     metavar="A,B",
@@ -171,6 +172,7 @@ class QuantizeOptions:
     by_class: bool
     target_size: int | None
     texts: str | None
+    encoding: str
     sets: tuple[str, ...]
     dims: str | None
     max_drop: float | None
@@ -221,7 +223,7 @@ def _job(options: QuantizeOptions) -> QuantizeJob:
     if options.sets:
         from gemb.datasets.sets import open_suite
 
-        suite = open_suite(*options.sets)
+        suite = open_suite(*options.sets, encoding=options.encoding)
     return QuantizeJob(
         model=models.resolve(options.model),
         quantizations=quantizations,
@@ -236,7 +238,8 @@ def _job(options: QuantizeOptions) -> QuantizeJob:
         requantize=options.requantize,
         ignore_qat=options.ignore_qat,
         corpus=options.corpus,
-        texts=read_texts(options.texts) if options.texts else VERIFICATION_TEXTS,
+        encoding=options.encoding,
+        texts=read_texts(options.texts, options.encoding) if options.texts else VERIFICATION_TEXTS,
         suite=suite,
         dims=_widths(options.dims),
         runtime=Runtime(threads=options.threads),

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import BadRow, Layout, known
-from gemb.datasets.files import RawRow, open_file
-from gemb.datasets.rows import KEPT_BAD, Readable, bad_row_stops, name_of
+from gemb.datasets.files import AS_USUAL, RawRow, Written, open_file
+from gemb.datasets.rows import KEPT_BAD, Readable, bad_row_stops, name_of, written_as
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.recipe.names import resolve_data
@@ -57,17 +57,21 @@ class Texts:
             yield batch
 
 
-def counted_texts(path: Path) -> Texts:
+def counted_texts(path: Path, encoding: str = "") -> Texts:
     """Return the texts of a file whose tokens are counted: its lines, or of JSON lines `COUNTED`.
 
     Reading raises UsageError where the file is missing or broken.
+
+    Args:
+        path: the file.
+        encoding: as `checked_encoding` returns it.
     """
-    return Texts(str(path), lambda: _counted(path))
+    return Texts(str(path), lambda: _counted(path, encoding))
 
 
-def _counted(path: Path) -> Iterator[str]:
+def _counted(path: Path, encoding: str) -> Iterator[str]:
     is_json = format_by_name(path) == "jsonl"
-    for line in file_lines(path):
+    for line in file_lines(path, encoding):
         if line.error:
             raise UsageError(f"{shown(path)}:{line.number}: {line.error.message}")
         if is_json:
@@ -98,6 +102,7 @@ class PlainTexts:
     bad_count: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)  # place and reason of the first
     _layout: Layout | None = None
+    _written: Written = AS_USUAL
 
     def __post_init__(self) -> None:
         """Find the file.
@@ -109,6 +114,7 @@ class PlainTexts:
         self.name = name_of(self.source)
         if not self.path.exists():
             raise UsageError(f"{shown(self.path)}: no such file or folder of texts")
+        self._written = written_as(self.source, self.path)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -142,7 +148,7 @@ class PlainTexts:
     def _lines(self) -> Iterator[str | RawRow]:
         with self.path.open("rb") as file:
             self.format = "lines" + " (gzip)" * is_gzip(file.read(2))
-        for line in file_lines(self.path):
+        for line in file_lines(self.path, self._written.encoding):
             text, error = line.text()
             if error:
                 yield RawRow(line.number, None, error.message)
@@ -150,7 +156,9 @@ class PlainTexts:
                 yield text
 
     def _rows(self) -> Iterator[str | RawRow]:
-        file: Readable = open_folder(self.path) if self.path.is_dir() else open_file(self.path)
+        file: Readable = (
+            open_folder(self.path) if self.path.is_dir() else open_file(self.path, self._written)
+        )
         for raw in file.rows():
             if raw.values is None:
                 yield raw

@@ -42,7 +42,7 @@ from gemb.io.text import size_in_words, visible
 from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
-from gemb.texts.contents import shown
+from gemb.texts.contents import checked_encoding, shown
 from gemb.texts.examples import Example, Text, digest, folded
 from gemb.texts.lines import Line
 
@@ -373,6 +373,7 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
         Missing: Parquet without pyarrow.
     """
     path = resolve_data(source.path)
+    written = written_as(source, path, written)
     stamp = _stamp(path, source, written)
     # The index of a file that has changed takes the place of the old one.
     name = orjson.dumps(
@@ -397,6 +398,19 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
     if strict and about.bad_count:
         raise bad_row_stops(*about.bad[0])
     return Rows(source, folder, about)
+
+
+def written_as(source: Source, path: Path, written: Written = AS_USUAL) -> Written:
+    """Return how the texts of a source are written, where it names an encoding.
+
+    Raises:
+        UsageError: there is no such encoding, or the path is a folder.
+    """
+    if not source.encoding:
+        return written
+    if path.is_dir():
+        raise UsageError(f"{shown(path)}: 'encoding' is for files; a BEIR folder is UTF-8")
+    return written._replace(encoding=checked_encoding(source.encoding))
 
 
 def name_of(source: Source) -> str:

@@ -21,9 +21,11 @@ import numpy as np
 from gemb.arrays import Vectors
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
+from gemb.io.notes import note
 from gemb.io.progress import CountProgress
+from gemb.io.text import visible
 from gemb.models.profile import cut_ids
-from gemb.models.prompts import Prompt, for_task
+from gemb.models.prompts import PLAIN, Prompt, PromptedTexts, for_task
 from gemb.texts.records import Record, RowError
 
 if TYPE_CHECKING:
@@ -158,6 +160,9 @@ class Embedder:
         self.on_long = on_long
         self.compute = computing(encoder, spec.dim)  # a journal may stand in front of it
         self._prompt = Prompt(spec.prompt)
+        self._prompted: PromptedTexts | None = None  # where there is a prompt, till a note is made
+        if spec.prompt != PLAIN:
+            self._prompted = PromptedTexts.of(encoder.profile.prompts)
         self._tokenize = encoder.tokenize
         self._recent: OrderedDict[bytes, Vectors] = OrderedDict()
 
@@ -224,6 +229,8 @@ class Embedder:
         """Return each good row's ids, cut where too long; put what went wrong into `rows`."""
         limit = self.spec.max_tokens
         indices = [index for index, row in enumerate(rows) if row.error is None]
+        if self._prompted:
+            self._note_prompted(self._prompted, [rows[index].record for index in indices])
         texts = [self._prompt.render(rows[i].record.text, rows[i].record.title) for i in indices]
         cut: dict[int, TokenIds] = {}
         for index, ids in zip(indices, self._token_ids(texts), strict=True):
@@ -242,6 +249,18 @@ class Embedder:
             rows[index] = OutputRow(record, count, error is None and count > limit, error)
             cut[index] = ids
         return cut
+
+    def _note_prompted(self, prompted: PromptedTexts, records: Sequence[Record]) -> None:
+        """Say once that a text begins with a prompt already."""
+        for record in records:
+            if begin := prompted.prompt_of(record.text):
+                note(
+                    f"{visible(record.place)}: the text begins with a prompt, "
+                    f"'{visible(begin, 60)}', and the prompt of the task is put before it; "
+                    "--task none takes texts as they are"
+                )
+                self._prompted = None
+                return
 
     def _token_ids(self, texts: Sequence[str]) -> list[TokenIds | RowError]:
         """Return the ids of each text; of a far too long one that is to be cut, of its beginning.

@@ -73,6 +73,7 @@ DICTIONARY: dict[str, str] = {
     "Summarization": "task: summarization | query: ",
 }
 
+PLAIN = "{text}"  # the template without words
 _FIELD = re.compile(r"\{(text|title)\}")
 _BETWEEN = re.compile(r"[\W_]+")
 
@@ -138,6 +139,33 @@ class Prompt:
     def takes_title(self) -> bool:
         """Whether a title changes what the model sees."""
         return "{title}" in self.template
+
+
+_SHORTEST = 8  # characters of a prompt that no text begins with by chance
+_TITLED = "title: "  # the document prompt, with a title of its own
+_TITLED_TEXT = " | text: "
+_LONGEST_TITLE = 300
+
+
+@dataclass(frozen=True)
+class PromptedTexts:
+    """Finds texts that begin with a prompt already: it would stand before them twice."""
+
+    beginnings: tuple[str, ...]
+
+    @staticmethod
+    def of(prompts: Mapping[str, str]) -> PromptedTexts:
+        """Return what finds the prompts of a model and those of the model card."""
+        words = dict.fromkeys([*prompts.values(), *CARD.values()])
+        return PromptedTexts(tuple(prompt for prompt in words if len(prompt) >= _SHORTEST))
+
+    def prompt_of(self, text: str) -> str:
+        """Return the prompt that a text begins with; empty: none."""
+        if text.startswith(self.beginnings):
+            return next(prompt for prompt in self.beginnings if text.startswith(prompt))
+        if text.startswith(_TITLED) and _TITLED_TEXT in text[:_LONGEST_TITLE]:
+            return text[: text.index(_TITLED_TEXT)] + _TITLED_TEXT
+        return ""
 
 
 def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:

@@ -66,10 +66,14 @@ def resolve(reference: str, *, download: bool = True) -> Path:
     if cached:
         return cached
     if not download or is_offline():
-        why = "HF_HUB_OFFLINE is set" if is_offline() else "it has not been pulled"
+        why = (
+            "HF_HUB_OFFLINE forbids to fetch it: HF_HUB_OFFLINE=0 gemb models pull"
+            if is_offline()
+            else "it has not been pulled: gemb models pull"
+        )
         raise Missing(
-            f"{reference}: no such path, not in the hub cache ({_lacking(target)}), and {why}: "
-            f"gemb models pull {reference}"
+            f"{reference}: no such path, not in the hub cache ({_lacking(target)}), and {why} "
+            f"{reference}"
         )
     from gemb.models.hub import fetch, plan
 

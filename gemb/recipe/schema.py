@@ -87,6 +87,9 @@ class Source(Block, frozen=True, kw_only=True):
     )
     prompts: Annotated[Prompts, Meta(description="words that replace the task's")] = Prompts()
     rows: Annotated[Count, Meta(description="only the first so many; 0: all")] = 0
+    encoding: Annotated[
+        str, Meta(description="of a file that is not UTF-8: cp1252, shift_jis; empty: UTF-8")
+    ] = ""
 
 
 class Batch(Block, frozen=True, kw_only=True):

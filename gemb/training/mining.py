@@ -110,9 +110,11 @@ class NegativeMiner:
         others = self.candidates - self._has_positives  # each row's own is none
         if least > others:
             rank = f" from rank {rule.first_rank} on" if rule.first_rank > 1 else ""
+            negatives = "negative" if rule.negatives == 1 else "negatives"
             raise UsageError(
-                f"{rule.negatives} negatives a row{rank}, and only {others} different texts to "
-                "choose them from; fewer with -k, or more texts with --corpus"
+                f"{rule.negatives} {negatives} a row{rank}, and only {others} other "
+                f"{'text' if others == 1 else 'texts'} to choose from; "
+                "fewer with -k, or more texts with --corpus"
             )
 
     def teacher_texts(self) -> _Repeatable:

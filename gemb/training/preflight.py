@@ -15,7 +15,7 @@ from gemb.datasets.batches import BatchOrder
 from gemb.datasets.overlap import evaluation_texts, refuse_overlap, texts_of
 from gemb.datasets.rows import Rows
 from gemb.io.text import visible
-from gemb.models.prompts import Prompt
+from gemb.models.prompts import PLAIN, Prompt, PromptedTexts
 from gemb.recipe.schema import Batch, Recipe
 from gemb.texts.examples import Example, folded
 
@@ -84,6 +84,7 @@ class SourceCheck:
     equal_positives: int
     sampled: int  # rows whose tokens were counted
     contradictions: int  # of these, rows that have their positive as a negative, too
+    prompted: str  # a prompt that a query or positive of these begins with already; empty: none
     tokens: Lengths  # of all texts
     query: Lengths
     positive: Lengths  # of positives and negatives
@@ -181,7 +182,8 @@ def preflight(
         tokens = renderer.tokenize([text for _, text in sides])
         lengths = np.array([len(ids) for ids in tokens], np.int64)
         is_query = np.array([side == "query" for side, _ in sides])
-        checks.append(_check(rows, sample, lengths, is_query, batch, share, batches))
+        prompted = _prompted(sample, prompts)
+        checks.append(_check(rows, sample, lengths, is_query, batch, share, batches, prompted))
     total = sum(len(rows) for rows in sources)
     step_pairs = batch.pairs * batch.accumulate
     return Preflight(
@@ -220,6 +222,7 @@ def _check(
     batch: Batch,
     share: float,
     batches: int,
+    prompted: str,
 ) -> SourceCheck:
     queries, positives = np.asarray(rows.query_ids), np.asarray(rows.positive_ids)
     # Sorting the pairs' own hash, an odd multiple of one id and the other, needs no 16-byte keys.
@@ -238,6 +241,7 @@ def _check(
         equal_positives=_repeated(positives),
         sampled=len(sample),
         contradictions=sum(_contradicts(example, batch.negatives) for example in sample),
+        prompted=prompted,
         tokens=_lengths(sizes),
         query=_lengths(sizes[is_query]),
         positive=_lengths(sizes[~is_query]),
@@ -252,6 +256,19 @@ def render(example: Example, prompts: tuple[Prompt, Prompt], negatives: int) -> 
     sides = [("query", query.render(*example.query))]
     sides.append(("positive", document.render(*example.positive)))
     return sides + [("negative", document.render(*text)) for text in example.negatives[:negatives]]
+
+
+def _prompted(sample: Sequence[Example], prompts: tuple[Prompt, Prompt]) -> str:
+    """Return a prompt that a text begins with before it gets its own; empty: none."""
+    finder = PromptedTexts.of({})
+    sides = [(example.query, example.positive) for example in sample]
+    texts = (
+        text.text
+        for pair in sides
+        for text, prompt in zip(pair, prompts, strict=True)
+        if prompt.template != PLAIN
+    )
+    return next(filter(None, map(finder.prompt_of, texts)), "")
 
 
 def _contradicts(example: Example, negatives: int) -> bool:
@@ -339,6 +356,12 @@ def _duplicates(sources: Sequence[SourceCheck]) -> Iterator[str]:
             yield (
                 f"{source.name}: {source.contradictions:,} of {source.sampled:,} rows have their "
                 "positive as a negative, too; training works against itself there"
+            )
+        if source.prompted:
+            yield (
+                f"{source.name}: texts begin with a prompt, '{visible(source.prompted, 60)}', and "
+                "the source's is put before it: take it out of the data, or set prompts.query and "
+                "prompts.positive to '{text}'"
             )
 
 

@@ -38,26 +38,31 @@ if TYPE_CHECKING:
 CALIBRATION_TEXTS = 256
 
 
-def read_texts(path: str) -> tuple[str, ...]:
+def read_texts(path: str, encoding: str = "") -> tuple[str, ...]:
     """Return the texts of a file; `-` is standard input.
+
+    Args:
+        path: the file.
+        encoding: as `gemb.texts.contents.checked_encoding` returns it.
 
     Raises:
         UsageError: there is no such file, or no text in it.
     """
-    return tuple(record.text for record in _records(path))
+    return tuple(record.text for record in _records(path, encoding))
 
 
-def calibration_texts(path: str, prompts: Mapping[str, str]) -> tuple[str, ...]:
+def calibration_texts(path: str, prompts: Mapping[str, str], encoding: str = "") -> tuple[str, ...]:
     """Return texts of a corpus with the prompts of the model, as documents and as queries.
 
     Args:
         path: a file; of more texts than `CALIBRATION_TEXTS`, as many evenly spaced ones are taken.
         prompts: the model's.
+        encoding: of the file, as for `read_texts`.
 
     Raises:
         UsageError: there is no such file, or no text in it.
     """
-    records = _records(path)
+    records = _records(path, encoding)
     step = max(1.0, len(records) / CALIBRATION_TEXTS)
     sample = [records[int(i * step)] for i in range(min(len(records), CALIBRATION_TEXTS))]
     roles = [for_task(task, prompts) for task in ("document", "query")]
@@ -74,9 +79,10 @@ def check_texts(path: str) -> None:
         raise UsageError(f"{path}: no such file of texts")
 
 
-def _records(path: str) -> list[Record]:
+def _records(path: str, encoding: str) -> list[Record]:
     check_texts(path)
-    reading = Reading(fields=Fields(title="title", title_may_lack=True), names_options=False)
+    fields = Fields(title="title", title_may_lack=True)
+    reading = Reading(fields=fields, names_options=False, encoding=encoding)
     good: list[Record] = []
     bad: list[Record] = []
     for record in read([path], reading):

@@ -151,6 +151,7 @@ class QuantizeJob:
     requantize: bool = False  # take a source that is quantized already
     ignore_qat: bool = False  # take other types than the model was trained for
     corpus: str | None = None  # a file of texts, for the importance matrix
+    encoding: str = ""  # of these, as `gemb.texts.contents.checked_encoding` returns it
     texts: tuple[str, ...] = ()  # to compare vectors on
     suite: Suite | None = None
     dims: tuple[int, ...] = ()
@@ -223,7 +224,7 @@ class Quantizer:
         """The importance of columns for the user's corpus, measured at the first use."""
         if self.job.corpus is None:
             return None
-        texts = calibration_texts(self.job.corpus, self.source.prompts)
+        texts = calibration_texts(self.job.corpus, self.source.prompts, self.job.encoding)
         note(f"measuring which columns matter to {len(texts)} texts with their prompts")
         return able("importance").importance(self.source.gguf, texts, self.job.runtime)
 

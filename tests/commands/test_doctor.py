@@ -95,15 +95,15 @@ def test_what_processor_says_is_in_cpuinfo(gemb):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v: v[:1], "vectors of shape (1, 8) where 2 of 8 were asked for"),
+        (lambda v: v[:1], "vectors of shape (1, 8) where 12 of 8 were asked for"),
         (lambda v: v * np.nan, "the vectors are not finite"),
         (lambda v: v * 2, "the vectors are not unit vectors: length 2.000"),
-        (lambda v: v[[1, 0]], "a text's vector depends on its neighbours"),
+        (lambda v: v[::-1], "a text's vector depends on its neighbours"),
         (lambda v: v, ""),
     ],
 )
 def test_each_fault_of_vectors_is_named(change, message):
-    vectors = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(len(SELF_TEST_TEXTS), 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     fault = doctor._fault(vectors, change(vectors), 8)
     assert fault.startswith(message)
@@ -111,7 +111,7 @@ def test_each_fault_of_vectors_is_named(change, message):
 
 
 def test_one_vector_for_two_texts_is_a_fault():
-    same = np.full((2, 4), 0.5, np.float32)
+    same = np.full((len(SELF_TEST_TEXTS), 4), 0.5, np.float32)
     assert doctor._fault(same, same, 4) == "two different texts have one vector"
 
 
@@ -121,9 +121,10 @@ def test_the_tolerance_of_the_self_test_holds_for_the_real_model(real_model):
     from gemb.plugins import for_model
 
     encoder = for_model(real_model).open(real_model, Runtime())
-    together = encoder.encode(encoder.tokenize(SELF_TEST_TEXTS))
-    alone = [encoder.encode(encoder.tokenize([text]))[0] for text in SELF_TEST_TEXTS]
+    texts = SELF_TEST_TEXTS[:2]
+    together = encoder.encode(encoder.tokenize(texts))
+    alone = [encoder.encode(encoder.tokenize([text]))[0] for text in texts]
     # Swapped texts must be far outside the tolerance, right ones well inside.
     assert np.abs(together - np.stack(alone)).max() < BATCH_TOLERANCE / 10
     assert np.abs(together[0] - together[1]).max() > 10 * BATCH_TOLERANCE
-    assert compare(encoder, encoder, SELF_TEST_TEXTS).min_cosine > 0.9999
+    assert compare(encoder, encoder, texts).min_cosine > 0.9999

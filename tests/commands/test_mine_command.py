@@ -250,7 +250,7 @@ def test_a_corpus_may_be_lines_or_a_table_with_titles_or_without(mining):
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (("pairs.jsonl", "-k", "8"), 2, "8 negatives a row, and only 7 different texts to choose"),
+        (("pairs.jsonl", "-k", "8"), 2, "8 negatives a row, and only 7 other texts to choose"),
         (("pairs.jsonl", "--range", "0-5"), 2, "--range 0-5: ranks are counted from 1"),
         (("pairs.jsonl", "--range", "9-5"), 2, "--range 9-5: ranks are counted from 1"),
         (("pairs.jsonl", "--range", "1-2", "-k", "3"), 2, "--range 1-2 has 2 ranks; -k is 3"),

@@ -218,7 +218,7 @@ def test_pull_offline_leaves_with_4(gemb_at_hub):
     )
     answer = gemb_at_hub("embed", "-m", "org/model", stdin="a\n")
     assert answer.returncode == 4
-    assert b"(no config.json), and HF_HUB_OFFLINE is set" in answer.stderr
+    assert b"(no config.json), and HF_HUB_OFFLINE forbids to fetch it" in answer.stderr
 
 
 def test_pull_of_a_path_or_a_typed_name_has_nothing_to_pull(gemb_at_hub):

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from fake_backend import Gemb
-from gemb.datasets.plain_texts import counted_texts
+from gemb.datasets.plain_texts import PlainTexts, counted_texts
+from gemb.datasets.rows import open_source
 from gemb.errors import UsageError
-from gemb.weights.measure import read_texts
+from gemb.recipe.schema import Source
+from gemb.weights.measure import calibration_texts, read_texts
 
 POWERSHELL = "\ufeffred lamp\r\ngreen kettle\r\nblue tea\r\n".encode("utf-16-le")
 PDF = b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog >>\nendobj\nxref\n"
@@ -70,7 +72,7 @@ def test_what_is_no_text_is_no_piped_corpus_and_counts_no_tokens(
     with pytest.raises(UsageError, match=r"not text|without a byte-order mark"):
         read_texts(str(path))
     done = gemb("search", "kettle", str(path))
-    assert b"1 binary file was left out" in done.stderr
+    assert b"left out: 1 " in done.stderr
 
 
 def test_utf16_with_its_mark_is_the_same_text_to_every_command(gemb: Gemb, tmp_path: Path) -> None:
@@ -131,6 +133,90 @@ def test_an_encoding_is_named_to_every_command(gemb: Gemb, tmp_path: Path) -> No
     wrong = gemb("embed", "--encoding", "cp12522", str(tree / "notes.txt"))
     assert wrong.returncode == 2
     assert b"unknown encoding 'cp12522'; did you mean cp125" in wrong.stderr
+
+
+def test_an_encoding_is_named_to_what_counts_measures_and_trains(
+    gemb: Gemb, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_bytes("café rouge\nthé vert\n".encode("cp1252"))
+    assert list(read_texts(str(file), "cp1252")) == ["café rouge", "thé vert"]
+    assert calibration_texts(str(file), {}, "cp1252")[0].endswith("café rouge")
+    counted = [text for part in counted_texts(file, "cp1252").batches() for text in part]
+    assert counted == ["café rouge", "thé vert"]
+    source = Source(path=str(file), encoding="cp1252")
+    assert list(PlainTexts(source).read()) == ["café rouge", "thé vert"]
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_bytes("query,positive\ncafé,thé\nété,ça\n".encode("cp1252"))
+    rows = open_source(Source(path=str(pairs), encoding="cp1252"), tmp_path / "cache", strict=True)
+    assert [rows[number].positive.text for number in range(len(rows))] == ["thé", "ça"]
+    with pytest.raises(UsageError, match="unknown encoding 'latin'"):
+        open_source(Source(path=str(pairs), encoding="latin"), tmp_path / "cache", strict=True)
+    with pytest.raises(UsageError, match="'encoding' is for files; a BEIR folder is UTF-8"):
+        PlainTexts(Source(path=str(tmp_path), encoding="cp1252"))
+
+
+def test_an_index_of_a_folder_remembers_the_encoding(gemb: Gemb, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "a.txt").write_bytes("café rouge\n".encode("cp1252"))
+    (tree / "b.txt").write_bytes("\ufeffthé vert\n".encode())
+    index = str(tmp_path / "i.gemb")
+    built = gemb("index", "build", index, str(tree), "--encoding", "cp1252")
+    assert (built.returncode, b"UTF-8" in built.stderr) == (0, False), built.stderr
+    assert hits(gemb("search", "thé", index, *ALL)) == {"café rouge", "thé vert"}
+    (tree / "c.txt").write_bytes("été bleu\n".encode("cp1252"))
+    assert gemb("index", "sync", index).returncode == 0
+    assert hits(gemb("search", "thé", index, *ALL)) == {"café rouge", "thé vert", "été bleu"}
+
+
+def test_a_notebook_is_read_by_its_cells(gemb: Gemb, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    file = tree / "a.ipynb"
+    output = {"data": {"image/png": "iVBORw0KGgo" * 5000}, "text": ["printed kettle\n"]}
+    cells = [
+        {"cell_type": "markdown", "source": ["# red lamp\n"]},
+        {
+            "cell_type": "code",
+            "outputs": [output],
+            "source": ["green = 'kettle'\n", "print(green)"],
+        },
+    ]
+    file.write_text(json.dumps({"cells": cells}, indent=1))
+    line = file.read_text().split("\n").index("    \"green = 'kettle'\\n\",") + 1
+    index = str(tmp_path / "i.gemb")
+    assert gemb("index", "build", index, str(tree)).returncode == 0
+    for place in (str(tree), index):
+        done = gemb("search", "kettle", place, *ALL)
+        rows = [json.loads(row) for row in done.stdout.splitlines()]
+        texts = "".join(row["text"] for row in rows).split()
+        source = ["#", "red", "lamp", "green", "=", "'kettle'", "print(green)"]
+        assert sorted(texts) == sorted(source)
+        assert any(row["line"] <= line <= row["last_line"] for row in rows)
+    like = gemb("search", "--like", f"{file}:{line}", str(tree), *ALL)
+    assert like.returncode in (0, 1), like.stderr
+    refused = gemb("embed", str(file))
+    assert refused.returncode == 2
+    assert b"a.ipynb is a notebook: gemb search reads its cells" in refused.stderr
+
+
+def test_a_text_with_its_prompt_is_noted_once(gemb: Gemb, tmp_path: Path) -> None:
+    rows = "plain\ntask: search result | query: lamp\ntitle: none | text: red\n"
+    done = gemb("embed", stdin=rows)
+    assert done.stderr.decode().count("begins with a prompt") == 1
+    assert "line 2: the text begins with a prompt, 'task: search result | query: '" in (
+        done.stderr.decode()
+    )
+    titled = gemb("embed", stdin="title: A lamp | text: red\n")
+    assert b"line 1: the text begins with a prompt, 'title: A lamp | text: '" in titled.stderr
+    assert b"prompt" not in gemb("embed", "--task", "none", stdin=rows).stderr
+    assert b"prompt" not in gemb("embed", "-q", stdin=rows).stderr
+    assert b"prompt" not in gemb("embed", stdin="title: a text\ntask: do it\n").stderr
+    file = tmp_path / "a.txt"
+    file.write_text(rows)
+    built = gemb("index", "build", str(tmp_path / "i.gemb"), str(file))
+    assert b"begins with a prompt" in built.stderr
 
 
 def test_a_semicolon_table_is_no_single_column_to_any_command(gemb: Gemb, tmp_path: Path) -> None:

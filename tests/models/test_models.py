@@ -143,8 +143,8 @@ def test_offline_the_missing_file_is_named(name):
     with pytest.raises(Missing) as caught:
         models.resolve("org/repo")
     assert str(caught.value) == (
-        f"org/repo: no such path, not in the hub cache (no {name}), and HF_HUB_OFFLINE is set: "
-        "gemb models pull org/repo"
+        f"org/repo: no such path, not in the hub cache (no {name}), and HF_HUB_OFFLINE forbids to "
+        "fetch it: HF_HUB_OFFLINE=0 gemb models pull org/repo"
     )
 
 

@@ -61,7 +61,7 @@ def cut_folder(
     tokenizer = None
     if cut.vocab is not None and cut.vocab != checkpoint.config.vocab_size:
         if texts is None:
-            texts = [counted_texts(path) for path in cut.vocab_texts]
+            texts = [counted_texts(path, cut.encoding) for path in cut.vocab_texts]
         tokenizer = smaller_tokenizer(checkpoint, cut.vocab, texts)
     _warn_of_kinds(checkpoint, layers)
     if target is None:
