@@ -167,18 +167,18 @@ def split(stream: Blocks, separator: bytes, *, start: int = 0) -> Lines:
             yield None
             continue
         parts, ends, tail = _cut(block, separator)
+        is_usual = len(block) <= LONGEST and BOM not in block
         for part, end in zip(parts, ends, strict=False):
             number += 1
-            size += len(part) + len(end)
-            if held:
-                part = b"".join([*held, part])
-                held.clear()
-            if size - len(end) <= LONGEST and not part.startswith(BOM):
-                yield Line(number, part, offset, size, None, end)
+            length = len(part) + len(end)
+            if is_usual and not size:
+                yield Line(number, part, offset, length, None, end)
             else:
-                yield _unusual(number, part, offset, size, end)
-            offset += size
-            size = 0
+                length += size
+                yield _unusual(number, b"".join([*held, part]), offset, length, end)
+                held.clear()
+                size = 0
+            offset += length
         if tail:
             size += len(tail)
             if size <= LONGEST:

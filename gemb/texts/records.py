@@ -229,6 +229,8 @@ def _missing(name: str, values: Mapping[str, object]) -> RowError:
 
 def unfit(text: str, *others: object) -> RowError | None:
     """Return why a row cannot be embedded, or None. `others` are written, so must be UTF-8 too."""
+    if not others and text.isascii() and "!" <= text[:1] <= "~":  # as most
+        return None
     for value in (text, *others):
         if isinstance(value, str) and not value.isascii():
             try:
