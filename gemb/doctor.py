@@ -180,7 +180,7 @@ def _self_test(reference: str) -> Check:
 
 
 def _embed(encoder: Encoder, texts: tuple[str, ...] | list[str]) -> NDArray[np.float32]:
-    return encoder.encode(encoder.tokenize(texts))
+    return encoder.encode(list(map(encoder.profile.cut, encoder.tokenize(texts))))
 
 
 def _fault(alone: NDArray[np.float32], together: NDArray[np.float32], dim: int) -> str:

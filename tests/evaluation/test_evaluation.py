@@ -95,7 +95,12 @@ def test_all_kinds_are_scored_in_every_size_and_kept(tree, tmp_path):
     assert scores.metric == "mean"
     mains = [row for row in scores.rows if row.metric in ("spearman", "ap", "accuracy")]
     assert len(mains) == 5 * 6
+    units = {one.name: one.units for one in scores.sets}
     for row in scores.rows:
+        if row.low is None:  # few units, or pairs of which no resample differs
+            assert row.high is None
+            assert units[row.set] < 10 or (row.metric, row.value) == ("ap", 1)
+            continue
         assert row.low <= row.value <= row.high or row.high - row.low < 0.2
         assert -1 <= row.low <= row.high <= 1
     by_hand = np.mean([scores.main(one.name, 32, "int8").value for one in scores.sets])
