@@ -227,7 +227,7 @@ def refuse_unmarked(head: bytes, path: str | Path, *, nul_ends: bool = False) ->
 def _unmarked_encoding(head: bytes) -> str:
     """Return which UTF-16 or UTF-32 without a mark bytes are by their NULs; empty: none."""
     head = head[:_UNMARKED_BYTES]
-    if b"\0" not in head:
+    if b"\0" not in head or head.startswith(BOM):
         return ""
     whole = head[: len(head) // 4 * 4]
     for encoding in ("utf-32-le", "utf-32-be") if len(whole) >= 8 else ():

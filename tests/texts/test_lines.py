@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gemb.errors import UsageError
@@ -32,6 +32,7 @@ def test_blocks_cut_anywhere_split_as_the_whole_does(pieces: list[bytes], separa
     assert sum(line.size for line in found if line) == len(whole)
 
 
+@example(b"\0", [1], False)  # a mark of UTF-8 and a NUL make no UTF-16
 @given(st.binary(max_size=40), st.lists(st.integers(1, 9), min_size=1), st.booleans())
 def test_a_stream_is_plain_text_wherever_it_is_cut(
     text: bytes, sizes: list[int], is_packed: bool
