@@ -75,6 +75,7 @@ def _batch_rows(
     vectors = batch.vectors(description)
     is_there = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).tolist()
     is_unit = batch.has_vector & are_units(batch.stored, description.dtype, description.dim)
+    vectors[~is_unit] = np.nan  # what is no vector may not fit the other type
     is_same = description.dtype == spec.dtype
     stored = batch.stored if is_same else packed(vectors, spec.dtype, spec.dim)
     for row, (number, fields) in enumerate(zip(batch.numbers, batch.fields, strict=True)):

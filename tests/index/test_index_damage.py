@@ -300,6 +300,17 @@ def test_an_int8_vector_with_a_clipped_component_may_be_shorter(gemb: Gemb) -> N
     assert are_units(packed(vectors, "int8", 768), "int8", 768).tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("numbers", ["<f4", "<f8"])
+def test_a_number_too_large_for_the_stored_type_is_no_warning(gemb: Gemb, numbers: str) -> None:
+    out(gemb, "embed", "-o", "v.npy", stdin="red\ngreen\n")
+    array = np.load(gemb.folder / "v.npy").astype(numbers)
+    array[1, 3] = np.finfo(numbers).max
+    np.save(gemb.folder / "v.npy", array)
+    done = gemb("index", "build", "i.gemb", "v.npy")
+    assert (done.returncode, done.stdout[:15]) == (3, b"+1 ~0 -0 rows ("), done.stderr
+    assert all(line.startswith(b"gemb: ") for line in done.stderr.splitlines())
+
+
 @pytest.mark.parametrize("cut", [0, 40, 100, 130, 3000])
 def test_a_cut_array_is_a_wrong_input(gemb: Gemb, cut: int) -> None:
     out(gemb, "embed", "-o", "v.npy", stdin="red\ngreen\nblue\n")

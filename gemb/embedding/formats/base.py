@@ -102,7 +102,8 @@ class RowBatch(NamedTuple):
 
     def vectors(self, description: Description) -> Vectors:
         """Return float32 [rows, dim], NaN where a row has no vector."""
-        vectors = unpacked(self.stored, description.dtype, description.dim)
+        with np.errstate(over="ignore"):  # of doubles that are no components of unit vectors
+            vectors = unpacked(self.stored, description.dtype, description.dim)
         vectors[~self.has_vector] = np.nan
         return vectors
 
