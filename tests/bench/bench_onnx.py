@@ -60,9 +60,7 @@ def main() -> None:
         for name, precision in ENGINES
     }
     print(processor())
-    print(
-        "| texts | engine | tokens a CPU-second | ratio | ratio by the clock | mean cosine | least |"
-    )
+    print("| texts | engine | tokens a CPU-second | ratio | by the clock | mean cosine | least |")
     print("|---|---|---|---|---|---|---|")
     for kind in KINDS:
         batch = encoders["onnx fp32"].tokenize(texts[kind])
