@@ -33,8 +33,10 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     """
     largest = None if runtime.precision == "fp32" else weight_range()
     dtype = "fp32" if largest is None else "int8"
-    is_folder = isinstance(model, Checkpoint)
-    profile = model.profile(dtype) if is_folder else replace(model.profile(), dtype=dtype)
+    if isinstance(model, Checkpoint):
+        profile = model.profile(dtype)
+    else:
+        profile = replace(model.profile(), dtype=dtype)
     bits = "-7bit" if largest not in (None, FULL_RANGE) else ""
     name = f"{profile.fingerprint}-{dtype}{bits}-{library().__version__}-{VERSION}"
     numbers = FolderNumbers(model) if isinstance(model, Checkpoint) else GgufNumbers(model)

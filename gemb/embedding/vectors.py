@@ -182,7 +182,7 @@ def are_units(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.bool_]:
     import numpy as np
 
     if dtype == "ubinary":
-        has_bit: NDArray[np.bool_] = stored.any(axis=1)
+        has_bit: NDArray[np.bool_] = np.asarray(stored.any(axis=1))
         return has_bit
     with np.errstate(over="ignore", invalid="ignore"):
         vectors = unpacked(stored, dtype, dim)

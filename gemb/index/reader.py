@@ -90,20 +90,20 @@ class Index:
         self.connection = connection
         self._path = rows_path(folder, manifest.generation)
         slots = read_slots(connection, self._path, least=manifest.slots)
-        self.count = slots.count - len(slots.removed)
+        self.count = slots.committed - len(slots.removed)
         self.removed = slots.removed
         self.alive = None
         if slots.removed:
-            is_alive = np.ones(slots.count, np.bool_)
+            is_alive = np.ones(slots.committed, np.bool_)
             is_alive[slots.removed] = False
             self.alive = np.flatnonzero(is_alive)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
-        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.count, self.spec.dim)
+        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)
         self.coder = coder_of(folder, manifest)
         self.codes = None
         if self.coder and slots.is_coded:
             path = codes_path(folder, manifest.generation)
-            self.codes = mapped(path, np.dtype("u1"), slots.count, self.coder.bytes)
+            self.codes = mapped(path, np.dtype("u1"), slots.committed, self.coder.bytes)
 
     @staticmethod
     def open(folder: Path) -> Index:
@@ -296,7 +296,7 @@ class Index:
 class Slots(NamedTuple):
     """The slots of an index."""
 
-    count: int  # that are committed
+    committed: int
     removed: list[int]  # ascending
     is_coded: bool  # the codes of all are there
 

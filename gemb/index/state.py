@@ -274,5 +274,6 @@ class State:
             stamp = file.stamp
             if not file.is_whole:
                 stamp = stamp._replace(ctime_ns=TO_READ_AGAIN)
+            assert column is not None, "a file has a path"
             self.writer.put_file(StoredFile(column, stamp, file.passages))
         self.writer.tick()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gemb.embedding.formats.base import Description, RowBatch, VectorReader, no_description
 from gemb.embedding.formats.read import holds_vectors, open_vectors
@@ -74,7 +75,8 @@ def _batch_rows(
 ) -> Iterator[SourceRow]:
     vectors = batch.vectors(description)
     is_there = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).tolist()
-    is_unit = batch.has_vector & are_units(batch.stored, description.dtype, description.dim)
+    are_whole = are_units(batch.stored, description.dtype, description.dim)
+    is_unit: NDArray[np.bool_] = np.asarray(batch.has_vector & are_whole)
     vectors[~is_unit] = np.nan  # what is no vector may not fit the other type
     is_same = description.dtype == spec.dtype
     stored = batch.stored if is_same else packed(vectors, spec.dtype, spec.dim)

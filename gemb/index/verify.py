@@ -138,7 +138,7 @@ def _rows(index: Index) -> tuple[str, str]:
     some = ", ".join(map(str, bad[:SHOWN])) + (", ..." if len(bad) > SHOWN else "")
     return (
         f"{counted(index.count, 'row')} as written",
-        bad and f"{counted(len(bad), 'row')} damaged: {some}",
+        f"{counted(len(bad), 'row')} damaged: {some}" if bad else "",
     )
 
 

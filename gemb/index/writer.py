@@ -75,7 +75,7 @@ class Writer:
     def _open(self, folder: Path, manifest: Manifest) -> None:
         """Open the files beside the database."""
         slots = read_slots(self.connection, self._rows_path, least=manifest.slots)
-        self.slots = slots.count  # those to come in this transaction, too
+        self.slots = slots.committed  # those to come in this transaction, too
         self.removed = slots.removed  # when it was opened
         self._committed = self.slots
         numbers = NUMBERS[self.spec.dtype]
