@@ -74,7 +74,8 @@ def _batch_rows(
     batch: RowBatch, description: Description, label: str, source: VectorSource, spec: VectorSpec
 ) -> Iterator[SourceRow]:
     vectors = batch.vectors(description)
-    is_there = (np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)).tolist()
+    is_finite = np.isfinite(vectors).all(axis=1)
+    is_there: NDArray[np.bool_] = np.asarray(is_finite & vectors.any(axis=1))
     are_whole = are_units(batch.stored, description.dtype, description.dim)
     is_unit: NDArray[np.bool_] = np.asarray(batch.has_vector & are_whole)
     vectors[~is_unit] = np.nan  # what is no vector may not fit the other type
