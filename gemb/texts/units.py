@@ -145,7 +145,8 @@ def _without_crumbs(units: Sequence[Unit], spans: list[Span]) -> list[Span]:
     return found
 
 
-_HASH = re.compile(r"(#{1,6}|={1,5}|\*{1,6})[ \t]+(\S.*?)[ \t#=]*$")
+_HASH = re.compile(r"(#{1,6}|={1,5}|\*{1,6})[ \t]+(\S)(.*)$")
+_CLOSING = " \t#="  # what may stand after the words of a heading
 _UNDERLINE = re.compile(r"([=\-~^\"`'*+#.:_])\1{2,}$")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _ITEM = re.compile(r"\s*(?:[-*+•]|\d+[.)])\s")
@@ -229,7 +230,7 @@ def _heading(lines: list[str], number: int, marks: str) -> tuple[int, str] | Non
     """Return level and words of the heading that begins in a line."""
     line = lines[number]
     if line[0] in marks and (match := _HASH.match(line)) and match[1][0] in marks:
-        return len(match[1]), match[2].strip()
+        return len(match[1]), (match[2] + match[3].rstrip(_CLOSING)).strip()
     before = lines[number - 1].strip() if number else ""
     if number + 1 < len(lines) and not before:
         under = lines[number + 1].rstrip()

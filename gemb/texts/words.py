@@ -25,7 +25,8 @@ MOST_TERMS = 32  # of all queries together, by which passages are put in order
 # cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]{1,2}"
-    r"|[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
+    # Not again within a run of letters, which would take time with the square of its length.
+    r"|(?<![a-zA-Z])[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
     r"|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
 )
 _STOP_WORDS = frozenset(

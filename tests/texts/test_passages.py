@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -181,3 +182,40 @@ def test_a_long_text_of_any_kind_takes_time_in_proportion(unit: str) -> None:
     seconds(20_000)
     # Twenty times as long: a square would take four hundred times as long.
     assert seconds(200_000) < 100 * max(seconds(10_000), 0.003)
+
+
+LONG_LINES = {
+    "closed heading": "# a" + "#" * 300_000 + "b",
+    "heading and blanks": "# a" + " \t" * 150_000 + "b",
+    "stars": "* a" + "=\t" * 150_000 + "b",
+    "underlines": "=" * 300_000 + "x\n" + "-" * 300_000,
+    "marks": ('."' * 150_000) + "x",
+    "blanks": "\t" * 300_000 + "x",
+    "digits": "1" * 300_000 + ")",
+    "brackets": "{" * 300_000,
+}
+
+
+@pytest.mark.parametrize("kind", ["markdown", "code", "prose"])
+@pytest.mark.parametrize("text", LONG_LINES.values(), ids=LONG_LINES)
+def test_no_line_holds_the_splitting_up(text: str, kind: str) -> None:
+    began = time.process_time()
+    passages = split(text, "x.md", kind)
+    assert time.process_time() - began < 5
+    shown = "".join(text[one.start : one.end] for one in passages)
+    assert "".join(shown.split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("## Orders ##", "Orders"),
+        ("# a # b =", "a # b"),
+        ("# #", "#"),
+        ("###### ###", "#"),
+        ("= a \t= ", None),
+    ],
+)
+def test_what_closes_a_heading_is_not_of_its_words(line: str, title: str | None) -> None:
+    passage = split(f"{line}\n\nwords\n", "x.md")[0]
+    assert passage.title == (f"x.md › {title}" if title else "x.md")

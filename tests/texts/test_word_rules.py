@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,10 @@ def test_passages_that_share_rare_words_come_first() -> None:
     spans = list(zip([0, *ends[:-1]], ends, strict=True))
     scores = promise.scores(promise.found(text, spans))
     assert np.argsort(-scores, kind="stable").tolist() == [2, 0, 1, 4, 3]
+
+
+def test_a_long_run_of_letters_takes_no_time() -> None:
+    for text in ("aB" * 100_000, "aGVsbG8gd29ybGQ" * 14_000, "A" * 200_000, "1" * 200_000):
+        began = time.process_time()
+        assert "".join(text[word.start : word.end] for word in words_of(text)) == text
+        assert time.process_time() - began < 5
