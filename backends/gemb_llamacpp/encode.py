@@ -20,6 +20,7 @@ from gemb.backend import Runtime
 from gemb.errors import GembError
 from gemb.io.machine import cores
 from gemb.models.gguf import GgufModel
+from gemb.models.token_probe import check_tokenizing
 from gemb_llamacpp.context import MOST_SEQUENCES, Context
 from gemb_llamacpp.native import llama, uses_gpu
 
@@ -61,6 +62,8 @@ class LlamaCppEncoder:
         self._pool = ThreadPoolExecutor(len(self._contexts), thread_name_prefix="gemb-llamacpp")
         self._growing = threading.Lock()
         self._ids = np.empty(4096, np.int32)
+        if model.probe is not None:
+            check_tokenizing(model.header.path, model.probe, self.tokenize, self._token)
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return each text's ids, int32 [tokens], BOS and EOS included; nothing is cut.
@@ -68,6 +71,10 @@ class LlamaCppEncoder:
         A lone surrogate, which UTF-8 cannot hold, raises UnicodeEncodeError.
         """
         return [self._tokenized(text.encode()) for text in texts]
+
+    def _token(self, number: int) -> str:
+        text: bytes = llama().llama_vocab_get_text(self._vocabulary, number)
+        return text.decode("utf-8", "replace")
 
     def _tokenized(self, text: bytes) -> TokenIds:
         library = llama()

@@ -15,19 +15,21 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from gemb.errors import UsageError
 from gemb.io.notes import note
 from gemb.models.adapter import file_of
 from gemb.models.card import in_file, title_of
 from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
-from gemb.models.config import PATTERN, read_json
-from gemb.models.gguf import ARCHITECTURE, KEY_DEFAULT_PROMPT, KEY_WIDTH, check_both_kinds
+from gemb.models.config import PATTERN
+from gemb.models.gguf import KEY_DEFAULT_PROMPT, KEY_WIDTH, check_both_kinds
 from gemb.models.gguf_header import F16_REASON
+from gemb.models.gguf_keys import ARCHITECTURE
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
 from gemb.models.tensors import gguf_name, tensor_class
+from gemb.models.tokenizer_json import merge_pair, read_tokenizer
 
 if TYPE_CHECKING:
     import gguf
@@ -333,10 +335,10 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
         UsageError: llama.cpp could not give the same ids as this tokenizer.
     """
     path = file_of(folder, "tokenizer.json")
-    raw = read_json(path)
-    model = cast("dict[str, Any]", raw.get("model") or {})
+    raw = read_tokenizer(path)
+    model = raw["model"]
     _check_kind(path, raw, model)
-    ids = cast("dict[str, int]", model["vocab"])
+    ids: dict[str, int] = model["vocab"]
     added = {token["content"]: token for token in raw["added_tokens"] if token["id"] < rows}
     by_id = {i: token for token, i in ids.items()}
     by_id |= {entry["id"]: token for token, entry in added.items()}
@@ -369,7 +371,6 @@ def _check_kind(path: Path, raw: dict[str, Any], model: dict[str, Any]) -> None:
     single = (raw.get("post_processor") or {}).get("single") or []
     around = [next(iter(part.values())).get("id") for part in single]
     wrong = {
-        f"a {model.get('type')} model": model.get("type") != "BPE",
         "no byte fallback": not model.get("byte_fallback"),
         "dropout": bool(model.get("dropout")),
         "ignore_merges": bool(model.get("ignore_merges")),
@@ -379,7 +380,7 @@ def _check_kind(path: Path, raw: dict[str, Any], model: dict[str, Any]) -> None:
         f"tokens around a text: {around}": around != ["<bos>", "A", "<eos>"],
         "an added token that takes white space with it": any(
             token["lstrip"] or token["rstrip"] or token["single_word"] or token["normalized"]
-            for token in raw.get("added_tokens") or []
+            for token in raw["added_tokens"]
         ),
     }
     for fault, is_wrong in wrong.items():
@@ -413,8 +414,7 @@ def _scores(path: Path, ids: dict[str, int], merges: list[Any]) -> dict[str, flo
     last: dict[str, int] = {}
     count: dict[str, int] = {}
     for rank, merge in enumerate(merges):
-        left, right = merge if isinstance(merge, list) else merge.split(" ")
-        token = left + right
+        token = "".join(merge_pair(merge))
         first.setdefault(token, rank)
         last[token] = rank
         count[token] = count.get(token, 0) + 1

@@ -14,7 +14,8 @@ import numpy as np
 
 from gemb.errors import UsageError
 from gemb.models.checkpoint import Checkpoint
-from gemb.models.gguf import ARCHITECTURE, GgufModel
+from gemb.models.gguf import GgufModel
+from gemb.models.gguf_keys import ARCHITECTURE
 from gemb.models.safetensors import decoded
 from gemb.models.tensors import gguf_name
 

@@ -13,6 +13,7 @@ import click
 from gemb.commands.params import ModelReference
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
+from gemb.io.foreign import read_bytes
 from gemb.io.notes import note
 from gemb.models import card as gemma_terms
 from gemb.models import references
@@ -162,7 +163,7 @@ def rm(reference: str, yes: bool) -> None:
     if isinstance(target, Path):
         if target == references.bundled():
             raise UsageError(f"{reference} comes with gemb, and goes with it alone")
-        if references.made_folder() not in target.parents:
+        if references.made_folder().resolve() != target.parent.resolve():
             raise UsageError(f"{reference} is not in the hub cache; remove {target} yourself")
         references.resolve(reference)  # or it is missing
     elif not references.is_cached(target):
@@ -207,7 +208,7 @@ def _card_of(reference: str) -> str:
     card = _card_path(references.resolve(reference, download=False))
     if not card.is_file():
         raise Missing(f"{reference} has no model card: there is no {card}")
-    return card.read_text(encoding="utf-8", errors="replace")
+    return read_bytes(card).decode("utf-8", "replace")
 
 
 def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]:

@@ -84,3 +84,10 @@ def _hops(path: Path) -> Iterator[Path]:
             path = path.parent / path.readlink()
         except OSError:
             return
+
+
+def is_inside(name: object) -> bool:
+    """Return whether a name that a file or a user gives leads to nothing outside its folder."""
+    if not isinstance(name, str) or not name or "\0" in name or name.startswith("/"):
+        return False
+    return ".." not in name.split("/")

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from gemb.io.foreign import read_bytes
+
 LICENCE = "gemma"  # as Hugging Face names it
 NAME = "Gemma Terms of Use"
 LINK = "https://ai.google.dev/gemma/terms"
@@ -122,7 +124,7 @@ def licence_of(folder: Path) -> str:
 def _named(card: Path) -> str:
     if not card.is_file():
         return ""
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = read_bytes(card).decode("utf-8", "replace").splitlines()
     for line in lines[1:] if lines[:1] == ["---"] else ():  # the front matter, as on the hub
         if line == "---":
             break
@@ -135,7 +137,7 @@ def _named(card: Path) -> str:
 def history_of(folder: Path) -> list[str]:
     """Return gemb's changes to the model, as the folder's README.md lists them, the last first."""
     card = folder / "README.md"
-    return history_in(card.read_text(encoding="utf-8", errors="replace")) if card.is_file() else []
+    return history_in(read_bytes(card).decode("utf-8", "replace")) if card.is_file() else []
 
 
 def history_in(text: str) -> list[str]:

@@ -15,13 +15,15 @@ gemb's own and which sentence-transformers refuses, there is `1_Pooling.queries`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.io.foreign import read_bytes
+from gemb.io.paths import is_inside
 from gemb.models.adapter import (
     CONFIG,
     adapter_in_words,
@@ -32,9 +34,16 @@ from gemb.models.adapter import (
     sources,
 )
 from gemb.models.card import history_of, known_as, licence_of, reaching
-from gemb.models.config import GemmaConfig, read_config, read_json, read_optional_json, whole_number
+from gemb.models.config import (
+    MOST_TOKENIZER,
+    GemmaConfig,
+    read_config,
+    read_json,
+    read_json_value,
+    read_optional_json,
+    whole_number,
+)
 from gemb.models.fingerprint import fingerprint
-from gemb.models.lfs import check_no_pointer
 from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import ModelPrompts
 from gemb.models.qat import folder_types
@@ -130,7 +139,7 @@ class Checkpoint:
         paths += [self.folder / CONFIG] if is_adapter(self.folder) else []
         tensors = (tensor for _, tensor in sorted(self.tensors.items()))
         return fingerprint(
-            (path.read_bytes() for path in paths if path.exists()),
+            (read_bytes(path, MOST_TOKENIZER) for path in paths if path.exists()),
             ((t.path, t.offset, t.size_bytes) for t in sources(tensors)),
         )
 
@@ -215,7 +224,7 @@ def _max_tokens(folder: Path, config: GemmaConfig) -> int:
         if isinstance(arguments, dict) and arguments.get("model_max_length") is not None:
             return min(most, _length(path, arguments, "model_max_length"))
     if transformer.get("max_seq_length") is not None:
-        return min(most, whole_number(path, transformer, "max_seq_length"))
+        return min(most, _length(path, transformer, "max_seq_length"))
     path = file_of(folder, "tokenizer_config.json")
     tokenizer = read_optional_json(path)
     if tokenizer.get("model_max_length") is not None:
@@ -227,7 +236,7 @@ def _length(path: Path, raw: Mapping[str, Any], key: str) -> int:
     """Return a length, a whole number or 1e30: transformers' word for no limit."""
     value = raw[key]
     is_whole = isinstance(value, float) and value.is_integer()
-    return whole_number(path, {key: int(value)} if is_whole else raw, key)
+    return whole_number(path, {key: int(value)} if is_whole else raw, key, most=1 << 128)
 
 
 def _default_dim(folder: Path, settings: Mapping[str, Any], dim: int) -> int:
@@ -249,7 +258,7 @@ def _matryoshka_dims(
     if dims is None:
         known = CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
         return tuple(sorted({*known, default_dim}, reverse=True))
-    whole = isinstance(dims, list) and all(isinstance(d, int) and 0 < d <= dim for d in dims)
+    whole = isinstance(dims, list) and all(type(d) is int and 0 < d <= dim for d in dims)
     if not whole or dim not in dims:
         raise UsageError(
             f"{folder}/config_sentence_transformers.json: matryoshka_dims {dims!r} must be widths "
@@ -294,17 +303,16 @@ def expected_shapes(
 
 def _check_modules(path: Path) -> None:
     """Refuse other modules than EmbeddingGemma's, or other folders."""
-    try:
-        modules = json.loads(path.read_bytes())
-        kinds = [module["type"].rpartition(".")[2] for module in modules]
-        paths = [str(module["path"]) for module in modules]
-    except FileNotFoundError as error:
+    if not path.exists():
         raise UsageError(
             f"{path}: missing: a bare language model (gemb train adapt makes an encoder of a "
             "Gemma 3), or no sentence-transformers folder"
-        ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        check_no_pointer(path)
+        )
+    try:
+        modules = read_json_value(path)
+        kinds = [module["type"].rpartition(".")[2] for module in modules]
+        paths = [str(module["path"]) for module in modules]
+    except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path}: not a list of modules: {error}") from error
     if kinds != ["Transformer", "Pooling", "Dense", "Dense", "Normalize"]:
         without = " (its two dense layers are missing)" if "Dense" not in kinds else ""
@@ -353,7 +361,10 @@ def _stored_backbone(folder: Path) -> dict[str, StoredTensor]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise UsageError(f"{index}: weight_map must map tensors to files")
-        files = [folder / str(name) for name in sorted(set(weight_map.values()))]
+        outside = [name for name in weight_map.values() if not is_inside(name)]
+        if outside:
+            raise UsageError(f"{index}: {outside[0]!r} is no file in the model folder")
+        files = [folder / name for name in sorted(set(weight_map.values()))]
     else:
         files = [whole]
     tensors: dict[str, StoredTensor] = {}
@@ -398,7 +409,7 @@ def read_pooling(path: Path) -> str:
     raw = read_json(path)
     # sentence-transformers 6 writes `pooling_mode`; earlier ones a flag for each mode.
     mode = raw.get("pooling_mode")
-    modes = {mode} if isinstance(mode, str) else set(mode or ())
+    modes = set(map(str, mode)) if isinstance(mode, list) else {str(mode)} if mode else set()
     if not modes:
         modes = {
             key.removeprefix("pooling_mode_").removesuffix("_tokens").removesuffix("_token")
@@ -446,9 +457,13 @@ def describe_folder(folder: Path) -> ModelDescription:
     """Return the description of a sentence-transformers folder; no tensor is read whole.
 
     Raises:
-        UsageError: as `open_checkpoint`.
+        UsageError: as `open_checkpoint`, and as `load_tokenizer` where its library is installed.
     """
     checkpoint = open_checkpoint(folder)
+    if find_spec("tokenizers") is not None:
+        from gemb.models.tokenizer import load_tokenizer
+
+        load_tokenizer(checkpoint.file("tokenizer.json"), checkpoint.config.vocab_size)
     tensors = checkpoint.tensors
     types: dict[str, set[str]] = {}
     for name, tensor in tensors.items():

@@ -3,41 +3,60 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.io.foreign import MOST, json_value, read_bytes
 from gemb.models.lfs import check_no_pointer
 
+MOST_TOKENIZER = 128 << 20  # bytes of tokenizer.json: Gemma's has 33 MB
+MOST_LAYERS = 512  # as llama.cpp (LLAMA_MAX_LAYERS)
+_MOST_NUMBER = (1 << 31) - 1
 PATTERN = 6  # every sixth layer is global (transformers Gemma3TextConfig)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, most: int = MOST) -> dict[str, Any]:
     """Return the object in a JSON file.
 
+    Args:
+        path: of the file.
+        most: bytes that it may have.
+
     Raises:
-        UsageError: it is missing, or holds no JSON object.
+        UsageError: it is missing, no regular file, too large, or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: missing from the model folder") from error
-    except ValueError as error:
-        check_no_pointer(path)
-        raise UsageError(f"{path}: not JSON: {error}") from error
+    value = read_json_value(path, most)
     if not isinstance(value, dict):
         raise UsageError(f"{path}: a JSON object is expected")
     return value
+
+
+def read_json_value(path: Path, most: int = MOST) -> Any:  # noqa: ANN401
+    """Return what a JSON file holds.
+
+    Raises:
+        UsageError: as `read_json`, but that it may hold any value.
+    """
+    try:
+        data = read_bytes(path, most)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: missing from the model folder") from error
+    try:
+        return json_value(data, path)
+    except UsageError:
+        check_no_pointer(path)
+        raise
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty where there is no such file.
 
     Raises:
-        UsageError: it holds no JSON object.
+        UsageError: as `read_json`, if it is there.
     """
     return read_json(path) if path.exists() else {}
 
@@ -51,15 +70,16 @@ def write_json(path: Path, value: object, indent: int | None = 2) -> None:
     path.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
 
 
-def whole_number(path: Path, raw: Mapping[str, Any], key: str) -> int:
-    """Return the whole number above zero at `key` of what was read from `path`.
+def whole_number(path: Path, raw: Mapping[str, Any], key: str, *, most: int = _MOST_NUMBER) -> int:
+    """Return the whole number above zero, and up to `most`, at `key` of what was read from `path`.
 
     Raises:
         UsageError: it is absent, or no such number.
     """
     value = raw.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise UsageError(f"{path}: {key} must be a positive whole number, not {value!r}")
+    if type(value) is not int or not 0 < value <= most:
+        bound = f" up to {most}" if type(value) is int and value > most else ""
+        raise UsageError(f"{path}: {key} must be a positive whole number{bound}, not {value!r}")
     return value
 
 
@@ -70,7 +90,7 @@ def positive_number(path: Path, raw: Mapping[str, Any], key: str, default: float
         UsageError: it is no such number.
     """
     value = raw.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
         raise UsageError(f"{path}: {key} must be a positive number, not {value!r}")
     return float(value)
 
@@ -124,7 +144,7 @@ def read_config(path: Path) -> GemmaConfig:
     )
     if heads % key_heads:
         raise UsageError(f"{path}: {heads} query heads do not share {key_heads} key heads evenly")
-    layers = whole_number(path, raw, "num_hidden_layers")
+    layers = whole_number(path, raw, "num_hidden_layers", most=MOST_LAYERS)
     window = whole_number(path, raw, "sliding_window")
     if window % 2:
         # transformers before its PR 47940 wrote the halved window back at each save.
@@ -176,11 +196,11 @@ def _rope_bases(path: Path, raw: Mapping[str, Any]) -> tuple[float, float]:
         )
     try:
         both = nested["full_attention"], nested["sliding_attention"]
-        kinds = {part.get("rope_type", "default") for part in both}
+        kinds = [part.get("rope_type", "default") for part in both]
     except (KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: rope_parameters lacks {error}") from error
-    if kinds != {"default"}:
-        raise UsageError(f"{path}: rope_type {sorted(kinds)}; EmbeddingGemma has 'default'")
+    if kinds != ["default", "default"]:
+        raise UsageError(f"{path}: rope_type {kinds}; EmbeddingGemma has 'default'")
     return (
         positive_number(path, both[0], "rope_theta", 1e6),
         positive_number(path, both[1], "rope_theta", 1e4),

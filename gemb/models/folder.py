@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemb.io.foreign import check_regular
 from gemb.models.adapter import base_of, file_of, is_adapter
 from gemb.models.card import write_card
 from gemb.models.checkpoint import Checkpoint, pooling_settings
@@ -48,14 +49,20 @@ def copied_files(source: Path, *patterns: Iterable[str]) -> dict[Path, Path]:
     """Return the files of the folder `source` that match, by their names in it.
 
     What an adapter's folder lacks is its base's.
+
+    Raises:
+        UsageError: one is a pipe or a device.
     """
     folders = dict.fromkeys((base_of(source), source))  # of both the later counts
-    return {
+    files = {
         file.relative_to(folder): file
         for folder in folders
         for pattern in itertools.chain(*patterns)
         for file in folder.glob(pattern)
     }
+    for file in files.values():
+        check_regular(file)
+    return files
 
 
 def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:

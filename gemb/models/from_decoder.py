@@ -17,11 +17,10 @@ from gemb.errors import UsageError
 from gemb.models.adapter import file_of
 from gemb.models.card import history_of, known_as, licence_of, write_card
 from gemb.models.checkpoint import CARD_DIMS, backbone_tensors, check_shapes, expected_shapes
-from gemb.models.config import read_config, read_json, read_optional_json, write_json
+from gemb.models.config import read_config, read_optional_json, whole_number, write_json
 from gemb.models.folder import config_of, copy_files, write_modules
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import (
-    ARCHITECTURE,
     MOST_LAYERS,
     GgufModel,
     check_tokenizer,
@@ -33,8 +32,10 @@ from gemb.models.gguf import (
 from gemb.models.gguf import check_shapes as check_gguf_shapes
 from gemb.models.gguf import expected_shapes as gguf_shapes
 from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
+from gemb.models.gguf_keys import ARCHITECTURE, check_kind
 from gemb.models.prompts import DICTIONARY
 from gemb.models.safetensors import NewTensor, lazily, write_file
+from gemb.models.tokenizer_json import read_tokenizer
 
 MAX_TOKENS = 2048  # of a text, where the decoder takes more (EmbeddingGemma's model card)
 WIDENING = 4  # the dense layers go from D to 4 D and back, as EmbeddingGemma's 768, 3072, 768
@@ -83,6 +84,7 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
     Raises:
         UsageError: it is another model's, or a part of a split one.
     """
+    check_kind(header)
     architecture = header.metadata.get("general.architecture")
     if architecture != _DECODER:
         detail = " already, and no decoder" if architecture == ARCHITECTURE else ""
@@ -90,8 +92,6 @@ def _as_encoder(header: GgufHeader) -> GgufHeader:
             f"{header.path}: architecture {architecture}{detail}; adaptation begins with a Gemma 3 "
             f"text model, architecture {_DECODER}"
         )
-    if header.metadata.get("split.count", 1) != 1:
-        raise UsageError(f"{header.path}: one part of a split file; join them: llama-gguf-split")
     for name in ("rope.scaling.type", "rope.scaling.factor", "final_logit_softcapping"):
         value = header.metadata.get(f"{_DECODER}.{name}")
         if value not in (None, "none", 0.0, 1.0):
@@ -126,7 +126,7 @@ def _gguf_model(header: GgufHeader) -> GgufModel:
         dense=_dense(hidden),
         is_sliding=pattern(header, layers),
         max_tokens=min(MAX_TOKENS, number(header, "context_length")),
-        vocabulary=check_tokenizer(header),
+        vocabulary=len(check_tokenizer(header)),
         matryoshka_dims=_widths(hidden),
         default_dim=hidden,
         prompts=DICTIONARY,
@@ -142,7 +142,8 @@ def _from_folder(source: Path, target: Path) -> int:
     path, raw = file_of(source, "config.json"), config_of(source)
     _check_decoder(path, raw)
     raw |= {"architectures": ["Gemma3TextModel"], "use_bidirectional_attention": True}
-    raw["max_position_embeddings"] = min(MAX_TOKENS, raw.get("max_position_embeddings") or 0)
+    length = whole_number(path, raw, "max_position_embeddings")
+    raw["max_position_embeddings"] = min(MAX_TOKENS, length)
     write_json(target / "config.json", raw)
     try:
         config = read_config(target / "config.json")
@@ -196,8 +197,8 @@ def _check_decoder(path: Path, raw: Mapping[str, Any]) -> None:
 def _write_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer, which puts EOS behind a text from now on, too."""
     path = file_of(source, "tokenizer.json")
-    raw = read_json(path)
-    ids = {token["content"]: token["id"] for token in raw.get("added_tokens", ())}
+    raw = read_tokenizer(path)
+    ids = {token["content"]: token["id"] for token in raw["added_tokens"]}
     config = read_optional_json(file_of(source, "tokenizer_config.json"))
     names = [_content(config.get(role, f"<{role[:3]}>")) for role in ("bos_token", "eos_token")]
     for name in names:
@@ -224,7 +225,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
 
 
 def _content(token: object) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
+    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def _write_dense(folder: Path, hidden: int, seed: int) -> None:

@@ -20,8 +20,9 @@ from gemb.errors import UsageError
 from gemb.models.card import KEY_LICENCE, KEY_NOTICE, history_in, write_card
 from gemb.models.config import write_json
 from gemb.models.folder import write_modules
-from gemb.models.gguf import ARCHITECTURE, GgufModel, window
+from gemb.models.gguf import GgufModel, window
 from gemb.models.gguf_header import Array, GgufHeader, TensorInfo, strings
+from gemb.models.gguf_keys import ARCHITECTURE
 from gemb.models.qat import CONFIG_KEY
 from gemb.models.safetensors import NewTensor, write_file
 from gemb.models.tensors import folder_name

@@ -14,33 +14,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.models.checkpoint import CARD_DIMS, GGUF_POOLINGS
 from gemb.models.config import PATTERN
 from gemb.models.fingerprint import fingerprint
 from gemb.models.gguf_header import Array, GgufHeader, Scalar, TensorInfo, read_header, strings
+from gemb.models.gguf_keys import ARCHITECTURE, EXPORT, check_architecture, wrong
 from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import CARD, ModelPrompts
 from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.models.tensors import tensor_class
+from gemb.models.token_probe import MARKS, Probe, probe, sampled
 
-ARCHITECTURE = "gemma-embedding"
 KEY_DEFAULT_PROMPT = "gemb.default_prompt_name"
 KEY_WIDTH = "gemb.truncate_dim"
 MOST_LAYERS = 512  # LLAMA_MAX_LAYERS
 _MOST = 1 << 20  # of any width, length or count
-_EXPORT = "make one from the model folder: gemb export-gguf FOLDER -o NEW.gguf"
-
-# Other keys of llama.cpp's loader that would change the arithmetic, or make it abort.
-_FOREIGN = ("expert", "nextn", "rope.scal", "embedding_length_out", "classifier")
-
-_REFUSED = {
-    "gemma-embedding2": (
-        "EmbeddingGemma 2, which the installed llama.cpp cannot load: it needs a build from "
-        "October 2026 on"
-    ),
-    "gemma3": "Gemma 3 itself, of which gemb train adapt makes an encoder; or Ollama's layout of "
-    f"this model: {_EXPORT}",
-}
+_FOUND = (2, 3, 4)  # llama.cpp's types of tokens that a text may name: unknown, control, user's
+# Role -> its token, in Gemma's vocabulary and in those that are cut from it.
+_NAMED = {"bos": b"<bos>", "eos": b"<eos>", "unknown": b"<unk>", "padding": b"<pad>"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +54,7 @@ class GgufModel:
     matryoshka_dims: tuple[int, ...]  # widest first
     default_dim: int  # width of a vector where none is asked for
     prompts: Mapping[str, str]  # the file's own, or the model card's
+    probe: Probe | None = None  # what its tokenizer must do; None: it is not run
 
     @property
     def dim(self) -> int:
@@ -151,13 +144,15 @@ def open_gguf(path: Path) -> GgufModel:
     if heads % kv_heads or head_dim % 2:
         raise wrong(header, f"{heads} heads of {head_dim} on {kv_heads} key heads")
     equal(header, "attention.value_length", head_dim)
-    equal(header, "rope.dimension_count", head_dim, optional=True)
+    for key in ("rope.dimension_count", "rope.dimension_count_swa"):
+        equal(header, key, head_dim, optional=True)
     window(header)
     for key in ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.freq_base_swa"):
         positive(header, key)
     is_sliding = pattern(header, layers)
     check_both_kinds(path, is_sliding)
-    vocabulary = check_tokenizer(header)
+    ids = check_tokenizer(header)
+    equal(header, "vocab_size", len(ids), optional=True)
     model = GgufModel(
         header=header,
         layers=layers,
@@ -170,20 +165,27 @@ def open_gguf(path: Path) -> GgufModel:
         dense=((hidden, middle), (middle, hidden)),
         is_sliding=is_sliding,
         max_tokens=number(header, "context_length"),
-        vocabulary=vocabulary,
+        vocabulary=len(ids),
         matryoshka_dims=matryoshka(header, hidden),
         default_dim=default_dim(header, hidden),
         prompts=_prompts(header),
+        probe=_probe(path, ids),
     )
     check_tensors(header, hidden, middle, expected_shapes(model))
     return model
 
 
+def _probe(path: Path, ids: Mapping[bytes, int]) -> Probe:
+    tokens = list(ids)
+    samples = [tokens[i].decode("utf-8", "replace") for i in sampled(len(tokens))]
+    return probe(path, lambda token: ids.get(token.encode()), samples)
+
+
 def _prompts(header: GgufHeader) -> ModelPrompts:
     own = {
-        key.removeprefix("gemb.prompt."): prompt
+        key.removeprefix("gemb.prompt."): str(prompt)
         for key, prompt in header.metadata.items()
-        if key.startswith("gemb.prompt.") and isinstance(prompt, str)
+        if key.startswith("gemb.prompt.")
     }
     model = str(header.path)
     if not own:
@@ -221,31 +223,6 @@ def expected_shapes(model: GgufModel) -> dict[str, tuple[int, ...]]:
     for i in range(model.layers):
         shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
     return {f"{name}.weight": shape for name, shape in shapes.items()}
-
-
-def wrong(header: GgufHeader, fault: str) -> UsageError:
-    """Return the error about a file that llama.cpp would fail on, or compute wrongly."""
-    kind = str(header.metadata.get("general.architecture"))
-    if kind != ARCHITECTURE:  # a decoder's file, read as an encoder's (`from_decoder.py`)
-        fault = fault.replace(ARCHITECTURE, kind)
-        return UsageError(f"{header.path}: {fault}, which no valid {kind} file has; fetch it again")
-    return UsageError(f"{header.path}: {fault}, which no valid {ARCHITECTURE} file has; {_EXPORT}")
-
-
-def check_architecture(header: GgufHeader) -> None:
-    """Refuse another architecture, a part of a split file, or keys of another model."""
-    architecture = header.metadata.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        reason = _REFUSED.get(str(architecture), f"gemb runs {ARCHITECTURE} files")
-        raise UsageError(f"{header.path}: architecture {architecture}: {reason}")
-    if header.metadata.get("split.count", 1) != 1:
-        raise UsageError(f"{header.path}: one part of a split file; join them: llama-gguf-split")
-    for key, value in header.metadata.items():
-        name = key.removeprefix(f"{ARCHITECTURE}.")
-        if name != key and name.startswith(_FOREIGN):
-            raise wrong(header, f"{key} is not EmbeddingGemma's")
-        if name == "attention.causal" and value is not False:
-            raise wrong(header, f"{key} is {value}, and EmbeddingGemma reads both ways")
 
 
 def _get(header: GgufHeader, name: str) -> tuple[Scalar | Array | None, str]:
@@ -341,7 +318,7 @@ def matryoshka(header: GgufHeader, dim: int) -> tuple[int, ...]:
         known = CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
         return tuple(sorted({*known, default}, reverse=True))
     dims = array.values if isinstance(array, Array) else None
-    if not dims or dims[0] != dim or not all(isinstance(d, int) and 0 < d <= dim for d in dims):
+    if not dims or dims[0] != dim or not all(type(d) is int and 0 < d <= dim for d in dims):
         raise wrong(header, f"gemb.matryoshka_dims is {dims!r} of {dim}")
     return tuple(sorted({*(int(d) for d in dims), default}, reverse=True))
 
@@ -354,13 +331,28 @@ def default_dim(header: GgufHeader, dim: int) -> int:
     return int(str(value))
 
 
-def check_tokenizer(header: GgufHeader) -> int:
-    """Return the number of tokens, after checking what llama.cpp's tokenizer trusts."""
+def check_tokenizer(header: GgufHeader) -> dict[bytes, int]:
+    """Return the id of each token, after checking what llama.cpp's tokenizer trusts."""
     data = header.metadata
-    if data.get("tokenizer.ggml.model") != "llama":
+    _check_tokenizer_kind(header)
+    tokens = strings(header, "tokenizer.ggml.tokens")
+    for key, kind in (("scores", "float32"), ("token_type", "int32")):
+        array = data.get(f"tokenizer.ggml.{key}")
+        if not isinstance(array, Array) or (array.type, array.length) != (kind, len(tokens)):
+            raise wrong(header, f"tokenizer.ggml.{key} is not one {kind} for each token")
+    ids = dict(zip(tokens, range(len(tokens)), strict=True))
+    _check_tokens(header, tokens, ids)
+    _check_marks(header, ids)
+    _check_roles(header, tokens)
+    return ids
+
+
+def _check_tokenizer_kind(header: GgufHeader) -> None:
+    data = header.metadata
+    if (kind := data.get("tokenizer.ggml.model")) != "llama":
         raise UsageError(
-            f"{header.path}: tokenizer {data.get('tokenizer.ggml.model')}: Gemma's is 'llama' "
-            f"(SentencePiece), and another splits texts differently; {_EXPORT}"
+            f"{header.path}: tokenizer {visible(str(kind), 80)}: Gemma's is 'llama' "
+            f"(SentencePiece), and another splits texts differently; {EXPORT}"
         )
     for key, right in (
         ("add_bos_token", True),
@@ -370,34 +362,48 @@ def check_tokenizer(header: GgufHeader) -> int:
         if data.get(f"tokenizer.ggml.{key}") is not right:
             raise UsageError(
                 f"{header.path}: tokenizer.ggml.{key} is {data.get(f'tokenizer.ggml.{key}')}, and "
-                f"this model was trained with {right}: its vectors would be wrong; {_EXPORT}"
+                f"this model was trained with {right}: its vectors would be wrong; {EXPORT}"
             )
-    if data.get("tokenizer.ggml.remove_extra_whitespaces", False) is not False:
-        raise wrong(header, "tokenizer.ggml.remove_extra_whitespaces is set")
-    tokens = strings(header, "tokenizer.ggml.tokens")
-    for key, kind in (("scores", "float32"), ("token_type", "int32")):
-        array = data.get(f"tokenizer.ggml.{key}")
-        if not isinstance(array, Array) or (array.type, array.length) != (kind, len(tokens)):
-            raise wrong(header, f"tokenizer.ggml.{key} is not one {kind} for each token")
-    _check_tokens(header, tokens)
-    for key in ("bos", "eos", "unknown", "padding", "mask"):
-        name = f"tokenizer.ggml.{key}_token_id"
+    for key in ("remove_extra_whitespaces", "add_sep_token"):
+        if data.get(f"tokenizer.ggml.{key}", False) is not False:
+            raise wrong(header, f"tokenizer.ggml.{key} is set")
+
+
+def _check_marks(header: GgufHeader, ids: Mapping[bytes, int]) -> None:
+    """Refuse a file in whose texts `<eos>` or `<h1>` would not be found as they stand."""
+    array = header.metadata["tokenizer.ggml.token_type"]
+    assert isinstance(array, Array), "it has been checked"
+    with header.path.open("rb") as file:
+        file.seek(array.begin)
+        types = memoryview(file.read(array.end - array.begin)).cast("i")
+    for mark in MARKS:
+        number = ids.get(mark.encode())
+        if number is not None and types[number] not in _FOUND:
+            raise wrong(header, f"the token {mark} has the type {types[number]}, a word's")
+
+
+def _check_roles(header: GgufHeader, tokens: list[bytes]) -> None:
+    data = header.metadata
+    for name, value in data.items():
+        if name.startswith("tokenizer.ggml.") and name.endswith("_token_id"):
+            is_token = isinstance(value, int) and header.types[name] == "uint32"
+            if not is_token or not 0 <= int(str(value)) < len(tokens):
+                raise wrong(header, f"{name} is {_show(value)} of {len(tokens)} tokens")
+    for role, token in _NAMED.items():
+        name = f"tokenizer.ggml.{role}_token_id"
         value = data.get(name)
-        if value is None and key not in ("bos", "eos"):
+        if value is None and role not in ("bos", "eos"):
             continue
-        whole = isinstance(value, int) and header.types[name] == "uint32"
-        if not whole or not 0 <= int(str(value)) < len(tokens):
-            raise wrong(header, f"{name} is {_show(value)} of {len(tokens)} tokens")
-    return len(tokens)
+        if not isinstance(value, int) or tokens[value] != token:
+            raise wrong(header, f"{name} is {_show(value)}, which is not {token.decode()}")
 
 
-def _check_tokens(header: GgufHeader, tokens: list[bytes]) -> None:
+def _check_tokens(header: GgufHeader, tokens: list[bytes], ids: Mapping[bytes, int]) -> None:
     if b"".join(tokens).count(b"\0"):
         raise wrong(header, "a token holds a NUL byte")  # its end, to llama.cpp
-    known = set(tokens)
-    if len(known) != len(tokens):
-        raise wrong(header, f"{len(tokens) - len(known)} tokens occur twice")
-    missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in known]
+    if len(ids) != len(tokens):
+        raise wrong(header, f"{len(tokens) - len(ids)} tokens occur twice")
+    missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in ids]
     if missing:
         raise wrong(header, f"{len(missing)} byte tokens are missing, <0x{missing[0]:02X}> first")
 
@@ -411,7 +417,7 @@ def check_tensors(
     if absent or not middle:
         raise UsageError(
             f"{header.path}: its dense layers (dense_2, dense_3) are missing, as in many published "
-            f"files, and its vectors would be wrong; {_EXPORT}"
+            f"files, and its vectors would be wrong; {EXPORT}"
         )
     equal(header, "dense_2_feat_in", hidden)
     equal(header, "dense_3_feat_in", middle)

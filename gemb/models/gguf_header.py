@@ -20,6 +20,7 @@ from math import prod
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io.foreign import open_regular
 from gemb.models.lfs import check_no_pointer
 from gemb.models.tensors import FP16_OVERFLOW
 
@@ -86,7 +87,7 @@ F16_REASON = (
 
 Scalar = int | float | bool | str
 
-ALIGNMENT = 32  # where general.alignment is absent
+ALIGNMENT = 32  # bytes, where general.alignment is absent; no other may be smaller
 LONG = 1024  # arrays up to this length are read, longer ones only placed
 
 _MOST_ENTRIES = 10_000
@@ -146,11 +147,11 @@ def read_header(path: Path) -> GgufHeader:
         UsageError: no such file, no GGUF, a version that llama.cpp does not read, broken or cut.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if path.stat().st_size < 24:
                 raise _broken(path, "it is shorter than any header")
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         raise UsageError(f"{path}: no such GGUF file") from error
     with data:
         return _HeaderReader(path, data).header()
@@ -204,7 +205,7 @@ class _HeaderReader:
             raise _broken(self.path, f"{tensor_count} tensors and {entry_count} entries")
         metadata, types = self.entries(entry_count)
         alignment = metadata.get("general.alignment", ALIGNMENT)
-        if types.get("general.alignment", "uint32") != "uint32" or not _power_of_two(alignment):
+        if types.get("general.alignment", "uint32") != "uint32" or not _is_alignment(alignment):
             raise _broken(self.path, f"general.alignment is {alignment!r}")
         assert isinstance(alignment, int), alignment
         raw = [self.tensor() for _ in range(tensor_count)]
@@ -337,5 +338,6 @@ class _HeaderReader:
             )
 
 
-def _power_of_two(value: object) -> bool:
-    return isinstance(value, int) and value > 0 and value & (value - 1) == 0
+def _is_alignment(value: object) -> bool:
+    """Return whether it is a power of two, and as large as ggml's `TENSOR_ALIGNMENT` at least."""
+    return isinstance(value, int) and value >= ALIGNMENT and value & (value - 1) == 0

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from urllib.request import Request, urlopen
 from gemb.errors import GembError, Missing, UsageError
 from gemb.io.locks import lock_file
 from gemb.io.notes import note
+from gemb.io.paths import is_inside
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import (
     ADAPTER,
@@ -123,7 +125,7 @@ def plan(name: HubName) -> PullPlan:
         raise Missing(f"cannot ask the hub for {name}: HF_HUB_OFFLINE is set; unset it to pull")
     with hub_errors(name):
         info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
-    everything = [_hub_file(sibling) for sibling in info.siblings or ()]
+    everything = [_hub_file(name, sibling) for sibling in info.siblings or ()]
     if name.file:
         files = tuple(file for file in everything if file.name == name.file)
         if not files:
@@ -223,13 +225,24 @@ def _unreachable(target: str, error: BaseException) -> Missing:
     return Missing(f"cannot get {target}: {constants.ENDPOINT} cannot be reached ({reason})")
 
 
-def _hub_file(sibling: object) -> HubFile:
+def _hub_file(name: HubName, sibling: object) -> HubFile:
+    """Return what the hub says of a file.
+
+    Raises:
+        UsageError: its name or digest, which become paths, would lead out of the cache.
+    """
     lfs = getattr(sibling, "lfs", None)
-    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else ""
+    sha256 = str((lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else "")
+    file = str(getattr(sibling, "rfilename", ""))
+    if not is_inside(file) or not re.fullmatch("(?:[0-9a-f]{64})?", sha256):
+        raise UsageError(
+            f"{name.repo} on the hub lists the file {file!r} with the digest {sha256!r}, which "
+            "would be written outside the cache; pull another model"
+        )
     return HubFile(
-        name=str(getattr(sibling, "rfilename", "")),
+        name=file,
         size_bytes=int(getattr(sibling, "size", 0) or 0),
-        sha256=str(sha256),
+        sha256=sha256,
         git_sha1=str(getattr(sibling, "blob_id", None) or ""),
     )
 
@@ -249,13 +262,19 @@ def _remove_file(name: HubName) -> int:
     path = find(name)
     if path is None:
         raise Missing(f"{name} is not in the hub cache ({cache_folder()})")
-    blob = path.parent / path.readlink() if path.is_symlink() else path
+    repo = repo_folder(name.repo).resolve()
+    if not path.parent.resolve().is_relative_to(repo / "snapshots"):
+        raise UsageError(f"{name}: a link leads out of the hub cache, to {path.parent.resolve()}")
+    blob = path.resolve()
+    is_link = path.is_symlink()
+    size = path.stat().st_size
     path.unlink()
-    links = (link for link in repo_folder(name.repo).glob("snapshots/**/*") if link.is_symlink())
-    # Another revision may hold the same file.
-    if blob == path or any(link.resolve() == blob.resolve() for link in links):
+    if not is_link:
+        return size
+    links = (link for link in repo.glob("snapshots/**/*") if link.is_symlink())
+    # Another revision may hold the same file; and what a link of a stranger leads to is not ours.
+    if not blob.is_relative_to(repo / "blobs") or any(link.resolve() == blob for link in links):
         return 0
-    size = blob.stat().st_size
     blob.unlink()
     return size
 

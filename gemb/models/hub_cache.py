@@ -12,24 +12,39 @@ Source: huggingface_hub `constants.py`, guide "Understand caching".
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gemb.errors import UsageError
+from gemb.io.foreign import json_value, read_bytes
+from gemb.io.paths import is_inside
+
 PREFIX = "models--"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # a LoRA adapter, as PEFT saves it
+MOST_NAME = 4096  # bytes of a file in refs
 
 
 @dataclass(frozen=True)
 class HubName:
-    """`org/repo[@revision][:file]`. Without a file it is the whole model folder."""
+    """`org/repo[@revision][:file]`. Without a file it is the whole model folder.
+
+    Raises:
+        UsageError: the revision or the file would be looked for outside the repository's folder.
+    """
 
     repo: str
     file: str = ""
     revision: str = "main"
+
+    def __post_init__(self) -> None:
+        for kind, name in (("revision", self.revision), ("file", self.file or "-")):
+            if not is_inside(name):
+                raise UsageError(
+                    f"{self}: the {kind} '{name}' leaves the repository; write it as the hub does"
+                )
 
     def __str__(self) -> str:
         revision = "" if self.revision == "main" else f"@{self.revision}"
@@ -74,12 +89,13 @@ def find(name: HubName) -> Path | None:
 def snapshot_folder(name: HubName) -> Path | None:
     """Return the folder of this revision's files, those that the cache has."""
     folder = repo_folder(name.repo)
+    ref = folder / "refs" / name.revision
     try:
-        commit = (folder / "refs" / name.revision).read_text().strip()
-    except OSError:
+        commit = read_bytes(ref, MOST_NAME).decode("utf-8", "replace").strip()
+    except (OSError, UsageError):
         commit = name.revision
     snapshot = folder / "snapshots" / commit
-    return snapshot if snapshot.is_dir() else None
+    return snapshot if is_inside(commit) and snapshot.is_dir() else None
 
 
 def missing_files(folder: Path) -> list[str]:
@@ -104,7 +120,7 @@ def missing_files(folder: Path) -> list[str]:
         needed += sorted({str(name) for name in weight_map.values()})
     else:
         needed.append("model.safetensors")
-    return [name for name in needed if not (folder / name).is_file()]
+    return [name for name in needed if not is_inside(name) or not (folder / name).is_file()]
 
 
 def cached_names() -> Iterator[HubName]:
@@ -130,6 +146,6 @@ def _commits(folder: Path) -> list[str]:
 def _json(path: Path) -> object:
     """Return what the file holds, or None if it is absent or unreadable: opening it says so."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return json_value(read_bytes(path), path)
+    except (OSError, UsageError):
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from gemb.errors import UsageError
+from gemb.io.foreign import MOST, json_value, open_regular
 from gemb.models.lfs import check_no_pointer
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
 
 _BYTES = {"F32": 4, "BF16": 2, "F16": 2}
-_HEADER_LIMIT = 100_000_000  # as the reference implementation
+_MOST_NUMBER = 1 << 48  # of an offset or a width
+_MOST_DIMENSIONS = 8
 
 
 @dataclass(frozen=True)
@@ -95,31 +98,39 @@ def encoded(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint8]:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Return every tensor of a file by name.
+    """Return every tensor of a file by name, in the order of the header.
+
+    As strict as the package safetensors: the tensors follow each other without a hole or an overlap
+    to the end of the file.
 
     Raises:
-        UsageError: it is not a safetensors file, is cut short, or has a dtype that is no float.
+        UsageError: it is not a safetensors file, is broken or cut short, or has a dtype that is no
+            float.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if len(start) < 8 or length > min(size - 8, _HEADER_LIMIT):
+        if len(start) < 8 or length > min(size - 8, MOST):
             check_no_pointer(path)
             raise UsageError(f"{path}: not a safetensors file, or cut short; fetch it again")
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-        except ValueError as error:
-            raise UsageError(f"{path}: its safetensors header is not JSON: {error}") from error
+        header = json_value(file.read(length), f"{path}: its safetensors header", unique=True)
     if not isinstance(header, dict):
         raise UsageError(f"{path}: its safetensors header is no JSON object; fetch it again")
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, entry in header.items():
-        tensor = _stored(path, name, entry, 8 + length)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
+        raise UsageError(f"{path}: the header's __metadata__ must map names to texts")
+    tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
+    end = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].count)):
         if tensor.offset + tensor.size_bytes > size:
             raise UsageError(f"{path}: cut short at tensor {name}; fetch it again")
-        tensors[name] = tensor
+        if tensor.offset != end:
+            kind = "overlaps the one before it" if tensor.offset < end else "follows a hole"
+            raise UsageError(f"{path}: tensor {name} {kind}; the file is broken: fetch it again")
+        end += tensor.size_bytes
+    if end != size:
+        raise UsageError(f"{path}: {size - end} bytes follow the last tensor; fetch it again")
     return tensors
 
 
@@ -128,12 +139,13 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
         fields = cast("dict[str, Any]", entry)
         dtype, shape = fields["dtype"], tuple(fields["shape"])
         begin, end = fields["data_offsets"]
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        numbers = (*shape, begin, end)
+        is_whole = all(type(n) is int and 0 <= n < _MOST_NUMBER for n in numbers)
     except (TypeError, KeyError, ValueError):
-        whole = False
-    if not whole:
+        is_whole = False
+    if not is_whole or len(shape) > _MOST_DIMENSIONS:
         raise UsageError(f"{path}: the header's entry of tensor {name} is broken; fetch it again")
-    if dtype not in _BYTES:
+    if not isinstance(dtype, str) or dtype not in _BYTES:
         raise UsageError(f"{path}: tensor {name} is {dtype}; gemb reads F32, BF16 and F16")
     tensor = StoredTensor(path, dtype, shape, data_start + begin)
     if tensor.size_bytes != end - begin:

@@ -10,7 +10,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from gemb.errors import UsageError
+from gemb.io.foreign import read_bytes
+from gemb.models.config import MOST_TOKENIZER
 from gemb.models.lfs import check_no_pointer
+from gemb.models.token_probe import check_tokenizing, probe, sampled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,12 +28,16 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     without it that text is tokenized as any other, as llama.cpp does.
 
     Raises:
-        UsageError: the file is missing or broken, or has other tokens beyond the table.
+        UsageError: the file is missing or broken, has other tokens beyond the table, or is not
+            Gemma's (`token_probe`).
     """
     try:
-        tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, path.read_text("utf-8")))
+        text = read_bytes(path, MOST_TOKENIZER).decode()
+        tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
+    except UsageError:
+        raise
     except Exception as error:  # tokenizers raises a bare Exception for any broken file
         check_no_pointer(path)
         raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
@@ -42,6 +49,18 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
             f"{path}: has {size} tokens, config.json a vocabulary of {vocab_size}; "
             "the two are not of one model"
         )
+    try:
+        tokens = [tokenizer.id_to_token(i) or "" for i in sampled(size)]
+        check_tokenizing(
+            path,
+            probe(path, tokenizer.token_to_id, tokens),
+            lambda texts: tokenize(tokenizer, texts),
+            lambda i: str(tokenizer.id_to_token(i)),
+        )
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{path}: no tokenizer that can be used: {error}") from error
     return tokenizer
 
 

@@ -257,6 +257,26 @@ def test_rm_tells_nobody_to_remove_the_bundled_model(gemb_at_hub):
     assert answer.stderr == b"gemb: mini comes with gemb, and goes with it alone\n"
 
 
+@pytest.mark.parametrize(
+    "reference", ["org/repo:../../../../victim.txt", "{made}/../../../victim.txt"]
+)
+def test_rm_leaves_what_is_outside_of_the_cache(gemb_at_hub, tmp_path, reference: str):
+    made = tmp_path / "share" / "gemb" / "models"
+    made.mkdir(parents=True)
+    snapshot = gemb_at_hub.cache / "models--org--repo" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    refs = gemb_at_hub.cache / "models--org--repo" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    victims = [tmp_path / "victim.txt", gemb_at_hub.cache.parent / "victim.txt"]
+    for victim in victims:
+        victim.write_text("precious")
+    answer = gemb_at_hub("models", "rm", "--yes", reference.format(made=made))
+    assert answer.returncode == 2, answer.stderr
+    assert answer.stderr.count(b"\n") == 1
+    assert [victim.read_text() for victim in victims] == ["precious", "precious"]
+
+
 def test_rm_removes_a_file_that_was_made_here(gemb_at_hub, tmp_path):
     made = tmp_path / "share" / "gemb" / "models" / "embeddinggemma-300m-bf16.gguf"
     made.parent.mkdir(parents=True)

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from changed_gguf import ABSENT, KEY, changed
+from gemb.backend import Runtime
 from gemb.errors import UsageError
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import read_header
+from gemb.plugins import named
 from gemb_llamacpp.export import export
 from tiny_model import PROMPTS
 
@@ -23,7 +25,9 @@ def test_an_unchanged_copy_is_the_same_model(tiny_gguf: Path, tmp_path: Path):
     assert copy.fingerprint() == open_gguf(tiny_gguf).fingerprint()
 
 
-U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "STRING"))
+U16, U32, F32, STRING, BOOL = (
+    gguf.GGUFValueType[name] for name in ("UINT16", "UINT32", "FLOAT32", "STRING", "BOOL")
+)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +63,31 @@ U32, F32, STRING = (gguf.GGUFValueType[name] for name in ("UINT32", "FLOAT32", "
         ({f"{KEY}pooling_type": 4}, "pooling_type is 4 .*, none of 1 .mean., 2 .first., 3"),
         ({f"{KEY}expert_count": (4, U32)}, "expert_count is not EmbeddingGemma's"),
         ({f"{KEY}rope.scaling.type": ("yarn", STRING)}, "rope.scaling.type is not"),
-        ({"split.count": (2, U32)}, "one part of a split file"),
+        ({"split.count": (2, U16)}, "one part of a split file"),
+        ({"split.count": (1, U32)}, "split.count is 1 .uint32., not uint16"),
+        ({f"{KEY}rope.dimension_count_swa": (16, U32)}, "dimension_count_swa is 16 .*, not 32"),
+        ({f"{KEY}rope.dimension_count_swa": (0, U32)}, "dimension_count_swa is 0 .*, not 32"),
+        ({f"{KEY}attention.key_length_swa": (32, U32)}, "key_length_swa is not EmbeddingGemma's"),
+        ({f"{KEY}attention.scale": (0.5, F32)}, "attention.scale is not EmbeddingGemma's"),
+        ({f"{KEY}a\nb": (1, U32)}, "a⏎b is not EmbeddingGemma's"),
+        ({f"{KEY}vocab_size": (368, U32)}, "vocab_size is 368 .*, not 369"),
+        ({f"{KEY}attention.causal": (True, BOOL)}, "causal is True, and EmbeddingGemma reads both"),
+        ({f"{KEY}attention.causal": (0, U32)}, "causal is 0 .uint32., not bool"),
+        ({"general.alignment": (16, U32)}, "general.alignment is 16"),
+        ({"general.name": (1, U32)}, "general.name is 1 .uint32., not string"),
+        ({"general.file_type": ("x", STRING)}, "general.file_type is 'x' .string., not uint32"),
+        ({"gemb.prompt.query": (1, U32)}, "gemb.prompt.query is 1 .uint32., not string"),
+        ({"tokenizer.ggml.add_sep_token": (1.0, F32)}, "add_sep_token is 1.0 .float32., not bool"),
+        ({"tokenizer.ggml.add_sep_token": (True, BOOL)}, "add_sep_token is set"),
+        ({"tokenizer.ggml.pre": (1, U32)}, "tokenizer.ggml.pre is 1 .uint32., not string"),
+        ({"tokenizer.ggml.precompiled_charsmap": ("x", STRING)}, "charsmap is not Embedding"),
+        ({"tokenizer.ggml.eot_token_id": (369, U32)}, "eot_token_id is 369 of 369 tokens"),
+        ({"tokenizer.ggml.bos_token_id": 1}, "bos_token_id is 1, which is not <bos>"),
+        ({"tokenizer.ggml.padding_token_id": 5}, "padding_token_id is 5, which is not <pad>"),
+        ({"general.type": ("adapter", STRING)}, "is adapter: a LoRA adapter, .*: merge it into"),
+        ({"general.type": ("imatrix", STRING)}, "is imatrix: an importance matrix, which is no"),
+        ({"general.type": ("mmproj", STRING)}, "general.type is mmproj: the part of a model that"),
+        ({"general.type": ("\33[2J", STRING)}, r"general.type is \\x1b\[2J: it is no model"),
         ({"tokenizer.ggml.model": "gpt2"}, "tokenizer gpt2"),
         ({"tokenizer.ggml.add_eos_token": ABSENT}, "add_eos_token is None"),
         ({"tokenizer.ggml.add_bos_token": False}, "add_bos_token is False"),
@@ -82,6 +110,44 @@ def test_a_wrong_file_is_refused(
         open_gguf(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        (f"{KEY}rope.dimension_count", (32, U32)),
+        (f"{KEY}rope.dimension_count_swa", (32, U32)),
+        (f"{KEY}vocab_size", (369, U32)),
+        (f"{KEY}attention.causal", (False, BOOL)),
+        ("general.author", (7, U32)),
+        ("general.type", ("model", STRING)),
+        ("split.count", (1, U16)),
+        ("tokenizer.ggml.eot_token_id", (5, U32)),
+        ("quantize.imatrix.file", ("x", STRING)),
+    ],
+)
+def test_a_key_that_changes_nothing_may_be_there(
+    tiny_gguf: Path, tmp_path: Path, key: str, value: tuple[Any, Any]
+):
+    """The vectors are the same, too."""
+    path = changed(tiny_gguf, tmp_path / "more.gguf", {key: value})
+    right, other = (named("llamacpp").open(file, Runtime()) for file in (tiny_gguf, path))
+    ids = right.tokenize(["the quick brown fox", "<h1> a  b\n\n"])
+    assert [row.tolist() for row in other.tokenize(["the quick brown fox", "<h1> a  b\n\n"])] == [
+        row.tolist() for row in ids
+    ]
+    np.testing.assert_array_equal(other.encode(ids), right.encode(ids))
+
+
+def test_added_tokens_that_are_not_marked_are_no_tokenizer(tiny_gguf: Path, tmp_path: Path):
+    kinds = list(read_header(tiny_gguf).metadata["tokenizer.ggml.token_type"].values)  # type: ignore[union-attr]
+    plain = changed(
+        tiny_gguf,
+        tmp_path / "plain.gguf",
+        {"tokenizer.ggml.token_type": [1 if kind in (3, 4) else kind for kind in kinds]},
+    )
+    with pytest.raises(UsageError, match="the token <pad> has the type 1, a word's"):
+        open_gguf(plain)
 
 
 @pytest.mark.parametrize("bad", [("the▁", "th"), ("<0x41>", "other"), ("the▁", "t\0")])

@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from fake_hub import FakeHub, serve
+from gemb.errors import UsageError
 from gemb.io.text import size_in_words
-from gemb.models.hub import HubFile, check, is_needed, remove
-from gemb.models.hub_cache import HubName
+from gemb.models.hub import HubFile, _hub_file, check, is_needed, remove
+from gemb.models.hub_cache import HubName, find
+from gemb.models.references import locate
 
 WEIGHTS = bytes(range(256)) * 2000
 FOLDER = {
@@ -255,3 +258,66 @@ def test_a_digest_is_gits_for_small_files(tmp_path):
 )
 def test_sizes_are_shown_in_powers_of_ten(size, shown):
     assert size_in_words(size) == shown
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "org/repo:../../../../victim.txt",
+        "org/repo:a/../../b.gguf",
+        "org/repo:/etc/passwd",
+        "org/repo@../..",
+        "org/repo@../../../x:m.gguf",
+        "org/repo@/etc",
+        "org/repo:..",
+    ],
+)
+def test_a_name_that_leaves_the_repository_is_refused(reference: str):
+    with pytest.raises(UsageError, match="leaves the repository; write it as the hub does"):
+        locate(reference)
+
+
+def test_dots_inside_a_name_are_a_name():
+    assert locate("org/repo:a..b/..c.gguf") == HubName("org/repo", "a..b/..c.gguf")
+    assert locate("org/repo@refs/pr/1") == HubName("org/repo", "", "refs/pr/1")
+
+
+def test_removing_a_file_removes_nothing_outside_the_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--org--model"
+    for folder in ("blobs", "refs", "snapshots/c1"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c1")
+    victim = tmp_path / "outside" / "victim.txt"
+    victim.parent.mkdir()
+    victim.write_text("precious")
+    (repo / "snapshots/c1/link.gguf").symlink_to(victim)
+    (repo / "snapshots/c1/folder").symlink_to(victim.parent)
+    assert remove(HubName("org/model", "link.gguf")) == 0  # the link goes, not what it leads to
+    assert not (repo / "snapshots/c1/link.gguf").is_symlink()
+    with pytest.raises(UsageError, match="a link leads out of the hub cache"):
+        remove(HubName("org/model", "folder/victim.txt"))
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("commit", ["../../../outside", "/etc", "..", ""])
+def test_a_ref_that_leads_out_of_the_cache_is_no_model(tmp_path, monkeypatch, commit: str):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    repo = tmp_path / "hub" / "models--org--model"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "snapshots").mkdir()
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "m.gguf").write_bytes(b"GGUF")
+    (repo / "refs" / "main").write_text(commit)
+    assert find(HubName("org/model", "m.gguf")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"), [("../x.json", ""), ("/x.json", ""), ("x.safetensors", "../../x")]
+)
+def test_a_hub_that_names_a_file_outside_the_cache_is_refused(name: str, digest: str):
+    sibling = SimpleNamespace(
+        rfilename=name, size=1, lfs={"sha256": digest} if digest else None, blob_id="0"
+    )
+    with pytest.raises(UsageError, match="would be written outside the cache; pull another model"):
+        _hub_file(HubName("org/model"), sibling)

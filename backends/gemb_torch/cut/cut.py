@@ -111,8 +111,10 @@ def _write_config(
     raw["layer_types"] = ["sliding_attention" if kind else "full_attention" for kind in kinds]
     for key in ("_sliding_window_pattern", "sliding_window_pattern"):
         # Each kept layer stays what it was, so a period may no longer say it.
-        if raw.get(key) and kinds != [(i + 1) % raw[key] != 0 for i in range(len(layers))]:
-            del raw[key]
+        period = raw.get(key)
+        is_period = type(period) is int and period > 0
+        if not is_period or kinds != [(i + 1) % period != 0 for i in range(len(layers))]:
+            raw.pop(key, None)
     if tokenizer is not None:
         raw["vocab_size"] = len(tokenizer.kept)
     write_json(part / "config.json", raw)

@@ -9,7 +9,6 @@ back whole.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,16 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from gemb.datasets.plain_texts import Texts
 from gemb.errors import UsageError
 from gemb.io.notes import note
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.config import read_json, write_json
+from gemb.models.tokenizer import load_tokenizer
+from gemb.models.tokenizer_json import merge_pair, read_tokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 
 _FIRST = 5  # pad, eos, bos, unk, mask: models and programs know them by these ids
@@ -64,17 +65,13 @@ def smaller_tokenizer(
     """
     folder, rows = checkpoint.folder, checkpoint.config.vocab_size
     path = checkpoint.file("tokenizer.json")
-    raw = read_json(path)
-    model = raw["model"]
-    if model.get("type") != "BPE" or not model.get("byte_fallback"):
-        raise UsageError(f"{path}: only BPE with byte fallback can be cut")
+    tokenizer = load_tokenizer(path, rows)
+    raw = read_tokenizer(path)
     if not texts:
         raise UsageError(f"{folder}: no text to count tokens in")
     if size > rows:
         raise UsageError(f"{folder}: has {rows} tokens; {size} cannot be kept")
     raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < rows]
-    tokenizer = Tokenizer.from_str(json.dumps(raw))
-    tokenizer.no_truncation()
     ways = _Ways(raw)
     prompts = tokenizer.encode_batch_fast(sorted(set(checkpoint.prompts.values())))
     kept = _always(raw, ways, [i for encoding in prompts for i in encoding.ids])
@@ -131,12 +128,6 @@ class _Ways:
             symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
             seen.add(symbols[at])
         return {self.ids[symbol] for symbol in seen} if seen <= self.ids.keys() else set()
-
-
-def merge_pair(merge: list[str] | str) -> tuple[str, str]:
-    """Return a merge's two tokens; older files hold them in one string."""
-    left, right = merge if isinstance(merge, list) else merge.split(" ")
-    return left, right
 
 
 def _always(raw: Mapping[str, Any], ways: _Ways, prompt_ids: Iterable[int]) -> set[int]:
@@ -201,7 +192,7 @@ def _files(
     path = checkpoint.file("added_tokens.json")
     if path.is_file():
         # Beyond the table in EmbeddingGemma's: an image token that a text model has no vector for.
-        old = {token: i for token, i in read_json(path).items() if i in new}
+        old = {token: i for token, i in read_json(path).items() if type(i) is int and i in new}
         if old:
             files["added_tokens.json"] = {token: new[i] for token, i in old.items()}
     return files

@@ -80,7 +80,7 @@ class TorchEncoder:
         """Return unit vectors, float32 [len(batch), dim], in the order of the batch.
 
         Any number of sequences, each of 1 to `profile.max_tokens` ids, in any order of length.
-        A row whose numbers are not finite is returned as NaN; it spoils no other row.
+        A row that is not finite, or all zeros, is returned as NaN; it spoils no other row.
         """
         vectors = np.empty((len(batch), self.profile.dim), np.float32)
         lengths = np.array([len(ids) for ids in batch], np.int64)
@@ -96,7 +96,7 @@ class TorchEncoder:
         else:
             for _ in self.pool.map(run, rows_of_passes):
                 pass
-        vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
+        vectors[~(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))] = np.nan
         return vectors
 
     def close(self) -> None:
