@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from gemb.arrays import Vectors
-from gemb.embedding.vectors import VectorSpec
+from gemb.embedding.vectors import VectorSpec, are_units
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import note
 from gemb.io.progress import CountProgress
@@ -300,13 +300,18 @@ class Embedder:
     def _mark_failed(
         rows: list[OutputRow], vectors: Vectors, keys: dict[int, bytes], failed: dict[bytes, str]
     ) -> None:
-        bad = ~np.isfinite(vectors).all(axis=1)
-        for index in np.flatnonzero(bad).tolist():
-            vectors[index] = np.nan
+        for index in np.flatnonzero(~are_units(vectors, "f32", vectors.shape[1])).tolist():
             if index in keys:
-                message = failed.get(keys[index])
+                message = failed.get(keys[index]) or _wrong_length(vectors[index])
                 error = RowError("failed", message) if message else NOT_FINITE
                 rows[index] = OutputRow(rows[index].record, rows[index].tokens, error=error)
+            vectors[index] = np.nan
+
+
+def _wrong_length(vector: Vectors) -> str:
+    """Return the message about a vector of finite numbers; empty for others."""
+    length = float(np.linalg.norm(vector.astype(np.float64)))
+    return f"the model gave a vector of length {length:.3g}, not 1" if length < np.inf else ""
 
 
 NOT_FINITE = RowError("not_finite", "the model gave numbers that are not finite")

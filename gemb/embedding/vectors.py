@@ -35,7 +35,7 @@ META = "gemb"  # the key of the description in a Parquet schema, and its mark in
 # nothing is clipped, and the cosine of a text's int8 and float vectors is at least 0.9998. With 6
 # it falls to 0.998, for a few components are always large.
 INT8_SPREAD = 8.0
-LENGTH_ERROR = 0.01  # how far a stored unit vector's length may be from 1
+LENGTH_ERROR = 0.01  # how far the length of a unit vector, stored or computed, may be from 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +176,7 @@ def unpacked(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.float32]:
 def are_units(stored: NDArray[Any], dtype: str, dim: int) -> NDArray[np.bool_]:
     """Return which rows of what `packed` made were unit vectors, bool [n]; none that is NaN.
 
+    A row that was none is no vector of a model: its weights, or the file that holds it, are broken.
     Of int8 a component of 127 may have been larger, so that such a row may be shorter. Sign bits
     have no length: all are True but those without a bit.
     """

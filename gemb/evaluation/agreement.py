@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.arrays import Doubles, Vectors
+from gemb.embedding.vectors import are_units
 from gemb.errors import NegativeAnswer
 from gemb.models.profile import cut_ids
 from gemb.models.prompts import for_task
@@ -144,7 +145,10 @@ def prompted_ids(model: Encoder, texts: Sequence[str], task: str, limit: int) ->
 
 
 def encoded(model: Encoder, ids: Sequence[TokenIds]) -> Vectors:
-    """Return unit vectors, float32 [N, dim], encoded shortest first and put back in order."""
+    """Return unit vectors, float32 [N, dim], encoded shortest first and put back in order.
+
+    A row for which the model gives none of length one is NaN.
+    """
     vectors = np.empty((len(ids), model.profile.dim), np.float32)
     batch: list[int] = []
     tokens = 0
@@ -157,6 +161,7 @@ def encoded(model: Encoder, ids: Sequence[TokenIds]) -> Vectors:
         tokens += len(ids[row])
     if batch:
         vectors[batch] = model.encode([ids[i] for i in batch])
+    vectors[~are_units(vectors, "f32", vectors.shape[1])] = np.nan
     return vectors
 
 

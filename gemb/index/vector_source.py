@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gemb.embedding.formats.base import Description, RowBatch, VectorReader, no_description
 from gemb.embedding.formats.read import holds_vectors, open_vectors
-from gemb.embedding.vectors import VectorSpec, are_units, packed
+from gemb.embedding.vectors import VectorSpec, are_units, packed, unpacked
 from gemb.errors import UsageError
 from gemb.index.source import SourceRow, VectorSource
 from gemb.io.text import visible
@@ -73,8 +73,9 @@ def count(paths: Sequence[str]) -> int | None:
 def _batch_rows(
     batch: RowBatch, description: Description, label: str, source: VectorSource, spec: VectorSpec
 ) -> Iterator[SourceRow]:
-    vectors = batch.vectors(description)
-    is_finite = np.isfinite(vectors).all(axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        vectors = unpacked(batch.stored, description.dtype, description.dim)
+    is_finite = batch.has_vector & np.isfinite(vectors).all(axis=1)
     is_there: NDArray[np.bool_] = np.asarray(is_finite & vectors.any(axis=1))
     are_whole = are_units(batch.stored, description.dtype, description.dim)
     is_unit: NDArray[np.bool_] = np.asarray(batch.has_vector & are_whole)

@@ -24,7 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Vectors
-from gemb.embedding.vectors import VectorSpec, packed, sidecar, stored_width, unpacked
+from gemb.embedding.vectors import (
+    VectorSpec,
+    are_units,
+    packed,
+    sidecar,
+    stored_width,
+    unpacked,
+)
 from gemb.errors import UsageError
 from gemb.io.text import visible
 
@@ -101,10 +108,11 @@ class RowBatch(NamedTuple):
     has_vector: NDArray[np.bool_]  # [rows]; False where the text failed
 
     def vectors(self, description: Description) -> Vectors:
-        """Return float32 [rows, dim], NaN where a row has no vector."""
-        with np.errstate(over="ignore"):  # of doubles that are no components of unit vectors
+        """Return float32 [rows, dim], NaN where a row has no vector, or none of length one."""
+        with np.errstate(over="ignore", invalid="ignore"):
             vectors = unpacked(self.stored, description.dtype, description.dim)
-        vectors[~self.has_vector] = np.nan
+        is_unit = are_units(self.stored, description.dtype, description.dim)
+        vectors[~(self.has_vector & is_unit)] = np.nan
         return vectors
 
 
