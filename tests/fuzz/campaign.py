@@ -45,6 +45,8 @@ for beside in ("tests/support", "backends", "."):  # as a script: what pytest ha
 Case = Callable[[random.Random, Path], str]
 Campaign = Callable[[Path], Case]
 
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else that package warns of each fork
+
 SECONDS = float(os.environ.get("GEMB_FUZZ_S", "5"))  # for each campaign
 EXIT_CODES = (0, 1, 2, 3, 4, 5)  # of `gemb.errors`, without those of signals
 MEMORY = 6 << 30  # bytes of address space that a child may have
@@ -281,12 +283,40 @@ def _awaited(child: int, seconds: float) -> tuple[bool, int, resource.struct_rus
     return late, status, usage
 
 
-def judge(ended: Ended, codes: Collection[int] = EXIT_CODES) -> int:
+def refused(work: Callable[[], object], seconds: float = 10) -> str:
+    """Call a function of gemb here; return its refusal, a line, or nothing where it is content.
+
+    For what computes nothing in a library, and may run without a fork of its own.
+
+    Raises:
+        Fault: it hangs, or raises anything but an error of exit code 2.
+    """
+    from gemb.errors import UsageError
+
+    def late(_signal: int, _frame: object) -> NoReturn:
+        raise Fault("hangs")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        work()
+    except UsageError as error:
+        if not str(error).isprintable():
+            raise Fault("a refusal that is no line", repr(str(error))) from error
+        return str(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    return ""
+
+
+def judge(ended: Ended, codes: Collection[int] = EXIT_CODES, *, table: bool = False) -> int:
     """Return the exit code of a run of gemb that ended as it should; stderr is one line, or empty.
 
     Args:
         ended: what `gemb` returned.
         codes: that are right here.
+        table: whether it may print a table before the line.
 
     Raises:
         Fault: it hung, was killed, had a traceback or "a bug in gemb", another code or more lines,
@@ -303,13 +333,20 @@ def judge(ended: Ended, codes: Collection[int] = EXIT_CODES) -> int:
         raise Fault("traceback", said)
     if ended.code not in codes:
         raise Fault(f"exit code {ended.code}", said)
+    _judge_lines(ended, table)
+    if ended.resident > RESIDENT:
+        raise Fault("too much memory", f"{ended.resident:,} bytes\n{said}")
+    return ended.code
+
+
+def _judge_lines(ended: Ended, table: bool) -> None:
+    said = ended.stderr
     lines = [line for line in said.splitlines() if not line.startswith(BESIDE)]
+    if table:
+        lines = lines[-1:]
     if any(not line.startswith("gemb: ") for line in lines) or len(lines) > 1:
         raise Fault("more than gemb's line on stderr", said)
     if ended.code and not lines:
         raise Fault(f"exit code {ended.code} without a line", said)
-    if not said.isprintable() and not said.replace("\n", "").isprintable():
+    if not said.replace("\n", "").isprintable():
         raise Fault("control characters on stderr", repr(said))
-    if ended.resident > RESIDENT:
-        raise Fault("too much memory", f"{ended.resident:,} bytes\n{said}")
-    return ended.code
