@@ -29,7 +29,7 @@ from gemb.models.gguf_keys import ARCHITECTURE
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
 from gemb.models.tensors import gguf_name, tensor_class
-from gemb.models.tokenizer_json import merge_pair, read_tokenizer
+from gemb.models.tokenizer_json import check_marks, merge_pair, read_tokenizer
 
 if TYPE_CHECKING:
     import gguf
@@ -336,6 +336,7 @@ def read_vocabulary(folder: Path, rows: int) -> Vocabulary:
     """
     path = file_of(folder, "tokenizer.json")
     raw = read_tokenizer(path)
+    check_marks(path, raw)
     model = raw["model"]
     _check_kind(path, raw, model)
     ids: dict[str, int] = model["vocab"]

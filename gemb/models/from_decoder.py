@@ -35,7 +35,7 @@ from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.models.gguf_keys import ARCHITECTURE, check_kind
 from gemb.models.prompts import DICTIONARY
 from gemb.models.safetensors import NewTensor, lazily, write_file
-from gemb.models.tokenizer_json import read_tokenizer
+from gemb.models.tokenizer_json import check_marks, read_tokenizer
 
 MAX_TOKENS = 2048  # of a text, where the decoder takes more (EmbeddingGemma's model card)
 WIDENING = 4  # the dense layers go from D to 4 D and back, as EmbeddingGemma's 768, 3072, 768
@@ -198,6 +198,7 @@ def _write_tokenizer(source: Path, target: Path) -> None:
     """Copy the tokenizer, which puts EOS behind a text from now on, too."""
     path = file_of(source, "tokenizer.json")
     raw = read_tokenizer(path)
+    check_marks(path, raw)
     ids = {token["content"]: token["id"] for token in raw["added_tokens"]}
     config = read_optional_json(file_of(source, "tokenizer_config.json"))
     names = [_content(config.get(role, f"<{role[:3]}>")) for role in ("bos_token", "eos_token")]

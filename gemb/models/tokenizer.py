@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from gemb.errors import UsageError
-from gemb.io.foreign import read_bytes
+from gemb.io.foreign import json_value, read_bytes
 from gemb.models.config import MOST_TOKENIZER
 from gemb.models.lfs import check_no_pointer
 from gemb.models.token_probe import check_tokenizing, probe, sampled
@@ -19,6 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gemb.arrays import TokenIds
+
+
+_PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*(?!null\b|""|\s)')
+_ESCAPED = re.compile(r"\\u00[2-7]")  # an escape of a letter, which no library writes
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
@@ -33,14 +39,14 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     """
     try:
         text = read_bytes(path, MOST_TOKENIZER).decode()
-        tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
+        _check_prefix(path, text)
+        with _readable(path):
+            tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
-    except UsageError:
-        raise
-    except Exception as error:  # tokenizers raises a bare Exception for any broken file
-        check_no_pointer(path)
+    except UnicodeDecodeError as error:
         raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
+    _check_patterns(path, tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     size = tokenizer.get_vocab_size()
@@ -49,7 +55,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
             f"{path}: has {size} tokens, config.json a vocabulary of {vocab_size}; "
             "the two are not of one model"
         )
-    try:
+    with _readable(path):
         tokens = [tokenizer.id_to_token(i) or "" for i in sampled(size)]
         check_tokenizing(
             path,
@@ -57,11 +63,40 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
             lambda texts: tokenize(tokenizer, texts),
             lambda i: str(tokenizer.id_to_token(i)),
         )
+    return tokenizer
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what tokenizers raises of a broken file, a bare Exception or a panic, into one line."""
+    try:
+        yield
     except UsageError:
         raise
-    except Exception as error:
-        raise UsageError(f"{path}: no tokenizer that can be used: {error}") from error
-    return tokenizer
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        check_no_pointer(path)
+        raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
+
+
+def _check_prefix(path: Path, text: str) -> None:
+    """Refuse a prefix of subwords: tokenizers cuts it off tokens that have none, and aborts."""
+    has_prefix = _PREFIX.search(text) is not None
+    if _ESCAPED.search(text):  # the key may be written in escapes
+        model = json_value(text.encode(), path).get("model")
+        has_prefix = isinstance(model, dict) and bool(model.get("continuing_subword_prefix"))
+    if has_prefix:
+        raise UsageError(
+            f"{path}: continuing_subword_prefix, which Gemma's tokenizer does not have"
+        )
+
+
+def _check_patterns(path: Path, tokenizer: Tokenizer) -> None:
+    """Refuse regular expressions, which may take for ever on a text; Gemma's has none."""
+    for part in (tokenizer.normalizer, tokenizer.pre_tokenizer):
+        if part is not None and b'"Regex"' in part.__getstate__():
+            raise UsageError(f"{path}: a regular expression, which Gemma's tokenizer does not have")
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenIds]:

@@ -32,13 +32,21 @@ def read_tokenizer(path: Path) -> dict[str, Any]:
     for key, is_right in (("normalizer", _is_object), ("post_processor", _is_processor)):
         if raw.get(key) is not None:
             _check(path, key, raw[key], is_right)
+    for token in raw["added_tokens"]:
+        token.update({flag: token.get(flag, False) for flag in _FLAGS})
+    return raw
+
+
+def check_marks(path: Path, raw: dict[str, Any]) -> None:
+    """Refuse a tokenizer that would not find one of Gemma's added tokens as it stands in a text.
+
+    Raises:
+        UsageError: its vocabulary has such a token, and the added tokens do not.
+    """
     added = {token["content"] for token in raw["added_tokens"]}
     for mark in MARKS:
         if mark in raw["model"]["vocab"] and mark not in added:
             raise UsageError(f"{path}: {mark} is not among the added tokens; fetch the file again")
-    for token in raw["added_tokens"]:
-        token.update({flag: token.get(flag, False) for flag in _FLAGS})
-    return raw
 
 
 def merge_pair(merge: list[str] | str) -> tuple[str, str]:

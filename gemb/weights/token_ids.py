@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemb.errors import UsageError
+from gemb.models.tokenizer_json import merge_pair, read_tokenizer
 
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token, where it is found
 _SHOWN = 2  # differing entries that are named
@@ -28,18 +28,13 @@ def tokenizer_parts(path: Path, rows: int) -> dict[str, Any]:
     Raises:
         UsageError: it is no tokenizer.
     """
-    import orjson
-
     if not path.exists():
         return {}
-    try:
-        raw = orjson.loads(path.read_bytes())
-        model = dict(raw["model"])
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        vocabulary = {f"{token!r}={i}" for token, i in model["vocab"].items() if i < rows}
-        added = {_added(token) for token in raw.get("added_tokens") or () if token["id"] < rows}
-    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
+    raw = read_tokenizer(path)
+    model = raw["model"]
+    merges = [" ".join(merge_pair(merge)) for merge in model["merges"]]
+    vocabulary = {f"{token!r}={i}" for token, i in model["vocab"].items() if i < rows}
+    added = {_added(token) for token in raw["added_tokens"] if token["id"] < rows}
     after = raw.get("post_processor") or {}
     if isinstance(after, dict) and after.get("type") == "TemplateProcessing":
         after = {key: after.get(key) for key in ("type", "single", "special_tokens")}

@@ -361,6 +361,39 @@ def test_a_tokenizer_of_the_right_kind_is_taken_with_another_pre_tokenizer(folde
     assert load_tokenizer(path, 369).encode("the quick <h1> brown").ids == right
 
 
+def test_a_prefix_of_subwords_never_reaches_the_library(folder: Path):
+    """It would end the process (tokenizers 0.23)."""
+    path = folder / "tokenizer.json"
+    raw = json.loads(path.read_bytes())
+    raw["model"]["continuing_subword_prefix"] = "##"
+    path.write_text(json.dumps(raw))
+    message = "continuing_subword_prefix, which Gemma's tokenizer does not have"
+    assert message in refusal(lambda: load_tokenizer(path, 369))
+    path.write_text(path.read_text().replace("continuing_sub", "\\u0063ontinuing_sub"))
+    assert message in refusal(lambda: load_tokenizer(path, 369))
+    for nothing in (None, ""):
+        raw["model"]["continuing_subword_prefix"] = nothing
+        path.write_text(json.dumps(raw))
+        load_tokenizer(path, 369)
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
+def test_a_regular_expression_in_a_tokenizer_is_not_run(folder: Path, part: str):
+    pattern = {"Regex": "(a*)*b"}
+    kinds = {
+        "normalizer": {"type": "Replace", "pattern": pattern, "content": "x"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": pattern,
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    }
+    change_json(folder / "tokenizer.json", **{part: kinds[part]})
+    said = refusal(lambda: load_tokenizer(folder / "tokenizer.json", 369))
+    assert "a regular expression, which Gemma's tokenizer does not have" in said
+
+
 BROKEN = [
     ({"model": 5}, "model"),
     ({"model": {"type": "Unigram"}}, "a Unigram model; Gemma's tokenizer is BPE"),
