@@ -295,7 +295,7 @@ def explained(path: Path, error: sqlite3.Error) -> GembError:
         return GembError(f"{shown} cannot be opened; check the permissions of {folder}")
     folder = visible(str(path.parent))
     hint = f"gemb index verify {folder} says what is left" if path.is_file() else "build it anew"
-    return GembError(f"{shown} is damaged ({words}); {hint}")
+    return GembError(f"{shown} is damaged ({visible(words)}); {hint}")
 
 
 def damaged(path: Path, reason: str) -> GembError:

@@ -194,6 +194,16 @@ def test_a_damaged_page_ends_no_command_with_a_bug(work: Gemb, table: str) -> No
         assert codes["info"] == codes["sync"] == 5
 
 
+def test_what_is_read_of_a_damaged_database_reaches_no_terminal_raw(work: Gemb) -> None:
+    run_sql(
+        work.folder / "i.gemb",
+        "UPDATE files SET path = CAST(x'641b5b324aff' AS TEXT) WHERE path = 'docs/d2.md'",
+    )
+    line = error(work, "index", "sync", "i.gemb", code=5)
+    assert "rows.sqlite is damaged (" in line
+    assert line.isprintable()
+
+
 def test_a_name_that_is_no_utf8_is_damage(work: Gemb) -> None:
     path = work.folder / "i.gemb/rows.sqlite"
     data = bytearray(path.read_bytes())

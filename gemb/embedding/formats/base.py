@@ -7,6 +7,7 @@ A reader describes the numbers, then gives the rows a batch at a time, as they a
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
 import struct
@@ -184,9 +185,17 @@ def readable(path: Path) -> Iterator[None]:
     try:
         yield
     except DAMAGE as error:
-        reason = str(error).split("\n", 1)[0]
-        name = visible(str(path))
-        raise UsageError(f"{name}: no vectors can be read from it: {reason}") from None
+        raise _unreadable(path, str(error)) from None
+    except OSError as error:
+        if error.errno not in (None, errno.EINVAL):
+            raise
+        # A place before the beginning, or beyond the end, of an archive that is damaged.
+        raise _unreadable(path, error.strerror or str(error)) from None
+
+
+def _unreadable(path: Path, reason: str) -> UsageError:
+    line = visible(reason.split("\n", 1)[0])
+    return UsageError(f"{visible(str(path))}: no vectors can be read from it: {line}")
 
 
 def description_beside(path: Path) -> Description | None:
