@@ -28,8 +28,10 @@ def check_regular(path: Path) -> None:
 
     Raises:
         OSError: it is missing, say.
-        UsageError: it is a folder, a pipe, a device or a socket.
+        UsageError: it is a folder, a pipe, a device or a socket, or a link without an end.
     """
+    if path.is_symlink() and Path(os.path.realpath(path)).is_symlink():
+        raise UsageError(f"{path}: a link that leads back to itself")
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise UsageError(f"{path}: a folder, where a file is expected")

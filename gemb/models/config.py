@@ -56,9 +56,9 @@ def read_optional_json(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file, empty where there is no such file.
 
     Raises:
-        UsageError: as `read_json`, if it is there.
+        UsageError: as `read_json`, if it is there, or a link to what is not.
     """
-    return read_json(path) if path.exists() else {}
+    return read_json(path) if path.exists() or path.is_symlink() else {}
 
 
 def write_json(path: Path, value: object, indent: int | None = 2) -> None:

@@ -284,7 +284,7 @@ def _awaited(child: int, seconds: float) -> tuple[bool, int, resource.struct_rus
 
 
 def refused(work: Callable[[], object], seconds: float = 10) -> str:
-    """Call a function of gemb here; return its refusal, a line, or nothing where it is content.
+    """Call a function of gemb here; return its refusal, or nothing where it is content.
 
     For what computes nothing in a library, and may run without a fork of its own.
 
@@ -301,9 +301,7 @@ def refused(work: Callable[[], object], seconds: float = 10) -> str:
     try:
         work()
     except UsageError as error:
-        if not str(error).isprintable():
-            raise Fault("a refusal that is no line", repr(str(error))) from error
-        return str(error)
+        return str(error) or "refused"
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
