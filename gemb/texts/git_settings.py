@@ -30,9 +30,10 @@ def opened(path: Path, longest: int) -> bytes | None:
         if error.errno == errno.ENXIO:  # a socket
             return None
         raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        return None
     with os.fdopen(file, "rb") as stream:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            return None
         data = stream.read(longest + 1)
     if len(data) > longest:
         raise OSError(errno.EFBIG, f"longer than {longest >> 20} MiB", str(path))
