@@ -14,6 +14,7 @@ import io
 import json
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def campaign(folder: Path) -> Case:
     def case(dice: random.Random, place: Path) -> str:
         make = dice.choice((lines, nul_ended, json_lines, csv_rows, tsv_rows, parquet_rows))
         given = make(dice)
+        _mark_collisions(given.rows, encoder, fake.word_id)
         data = written(given, dice)
         path = place / given.name
         path.write_bytes(data)
@@ -112,6 +114,23 @@ def campaign(folder: Path) -> Case:
         return make.__name__
 
     return case
+
+
+def _mark_collisions(rows: list[Row], encoder: Any, word_id: Callable[[str], int]) -> None:
+    """Mark rows of which a word has the id of one at which the fake model fails by intention."""
+    good = [one for one in rows if not one.error]
+    for one, ids in zip(good, cut_ids(good, encoder), strict=True):
+        if word_id("poison") in ids:
+            one.error = "failed"
+        elif word_id("notfinite") in ids:
+            one.error = "not_finite"
+
+
+def cut_ids(rows: list[Row], encoder: Any) -> list[np.ndarray[Any, Any]]:
+    """Return the token ids of each row with its prompt, as many as the model takes."""
+    most = encoder.model.max_tokens
+    ids = encoder.tokenize([PROMPT + one.text for one in rows])
+    return [np.append(one[: most - 1], one[-1:]) if len(one) > most else one for one in ids]
 
 
 def text_of(dice: random.Random, *, without: str = "") -> str:
@@ -293,10 +312,7 @@ def check(rows: list[Row], found: Found, encoder: Any) -> None:
     if len(found) != len(rows):
         raise Fault("other number of rows", f"{len(found)} of {len(rows)}")
     good = [one for one in rows if not one.error]
-    ids = encoder.tokenize([PROMPT + one.text for one in good])
-    most = encoder.model.max_tokens
-    cut = [np.append(one[: most - 1], one[-1:]) if len(one) > most else one for one in ids]
-    vectors = iter(encoder.encode(cut)) if cut else iter(())
+    vectors = iter(encoder.encode(cut_ids(good, encoder)) if good else ())
     of_text: dict[str, bytes] = {}
     for one, (row_id, vector, error) in zip(rows, found, strict=True):
         if one.error != error:
