@@ -15,7 +15,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,6 @@ class Input:
     rows: list[Row]
     name: str
     encodable: bool = True  # it is text: another encoding may hold it
-    notes: dict[str, Any] = field(default_factory=dict)
 
 
 def campaign(folder: Path) -> Case:
