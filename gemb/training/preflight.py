@@ -84,12 +84,12 @@ class SourceCheck:
     equal_positives: int
     sampled: int  # rows whose tokens were counted
     contradictions: int  # of these, rows that have their positive as a negative, too
-    prompted: str  # a prompt that a query or positive of these begins with already; empty: none
     tokens: Lengths  # of all texts
     query: Lengths
     positive: Lengths  # of positives and negatives
     cut: float  # share of the texts that are longer than max_tokens
     row_tokens: float  # mean of a row's texts after cutting
+    prompted: str = ""  # a prompt that a sampled query or positive begins with already
 
 
 @dataclass(frozen=True)

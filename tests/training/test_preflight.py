@@ -124,6 +124,20 @@ def test_a_positive_that_is_its_own_negative_is_told(tmp_path: Path) -> None:
     assert check([triplets], negatives=0).sources[0].contradictions == 0
 
 
+def test_texts_that_have_a_prompt_already_are_told(tmp_path: Path) -> None:
+    rows = [["plain", "text"], ["task: search result | query: b", "p"]]
+    prompted = source(tmp_path / "pairs.jsonl", rows)
+    told = "pairs: texts begin with a prompt, 'task: search result | query: ', and the source's is"
+    assert any(line.startswith(told) for line in check([prompted]).lines())
+    plain = source(tmp_path / "plain.jsonl", [["a", "b"], ["task: do it", "title: x"]])
+    assert not any("begin with a prompt" in line for line in check([plain]).lines())
+    bare = Source(
+        path=str(tmp_path / "pairs.jsonl"), prompts=Prompts(query="{text}", positive="{text}")
+    )
+    as_they_are = open_source(bare, tmp_path / "cache", strict=False)
+    assert not any("begin with a prompt" in line for line in check([as_they_are]).lines())
+
+
 def test_a_step_has_all_its_batches(tmp_path: Path) -> None:
     rows = source(tmp_path / "rows.jsonl", [[f"q{row}", f"p{row}"] for row in range(12)])
     one, three = check([rows], steps=9), check([rows], steps=3, accumulate=3)

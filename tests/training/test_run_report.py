@@ -210,6 +210,39 @@ def test_the_files_that_the_parts_of_gemb_write_are_understood(run: Path) -> Non
     assert f"query task | query: {HOSTILE}" in page.texts("dd")
 
 
+def test_few_queries_have_no_interval_in_a_report(run: Path) -> None:
+    size = Size(64, "f32")
+    one = SetDescription(
+        name="few", kind="retrieval", metric="ndcg@10", units=3, fingerprint="1", prompts=()
+    )
+    scores = []
+    for value in (0.25, 0.75):
+        row = MetricRow(
+            set="few", metric="ndcg@10", dim=64, dtype="f32", value=value, low=None, high=None
+        )
+        scores.append(
+            Scores(
+                model="m",
+                arithmetic="fp32",
+                suite="s",
+                texts=9,
+                cut=0,
+                sets=(one,),
+                sizes=(size,),
+                rows=(row,),
+                evidence={("few", size): Statistic("mean", np.full(3, value))},
+            )
+        )
+    for which, found in zip(("baseline", "final"), scores, strict=True):
+        found.save(run / f"scores-{which}.json")
+        assert Scores.load(run / f"scores-{which}.json").rows == found.rows
+    write(run, "verdict.json", verdict(*scores).to_json())
+    page = report(run)
+    assert "TOO FEW ndcg@10 0.250 → 0.750 (+0.500, n=3: no interval)" in page.texts("header")[0]
+    row = next(row for row in page.rows() if row[:3] == ["few", "ndcg@10", "64 f32"])
+    assert row[3:6] == ["0.2500", "0.7500", "+0.5000"]
+
+
 def test_parts_are_drawn_by_kind_with_a_curve_for_each_size_or_side(run: Path) -> None:
     names = [
         "contrastive@768",
