@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -166,3 +168,17 @@ def test_texts_are_told_from_vectors_in_a_format_of_both(tmp_path: Path) -> None
     (batch,) = reader.batches()
     assert (list(batch.numbers), batch.has_vector.tolist()) == ([1, 3], [False, True])
     np.testing.assert_array_equal(batch.vectors(reader.description), [[np.nan] * 2, [1, 0]])
+
+
+def test_every_csv_reader_reads_back_ids_and_fields_with_line_ends(gemb: Gemb):
+    odd = ["a\r", "\rb", "c\r\nd", 'e"\r', "f,\r", "g\n", "\r", "plain"]
+    rows = [json.dumps({"id": value, "text": f"t {value}", "k": value}) for value in odd]
+    (gemb.folder / "in.jsonl").write_text("\n".join(rows))
+    words = ["--id-field", "id", "--text-field", "text", "--keep", "k,text", "-O", "csv", "-q"]
+    answer = gemb("embed", "in.jsonl", *words)
+    read = list(csv.DictReader(io.StringIO(answer.stdout.decode(), newline="")))
+    assert [row["id"] for row in read] == [row["k"] for row in read] == odd
+    (gemb.folder / "v.csv").write_bytes(answer.stdout)
+    again = gemb("embed", "v.csv", "--text-field", "text", "--id-field", "id", "-q")
+    assert (again.returncode, again.stderr) == (0, b"")
+    assert [json.loads(line)["id"] for line in again.stdout.splitlines()] == odd

@@ -247,5 +247,6 @@ def _cell(value: object) -> object:
 
 def _csv_line(cells: Sequence[object]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
+    # Only characters of the line end are quoted, and a reader takes \r for one.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n").encode() + b"\n"
