@@ -9,6 +9,7 @@ import click
 
 from gemb.commands.printing import print_table
 from gemb.errors import UsageError
+from gemb.io.notes import answer
 
 if TYPE_CHECKING:
     from gemb.recipe.chain import Chain
@@ -66,14 +67,14 @@ def print_plan(
         rows.append((cost.stage, cost.kind, steps, *numbers, does))
     print_table([row if states else (*row[:6], *row[7:]) for row in rows])
     hours = _hours(sum(cost.hours(teraflops) or 0 for cost in costs)) or "no"
-    click.echo(
+    answer(
         f"together {hours} hours of a GPU that reaches {teraflops:g} TFLOP/s (--tflops): 6 "
         "operations a token for each number in the model's layers, all texts as long as max_tokens"
     )
     if absent:
-        click.echo(f"not here, and assumed as large as EmbeddingGemma-300M: {', '.join(absent)}")
+        answer(f"not here, and assumed as large as EmbeddingGemma-300M: {', '.join(absent)}")
     if unknown := [cost.stage for cost in costs if cost.parameters and not cost.tokens]:
-        click.echo(f"the length depends on the data: {', '.join(unknown)} (run.epochs)")
+        answer(f"the length depends on the data: {', '.join(unknown)} (run.epochs)")
 
 
 def _short(number: int | None) -> str:

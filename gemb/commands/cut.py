@@ -12,6 +12,7 @@ from gemb.commands.options import ENCODING
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_folder
+from gemb.io.notes import answer
 from gemb.models import references as models
 from gemb.plugins import able
 from gemb.recipe.layers import layers_in
@@ -88,11 +89,11 @@ def cut(
     request = Cut(layers=layers, vocab=vocab, vocab_texts=texts, encoding=encoding)
     if dry_run:
         able("cut").cut(source, None, request)
-        click.echo(_plan(original, output, request, as_json))
+        answer(_plan(original, output, request, as_json))
         return
     able("cut").cut(source, output, request)
     smaller = open_checkpoint(output)
-    click.echo(_json(smaller) if as_json else f"{output}: {_size(smaller)} of {_size(original)}")
+    answer(_json(smaller) if as_json else f"{output}: {_size(smaller)} of {_size(original)}")
 
 
 def _layers(text: str) -> tuple[int, ...]:

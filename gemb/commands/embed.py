@@ -222,7 +222,7 @@ def _format(chosen: str | None, output: str | None) -> Format:
     if chosen:
         return FORMATS[chosen]
     if output in (None, "-"):
-        on_terminal = sys.stdout is not None and sys.stdout.isatty()
+        on_terminal = sys.stdout.isatty()
         return FORMATS["preview" if on_terminal and output is None else "jsonl"]
     return format_of(Path(output or "")) or FORMATS["jsonl"]
 

@@ -12,7 +12,7 @@ from gemb.commands.options import ENCODING, GroupedCommand, ModelOptions, runtim
 from gemb.commands.params import AnyPath, ModelReference
 from gemb.embedding import DTYPES
 from gemb.errors import NegativeAnswer
-from gemb.io.notes import note, warn
+from gemb.io.notes import answer, note, warn
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def _run(
     _say_notes(after, encoder.profile.max_tokens)
     comparison = verdict(before, after) if before else None
     try:  # save the scores even if printing fails
-        click.echo(
+        answer(
             _in_json(after, comparison)
             if as_json
             else _in_words(after, comparison, every_metric=every_metric)
@@ -268,12 +268,10 @@ def _run_mteb(
     loaded = tasks_named(tasks)
     results = run(loaded, options.open().encoder, widths)
     if as_json:
-        click.echo(json.dumps([row._asdict() for row in results], ensure_ascii=False, indent=2))
+        answer(json.dumps([row._asdict() for row in results], ensure_ascii=False, indent=2))
         return
     for row in results:
-        click.echo(
-            f"{row.task}  {row.split}  {row.subset}  {row.metric}  {row.dim}  {row.value:.5f}"
-        )
+        answer(f"{row.task}  {row.split}  {row.subset}  {row.metric}  {row.dim}  {row.value:.5f}")
 
 
 def _in_words(scores: Scores, verdict: Verdict | None, *, every_metric: bool) -> str:

@@ -10,6 +10,7 @@ import click
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import UsageError
 from gemb.io.atomic import check_file
+from gemb.io.notes import answer
 from gemb.models import references as models
 from gemb.weights.export import OUTTYPES, Exported, check_export, export_gguf
 
@@ -86,10 +87,10 @@ def export(
         raise UsageError(f"{source} is a file; export-gguf takes a model folder")
     if dry_run:
         types = check_export(source, outtype=outtype, verify=verify)
-        click.echo(_plan(source, output, types, verify, as_json))
+        answer(_plan(source, output, types, verify, as_json))
         return
     exported = export_gguf(source, output, outtype=outtype, verify=verify, min_cosine=min_cosine)
-    click.echo(_json(exported) if as_json else _line(exported))
+    answer(_json(exported) if as_json else _line(exported))
 
 
 def _plan(source: Path, output: Path, types: Types, verify: bool, as_json: bool) -> str:

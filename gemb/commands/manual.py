@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from gemb.io.notes import answer
+
 SECTION = "1"  # of the manual: programs
 WIDTH = 90  # columns of an options table in a man page
 _PACKAGE = Path(__file__).parents[1]
@@ -43,10 +45,10 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
     if not names:
         files = topics()
         widest = max(map(len, files))
-        click.echo("Topics:\n")
+        answer("Topics:\n")
         for name, path in files.items():
-            click.echo(f"  {name.ljust(widest)}  {title(path)}")
-        click.echo("\ngemb help TOPIC explains one; gemb COMMAND --help shows a command's options.")
+            answer(f"  {name.ljust(widest)}  {title(path)}")
+        answer("\ngemb help TOPIC explains one; gemb COMMAND --help shows a command's options.")
     elif len(names) == 1 and names[0] in topics():
         text = topics()[names[0]].read_text(encoding="utf-8")
         if names[0] in _subcommands(ctx.find_root()):
@@ -59,7 +61,7 @@ def show_help(ctx: click.Context, names: tuple[str, ...]) -> None:
             if command is None:
                 raise click.UsageError(_unknown(name, context))
             context = click.Context(command, parent=context, info_name=name)
-        click.echo(context.get_help())
+        answer(context.get_help())
 
 
 def _subcommands(context: click.Context) -> dict[str, click.Command]:

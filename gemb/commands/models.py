@@ -14,7 +14,7 @@ from gemb.commands.params import ModelReference
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import GembError, Missing, UsageError
 from gemb.io.foreign import read_bytes
-from gemb.io.notes import note
+from gemb.io.notes import answer, note
 from gemb.models import card as gemma_terms
 from gemb.models import references
 from gemb.models.hub_cache import cache_folder
@@ -95,14 +95,14 @@ def show(reference: str, as_json: bool, card: bool, terms: bool) -> None:
     if as_json + card + terms > 1:
         raise UsageError("--json, --card and --terms: one of them")
     if card:
-        click.echo(_card_of(reference), nl=False)
+        answer(_card_of(reference), nl=False)
         return
     model = _describe(reference)
     if terms:
         if model.licence != gemma_terms.LICENCE:
             named = model.licence or "none"
             raise Missing(f"{reference}: gemb has Gemma's terms alone; licence named: {named}")
-        click.echo(gemma_terms.terms(), nl=False)
+        answer(gemma_terms.terms(), nl=False)
     elif as_json:
         print_json({"reference": reference, **_plain(model)})
     else:
@@ -116,7 +116,7 @@ def path(reference: str) -> None:
 
     Nothing is downloaded: a model of the hub that is not in the cache is missing, exit code 4.
     """
-    click.echo(references.resolve(reference, download=False).absolute())
+    _print_path(references.resolve(reference, download=False))
 
 
 @models.command()
@@ -132,7 +132,7 @@ def pull(reference: str, yes: bool) -> None:
     if isinstance(target, Path):
         local_path = references.resolve(reference)
         note(f"{reference} is a path on this machine; there is nothing to pull")
-        click.echo(local_path.absolute())
+        _print_path(local_path)
         return
     from gemb.models.hub import check_all, fetch, plan
 
@@ -144,7 +144,7 @@ def pull(reference: str, yes: bool) -> None:
     else:
         check_all(planned)
         note(f"all of it is here, and as the hub has it ({len(planned.files)} files checked)")
-    click.echo(fetch(planned))
+    _print_path(fetch(planned))
 
 
 @models.command()
@@ -169,15 +169,21 @@ def rm(reference: str, yes: bool) -> None:
     elif not references.is_cached(target):
         raise Missing(f"{target} is not in the hub cache ({cache_folder()})")
     if not yes:
+        from gemb.io.text import visible
+
         if not _is_terminal():
             raise UsageError("rm asks on a terminal; elsewhere it requires --yes")
-        click.confirm(f"remove {target}?", abort=True, err=True)
+        click.confirm(f"remove {visible(str(target))}?", abort=True, err=True)
     if isinstance(target, Path):
         freed = target.stat().st_size
         target.unlink()
     else:
         freed = remove(target)
     note(f"removed {target}: {size_in_words(freed)} freed")
+
+
+def _print_path(path: Path) -> None:
+    answer(str(path.absolute()), errors="surrogateescape")  # the bytes of a name that is no UTF-8
 
 
 def _candidates() -> Iterator[str]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import click
 
-from gemb.io.text import did_you_mean
+from gemb.io.notes import answer, show
+from gemb.io.text import did_you_mean, visible
 
 
 class Group(click.Group):
@@ -34,12 +35,13 @@ def print_json(value: object) -> None:
     """Print one JSON document."""
     import json
 
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    answer(json.dumps(value, ensure_ascii=False, indent=2))
 
 
 def print_table(rows: Sequence[tuple[str, ...]], *, err: bool = False) -> None:
     """Print rows as aligned columns, the last one unpadded; with `err` on stderr."""
+    rows = [tuple(map(visible, row)) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        click.echo("  ".join([*cells, row[-1]]).rstrip(), err=err)
+        (show if err else answer)("  ".join([*cells, row[-1]]).rstrip())

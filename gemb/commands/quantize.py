@@ -11,6 +11,7 @@ import click
 from gemb.commands.options import ENCODING, GroupedCommand, quiet_option
 from gemb.commands.params import FileSize, ModelReference, NewPath
 from gemb.errors import UsageError
+from gemb.io.notes import answer
 
 if TYPE_CHECKING:
     from gemb.backend import Quantization
@@ -33,10 +34,10 @@ def _print_types(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     from gemb.weights.types import FILE_TYPES, PRESETS, bits
 
     for name, file_type in FILE_TYPES.items():
-        click.echo(f"{name:11} {bits(file_type.base):6.4g} bits in most tensors")
+        answer(f"{name:11} {bits(file_type.base):6.4g} bits in most tensors")
     for name, preset in PRESETS.items():
         rules = ", ".join(f"{pattern}={type_}" for pattern, type_ in preset.rules)
-        click.echo(f"{name:11} {preset.type}, {rules}: {preset.about}")
+        answer(f"{name:11} {preset.type}, {rules}: {preset.about}")
     ctx.exit()
 
 

@@ -6,10 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import click
-
 from gemb.errors import NegativeAnswer
-from gemb.io.notes import note
+from gemb.io.notes import answer, note
 from gemb.weights.measure import Measures
 from gemb.weights.mix import Share, fitting_mix, sensitivity
 from gemb.weights.quantize import Candidate, QuantizeJob, Quantizer
@@ -30,7 +28,7 @@ def print_ladder(quantizer: Quantizer, *, as_json: bool) -> None:
         if not as_json:
             table.line(candidate)
     if as_json:
-        click.echo(_json(quantizer, candidates))
+        answer(_json(quantizer, candidates))
     _judge(quantizer.job, candidates)
 
 
@@ -67,15 +65,15 @@ def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
             unraised = step
             if not as_json:
                 measures = step.measures
-                click.echo(
+                answer(
                     f"{base.label} everywhere: {measures.size_bytes / 1e6:.1f} MB, "
                     f"least cosine {measures.min_cosine:.5f}, mean {measures.mean_cosine:.5f}"
                 )
-                click.echo(_share_head(raised, quantizer.job))
+                answer(_share_head(raised, quantizer.job))
             continue
         shares.append(step)
         if not as_json:
-            click.echo(_share_line(step, quantizer.job))
+            answer(_share_line(step, quantizer.job))
     assert unraised is not None
     if as_json:
         classes = [
@@ -89,7 +87,7 @@ def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
             for share in shares
         ]
         document = {"base": _candidate(unraised), "raised_to": raised, "classes": classes}
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        answer(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def _share_head(raised: str, job: QuantizeJob) -> str:
@@ -121,7 +119,7 @@ def print_plans(quantizer: Quantizer, *, as_json: bool) -> None:
             }
             for file in quantizer.files
         ]
-        click.echo(json.dumps({"dry_run": True, "files": rows}, indent=2))
+        answer(json.dumps({"dry_run": True, "files": rows}, indent=2))
         return
     for file in quantizer.files:
         counts = file.type_counts().most_common()
@@ -129,7 +127,7 @@ def print_plans(quantizer: Quantizer, *, as_json: bool) -> None:
         megabytes = quantizer.about_bytes(file) / 1e6
         target = quantizer.target(file)
         where = f"{target}: " if target else ""
-        click.echo(f"{where}{file.quantization.label}, about {megabytes:.1f} MB, {types}")
+        answer(f"{where}{file.quantization.label}, about {megabytes:.1f} MB, {types}")
         for line in file.misfits:
             note(f"{file.quantization.name}: {line}")
 
@@ -145,7 +143,7 @@ class _Table:
         titles = ["MB", "least", "mean", "kept@10", *self._titles(source), "tokens/s"]
         widths = self._widths(source)
         cells = " ".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
-        click.echo(f"{'type':{self._first}} {cells}")
+        answer(f"{'type':{self._first}} {cells}")
         self._print(f"source {type_}", source, "")
 
     def line(self, candidate: Candidate) -> None:
@@ -166,7 +164,7 @@ class _Table:
         line = " ".join(
             f"{cell:>{width}}" for cell, width in zip(cells, self._widths(measures), strict=True)
         )
-        click.echo(f"{label:{self._first}} {line}{remark}")
+        answer(f"{label:{self._first}} {line}{remark}")
 
     def _titles(self, source: Measures) -> list[str]:
         scores = source.scores

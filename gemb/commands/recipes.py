@@ -11,6 +11,7 @@ from gemb.commands.chains import TERAFLOPS, checked_chain, print_plan
 from gemb.commands.params import NewPath, Override, RecipeKey, RecipeName
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import UsageError
+from gemb.io.notes import answer
 from gemb.recipe.names import SCRIPTS, builtin_recipes, recipe_names
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def ls(as_json: bool) -> None:
 @RECIPE
 def show(recipe: str) -> None:
     """Print a recipe as it is written, with its comments."""
-    click.echo(_read(recipe), nl=False)
+    answer(_read(recipe), nl=False)
 
 
 @recipes.command()
@@ -73,7 +74,7 @@ def cp(recipe: str, file: Path, force: bool) -> None:
     check_file(file, overwrite=force)
     with new_file(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-    click.echo(file)
+    answer(str(file), errors="surrogateescape")
 
 
 @recipes.command()
@@ -106,17 +107,17 @@ def check(recipe: str, overrides: tuple[str, ...], resolved: bool, as_json: bool
         if as_json:
             print_json({name: stage.to_json() for name, stage in chain.items()})
         elif resolved:
-            click.echo(dump_chain(chain), nl=False)
+            answer(dump_chain(chain), nl=False)
         else:
-            click.echo(f"{recipe}: fine; a chain of {len(chain)} stages: {', '.join(chain)}")
+            answer(f"{recipe}: fine; a chain of {len(chain)} stages: {', '.join(chain)}")
         return
     checked = read_recipe(tree, overrides)
     if as_json:
         print_json(to_plain(checked))
     elif resolved:
-        click.echo(dump(checked), nl=False)
+        answer(dump(checked), nl=False)
     else:
-        click.echo(f"{recipe}: {_summary(checked)}")
+        answer(f"{recipe}: {_summary(checked)}")
 
 
 @recipes.command()

@@ -205,7 +205,7 @@ def _check(options: SearchOptions) -> None:
         raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
     if options.null and (options.as_json or options.trec):
         raise click.UsageError(f"-0 is for names and lines, not for {chosen_forms[0]}")
-    if options.null and sys.stdout is not None and sys.stdout.isatty():
+    if options.null and sys.stdout.isatty():
         # A name may hold escape codes, which a terminal obeys.
         raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
     if options.full and (options.before, options.after, options.context) != (None,) * 3:
@@ -342,11 +342,9 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
 
 
 def _writer() -> Write:
-    if sys.stdout is None:
-        raise click.UsageError("standard output is closed; send it to a file or a pipe")
     from gemb.io.streams import Stream
 
-    return Stream(None).write
+    return Stream(None, is_painted=True).write
 
 
 def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputForm:
@@ -356,7 +354,7 @@ def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputFor
     from gemb.io import colours
     from gemb.search.excerpts import LineContext
 
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    is_terminal = sys.stdout.isatty()
     paint = colours.Paint(is_on=colours.enabled(options.color, sys.stdout))
     is_many = options.queries_from is not None
     if is_silent:

@@ -14,6 +14,7 @@ from gemb.commands.options import GroupedCommand, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference, NewPath
 from gemb.errors import GembError, NegativeAnswer, UsageError
 from gemb.io.atomic import check_folder
+from gemb.io.notes import answer
 
 if TYPE_CHECKING:
     from gemb.datasets.sets import Suite
@@ -178,7 +179,7 @@ def soup(
     if mixed := widened(ingredients):
         note(f"the models' numbers are {mixed}; where they differ the soup's are F32")
     if dry_run:
-        click.echo(_planned(ingredients, size, output, as_json=as_json))
+        answer(_planned(ingredients, size, output, as_json=as_json))
         return
     _check_space(size, output, copies=2 if method == "greedy" else 1)
     scorer = _scorer(suite, output, options) if suite else None
@@ -194,7 +195,7 @@ def soup(
         note(LOSES_TYPES)
     comparison = compared(ingredients, chosen, scorer, average, output) if scorer else None
     result = WrittenSoup(ingredients, chosen, written, method, tries, comparison)
-    click.echo(in_json(result) if as_json else in_words(result))
+    answer(in_json(result) if as_json else in_words(result))
     if comparison and comparison.verdict.word == "TOO FEW":
         note(too_few(comparison.verdict.main.units))
     if comparison and comparison.verdict.word == "REGRESSION":

@@ -15,7 +15,7 @@ from gemb.commands.options import quiet_option
 from gemb.commands.params import NewPath, Override, Processes, RecipeName
 from gemb.commands.printing import print_table
 from gemb.errors import NegativeAnswer, UsageError
-from gemb.io.notes import is_quiet, note
+from gemb.io.notes import answer, is_quiet, note
 from gemb.plugins import able
 from gemb.training.outcome import speaks_for_all
 
@@ -228,7 +228,7 @@ def _print_verdict(path: Path, *, as_json: bool) -> None:
     if not path.is_file():
         return
     verdict = json.loads(path.read_bytes())
-    click.echo(json.dumps(verdict) if as_json else verdict["line"])
+    answer(json.dumps(verdict) if as_json else verdict["line"])
     if verdict["verdict"] == "TOO FEW":
         note(too_few(verdict["units"]))
     if verdict["verdict"] == "REGRESSION":

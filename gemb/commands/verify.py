@@ -12,6 +12,7 @@ from gemb.commands.options import ENCODING, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference
 from gemb.embedding.formats.table import format_of, readable_suffixes
 from gemb.errors import NegativeAnswer, UsageError
+from gemb.io.notes import answer
 from gemb.models.prompts import TASKS
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def verify(
     else:
         agreement, usual_bar = _compare_models(a, b, texts, encoding, task, options)
     bar = usual_bar if min_cosine is None else min_cosine
-    click.echo(_json(agreement, bar) if as_json else _table(agreement))
+    answer(_json(agreement, bar) if as_json else _table(agreement))
     if agreement.one_failed:
         raise NegativeAnswer(f"they differ: {agreement.one_failed} rows failed on one side only")
     if agreement.min_cosine < bar:

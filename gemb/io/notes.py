@@ -7,12 +7,16 @@ where that program's `logging` sends them. `logging` is imported at the first li
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import TYPE_CHECKING
 
 import click
+
+from gemb.io.text import visible, visible_lines
 
 if TYPE_CHECKING:
     import logging
@@ -47,9 +51,20 @@ def tell(line: str) -> None:
     _logger().log(PROGRESS, "%s", line)
 
 
-def answer(text: str) -> None:
-    """Print text on standard output: what was asked for, which no level hides."""
-    click.echo(text)
+def answer(text: str, *, nl: bool = True, errors: str = "backslashreplace") -> None:
+    """Print text on standard output: what was asked for, which no level hides.
+
+    On a terminal no character of it is obeyed; elsewhere it is written as it is.
+
+    Args:
+        text: of one line or several.
+        nl: a line end follows.
+        errors: what happens to characters that the encoding has not; surrogateescape for a path.
+    """
+    if sys.stdout.isatty():
+        text = visible_lines(text)
+    # As bytes: of words click would take the colours out, which a document may hold.
+    click.echo(text.encode(sys.stdout.encoding or "utf-8", errors), nl=nl)
 
 
 def show(text: str) -> None:
@@ -98,7 +113,13 @@ def _stderr() -> logging.Handler:
         """Prints a line above the bar, if there is one."""
 
         def emit(self, record: logging.LogRecord) -> None:
-            with bars[-1]() if bars else nullcontext():
-                click.echo(PREFIXES.get(record.levelno, "gemb: ") + record.getMessage(), err=True)
+            text, level = record.getMessage(), record.levelno
+            shown = visible_lines(text) if level == TABLE else visible(text)
+            try:
+                with bars[-1]() if bars else nullcontext():
+                    click.echo(PREFIXES.get(level, "gemb: ") + shown, err=True)
+            except OSError as error:
+                if error.errno != errno.EIO:  # a terminal that was closed: the run goes on
+                    raise
 
     return Stderr()

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from gemb.io import notes
-from gemb.io.text import duration
+from gemb.io.text import duration, visible
 
 
 class ProgressBar:
@@ -104,6 +104,7 @@ class CountProgress(ProgressBar):
                 left is estimated from it.
             shown: False shows nothing.
         """
+        label = visible(label)
         shape = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}" if total else "{n_fmt}"
         form = "{desc}" + shape + "{postfix}"
         super().__init__(total, shown=shown, bar_format=form, desc=f"{label}: ", leave=False)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
-from io import FileIO
+from io import FileIO, TextIOBase
 from pathlib import Path
 from typing import Protocol
 
 from gemb.errors import UsageError
 from gemb.io.atomic import naming, pwrite_all, sync_folder, write_all
-from gemb.io.paths import descriptor, part_of
+from gemb.io.paths import descriptor, part_of, status_of
+from gemb.io.text import visible_lines
 
 
 class Output(Protocol):
@@ -27,23 +29,63 @@ class Output(Protocol):
         """Leave nothing half-written behind."""
 
 
-class Stream:
-    """Standard output, or what is not a regular file: each write is passed on at once."""
+class ClosedOutput(TextIOBase):
+    """Standard output that was closed before the start: what is written there is an error."""
 
-    def __init__(self, path: Path | None) -> None:
+    def write(self, text: str) -> int:
+        """Refuse it, as a full disk does.
+
+        Raises:
+            OSError: always.
+        """
+        raise OSError(errno.EBADF, "it is closed", "standard output")
+
+
+def stand_in_for_closed() -> None:
+    """Open what stands in for standard streams that were closed before the start.
+
+    Else the next file that is opened would get their number, and what a library prints. Standard
+    input and error stay None.
+    """
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None and status_of(number) is None:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+    if sys.stdout is None:
+        sys.stdout = ClosedOutput()
+
+
+class Stream:
+    """Standard output, or what is not a regular file: each write is passed on at once.
+
+    On a terminal, text is written with no character that a terminal obeys.
+    """
+
+    def __init__(self, path: Path | None, *, is_painted: bool = False) -> None:
         """Open the path; None is standard output.
+
+        Args:
+            path: what is there already.
+            is_painted: what is written has colours, and is fit for a terminal.
 
         Raises:
             UsageError: standard output is closed.
             OSError: the path cannot be written.
         """
-        if path is None and sys.stdout is None:
-            raise UsageError("standard output is closed; write to a file with -o FILE")
+        if path is None and (sys.stdout is None or isinstance(sys.stdout, ClosedOutput)):
+            hint = "send it to a file or a pipe" if is_painted else "write to a file with -o FILE"
+            raise UsageError(f"standard output is closed; {hint}")
         self._name = str(path or "standard output")
         self._file = _opened(path) if path else sys.stdout.buffer
+        self._is_shown = self._file.isatty() and not is_painted
 
     def write(self, data: bytes) -> None:
         """Write all of the data, and flush it."""
+        if self._is_shown:
+            data = visible_lines(data.decode("utf-8", "surrogateescape")).encode()
         with naming(self._name):
             write_all(self._file.write, data)
             self._file.flush()

@@ -31,6 +31,17 @@ def visible(text: str, width: int = 0) -> str:
     return "".join(map(_shown, text))
 
 
+def visible_lines(text: str) -> str:
+    """Return text of several lines, with no character that a terminal obeys but line ends and tabs.
+
+    It is `visible` for what stands as it is: a table, a document.
+    """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    text = text.replace("\r\n", "\n")
+    return "".join(char if char in "\n\t" else _shown(char) for char in text)
+
+
 def _shown(character: str) -> str:
     if character in _SHORT:
         return _SHORT[character]

@@ -24,7 +24,7 @@ from gemb.errors import GembError, Missing, UsageError
 from gemb.io.locks import lock_file
 from gemb.io.notes import note
 from gemb.io.paths import is_inside
-from gemb.io.text import size_in_words
+from gemb.io.text import size_in_words, visible
 from gemb.models.hub_cache import (
     ADAPTER,
     WEIGHTS,
@@ -360,7 +360,7 @@ def _append_rest(plan: PullPlan, file: HubFile, stream: BinaryIO) -> None:
         headers.pop("authorization", None)  # the token is for the hub, not for its storage
     size = file.size_bytes
     with tqdm(  # type: ignore[no-untyped-call]
-        total=size, initial=stream.tell(), desc=file.name, unit="B", unit_scale=True
+        total=size, initial=stream.tell(), desc=visible(file.name), unit="B", unit_scale=True
     ) as progress:
         while (begin := stream.tell()) < size:
             request = Request(address, headers={**headers, "Range": f"bytes={begin}-"})

@@ -288,7 +288,7 @@ def _say_stopped(
 ) -> None:
     """Show the best hits so far on a terminal, and print that the work is kept."""
     ranking = progress.ranking
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    is_terminal = sys.stdout.isatty()
     if is_terminal and len(queries) == 1 and ranking.k is not None:
         hits = texts.hits(ranking.best(0), ranking.k, is_last=False)
         if hits:

@@ -19,7 +19,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from typing import Any, Literal
 from gemb.errors import GembError, Missing, NegativeAnswer, SomeRowsFailed, Stopped, UsageError
 from gemb.io import locks
 from gemb.io.atomic import new_file
-from gemb.io.notes import note
+from gemb.io.notes import answer, note
 from gemb.io.signals import SignalContext
 from gemb.io.text import duration
 from gemb.models import hub_cache
@@ -354,8 +353,7 @@ class Signals(SignalContext):
                 self._process.terminate()
                 self._process.wait()
             self._process = None
-        sys.stdout.write(printed.read_text("utf-8", "replace"))
-        sys.stdout.flush()
+        answer(printed.read_text("utf-8", "replace"), nl=False)
         return code
 
     def _come(self, number: int, frame: FrameType | None) -> None:
