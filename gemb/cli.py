@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ from gemb.commands import COMMANDS
 from gemb.commands.printing import Group
 from gemb.errors import GembError
 from gemb.io import notes
+from gemb.io.text import visible
 from gemb.training.outcome import hand_over
 
+OUT_OF_MEMORY = "out of memory; a smaller model, fewer threads or shorter texts may fit"
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -83,19 +86,24 @@ def gemb() -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM came: unwind as Ctrl-C does, so that half-written files are removed."""
+    """SIGTERM or SIGHUP came: unwind as Ctrl-C does, so that half-written files are removed."""
 
 
 def main() -> NoReturn:
     """Run `gemb` and leave with the exit code of what happened."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else nohup started it
+        signal.signal(signal.SIGHUP, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
         signal.signal(signal.SIGINT, _on_sigint)
+    if None in (sys.stdin, sys.stdout, sys.stderr):  # one was closed before the start
+        from gemb.io.streams import stand_in_for_closed
+
+        stand_in_for_closed()
     try:
         # In this mode click returns the code of its own `Exit`, and what a command returns: None.
         code, line = gemb.main(prog_name="gemb", standalone_mode=False) or 0, ""
-        if sys.stdout is not None:  # it may have been closed before the start
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.exceptions.Exit as done:
         code, line = done.exit_code, ""
     except SystemExit as done:  # click leaves so after it has completed a word for a shell
@@ -103,10 +111,13 @@ def main() -> NoReturn:
     except BaseException as error:
         if os.environ.get("GEMB_DEBUG"):
             raise
-        code, line = hand_over(*_outcome(error), error)
+        try:
+            code, line = hand_over(*_outcome(error), error)
+        except MemoryError:  # none is left for the words either
+            code, line = 5, OUT_OF_MEMORY
     if line:
         with contextlib.suppress(OSError):  # stderr may be closed: the code is still returned
-            click.echo(f"gemb: {line}", err=True)
+            click.echo(visible(f"gemb: {line}"), err=True)
     _leave(code)
 
 
@@ -125,13 +136,23 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         case click.Abort() | KeyboardInterrupt():
             return 130, "interrupted"
         case Terminated():
-            return 143, "terminated"
+            return 128 + int(error.args[0]), "terminated"
         case BrokenPipeError() | ReaderGone():
             return 141, ""  # the reader has ended, as `head -1` does: no message
+    return _of_system(error)
+
+
+def _of_system(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line for what gemb itself did not raise."""
+    from gemb.io.machine import lacks_memory
+
+    if lacks_memory(error):
+        return 5, _memory_line(error)
+    match error:
         case OSError():
             return 5, _os_line(error)
-        case MemoryError():
-            return 5, "out of memory; a smaller model, fewer threads or shorter texts may fit"
+        case ImportError():
+            return 4, f"a library does not load: {error}; pip install --force-reinstall gemb"
     kind = f"{type(error).__name__}: {error}".replace("\n", " ")
     return 5, f"a bug in gemb: {kind} (GEMB_DEBUG=1 shows where; please report it)"
 
@@ -143,6 +164,11 @@ def _leave(code: int) -> NoReturn:
             stream.flush()
         except (OSError, ValueError):
             code = code or 141
+    if "gemb.io.atomic" in sys.modules:
+        from gemb.io.atomic import remove_process_folders
+
+        with contextlib.suppress(OSError):
+            remove_process_folders()
     os._exit(code)
 
 
@@ -151,8 +177,9 @@ def _on_sigint(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _on_sigterm(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal sends it, and then its shell
+    raise Terminated(signum)
 
 
 REMOVED = {  # options of version 0.1.0, and what stands in their place
@@ -170,8 +197,22 @@ def _usage_line(error: click.UsageError) -> str:
     return f"{message[:1].lower()}{message[1:]} (see {path} --help)"
 
 
+def _memory_line(error: BaseException) -> str:
+    """Return one line for a lack of memory, with the library that could not be loaded."""
+    library = re.search(r"[\w.+-]+\.so[\w.]*", str(error))
+    if library:
+        return (
+            f"out of memory: {library[0]} does not load; end other programs, or raise the limit "
+            "(ulimit -v, the container's)"
+        )
+    return OUT_OF_MEMORY
+
+
 def _os_line(error: OSError) -> str:
     """Return one line for what the operating system refused."""
+    is_relative = not os.path.isabs(os.fsdecode(error.filename or ""))  # noqa: PTH117
+    if isinstance(error, FileNotFoundError) and is_relative and _is_nowhere():
+        return "the current folder has been removed; cd to another one"
     where = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error)
     hint = {
@@ -180,3 +221,12 @@ def _os_line(error: OSError) -> str:
         errno.EACCES: "; check its permissions",
     }.get(error.errno or 0, "")
     return f"{where}{reason.lower()}{hint}"
+
+
+def _is_nowhere() -> bool:
+    """Return whether the current folder was removed."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from gemb.backend import Check, Runtime
 from gemb.errors import GembError
-from gemb.io.caches import cache_sizes, caches_folder
-from gemb.io.machine import cores
+from gemb.io.atomic import leftovers
+from gemb.io.caches import cache_sizes, caches_folder, folder_size
+from gemb.io.machine import cores, memory
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import cache_folder, is_offline
 from gemb.models.references import DEFAULT, bundled, local_references, resolve
@@ -72,6 +75,7 @@ def checks(model: str) -> Iterator[Check]:
     yield _bundled_model()
     yield _hub_cache()
     yield _caches()
+    yield _leftovers()
     yield _self_test(model)
 
 
@@ -102,21 +106,21 @@ def _processor() -> Check:
                 model = value
     known = [flag for flag in CPU_FLAGS if flag in flags]
     features = " ".join(known) or "no known flag"
-    return Check("processor", True, f"{model}, {cores()} cores, {features}")
+    count, every = cores(), os.cpu_count() or 1
+    of = f" of {every}" if count < every else ""
+    return Check("processor", True, f"{model}, {count}{of} cores, {features}")
 
 
 def _memory() -> Check:
-    info = Path("/proc/meminfo")
-    if not info.exists():
+    usable = memory()
+    if usable is None:
         return Check("memory", True, "unknown on this system")
-    lines = (line.split() for line in info.read_text().splitlines())
-    kilobytes = {fields[0].rstrip(":"): int(fields[1]) for fields in lines if len(fields) > 1}
-    free, total = kilobytes["MemAvailable"] * 1024, kilobytes["MemTotal"] * 1024
+    limit = ", the limit of its control group" if usable.is_limited else ""
     return Check(
         "memory",
-        free > 500e6,  # the bundled model and its buffers need about 300 MB
-        f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB",
-        "end some programs: a small model needs 0.5 GB",
+        usable.free > 500e6,  # the bundled model and its buffers need about 300 MB
+        f"{usable.free / 1e9:.1f} GB free of {usable.total / 1e9:.1f} GB{limit}",
+        "end some programs, or raise the limit: a small model needs 0.5 GB",
     )
 
 
@@ -149,6 +153,26 @@ def _caches() -> Check:
     parts = ", ".join(f"{name} {size_in_words(size)}" for name, size in sizes.items())
     detail = f"{caches_folder()}, {parts or 'empty'}; any of it may be removed with rm -r"
     return Check("caches", True, detail)
+
+
+def _leftovers() -> Check:
+    """Report what killed runs left in the caches, in the current and in the temporary folder."""
+    found: dict[str, Path] = {}  # by real path
+    folders = [Path(), Path(tempfile.gettempdir())]
+    folders += [Path(parent) for parent, _, _ in os.walk(caches_folder())]
+    for folder in folders:
+        found |= {os.path.realpath(path): path for path in leftovers(folder)}
+    if not found:
+        return Check("leftovers", True, "none")
+    for path in found.values():
+        name = path.name[1:].rsplit(".", 2)[0]
+        if path.suffix == ".old" and not path.with_name(name).exists():
+            fix = f"mv -- {shlex.quote(str(path))} {shlex.quote(str(path.with_name(name)))}"
+            return Check("leftovers", False, f"{path} is {name}, which a killed run replaced", fix)
+    sizes = {path: folder_size(path) for path in found.values()}
+    parts = ", ".join(f"{path} {size_in_words(size)}" for path, size in sizes.items())
+    names = shlex.join(map(str, found.values()))
+    return Check("leftovers", True, f"{parts}, of killed runs; remove them: rm -r -- {names}")
 
 
 def _self_test(reference: str) -> Check:

@@ -8,7 +8,7 @@
     └── Stopped           75  stopped on request, and a later run can go on (sysexits' EX_TEMPFAIL)
 
 A message is one line: what, where, and what to do. `gemb.cli.main` prints it; nothing else does.
-The signals' codes (130, 141, 143) are made in `gemb.cli.main`, too.
+The signals' codes (129, 130, 141, 143) are made in `gemb.cli.main`, too.
 """
 
 from typing import ClassVar

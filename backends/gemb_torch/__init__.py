@@ -39,6 +39,7 @@ class TorchBackend(Backend):
         Raises:
             UsageError: the folder would be computed wrongly, or the precision or device cannot be.
         """
+        _load_torch()
         from gemb_torch.model.encode import open_encoder
 
         return open_encoder(open_checkpoint(model), runtime)
@@ -51,6 +52,7 @@ class TorchBackend(Backend):
 
     def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder; see `gemb_torch.cut`."""
+        _load_torch()
         from gemb_torch.cut.cut import cut_folder
 
         cut_folder(source, target, cut)
@@ -64,6 +66,7 @@ class TorchBackend(Backend):
 
         with EarlyStop(None if training.dry_run else RunFolder(training.run)) as early:
             with early.leaving():
+                _load_torch()
                 from gemb_torch.launch import run
             run(recipe, training, early)
 
@@ -81,8 +84,23 @@ class TorchBackend(Backend):
         return checks
 
 
+def _load_torch() -> None:
+    """Import torch, whose matrix library ends a process whose current folder has been removed."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        here = os.open(".", os.O_RDONLY)
+        os.chdir("/")
+        try:
+            import torch._dynamo  # noqa: F401  reads the current folder, too
+        finally:
+            os.fchdir(here)
+            os.close(here)
+
+
 def _device() -> Check:
     try:
+        _load_torch()
         import torch
     except (ImportError, OSError) as error:  # a library of the system's that torch links is absent
         return Check("device", False, f"torch does not load: {error}", f"{_FIX} --force-reinstall")

@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 from gemb.backend import Training
 from gemb.errors import GembError, Missing, NegativeAnswer, Stopped, UsageError
 from gemb.io import notes
+from gemb.io.atomic import scratch_folder
 from gemb.io.machine import cores
 from gemb.io.signals import SignalContext
 from gemb.training.outcome import FOLDER, Outcome, outcomes
@@ -142,10 +142,10 @@ def _start(training: Training, count: int) -> None:
     """Start the processes, wait for their end, and end as they did."""
     threads = max(1, (training.runtime.threads or cores()) // count)
     meeting = meet(training.meeting or "localhost:0", training.nodes, count)
-    with tempfile.TemporaryDirectory(prefix="gemb-processes-") as folder:
+    with scratch_folder("processes") as folder:
         os.environ.update(
             {
-                FOLDER: folder,
+                FOLDER: str(folder),
                 _STARTER: str(os.getpid()),
                 "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
                 "MASTER_ADDR": meeting.host,
@@ -155,10 +155,10 @@ def _start(training: Training, count: int) -> None:
             }
         )
         ranks = range(meeting.first_rank, meeting.first_rank + count)
-        ended = run_processes(training.command, ranks, Path(folder))
+        ended = run_processes(training.command, ranks, folder)
         if not ended.failed:
             meeting.leave(training.nodes)
-        end_as(ended, outcomes(Path(folder)), Path(folder))
+        end_as(ended, outcomes(folder), folder)
 
 
 class Meeting(NamedTuple):

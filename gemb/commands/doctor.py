@@ -8,6 +8,7 @@ import click
 
 from gemb.commands.params import ModelReference
 from gemb.errors import NegativeAnswer
+from gemb.io.notes import answer
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
@@ -40,14 +41,14 @@ def doctor(model: str, as_json: bool) -> None:
     for check in checks(model):
         done.append(check)
         if not as_json:
-            click.echo(_line(check))
+            answer(_line(check))
     failed = [check for check in done if not check.ok]
     if as_json:
         import json
         from dataclasses import asdict
 
         document = {"ok": not failed, "checks": [asdict(check) for check in done]}
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        answer(json.dumps(document, ensure_ascii=False, indent=2))
     if failed:
         count = len(failed)
         raise NegativeAnswer(f"{count} thing{'s' if count > 1 else ''} to mend, marked FAIL above")

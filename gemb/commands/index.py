@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,8 @@ from gemb.commands.index_options import (
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
+from gemb.io.notes import answer
+from gemb.io.paths import current_folder
 
 if TYPE_CHECKING:
     from gemb.index.state import Changes
@@ -155,7 +156,7 @@ def sync(
     job = run.SyncJob(
         folder=folder,
         paths=sources,
-        base=os.getcwd(),  # noqa: PTH109
+        base=current_folder(sources),
         model=options.model if is_named else "",
     )
     may_remove = _asking(yes)
@@ -196,7 +197,7 @@ def rm(
         print_json(changes.to_json())
     else:
         total = "" if changes.rows is None else f" ({changes.rows:,} in all)"
-        click.echo(f"-{changes.removed:,} rows{total}")
+        answer(f"-{changes.removed:,} rows{total}")
 
 
 @index.command()
@@ -259,7 +260,7 @@ def compact(folder: Path) -> None:
 
     compacted = care.compact(folder)
     saved = size_in_words(max(0, compacted.before - compacted.after))
-    click.echo(f"{compacted.removed:,} removed rows left out: {saved} freed")
+    answer(f"{compacted.removed:,} removed rows left out: {saved} freed")
 
 
 def _asking(yes: bool) -> Callable[[int, int], None]:
@@ -285,7 +286,7 @@ def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:
     if as_json:
         print_json(changes.to_json())
     else:
-        click.echo(changes.line())
+        answer(changes.line())
     if count := changes.failed:
         rows = "row" if count == 1 else "rows"
         raise SomeRowsFailed(f"without a vector, and not in {folder}: {count:,} {rows}")

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from gemb.commands.options import ENCODING, QUOTING, WALK
 from gemb.errors import Missing, UsageError
+from gemb.io.paths import current_folder
 from gemb.io.text import visible
 from gemb.models.prompts import TASKS
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
@@ -131,8 +132,8 @@ class SourceOptions:
 
         if "" in paths:
             raise click.UsageError("an empty name for a FILE")
-        base = os.getcwd()  # noqa: PTH109
         paths = paths or ("-",)
+        base = current_folder(paths)
         is_list = self.keep not in ("all", "none")
         rows = RowSource(
             base=base,

@@ -35,6 +35,7 @@ from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
 from gemb.datasets.files import AS_USUAL, RawRow, Written, json_row, open_file
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file, new_folder
+from gemb.io.caches import writable
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
@@ -383,7 +384,8 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
     folder = cache / f"rows-{key}"
     about = _load(folder, stamp, path)
     if about is None:
-        cache.mkdir(parents=True, exist_ok=True)
+        cache = writable(cache)
+        folder = cache / folder.name
         # The ranks of a run begin together. The lock is beside the folder, which is replaced.
         lock = folder.with_suffix(".lock")
         with locked(lock, waiting(f"is indexing {shown(path)}")):

@@ -29,6 +29,7 @@ from gemb.arrays import Rows
 from gemb.embedding.vectors import LENGTH_ERROR
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import naming, new_file, write_all
+from gemb.io.caches import writable
 from gemb.io.locks import LOCK, locked, waiting
 
 FORMAT = 1
@@ -51,10 +52,8 @@ class VectorStore:
         Raises:
             UsageError: the folder holds vectors of another width, or gemb did not write it.
         """
-        self.folder = folder
+        self._settle(folder)
         self.dim = dim
-        self._keys = folder / "keys.bin"
-        self._vectors = folder / "vectors.f16"
         described = self.describes()
         if described.get("dim", dim) != dim:
             raise UsageError(
@@ -172,16 +171,26 @@ class VectorStore:
         return size < self._count * KEY_BYTES
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, *, may_move: bool = False) -> Iterator[None]:
         """Make the folder and be the only one who appends; wait, with a note, for another one.
+
+        Args:
+            may_move: where the folder cannot be written to, a temporary one takes its place.
 
         Raises:
             OSError: the folder cannot be made or written to.
         """
+        if may_move:
+            self._settle(writable(self.folder, with_content=True))
         self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder / LOCK, waiting(f"is filling {self.folder}")):
             self.reload()
             yield
+
+    def _settle(self, folder: Path) -> None:
+        self.folder = folder
+        self._keys = folder / "keys.bin"
+        self._vectors = folder / "vectors.f16"
 
     def _sort_in(self, keys: bytes) -> None:
         """Sort keys of the rows that follow the sorted ones in."""

@@ -44,7 +44,7 @@ from gemb.index.state import Changes, State
 from gemb.index.sync import OpenEncoder, finish, kept_reference, now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
-from gemb.io.atomic import sync_folder
+from gemb.io.atomic import remove_left_beside, sync_folder, take_name
 from gemb.io.locks import LOCK, locked_index
 from gemb.io.notes import note
 from gemb.io.paths import check_folder_of
@@ -96,6 +96,7 @@ def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
     # A link stays a link.
     target = Path(os.path.realpath(job.target)) if job.target.is_symlink() else job.target
     part = part_of(target)
+    remove_left_beside(target)
     while True:
         check_target(target, overwrite=job.overwrite)
         part.mkdir(exist_ok=True)
@@ -330,19 +331,8 @@ def _fill(
 def _replace(part: Path, target: Path) -> None:
     """Give the index its name."""
     with ExitStack() as stack:
-        old = target.with_name(f".{target.name}.{os.getpid()}.old")
-        if target.exists():
-            if is_index(target):
-                stack.enter_context(locked_index(target))
-            target.replace(old)
-        try:
-            part.replace(target)
-        except OSError:
-            if old.exists():
-                old.replace(target)
-            raise
+        if is_index(target):
+            stack.enter_context(locked_index(target))
+        take_name(part, target)
         sync_folder(target)
         sync_folder(target.parent)
-        for path in target.parent.iterdir():  # and what a kill at this place left before
-            if path.name.startswith(f".{target.name}.") and path.name.endswith(".old"):
-                shutil.rmtree(path, ignore_errors=True)

@@ -20,6 +20,7 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.locks import LOCK
+from gemb.io.paths import current_folder
 from gemb.io.text import visible
 from gemb.models.prompts import TASKS
 
@@ -264,7 +265,7 @@ def shown_path(path: str, base: str) -> str:
     Paths are kept as they were typed when the index was built. One that was relative is relative to
     the folder in which the index was built, its base.
     """
-    here = os.getcwd()  # noqa: PTH109
+    here = current_folder()
     if here == base or os.path.isabs(path):  # noqa: PTH117
         return path
     absolute = os.path.normpath(os.path.join(base, path))  # noqa: PTH118

@@ -22,6 +22,7 @@ import orjson
 
 from gemb.errors import GembError
 from gemb.index.manifest import LARGEST
+from gemb.io.locks import has_record_locks
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.records import Id, as_text
@@ -308,9 +309,12 @@ def damaged(path: Path, reason: str) -> GembError:
 
 def _connected(path: Path, how: str) -> sqlite3.Connection:
     # `?`, `#` and `%` in a path would be read as the address' own.
-    address = f"{path.absolute().as_uri()}?{how}"
+    has_locks = has_record_locks(path.parent)
+    address = f"{path.absolute().as_uri()}?{how}{'' if has_locks else '&nolock=1'}"
     connection = sqlite3.connect(address, BUSY_S, isolation_level=None, uri=True)
     connection.execute("PRAGMA temp_store=FILE")
+    if not has_locks:  # else a write-ahead log needs them
+        connection.execute("PRAGMA locking_mode=EXCLUSIVE")
     return connection
 
 

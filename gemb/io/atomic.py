@@ -1,21 +1,37 @@
 """Write a file or a folder so that its name only ever holds a whole one.
 
 The work is done under another name beside it, and is renamed at the end. An error, a full disk,
-Ctrl-C or SIGTERM leaves nothing behind, and what had the name before stays as it was. A link stays
-a link: what it leads to is written.
+Ctrl-C, SIGTERM or SIGHUP leaves nothing behind, and what had the name before stays as it was. A
+link stays a link: what it leads to is written.
+
+A part is locked while its run is alive. What a run left that was killed by SIGKILL, or with its
+machine, has a free lock, and the next run with the same target removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io import locks
 
 MODEL_FILES = ("config.json", "modules.json")  # a folder with one of these is a model's
+
+# The ends of names of parts, and of folders on their way out: a process, and random digits, which
+# version 0.1.0's index had not.
+_PART, _OLD = r"\d+-[0-9a-f]{8}\.part", r"\d+(?:-[0-9a-f]{8})?\.old"
+_SCRATCH = re.compile(r"\.gemb-[a-z]+-[0-9a-z_]{8}")  # as `tempfile` makes it
+_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_HERE = -100  # AT_FDCWD of Linux: a path begins at the current folder
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)  # some disks, too
 
 
 def check_file(target: Path, *, overwrite: bool) -> None:
@@ -72,7 +88,7 @@ def check_folder(target: Path, *, overwrite: bool, source: Path) -> None:
 def new_file(target: Path) -> Iterator[Path]:
     """Yield the path to write to; it takes the name `target` if the block ends well.
 
-    The file that it replaces leaves it its permissions.
+    The file that it replaces leaves it its permissions. What killed runs left beside it is removed.
 
     Raises:
         UsageError: `target` is a folder.
@@ -80,50 +96,137 @@ def new_file(target: Path) -> Iterator[Path]:
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
     target = Path(os.path.realpath(target))
-    part = _beside(target, "part")
+    part = target
     try:
-        yield part
-        _to_disk(part)
-        if target.exists():
-            part.chmod(stat.S_IMODE(target.stat().st_mode))
-        part.replace(target)
+        remove_left_beside(target)
+        with _held_part(target, lambda path: path.touch(exist_ok=False)) as part:
+            yield part
+            _to_disk(part)
+            if target.exists():
+                part.chmod(stat.S_IMODE(target.stat().st_mode))
+            part.replace(target)
     except OSError as error:
         _name(error, part, target)
         raise
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it takes the name `target` if the block ends well.
 
+    What killed runs left beside it is removed.
+
     Raises:
         UsageError: `target` is a file.
     """
-    import shutil
-
     if target.exists() and not target.is_dir():
         raise UsageError(f"{target} is a file; name a folder")
     target = Path(os.path.realpath(target))
-    part, old = _beside(target, "part"), _beside(target, "old")
+    part = target
     try:
-        part.mkdir()
-        yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                _to_disk(file)
-        if target.is_dir():
-            target.replace(old)
-        part.replace(target)
+        remove_left_beside(target)
+        with _held_part(target, Path.mkdir) as part:
+            yield part
+            for file in part.rglob("*"):
+                if file.is_file():
+                    _to_disk(file)
+            _exchange(part, target)
     except OSError as error:
         _name(error, part, target)
         raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        if old.exists() and not target.exists():
-            old.replace(target)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def take_name(folder: Path, target: Path) -> None:
+    """Give a whole folder the name `target`, and remove the folder that had it.
+
+    A whole folder has the name at every moment where the system can exchange two names in one step;
+    else what had it has it again after the next `remove_left_beside`.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    remove_left_beside(target)
+    try:
+        folder.replace(target)  # nothing is there, or an empty folder
+        return
+    except OSError:
+        if not target.is_dir():
+            raise
+    # Killed between the two steps, the old one must not have the name of the new one.
+    part = _beside(target, "part")
+    folder.replace(part)
+    with _held(part):
+        try:
+            _exchange(part, target)
+        except BaseException:
+            part.replace(folder)
+            raise
+        finally:
+            _remove(part)
+
+
+@contextmanager
+def scratch_folder(purpose: str, near: Path | None = None) -> Iterator[Path]:
+    """Yield an empty folder, which is removed when the block ends.
+
+    What killed runs left of their own there is removed, too.
+
+    Args:
+        purpose: a word for its name.
+        near: the folder around it; None: the system's for temporary files.
+    """
+    import tempfile
+
+    near = near or Path(tempfile.gettempdir())
+    _remove_left(near, _SCRATCH)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f".gemb-{purpose}-", dir=near))
+        with _held(folder) as is_held:
+            if is_held:
+                try:
+                    yield folder
+                finally:
+                    _remove(folder)
+                return
+
+
+_of_process = contextlib.ExitStack()  # its temporary folders
+
+
+def process_folder(purpose: str) -> Path:
+    """Return a new empty folder, which `remove_process_folders` removes.
+
+    Args:
+        purpose: a word for its name.
+    """
+    return _of_process.enter_context(scratch_folder(purpose))
+
+
+def remove_process_folders() -> None:
+    """Remove all of `process_folder`; the command line calls this before it ends the process."""
+    _of_process.close()
+
+
+def remove_left_beside(target: Path) -> None:
+    """Remove what killed runs with this target left beside it.
+
+    Where such a run was killed between two renames, what had the name gets it again.
+    """
+    name = re.escape(target.name)
+    for old in _left(target.parent, re.compile(rf"\.{name}\.{_OLD}")):
+        with _held(old) as is_held, contextlib.suppress(OSError):
+            if is_held and not target.exists():
+                old.replace(target)
+    _remove_left(target.parent, re.compile(rf"\.{name}\.(?:{_PART}|{_OLD})"))
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return what killed runs left in a folder, sorted by name; the next run may remove it."""
+    return sorted(
+        path
+        for path in _left(folder, re.compile(rf"\..+\.(?:{_PART}|{_OLD})|{_SCRATCH.pattern}"))
+        if not locks.is_held(path)
+    )
 
 
 @contextmanager
@@ -133,6 +236,22 @@ def naming(file: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         error.filename = str(file)
+        raise
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the bytes of a file. An error names the file that it is of: the new one on a full disk.
+
+    Raises:
+        OSError: one cannot be read, or the other cannot be written.
+    """
+    import shutil
+
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:
+        if error.errno in _OF_WRITING:
+            error.filename = str(target)
         raise
 
 
@@ -161,9 +280,123 @@ def sync_folder(folder: Path) -> None:
         os.close(opened)
 
 
+def _exchange(part: Path, target: Path) -> None:
+    """Give a whole folder its name; the folder that had it has that of the part, or is removed."""
+    try:
+        part.replace(target)  # nothing is there, or an empty folder
+        return
+    except OSError:
+        if not target.is_dir():
+            raise
+    if exchanged(part, target):
+        return
+    old = _beside(target, "old")
+    with _held(target):
+        target.replace(old)
+        try:
+            part.replace(target)
+        except BaseException:
+            old.replace(target)
+            raise
+        _remove(old)
+
+
+def exchanged(first: Path, second: Path) -> bool:
+    """Exchange the names of two files or folders in one step; False: the system cannot.
+
+    Raises:
+        OSError: one of them is not there, or may not be renamed.
+    """
+    import ctypes
+
+    library = ctypes.CDLL(None, use_errno=True)
+    one, other = os.fsencode(first), os.fsencode(second)
+    try:
+        if sys.platform == "darwin":
+            failed = library.renamex_np(one, other, 2)  # RENAME_SWAP
+        else:
+            failed = library.renameat2(_HERE, one, _HERE, other, 2)  # RENAME_EXCHANGE
+    except AttributeError:  # an old C library
+        return False
+    if failed:
+        number = ctypes.get_errno()
+        if number in _CANNOT_EXCHANGE:
+            return False
+        raise OSError(number, os.strerror(number), str(second))
+    return True
+
+
 def _beside(target: Path, suffix: str) -> Path:
     # Two runs with one target must not write into each other's part, nor into anybody's file.
     return target.with_name(f".{target.name}.{os.getpid()}-{os.urandom(4).hex()}.{suffix}")
+
+
+@contextmanager
+def _held_part(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
+    """Yield a part that no other run takes for a leftover; what has its name later is removed."""
+    while True:
+        part = _beside(target, "part")
+        make(part)
+        with _held(part) as is_held:
+            if is_held:
+                try:
+                    yield part
+                finally:
+                    _remove(part)
+                return
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[bool]:
+    """Hold the lock of a file or folder; False: another process does, or has removed it.
+
+    Without locks on the disk nobody holds it, and nobody removes it as a leftover either.
+    """
+    try:
+        lock = locks.try_lock(path)
+    except OSError:
+        yield True
+        return
+    try:
+        yield lock is not None
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _left(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """Return what this user has in a folder under such a name."""
+    try:
+        with os.scandir(folder) as entries:
+            return [
+                Path(entry.path)
+                for entry in entries
+                if entry.name.startswith(".")
+                and pattern.fullmatch(entry.name)
+                and (entry.is_dir(follow_symlinks=False) or not entry.name.endswith(".old"))
+                and entry.stat(follow_symlinks=False).st_uid == os.geteuid()
+            ]
+    except OSError:  # it cannot be read, or something vanished: what is left is no error
+        return []
+
+
+def _remove_left(folder: Path, pattern: re.Pattern[str]) -> None:
+    for path in _left(folder, pattern):
+        with contextlib.suppress(OSError):  # no locks on its disk: a run may be writing it
+            lock = locks.try_lock(path)
+            if lock is not None:
+                _remove(path)
+                os.close(lock)
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _name(error: OSError, part: Path, target: Path) -> None:

@@ -6,6 +6,11 @@ import contextlib
 import os
 from pathlib import Path
 
+from gemb.io.notes import note, warn
+from gemb.io.paths import EFFECTIVE_IDS
+
+_stand_ins: dict[Path, Path] = {}  # for folders that cannot be written to
+
 
 def teachers_cache() -> Path:
     """Return the folder of all teachers' vectors: $XDG_CACHE_HOME/gemb/teachers."""
@@ -39,20 +44,76 @@ def search_cache() -> Path:
 
 def caches_folder() -> Path:
     """Return the folder of all of them: $XDG_CACHE_HOME/gemb."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.path.expanduser(cache)) / "gemb"  # noqa: PTH111 - unknown user
+    return user_folder("XDG_CACHE_HOME", "~/.cache") / "gemb"
+
+
+def user_folder(variable: str, default: str) -> Path:
+    """Return the folder that an environment variable names, else the default.
+
+    A path that is not absolute is ignored, with a note. Source: XDG Base Directory Specification,
+    "All paths set in these environment variables must be absolute."
+
+    Args:
+        variable: as XDG_CACHE_HOME.
+        default: a path below ~.
+    """
+    named = os.environ.get(variable)
+    if named:
+        folder = os.path.expanduser(named)  # noqa: PTH111 - of an unknown user, as it is
+        if os.path.isabs(folder):  # noqa: PTH117
+            return Path(folder)
+        note(f"{variable} is '{named}', no absolute path: it is ignored", once=True)
+    folder = os.path.expanduser(default)  # noqa: PTH111 - without a home, as it is
+    return Path(folder if os.path.isabs(folder) else default.replace("~", "", 1))  # noqa: PTH117
+
+
+def writable(folder: Path, *, with_content: bool = False) -> Path:
+    """Return a folder of a cache, made where it is absent, or a temporary one in its place.
+
+    The temporary one is used, with a warning, where the other cannot be written to. It is removed
+    when the process ends.
+
+    Args:
+        folder: of the cache.
+        with_content: the temporary one holds a copy of what the other holds.
+    """
+    from gemb.io.atomic import process_folder
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
+            return folder
+        reason = "permission denied"
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+    if folder not in _stand_ins:
+        warn(f"{folder}: {reason}: nothing is kept there; the next run computes it again")
+        stand_in = process_folder("cache") / folder.name
+        if with_content and os.access(folder, os.R_OK | os.X_OK):
+            import shutil
+
+            shutil.copytree(folder, stand_in, ignore=shutil.ignore_patterns("lock", "*.lock"))
+            for path in (stand_in, *stand_in.rglob("*")):
+                path.chmod(0o700 if path.is_dir() else 0o600)
+        stand_in.mkdir(exist_ok=True)
+        _stand_ins[folder] = stand_in
+    return _stand_ins[folder]
 
 
 def cache_sizes() -> dict[str, int]:
     """Return the bytes of each folder that is there, by its name; none where it cannot be read."""
     folder = caches_folder()
     _, names, _ = next(os.walk(folder), ("", [], []))
-    return {name: _size(folder / name) for name in sorted(names)}
+    return {name: folder_size(folder / name) for name in sorted(names)}
 
 
-def _size(folder: Path) -> int:
+def folder_size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    with contextlib.suppress(OSError):
+        if not path.is_dir():
+            return path.lstat().st_size
     size = 0
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(path):
         for name in names:
             with contextlib.suppress(OSError):  # it has vanished
                 size += os.lstat(os.path.join(parent, name)).st_size  # noqa: PTH118

@@ -24,6 +24,7 @@ LOCK = "lock"  # in the folder of a run, an index or a store
 Held = Callable[[str], None]
 
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network disk without locks
+_said: set[Path] = set()  # folders on such a disk, which are named once
 
 
 def lock_file(path: Path, on_held: Held) -> int:
@@ -66,6 +67,58 @@ def locked(path: Path, on_held: Held, *, removes: bool = False) -> Iterator[None
         if removes:
             path.unlink(missing_ok=True)
         os.close(file)
+
+
+def try_lock(path: Path) -> int | None:
+    """Return a descriptor that holds the lock of a file or a folder which is there.
+
+    None: another process holds it, or removed it.
+
+    Raises:
+        OSError: its disk has no locks, or it cannot be opened.
+    """
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _has_name(file, path):
+            return file
+    except BlockingIOError:
+        pass
+    except BaseException:
+        os.close(file)
+        raise
+    os.close(file)
+    return None
+
+
+def has_record_locks(folder: Path) -> bool:
+    """Return whether the disk of a folder with a lock file has the locks that SQLite takes."""
+    try:
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in _UNKNOWN
+    finally:
+        os.close(file)
+    return True
+
+
+def is_held(path: Path) -> bool:
+    """Return whether another process may be writing this: it has the lock, or there are none."""
+    try:
+        lock = try_lock(path)
+    except OSError:
+        return True
+    if lock is None:
+        return True
+    os.close(lock)
+    return False
 
 
 def waiting(work: str) -> Held:
@@ -115,7 +168,9 @@ def _lock(file: int, path: Path, on_held: Held) -> None:
     except OSError as error:
         if error.errno not in _UNKNOWN:
             raise
-        warn(f"{path.parent}: its disk has no locks; run no second gemb that writes there")
+        if path.parent not in _said:
+            _said.add(path.parent)
+            warn(f"{path.parent}: its disk has no locks; run no second gemb that writes there")
 
 
 def _has_name(file: int, path: Path) -> bool:

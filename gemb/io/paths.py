@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from gemb.errors import UsageError
@@ -61,6 +61,23 @@ def check_folder_of(path: Path) -> None:
         )
     if not os.access(folder, os.W_OK | os.X_OK, effective_ids=EFFECTIVE_IDS):
         raise UsageError(f"{folder}: nothing can be written to this folder; check its permissions")
+
+
+def current_folder(paths: Iterable[str] = ()) -> str:
+    """Return the current folder, where relative paths begin; / where it has been removed.
+
+    Args:
+        paths: that are to begin there, or are absolute; - is none.
+
+    Raises:
+        FileNotFoundError: it has been removed, and a path is relative.
+    """
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        if all(path == "-" or os.path.isabs(path) for path in paths):  # noqa: PTH117
+            return "/"
+        raise
 
 
 def status_of(path: Path | int) -> os.stat_result | None:

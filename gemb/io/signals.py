@@ -33,7 +33,7 @@ def one_interrupt() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGINT)
 
 
 class SignalContext(ABC):
@@ -47,7 +47,7 @@ class SignalContext(ABC):
         """Take the signals over."""
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._come)
+                self._before[number] = signal.signal(number, self._hear)
         return self
 
     def __exit__(
@@ -58,7 +58,13 @@ class SignalContext(ABC):
     ) -> None:
         """Give them back."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, handler)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:  # a closing terminal sends it, and then its shell
+            signal.signal(number, signal.SIG_IGN)
+        self._come(number, frame)
 
     @abstractmethod
     def _come(self, number: int, frame: FrameType | None) -> None:

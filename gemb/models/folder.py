@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemb.io.atomic import copy_file
 from gemb.io.foreign import check_regular
 from gemb.models.adapter import base_of, file_of, is_adapter
 from gemb.models.card import write_card
@@ -70,7 +70,7 @@ def copy_files(source: Path, target: Path, *patterns: Iterable[str]) -> None:
     for name, file in copied_files(source, *patterns).items():
         copy = target / name
         copy.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, copy)
+        copy_file(file, copy)
 
 
 def config_of(source: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io.caches import user_folder
 from gemb.io.foreign import json_value, read_bytes
 from gemb.io.paths import is_inside
 
@@ -53,9 +54,7 @@ class HubName:
 
 def cache_folder() -> Path:
     """Return the folder where huggingface_hub keeps models; it may not exist."""
-    home = os.environ.get("HF_HOME") or os.path.join(  # noqa: PTH118 - as huggingface_hub does
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
-    )
+    home = os.environ.get("HF_HOME") or user_folder("XDG_CACHE_HOME", "~/.cache") / "huggingface"
     folder = (
         os.environ.get("HF_HUB_CACHE")
         or os.environ.get("HUGGINGFACE_HUB_CACHE")

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gemb.errors import Missing, UsageError
+from gemb.io.caches import user_folder
 from gemb.io.notes import note
 from gemb.io.text import did_you_mean
 from gemb.models.hub_cache import (
@@ -114,8 +115,7 @@ def bundled() -> Path:
 
 def made_folder() -> Path:
     """Return where the files of typed names are; it may not exist."""
-    data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(os.path.expanduser(data)) / "gemb" / "models"  # noqa: PTH111
+    return user_folder("XDG_DATA_HOME", "~/.local/share") / "gemb" / "models"
 
 
 def is_cached(name: HubName) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from gemb.backend import Runtime
 from gemb.datasets.files import Written
 from gemb.datasets.rows import open_source, prompts_of
 from gemb.errors import UsageError
-from gemb.io.atomic import new_file
+from gemb.io.atomic import new_file, scratch_folder
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.io.notes import note, warn
 from gemb.io.paths import is_stream
@@ -177,11 +176,11 @@ def _readable(pairs: Path) -> Iterator[tuple[Path, Path]]:
         return
     if sys.stdin is None:
         raise UsageError("standard input is closed; name a file of pairs")
-    with tempfile.TemporaryDirectory(prefix="gemb-mine-") as folder:
-        path = Path(folder) / "stdin.jsonl"
+    with scratch_folder("mine") as folder:
+        path = folder / "stdin.jsonl"
         with path.open("wb") as file:
             shutil.copyfileobj(sys.stdin.buffer, file)
-        yield path, Path(folder)
+        yield path, folder
 
 
 @contextmanager

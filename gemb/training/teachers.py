@@ -98,7 +98,7 @@ class ModelTeacher(Teacher):
         if is_countable and not self.missing(texts):
             return 0
         done = cut = 0
-        with self._store.locked():
+        with self._store.locked(may_move=True):
             # Another run may have filled some in while this one waited.
             total, chars = self._missing(texts) if is_countable else (None, 0)
             progress = CountProgress(
@@ -269,7 +269,7 @@ class FileTeacher(Teacher):
         self.dim = _dim(paths)
         self._store = VectorStore(cache / self.fingerprint, self.dim)
         if not self._store.describes().get("is_whole"):
-            with self._store.locked():
+            with self._store.locked(may_move=True):
                 self._copy(paths)
 
     def fill(self, texts: Iterable[TeacherText]) -> int:

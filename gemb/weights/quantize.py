@@ -8,7 +8,6 @@ types that the model was trained for, and written.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gemb.backend import Quantization, Runtime, TensorPlan
 from gemb.errors import UsageError
 from gemb.evaluation.agreement import bar_for
-from gemb.io.atomic import check_file, new_file
+from gemb.io.atomic import check_file, new_file, scratch_folder
 from gemb.io.notes import note, warn
 from gemb.io.paths import check_folder_of
 from gemb.models.gguf import GgufModel, open_gguf
@@ -68,9 +67,9 @@ def opened_source(
         _refuse_quantized(checked.header, requantize=requantize)
         yield _source(checked)
         return
-    with tempfile.TemporaryDirectory(prefix=".gemb-quantize-", dir=scratch) as folder:
-        exported = Path(folder) / "source.gguf"
-        with naming(Path(folder).parent):
+    with scratch_folder("quantize", scratch) as folder:
+        exported = folder / "source.gguf"
+        with naming(folder.parent):
             able("export_gguf").export_gguf(model, exported, outtype="f32", weights=weights)
         yield _source(open_gguf(exported))
 
@@ -302,9 +301,9 @@ class Quantizer:
         job = self.job
         target = self.target(file) if keep else None
         baseline = self.baseline  # measured before anything is written
-        with tempfile.TemporaryDirectory(prefix=".gemb-quantize-", dir=_scratch(job)) as folder:
-            part = Path(folder) / "measured.gguf"
-            with naming(Path(folder).parent):
+        with scratch_folder("quantize", _scratch(job)) as folder:
+            part = folder / "measured.gguf"
+            with naming(folder.parent):
                 able("quantize").quantize(
                     self.source.gguf,
                     part,

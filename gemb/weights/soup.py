@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from gemb import __version__
 from gemb.errors import GembError, UsageError
-from gemb.io.atomic import naming, new_folder
+from gemb.io.atomic import copy_file, naming, new_folder
 from gemb.models.adapter import MergedTensor, sources
 from gemb.models.card import reaching, soup_history, write_card
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
@@ -170,7 +169,7 @@ def write_soup(
             stack.enter_context(_OpenModel(ingredient.checkpoint)) for ingredient in ingredients
         ]
         part = stack.enter_context(new_folder(target))
-        shutil.copyfile(first.file("config.json"), part / "config.json")
+        copy_file(first.file("config.json"), part / "config.json")
         config = config_of(first.folder)
         if is_unmarked:
             config.pop(CONFIG_KEY, None)

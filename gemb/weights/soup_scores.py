@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 from gemb import __version__
@@ -23,7 +22,8 @@ from gemb.errors import UsageError
 from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.scores import Scores
 from gemb.evaluation.verdict import Difference, Verdict, verdict
-from gemb.io.caches import scores_cache
+from gemb.io.atomic import scratch_folder
+from gemb.io.caches import scores_cache, writable
 from gemb.plugins import for_model
 from gemb.weights.ingredients import Ingredient, in_order
 from gemb.weights.soup import Method, shares, write_soup
@@ -83,11 +83,10 @@ class Scorer:
         if written:
             scores = self._of(written, ingredients)
         else:
-            with TemporaryDirectory(prefix=".soup-", dir=self.near) as folder:
-                write_soup(ingredients, Path(folder) / "model", method)
-                scores = self._of(Path(folder) / "model", ingredients)
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        scores.save(cached)
+            with scratch_folder("soup", self.near) as folder:
+                write_soup(ingredients, folder / "model", method)
+                scores = self._of(folder / "model", ingredients)
+        scores.save(writable(cached.parent) / cached.name)
         return scores
 
     def _of(self, model: Path, ingredients: Sequence[Ingredient]) -> Scores:

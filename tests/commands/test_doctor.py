@@ -128,3 +128,25 @@ def test_the_tolerance_of_the_self_test_holds_for_the_real_model(real_model):
     assert np.abs(together - np.stack(alone)).max() < BATCH_TOLERANCE / 10
     assert np.abs(together[0] - together[1]).max() > 10 * BATCH_TOLERANCE
     assert compare(encoder, encoder, texts).min_cosine > 0.9999
+
+
+def test_what_killed_runs_left_is_named_with_its_size(gemb, tmp_path):
+    gemb.environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "TMPDIR": str(tmp_path)}
+    assert checks_of(gemb("doctor", "--json"))["leftovers"]["detail"] == "none"
+    (tmp_path / "cache/gemb/rows/.rows-01.7-0123abcd.part").mkdir(parents=True)
+    (tmp_path / "cache/gemb/rows/.rows-01.7-0123abcd.part/x").write_bytes(bytes(1000))
+    (gemb.folder / ".m.gguf.12-0123abcd.part").write_bytes(bytes(2_500_000))
+    (tmp_path / ".gemb-quantize-a_b1c2d3").mkdir()
+    answer = gemb("doctor", "--json")
+    found = checks_of(answer)["leftovers"]
+    assert found["ok"]
+    assert found["detail"].startswith(".m.gguf.12-0123abcd.part 2.5 MB, ")
+    for part in (".gemb-quantize-a_b1c2d3 0 B", ".rows-01.7-0123abcd.part 1 kB, of killed runs"):
+        assert part in found["detail"]
+
+
+def test_a_model_that_a_killed_run_moved_away_is_to_be_moved_back(gemb):
+    (gemb.folder / ".my model.12-0123abcd.old").mkdir()
+    found = checks_of(gemb("doctor", "--json"))["leftovers"]
+    assert not found["ok"]
+    assert found["fix"] == "mv -- '.my model.12-0123abcd.old' 'my model'"

@@ -352,7 +352,7 @@ def test_greedy_by_real_scores_and_from_the_cache(folder):
     again = run(folder, *words, "--json")
     assert again.stdout == first.stdout
     assert kept == {p.name: p.stat().st_mtime_ns for p in (folder / "cache").rglob("*.json")}
-    assert not list(folder.glob(".soup-*"))
+    assert not list(folder.glob(".gemb-soup-*"))
     # What a full disk left of a kept score is computed again.
     broken = next(iter((folder / "cache").rglob("*.json")))
     broken.write_bytes(b"{")

@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
+from gemb.io.caches import writable
 from gemb.io.notes import note
 from gemb.io.text import size_in_words
 from gemb.texts.contents import shown
@@ -72,7 +73,7 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
     folder = cache / blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
     about = _about(folder, stamp)
     if about is None:
-        cache.mkdir(parents=True, exist_ok=True)
+        folder = writable(cache) / folder.name
         size = sum(path.stat().st_size for path in texts.files)
         if size > _LONG_BYTES and not source.rows:
             note(f"{shown(texts.path)}: {size_in_words(size)} are tokenized, once")

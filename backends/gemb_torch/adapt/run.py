@@ -26,6 +26,7 @@ from gemb.backend import Training
 from gemb.datasets.plain_texts import PlainTexts
 from gemb.errors import UsageError
 from gemb.io import notes
+from gemb.io.atomic import process_folder
 from gemb.io.caches import tokens_cache
 from gemb.io.machine import cores
 from gemb.io.notes import note
@@ -51,7 +52,6 @@ from gemb_torch.train.finite import refuse
 from gemb_torch.train.gradients import CPU_PADDING, CUDA_PADDING
 from gemb_torch.train.keeper import Keeper, run_folder
 from gemb_torch.train.speed import moment_bytes, peak_bytes
-from gemb_torch.train.start import temporary_folder
 from gemb_torch.train.state import (
     Progress,
     read_progress,
@@ -110,7 +110,7 @@ class AdaptationRun:
 
         # Data
         texts = [PlainTexts(source, strict=training.strict) for source in recipe.data]
-        work = temporary_folder() if training.dry_run else self.folder.start
+        work = process_folder("start") if training.dry_run else self.folder.start
         start = ranks.first_then_all(lambda: start_of(recipe, work, texts, training.runtime))
         path = start.folder / "tokenizer.json"
         self.tokenizer = tokenizer = load_tokenizer(path, start.config.vocab_size)

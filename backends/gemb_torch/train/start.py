@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,7 @@ from gemb.datasets.plain_texts import Texts
 from gemb.datasets.rows import Rows, open_source
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
-from gemb.io.atomic import new_folder
+from gemb.io.atomic import new_folder, process_folder
 from gemb.io.caches import rows_cache, teachers_cache
 from gemb.io.notes import note, warn
 from gemb.models import references as models
@@ -47,14 +46,6 @@ if TYPE_CHECKING:
 
 _MADE_FROM = "made_from.json"  # in a folder of ours: what it was made from
 _COUNTED = 50_000_000  # characters of a source whose tokens are counted
-_TEMPORARY: list[TemporaryDirectory[str]] = []  # removed when the process ends
-
-
-def temporary_folder() -> Path:
-    """Return a new folder for what a dry run makes: it is removed when the process ends."""
-    folder = TemporaryDirectory(prefix="gemb-start-", ignore_cleanup_errors=True)
-    _TEMPORARY.append(folder)
-    return Path(folder.name)
 
 
 def quick_init(init: Init) -> Init:
@@ -197,7 +188,7 @@ def starting_checkpoint(
     """
     init, work = recipe.init, RunFolder(training.run).start
     if training.dry_run:
-        init, work = quick_init(init), temporary_folder()
+        init, work = quick_init(init), process_folder("start")
     folder = starting_folder(
         init,
         work,

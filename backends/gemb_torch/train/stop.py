@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: while steps run, at the end of the step; before and after, now."""
+"""SIGTERM, SIGHUP, SIGUSR1, Ctrl-C: while steps run, at the step's end; before and after, now."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -83,7 +83,8 @@ class EarlyStop(SignalContext):
             code, line = stopped.exit_code, str(stopped)
         code, line = hand_over(code, line, error)
         if line and sys.stderr is not None:
-            os.write(sys.stderr.fileno(), f"gemb: {line}\n".encode())
+            with suppress(OSError):  # the terminal may have been closed
+                os.write(sys.stderr.fileno(), f"gemb: {line}\n".encode())
         os._exit(code)
 
     def _is_stop(self, number: int) -> bool:
@@ -98,7 +99,7 @@ def _stopped(number: int) -> Stopped:
 
 
 class StopRequest(SignalContext):
-    """A context in which the three signals are remembered; a second Ctrl-C ends at once."""
+    """A context in which the signals are remembered; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         """Begin without a request."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import random
 import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -246,7 +248,7 @@ def test_the_number_of_data_threads_and_the_micro_batch_change_no_row(train, und
     assert weights(tmp_path / "run" / "model") == undisturbed
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same_run(
     number, train, start, undisturbed, tmp_path
 ):
@@ -260,6 +262,32 @@ def test_a_signal_saves_at_the_next_step_and_the_rest_is_the_same_run(
     done = train("checkpoint.every_steps=0", "-o", "run", "--resume", "auto")
     assert done.returncode == 0, done.stderr
     assert weights(tmp_path / "run" / "model") == undisturbed
+
+
+def test_a_run_whose_terminal_is_closed_is_saved(recipe, environment, tmp_path):
+    screen, terminal = pty.openpty()
+    words = ["run.steps=100000", "checkpoint.every_steps=0", "-o", "run"]
+    process = subprocess.Popen(
+        [word for word in command(recipe, *words) if word != "-q"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+    )
+    os.close(terminal)
+
+    def is_at_work() -> bool:
+        while select.select([screen], [], [], 0)[0]:
+            os.read(screen, 65536)  # else the process would wait for us
+        return logged_steps(tmp_path / "run") >= 2
+
+    wait_for(is_at_work, process)
+    process.send_signal(signal.SIGHUP)  # as a terminal does that closes, and then its shell
+    os.close(screen)  # each write fails from here on
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(60) == 75
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
 
 
 def test_a_page_that_cannot_be_written_takes_nothing_from_a_stop(start, tmp_path):
