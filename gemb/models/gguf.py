@@ -391,11 +391,11 @@ def _check_roles(header: GgufHeader, tokens: list[bytes]) -> None:
                 raise wrong(header, f"{name} is {_show(value)} of {len(tokens)} tokens")
     for role, token in _NAMED.items():
         name = f"tokenizer.ggml.{role}_token_id"
-        value = data.get(name)
-        if value is None and role not in ("bos", "eos"):
+        token_id = data.get(name)
+        if token_id is None and role not in ("bos", "eos"):
             continue
-        if not isinstance(value, int) or tokens[value] != token:
-            raise wrong(header, f"{name} is {_show(value)}, which is not {token.decode()}")
+        if not isinstance(token_id, int) or tokens[token_id] != token:
+            raise wrong(header, f"{name} is {_show(token_id)}, which is not {token.decode()}")
 
 
 def _check_tokens(header: GgufHeader, tokens: list[bytes], ids: Mapping[bytes, int]) -> None:
