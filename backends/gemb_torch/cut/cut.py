@@ -112,10 +112,9 @@ def _write_config(
     for key in ("_sliding_window_pattern", "sliding_window_pattern"):
         # Each kept layer stays what it was, so a period may no longer say it.
         period = raw.get(key)
-        if type(period) is int and period > 0:
-            if kinds == [(i + 1) % period != 0 for i in range(len(layers))]:
-                continue
-        raw.pop(key, None)
+        period = period if type(period) is int and period > 0 else 1  # every layer is global
+        if kinds != [(i + 1) % period != 0 for i in range(len(layers))]:
+            raw.pop(key, None)
     if tokenizer is not None:
         raw["vocab_size"] = len(tokenizer.kept)
     write_json(part / "config.json", raw)
