@@ -402,6 +402,8 @@ def _remove(path: Path) -> None:
 def _name(error: OSError, part: Path, target: Path) -> None:
     """Let an error name the target, not nothing, nor the part that is removed."""
     named = str(error.filename or part)
+    if part == target and Path(named).name.startswith(f".{target.name}."):
+        named = str(target)  # the part could not be made
     error.filename = named.replace(str(part), str(target), 1)
 
 
