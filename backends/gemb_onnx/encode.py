@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
 
     from gemb.arrays import TokenIds
     from gemb_onnx.numbers import Numbers
-    from gemb_onnx.prepared import Prepared
 
 # Tokens of a pass, as measured by tests/bench/bench_onnx.py: a larger one falls out of a core's
 # cache, a smaller one reads the weights too often.
@@ -37,7 +35,6 @@ class OnnxEncoder:
         tokenizer: Tokenizer,
         profile: ModelProfile,
         threads: int,
-        files: Prepared,
     ) -> None:
         """Take the parts of an open model.
 
@@ -47,11 +44,9 @@ class OnnxEncoder:
             tokenizer: of the model.
             profile: of the model.
             threads: runs at once; 0: one for each core.
-            files: what the session maps; a temporary folder goes with the encoder.
         """
         self.profile = profile
         self._numbers, self._session, self._tokenizer = numbers, session, tokenizer
-        self._files = files
         self._scale = np.float32(numbers.shape.hidden**0.5)
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="gemb-onnx")
 
@@ -99,7 +94,6 @@ def passes(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:
             yield from np.array_split(rows, min(count, len(rows)))
 
 
-@lru_cache(maxsize=64)
 def window_mask(length: int, window: int) -> NDArray[np.float32]:
     """Return 0 where a sliding layer's token sees another, else -inf, float32 [length, length]."""
     places = np.arange(length)

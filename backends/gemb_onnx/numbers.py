@@ -16,10 +16,12 @@ from gemb.errors import UsageError
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.gguf import GgufModel
 from gemb.models.gguf_keys import ARCHITECTURE
-from gemb.models.safetensors import decoded
+from gemb.models.safetensors import decoded, not_finite
 from gemb.models.tensors import gguf_name
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     Floats = NDArray[np.float32]
@@ -94,7 +96,7 @@ class FolderNumbers:
     def matrix(self, name: str) -> Floats:
         """See `Numbers`."""
         stored = self._tensors[name if name in self._tensors else f"{name}.weight"]
-        return _finite(stored.float32(), str(stored.path), name)
+        return _finite(stored.float32(), stored.path, name)
 
     def norm(self, name: str) -> Floats:
         """See `Numbers`."""
@@ -142,11 +144,11 @@ class GgufNumbers:
         """See `Numbers`."""
         kind = self._header.tensors[gguf_name(name)].type
         values = self._unpacked(self._packed(name), kind, name)
-        return _finite(values, str(self._header.path), name)
+        return _finite(values, self._header.path, name)
 
     def norm(self, name: str) -> Floats:
         """See `Numbers`."""
-        return _finite(self._packed(name).reshape(-1).view("<f4"), str(self._header.path), name)
+        return _finite(self._packed(name).reshape(-1).view("<f4"), self._header.path, name)
 
     def token_rows(self, ids: NDArray[Any]) -> Floats:
         """See `Numbers`."""
@@ -170,10 +172,7 @@ class GgufNumbers:
             ) from error
 
 
-def _finite(values: Floats, path: str, name: str) -> Floats:
+def _finite(values: Floats, path: Path, name: str) -> Floats:
     if not np.isfinite(values.sum(dtype=np.float32)):
-        raise UsageError(
-            f"{path}: tensor {name} holds numbers that are not finite; "
-            "the run that wrote it had failed: take an earlier checkpoint"
-        )
+        raise not_finite(path, f"tensor {name}")
     return values

@@ -44,17 +44,17 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     for is_last in (False, True):
         made = prepared(name, fill)
         try:
-            graph = session(made.folder / GRAPH, threads=1, is_verbose=runtime.verbose)
+            graph = session(made / GRAPH, threads=1, is_verbose=runtime.verbose)
         except Exception as error:  # onnxruntime's own classes, which have no common one
             if is_last:
-                raise GembError(f"onnxruntime does not open {made.folder}: {error}") from error
-            remove(made.folder)
+                raise GembError(f"onnxruntime does not open {made}: {error}") from error
+            remove(made)
             continue
         break
-    path = model.file(TOKENIZER) if isinstance(model, Checkpoint) else made.folder / TOKENIZER
+    path = model.file(TOKENIZER) if isinstance(model, Checkpoint) else made / TOKENIZER
     vocabulary = model.config.vocab_size if isinstance(model, Checkpoint) else model.vocabulary
     tokenizer = load_tokenizer(path, vocabulary)
-    return OnnxEncoder(numbers, graph, tokenizer, profile, runtime.threads, made)
+    return OnnxEncoder(numbers, graph, tokenizer, profile, runtime.threads)
 
 
 def _fill(

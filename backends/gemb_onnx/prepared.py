@@ -13,12 +13,10 @@ from __future__ import annotations
 import shutil
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gemb.errors import UsageError
-from gemb.io.atomic import new_folder
+from gemb.io.atomic import new_folder, process_folder
 from gemb.io.caches import engines_cache
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import warn
@@ -28,19 +26,11 @@ MADE = "made.json"
 _READ_WHOLE = 64 << 20  # bytes: the weights of a larger file are mapped, and only counted
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A folder of prepared files."""
-
-    folder: Path
-    temporary: TemporaryDirectory[str] | None = None  # removed with the process
-
-
-def prepared(name: str, fill: Callable[[Path], None]) -> Prepared:
+def prepared(name: str, fill: Callable[[Path], None]) -> Path:
     """Return the folder of this name, made where it is absent or damaged.
 
     Many processes may call this at once: one makes the folder, the others wait. Where the cache
-    cannot be written, the folder is a temporary one.
+    cannot be written, the folder goes with the process.
 
     Args:
         name: holds all that decides the contents.
@@ -52,18 +42,18 @@ def prepared(name: str, fill: Callable[[Path], None]) -> Prepared:
     """
     folder = engines_cache() / name
     if is_whole(folder):
-        return Prepared(folder)
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock"), waiting("prepares this model"), removes=True):
             if not is_whole(folder):
                 _make(folder, fill)
-        return Prepared(folder)
+        return folder
     except OSError as error:
         warn(f"{error.filename or folder}: {error.strerror}; the model is prepared for this run")
-    temporary = TemporaryDirectory(prefix="gemb-engine-", ignore_cleanup_errors=True)
-    fill(Path(temporary.name))
-    return Prepared(Path(temporary.name), temporary)
+    folder = process_folder("engine")
+    fill(folder)
+    return folder
 
 
 def remove(folder: Path) -> None:

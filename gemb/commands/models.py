@@ -76,7 +76,7 @@ def ls(as_json: bool) -> None:
     table = [("NAME", "SIZE", "TYPE", "DIM", "CONTEXT", "FINGERPRINT")]
     for name, model in descriptions.items():
         mark = " (default)" if name == default else ""
-        numbers = (str(model.default_dim or model.dim), str(model.max_tokens))
+        numbers = (str(model.width), str(model.max_tokens))
         table.append((name + mark, _size(model), _type(model), *numbers, model.fingerprint))
     print_table(table)
 
@@ -219,7 +219,7 @@ def _card_of(reference: str) -> str:
 
 def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]:
     """Yield name and value of each line of `show`."""
-    width = model.default_dim or model.dim
+    width = model.width
     others = ", ".join(str(dim) for dim in model.matryoshka_dims if dim != width)
     dense = ", ".join(f"{into} to {out}" for into, out in model.dense)
     is_gemma = model.licence == gemma_terms.LICENCE

@@ -10,6 +10,7 @@ machine, has a free lock, and the next run with the same target removes it.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import os
@@ -146,12 +147,8 @@ def take_name(folder: Path, target: Path) -> None:
         OSError: the disk refuses it.
     """
     remove_left_beside(target)
-    try:
-        folder.replace(target)  # nothing is there, or an empty folder
+    if _took_free_name(folder, target):
         return
-    except OSError:
-        if not target.is_dir():
-            raise
     # Killed between the two steps, the old one must not have the name of the new one.
     part = _beside(target, "part")
     folder.replace(part)
@@ -194,16 +191,17 @@ _of_process = contextlib.ExitStack()  # its temporary folders
 
 
 def process_folder(purpose: str) -> Path:
-    """Return a new empty folder, which `remove_process_folders` removes.
+    """Return a new empty folder, which goes with the process.
 
     Args:
         purpose: a word for its name.
     """
+    atexit.register(remove_process_folders)  # a second time harms nothing
     return _of_process.enter_context(scratch_folder(purpose))
 
 
 def remove_process_folders() -> None:
-    """Remove all of `process_folder`; the command line calls this before it ends the process."""
+    """Remove all of `process_folder`; who ends the process without `atexit` calls this before."""
     _of_process.close()
 
 
@@ -282,13 +280,7 @@ def sync_folder(folder: Path) -> None:
 
 def _exchange(part: Path, target: Path) -> None:
     """Give a whole folder its name; the folder that had it has that of the part, or is removed."""
-    try:
-        part.replace(target)  # nothing is there, or an empty folder
-        return
-    except OSError:
-        if not target.is_dir():
-            raise
-    if exchanged(part, target):
+    if _took_free_name(part, target) or exchanged(part, target):
         return
     old = _beside(target, "old")
     with _held(target):
@@ -299,6 +291,17 @@ def _exchange(part: Path, target: Path) -> None:
             old.replace(target)
             raise
         _remove(old)
+
+
+def _took_free_name(folder: Path, target: Path) -> bool:
+    """Rename a folder; False: another one, which is not empty, has the name."""
+    try:
+        folder.replace(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+        return False
+    return True
 
 
 def exchanged(first: Path, second: Path) -> bool:

@@ -27,7 +27,7 @@ from gemb.models.config import read_json, whole_number
 from gemb.models.hub_cache import ADAPTER
 from gemb.models.hub_cache import WEIGHTS as _WHOLE
 from gemb.models.references import resolve
-from gemb.models.safetensors import StoredTensor, read_header
+from gemb.models.safetensors import StoredTensor, not_finite, read_header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,10 +149,7 @@ class MergedTensor(StoredTensor):
         values = np.array(self.base.float32(begin, end))
         factors = [factor.float32() for factor in self.change]
         if not all(np.isfinite(factor).all() for factor in factors):
-            raise UsageError(
-                f"{self.change[0].path}: the adapter holds numbers that are not finite; the run "
-                "that wrote it had failed: take an earlier checkpoint"
-            )
+            raise not_finite(self.change[0].path, "the adapter")
         for start in range(rows.start, rows.stop, _ROWS):
             stop = min(start + _ROWS, rows.stop)
             part = values[start - rows.start : stop - rows.start]

@@ -83,6 +83,12 @@ class ModelDescription:
     licence: str  # as the files say it: gemma; empty where they say nothing
     trained_types: Mapping[str, str] = field(default_factory=dict)  # QAT: class -> q4_0, ...
     default_dim: int = 0  # as `ModelProfile.default_dim`
+
+    @property
+    def width(self) -> int:
+        """Return the width of a vector where none is asked for."""
+        return self.default_dim or self.dim
+
     adapter: str = ""  # that is merged: LoRA, rank 16, of BASE; empty: none
 
 

@@ -30,6 +30,19 @@ _MOST_NUMBER = 1 << 48  # of an offset or a width
 _MOST_DIMENSIONS = 8
 
 
+def not_finite(path: Path, what: str) -> UsageError:
+    """Return the refusal of a file whose numbers a failed run has written.
+
+    Args:
+        path: the file.
+        what: of it holds them.
+    """
+    return UsageError(
+        f"{path}: {what} holds numbers that are not finite; "
+        "the run that wrote it had failed: take an earlier checkpoint"
+    )
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor stands in a file; nothing of it is read yet."""

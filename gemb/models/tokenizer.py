@@ -28,25 +28,51 @@ _ESCAPED = re.compile(r"\\u00[2-7]")  # an escape of a letter, which no library 
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer, without truncation, padding, and tokens beyond the embedding table.
-
-    EmbeddingGemma's file lists <image_soft_token> as token 262144, one past the embedding table:
-    without it that text is tokenized as any other, as llama.cpp does.
+    """Return Gemma's tokenizer, as `read_tokenizer` does.
 
     Raises:
         UsageError: the file is missing or broken, has other tokens beyond the table, or is not
             Gemma's (`token_probe`).
     """
+    text = _text(path)
+    _check_prefix(path, text)
+    tokenizer = _tokenizer(path, text, vocab_size)
+    _check_patterns(path, tokenizer)
+    with _readable(path):
+        tokens = [tokenizer.id_to_token(i) or "" for i in sampled(tokenizer.get_vocab_size())]
+        check_tokenizing(
+            path,
+            probe(path, tokenizer.token_to_id, tokens),
+            lambda texts: tokenize(tokenizer, texts),
+            lambda i: str(tokenizer.id_to_token(i)),
+        )
+    return tokenizer
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Return a tokenizer.json, without truncation, padding, and tokens beyond the embedding table.
+
+    EmbeddingGemma's file lists <image_soft_token> as token 262144, one past the embedding table:
+    without it that text is tokenized as any other, as llama.cpp does.
+
+    Raises:
+        UsageError: the file is missing or broken, or has other tokens beyond the table.
+    """
+    return _tokenizer(path, _text(path), vocab_size)
+
+
+def _text(path: Path) -> str:
     try:
-        text = read_bytes(path, MOST_TOKENIZER).decode()
-        _check_prefix(path, text)
-        with _readable(path):
-            tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
+        return read_bytes(path, MOST_TOKENIZER).decode()
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: no tokenizer that can be read: {error}") from error
-    _check_patterns(path, tokenizer)
+
+
+def _tokenizer(path: Path, text: str, vocab_size: int) -> Tokenizer:
+    with _readable(path):
+        tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
     tokenizer.no_truncation()
     tokenizer.no_padding()
     size = tokenizer.get_vocab_size()
@@ -54,14 +80,6 @@ def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
         raise UsageError(
             f"{path}: has {size} tokens, config.json a vocabulary of {vocab_size}; "
             "the two are not of one model"
-        )
-    with _readable(path):
-        tokens = [tokenizer.id_to_token(i) or "" for i in sampled(size)]
-        check_tokenizing(
-            path,
-            probe(path, tokenizer.token_to_id, tokens),
-            lambda texts: tokenize(tokenizer, texts),
-            lambda i: str(tokenizer.id_to_token(i)),
         )
     return tokenizer
 

@@ -303,7 +303,7 @@ class FileTeacher(Teacher):
                     )
                 lengths = np.linalg.norm(chunk.vectors, axis=1, keepdims=True)
                 if not ((lengths > 0) & np.isfinite(lengths)).all():
-                    raise UsageError(f"{path}: a vector of zeros, or not finite")
+                    raise UsageError(f"{path}: a vector whose length is not 1")
                 keys = {key_of(words): row for row, words in enumerate(chunk.words)}
                 known = self._store.find(list(keys))
                 fresh = [key for key, row in zip(keys, known.tolist(), strict=True) if row < 0]

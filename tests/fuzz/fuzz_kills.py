@@ -33,16 +33,6 @@ run: {{steps: 3, log_every: 1, precision: fp32}}
 checkpoint: {{every_steps: 1}}
 """
 BUILD = "index build z.gemb d -m {gguf}"
-RECIPE = """
-stage: finetune
-init: {{from: {model}}}
-data: [{{path: pairs.csv}}]
-batch: {{pairs: 8, max_tokens: 64}}
-loss: {{matryoshka: [96, 32], contrastive: {{}}}}
-run: {{steps: 3, log_every: 1, precision: fp32}}
-checkpoint: {{every_steps: 1}}
-"""
-BUILD = "index build z.gemb d -m {gguf}"
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from gemb.io.stamps import CTIME_TICK_NS
 
 OLD = 1_600_000_000  # seconds: files this old are not taken for ones that may still change
 
 
 def write(root: Path, files: dict[str, str], mtime: int = OLD) -> None:
-    """Write files under a folder, by their relative names."""
+    """Write files under a folder, by their relative names, and wait until they are settled."""
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
         os.utime(path, (mtime, mtime))
+    time.sleep(CTIME_TICK_NS / 1e9)
 
 
 @contextmanager

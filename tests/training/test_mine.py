@@ -179,7 +179,7 @@ def test_more_negatives_than_there_are_candidates_are_refused(circle):
     rows, _ = circle
     mine = NegativeMiner(rows, None, RAW)
     mine.check(NegativeRule(negatives=5))
-    with pytest.raises(UsageError, match="6 negatives a row, and only 5 different texts"):
+    with pytest.raises(UsageError, match="6 negatives a row, and only 5 other texts to choose"):
         mine.check(NegativeRule(negatives=6))
     with pytest.raises(UsageError, match="4 negatives a row from rank 3 on, and only 5"):
         mine.check(NegativeRule(negatives=4, first_rank=3))

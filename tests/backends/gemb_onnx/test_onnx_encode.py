@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 from gemb.backend import Encoder, Runtime
 from gemb.errors import GembError, Missing, UsageError
+from gemb.io.atomic import remove_process_folders
 from gemb.io.caches import engines_cache
 from gemb_onnx import OnnxBackend, prepared, probe, runtime
 from gemb_onnx.encode import passes, window_mask
@@ -187,7 +189,10 @@ def test_a_damaged_cache_is_prepared_again(tiny_gguf, damage) -> None:
     assert prepared.is_whole(folder)
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, monkeypatch, capsys) -> None:
+def test_a_cache_that_cannot_be_written_is_done_without(
+    tiny_model, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     whole = opened(tiny_model)
     texts = batch(whole)
     shutil.rmtree(engines_cache())
@@ -195,10 +200,9 @@ def test_a_cache_that_cannot_be_written_is_done_without(tiny_model, monkeypatch,
     encoder = opened(tiny_model)
     assert np.array_equal(encoder.encode(texts), whole.encode(texts))
     assert "the model is prepared for this run" in capsys.readouterr().err
-    folder = encoder._files.folder
-    assert folder.exists()
-    encoder._files.temporary.cleanup()
-    assert not folder.exists()
+    assert list(tmp_path.iterdir())
+    remove_process_folders()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_model_has_a_cache_of_its_own(tmp_path) -> None:

@@ -535,7 +535,8 @@ def test_layers_are_measured_against_the_model_where_a_file_lacks_their_texts(
     train, tmp_path, pairs, tiny_model
 ):
     rows = [json.loads(line) for line in pairs.read_text().splitlines()]
-    lines = [{"task": "query", "text": row["query"], "embedding": [1.0] * 96} for row in rows]
+    vector = [96**-0.5] * 96
+    lines = [{"task": "query", "text": row["query"], "embedding": vector} for row in rows]
     (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
     done = train(*DISTILL, "init.keep_layers=greedy:2", "loss.distill.teacher=t.jsonl", "-o", "run")
     assert done.returncode == 2
