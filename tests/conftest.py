@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fake_backend import Gemb
+from fake_backend import Gemb, install
+from gemb import plugins
 from gemb.io import notes
 from tiny_model import TinyShape, write_tiny_model
 
@@ -52,3 +53,13 @@ def gemb(tmp_path: Path) -> Iterator[Gemb]:
     gemb = Gemb(folder)
     yield gemb
     gemb.close()
+
+
+@pytest.fixture
+def fake_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin of `fake_backend`, installed in this process; caches in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    monkeypatch.syspath_prepend(str(install(tmp_path / "plugins")))
+    plugins.backends.cache_clear()
+    yield
+    plugins.backends.cache_clear()

@@ -15,7 +15,8 @@ from gemb.io import notes
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
-    from gemb.backend import Encoder, Runtime
+    from gemb.backend import Runtime
+    from gemb.embedding.model import OpenModel
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,20 +66,9 @@ class ModelOptions:
             UsageError: there is no such backend, or the files are no model.
             Missing: the model or a library is not installed.
         """
-        from gemb.models.references import resolve
-        from gemb.plugins import for_model
+        from gemb.embedding.model import open_model
 
-        path = resolve(self.model, download=download)
-        backend = for_model(path, self.backend)
-        return OpenModel(backend.open(path, self.runtime), backend.name)
-
-
-@dataclass(frozen=True)
-class OpenModel:
-    """An open model, and the name of the backend that runs it."""
-
-    encoder: Encoder
-    backend: str
+        return open_model(self.model, self.backend, self.runtime, download=download)
 
 
 def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:

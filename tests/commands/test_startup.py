@@ -76,6 +76,20 @@ def test_nothing_heavy_is_imported(words, settings, code):
     assert loaded == set()
 
 
+def test_import_gemb_loads_nothing_heavy_and_takes_no_time():
+    probe = (
+        "import sys, time; began = time.process_time(); import gemb;"
+        "print(time.process_time() - began, *sys.modules)"
+    )
+    command = [sys.executable, "-c", probe]
+    seconds = []
+    for _ in range(3):
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        seconds.append(float(out[0]))
+        assert {name.partition(".")[0] for name in out[1:]} & {*HEAVY, "click"} == set()
+    assert min(seconds) < 0.05
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("words", "settings", "code"), QUICK, ids=lambda value: str(value)[:40])
 def test_it_takes_little_more_than_python_and_click(words, settings, code):

@@ -1,0 +1,189 @@
+"""`gemb.search(...)` and `gemb.Index`: the hits of `gemb search --json`, as Python objects."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import gemb
+from fake_backend import write_model
+from file_trees import write
+from gemb import Index, Model, SearchHit
+from gemb.cli import gemb as command
+from gemb.errors import Missing, UsageError
+
+DOCS = {
+    "docs/cat.md": "# Pets\n\nThe cat sleeps on the mat all day.\n\nIt eats fish.\n",
+    "docs/dog.md": "# Pets\n\nThe dog barks at the postman.\n",
+    "docs/tax.txt": "Declare your income by the end of July.\n",
+}
+
+
+@pytest.fixture
+def folder(fake_backend, tmp_path, monkeypatch) -> Path:
+    """A folder of three files and a model whose vectors are sums of words."""
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    write(work, DOCS)
+    write_model(work / "m.fake", is_bag=True)
+    return work
+
+
+@pytest.fixture
+def index(folder) -> Path:
+    run("index", "build", "docs.gemb", "docs", "-m", "m.fake")
+    return folder / "docs.gemb"
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(command, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def as_json(hits: list[SearchHit]) -> list[tuple]:
+    return [
+        (hit.path, hit.line, hit.last_line, hit.best_line, hit.text, round(hit.score, 6))
+        for hit in hits
+    ]
+
+
+def told(output: str) -> list[tuple]:
+    names = ("path", "line", "last_line", "best_line", "text", "score")
+    return [tuple(json.loads(line)[name] for name in names) for line in output.splitlines()]
+
+
+def test_hits_of_files_are_those_of_the_command(folder):
+    question = "where does the cat sleep on the mat"
+    hits = gemb.search(question, "docs", model="m.fake", weak=True)
+    assert as_json(hits) == told(
+        run("search", question, "docs", "-m", "m.fake", "--weak", "--json")
+    )
+    assert hits[0].path == "docs/cat.md"
+    assert hits[0].best_line == 3
+
+
+def test_hits_of_an_index_are_those_of_the_command(index):
+    question = "the dog barks"
+    with Index.open("docs.gemb") as opened:
+        hits = opened.search(question, k=2)
+        assert len(opened) == 3
+        assert opened.search("the dog barks", where="path like '%tax%'", weak=True)[0].path == (
+            "docs/tax.txt"
+        )
+        like = opened.search(like="docs/dog.md:3", k=1)
+        assert repr(opened) == "Index('docs.gemb')"
+    assert as_json(hits) == told(run("search", question, "docs.gemb", "-k", "2", "--json"))
+    assert hits[0].path == "docs/dog.md"
+    assert like[0].path != "docs/dog.md"
+    assert gemb.search(question, "docs.gemb", k=2) == hits
+
+
+def test_an_open_model_is_used_and_stays_open(index):
+    with Model("m.fake") as model:
+        with Index.open(index, model=model) as opened:
+            assert opened.search("the dog barks")[0].text.endswith("postman.")
+        assert gemb.search("the cat sleeps on the mat", ["docs/cat.md"], model=model)
+        assert model.encode_query("still open").shape == (768,)
+
+
+def test_an_index_is_followed_while_it_changes(index):
+    with Index.open(index) as opened:
+        assert len(opened) == 3
+        write(index.parent, {"docs/new.md": "A zebra has stripes.\n"})
+        run("index", "sync", "docs.gemb")
+        assert opened.search("a zebra has stripes", k=1)[0].path.endswith("docs/new.md")
+        run("index", "build", "-f", "docs.gemb", "docs/tax.txt", "-m", "m.fake")
+        assert {hit.path for hit in opened.search("a zebra has stripes", weak=True)} == {
+            opened.search("declare your income", weak=True)[0].path
+        }
+
+
+def test_threads_share_an_index(index):
+    questions = ["the cat sleeps on the mat", "the dog barks", "declare your income"]
+    with Index.open(index) as opened:
+        alone = [as_json(opened.search(question)) for question in questions]
+        barrier = threading.Barrier(6)
+
+        def ask(question: str) -> list[tuple]:
+            barrier.wait()
+            return as_json(opened.search(question))
+
+        with ThreadPoolExecutor(6) as pool:
+            assert list(pool.map(ask, questions * 2)) == alone * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"question": ""}, "the query: it is empty"),
+        ({"question": 3}, "the question is int, not a string"),
+        ({"paths": "nosuch"}, "nosuch: no such file or folder"),
+        ({"paths": []}, "no path to search"),
+        ({"paths": ["", "docs"]}, "an empty name: no such file"),
+        ({"paths": ["docs.gemb", "docs"]}, "docs.gemb is an index; it is searched alone"),
+        ({"where": "a = 1"}, "where= is for an index"),
+        ({"k": 0}, "k=0; it is 1 or more, or None"),
+        ({"k": -1}, "k=-1; it is 1 or more, or None"),
+        ({"min_score": 2}, "min_score=2; it is a cosine, from -1 to 1"),
+        ({"passages": "verse"}, "passages='verse'; it is one of auto, lines"),
+        ({"task": "poem"}, "no task 'poem'"),
+    ],
+)
+def test_arguments_that_are_refused(index, arguments, message):
+    values = {"question": "cat", "paths": "docs", "model": "m.fake", **arguments}
+    with pytest.raises(UsageError, match=message):
+        gemb.search(values.pop("question"), values.pop("paths"), **values)
+
+
+def test_what_an_index_refuses(index):
+    with pytest.raises(UsageError, match="docs"):
+        Index.open("docs")
+    with Index.open(index) as opened:
+        with pytest.raises(UsageError, match="accuracy='best'; it is one of auto, exact"):
+            opened.search("cat", accuracy="best")
+        with pytest.raises(UsageError, match="a question and like= are both given"):
+            opened.search("cat", like="docs/cat.md:3")
+        with pytest.raises(UsageError, match="nosuch"):
+            opened.search("cat", where="nosuch = 1")
+    (index.parent / "m.fake").unlink()
+    with (
+        Index.open(index) as opened,
+        pytest.raises(Missing, match=r"was built with the model .*m\.fake, which is not here"),
+    ):
+        opened.search("cat")
+
+
+def test_nothing_relevant_is_an_empty_list_and_prints_nothing(folder, capfd, caplog):
+    logger = logging.getLogger("gemb")
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+    try:
+        assert gemb.search("quantum chromodynamics", "docs", model="m.fake") == []
+    finally:
+        logger.handlers, logger.propagate, logger.level = before
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_named_like_standard_input_is_a_file(folder):
+    write(folder, {"-": "The walrus swims in cold water.\n"})
+    hits = gemb.search("the walrus swims in cold water", "-", model="m.fake")
+    assert [hit.text.strip() for hit in hits] == ["The walrus swims in cold water."]
+
+
+def test_the_package_is_a_function_and_still_a_package():
+    import gemb.search.files as files
+
+    assert callable(gemb.search)
+    assert gemb.search.files is files
+    with pytest.raises(AttributeError, match="module 'gemb' has no attribute 'nosuch'"):
+        _ = gemb.nosuch
+    assert {"Model", "Index", "search", "__version__"} <= set(dir(gemb))
