@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -394,7 +394,9 @@ def _records(texts: Iterable[str], titles: Iterable[str | None] | None) -> Itera
             yield from_fields({"text": text, "title": title}, _FIELDS, index + 1, place, 1)
 
 
-def _rows(records: Iterator[Record], embedder: Embedder, on_error: str) -> Iterator[Vectors]:
+def _rows(
+    records: Iterator[Record], embedder: Embedder, on_error: str
+) -> Generator[Vectors, None, None]:
     """Yield vectors by the window, [rows, dim]; a failed row is NaN, or raises."""
     with closing(embed(records, embedder, live=False)) as windows:
         for window in windows:
