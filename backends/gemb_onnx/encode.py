@@ -47,7 +47,6 @@ class OnnxEncoder:
         """
         self.profile = profile
         self._numbers, self._session, self._tokenizer = numbers, session, tokenizer
-        self._scale = np.float32(numbers.shape.hidden**0.5)
         self._pool = ThreadPoolExecutor(threads or cores(), thread_name_prefix="gemb-onnx")
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -63,7 +62,8 @@ class OnnxEncoder:
         vectors = np.empty((len(batch), self.profile.dim), np.float32)
 
         def run(rows: NDArray[np.int64]) -> None:
-            vectors[rows] = self._run(np.stack([batch[row] for row in rows]))
+            ids = np.stack([batch[row] for row in rows])
+            vectors[rows] = raw_vectors(self._numbers, self._session, ids)
 
         for _ in self._pool.map(run, passes([len(ids) for ids in batch])):
             pass
@@ -76,12 +76,16 @@ class OnnxEncoder:
         """End the worker threads."""
         self._pool.shutdown()
 
-    def _run(self, ids: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Return the vectors before they are normalized, [B, dim], of ids [B, L]."""
-        states = self._numbers.token_rows(ids.reshape(-1)).reshape(*ids.shape, -1) * self._scale
-        mask = window_mask(ids.shape[1], self._numbers.shape.window)
-        result: NDArray[np.float32] = self._session.run(None, {"states": states, "mask": mask})[0]
-        return result
+
+def raw_vectors(
+    numbers: Numbers, session: onnxruntime.InferenceSession, ids: NDArray[np.int32]
+) -> NDArray[np.float32]:
+    """Return the vectors before they are normalized, float32 [B, dim], of ids [B, L]."""
+    rows = numbers.token_rows(ids.reshape(-1)).reshape(*ids.shape, -1)
+    states = rows * np.float32(numbers.shape.hidden**0.5)
+    mask = window_mask(ids.shape[1], numbers.shape.window)
+    result: NDArray[np.float32] = session.run(None, {"states": states, "mask": mask})[0]
+    return result
 
 
 def passes(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:

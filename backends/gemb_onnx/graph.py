@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Floats = NDArray[np.float32]
 
-GRAPH, WEIGHTS = "graph.onnx", "weights.bin"
+WEIGHTS = "weights.bin"
 VERSION = 1  # of the graph: one more where the same model would be written otherwise
 FULL_RANGE = 127  # of int8 weights
 HALF_RANGE = 63  # where two products of a full byte overflow the sum of 16 bits (AVX2)
@@ -45,21 +45,21 @@ _ALIGNMENT = 4096  # of a weight in its file: whole pages can be mapped
 _FLOAT, _MICROSOFT = 1, "com.microsoft"
 
 
-def write_graph(numbers: Numbers, folder: Path, weight_range: int | None) -> None:
-    """Write the graph and its weights into a folder.
+def write_graph(numbers: Numbers, graph: Path, weight_range: int | None) -> None:
+    """Write the graph, and its weights into the file `WEIGHTS` beside it.
 
     Args:
         numbers: of the model.
-        folder: that exists.
+        graph: the file to write.
         weight_range: the largest int8 weight; None: products are fp32.
 
     Raises:
         UsageError: the model's numbers are not finite.
         OSError: the folder cannot be written.
     """
-    with (folder / WEIGHTS).open("wb") as weights:
-        graph = _Encoder(numbers, weights, weight_range).graph()
-    (folder / GRAPH).write_bytes(graph.file())
+    with graph.with_name(WEIGHTS).open("wb") as weights:
+        nodes = _Encoder(numbers, weights, weight_range).graph()
+    graph.write_bytes(nodes.file())
 
 
 class _Encoder:

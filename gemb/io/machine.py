@@ -8,9 +8,12 @@ it: of version 2 in `cpu.max`, `memory.max`, `memory.high`, of version 1 in `cpu
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import hashlib
 import math
 import os
+import platform
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +81,17 @@ def memory(proc: Path = PROC, groups: Path = GROUPS) -> Memory | None:
         total = min(total, limit)
         free = min(free, limit - used + _cached(folder))
     return Memory(max(0, free), total, total < host)
+
+
+@cache
+def processor_kind(proc: Path = PROC) -> str:
+    """Return 8 hex digits of the processor's instructions; what is tuned to one fits no other."""
+    lines = [f"x: {platform.machine()} {platform.processor()}"]
+    with contextlib.suppress(OSError):
+        lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    kinds = ("flags", "Features", "model name", "x")
+    known = {line for line in lines if line.partition(":")[0].strip() in kinds}
+    return hashlib.blake2b("\n".join(sorted(known)).encode(), digest_size=4).hexdigest()
 
 
 def lacks_memory(error: BaseException) -> bool:

@@ -171,22 +171,42 @@ def test_a_damaged_cache_is_prepared_again(tiny_gguf, damage) -> None:
     (folder,) = [path for path in engines_cache().iterdir() if path.is_dir()]
     match damage:
         case "cut":
-            os.truncate(folder / "weights.bin", 5000)
+            os.truncate(folder / "tuned.bin", 5000)
         case "flip":
-            data = bytearray((folder / "weights.bin").read_bytes())
+            data = bytearray((folder / "tuned.bin").read_bytes())
             data[len(data) // 2] ^= 64
-            (folder / "weights.bin").write_bytes(data)
+            (folder / "tuned.bin").write_bytes(data)
         case "gone":
             (folder / "tokenizer.json").unlink()
         case "made":
             (folder / prepared.MADE).write_text("{")
         case _:
-            (folder / "graph.onnx").write_bytes(b"\x08\x0a")
-            files = ("graph.onnx", "tokenizer.json", "weights.bin")
+            (folder / "tuned.onnx").write_bytes(b"\x08\x0a")
+            files = ("tuned.onnx", "tokenizer.json", "tuned.bin", "vector.npy")
             stamps = {name: prepared._stamp(folder / name) for name in files}
             (folder / prepared.MADE).write_text(json.dumps(stamps))
     assert np.array_equal(opened(tiny_gguf, "int8").encode(texts), whole)
     assert prepared.is_whole(folder)
+
+
+def test_weights_that_are_not_read_whole_are_judged_by_a_known_vector(
+    tiny_gguf, monkeypatch
+) -> None:
+    monkeypatch.setattr(prepared, "_READ_WHOLE", 0)  # as of a file of hundreds of megabytes
+    encoder = opened(tiny_gguf, "int8")
+    texts = batch(encoder)
+    whole = encoder.encode(texts)
+    (folder,) = [path for path in engines_cache().iterdir() if path.is_dir()]
+    data = bytearray((folder / "tuned.bin").read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 64] = bytes(byte ^ 64 for byte in data[middle : middle + 64])
+    (folder / "tuned.bin").write_bytes(data)
+    assert prepared.is_whole(folder)
+    assert np.array_equal(opened(tiny_gguf, "int8").encode(texts), whole)
+    assert (folder / "tuned.bin").read_bytes() != data
+    monkeypatch.setattr("gemb_onnx.opened._TOLERANCE", -1)
+    with pytest.raises(GembError, match="does not run .*: the vector of a known text is 0e"):
+        opened(tiny_gguf, "int8")
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(
@@ -252,7 +272,7 @@ def test_what_the_runtime_refuses_twice_is_one_line(tiny_model, monkeypatch) -> 
         raise RuntimeError("no such operator")
 
     monkeypatch.setattr("gemb_onnx.opened.session", refuse)
-    with pytest.raises(GembError, match=r"onnxruntime does not open .*: no such operator"):
+    with pytest.raises(GembError, match=r"onnxruntime does not run its graph: no such operator"):
         opened(tiny_model)
 
 
