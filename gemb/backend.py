@@ -155,11 +155,22 @@ class Backend(Jobs):
     """One way to run models. A subclass overrides the methods that it supports."""
 
     requires: ClassVar[Mapping[str, str]] = {}  # module -> the package to `pip install` for it
-    rank: ClassVar[int] = 0  # of several that could do the same, the highest does; built-in: 10
+    rank: ClassVar[int] = 0  # of several that could do the same, the highest does; built-in: >= 10
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path looks like a model of this backend. Reads little."""
         return False
+
+    def suits(self, model: Path, runtime: Runtime) -> bool:
+        """Return whether this backend is a good choice where none is named.
+
+        Asked of a model that it can open, once its libraries are known to be installed.
+        """
+        return True
+
+    def engine(self) -> str:
+        """Return what computes, with its version: "onnxruntime 1.32.0"; empty: it is not told."""
+        return ""
 
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open model.

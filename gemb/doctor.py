@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.backend import Check, Runtime
+from gemb.embedding.engine import AGREEMENT, known_cosine, known_vector, open_engine
 from gemb.errors import GembError
 from gemb.io.atomic import leftovers
 from gemb.io.caches import cache_sizes, caches_folder, folder_size
@@ -20,7 +21,7 @@ from gemb.io.machine import cores, memory
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import cache_folder, is_offline
 from gemb.models.references import DEFAULT, bundled, local_references, resolve
-from gemb.plugins import backends, for_model
+from gemb.plugins import backends, is_present
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +74,7 @@ def checks(model: str) -> Iterator[Check]:
     if not installed:
         yield Check("backends", False, "none is installed", "pip install --force-reinstall gemb")
     yield _bundled_model()
+    yield from _known_vectors()
     yield _hub_cache()
     yield _caches()
     yield _leftovers()
@@ -132,6 +134,31 @@ def _bundled_model() -> Check:
     return Check("bundled model", False, f"{path} is not there", fix)
 
 
+def _known_vectors() -> Iterator[Check]:
+    """Try each backend that runs the bundled model with a text whose vector is stored."""
+    path = bundled()
+    if not path.is_file():
+        return
+    for backend in backends().values():
+        if not backend.can_open(path) or not is_present(backend):
+            continue
+        name = f"{backend.name}: known vector"
+        try:
+            encoder = backend.open(path, Runtime())
+            if encoder.profile.fingerprint != known_vector().fingerprint:
+                continue
+            cosine = known_cosine(encoder)
+        except (GembError, OSError) as error:
+            yield Check(name, False, str(error), f"install {backend.engine()} again")
+            continue
+        yield Check(
+            name,
+            cosine >= AGREEMENT[1],
+            f"cosine {cosine:.4f} to the one that is stored, in {encoder.profile.dtype}",
+            f"this engine is not used here; install {backend.engine()} again",
+        )
+
+
 def _hub_cache() -> Check:
     folder = cache_folder()
     offline = ", offline (HF_HUB_OFFLINE)" if is_offline() else ""
@@ -183,8 +210,8 @@ def _self_test(reference: str) -> Check:
     started = time.perf_counter()
     try:
         path = resolve(reference, download=False)
-        backend = for_model(path)
-        encoder = backend.open(path, Runtime())
+        engine = open_engine(path)
+        encoder = engine.encoder
         loaded = time.perf_counter()
         alone = np.concatenate([_embed(encoder, [text]) for text in SELF_TEST_TEXTS])
         together = _embed(encoder, SELF_TEST_TEXTS)
@@ -194,12 +221,12 @@ def _self_test(reference: str) -> Check:
     count = len(SELF_TEST_TEXTS)
     fault = _fault(alone, together, encoder.profile.dim)
     detail = fault or (
-        f"{backend.name}, {encoder.profile.dtype}: loaded in {(loaded - started) * 1e3:.0f} ms, "
+        f"{engine.name}: loaded in {(loaded - started) * 1e3:.0f} ms, "
         f"{2 * count} texts in {(finished - loaded) * 1e3:.0f} ms, {count} together as alone "
         f"within {np.abs(alone - together).max():.0e}, "
         f"similarity {float(alone[0] @ alone[1]):.3f}"
     )
-    fix = f"the backend '{backend.name}' computes wrongly here: install it again"
+    fix = f"the backend '{engine.backend.name}' computes wrongly here: install it again"
     return Check(name, not fault, detail, fix)
 
 

@@ -1,11 +1,13 @@
 """How gemb finds a backend: by name, for a model, or by what it can do.
 
 Backends are entry points of the group `gemb.backends`. Looking for one imports no tensor library.
-Where several would do, the one of the highest `Backend.rank` does whose libraries are installed.
+Where several would do, the one of the highest `Backend.rank` does that suits the model and whose
+libraries are installed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +18,7 @@ from gemb.errors import Missing, UsageError
 from gemb.io.notes import warn
 
 if TYPE_CHECKING:
-    from gemb.backend import Backend, ModelDescription
+    from gemb.backend import Backend, ModelDescription, Runtime
 
 GROUP = "gemb.backends"
 
@@ -62,14 +64,41 @@ def named(name: str) -> Backend:
     return checked(installed[name])
 
 
-def for_model(model: Path, name: str = "auto") -> Backend:
+def for_model(model: Path, name: str = "auto", runtime: Runtime | None = None) -> Backend:
     """Return the backend that opens this model, or the one asked for by name.
+
+    Args:
+        model: the file or folder.
+        name: of the backend; auto: what the environment variable GEMB_BACKEND names (-NAME: any
+            but this one), or else the best one that suits the model.
+        runtime: how the model is to be run.
 
     Raises:
         UsageError: no backend knows this kind of file, or the named one opens no model.
         Missing: the one that does needs a library that is not installed.
     """
-    return able("open", name) if name != "auto" else checked(_best(_openers(model)))
+    return candidates(model, name, runtime)[0]
+
+
+def candidates(model: Path, name: str = "auto", runtime: Runtime | None = None) -> list[Backend]:
+    """Return the backends of which the first is to open this model, and the next where it fails.
+
+    Raises:
+        UsageError: as `for_model`.
+        Missing: as `for_model`.
+    """
+    from gemb.backend import Runtime
+
+    if name == "auto":
+        name = os.environ.get("GEMB_BACKEND") or "auto"
+    if name != "auto" and not name.startswith("-"):
+        return [able("open", name)]
+    openers = [backend for backend in _openers(model) if f"-{backend.name}" != name]
+    present = list(filter(is_present, openers))
+    if not present:
+        return [checked((openers or _openers(model))[0])]
+    runtime = runtime or Runtime()
+    return sorted(present, key=lambda backend: not backend.suits(model, runtime))
 
 
 def describe(model: Path) -> ModelDescription:
@@ -94,16 +123,16 @@ def able(method: str, name: str = "auto") -> Backend:
         UsageError: none has it, or the named one has not.
         Missing: a library that it needs is not installed.
     """
-    candidates = [backend for backend in backends().values() if backend.can(method)]
+    capable = [backend for backend in backends().values() if backend.can(method)]
     if name != "auto":
         backend = named(name)
         if backend.can(method):
             return backend
-        others = " or ".join(other.name for other in candidates)
+        others = " or ".join(other.name for other in capable)
         raise UsageError(f"{backend.cannot(method)}{others and f'; use --backend {others}'}")
-    if not candidates:
+    if not capable:
         raise UsageError(f"no installed backend can {method.replace('_', '-')}")
-    return checked(_best(candidates))
+    return checked(_best(capable))
 
 
 def checked(backend: Backend) -> Backend:
@@ -114,6 +143,11 @@ def checked(backend: Backend) -> Backend:
             f"backend '{backend.name}' needs the module '{module}': pip install '{package}'"
         )
     return backend
+
+
+def is_present(backend: Backend) -> bool:
+    """Return whether the libraries of a backend are installed."""
+    return not _lacking(backend)
 
 
 def _openers(model: Path) -> list[Backend]:
@@ -131,9 +165,9 @@ def _openers(model: Path) -> list[Backend]:
     return openers
 
 
-def _best(candidates: Sequence[Backend]) -> Backend:
+def _best(ranked: Sequence[Backend]) -> Backend:
     """Return the first backend whose libraries are installed, or else the first."""
-    return next((backend for backend in candidates if not _lacking(backend)), candidates[0])
+    return next(filter(is_present, ranked), ranked[0])
 
 
 def _lacking(backend: Backend) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 
 from gemb import plugins
-from gemb.backend import Backend, ModelDescription
+from gemb.backend import Backend, ModelDescription, Runtime
 from gemb.errors import Missing, UsageError
 
 MODEL = Path("model.any")
@@ -118,6 +118,30 @@ def test_a_model_that_none_opens_and_a_name_that_none_has(install):
         plugins.named("open")
 
 
-def test_the_built_in_ones_have_one_rank_above_a_plugin_that_says_none():
+def test_the_built_in_ones_have_ranks_above_a_plugin_that_says_none():
     ranks = {name: each.rank for name, each in plugins.backends().items()}
-    assert ranks["torch"] == ranks["llamacpp"] > Backend.rank
+    assert ranks["onnx"] > ranks["torch"] == ranks["llamacpp"] > Backend.rank
+
+
+def test_one_that_does_not_suit_stands_behind_the_others(install, monkeypatch):
+    class Unsuited(Opener):
+        def suits(self, model, runtime):
+            return runtime.precision == "int8"
+
+    monkeypatch.delenv("GEMB_BACKEND", raising=False)
+    install(backend("low"), backend("high", Unsuited, rank=9))
+    names = [opener.name for opener in plugins.candidates(MODEL)]
+    assert names == ["low", "high"]
+    assert plugins.for_model(MODEL, runtime=Runtime(precision="int8")).name == "high"
+    assert plugins.for_model(MODEL, "high").name == "high", "a name always wins"
+
+
+def test_the_environment_names_a_backend_or_leaves_one_out(install, monkeypatch):
+    install(backend("low"), backend("high", rank=9))
+    for named, name in (("low", "low"), ("-high", "low"), ("-low", "high"), ("", "high")):
+        monkeypatch.setenv("GEMB_BACKEND", named)
+        assert plugins.for_model(MODEL).name == name
+        assert plugins.for_model(MODEL, "high").name == "high"
+    monkeypatch.setenv("GEMB_BACKEND", "none")
+    with pytest.raises(UsageError, match="no backend 'none'; installed: high, low"):
+        plugins.for_model(MODEL)

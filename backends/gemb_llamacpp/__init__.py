@@ -37,6 +37,10 @@ class LlamaCppBackend(Backend):
 
         return looks_like_gguf(model)
 
+    def engine(self) -> str:
+        """Return the library and its version."""
+        return f"llama-cpp-python {version('llama_cpp_python')}"
+
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open file.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -27,7 +28,7 @@ class OnnxBackend(Backend):
 
     name = "onnx"
     requires: ClassVar[Mapping[str, str]] = {"onnxruntime": "gemb", "tokenizers": "gemb"}
-    rank = 5
+    rank = 15  # above those that open the same models: it is faster where it suits them
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path looks like a GGUF file or a model folder."""
@@ -35,6 +36,29 @@ class OnnxBackend(Backend):
         from gemb.models.gguf_header import looks_like_gguf
 
         return looks_like_gguf(model) or looks_like_checkpoint(model)
+
+    def suits(self, model: Path, runtime: Runtime) -> bool:
+        """Return whether int8 is exact and fast on this processor, and nothing else is asked for.
+
+        Of a GGUF file fp32 is, too, which no other backend has; a model folder in fp32 or on a GPU
+        is PyTorch's.
+        """
+        if runtime.device not in ("auto", "cpu") or runtime.precision not in PRECISIONS:
+            return False
+        if model.is_dir() and (runtime.precision == "fp32" or _has_gpu()):
+            return False
+        if runtime.precision == "fp32":
+            return True
+        try:
+            from gemb_onnx.graph import FULL_RANGE
+            from gemb_onnx.probe import weight_range
+        except Missing:
+            return False
+        return weight_range() == FULL_RANGE
+
+    def engine(self) -> str:
+        """Return the library and its version."""
+        return f"onnxruntime {version('onnxruntime')}"
 
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open model.
@@ -70,6 +94,11 @@ class OnnxBackend(Backend):
         except (Missing, PackageNotFoundError) as error:
             return [Check("onnxruntime", False, str(error), "pip install onnxruntime")]
         return [Check("onnxruntime", True, f"{installed}, {products()}")]
+
+
+def _has_gpu() -> bool:
+    """Return whether this machine has a GPU that PyTorch would take; loads no library."""
+    return find_spec("torch") is not None and Path("/dev/nvidiactl").exists()
 
 
 def _checked(model: Path) -> Checkpoint | GgufModel:

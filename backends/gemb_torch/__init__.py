@@ -33,6 +33,10 @@ class TorchBackend(Backend):
         """Return whether the path is a folder with a config.json."""
         return looks_like_checkpoint(model)
 
+    def engine(self) -> str:
+        """Return the library and its version."""
+        return f"torch {version('torch')}"
+
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open model.
 

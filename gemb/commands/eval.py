@@ -222,7 +222,7 @@ def _check_dims(options: ModelOptions, widths: tuple[int, ...]) -> None:
     if not widths:
         return
     path = resolve(options.model)
-    backend = for_model(path, options.backend)
+    backend = for_model(path, options.backend, options.runtime)
     if backend.can("describe"):
         check_dims(widths, backend.describe(path).matryoshka_dims)
 

@@ -217,6 +217,17 @@ def _card_of(reference: str) -> str:
     return read_bytes(card).decode("utf-8", "replace")
 
 
+def _engine(model: Path) -> str:
+    """Return the backend that runs a model here, and the others that open it."""
+    from gemb.plugins import candidates
+
+    try:
+        first, *others = (backend.name for backend in candidates(model))
+    except GembError as error:
+        return str(error)
+    return first + (f"; --backend {' or '.join(others)}" if others else "")
+
+
 def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]:
     """Yield name and value of each line of `show`."""
     width = model.width
@@ -226,6 +237,7 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
     terms = f" ({gemma_terms.NAME}: {gemma_terms.LINK})" if is_gemma else ""
     yield "path", str(model.path.absolute())
     yield "format", model.format
+    yield "engine", _engine(model.path)
     yield "architecture", model.architecture
     yield "size", f"{_size(model)}, {model.parameters / 1e6:.1f} M parameters"
     yield "layers", f"{model.layers}, {model.hidden} wide"

@@ -108,7 +108,8 @@ def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_o
             "--backend",
             metavar="NAME",
             default="auto",
-            help="What runs the model: auto (the one that opens it) or a name that doctor lists.",
+            help="What runs the model: auto (the best one here) or a name that doctor lists. "
+            "GEMB_BACKEND names it, too; GEMB_BACKEND=-NAME leaves one out.",
         ),
         click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
         click.option(

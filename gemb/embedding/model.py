@@ -24,12 +24,13 @@ from numpy.typing import NDArray
 from gemb.arrays import Vectors
 from gemb.backend import PRECISIONS, Runtime
 from gemb.embedding import DTYPES
+from gemb.embedding.engine import open_engine
 from gemb.embedding.pipeline import Embedder, OutputRow, embed
 from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import SomeRowsFailed, UsageError
+from gemb.io.notes import note
 from gemb.models.prompts import custom, for_task
 from gemb.models.references import DEFAULT, resolve
-from gemb.plugins import for_model
 from gemb.texts.records import Fields, Record, from_fields, from_text
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def open_model(
         Missing: the model or a library is not installed.
     """
     path = resolve(reference, download=download)
-    able = for_model(path, backend)
-    return OpenModel(able.open(path, runtime), able.name)
+    engine = open_engine(path, runtime, backend)
+    if runtime.verbose:
+        note(f"{reference} is run by {engine.name}")
+    return OpenModel(engine.encoder, engine.backend.name)
 
 
 class SharedEncoder:

@@ -109,7 +109,13 @@ def _write(
     writer: VectorWriter | None = None
 
     def new_writer() -> VectorWriter:
-        layout = FileLayout(spec=embedder.spec, task=job.task, text_ids=job.text_ids, kept=kept)
+        layout = FileLayout(
+            spec=embedder.spec,
+            task=job.task,
+            engine=embedder.profile.engine,
+            text_ids=job.text_ids,
+            kept=kept,
+        )
         return job.target.form.new_writer(output, layout)
 
     for window in embed(records, embedder, live=job.target.is_stream):
@@ -137,7 +143,10 @@ def _commit(job: EmbedJob, output: Output, embedder: Embedder, tally: Tally) -> 
         target.sidecar.unlink()
     output.commit()
     if target.form.needs_sidecar:
-        text = embedder.spec.to_json(task=job.task, rows=tally.rows, failed=tally.failed)
+        engine = embedder.profile.engine
+        text = embedder.spec.to_json(
+            task=job.task, engine=engine, rows=tally.rows, failed=tally.failed
+        )
         with new_file(target.sidecar) as part:
             part.write_text(text + "\n", encoding="utf-8")
 

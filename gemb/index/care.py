@@ -246,6 +246,7 @@ def info(folder: Path) -> dict[str, object]:
             "task": manifest.task,
             "prompt": index.spec.prompt,
             "query_task": manifest.query_task,
+            "engines": list(manifest.engines),
             "dim": index.spec.dim,
             "dtype": index.spec.dtype,
             "max_tokens": index.spec.max_tokens,
@@ -273,6 +274,7 @@ def lines(facts: dict[str, object]) -> list[tuple[str, ...]]:
         ("model", f"{facts['model'] or 'not named'} (fingerprint {facts['model_fingerprint']})"),
         ("prompt", f"{facts['task']}: '{facts['prompt']}'"),
         ("vectors", f"{facts['dim']} wide, {facts['dtype']}, fingerprint {facts['fingerprint']}"),
+        *([("engine", ", ".join(facts["engines"]))] if facts["engines"] else []),  # type: ignore[arg-type]
         ("codes", str(facts["codes"]) if facts["is_coded"] else "not all there"),
         ("source", f"{source.kind} of {described(source.paths)}, from {source.base}"),
         ("size", size_in_words(facts["size_bytes"])),  # type: ignore[arg-type]

@@ -65,6 +65,7 @@ class Manifest:
     splitting: int  # version of the rules by which files were split into passages
     generation: int = 1
     slots: int = 0  # that there were when this was written; a run that was killed leaves more
+    engines: tuple[str, ...] = ()  # what computed the vectors: `ModelProfile.engine`
     made_by: str  # version of gemb
     built: str  # date and time, ISO 8601
     synced: str  # date and time of the last `sync`, `build` or `rm`
@@ -155,6 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError("checksum")
         entries.setdefault("splitting", SPLITTING_OF_0_1)
         entries.setdefault("slots", 0)
+        entries.setdefault("engines", [])
         manifest = Manifest(spec=spec, **{name: entries[name] for name in known})
         _check(manifest)
     except (ValueError, KeyError, TypeError, UsageError):

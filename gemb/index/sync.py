@@ -316,8 +316,10 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
         stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
         background = measure(stored, spec.dtype, spec, encoder).to_json()
         measured = writer.slots if encoder else 0
+    engine = encoder.profile.engine if encoder is not None else ""
     manifest = dataclasses.replace(
         manifest,
+        engines=tuple(sorted({*manifest.engines, *filter(None, [engine])})),
         coder=manifest.coder or writer.coder.to_json(),
         background=background,
         background_rows=measured,

@@ -27,6 +27,7 @@ class ModelProfile:
     dtype: str  # of the arithmetic or the weights: fp32, bf16, q4_0, ...
     fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
     default_dim: int = 0  # width where none is asked for, one of `matryoshka_dims`; 0: `dim`
+    engine: str = ""  # what runs it: "onnx int8 (onnxruntime 1.32.0)"; empty: it is not told
 
     @property
     def width(self) -> int:

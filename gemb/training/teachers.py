@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Encoder, Runtime
+from gemb.embedding.engine import open_engine
 from gemb.embedding.formats.read import open_vectors
 from gemb.embedding.formats.table import format_of
 from gemb.embedding.pipeline import Embedder
@@ -56,7 +57,7 @@ class ModelTeacher(Teacher):
         """Read the model's description and the keys of the cache."""
         self.reference = reference
         self._path = resolve(reference)
-        self._backend = for_model(self._path, backend)
+        self._backend = for_model(self._path, backend, runtime)
         self._runtime = runtime
         self._encoder: Encoder | None = None
         if self._backend.can("describe"):
@@ -164,7 +165,8 @@ class ModelTeacher(Teacher):
 
     def _open(self) -> Encoder:
         if self._encoder is None:
-            self._encoder = self._backend.open(self._path, self._runtime)
+            engine = open_engine(self._path, self._runtime, self._backend.name)
+            self._encoder = engine.encoder
         return self._encoder
 
     def _most_tokens(self) -> int:

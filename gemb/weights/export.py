@@ -75,7 +75,7 @@ def export_gguf(
         from gemb.evaluation.agreement import VERIFICATION_TEXTS, bar_for, compare
 
         exact = runner.open(source, Runtime(precision="fp32"))
-        written = for_model(part).open(part, Runtime())
+        written = backend.open(part, Runtime())
         agreement = compare(exact, written, VERIFICATION_TEXTS)
         bar = bar_for("f32", "+".join(types.values())) if min_cosine is None else min_cosine
         if agreement.min_cosine < bar or agreement.one_failed:
@@ -91,6 +91,6 @@ def export_gguf(
 def _runner(source: Path) -> Backend:
     """Return the backend that runs the source, with which the file is compared."""
     try:
-        return for_model(source)
+        return for_model(source, runtime=Runtime(precision="fp32"))
     except Missing as error:
         raise Missing(f"{error}; or export without the check: --no-verify") from error

@@ -20,7 +20,7 @@ from gemb.evaluation.verdict import Verdict, verdict
 from gemb.io.notes import warn
 from gemb.models.profile import check_dims
 from gemb.models.prompts import for_task
-from gemb.plugins import for_model
+from gemb.plugins import able
 from gemb.texts.inputs import Reading, read
 from gemb.texts.records import Fields, Record
 
@@ -154,7 +154,7 @@ class Baseline:
 
     def measure(self, file: Path, name: str) -> Measures:
         """Return the measures of a file; `name` is the label of the progress bar."""
-        model = for_model(file).open(file, self._runtime)
+        model = able("quantize").open(file, self._runtime)
         check_dims(self._dims, model.profile.matryoshka_dims)
         ids = prompted_ids(model, self._texts, "none", model.profile.max_tokens)
         vectors = encoded(model, ids)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from gemb import __version__
 from gemb.backend import Runtime
 from gemb.datasets.sets import Suite
+from gemb.embedding.engine import open_engine
 from gemb.embedding.pipeline import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation.evaluate import evaluate
@@ -24,7 +25,6 @@ from gemb.evaluation.scores import Scores
 from gemb.evaluation.verdict import Difference, Verdict, verdict
 from gemb.io.atomic import scratch_folder
 from gemb.io.caches import scores_cache, writable
-from gemb.plugins import for_model
 from gemb.weights.ingredients import Ingredient, in_order
 from gemb.weights.soup import Method, shares, write_soup
 
@@ -90,7 +90,7 @@ class Scorer:
         return scores
 
     def _of(self, model: Path, ingredients: Sequence[Ingredient]) -> Scores:
-        encoder = for_model(model, self.backend).open(model, self.runtime)
+        encoder = open_engine(model, self.runtime, self.backend).encoder
         name = " + ".join(ingredient.name for ingredient in ingredients)
         dim = ingredients[0].checkpoint.dim
         with text_progress(f"eval {name}") as progress:

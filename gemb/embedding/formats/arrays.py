@@ -107,7 +107,9 @@ class NpzWriter:
     def finish(self) -> None:
         """Write the archive."""
         ids = [str(row_id) for row_id in self._ids] if self._layout.text_ids else self._ids
-        meta = self._layout.spec.to_json(rows=len(self._ids), failed=sum(self._failed))
+        meta = self._layout.spec.to_json(
+            engine=self._layout.engine, rows=len(self._ids), failed=sum(self._failed)
+        )
         with zipfile.ZipFile(Sink(self._output), "w") as archive:
             with archive.open(_member("vectors"), "w", force_zip64=True) as member:
                 member.write(npy_header(self._layout.spec, len(self._ids)))

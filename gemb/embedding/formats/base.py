@@ -48,6 +48,7 @@ class FileLayout:
 
     spec: VectorSpec
     task: str  # name of the prompt, for people
+    engine: str = ""  # what computed the vectors, for people
     text_ids: bool = False  # ids are texts, not row numbers
     kept: Sequence[str] = ()  # names of kept fields; in the order of the columns
 

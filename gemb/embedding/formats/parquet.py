@@ -76,7 +76,7 @@ class ParquetWriter:
         columns["error"] = arrow.array(errors, arrow.string())
         table = arrow.table(columns)
         if self._writer is None:
-            metadata = {META: spec.to_json(task=self._layout.task)}
+            metadata = {META: spec.to_json(task=self._layout.task, engine=self._layout.engine)}
             self._schema = table.schema.with_metadata(metadata)
             self._writer = self._parquet.ParquetWriter(self._sink, self._schema)
         self._writer.write_table(table.cast(self._schema))

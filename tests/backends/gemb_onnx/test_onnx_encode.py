@@ -205,7 +205,7 @@ def test_weights_that_are_not_read_whole_are_judged_by_a_known_vector(
     assert np.array_equal(opened(tiny_gguf, "int8").encode(texts), whole)
     assert (folder / "tuned.bin").read_bytes() != data
     monkeypatch.setattr("gemb_onnx.opened._TOLERANCE", -1)
-    with pytest.raises(GembError, match="does not run .*: the vector of a known text is 0e"):
+    with pytest.raises(GembError, match=r"does not run .*: the vector of a known text is 0e"):
         opened(tiny_gguf, "int8")
 
 
