@@ -87,7 +87,7 @@ def imported_modules(path: Path, known: Container[str]) -> Iterator[str]:
 
 
 def test_there_are_backends_to_look_at():
-    assert {"gemb_torch", "gemb_llamacpp", "gemb_onnx"} <= BACKENDS
+    assert {"gemb_torch", "gemb_llamacpp", "gemb_onnx", "gemb_static"} <= BACKENDS
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_the_wheel_holds_a_man_page_for_each_command(wheel, names, tmp_path):
 
 def test_the_wheel_holds_the_four_packages_and_the_recipes_whole(names):
     packages = files_named("gemb", ROOT / "gemb") | files_named("gemb/recipes", ROOT / "recipes")
-    for backend in ("gemb_torch", "gemb_llamacpp", "gemb_onnx"):
+    for backend in ("gemb_torch", "gemb_llamacpp", "gemb_onnx", "gemb_static"):
         packages |= files_named(backend, ROOT / "backends" / backend)
     beside = (f"{INFO}/", f"gemb-{__version__}.data/")
     assert {name for name in names if not name.startswith(beside)} == packages

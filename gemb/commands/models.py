@@ -257,6 +257,8 @@ def _facts(reference: str, model: ModelDescription) -> Iterator[tuple[str, ...]]
         yield "" if i else "prompts", f"{name} '{text}'{default}"
     if model.adapter:
         yield "adapter", model.adapter
+    if model.draft_of:
+        yield "draft of", ", ".join(model.draft_of)
     yield "fingerprint", model.fingerprint
     yield "licence", (model.licence or "the files name none") + terms
     if is_gemma:

@@ -28,6 +28,7 @@ class ModelProfile:
     fingerprint: str  # 16 hex digits of the weights, tokenizer and configuration
     default_dim: int = 0  # width where none is asked for, one of `matryoshka_dims`; 0: `dim`
     engine: str = ""  # what runs it: "onnx int8 (onnxruntime 1.32.0)"; empty: it is not told
+    draft_of: tuple[str, ...] = ()  # fingerprints of models in whose space the vectors lie, too
 
     @property
     def width(self) -> int:
@@ -91,6 +92,7 @@ class ModelDescription:
         return self.default_dim or self.dim
 
     adapter: str = ""  # that is merged: LoRA, rank 16, of BASE; empty: none
+    draft_of: tuple[str, ...] = ()  # as `ModelProfile.draft_of`
 
 
 def check_dims(dims: Sequence[int], trained: Sequence[int]) -> None:

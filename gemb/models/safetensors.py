@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
+FLOATS = ("F32", "BF16", "F16")
+_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I8": 1}
 _MOST_NUMBER = 1 << 48  # of an offset or a width
 _MOST_DIMENSIONS = 8
 
@@ -48,7 +49,7 @@ class StoredTensor:
     """Where one tensor stands in a file; nothing of it is read yet."""
 
     path: Path
-    dtype: str  # F32, BF16 or F16
+    dtype: str  # F32, BF16 or F16; I8 where whole numbers were asked for
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
 
@@ -76,7 +77,7 @@ class StoredTensor:
         return np.frombuffer(mapped, np.uint8, self.size_bytes, self.offset)
 
     def float32(self, begin: int = 0, end: int | None = None) -> NDArray[np.float32]:
-        """Return its values, or its rows begin:end, float32; exact for each of the three dtypes."""
+        """Return its values, or its rows begin:end, float32; exact for each dtype."""
         rows = range(self.shape[0])[begin:end]
         row_bytes = self.size_bytes // max(1, self.shape[0])
         raw = self.raw()[rows.start * row_bytes : rows.stop * row_bytes]
@@ -84,7 +85,7 @@ class StoredTensor:
 
 
 def decoded(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """Return stored numbers as float32 [N], exactly; raw uint8 [N * bytes of F32, BF16 or F16]."""
+    """Return stored numbers as float32 [N], exactly; raw uint8 [N * bytes of a number]."""
     import numpy as np
 
     match dtype:
@@ -92,6 +93,8 @@ def decoded(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
             return raw.view("<f4")
         case "F16":
             return raw.view("<f2").astype(np.float32)
+        case "I8":
+            return raw.view(np.int8).astype(np.float32)
     return (raw.view("<u2").astype("<u4") << 16).view("<f4")  # bf16 is its upper half
 
 
@@ -110,8 +113,11 @@ def encoded(values: NDArray[np.float64], dtype: str) -> NDArray[np.uint8]:
     return halves.view("u1")
 
 
-def read_header(path: Path) -> dict[str, StoredTensor]:
+def read_header(path: Path, *, integers: bool = False) -> dict[str, StoredTensor]:
     """Return every tensor of a file by name, in the order of the header.
+
+    Whole numbers are refused unless `integers`: most are weights of another library's quantization,
+    which mean nothing without its scales.
 
     As strict as the package safetensors: the tensors follow each other without a hole or an overlap
     to the end of the file.
@@ -133,7 +139,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     notes = header.pop("__metadata__", {})
     if not isinstance(notes, dict) or not all(isinstance(text, str) for text in notes.values()):
         raise UsageError(f"{path}: the header's __metadata__ must map names to texts")
-    tensors = {name: _stored(path, name, entry, 8 + length) for name, entry in header.items()}
+    dtypes = (*FLOATS, "I8") if integers else FLOATS
+    tensors = {
+        name: _stored(path, name, entry, 8 + length, dtypes) for name, entry in header.items()
+    }
     end = 8 + length
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].count)):
         if tensor.offset + tensor.size_bytes > size:
@@ -147,7 +156,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTensor:
+def _stored(
+    path: Path, name: str, entry: object, data_start: int, dtypes: Sequence[str]
+) -> StoredTensor:
     try:
         fields = cast("dict[str, Any]", entry)
         dtype, shape = fields["dtype"], tuple(fields["shape"])
@@ -158,8 +169,9 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
         is_whole = False
     if not is_whole or len(shape) > _MOST_DIMENSIONS:
         raise UsageError(f"{path}: the header's entry of tensor {name} is broken; fetch it again")
-    if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise UsageError(f"{path}: tensor {name} is {dtype}; gemb reads F32, BF16 and F16")
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        known = f"{', '.join(dtypes[:-1])} and {dtypes[-1]}"
+        raise UsageError(f"{path}: tensor {name} is {dtype}; gemb reads {known} here")
     tensor = StoredTensor(path, dtype, shape, data_start + begin)
     if tensor.size_bytes != end - begin:
         raise UsageError(f"{path}: tensor {name} has {end - begin} bytes, not its shape's")
@@ -170,7 +182,7 @@ def _stored(path: Path, name: str, entry: object, data_start: int) -> StoredTens
 class NewTensor:
     """One tensor to write, and where its bytes come from."""
 
-    dtype: str  # F32, BF16 or F16
+    dtype: str  # F32, BF16, F16 or I8
     shape: tuple[int, ...]
     parts: Iterable[NDArray[np.uint8]]  # its bytes, in order; read once, when it is written
 

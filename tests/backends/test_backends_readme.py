@@ -44,7 +44,7 @@ def install(folder: Path) -> None:
     """Write the module, and what pip would make of its pyproject.toml."""
     project = tomllib.loads(block("toml"))["project"]
     name, version = project["name"], project["version"]
-    (folder / "gemb_static.py").write_text(block("python"))
+    (folder / "gemb_model2vec.py").write_text(block("python"))
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     info.joinpath("METADATA").write_text(
@@ -119,7 +119,7 @@ def test_it_searches_by_meaning(gemb: Gemb):
 def test_it_describes_its_models_and_stands_in_doctor(gemb: Gemb):
     shown = json.loads(gemb("models", "show", "--json", "model").stdout)
     assert (shown["format"], shown["dim"], shown["vocabulary"]) == ("model2vec", 3, len(TOKENS))
-    assert re.search(r"ok +static: tokenizers: \d+\.\d+", gemb("doctor", "-m", "model").stdout)
-    refused = gemb("train", "--backend", "static", "smoke", "-o", "run")
+    assert re.search(r"ok +model2vec: tokenizers: \d+\.\d+", gemb("doctor", "-m", "model").stdout)
+    refused = gemb("train", "--backend", "model2vec", "smoke", "-o", "run")
     assert refused.returncode == 2
-    assert "backend 'static' cannot train; use --backend torch" in refused.stderr
+    assert "backend 'model2vec' cannot train; use --backend torch" in refused.stderr

@@ -34,6 +34,7 @@ PACKAGES = (  # from the command line down
     "backends/gemb_torch",
     "backends/gemb_llamacpp",
     "backends/gemb_onnx",
+    "backends/gemb_static",
 )
 
 
