@@ -47,6 +47,10 @@ class StaticBackend(Backend):
         """Return what the folder's files say of it."""
         return open_static(model).description()
 
+    def engine(self) -> str:
+        """Return what computes, with its version."""
+        return f"numpy {version('numpy')}"
+
     def checks(self) -> list[Check]:
         """Return the version of the tokenizers."""
         try:
