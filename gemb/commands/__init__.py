@@ -1,7 +1,7 @@
 """One file per subcommand: options, help and printing. The work is done elsewhere.
 
 `COMMANDS` names them and loads each when it is run: a start reads the options of one command, not
-of sixteen. `options` and `params` hold what several share, `printing` the tables.
+of all. `options` and `params` hold what several share, `printing` the tables.
 May import: everything but `cli`; heavy imports stand inside functions.
 """
 
@@ -37,6 +37,7 @@ COMMANDS = {
     "index": CommandEntry(
         "index", "index", "Build an index, and keep it up to date; gemb search reads it"
     ),
+    "serve": CommandEntry("serve", "serve", "Serve a model and indexes over HTTP"),
     "eval": CommandEntry(
         "eval", "evaluate", "Measure a model on sets of texts, for each size of vector"
     ),

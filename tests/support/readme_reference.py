@@ -21,6 +21,7 @@ CARD = ROOT / "gemb" / "data" / "mini.md"
 PACKAGES = (  # from the command line down
     "gemb/commands",
     "gemb/training",
+    "gemb/serving",
     "gemb/weights",
     "gemb/search",
     "gemb/evaluation",

@@ -1,0 +1,228 @@
+"""The one thread that computes: requests wait in a queue, and share batches by tokens.
+
+A batch is drawn from the requests in turn, so that a large one holds up no small one. Where several
+clients are at work, the first request waits a few milliseconds for the others; a single client's
+never does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gemb.arrays import Vectors
+from gemb.embedding.pipeline import Embedder, OutputRow
+from gemb.errors import GembError
+from gemb.serving.refusals import Refused
+
+if TYPE_CHECKING:
+    from gemb.backend import Encoder
+    from gemb.serving.limits import Limits
+    from gemb.texts.records import Record
+
+SMOOTHING = 0.2  # share of a new batch in the rate of tokens
+FIRST_RATE = 1000.0  # tokens a second, until a batch was computed
+
+
+@dataclass(eq=False)
+class Job:
+    """The texts of one request."""
+
+    records: Sequence[Record]  # with their prompts
+    sizes: Sequence[int]  # tokens, estimated
+    vectors: Vectors  # [n, dim of the model]
+    done: asyncio.Future[Job]
+    rows: dict[int, OutputRow] = field(default_factory=dict)
+    drawn: int = 0  # texts that are computed, or being computed
+    is_cancelled: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of all texts, before any cut."""
+        return sum(row.tokens for row in self.rows.values())
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Estimated, of the texts that are not drawn yet."""
+        return sum(self.sizes[self.drawn :])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was computed together, for the metrics."""
+
+    texts: int
+    tokens: int
+    seconds: float
+
+
+class Batcher:
+    """A queue in front of an encoder, and the thread that empties it."""
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        limits: Limits,
+        on_batch: Callable[[Batch], None] = lambda batch: None,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            encoder: the open model.
+            limits: of the queue and of a batch.
+            on_batch: called in that thread after each batch.
+        """
+        self._embedder = Embedder.of(encoder, "none", dim=encoder.profile.dim)
+        self._limits = limits
+        self._on_batch = on_batch
+        self._jobs: deque[Job] = deque()
+        self._queued = 0  # tokens, estimated
+        self._company = 1  # requests of the last batch
+        self._rate = FIRST_RATE
+        self._is_closing = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="gemb-encoder", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued_tokens(self) -> int:
+        """Estimated, that wait or are being computed."""
+        return self._queued
+
+    def submit(self, records: Sequence[Record], sizes: Sequence[int]) -> Job:
+        """Put texts into the queue; `Job.done` is set when all have a vector or an error.
+
+        Args:
+            records: with their prompts.
+            sizes: of each, as `estimated_tokens` has it.
+
+        Raises:
+            Refused: 429: too many tokens wait already. A request that finds none is never refused.
+        """
+        loop = asyncio.get_running_loop()
+        vectors = np.empty((len(records), self._embedder.spec.dim), np.float32)
+        job = Job(records, sizes, vectors, loop.create_future())
+        tokens = sum(sizes)
+        with self._changed:
+            if self._queued and self._queued + tokens > self._limits.queued_tokens:
+                raise self._full()
+            self._queued += tokens
+            self._jobs.append(job)
+            self._changed.notify()
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Give the place of a request free: its client has gone."""
+        with self._changed:
+            job.is_cancelled = True
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self._queued -= job.waiting_tokens
+
+    def close(self) -> None:
+        """End the thread after the batch that it computes."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _full(self) -> Refused:
+        seconds = max(1, math.ceil(self._queued / self._rate))
+        return Refused(
+            429,
+            f"the queue is full: {self._queued:,} tokens wait; try again in {seconds} s",
+            code="queue_full",
+            headers={"retry-after": str(seconds)},
+        )
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._is_closing:
+                    self._changed.wait()
+                if self._is_closing:
+                    return
+                self._wait_for_company()
+                batch = self._drawn()
+            if batch:
+                self._compute(batch)
+
+    def _wait_for_company(self) -> None:
+        """Wait a little for as many requests as came together last time."""
+        until = time.monotonic() + self._limits.window_s
+        while len(self._jobs) < self._company and self._queued < self._limits.batch_tokens:
+            left = until - time.monotonic()
+            if left <= 0 or not self._changed.wait(left):
+                return
+
+    def _drawn(self) -> list[tuple[Job, int]]:
+        """Return the texts of the next batch, the longest first: the request and the index."""
+        batch: list[tuple[Job, int]] = []
+        room = self._limits.batch_tokens
+        self._company = max(1, len(self._jobs))
+        while self._jobs and (room > 0 or not batch):
+            share = max(1, room // len(self._jobs))
+            for _ in range(len(self._jobs)):
+                job = self._jobs.popleft()
+                taken = 0
+                while job.drawn < len(job.records) and (taken < share or not batch):
+                    taken += job.sizes[job.drawn]
+                    batch.append((job, job.drawn))
+                    job.drawn += 1
+                room -= taken
+                if job.drawn < len(job.records):
+                    self._jobs.append(job)
+                if room <= 0:
+                    break
+        batch.sort(key=lambda item: -item[0].sizes[item[1]])
+        return batch
+
+    def _compute(self, batch: list[tuple[Job, int]]) -> None:
+        began = time.monotonic()
+        failure: GembError | None = None
+        try:
+            window = self._embedder.window([job.records[index] for job, index in batch])
+        except Exception as error:  # a native library may raise anything
+            kind = "" if isinstance(error, GembError) else f"{type(error).__name__}: "
+            failure = GembError(f"{kind}{error}")
+        else:
+            for (job, index), row, vector in zip(batch, window.rows, window.vectors, strict=True):
+                job.rows[index] = row
+                job.vectors[index] = vector
+            seconds = max(1e-6, time.monotonic() - began)
+            self._rate += SMOOTHING * (window.tokens / seconds - self._rate)
+            self._on_batch(Batch(len(batch), window.tokens, seconds))
+        with self._changed:
+            self._queued -= sum(job.sizes[index] for job, index in batch)
+            jobs = list(dict.fromkeys(job for job, _ in batch))
+            if failure:
+                for job in jobs:
+                    if job in self._jobs:
+                        self._jobs.remove(job)
+                        self._queued -= job.waiting_tokens
+        for job in jobs:
+            if failure or len(job.rows) == len(job.records):
+                _tell(job, failure)
+
+
+def _tell(job: Job, failure: GembError | None) -> None:
+    """Set the future of a request, in its loop."""
+
+    def tell() -> None:
+        if job.done.done():
+            return
+        if failure:
+            job.done.set_exception(failure)
+        else:
+            job.done.set_result(job)
+
+    if not job.is_cancelled:
+        job.done.get_loop().call_soon_threadsafe(tell)

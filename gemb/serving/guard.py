@@ -1,0 +1,274 @@
+"""What stands before every route: who may ask, request ids, the log, the metrics.
+
+A page in a browser can reach a server on this machine. It is kept out in three ways: the Host
+header must name this server, so that a foreign name that leads here (DNS rebinding) is refused; a
+request with a foreign Origin is refused; and bodies must be JSON by their type, which a foreign
+page may not send without being allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import re
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import orjson
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gemb.errors import UsageError
+from gemb.io.notes import warn
+from gemb.io.text import visible
+from gemb.serving.limits import Limits
+from gemb.serving.metrics import Metrics
+from gemb.serving.refusals import ClientGone, Refused
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Scope, Send
+
+Handler = Callable[[Request], Awaitable[Response]]
+OPEN_ROUTES = ("/", "/health")  # without a key: they tell nothing but that it is there
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+SHORTEST_KEY = 16
+_REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """Who may ask."""
+
+    key_digests: tuple[bytes, ...] = ()  # SHA-256; empty: no key is needed
+    hosts: Collection[str] | None = LOOPBACK  # of the Host header; None: any
+    any_address: bool = False  # a Host of digits, too: no foreign name can lead to it
+    origins: Collection[str] = ()  # of pages elsewhere that may ask
+
+    def check(self, headers: Headers, path: str) -> None:
+        """Refuse a request that may not ask.
+
+        Raises:
+            Refused: 401 no or a wrong key, 403 another host or origin.
+        """
+        host = headers.get("host", "")
+        if not self._is_host(host):
+            raise Refused(
+                403,
+                f"the host {visible(host, 80)} is not this server's; --allow-host NAME allows it",
+                code="wrong_host",
+            )
+        origin = headers.get("origin")
+        if origin is not None and not self._is_origin(origin, host):
+            raise Refused(
+                403,
+                f"pages of {visible(origin, 80)} may not ask; --cors ORIGIN allows it",
+                code="wrong_origin",
+            )
+        if self.key_digests and path not in OPEN_ROUTES and not self._has_key(headers):
+            raise Refused(
+                401,
+                "no key, or a wrong one: authorization: Bearer KEY",
+                code="invalid_api_key",
+                headers={"www-authenticate": "Bearer"},
+            )
+
+    def _is_host(self, host: str) -> bool:
+        if self.hosts is None:
+            return True
+        name = _name(host)
+        return name in self.hosts or (self.any_address and _is_address(name))
+
+    def _is_origin(self, origin: str, host: str) -> bool:
+        if origin in self.origins:
+            return True
+        parts = urlsplit(origin)
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.lower()
+
+    def _has_key(self, headers: Headers) -> bool:
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+        # All are compared, each in constant time: the time tells nothing of any key.
+        matches = [hmac.compare_digest(digest, known) for known in self.key_digests]
+        return kind.lower() == "bearer" and any(matches)
+
+
+def _name(host: str) -> str:
+    """Return the name in a Host header, in small letters, without the port."""
+    name = host.strip().lower()
+    if name.startswith("["):
+        return name[1:].partition("]")[0]
+    return name.partition(":")[0]
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """Return the digests of the keys in a file, one a line; # begins a comment.
+
+    Raises:
+        UsageError: there is no such file, no key in it, or one that is too short.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        mode = path.stat().st_mode
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UsageError(f"--api-key-file {visible(str(path))}: {reason}") from None
+    keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not keys:
+        raise UsageError(f"--api-key-file {visible(str(path))} has no key; write one on a line")
+    if any(len(key) < SHORTEST_KEY or " " in key for key in keys):
+        raise UsageError(
+            f"--api-key-file {visible(str(path))}: a key has {SHORTEST_KEY} characters or more, "
+            "and no space: openssl rand -hex 32 makes one"
+        )
+    if mode & 0o077:
+        warn(f"{visible(str(path))} can be read by others: chmod 600 {visible(str(path))}")
+    return tuple(hashlib.sha256(key.encode()).digest() for key in keys)
+
+
+@dataclass
+class Told:
+    """What a handler says of its request, for the log."""
+
+    texts: int = 0
+    tokens: int = 0
+
+
+@dataclass
+class Guard:
+    """The application: routes, and what stands before them."""
+
+    routes: Mapping[tuple[str, str], Handler]  # method and path
+    access: Access
+    limits: Limits
+    metrics: Metrics
+    log_json: bool = False
+    prefixes: Sequence[str] = field(default=())  # of GET routes that go on: /v1/models/
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        began = time.monotonic()
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope["state"]["told"] = told = Told()
+        status = 499  # as nginx logs a client that went away
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), headers, request_id)
+            async with asyncio.timeout(self.limits.send_s):
+                await send(message)
+
+        failure = ""
+        try:
+            response = await self._response(Request(scope, receive), headers)
+            await response(scope, receive, sending)
+        except (ClientGone, TimeoutError, OSError):
+            status = 499
+        except Exception:  # the answer is told nothing of it
+            failure = traceback.format_exc()
+            refusal = Refused(500, f"a bug in gemb; request {request_id}", code="internal")
+            await _refused(refusal, scope["path"])(scope, receive, sending)
+        seconds = time.monotonic() - began
+        self.metrics.request(self._route(scope), status, seconds)
+        self._log(scope, request_id, status, seconds, told, failure)
+
+    async def _response(self, request: Request, headers: Headers) -> Response:
+        path, method = request.url.path, request.method
+        try:
+            self.access.check(headers, path)
+            if method == "OPTIONS" and headers.get("origin") in self.access.origins:
+                return Response(status_code=204)
+            return await self._handler(method, path)(request)
+        except Refused as refusal:
+            return _refused(refusal, path)
+
+    def _handler(self, method: str, path: str) -> Handler:
+        """Return what answers a route.
+
+        Raises:
+            Refused: 404 no such path, 405 another method.
+        """
+        method = "GET" if method == "HEAD" else method
+        path = next((prefix for prefix in self.prefixes if path.startswith(prefix)), path)
+        if handler := self.routes.get((method, path)):
+            return handler
+        allowed = [other for other, known in self.routes if known == path]
+        if allowed:
+            raise Refused(
+                405,
+                f"{path} takes {' or '.join(allowed)}",
+                code="method_not_allowed",
+                headers={"allow": ", ".join(allowed)},
+            )
+        paths = ", ".join(sorted({known for _, known in self.routes}))
+        raise Refused(404, f"no such path; here are {paths}", code="not_found")
+
+    def _route(self, scope: Scope) -> str:
+        known = {path for _, path in self.routes}
+        return scope["path"] if scope["path"] in known else "other"
+
+    def _add_headers(self, response: MutableHeaders, headers: Headers, request_id: str) -> None:
+        response["x-request-id"] = request_id
+        response["x-content-type-options"] = "nosniff"
+        origin = headers.get("origin")
+        if origin in self.access.origins and origin is not None:
+            response["access-control-allow-origin"] = origin
+            response["access-control-allow-headers"] = "authorization, content-type, x-request-id"
+            response["access-control-allow-methods"] = "GET, POST"
+            response["vary"] = "origin"
+
+    def _log(
+        self,
+        scope: Scope,
+        request_id: str,
+        status: int,
+        seconds: float,
+        told: Told,
+        failure: str,
+    ) -> None:
+        if not self.log_json:
+            if failure:
+                sys.stderr.write(failure)
+            return
+        entries: dict[str, object] = {
+            "time": round(time.time(), 3),
+            "request_id": request_id,
+            "method": scope["method"],
+            "path": scope["path"].encode("utf-8", "replace").decode(),
+            "status": status,
+            "ms": round(1000 * seconds, 3),
+            "texts": told.texts,
+            "tokens": told.tokens,
+        }
+        if failure:
+            entries["error"] = failure
+        sys.stderr.write(orjson.dumps(entries).decode() + "\n")
+        sys.stderr.flush()
+
+
+def _refused(refusal: Refused, path: str) -> Response:
+    body = orjson.dumps(refusal.body(path))
+    return Response(body, refusal.status, headers=refusal.headers, media_type="application/json")

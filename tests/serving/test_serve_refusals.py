@@ -1,0 +1,185 @@
+"""What `gemb serve` refuses: each with a status, a message and a code; the server goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import time
+
+import pytest
+
+MODEL = "model.fake"
+EMBED = "/v1/embeddings"
+
+
+def embed(**fields):
+    return {"model": MODEL, "input": "x", **fields}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "status", "message"),
+    [
+        (EMBED, embed(input=[]), 400, "input is empty; send a text"),
+        (EMBED, embed(input=""), 400, "input: the text is empty"),
+        (EMBED, embed(input=["a", " \n"]), 400, "input[1]: the text is empty"),
+        (EMBED, embed(input=["a", None]), 400, "input[1] is null, not a string"),
+        (EMBED, embed(input=["a", {}]), 400, "input[1] is dict, not a string"),
+        (EMBED, embed(input=None), 400, "input: Expected `str | array`, got `null`"),
+        (EMBED, embed(input=[1, 2]), 400, "input is token ids; send texts"),
+        (EMBED, embed(input=[[1, 2]]), 400, "check_embedding_ctx_length=False"),
+        (EMBED, embed(input=["a"] * 2049), 413, "input has 2,049 texts; the most is 2,048"),
+        (EMBED, embed(input=["a"] * 10_000), 413, "input has 10,000 texts; the most is 2,048"),
+        (EMBED, embed(dimensions=300), 400, "300 dimensions: the model was trained for 768, 512"),
+        (EMBED, embed(dimensions=0), 400, "0 dimensions: the model was trained for"),
+        (EMBED, embed(dimensions=-1), 400, "-1 dimensions: the model was trained for"),
+        (EMBED, embed(dimensions="big"), 400, "dimensions: Expected `int | null`, got `str`"),
+        (EMBED, embed(encoding_format="hex"), 400, "encoding_format 'hex'; it is float or base64"),
+        (EMBED, embed(model="gpt-9"), 404, "no model 'gpt-9'; here are model.fake, model.fake:q"),
+        (EMBED, embed(model="model.fake:poem"), 404, "no model 'model.fake:poem'"),
+        (EMBED, embed(model=3), 400, "model: Expected `str`, got `int`"),
+        (EMBED, {"input": "x"}, 400, "Object missing required field `model`"),
+        (EMBED, embed(prompt_name="poem"), 400, "prompt_name 'poem': the prompts are document"),
+        (EMBED, embed(input_type="poem"), 400, "input_type 'poem': the prompts are document"),
+        (EMBED, [], 400, "Expected `object`, got `array`"),
+        (EMBED, embed(input="poison"), 500, "input[0]: the model gives no vector: failed"),
+        (EMBED, embed(input=["a", "notfinite"]), 500, "input[1]: the model gives no vector: not_f"),
+        ("/embed", {"inputs": []}, 400, "inputs is empty"),
+        ("/rerank", {"query": "", "texts": ["a"]}, 400, "query: the text is empty"),
+        ("/rerank", {"query": "a", "texts": []}, 400, "texts is empty"),
+        ("/api/embed", {"model": MODEL, "input": [3]}, 400, "input is token ids"),
+        ("/v1/search", {"query": "a", "k": -1}, 400, "k is -1; it is 1 to 1000"),
+        ("/v1/search", {"query": "a", "k": 10**9}, 400, "k is 1000000000; it is 1 to 1000"),
+        ("/v1/search", {"query": ""}, 400, "query: the text is empty"),
+        ("/v1/search", {"query": "a", "index": "nosuch"}, 404, "no index 'nosuch'; here are docs"),
+        ("/v1/search", {"query": "a", "where": "nosuch = 1"}, 400, "nosuch"),
+        ("/v1/search", {"query": "a", "where": "1; drop table rows"}, 400, ""),
+        ("/v1/search", {"query": "a", "min_score": 7}, 400, "min_score=7.0; it is a cosine"),
+        ("/nosuch", {}, 404, "no such path; here are "),
+        ("/health", {}, 405, "/health takes GET"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_what_is_wrong(served, path, value, status, message):
+    reply = served.ask(path, value)
+    assert reply.status == status, reply.body
+    error = reply.json["error"]
+    text = error if isinstance(error, str) else error["message"]
+    assert message in text
+    if path.startswith("/v1"):
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["code"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "the body is no valid JSON"),
+        (b"{", "the body is no valid JSON"),
+        (b'{"model": "model.fake", "input": "\xff"}', "the body is no valid JSON"),
+        (b'{"model": "model.fake", "input": "\\ud800"}', "the body is no valid JSON"),
+        (b'{"model": "model.fake", "input": NaN}', "the body is no valid JSON"),
+        (b"[" * 100_000, ""),
+        (b'{"model": "model.fake", "input": "x", "a": ' + b"[" * 100_000, ""),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused(served, body, message):
+    reply = served.ask(EMBED, body=body)
+    assert reply.status == 400
+    assert message in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status", "message"),
+    [
+        ({"content-type": "text/plain"}, b"{}", 415, "the content type is text/plain; send JSON"),
+        ({"content-type": ""}, b"{}", 415, "the content type is not given; send JSON"),
+        (
+            {"content-encoding": "gzip"},
+            gzip.compress(b"0" * 50_000_000),
+            415,
+            "the body is compressed; send it as it is",
+        ),
+        ({}, b"0" * 100_000_000, 413, "the body is longer than 16,000,000 bytes"),
+    ],
+)
+def test_a_body_that_is_too_much_is_refused(served, headers, body, status, message):
+    before = served.memory_kb()
+    reply = served.ask(EMBED, body=body, headers=headers)
+    assert reply.status == status
+    assert message in reply.json["error"]["message"]
+    assert served.memory_kb() < before + 40_000
+
+
+def test_a_body_in_chunks_is_counted_too(served):
+    with served.raw() as connection:
+        head = f"POST {EMBED} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+        connection.sendall(head.encode() + b"transfer-encoding: chunked\r\n\r\n")
+        chunk = b"100000\r\n" + b"0" * (1 << 20) + b"\r\n"
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 100:
+                connection.sendall(chunk)
+                sent += 1
+        assert b" 413 " in connection.recv(100)
+
+
+def test_texts_that_are_too_many_together_are_refused(served):
+    reply = served.embed(["word " * 4000] * 2048)
+    assert reply.status == 413
+    assert "the body is longer" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /health HTTP/1.1\r\nhost: localhost\r\nx: a\r\n b\r\nx\r\n\r\n",
+        b"nonsense\r\n\r\n",
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: -5\r\n\r\n",
+        b"POST /v1/embeddings HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n"
+        b"content-length: 2\r\n\r\n",
+        b"GET /" + b"a" * 500_000 + b" HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_refused(served, head):
+    with served.raw() as connection:
+        connection.sendall(head)
+        answer = connection.recv(1000)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")), answer
+
+
+def test_no_header_can_be_smuggled_into_an_answer(served):
+    with served.raw() as connection:
+        connection.sendall(
+            b"GET /health HTTP/1.1\r\nhost: localhost\r\n"
+            b"x-request-id: a%0d%0aset-cookie:%20b=1\r\nconnection: close\r\n\r\n"
+        )
+        answer = b""
+        while part := connection.recv(1000):
+            answer += part
+    assert b"set-cookie" not in answer.lower()
+
+
+@pytest.mark.slow
+def test_a_head_that_never_ends_is_cut_off(served):
+    with served.raw() as slow, served.raw() as silent:
+        began = time.monotonic()
+        slow.sendall(b"POST /v1/embeddings HTTP/1.1\r\n")
+        slow.settimeout(30)
+        for number in range(200):
+            try:
+                slow.sendall(b"x-%d: y\r\n" % number)
+                time.sleep(0.2)
+            except OSError:
+                break
+        assert 5 < time.monotonic() - began < 20
+        silent.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            assert silent.recv(10) == b""
+        assert served.embed("meanwhile").status == 200
+
+
+def test_errors_in_json_are_short(served):
+    reply = served.embed("x", model="m" * 100_000)
+    assert len(reply.body) < 1000
+    assert json.loads(reply.body)
