@@ -71,13 +71,20 @@ class ModelOptions:
         return open_model(self.model, self.backend, self.runtime, download=download)
 
 
-def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:
+def model_options(
+    command: F,
+    *,
+    name: str = "options",
+    quiet: Quiet = quiet_option,
+    verbose: str = "Show messages of native libraries.",
+) -> F:
     """Give a command the options of a model.
 
     Args:
         command: it gets them as ModelOptions.
         name: of its argument.
         quiet: adds -q to the command.
+        verbose: help of -v.
     """
     option = click.option(
         "-m",
@@ -91,10 +98,16 @@ def model_options(command: F, *, name: str = "options", quiet: Quiet = quiet_opt
         help="mini, embeddinggemma-300m[:q4_0|q8_0|bf16], a folder, a .gguf file, or "
         "org/repo[:file].",
     )
-    return option(runtime_options(command, name=name, quiet=quiet))
+    return option(runtime_options(command, name=name, quiet=quiet, verbose=verbose))
 
 
-def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_option) -> F:
+def runtime_options(
+    command: F,
+    *,
+    name: str = "options",
+    quiet: Quiet = quiet_option,
+    verbose: str = "Show messages of native libraries.",
+) -> F:
     """Give a command `model_options` without `-m`, for commands that name models otherwise."""
 
     @functools.wraps(command)
@@ -125,7 +138,7 @@ def runtime_options(command: F, *, name: str = "options", quiet: Quiet = quiet_o
             default=0,
             help="CPU threads; 0 (the default): one for each core.",
         ),
-        click.option("-v", "--verbose", is_flag=True, help="Show messages of native libraries."),
+        click.option("-v", "--verbose", is_flag=True, help=verbose),
         quiet,
     )
     wrapped: Any = packed

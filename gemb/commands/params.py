@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import click
@@ -62,6 +63,24 @@ class Processes(click.ParamType[int]):
         if not str(value).isdecimal() or int(str(value)) < 1:
             self.fail(f"{value!r} is neither auto nor a number from 1 on", param, ctx)
         return int(str(value))
+
+
+class Seconds(click.ParamType[float]):
+    """A time span as seconds: 5s, 500ms, 2m, 1h, or 0."""
+
+    name = "time"
+    _units = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0})
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Return the seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?) ?(ms|s|m|h|)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no time such as 5s, 500ms, 2m or 0", param, ctx)
+        return float(match[1]) * self._units[match[2]]
 
 
 class FileSize(click.ParamType[int]):

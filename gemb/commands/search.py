@@ -43,13 +43,14 @@ PASSAGES_PER_FILE = 20  # ranked for each name of a file that is listed: a long 
     model_options,
     name="model",
     quiet=functools.partial(quiet_option, help_text="Print nothing: the exit code tells."),
+    verbose="Say what each stage did and took; show messages of native libraries.",
 )
 def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ...]) -> None:
     """Find passages that answer a question, by what they mean.
 
     PATHs are files and folders, - for the lines of standard input, or one INDEX that gemb index
-    built. Without a PATH the lines of a pipe are searched, else this folder. Vectors are kept: the
-    second search of a folder is quick.
+    built. Without a PATH the lines of a pipe are searched, else this folder. Of a new folder the
+    passages that words rank first get vectors, for some seconds; these are kept for later searches.
 
     \b
     gemb search "how do I cancel an order" docs/
@@ -203,6 +204,10 @@ def _check(options: SearchOptions) -> None:
         raise click.UsageError(f"--lines and --passages {options.passages} are given; one of them")
     if options.hybrid and options.like is not None:
         raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
+    if options.exact and options.budget is not None:
+        raise click.UsageError("--exact and --budget are given; one of them")
+    if options.explain and (options.names or options.count or options.trec):
+        raise click.UsageError(f"--explain is for hits that are shown, not for {chosen_forms[0]}")
     if options.null and (options.as_json or options.trec):
         raise click.UsageError(f"-0 is for names and lines, not for {chosen_forms[0]}")
     if options.null and sys.stdout.isatty():
@@ -239,6 +244,9 @@ def _check_index(options: SearchOptions) -> None:
         click.UsageError: such an option is given.
     """
     names = {
+        "--budget": options.budget is not None,
+        "--exact": options.exact,
+        "--explain": options.explain,
         "-g": bool(options.globs),
         "--hidden": options.hidden,
         "--no-ignore": options.no_ignore,
@@ -280,11 +288,13 @@ def _check_there(paths: Sequence[str]) -> None:
 
 def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> SearchJob:
     from gemb.search.queries import Criteria, SearchJob
+    from gemb.texts import BUDGET_S
 
     k = options.top_k if options.top_k is not None else None if options.count else 10
     if options.names and k:
         k *= PASSAGES_PER_FILE
     source = click.get_current_context().get_parameter_source("model")
+    budget = options.budget
     is_given = source is click.core.ParameterSource.COMMANDLINE
     return SearchJob(
         queries=queries,
@@ -296,11 +306,15 @@ def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> S
             where=options.where,
             is_hybrid=options.hybrid,
             accuracy=options.accuracy,
+            seconds=None if options.exact else BUDGET_S if budget is None else budget,
+            is_once=not (options.names or options.count or options.trec),
+            explains=options.explain,
         ),
         task=options.task,
         dim=options.dim,
         model=model.model if is_given else "",
         force=options.force,
+        is_verbose=model.verbose,
     )
 
 

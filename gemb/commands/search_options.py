@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 from gemb.commands.options import ENCODING, QUOTING, WALK
-from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS
+from gemb.commands.params import Seconds
+from gemb.texts import BUDGET_S, INPUT_FORMATS, PASSAGE_KINDS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +38,8 @@ GROUPS = {
         "min_score",
         "weak",
         "where",
+        "budget",
+        "exact",
         "hybrid",
         "accuracy",
         "check_recall",
@@ -48,6 +51,7 @@ GROUPS = {
         "after",
         "context",
         "full",
+        "explain",
         "names",
         "count",
         "quiet",
@@ -149,6 +153,14 @@ OPTIONS = (
         metavar="FILTER",
         help="Only rows of an index like \"lang='en' and year>=2024\".",
     ),
+    click.option(
+        "--budget",
+        type=Seconds(),
+        metavar="TIME",
+        help="Of files: time for new vectors, of the passages that words and drafts rank first; 0: "
+        f"no new ones.  [default: {BUDGET_S:.0f}s]",
+    ),
+    click.option("--exact", is_flag=True, help="Of files: compare the vectors of all passages."),
     click.option("--hybrid", is_flag=True, help="Rank by words (BM25), too."),
     click.option(
         "--accuracy",
@@ -173,6 +185,9 @@ OPTIONS = (
     click.option("-A", "--after-context", "after", type=COUNT, metavar="N", help="Lines after."),
     click.option("-C", "--context", type=COUNT, metavar="N", help="Lines before and after."),
     click.option("--full", is_flag=True, help="Whole passages, not their best lines."),
+    click.option(
+        "--explain", is_flag=True, help="Of files: each hit's ranks by words, draft and vector."
+    ),
     click.option("-l", "--files-with-matches", "names", is_flag=True, help="Only names of files."),
     click.option("-c", "--count", is_flag=True, help="How many relevant passages each file has."),
     click.option(
@@ -227,6 +242,8 @@ class SearchOptions:
     min_score: float | None
     weak: bool
     where: str | None
+    budget: float | None
+    exact: bool
     hybrid: bool
     accuracy: str
     check_recall: int | None
@@ -236,6 +253,7 @@ class SearchOptions:
     after: int | None
     context: int | None
     full: bool
+    explain: bool
     names: bool
     count: bool
     null: bool

@@ -42,6 +42,7 @@ FIRST_BYTES = 1 << 10
 LAST_BYTES = 1 << 15
 WINDOW_ROWS = 512
 WINDOW_S = 1.0  # a live window waits no longer for its rows
+STEP_S = 0.4  # about so long a window takes where the time is bounded
 LOOKED_AT = 1 << 19  # characters: of a longer text that is to be cut, only a beginning is tokenized
 RECENT = 8192  # texts whose vectors are kept for repeats
 
@@ -371,6 +372,46 @@ def embed(
             yield pending.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def embed_for(
+    records: Iterable[Record], embedder: Embedder, seconds: float
+) -> Generator[Window, None, None]:
+    """Yield windows of rows, in the order of the records, for so many seconds.
+
+    A window takes about `STEP_S`, so that the time is kept, and what was computed is seen soon. No
+    window is computed ahead: who stops has the encoder for himself.
+
+    Args:
+        records: the most important ones first.
+        embedder: computes the windows, in one other thread.
+        seconds: no window begins that would end later, by half of its time; the first one does.
+    """
+    end = time.monotonic() + seconds
+    size, took = FIRST_BYTES, 0.0
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-embed")
+    left = iter(records)
+    try:
+        while time.monotonic() + took / 2 < end and (window := _first_bytes(left, size)):
+            began = time.monotonic()
+            yield pool.submit(embedder.window, window).result()
+            took = time.monotonic() - began
+            growth = min(2.0, STEP_S / max(took, 1e-9))
+            size = int(min(LAST_BYTES, max(FIRST_BYTES, size * growth)))
+            took *= growth
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _first_bytes(records: Iterator[Record], size: int) -> list[Record]:
+    """Return the next records, of `size` characters or a little more."""
+    window: list[Record] = []
+    for record in records:
+        window.append(record)
+        size -= len(record.text)
+        if size <= 0 or len(window) == WINDOW_ROWS:
+            break
+    return window
 
 
 class Done(NamedTuple):

@@ -8,7 +8,7 @@ narrativeqa 95.9 96.4, pubmedqa 99.8 99.8, xsum 91.0 90.7; a title of weight 2: 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, islice
 
 import numpy as np
@@ -18,7 +18,7 @@ from gemb.arrays import Ints
 from gemb.index.hits import Ranked
 from gemb.index.schema import TOKENIZER
 from gemb.index.where import reading_rows
-from gemb.texts.words import query_words
+from gemb.texts.words import expanded, query_words
 
 TITLE = 2.0  # weight of a word in the title; in the text it is 1
 LEAST_IDF = 1e-6  # of a word that half of the texts have, in FTS5
@@ -35,22 +35,28 @@ MOST_FOUND = 200_000
 MOST_COUNTED = 2_000_000
 
 
-def words_table(passages: Iterable[tuple[str | None, str]]) -> sqlite3.Connection:
-    """Return a database in memory for `by_words`, whose rows are passages: titles and texts.
-
-    The passages have the rows 0, 1, 2 and so on. Ten million characters take 0.3 s.
-    """
-    connection = sqlite3.connect(":memory:", isolation_level=None)
+def words_table() -> sqlite3.Connection:
+    """Return an empty database in memory, which `add_words` fills for `by_words`."""
+    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.execute(
         f"CREATE VIRTUAL TABLE words USING fts5(title, text, content='', {TOKENIZER})"
     )
+    return connection
+
+
+def add_words(
+    connection: sqlite3.Connection, first: int, passages: Sequence[tuple[str | None, str]]
+) -> None:
+    """Add passages, titles and texts, as the rows `first`, `first` + 1 and so on, `expanded`."""
     connection.execute("BEGIN")
     connection.executemany(
         "INSERT INTO words(rowid, title, text) VALUES (?, ?, ?)",
-        ((row, title, text) for row, (title, text) in enumerate(passages)),
+        (
+            (row, expanded(title or ""), expanded(text))
+            for row, (title, text) in enumerate(passages, first)
+        ),
     )
     connection.execute("COMMIT")
-    return connection
 
 
 def by_words(
@@ -60,6 +66,7 @@ def by_words(
     rows: Ints | None = None,
     *,
     share: float = SHARE,
+    terms: Sequence[str] | None = None,
 ) -> Ranked:
     """Return the k rows that share most with the words of a text, best first.
 
@@ -72,6 +79,7 @@ def by_words(
         text: a query as the user wrote it, without a prompt.
         k: how many; fewer where fewer rows have enough of the words.
         rows: the only ones to look at, ascending; None: all.
+        terms: what to look for, in FTS5's language; None: the words of the text.
         share: of the score that a row of average length has which has every word once, words that
             no row has among them: less is nothing.
 
@@ -79,7 +87,9 @@ def by_words(
         GembError: the table of words cannot be read.
     """
     with reading_rows():
-        counts = _counts(connection, query_words(text))
+        # Nothing inside quotes is an operator.
+        words = [f'"{word}"' for word in query_words(text)] if terms is None else terms
+        counts = _counts(connection, words)
         match = _match(counts)
         if not match:
             return Ranked(np.empty(0, np.int64), np.empty(0, np.float64))
@@ -100,6 +110,22 @@ def by_words(
     )
 
 
+def with_all(connection: sqlite3.Connection, terms: Sequence[str]) -> Ints:
+    """Return the rows that have all of these terms, ascending; none where there are no terms.
+
+    Args:
+        connection: with the table `words`.
+        terms: in FTS5's language.
+    """
+    if not terms:
+        return np.empty(0, np.int64)
+    with reading_rows():
+        rows = connection.execute(
+            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (" AND ".join(terms),)
+        )
+        return np.fromiter((row for (row,) in rows), np.int64)
+
+
 def _is_among(row: int, rows: Ints) -> bool:
     """Return whether a row is one of `rows`, which are ascending."""
     place = int(rows.searchsorted(row))
@@ -113,10 +139,9 @@ def _idf(counts: Ints, total: int) -> NDArray[np.float64]:
 
 
 def _counts(connection: sqlite3.Connection, words: Sequence[str]) -> dict[str, int]:
-    """Return each word, quoted for FTS5, and how many rows have it; at most `MOST_COUNTED`."""
-    quoted = [f'"{word}"' for word in words]  # nothing inside quotes is an operator
+    """Return each word, and how many rows have it; at most `MOST_COUNTED`."""
     query = "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)"
-    return {word: connection.execute(query, (word, MOST_COUNTED)).fetchone()[0] for word in quoted}
+    return {word: connection.execute(query, (word, MOST_COUNTED)).fetchone()[0] for word in words}
 
 
 def _match(counts: Mapping[str, int]) -> str:

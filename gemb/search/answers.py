@@ -61,7 +61,12 @@ def above(
     reached: list[Hit] = []
     below: list[float] = []
     for hit in hits:
-        if criteria.is_weak or hit.score >= floor or (words_count and has_all(hit, stems)):
+        if (
+            criteria.is_weak
+            or hit.is_estimate
+            or hit.score >= floor
+            or (words_count and has_all(hit, stems))
+        ):
             reached.append(hit)
         else:
             below.append(hit.score)

@@ -35,7 +35,7 @@ IN_MEMORY = 1 << 48  # rows from here on are in memory
 BLOCK = 1 << 18  # numbers that are widened to float32 at once: 1 MB stays in a core's cache
 FEW = 8  # queries that are multiplied one by one
 HIGHEST = 1.01  # what no cosine of float16 vectors reaches
-SCHEMA = 3
+SCHEMA = 4
 BUSY_S = 10.0  # another search writes for milliseconds
 
 # One passage. Characters and lines fit: a file of 4 GB is no text.
@@ -47,6 +47,7 @@ FIELDS = np.dtype(
         ("last_line", "<u4"),
         ("title", "<u4"),  # its number among the file's titles
         ("key", "V16"),  # of title and text: `gemb.search.corpus.passage_key`
+        ("same", "<u8"),  # of the text: `gemb.search.corpus.text_number`
     ]
 )
 BINARY, UNDECODABLE, DOCUMENT = 1, 2, 4  # flags
@@ -257,7 +258,7 @@ class VectorCache:
         self._store = (
             VectorStore(folder / spec.fingerprint, spec.dim) if folder else None
         )  # its length may be 0
-        self._may_write = self._store is not None
+        self.is_kept = self._may_write = self._store is not None
         self._rows: dict[bytes, int] = {}  # of those in memory
         self._blocks: list[NDArray[np.float16]] = []
         self._memory: NDArray[np.float16] = np.zeros((0, spec.dim), np.float16)

@@ -69,6 +69,7 @@ class Corpus:
     titles: Mapping[int, Sequence[str]]  # by file: of those that were split just now
     records: Sequence[tuple[str | None, Record]]  # path (None: standard input), row or line
     keys: Sequence[bytes]  # [n]: of each passage in a cache of vectors
+    same: NDArray[np.uint64]  # [n]: equal where texts are
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -102,6 +103,11 @@ class Corpus:
 def passage_key(title: str | None, text: str) -> bytes:
     """Return the key of a passage in a cache of vectors with one prompt, 16 bytes."""
     return key_of(f"{title or ''}\0{text}")
+
+
+def text_number(text: str) -> int:
+    """Return a number below 2^64 that passages of the same text share, whatever their titles."""
+    return int.from_bytes(key_of(text)[:8], "little")
 
 
 def gather(
@@ -152,6 +158,7 @@ def gather(
     all_passages = unpacked(b"".join(passages))
     keys: list[bytes] = all_passages["key"].tolist()
     keys += [passage_key(record.title, record.text) for _, record in records]
+    of_records = np.array([text_number(record.text) for _, record in records], np.uint64)
     return Corpus(
         kind=sources.kind,
         files=files,
@@ -160,6 +167,7 @@ def gather(
         titles=titles,
         records=records,
         keys=keys,
+        same=np.concatenate([all_passages["same"], of_records]),
     )
 
 
@@ -224,6 +232,7 @@ def _split(entry: Entry, kind: str, skipped: Skipped) -> FileRow | None:
                 part.last_line,
                 numbers[part.title or ""],
                 passage_key(part.title, text[part.start : part.end]),
+                text_number(text[part.start : part.end]),
             )
             for part in parts
         ],
@@ -300,11 +309,11 @@ class PassageTexts:
             return None
         return Record(number, f"{corpus.files[file].path}:{row['line']}", text, title)
 
-    def titles_and_texts(self) -> Iterator[tuple[str | None, str]]:
-        """Yield all passages' titles and texts, in order; those that are gone are empty."""
-        for number in range(len(self.corpus)):
-            record = self.record(number)
-            yield (record.title, record.text) if record else (None, "")
+    def folder(self, number: int) -> str:
+        """Return the folder of a passage's file as it was typed, empty for a record."""
+        if number >= len(self.corpus.table):
+            return ""
+        return os.path.dirname(self.corpus.files[self._row(number)[0]].path)  # noqa: PTH120
 
     def hit(self, number: int, score: float) -> Hit | None:
         """Return a passage as a hit, None where it is not there any more.
@@ -339,25 +348,60 @@ class PassageTexts:
         return Hit(score=score, text=text, path=path, line=line, last_line=last_line, title=title)
 
     def hits(
-        self, ranked: Iterable[tuple[int, float]], k: int | None, *, is_last: bool = True
+        self,
+        ranked: Iterable[tuple[int, float]],
+        k: int | None,
+        *,
+        is_last: bool = True,
+        once: bool = False,
     ) -> list[Hit]:
-        """Return the first k passages of a ranking that are still there.
+        """Return the first k passages of a ranking that are still there: see `numbered_hits`."""
+        return [hit for _, hit in self.numbered_hits(ranked, k, is_last=is_last, once=once)]
+
+    def numbered_hits(
+        self,
+        ranked: Iterable[tuple[int, float]],
+        k: int | None,
+        *,
+        is_last: bool = True,
+        once: bool = False,
+    ) -> list[tuple[int, Hit]]:
+        """Return the first k passages of a ranking that are still there, with their numbers.
 
         Args:
             ranked: numbers and scores, best first.
             k: how many; None: all.
             is_last: count those that are gone.
+            once: of passages without ids that have the same text only the first is a hit; it says
+                how many there are.
         """
-        hits: list[Hit] = []
+        hits: list[tuple[int, Hit]] = []
+        seen: set[int] = set()
+        same = self.corpus.same
         for number, score in ranked:
             if k is not None and len(hits) == k:
                 break
+            text = int(same[number])
+            if once and text in seen:
+                continue
             hit = self.hit(number, score)
-            if hit:
-                hits.append(hit)
-            elif is_last:
-                self.lose(number)
+            if hit is None:
+                if is_last:
+                    self.lose(number)
+                continue
+            if once and not self._has_id(number):
+                seen.add(text)
+                hit = replace(hit, copies=int((same == same[number]).sum()))
+            hits.append((number, hit))
         return hits
+
+    def _has_id(self, number: int) -> bool:
+        """Return whether a passage is a row with an id of its own: no line, no part of a file."""
+        if number < len(self.corpus.table):
+            return False
+        _, record = self.corpus.records[number - len(self.corpus.table)]
+        match = _LINE.search(record.place)
+        return match is None or record.id != int(match[1])
 
     def hit_at(self, path: str, line: int) -> Hit:
         """Return the passage that holds a line of a file, as a hit with score 1.

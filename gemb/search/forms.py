@@ -22,6 +22,7 @@ from gemb.texts.words import wanted_stems, words_of
 
 Write = Callable[[bytes], object]
 STDIN = "(standard input)"  # as grep names it
+OPTIONAL = ("query", "stale", "estimated", "copies", "ranks")  # fields that not all hits have
 
 
 class OutputForm(Protocol):
@@ -36,6 +37,11 @@ class OutputForm(Protocol):
 def encoded(text: str) -> bytes:
     """Return UTF-8; a name that is not UTF-8 keeps its bytes."""
     return text.encode(errors="surrogateescape")
+
+
+def shown_score(hit: Hit) -> str:
+    """Return a hit's score in four columns or more; one that is estimated begins with ~."""
+    return f"~{hit.score:.2f}".replace("0.", ".") if hit.is_estimate else f"{hit.score:.2f}"
 
 
 def is_bare(hit: Hit) -> bool:
@@ -80,7 +86,9 @@ class JsonHits:
 
     Fields that were kept with a row follow; one with a name from this list is in the object `kept`.
     A path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`. Where the file of a
-    hit is gone, or has changed since it was indexed, `stale` is "gone" or "changed".
+    hit is gone, or has changed since it was indexed, `stale` is "gone" or "changed". A hit that has
+    no vector yet is `estimated`; of one that stands in several places `copies` says in how many;
+    with --explain `ranks` has its ranks by words, draft and vector, null where it has none.
     """
 
     needs_lines = True
@@ -120,7 +128,13 @@ def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
         entries["path_base64"] = base64.b64encode(raw).decode()
     if hit.stale is not None:
         entries["stale"] = hit.stale
-    ours = (*entries, "query", "stale")
+    if hit.is_estimate:
+        entries["estimated"] = True
+    if hit.copies > 1:
+        entries["copies"] = hit.copies
+    if hit.ranks:
+        entries["ranks"] = hit.ranks
+    ours = (*entries, *OPTIONAL)
     taken = {name: value for name, value in hit.kept.items() if name in ours}
     entries |= {name: value for name, value in hit.kept.items() if name not in taken}
     return entries | ({"kept": taken} if taken else {})

@@ -9,10 +9,11 @@ with Index.open("docs.gemb") as index:
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -28,6 +29,7 @@ from gemb.search.excerpts import Excerpt
 from gemb.search.files import run_files
 from gemb.search.index import run_index
 from gemb.search.queries import Criteria, Query, SearchJob, from_words
+from gemb.texts import BUDGET_S
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -78,6 +80,7 @@ def search(
     ignore: bool = True,
     follow: bool = False,
     passages: str = "auto",
+    budget: float | None = BUDGET_S,
 ) -> list[SearchHit]:
     """Return the passages of files that answer a question, best first; as `gemb search` does.
 
@@ -100,6 +103,8 @@ def search(
         ignore: obey .gitignore, .ignore and .rgignore.
         follow: follow links.
         passages: how files become passages: auto, lines, ...
+        budget: seconds for new vectors, of the passages that words and drafts rank first; None:
+            all passages get one.
 
     Raises:
         UsageError: the question is empty, a path does not exist, or an argument is not what it
@@ -130,7 +135,9 @@ def search(
     if passages not in PASSAGE_KINDS:
         raise UsageError(f"passages={passages!r}; it is one of {', '.join(PASSAGE_KINDS)}")
     walk = Walk(globs=tuple(globs), hidden=hidden, ignore=ignore, follow=follow)
-    criteria = _criteria(k, min_score=min_score, weak=weak, hybrid=hybrid)
+    if budget is not None and not 0 <= budget < math.inf:
+        raise UsageError(f"budget={budget!r}; it is a number of seconds, 0 or more, or None")
+    criteria = replace(_criteria(k, min_score=min_score, weak=weak, hybrid=hybrid), seconds=budget)
     job = _job(question, None, criteria, task=task, dim=dim)
     kept = _Kept()
     with _opened(model or DEFAULT) as opened:

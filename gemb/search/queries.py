@@ -46,6 +46,10 @@ class Criteria:
     where: str | None = None  # a filter of rows
     is_hybrid: bool = False  # by words, too
     accuracy: str = "auto"  # of `gemb.index.ranking.ACCURACIES`
+    # Of files:
+    seconds: float | None = None  # of embedding, for each query; None: all passages are embedded
+    is_once: bool = True  # passages of the same text are one hit
+    explains: bool = False  # hits have their ranks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +63,7 @@ class SearchJob:
     dim: int | None  # None: the model's, or the index's
     model: str  # as the user gave it; empty: none was named
     force: bool  # another model than the index's
+    is_verbose: bool = False  # say what each stage did
 
 
 def from_words(text: str) -> Query:

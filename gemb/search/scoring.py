@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.arrays import Ints, Vectors
-from gemb.embedding.pipeline import Embedder, embed
+from gemb.arrays import Floats, Ints, Vectors
+from gemb.embedding.pipeline import Embedder, embed, embed_for
 from gemb.errors import GembError
 from gemb.search.cache import VectorCache, scores_of
 from gemb.search.corpus import Corpus, PassageTexts
 from gemb.texts.records import Record
-from gemb.texts.words import Promise
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
 
-SPARE = 32  # ranks beyond k, for passages that turn out to have changed
+SPARE = 256  # ranks beyond k, for copies, and passages that turn out to have changed
 SCORES = 1 << 22  # that are held at once
-JUDGED = 64  # so many passages or fewer are embedded as they come
-FIRST_BEST = 8192  # passages that are embedded strictly by their words; then file by file
+FIRST_BEST = 8192  # passages that are embedded strictly by their scores; then file by file
+SETTLED = 64  # passages in a row that are not among the best: then the best ones are found
+LINE = 0.15, 0.02  # cosine of a passage of first score 0, and what each deviation adds: usual ones
+LINE_LEAST, LINE_MOST = 16, 1024  # passages from which the slope is measured
+BEST = 10  # of each query, of which that is said
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 
@@ -54,27 +56,43 @@ def split_known(corpus: Corpus, cache: VectorCache) -> tuple[CachedPassages, Mis
 class Ranking:
     """The best passages for some queries, of all that were added so far."""
 
-    def __init__(self, queries: int, k: int | None, floor: float) -> None:
+    def __init__(
+        self,
+        queries: int,
+        k: int | None,
+        floor: float = -1.0,
+        raised: Sequence[Floats | None] = (),
+    ) -> None:
         """Begin with no passage.
 
         Args:
             queries: how many.
             k: passages of a query, and some to spare; None: all that reach the floor.
             floor: the least score.
+            raised: for each query what is added to the scores of all passages, [n], when they are
+                put in order, and when they are held against the floor; None: nothing.
         """
+        self._raised = raised or (None,) * queries
         self.queries = queries
         self.k = k
         self.count = 0  # passages that were added
         self._most = None if k is None else k + SPARE
         self._floor = floor
+        # As they are put in order: raised.
         self._scores = [np.zeros(0, np.float32) for _ in range(queries)]
         self._numbers = [np.zeros(0, np.int64) for _ in range(queries)]
 
-    def add(self, scores: NDArray[np.float32], numbers: Ints) -> None:
-        """Add passages: scores [n, queries], and their numbers [n]."""
+    def add(self, scores: NDArray[np.float32], numbers: Ints) -> bool:
+        """Add passages: scores [n, queries], and their numbers [n].
+
+        Returns whether one of them is now among the `BEST` of a query, or among its k if they are
+        fewer.
+        """
         self.count += len(numbers)
+        is_new = False
         for query in range(self.queries):
-            column = scores[:, query]
+            column = self._in_order(query, scores[:, query], numbers)
+            is_new |= len(column) > 0 and float(column.max()) > self._bar(query)
             least = self._floor
             if self._most is not None and len(self._scores[query]) >= self._most:
                 least = max(least, float(self._scores[query].min()))
@@ -87,12 +105,32 @@ class Ranking:
                 order = np.lexsort((named, -joined))[: self._most]
                 joined, named = joined[order], named[order]
             self._scores[query], self._numbers[query] = joined, named
+        return is_new
 
     def best(self, query: int) -> list[tuple[int, float]]:
         """Return number and score of a query's best, best first; of equal ones the first first."""
         scores, numbers = self._scores[query], self._numbers[query]
         order = np.lexsort((numbers, -scores))
-        return list(zip(numbers[order].tolist(), scores[order].tolist(), strict=True))
+        scores, numbers = scores[order], numbers[order]
+        raised = self._raised[query]
+        if raised is not None:
+            scores = scores - raised[numbers]
+        return list(zip(numbers.tolist(), scores.tolist(), strict=True))
+
+    def _in_order(self, query: int, scores: Floats, numbers: Ints) -> Floats:
+        raised = self._raised[query]
+        return scores if raised is None else scores + raised[numbers]
+
+    @property
+    def judged(self) -> int:
+        """How many of the best are looked at, whether they change."""
+        return BEST if self.k is None else max(1, min(self.k, BEST))
+
+    def _bar(self, query: int) -> float:
+        """Return the score of the last of the best of a query; -inf where there are fewer."""
+        scores = self._scores[query]
+        count = self.judged
+        return float(np.partition(scores, -count)[-count]) if len(scores) >= count else -np.inf
 
 
 def add_known(
@@ -115,51 +153,36 @@ def add_known(
         ranking.add(cache.scores(known.rows[part], queries), known.numbers[part])
 
 
-def by_shared_words(
-    missing: MissingPassages, texts: PassageTexts, queries: Sequence[str]
+def nearest_first(
+    missing: MissingPassages, texts: PassageTexts, first: Sequence[Floats]
 ) -> list[int]:
-    """Return a passage of each key, those first that share the most words with the queries.
+    """Return a passage of each key, in the order in which they are to get vectors.
 
-    Passages are embedded in this order, so that good answers come early.
+    They come by their scores, the first of each query, then the second of each, and so on; beyond
+    `FIRST_BEST` as they stand in the files, so that no file is read again and again.
+
+    Args:
+        missing: passages without a vector.
+        texts: of the passages.
+        first: scores of all passages, [n], for each query.
     """
-    numbers = [same[0] for same in missing.values()]
-    promise = Promise.of(queries)
-    if len(numbers) <= JUDGED or not promise.terms:
-        return numbers
-    scores = promise.scores(_terms(numbers, texts, promise))
-    order = np.argsort(-scores, kind="stable")
-    best, rest = order[:FIRST_BEST], order[FIRST_BEST:]
-    # The rest comes file by file, so that no file is read again and again; the best passage of a
-    # file decides.
-    files = texts.corpus.files_of(np.array(numbers)[rest])
-    highest = np.zeros(len(texts.corpus.files) + 1, np.float32)
-    np.maximum.at(highest, files, scores[rest])
-    rest = rest[np.lexsort((rest, files, -highest[files]))]
-    return [numbers[index] for index in (*best.tolist(), *rest.tolist())]
+    numbers = np.array([same[0] for same in missing.values()], np.int64)
+    ranks = np.full(len(numbers), len(numbers), np.int64)
+    for scores in first:
+        order = np.argsort(-scores[numbers], kind="stable")
+        own = np.empty_like(order)
+        own[order] = np.arange(len(order))
+        ranks = np.minimum(ranks, own)
+    order = np.argsort(ranks, kind="stable")
+    best, rest = order[:FIRST_BEST], np.sort(order[FIRST_BEST:])
+    nearest: list[int] = numbers[np.concatenate([best, rest])].tolist()
+    return nearest
 
 
-def _terms(numbers: Sequence[int], texts: PassageTexts, promise: Promise) -> NDArray[np.bool_]:
-    """Return which terms are in which passages, whose numbers ascend, bool [n, terms]."""
-    corpus = texts.corpus
-    files = corpus.files_of(np.array(numbers))
-    ends = [*(np.flatnonzero(np.diff(files)) + 1).tolist(), len(numbers)]
-    parts: list[NDArray[np.bool_]] = []
-    start = 0
-    for end in ends:
-        file = int(files[start])
-        if file == len(corpus.files):
-            for number in numbers[start:end]:
-                record = texts.record(number)
-                text = record.text if record else ""
-                parts.append(promise.found(text, [(0, len(text))]))
-        else:
-            rows = corpus.table[numbers[start:end]]
-            spans = list(zip(rows["start"].tolist(), rows["end"].tolist(), strict=True))
-            path = corpus.files[file].path
-            in_path = promise.found(path, [(0, len(path))])
-            parts.append(promise.found(texts.of_file(file) or "", spans) | in_path)
-        start = end
-    return np.concatenate(parts)
+def without_copies(order: Sequence[int], corpus: Corpus) -> list[int]:
+    """Return passages in the same order, of those with the same text only the first."""
+    _, firsts = np.unique(corpus.same[list(order)], return_index=True)
+    return [order[index] for index in np.sort(firsts).tolist()]
 
 
 class Embedded(NamedTuple):
@@ -177,6 +200,7 @@ def embed_missing(
     texts: PassageTexts,
     cache: VectorCache,
     encoder: Encoder,
+    seconds: float | None = None,
 ) -> Generator[Embedded, None, None]:
     """Yield passages with their vectors, window by window, and put the vectors into the cache.
 
@@ -189,6 +213,7 @@ def embed_missing(
         texts: of the passages; its `skipped` counts those that fail, are cut, or are gone.
         cache: takes the vectors, every few seconds.
         encoder: embeds the passages, as `cache.spec` says.
+        seconds: after which no more are embedded; None: all are.
 
     Raises:
         GembError: the model fails on every passage.
@@ -198,7 +223,13 @@ def embed_missing(
     unsaved: list[tuple[bytes, Vectors]] = []
     saved_at = time.monotonic()
     try:
-        with closing(embed(_records(order, texts), embedder, live=False)) as windows:
+        records = _records(order, texts)
+        windows = (
+            embed(records, embedder, live=False)
+            if seconds is None
+            else embed_for(records, embedder, seconds)
+        )
+        with closing(windows):
             for window in windows:
                 good: list[int] = []
                 for index, row in enumerate(window.rows):
@@ -243,12 +274,55 @@ def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
             yield record
 
 
+class Ranked(NamedTuple):
+    """A passage with its score."""
+
+    number: int
+    score: float
+    is_estimate: bool = False  # it has no vector
+
+
+def estimates(
+    fused: Floats, corpus: Corpus, cache: VectorCache, query: Vectors, k: int
+) -> list[Ranked]:
+    """Return the k best passages without a vector, with the cosines that they probably have.
+
+    Those are estimated from the passages that have a vector by a straight line through first scores
+    and cosines; what is not likely to reach the level of the best ones does not disturb them.
+
+    Args:
+        fused: first scores of all passages, [n].
+        corpus: the passages.
+        cache: of their vectors.
+        query: its vector, [dim].
+        k: how many.
+    """
+    rows = cache.find(corpus.keys)
+    tested = np.flatnonzero(rows >= 0)
+    tested = tested[np.argsort(-fused[tested], kind="stable")][:LINE_MOST]
+    start, slope = LINE
+    if len(tested):
+        cosines, own = cache.scores(rows[tested], query[None])[:, 0], fused[tested]
+        if len(tested) >= LINE_LEAST and own.std() > 0:
+            slope = max(0.0, float(np.cov(own, cosines)[0, 1] / own.var(ddof=1)))
+        start = float(cosines.mean() - slope * own.mean())
+    numbers = np.flatnonzero((rows < 0) & (fused > 0))
+    numbers = numbers[np.argsort(-fused[numbers], kind="stable")][: k + SPARE]
+    scores = np.clip(start + slope * fused[numbers], -1, 1)
+    return [
+        Ranked(number, score, is_estimate=True)
+        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True)
+    ]
+
+
 class SearchProgress(NamedTuple):
     """How far a search is."""
 
     ranking: Ranking  # of the passages that have a vector
     total: int  # passages, with those that have none yet
-    tokens: int  # embedded in this run
+    embedded: int  # in this run
+    tokens: int  # of these
+    left_s: float | None  # seconds that are left at most; None: till all are embedded
 
 
 def scored(
@@ -259,14 +333,16 @@ def scored(
     queries: Vectors,
     encoder: Encoder,
     *,
-    query_texts: Sequence[str],
-    k: int | None,
-    floor: float = -1.0,
+    ranking: Ranking,
+    order: Sequence[int],
+    seconds: float | None = None,
+    before: Sequence[int] = (),
 ) -> Generator[SearchProgress, None, None]:
-    """Yield one ranking, which grows with each window; at the end it covers all passages.
+    """Yield one ranking, which grows with each window.
 
-    What is known is compared first; the other passages are embedded, those first that share words
-    with the queries. It may be stopped at any time, as `embed_missing`.
+    What is known is compared first; then other passages are embedded, in their order, until all
+    have a vector, the time is over, or the best ones do not change any more. It may be stopped at
+    any time, as `embed_missing`.
 
     Args:
         known: passages, as `split_known` gives them.
@@ -274,10 +350,12 @@ def scored(
         texts: of the passages.
         cache: of their vectors; its spec's dtype is f16.
         queries: unit vectors [Q, dim].
-        encoder: embeds the missing passages.
-        query_texts: the queries as texts.
-        k: passages of a query; None: all that reach the floor.
-        floor: the least score.
+        encoder: embeds passages.
+        ranking: empty, of these queries.
+        order: passages to embed, one of each key.
+        seconds: of embedding; None: all of `order` is embedded.
+        before: known passages that would come before `order`, in the same order, where there is
+            one query.
 
     Raises:
         GembError: the model fails on every passage, or the cache is damaged.
@@ -285,25 +363,36 @@ def scored(
     assert np.isfinite(queries).all(), "a query without a vector"
     queries = np.ascontiguousarray(queries, np.float32)
     total = len(texts.corpus)
-    tokens = 0
-    ranking = Ranking(len(queries), k, floor)
+    tokens = count = 0
+    began = time.monotonic()
     add_known(ranking, known, cache, queries)
-    yield SearchProgress(ranking, total, tokens)
-    if not missing:
+    yield SearchProgress(ranking, total, count, tokens, seconds)
+    if not order or seconds == 0:
         return
-    order = by_shared_words(missing, texts, query_texts)
+    # Passages since the best ones have changed.
+    are_best = {number for number, _ in ranking.best(0)[: ranking.judged]} if before else set()
+    same = next((at for at, number in enumerate(reversed(before)) if number in are_best), 0)
+    most = SETTLED * len(queries)
+    if seconds is not None and same >= most:
+        return
     try:
-        with closing(embed_missing(order, missing, texts, cache, encoder)) as windows:
-            for embedded in windows:
+        steps = embed_missing(order, missing, texts, cache, encoder, seconds)
+        with closing(steps):
+            for embedded in steps:
                 scores = scores_of(embedded.vectors, queries)
-                ranking.add(scores[embedded.places], embedded.numbers)
+                is_new = ranking.add(scores[embedded.places], embedded.numbers)
                 tokens += embedded.tokens
-                yield SearchProgress(ranking, total, tokens)
+                count += len(embedded.vectors)
+                left_s = None if seconds is None else max(0.0, seconds + began - time.monotonic())
+                yield SearchProgress(ranking, total, count, tokens, left_s)
+                same = 0 if is_new else same + len(embedded.vectors)
+                if seconds is not None and same >= most:
+                    break
     except GembError as error:
         # Where others were compared, those are left on which the model failed before.
         if not ranking.count:
             raise
-        texts.skipped.failure(f"{total - ranking.count:,} passages", str(error))
+        texts.skipped.failure(f"{len(order) - count:,} passages", str(error))
 
 
 def sample(known: CachedPassages, cache: VectorCache, count: int) -> Vectors:

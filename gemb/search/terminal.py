@@ -10,7 +10,7 @@ from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import ELLIPSIS, cut, visible, width_of, wrapped
 from gemb.search.excerpts import Excerpt, LineContext, ShownLine
-from gemb.search.forms import STDIN, Write, encoded, is_bare, painted, shown_name
+from gemb.search.forms import STDIN, Write, encoded, is_bare, painted, shown_name, shown_score
 from gemb.search.queries import Query
 from gemb.texts.words import wanted_stems, words_of
 
@@ -88,12 +88,10 @@ class TerminalHits:
         widest = max(len(str(line.number or "")) for line in shown)
         if is_bare(excerpt.hit) and len(shown) == 1 and not excerpt.hit.title:
             # A line of standard input: on one row with its score.
-            start = f"{excerpt.hit.score:.2f}  "
+            start = f"{shown_score(excerpt.hit)}  "
             return self._line(shown[0], stems, widest, (paint.score(start), len(start)))
         title = cut(_title(excerpt.hit), self._width - 6)
-        head = paint.score(f"{excerpt.hit.score:.2f}") + (
-            "  " + paint.faint(title) if title else ""
-        )
+        head = paint.score(shown_score(excerpt.hit)) + ("  " + paint.faint(title) if title else "")
         return [head, *(row for line in shown for row in self._line(line, stems, widest))]
 
     def _line(
@@ -170,4 +168,8 @@ def _title(hit: Hit) -> str:
         parts.insert(0, visible(str(hit.id)))
     elif hit.path is None and not parts:
         parts = [STDIN]
+    if hit.copies > 1:
+        parts.insert(0, f"({hit.copies:,} copies)")
+    if hit.ranks:
+        parts.insert(0, ", ".join(f"{name} {rank or '-'}" for name, rank in hit.ranks.items()))
     return "  ".join(parts)

@@ -1,7 +1,9 @@
 """The words of queries and texts: how they are told apart, compared and weighed.
 
-`query_words` gives SQLite's FTS5 whole words, for it has a stemmer of its own. Everything else
-compares stems: which line answers best, which words are marked, what is embedded first.
+SQLite's FTS5 has a stemmer of its own: `expanded` gives it texts, `query_terms` what to look for.
+There cancelOrder is found by cancel, by order, by cancelorder and as a whole, and a text without
+spaces by its pairs of characters. Everything else compares stems: which line answers best, which
+words are marked.
 """
 
 from __future__ import annotations
@@ -10,17 +12,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, zip_longest
+from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 MOST = 256  # different words of one query; a passage that serves as a query has about 200
 STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
-MOST_TERMS = 32  # of all queries together, by which passages are put in order
+FEW = 2  # telling words of a query that are asked for as they stand
 
 # cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
 _WORD = re.compile(
@@ -29,6 +27,12 @@ _WORD = re.compile(
     r"|(?<![a-zA-Z])[a-zA-Z]*[^\W\d_a-zA-Z\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af][^\W\d_]*"
     r"|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+"
 )
+# A name of several words: cancelOrder, HTTPError. It begins at the edge of a word, so that a long
+# run of letters takes no time with the square of its length.
+_HUMPED = re.compile(r"\b[A-Za-z0-9]*?(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z])[A-Za-z0-9]*")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_SPACELESS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+_NAME = re.compile(r"\w+(?:(?:::|[./\\:-])\w+)*")
 _STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -56,6 +60,89 @@ def _is_of_a_word(character: str) -> bool:
     )
 
 
+def expanded(text: str) -> str:
+    """Return a text as FTS5 is to see it.
+
+    A name of several words becomes these words, and stands whole at the end, so that it is found by
+    both. A run of characters without spaces becomes its pairs, and its last character.
+    """
+    names: dict[str, None] = {}
+
+    def parted(match: re.Match[str]) -> str:
+        names[match[0].lower()] = None
+        return _parted(match[0])
+
+    text = _HUMPED.sub(parted, text)
+    if not text.isascii():
+        text = _SPACELESS.sub(lambda match: f" {' '.join(_pairs(match[0]))} ", text)
+    return f"{text} {' '.join(names)}" if names else text
+
+
+@lru_cache(1 << 14)
+def _parted(name: str) -> str:
+    return _HUMP.sub(" ", name)
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[at : at + 2] for at in range(len(run))]
+
+
+def query_terms(text: str) -> list[str]:
+    """Return what to look for in texts that are `expanded`, in FTS5's language, at most `MOST`.
+
+    These are the words of a query, those of its names of several words, and such names as phrases.
+    """
+    terms: dict[str, None] = {}
+    for match in _NAME.finditer(unicodedata.normalize("NFC", text)):
+        all_words: list[str] = []
+        pieces = re.findall(r"\w+", match[0])
+        for piece in pieces:
+            words = [word for word in _split(piece) if word.strip("_")]
+            all_words += words
+            is_prefix = len(words) == 1 and _SPACELESS.fullmatch(words[0]) and len(words[0]) == 1
+            terms |= dict.fromkeys(f'"{word}"*' if is_prefix else f'"{word}"' for word in words)
+            if len(words) > 1:
+                terms[f'"{" ".join(words)}"'] = None
+            if _HUMPED.fullmatch(piece):
+                terms[f'"{piece.lower()}"'] = None
+        if len(pieces) > 1 and len(all_words) > 1:
+            terms[f'"{" ".join(all_words)}"'] = None
+    return list(terms)[:MOST]
+
+
+def _split(piece: str) -> list[str]:
+    """Return the words of a run of letters, digits and _, in lower case."""
+    words = _HUMP.sub(" ", piece).replace("_", " ").lower()
+    return _SPACELESS.sub(
+        lambda match: f" {' '.join(_pairs(match[0])[: max(1, len(match[0]) - 1)])} ", words
+    ).split()
+
+
+def exact_terms(query: str) -> list[str]:
+    """Return what a query asks for as it stands, in FTS5's language; empty for a question.
+
+    These are its names of programs, such as cancelOrder, cancel_order and shop.cancel; else its
+    words, where they are `FEW`.
+    """
+    names = [match[0] for match in _NAME.finditer(unicodedata.normalize("NFC", query))]
+    phrases = [f'"{" ".join(_words_of_name(name))}"' for name in names if _is_identifier(name)]
+    if phrases:
+        return phrases
+    words = [word for word in re.findall(r"\w+", query) if word.lower() not in _STOP_WORDS]
+    return query_terms(" ".join(words)) if 0 < len(words) <= FEW else []
+
+
+def _is_identifier(name: str) -> bool:
+    """Return whether only programs write a word so: cancel_order, cancelOrder, shop.cancel."""
+    pieces = re.split(r"::|\.", name)
+    is_dotted = len(pieces) > 1 and all(re.fullmatch(r"[^\W\d]\w+", piece) for piece in pieces)
+    return is_dotted or "_" in name.strip("_") or _HUMP.search(name) is not None
+
+
+def _words_of_name(name: str) -> list[str]:
+    return [word for piece in re.findall(r"\w+", name) for word in _split(piece)]
+
+
 class Word(NamedTuple):
     """A word of a text: `text[start:end]`."""
 
@@ -72,13 +159,9 @@ def words_of(text: str) -> Iterator[Word]:
 
 def wanted_stems(query: str) -> frozenset[str]:
     """Return the stems of a query; stop words count where there are no others."""
-    return frozenset(_ordered_stems(query))
-
-
-def _ordered_stems(query: str) -> list[str]:
     words = [match[0].lower() for match in _WORD.finditer(query)]
     telling = [word for word in words if word not in _STOP_WORDS]
-    return list(dict.fromkeys(map(_stem, telling or words)))
+    return frozenset(map(_stem, telling or words))
 
 
 def _stem(word: str) -> str:
@@ -93,39 +176,3 @@ def weights(stems: frozenset[str], texts: Sequence[str]) -> dict[str, float]:
         stem for text in texts for stem in {word.stem for word in words_of(text)} & stems
     )
     return {stem: log(1 + len(texts) / (1 + having[stem])) for stem in stems}
-
-
-@dataclass(frozen=True)
-class Promise:
-    """How promising a passage is before it has a vector: by the words it shares with the queries.
-
-    It decides in what order passages are embedded, and nothing else: what it misjudges comes later.
-    So a stem is looked for as a part of the text, without taking the text's words apart.
-    """
-
-    terms: tuple[str, ...]
-
-    @staticmethod
-    def of(queries: Sequence[str]) -> Promise:
-        """Return the terms of these queries, the first of each query first."""
-        stems = (
-            [stem for stem in _ordered_stems(query) if len(stem) > 2 or not stem.isascii()]
-            for query in queries
-        )
-        terms = chain.from_iterable(zip_longest(*stems))
-        return Promise(tuple(dict.fromkeys(filter(None, terms)))[:MOST_TERMS])
-
-    def found(self, text: str, spans: Sequence[tuple[int, int]]) -> NDArray[np.bool_]:
-        """Return which terms stand in which part of a text, bool [len(spans), len(terms)]."""
-        low = text.lower()
-        if len(low) != len(text):  # a few capital letters become two
-            low = "".join(one if len(one.lower()) != 1 else one.lower() for one in text)
-        rows = [[low.find(term, *span) >= 0 for term in self.terms] for span in spans]
-        return np.array(rows, bool).reshape(len(spans), len(self.terms))
-
-    def scores(self, found: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """Return how promising each part is, float32 [n]: a rare term weighs more."""
-        count = len(found)
-        often = found.sum(axis=0)
-        weights = [log((count + 1) / (times + 0.5)) for times in often.tolist()]
-        return (found @ np.array(weights, np.float32)).astype(np.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -304,6 +305,11 @@ def test_what_is_like_a_passage_is_not_the_passage_itself(shop: Gemb):
         (("x", "tree", "-0", "--json"), "-0 is for names and lines, not for --json"),
         (("x", "tree", "--full", "-C3"), "--full shows whole passages; -A, -B, -C"),
         (("x", "tree", "--where", "a=1"), "--where is for an index: gemb index build NAME PATH"),
+        (("x", "tree", "--budget", "soon"), "'soon' is no time such as 5s, 500ms, 2m or 0"),
+        (("x", "tree", "--budget", "-1s"), "'-1s' is no time such as 5s, 500ms, 2m or 0"),
+        (("x", "tree", "--budget", "nan"), "'nan' is no time such as 5s, 500ms, 2m or 0"),
+        (("x", "tree", "--budget", "5s", "--exact"), "--exact and --budget are given; one of them"),
+        (("x", "tree", "--explain", "-l"), "--explain is for hits that are shown, not for -l"),
         (("--like", "a:1", "--hybrid"), "--hybrid ranks by the words of a query; --like has none"),
         (("x", "tree", "--lines", "--passages", "code"), "--lines and --passages code are given"),
         (("x", "tree", "--min-score", "2"), "'2' is neither auto nor a cosine from -1 to 1"),
@@ -416,3 +422,41 @@ def test_ctrl_c_keeps_what_was_embedded(shop: Gemb):
     assert again.returncode == 0
     embedded = sum(int(line) for line in log.read_text().splitlines())
     assert 0 < embedded <= 3001 - done
+
+
+def test_without_time_words_alone_rank_and_scores_are_estimates(shop: Gemb):
+    log = shop.folder / "log"
+    write_model(shop.folder / "model.fake", is_bag=True, max_tokens=512, log=str(log))
+    found = shop("search", "cancel an order", "tree", "--budget", "0", "--json", "--explain")
+    hits = [json.loads(line) for line in lines(found)]
+    assert {hit["path"] for hit in hits} == {"tree/shop.py", "tree/orders.md"}
+    assert all(hit["estimated"] for hit in hits)
+    assert hits[0]["ranks"] == {"words": 1, "draft": None, "vector": None}
+    assert log.read_text() == "1\n"  # the query
+    whole = shop("search", "cancel an order", "tree", "--exact", "--json", "--weak")
+    assert all("estimated" not in json.loads(line) for line in lines(whole))
+    assert len(lines(whole)) > len(hits)
+
+
+def test_a_budget_ends_the_search(shop: Gemb):
+    texts = "".join(f"some words number {number}\n" for number in range(3000))
+    (shop.folder / "many.txt").write_text("cancel an order\n" + texts)
+    write_model(shop.folder / "model.fake", is_bag=True, max_tokens=512, sleep_s=0.2)
+    arguments = ("search", "cancel an order", "many.txt", "--lines", "-k1", "-v")
+    found = shop(*arguments, "--budget", "500ms")
+    assert lines(found) == ["many.txt:1:cancel an order"]
+    stages = found.stderr.decode()
+    match = re.search(r"3,001 passages of 1 files; (\d+) vectors, \1 of them new; ", stages)
+    assert match, stages
+    assert int(match[1]) < 3001
+    assert re.search(r"vectors [\d.]+ s, hits [\d.]+ s$", stages.strip())
+
+
+def test_a_file_that_stands_twice_is_one_hit_with_a_count(shop: Gemb):
+    for name in ("copy", "other"):
+        (shop.folder / "tree" / f"{name}.py").write_text(SHOP)
+    found = shop("search", "cancel an order", "tree", "--json", "-k", "3", "--weak")
+    copies = [json.loads(line).get("copies", 1) for line in lines(found)]
+    assert sorted(copies) == [1, 1, 3]
+    names = shop("search", "cancel an order", "tree", "-l", "--weak")
+    assert {"tree/copy.py", "tree/other.py", "tree/shop.py"} <= set(lines(names))

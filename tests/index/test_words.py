@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from gemb.errors import GembError
 from gemb.index import bm25
-from gemb.index.bm25 import by_words, words_table
+from gemb.index.bm25 import add_words, by_words, with_all, words_table
 from gemb.index.hits import Hit, fused
 from gemb.index.schema import TABLES
 from gemb.search.answers import above
 from gemb.search.queries import Criteria, from_words
-from gemb.texts.words import MOST, query_words
+from gemb.texts.words import MOST, exact_terms, query_terms, query_words
 
 
 def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
@@ -32,6 +32,14 @@ def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
             (slot, title, text, f'{{"odd": {slot % 2}}}'),
         )
     return connection
+
+
+def table_of(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
+    """The words of passages with these titles and texts."""
+    table = words_table()
+    add_words(table, 0, rows[:1])
+    add_words(table, 1, rows[1:])
+    return table
 
 
 def formula(query: Sequence[str], rows: Sequence[tuple[str | None, str]]) -> list[float]:
@@ -81,12 +89,12 @@ def test_without_an_index_the_ranking_is_the_same():
     rows = random_rows(300, titles=True)
     query = "wor02 wor09 wor35"
     of_index = by_words(connect(rows), query, 300, share=0)
-    of_passages = by_words(words_table(rows), query, 300, share=0)
+    of_passages = by_words(table_of(rows), query, 300, share=0)
     assert of_passages.rows.tolist() == of_index.rows.tolist()
     np.testing.assert_array_equal(of_passages.scores, of_index.scores)
     rows = random_rows(50, titles=False)
     expected = by_words(connect(rows), query, 9)
-    assert by_words(words_table(rows), query, 9).rows.tolist() == expected.rows.tolist()
+    assert by_words(table_of(rows), query, 9).rows.tolist() == expected.rows.tolist()
 
 
 @pytest.mark.parametrize(
@@ -105,7 +113,7 @@ def test_without_an_index_the_ranking_is_the_same():
 def test_a_word_is_found_in_another_form(query, text):
     rows = [(None, text), (None, "something else"), (None, "of no account")]
     assert by_words(connect(rows), query, 5, share=0).rows.tolist() == [0]
-    assert by_words(words_table(rows), query, 5, share=0).rows.tolist() == [0]
+    assert by_words(table_of(rows), query, 5, share=0).rows.tolist() == [0]
 
 
 @pytest.mark.parametrize(
@@ -113,8 +121,8 @@ def test_a_word_is_found_in_another_form(query, text):
 )
 def test_a_query_without_words_that_are_there_finds_nothing(query):
     assert by_words(connect([(None, "an order")]), query, 5).rows.tolist() == []
-    assert by_words(words_table([(None, "an order")]), query, 5).rows.tolist() == []
-    assert by_words(words_table([]), query, 5).rows.shape == (0,)
+    assert by_words(table_of([(None, "an order")]), query, 5).rows.tolist() == []
+    assert by_words(table_of([]), query, 5).rows.shape == (0,)
 
 
 def test_rows_with_few_of_the_words_are_none():
@@ -185,7 +193,10 @@ def test_nothing_in_a_query_is_an_operator(text):
     ]
     found = by_words(connect(rows), text, 9, share=0)
     assert set(found.rows.tolist()) <= {0, 1, 2}
-    assert by_words(words_table(rows), text, 9, share=0).rows.tolist() == found.rows.tolist()
+    table = table_of(rows)
+    found = by_words(table, text, 9, share=0, terms=query_terms(text))
+    assert set(found.rows.tolist()) <= {0, 1, 2}
+    assert set(with_all(table, exact_terms(text)).tolist()) <= {0, 1, 2}
 
 
 def test_fusion_adds_reciprocal_ranks():
@@ -235,3 +246,36 @@ def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
     assert kept("ace gperf", hits, min_score=0.35) == [0.4]  # a floor that was asked for is one
     assert kept("ace gperf", hits, is_weak=True) == [0.4, 0.2, 0.1]
     assert above(from_words("absent"), vector, hits[1:], 0.35, Criteria()).best_below == 0.2
+
+
+@pytest.mark.parametrize(
+    ("query", "rows"),
+    [
+        ("cancelOrder", [1, 2]),
+        ("cancel_order", [1, 2]),
+        ("cancelorder", [1]),
+        ("order", [0, 1, 2]),
+        ("検索", [3]),
+        ("索", [3]),
+        ("語", [3]),
+    ],
+)
+def test_names_are_found_by_their_words_and_whole(query: str, rows: list[int]) -> None:
+    table = table_of(
+        [
+            (None, "an order to cancel"),
+            (None, "def cancelOrder(self)"),
+            (None, "cancel_order(1)"),
+            (None, "日本語の検索"),
+            *[(None, "nothing")] * 9,
+        ]
+    )
+    found = by_words(table, query, 9, share=0, terms=query_terms(query)).rows.tolist()
+    assert set(found[: len(rows)]) == set(rows)
+    exact = with_all(table, exact_terms(query)).tolist()
+    assert exact == rows
+
+
+def test_nothing_has_all_of_no_terms() -> None:
+    assert with_all(table_of([(None, "a b")]), []).tolist() == []
+    assert with_all(table_of([(None, "a b"), (None, "b")]), ['"b"', '"a"']).tolist() == [0]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from file_search import FileSearch
+from file_search import GatheredFiles
 from file_trees import OLD, as_nobody, write
 from gemb.errors import GembError
 from gemb.search.cache import FIELDS, FileRow, PassageTable, VectorCache
@@ -27,7 +27,7 @@ def row(name: str, *, mtime_ns: int = OLD * 10**9, count: int = 1) -> FileRow:
 def search(folder: str, cache: Path) -> tuple[list[str], int]:
     """Search for a cat; return texts of hits and how many texts were embedded."""
     encoder = WordEncoder()
-    files = FileSearch(folder, cache=cache)
+    files = GatheredFiles(folder, cache=cache)
     answer = files.search(encoder.queries("cat"), encoder)
     return [hit.text for hit in answer.hits[0]], encoder.texts - 1
 
@@ -208,7 +208,7 @@ def test_a_cache_that_is_removed_during_a_search_does_no_harm(
     first = search(str(pets), cache)
     write(pets, {"fish.txt": "the fish sleeps"})
     encoder = WordEncoder()
-    files = FileSearch(str(pets), cache=cache)
+    files = GatheredFiles(str(pets), cache=cache)
     assert files.missing(SPEC) == 1
     shutil.rmtree(cache / SPEC.fingerprint)
     answer = files.search(encoder.queries("cat"), encoder)
@@ -230,7 +230,7 @@ def test_a_damaged_file_of_vectors_is_named(pets: Path, tmp_path: Path) -> None:
 
 def test_another_model_has_vectors_of_its_own(pets: Path, tmp_path: Path) -> None:
     search(str(pets), tmp_path)
-    files = FileSearch(str(pets), cache=tmp_path)
+    files = GatheredFiles(str(pets), cache=tmp_path)
     other = WordEncoder(dim=32)
     assert files.missing(other.spec) == 3
     files.search(other.queries("cat"), other)

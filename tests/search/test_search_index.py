@@ -170,6 +170,8 @@ def test_another_width_or_prompt_is_refused_with_what_mends_it(rows: Gemb):
     [
         (("x", "rows.gemb", "rows.gemb"), "rows.gemb is an index; it is searched alone"),
         (("x", "rows.gemb", "-g", "*.py"), "-g is for files; what an index holds is chosen by"),
+        (("x", "rows.gemb", "--budget", "5s"), "--budget is for files; what an index holds is"),
+        (("x", "rows.gemb", "--exact"), "--exact is for files; what an index holds is chosen by"),
         (("x", "rows.gemb", "--lines"), "--lines is for files; what an index holds is chosen by"),
         (("x", "rows.gemb", "--where", "lnag='de'"), "did you mean 'lang'"),
         (("x", "rows.gemb", "--where", "lang='de"), "--where"),

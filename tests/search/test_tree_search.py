@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from file_search import FileSearch, Found
+from file_search import Found, GatheredFiles
 from file_trees import OLD, write
 from gemb.errors import GembError, UsageError
 from gemb.search.cache import PassageTable
 from gemb.search.corpus import passage_key
-from gemb.search.scoring import sample, split_known
+from gemb.search.first import first_ranking
+from gemb.search.scoring import nearest_first, sample, split_known
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
 from gemb.texts.records import Fields
@@ -57,7 +58,7 @@ def found(
     cache: Path | None = None,
     k: int | None = 5,
 ) -> Found:
-    files = FileSearch(*paths, cache=cache)
+    files = GatheredFiles(*paths, cache=cache)
     answer = files.search(encoder.queries(query), encoder, [query], k)
     assert answer.done == answer.total == len(files)
     return answer
@@ -80,7 +81,7 @@ def test_the_ranking_is_that_of_all_passages_compared_one_by_one(tree: Path, cac
             for place, score in enumerate(scores.tolist()):
                 wanted[place].append((-score, str(path), one.line))
     for folder in (None, cache, cache):
-        files = FileSearch("docs", cache=folder)
+        files = GatheredFiles("docs", cache=folder)
         answer = files.search(vectors, encoder, words=queries, k=7)
         for hits, all_ in zip(answer.hits, wanted, strict=True):
             best = sorted(all_)[:7]
@@ -148,7 +149,7 @@ def test_a_file_of_the_same_size_and_time_that_was_just_written_is_read_again(
 
 def test_what_shares_words_with_the_query_comes_first(tree: Path) -> None:
     encoder = WordEncoder(sleep_s=0.002)
-    files = FileSearch("docs")
+    files = GatheredFiles("docs")
     queries = encoder.queries("the cat sleeps on the mat")
     steps = files.steps(queries, encoder, ["cat sleeps mat"], k=3)
     assert next(steps).ranking.count == 0  # nothing is known
@@ -163,13 +164,13 @@ def test_what_shares_words_with_the_query_comes_first(tree: Path) -> None:
 
 def test_an_interrupted_search_keeps_what_it_embedded(tree: Path, cache: Path) -> None:
     encoder = WordEncoder(sleep_s=0.001)
-    files = FileSearch("docs", cache=cache)
+    files = GatheredFiles("docs", cache=cache)
     queries = encoder.queries("cat")
     steps = files.steps(queries, encoder, ["cat"])
     done = [step.ranking.count for step in itertools.islice(steps, 4)][-1]
     steps.close()
     assert 0 < done < len(files)
-    later = FileSearch("docs", cache=cache)
+    later = GatheredFiles("docs", cache=cache)
     assert later.missing(encoder.spec) == len(files) - done
     steps = later.steps(queries, encoder, ["cat"])
     next(steps)
@@ -177,7 +178,7 @@ def test_an_interrupted_search_keeps_what_it_embedded(tree: Path, cache: Path) -
         steps.throw(KeyboardInterrupt)
     assert later.missing(encoder.spec) < len(files)
     later.search(queries, encoder, words=["cat"])
-    assert FileSearch("docs", cache=cache).missing(encoder.spec) == 0
+    assert GatheredFiles("docs", cache=cache).missing(encoder.spec) == 0
 
 
 def test_equal_passages_are_embedded_once_and_all_found(tree: Path, cache: Path) -> None:
@@ -191,7 +192,7 @@ def test_equal_passages_are_embedded_once_and_all_found(tree: Path, cache: Path)
 
 def test_a_floor_and_no_k_give_all_that_reach_it(tree: Path) -> None:
     encoder = WordEncoder()
-    files = FileSearch("docs")
+    files = GatheredFiles("docs")
     queries = encoder.queries("noun1 noun2 noun3")
     everything = files.search(queries, encoder, k=None).hits[0]
     assert len(everything) == len(files)
@@ -210,7 +211,7 @@ def test_lines_of_standard_input_are_passages_and_are_cached(
     for texts in (4, 1):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         before = encoder.texts
-        files = FileSearch("-", cache=cache)
+        files = GatheredFiles("-", cache=cache)
         queries = encoder.queries("cat")
         hits = files.search(queries, encoder).hits[0]
         assert encoder.texts - before == texts
@@ -228,13 +229,13 @@ def test_rows_of_tables_keep_their_fields(tree: Path, cache: Path) -> None:
     encoder = WordEncoder()
     fields = Fields(text=("text",), title="title", title_may_lack=True, keep_all=True)
     rows = Reading(fields=fields)
-    files = FileSearch("pets.jsonl", "docs", rows=rows, cache=cache)
+    files = GatheredFiles("pets.jsonl", "docs", rows=rows, cache=cache)
     assert len(files.corpus.records) == 2
     queries = encoder.queries("title Tom text the cat")
     hit = files.search(queries, encoder).hits[0][0]
     assert (hit.path, hit.line, hit.title, hit.kept) == ("pets.jsonl", 2, "Tom", {"n": 2})
     with pytest.raises(UsageError, match="plain lines have no field 'text'"):
-        FileSearch("docs/cat.md", rows=rows)
+        GatheredFiles("docs/cat.md", rows=rows)
 
 
 def test_a_pipe_is_read_as_standard_input_is(tree: Path) -> None:
@@ -253,7 +254,7 @@ def test_one_bad_passage_fails_alone_and_is_named(
 ) -> None:
     write(tree, {"docs/bad.txt": "this is poison"})
     encoder = WordEncoder()
-    files = FileSearch("docs")
+    files = GatheredFiles("docs")
     queries = encoder.queries("cat")
     answer = files.search(queries, encoder)
     assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
@@ -266,7 +267,7 @@ def test_hits_are_checked_against_their_files(
 ) -> None:
     encoder = WordEncoder()
     query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
-    files = FileSearch("docs", cache=cache)
+    files = GatheredFiles("docs", cache=cache)
     files.search(query, encoder)
     text = (tree / "docs/cat.md").read_text()
     write(tree, {"docs/cat.md": "Some words before, which are many.\n" * 6 + "\n" + text})
@@ -286,8 +287,8 @@ def test_a_file_that_can_no_longer_be_read_is_named_and_counted(
 ) -> None:
     encoder = WordEncoder()
     query = encoder.queries("title cat md Pets text Pets The cat sleeps on the mat all day")
-    FileSearch("docs", cache=cache).search(query, encoder)
-    files = FileSearch("docs", cache=cache)  # every file is known: none is opened
+    GatheredFiles("docs", cache=cache).search(query, encoder)
+    files = GatheredFiles("docs", cache=cache)  # every file is known: none is opened
     (tree / "docs/cat.md").unlink()
     (tree / "docs/cat.md").symlink_to("cat.md")  # to itself
     with pytest.raises(UsageError, match=r"^docs/cat.md: it cannot be read any more"):
@@ -303,7 +304,7 @@ def test_a_file_that_can_no_longer_be_read_is_named_and_counted(
 
 
 def test_a_passage_is_found_by_file_and_line(tree: Path) -> None:
-    files = FileSearch("docs")
+    files = GatheredFiles("docs")
     text = (tree / "docs/03.txt").read_text()
     second = split(text, "03.txt")[1]
     hit = files.texts.hit_at(str(tree / "docs/03.txt"), second.line)
@@ -317,7 +318,7 @@ def test_a_passage_is_found_by_file_and_line(tree: Path) -> None:
 
 def test_a_sample_is_of_what_has_a_vector(tree: Path, cache: Path) -> None:
     encoder = WordEncoder()
-    files = FileSearch("docs", cache=cache)
+    files = GatheredFiles("docs", cache=cache)
     vectors = files.cache(encoder.spec)
     known, _ = split_known(files.corpus, vectors)
     assert sample(known, vectors, 10).shape == (0, 64)
@@ -343,11 +344,11 @@ def test_two_titles_make_two_passages_of_one_text() -> None:
 SEARCHER = """
 import sys
 from pathlib import Path
-from file_search import FileSearch
+from file_search import GatheredFiles
 from word_encoder import WordEncoder
 
 encoder = WordEncoder(sleep_s=float(sys.argv[2]))
-files = FileSearch("docs", cache=Path(sys.argv[1]))
+files = GatheredFiles("docs", cache=Path(sys.argv[1]))
 queries = encoder.queries("cat mat")
 for step in files.steps(queries, encoder, ["cat"]):
     print(step.ranking.count, flush=True)
@@ -375,7 +376,7 @@ def test_two_searches_at_once_share_the_cache(tree: Path, cache: Path) -> None:
     assert [process.returncode for process in both] == [0, 0], outputs
     assert outputs[0][0].splitlines()[-1] == outputs[1][0].splitlines()[-1]
     encoder = WordEncoder()
-    files = FileSearch("docs", cache=cache)
+    files = GatheredFiles("docs", cache=cache)
     assert files.missing(encoder.spec) == 0
     keys = (cache / encoder.spec.fingerprint / "keys.bin").read_bytes()
     assert len(keys) == 16 * len({keys[at : at + 16] for at in range(0, len(keys), 16)})
@@ -394,7 +395,7 @@ def test_a_killed_search_leaves_a_cache_that_works(tree: Path, cache: Path, answ
     output, errors = again.communicate(timeout=120)
     assert again.returncode == 0, errors
     assert output.splitlines()[-1] == calm
-    assert FileSearch("docs", cache=cache).missing(WordEncoder().spec) == 0
+    assert GatheredFiles("docs", cache=cache).missing(WordEncoder().spec) == 0
 
 
 def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone(
@@ -403,7 +404,7 @@ def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone
     write(tree, {"docs/bad.txt": "this is poison", "docs/worse.txt": "more poison"})
     encoder = WordEncoder()
     for failed in (2, 1):
-        files = FileSearch("docs", cache=cache)
+        files = GatheredFiles("docs", cache=cache)
         answer = files.search(encoder.queries("cat"), encoder)
         assert answer.hits[0][0].path in ("docs/cat.md", "docs/dog.md")
         assert answer.done == answer.total - 2
@@ -411,7 +412,7 @@ def test_passages_that_failed_before_do_not_end_a_search_in_which_they_are_alone
     assert capsys.readouterr().err.splitlines()[2:] == [
         "gemb: warning: 2 passages: the backend fails on every text: RuntimeError: poisoned"
     ]
-    files = FileSearch("docs/bad.txt", "docs/worse.txt", cache=cache)
+    files = GatheredFiles("docs/bad.txt", "docs/worse.txt", cache=cache)
     with pytest.raises(GembError, match="the backend fails on every text"):
         files.search(encoder.queries("cat"), encoder)
 
@@ -424,7 +425,7 @@ def test_a_name_that_is_no_utf8_does_no_harm(tree: Path, cache: Path) -> None:
         hit = found(encoder, "odd", cache=cache).hits[0][0]
         assert hit.path == f"odd/{name}"
         assert hit.title == "caf\ufffd \x1b[1m\n.txt"
-    assert FileSearch("odd", cache=cache).texts.hit_at(f"odd/{name}", 1).text == hit.text
+    assert GatheredFiles("odd", cache=cache).texts.hit_at(f"odd/{name}", 1).text == hit.text
 
 
 def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> None:
@@ -433,28 +434,25 @@ def test_a_walk_that_is_stopped_keeps_what_it_split(tree: Path, cache: Path) -> 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        FileSearch("docs", cache=cache, looked=stop)
+        GatheredFiles("docs", cache=cache, looked=stop)
     table = PassageTable(cache, "auto")
     assert len(table.under(str(tree / "docs"))) == 20
 
 
-def test_after_the_most_promising_passages_files_come_whole(
+def test_the_most_promising_passages_come_first_and_then_files_whole(
     tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gemb.search.scoring.FIRST_BEST", 5)
     (tree / "docs/17.txt").rename(tree / "docs/quux.txt")
     encoder = WordEncoder()
-    files = FileSearch("docs")
-    order: list[int] = []
-    record = files.texts.record
-    monkeypatch.setattr(files.texts, "record", lambda at: order.append(at) or record(at))
-    words = ["a cat, or a dog in a file named quux"]
-    files.search(encoder.queries("cat"), encoder, words=words)
+    files = GatheredFiles("docs")
+    _, missing = split_known(files.corpus, files.cache(encoder.spec))
+    first = first_ranking(files.texts, None)
+    queries = ["a cat", "a file named quux"]
+    scores = [first.scores(query, np.zeros(64, np.float32)).fused for query in queries]
+    order = nearest_first(missing, files.texts, scores)
     assert sorted(order) == list(range(len(files)))  # each once
     corpus = files.corpus
     names = [corpus.files[file].path for file in corpus.files_of(np.array(order)).tolist()]
-    assert set(names[:2]) == {"docs/cat.md", "docs/dog.md"}
-    assert names[2:5] == ["docs/quux.txt"] * 3
-    runs = [name for name, _ in itertools.groupby(names[5:])]
-    assert len(runs) == len(set(runs))
-    assert runs[0] == "docs/quux.txt"
+    assert set(names[:4]) == {"docs/cat.md", "docs/dog.md", "docs/quux.txt"}
+    assert order[5:] == sorted(order[5:])

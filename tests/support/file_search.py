@@ -13,7 +13,8 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.index.hits import Hit
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import PassageTexts, Sources, gather
-from gemb.search.scoring import SearchProgress, scored, split_known
+from gemb.search.first import first_ranking
+from gemb.search.scoring import Ranking, SearchProgress, nearest_first, scored, split_known
 from gemb.texts.walk import Skipped
 from word_encoder import WordEncoder
 
@@ -27,7 +28,7 @@ class Found(NamedTuple):
     tokens: int
 
 
-class FileSearch:
+class GatheredFiles:
     """Gathered files, and searches in them."""
 
     def __init__(
@@ -67,15 +68,21 @@ class FileSearch:
         words: Sequence[str] = (),
         k: int | None = 10,
         floor: float = -1.0,
+        seconds: float | None = None,
     ) -> Generator[SearchProgress, None, None]:
-        """Yield the one ranking as it gets better."""
+        """Yield the one ranking as it gets better; passages get vectors by their words."""
         cache = self.cache(encoder.spec)
         known, missing = split_known(self.corpus, cache)
+        order: list[int] = []
+        if missing:
+            first = first_ranking(self.texts, None)
+            scores = [first.scores(text, queries[0]).fused for text in words or [""]]
+            order = nearest_first(missing, self.texts, scores)
         yield from scored(
             *(known, missing, self.texts, cache, queries, encoder),
-            query_texts=words,
-            k=k,
-            floor=floor,
+            ranking=Ranking(len(queries), k, floor),
+            order=order,
+            seconds=seconds,
         )
 
     def found(self, progress: SearchProgress, *, is_last: bool = False) -> Found:

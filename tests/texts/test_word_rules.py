@@ -2,10 +2,9 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import pytest
 
-from gemb.texts.words import Promise, wanted_stems, weights, words_of
+from gemb.texts.words import exact_terms, expanded, query_terms, wanted_stems, weights, words_of
 
 
 @pytest.mark.parametrize(
@@ -35,23 +34,56 @@ def test_a_rare_stem_weighs_more() -> None:
     assert found["refun"] > found["order"] > 0
 
 
-def test_terms_are_those_of_the_lines_and_come_from_all_queries_in_turn() -> None:
-    promise = Promise.of(["cancelled orders of a day", "what is a refund", "the"])
-    assert promise.terms == ("cance", "refun", "the", "order", "day")
-    assert set(Promise.of(["cancelled orders"]).terms) == wanted_stems("cancelled orders")
-
-
-def test_passages_that_share_rare_words_come_first() -> None:
-    promise = Promise.of(["cancel the order"])
-    text = "Cancellation of it.|Orders.|Order CANCELLED.|Nothing.|An order."
-    ends = np.cumsum([len(part) + 1 for part in text.split("|")]).tolist()
-    spans = list(zip([0, *ends[:-1]], ends, strict=True))
-    scores = promise.scores(promise.found(text, spans))
-    assert np.argsort(-scores, kind="stable").tolist() == [2, 0, 1, 4, 3]
-
-
 def test_a_long_run_of_letters_takes_no_time() -> None:
     for text in ("aB" * 100_000, "aGVsbG8gd29ybGQ" * 14_000, "A" * 200_000, "1" * 200_000):
         began = time.process_time()
         assert "".join(text[word.start : word.end] for word in words_of(text)) == text
+        assert text.lower() in expanded(text).replace(" ", "").lower()
+        assert query_terms(text)
+        exact_terms(text)
         assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("call cancelOrder now", "call cancel Order now cancelorder"),
+        ("HTTPError, HTTPError", "HTTP Error, HTTP Error httperror"),
+        ("cancel_order of shop.cart", "cancel_order of shop.cart"),
+        ("日本語の", " 日本 本語 語の の "),
+        ("Plain words, UTF8 and ID", "Plain words, UTF8 and ID"),
+    ],
+)
+def test_a_name_of_several_words_is_these_words_and_whole(text: str, seen: str) -> None:
+    assert expanded(text) == seen
+
+
+@pytest.mark.parametrize(
+    ("query", "terms", "exact"),
+    [
+        (
+            "where is cancelOrder",
+            ["where", "is", "cancel", "order", "cancel order", "cancelorder"],
+            ["cancel order"],
+        ),
+        (
+            "shop.cart_total",
+            ["shop", "cart", "total", "cart total", "shop cart total"],
+            ["shop cart total"],
+        ),
+        ("refund policy", ["refund", "policy"], ["refund", "policy"]),
+        ("how is it with that", ["how", "is", "it", "with", "that"], []),
+        ("docs/guide.md", ["docs", "guide", "md", "docs guide md"], []),
+        ("日本語", ["日本", "本語", "日本 本語"], ["日本", "本語", "日本 本語"]),
+        ('" AND NOT (', ["and", "not"], []),
+        ("", [], []),
+    ],
+)
+def test_what_a_query_looks_for(query: str, terms: list[str], exact: list[str]) -> None:
+    assert query_terms(query) == [f'"{term}"' for term in terms]
+    if query != '" AND NOT (':
+        assert exact_terms(query) == [f'"{term}"' for term in exact]
+
+
+def test_one_character_is_the_beginning_of_a_pair() -> None:
+    assert query_terms("語") == ['"語"*']

@@ -1,0 +1,346 @@
+"""The first ranking by words and drafts, and what gets a real vector after it."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from file_search import GatheredFiles
+from file_trees import write
+from gemb.embedding import drafts as draft_models
+from gemb.embedding.drafts import open_draft
+from gemb.errors import Missing
+from gemb.index.hits import Hit
+from gemb.search.cache import VectorCache
+from gemb.search.files import FileSearch
+from gemb.search.first import DraftModel, Drafts, first_ranking, standardised
+from gemb.search.queries import Criteria, Query
+from gemb.search.scoring import split_known
+from word_encoder import WordEncoder
+
+CAT = "The cat sleeps on the mat all day."
+
+
+class SynonymEncoder(WordEncoder):
+    """A draft: it knows that a kitten is a cat, and takes texts as they are."""
+
+    def __init__(self, **settings: float) -> None:
+        super().__init__(**settings)
+        self.profile = dataclasses.replace(self.profile, fingerprint="00000000000d4af7")
+
+    def tokenize(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        return super().tokenize([text.replace("cat", "kitten") for text in texts])
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of forty files, of which one speaks of a cat."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    dice = random.Random(0)
+    nouns = [f"noun{number}" for number in range(300)]
+    write(
+        folder,
+        {
+            f"docs/{number:02}.txt": "\n\n".join(
+                " ".join(dice.choices(nouns, k=100)) + "." for _ in range(6)
+            )
+            for number in range(40)
+        },
+    )
+    write(folder, {"docs/cat.md": f"# Pets\n\n{CAT}\n"})
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def search(
+    query: str,
+    encoder: WordEncoder,
+    *paths: str,
+    cache: Path | None = None,
+    draft: WordEncoder | None = None,
+    **criteria: object,
+) -> list[Hit]:
+    """Return the hits of one query; seconds=1.0 of new vectors unless `criteria` say otherwise."""
+    files = GatheredFiles(*(paths or ("docs",)), cache=cache)
+    found = FileSearch(
+        files.texts,
+        files.cache(encoder.spec),
+        [Query("1", query, "the query")],
+        encoder.queries(query),
+        encoder,
+        Criteria(**{"seconds": 1.0, "is_weak": True, **criteria}),  # type: ignore[arg-type]
+    )
+    if found.needs_first:
+        found.rank_first(lambda: draft)
+    (answer,) = found.answers()
+    return answer.hits
+
+
+def test_the_best_by_words_get_vectors_until_the_time_is_over(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.02)
+    hits = search("where does the cat sleep", encoder, cache=cache, seconds=0.3, k=3)
+    assert hits[0].path == "docs/cat.md"
+    assert not hits[0].is_estimate
+    assert 3 < encoder.texts < 30
+    files = GatheredFiles("docs", cache=cache)
+    assert files.missing(encoder.spec) == len(files) - encoder.texts + 1  # one was the query
+
+
+def test_when_the_best_ones_do_not_change_the_rest_gets_no_vector(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.scoring.SETTLED", 20)
+    encoder = WordEncoder()
+    first = search("noun7 noun8 noun9", encoder, cache=cache, seconds=60.0, k=3)
+    assert encoder.texts < 100
+    before = encoder.texts
+    again = search("noun7 noun8 noun9", encoder, cache=cache, seconds=60.0, k=3)
+    assert again == first
+    assert encoder.texts - before <= 1 + 20  # what was settled before is not settled again
+
+
+def test_no_time_means_words_alone_and_scores_that_are_estimated(tree: Path) -> None:
+    encoder = WordEncoder()
+    hits = search("the cat sleeps", encoder, seconds=0.0, k=2)
+    assert hits[0].path == "docs/cat.md"
+    assert all(hit.is_estimate for hit in hits)
+    assert encoder.texts == 1  # the query
+    assert search("zebra", encoder, seconds=0.0) == []
+
+
+def test_too_little_time_fills_up_with_estimates(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.2)
+    hits = search("noun7 noun8 noun9", encoder, cache=cache, seconds=0.01, k=10)
+    assert len(hits) == 10
+    assert 0 < sum(not hit.is_estimate for hit in hits) < 10
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_without_a_budget_every_passage_gets_a_vector(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder()
+    search("the cat", encoder, cache=cache, seconds=None)
+    assert GatheredFiles("docs", cache=cache).missing(encoder.spec) == 0
+
+
+def test_a_draft_finds_what_shares_no_word(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.01)
+    without = search("kitten", encoder, seconds=0.2, k=3)
+    assert "docs/cat.md" not in {hit.path for hit in without}
+    hits = search("kitten", encoder, cache=cache, draft=SynonymEncoder(), seconds=0.2, k=300)
+    tested = {hit.path for hit in hits if not hit.is_estimate}
+    assert "docs/cat.md" in tested  # it has no word of the query, and so a low cosine
+    ranked = search("kitten", encoder, draft=SynonymEncoder(), seconds=0.0, k=1)
+    assert ranked[0].path == "docs/cat.md"
+
+
+def test_drafts_are_kept_small_and_made_once(tree: Path, cache: Path) -> None:
+    draft = SynonymEncoder()
+    encoder = WordEncoder()
+    for made in (True, False):
+        before = draft.texts
+        search("kitten", encoder, cache=cache, draft=draft, seconds=0.0)
+        assert (draft.texts > before) is made
+    model = DraftModel.of(draft, 64)
+    assert model
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search" / model.spec.fingerprint
+    files = GatheredFiles("docs")
+    assert (folder / "vectors.f16").stat().st_size == 2 * 64 * len(files)
+
+
+@pytest.mark.parametrize("fault", ["short", "flipped", "foreign"])
+def test_a_damaged_cache_of_drafts_is_no_harm(
+    tree: Path, cache: Path, fault: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draft = SynonymEncoder()
+    encoder = WordEncoder()
+    search("the cat", encoder, cache=cache, draft=draft, seconds=0.0)
+    model = DraftModel.of(draft, 64)
+    assert model
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search" / model.spec.fingerprint
+    vectors = folder / "vectors.f16"
+    if fault == "short":
+        os.truncate(vectors, vectors.stat().st_size // 2 + 7)
+    elif fault == "flipped":
+        vectors.write_bytes(b"\xff\x7b" * (vectors.stat().st_size // 2))
+    else:
+        (folder / "store.json").write_text("{}")
+    hits = search("the cat sleeps", encoder, cache=cache, draft=draft, seconds=0.0, k=1)
+    assert hits[0].path == "docs/cat.md"
+    notes = capsys.readouterr().err
+    assert ("this search does without drafts" in notes) is (fault != "short")
+
+
+def test_a_passage_on_which_the_draft_fails_has_none(tree: Path) -> None:
+    write(tree, {"docs/bad.txt": "this is poison"})
+    encoder = WordEncoder()
+    hits = search("this", encoder, draft=SynonymEncoder(), seconds=0.0, k=1, explains=True)
+    assert hits[0].path == "docs/bad.txt"
+    assert hits[0].ranks == {"words": 1, "draft": None, "vector": None}
+
+
+def test_reading_that_is_stopped_keeps_its_drafts(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.first.CHUNK", 10)
+    files = GatheredFiles("docs", cache=cache)
+    model = DraftModel.of(SynonymEncoder(), 64)
+    assert model
+
+    def stop(passages: int) -> None:
+        if passages >= 100:
+            raise KeyboardInterrupt
+
+    drafts = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
+    with pytest.raises(KeyboardInterrupt):
+        first_ranking(files.texts, drafts, read=stop)
+    kept = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
+    assert 10 <= (kept.rows >= 0).sum() <= 100
+
+
+def test_a_tree_that_changes_meanwhile_loses_what_is_gone(tree: Path) -> None:
+    files = GatheredFiles("docs")
+    (tree / "docs/00.txt").unlink()
+    (tree / "docs/01.txt").write_text("something else")
+    first = first_ranking(files.texts, None)
+    scores = first.scores("the cat", np.zeros(64, np.float32))
+    assert len(scores.words) == len(files)
+    assert files.corpus.files[files.corpus.files_of(np.array([scores.fused.argmax()]))[0]].path == (
+        "docs/cat.md"
+    )
+
+
+def test_the_very_name_wins(tree: Path) -> None:
+    write(
+        tree,
+        {
+            "docs/a.py": "def banner(seasonal):\n    return seasonal, banner\n",
+            "docs/b.py": "# words of another kind, many of them, and one\nseasonalBanner = 1\n",
+        },
+    )
+    encoder = WordEncoder()
+    hits = search("seasonalBanner", encoder, seconds=5.0, k=2)
+    assert [hit.path for hit in hits] == ["docs/b.py", "docs/a.py"]
+    hits = search("seasonalBanner", encoder, seconds=None, k=2)
+    assert hits[0].path == "docs/b.py"
+
+
+def test_copies_are_one_hit_with_a_count(tree: Path) -> None:
+    licence = "Permission is granted to use this cat as you like."
+    write(tree, {f"docs/licence{number}.txt": licence for number in range(30)})
+    encoder = WordEncoder()
+    hits = search("permission to use this", encoder, k=4)
+    assert hits[0].text == licence
+    assert hits[0].copies == 30
+    assert [hit.text for hit in hits].count(licence) == 1
+    assert hits[1].copies == 1
+    hits = search("permission to use this", encoder, k=40, is_once=False)
+    assert [hit.text for hit in hits].count(licence) == 30
+
+
+def test_ranks_say_why_a_passage_is_there(tree: Path) -> None:
+    encoder = WordEncoder()
+    hits = search("the cat sleeps", encoder, draft=SynonymEncoder(), k=2, explains=True)
+    assert hits[0].ranks == {"words": 1, "draft": 1, "vector": 1}
+    assert hits[1].ranks["vector"] == 2
+    assert hits[1].ranks["words"] is None
+    no_draft = search("the cat sleeps", encoder, k=1, explains=True)
+    assert no_draft[0].ranks == {"words": 1, "draft": None, "vector": 1}
+
+
+def test_several_queries_share_the_time(tree: Path, cache: Path) -> None:
+    write(tree, {"docs/dog.md": "# Pets\n\nThe dog eats bones.\n"})
+    encoder = WordEncoder(sleep_s=0.01)
+    files = GatheredFiles("docs", cache=cache)
+    texts = ["the cat sleeps", "a dog eats bones"]
+    found = FileSearch(
+        files.texts,
+        files.cache(encoder.spec),
+        [Query(str(number), text, "q") for number, text in enumerate(texts)],
+        encoder.queries(*texts),
+        encoder,
+        Criteria(seconds=0.1, is_weak=True, k=1),
+    )
+    found.rank_first()
+    assert [answer.hits[0].path for answer in found.answers()] == ["docs/cat.md", "docs/dog.md"]
+
+
+def test_scores_are_held_against_their_own_background() -> None:
+    scores = np.array([1, 2, 3, np.nan], np.float32)
+    np.testing.assert_allclose(standardised(scores)[:3], [-1.2247449, 0, 1.2247449], rtol=1e-6)
+    assert np.isnan(standardised(scores)[3])
+    assert standardised(np.full(3, 7, np.float32)).tolist() == [0, 0, 0]
+    assert len(standardised(np.zeros(0, np.float32))) == 0
+
+
+def test_a_draft_is_that_of_the_model_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = WordEncoder()
+    profile = encoder.profile
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+    teachers = {"own": (profile.fingerprint,), "other": ("0123456789abcdef",)}
+    monkeypatch.setattr(
+        draft_models, "describe", lambda path: SimpleNamespace(draft_of=teachers[path.name])
+    )
+    monkeypatch.setattr(
+        draft_models,
+        "backends",
+        lambda: {"fake": SimpleNamespace(can_open=lambda path: True)},
+    )
+    monkeypatch.setattr(
+        draft_models, "open_engine", lambda *arguments: SimpleNamespace(encoder=encoder)
+    )
+    monkeypatch.setattr(draft_models, "BUNDLED", tmp_path / "own")
+    monkeypatch.delenv("GEMB_DRAFT", raising=False)
+    assert open_draft(profile) is encoder
+    monkeypatch.setenv("GEMB_DRAFT", "none")
+    assert open_draft(profile) is None
+    monkeypatch.setenv("GEMB_DRAFT", str(tmp_path / "other"))
+    assert open_draft(profile) is None
+    monkeypatch.setenv("GEMB_DRAFT", str(tmp_path / "nowhere"))
+    with pytest.raises(Missing, match="nowhere"):
+        open_draft(profile)
+    monkeypatch.delenv("GEMB_DRAFT")
+    monkeypatch.setattr(draft_models, "BUNDLED", tmp_path / "absent")
+    assert open_draft(profile) is None
+
+
+def test_a_draft_that_is_wider_or_has_no_fitting_width() -> None:
+    draft = SynonymEncoder()
+    assert DraftModel.of(draft, 32) is None
+    draft.profile = dataclasses.replace(draft.profile, dim=64, matryoshka_dims=(64, 32, 16))
+    model = DraftModel.of(draft, 48)
+    assert model
+    assert model.spec.dim == 32
+    vectors = model.vectors([("a title", "a text"), (None, "poison"), (None, "more")])
+    assert np.isnan(vectors[1]).all()
+    np.testing.assert_allclose(np.linalg.norm(vectors[[0, 2]], axis=1), 1, rtol=1e-5)
+
+
+def test_every_step_has_a_ranking_of_what_has_a_vector(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.005)
+    files = GatheredFiles("docs", cache=cache)
+    steps = files.steps(encoder.queries("cat"), encoder, ["cat"], seconds=0.4)
+    done = [step.ranking.count for step in itertools.islice(steps, 3)]
+    assert done[0] == 0 < done[1] < done[2]
+    steps.close()
+    known, _ = split_known(files.corpus, VectorCache(cache, encoder.spec))
+    assert len(known.numbers) == done[2]
