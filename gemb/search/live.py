@@ -100,7 +100,7 @@ class LiveHits:
 
     def _line(self, progress: SearchProgress, now: float) -> str:
         ranked = progress.ranking.count
-        line = f"{ranked:,} of {progress.total:,} passages compared"
+        line = f"{ranked:,} of {progress.total:,} passages"
         first_ranked, first_tokens, since = self._first or (ranked, progress.tokens, now)
         seconds = max(1e-9, now - since)
         if progress.tokens > first_tokens:
