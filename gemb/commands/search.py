@@ -33,6 +33,7 @@ Nothing to look for. Ask:
   gemb search "refund rules" wiki.gemb
 More: gemb search --help"""
 WAIT_S = 2.0  # for the first line of standard input, before a note is printed
+CITED = 50  # passages that may be cited; the tokens bound them
 PASSAGES_PER_FILE = 20  # ranked for each name of a file that is listed: a long file has many
 
 
@@ -84,8 +85,11 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
         if index is not None and reference and not job.model:  # the index names it, not the user
             from gemb.commands.index_options import open_named
 
-            return open_named(index, reference, model)
-        return dataclasses.replace(model, model=reference or model.model).open().encoder
+            encoder = open_named(index, reference, model)
+        else:
+            encoder = dataclasses.replace(model, model=reference or model.model).open().encoder
+        _count_with(encoder, form)
+        return encoder
 
     if options.check_recall is not None:
         from gemb.search.recall import run_recall
@@ -108,6 +112,12 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
             code = run_files(job, sources, open_model, form, is_silent=is_silent)
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _count_with(encoder: Encoder, form: OutputForm) -> None:
+    """Let a form that is bounded in tokens count them as the model does."""
+    if hasattr(form, "count_tokens"):
+        form.count_tokens = lambda text: len(encoder.tokenize([text])[0])
 
 
 def _queries_and_paths(
@@ -189,32 +199,46 @@ def _check(options: SearchOptions) -> None:
     Raises:
         UsageError: two options do not go together.
     """
-    forms = {
-        "-l": options.names,
-        "-c": options.count,
-        "--json": options.as_json,
-        "--trec": options.trec,
-    }
-    chosen_forms = [name for name, is_given in forms.items() if is_given]
-    if len(chosen_forms) > 1:
-        raise click.UsageError(f"{' and '.join(chosen_forms)} are given; one form at a time")
-    if options.queries_from is not None and (options.names or options.count):
-        raise click.UsageError(f"{chosen_forms[0]} is for one query; with -f: --json or --trec")
     if options.lines and options.passages not in (None, "lines"):
         raise click.UsageError(f"--lines and --passages {options.passages} are given; one of them")
     if options.hybrid and options.like is not None:
         raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
     if options.exact and options.budget is not None:
         raise click.UsageError("--exact and --budget are given; one of them")
-    if options.explain and (options.names or options.count or options.trec):
-        raise click.UsageError(f"--explain is for hits that are shown, not for {chosen_forms[0]}")
-    if options.null and (options.as_json or options.trec):
-        raise click.UsageError(f"-0 is for names and lines, not for {chosen_forms[0]}")
+    _check_form(options)
+    has_context = (options.before, options.after, options.context) != (None,) * 3
+    if options.cite and (options.full or has_context):
+        raise click.UsageError("--cite writes passages as they fit; leave --full, -A, -B, -C out")
+    if options.full and has_context:
+        raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
+
+
+def _check_form(options: SearchOptions) -> None:
+    """Refuse two forms of output, and what a form has no place for.
+
+    Raises:
+        UsageError: there is one.
+    """
+    forms = {
+        "-l": options.names,
+        "-c": options.count,
+        "--json": options.as_json,
+        "--trec": options.trec,
+        "--cite": options.cite is not None,
+    }
+    chosen = [name for name, is_given in forms.items() if is_given]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} are given; one form at a time")
+    form = chosen[0] if chosen else ""
+    if options.queries_from is not None and form in ("-l", "-c", "--cite"):
+        raise click.UsageError(f"{form} is for one query; with -f: --json or --trec")
+    if options.explain and form in ("-l", "-c", "--trec", "--cite"):
+        raise click.UsageError(f"--explain is for hits that are shown, not for {form}")
+    if options.null and form in ("--json", "--trec", "--cite"):
+        raise click.UsageError(f"-0 is for names and lines, not for {form}")
     if options.null and sys.stdout.isatty():
         # A name may hold escape codes, which a terminal obeys.
         raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
-    if options.full and (options.before, options.after, options.context) != (None,) * 3:
-        raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
 
 
 def _check_files(options: SearchOptions, paths: Sequence[str]) -> None:
@@ -290,7 +314,9 @@ def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> S
     from gemb.search.queries import Criteria, SearchJob
     from gemb.texts import BUDGET_S
 
-    k = options.top_k if options.top_k is not None else None if options.count else 10
+    k = options.top_k
+    if k is None:
+        k = 0 if options.count else CITED if options.cite else 10
     if options.names and k:
         k *= PASSAGES_PER_FILE
     source = click.get_current_context().get_parameter_source("model")
@@ -387,6 +413,10 @@ def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputFor
             most=most,
             is_terminal=is_terminal,
         )
+    if options.cite:
+        from gemb.search.cited import CitedSources
+
+        return CitedSources(write, options.cite, is_terminal=is_terminal)
     if options.trec:
         from gemb.search.forms import TrecRun
 

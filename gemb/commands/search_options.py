@@ -51,6 +51,7 @@ GROUPS = {
         "after",
         "context",
         "full",
+        "cite",
         "explain",
         "names",
         "count",
@@ -186,6 +187,12 @@ OPTIONS = (
     click.option("-C", "--context", type=COUNT, metavar="N", help="Lines before and after."),
     click.option("--full", is_flag=True, help="Whole passages, not their best lines."),
     click.option(
+        "--cite",
+        type=click.IntRange(min=1),
+        metavar="TOKENS",
+        help="One block for a language model: the best passages, numbered, in so many tokens.",
+    ),
+    click.option(
         "--explain", is_flag=True, help="Of files: each hit's ranks by words, draft and vector."
     ),
     click.option("-l", "--files-with-matches", "names", is_flag=True, help="Only names of files."),
@@ -253,6 +260,7 @@ class SearchOptions:
     after: int | None
     context: int | None
     full: bool
+    cite: int | None
     explain: bool
     names: bool
     count: bool
