@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK_TEXTS = 64
 BLOCK_TOKENS = 1 << 15
 
+LEAST_LENGTH = 1e-12  # a mean of zeros goes through the head as zeros, as in PyTorch
+
 _ACTIVATIONS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "Identity": lambda values: values,
     "ReLU": lambda values: np.maximum(values, 0),
@@ -65,8 +67,8 @@ class StaticEncoder:
     def _block(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         states = self.pooled(batch)
         for layer in self._head:
-            states = layer(states) if layer else _units(states)
-        return _units(states)
+            states = layer(states) if layer else _units(states, least=LEAST_LENGTH)
+        return _units(states, least=0.0)
 
     def pooled(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Return the mean of each text's rows, float32 [len(batch), width of the table]."""
@@ -118,6 +120,7 @@ def _finite(tensor: StoredTensor) -> NDArray[np.float32]:
     return values
 
 
-def _units(states: NDArray[np.float32]) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = states / np.linalg.norm(states, axis=1, keepdims=True)
+def _units(states: NDArray[np.float32], *, least: float) -> NDArray[np.float32]:
+    lengths = np.maximum(np.linalg.norm(states, axis=1, keepdims=True), least)
+    result: NDArray[np.float32] = states / lengths
     return result

@@ -1,6 +1,6 @@
 """The PyTorch backend. Importing this loads no torch: its methods do.
 
-Its packages import in one direction: `launch` > `adapt` > `train` > `cut` > `model`.
+Its packages import in one direction: `launch` > `adapt`, `draft` > `train` > `cut` > `model`.
 May import: `gemb`, but not its command line.
 """
 

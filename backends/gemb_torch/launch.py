@@ -33,6 +33,7 @@ from gemb.io.machine import cores
 from gemb.io.signals import SignalContext
 from gemb.training.outcome import FOLDER, Outcome, outcomes
 from gemb_torch.adapt.run import adapt
+from gemb_torch.draft.run import draft
 from gemb_torch.model.encode import device_of
 from gemb_torch.model.ranks import OtherProcessFailed
 from gemb_torch.train.run import train
@@ -77,7 +78,7 @@ def run(recipe: Recipe, training: Training, early: EarlyStop) -> None:
 
 
 def _train(recipe: Recipe, training: Training, early: EarlyStop) -> None:
-    (adapt if recipe.stage == "adapt" else train)(recipe, training, early)
+    {"adapt": adapt, "draft": draft}.get(recipe.stage, train)(recipe, training, early)
 
 
 def _count(training: Training) -> int:

@@ -229,7 +229,7 @@ def _type(key: Key) -> str:
 
 def _summary(recipe: Recipe) -> str:
     """Return a summary of the recipe, in a line."""
-    from gemb.recipe.schema import Adapt
+    from gemb.recipe.schema import Adapt, Draft
 
     sources = f"{len(recipe.data)} source" + ("s" if len(recipe.data) > 1 else "")
     length = f"{recipe.run.steps} steps" if recipe.run.steps else f"epochs: {recipe.run.epochs:g}"
@@ -238,6 +238,12 @@ def _summary(recipe: Recipe) -> str:
         return (
             f"fine; adapt from {recipe.init.model}, {sources}, {adapt.tokens} tokens a step, "
             f"{length}, {adapt.objective}"
+        )
+    if recipe.stage == "draft":
+        draft = recipe.draft or Draft()
+        return (
+            f"fine; draft of {recipe.init.model}, {sources}, {draft.queries} queries and "
+            f"{draft.documents} documents of its teacher, {length}"
         )
     losses = {
         "contrastive": recipe.loss.contrastive,

@@ -10,7 +10,7 @@ from gemb.models.checkpoint import GGUF_POOLINGS
 from gemb.recipe.keys import to_plain
 from gemb.recipe.layers import layer_choice
 from gemb.recipe.names import resolve_data
-from gemb.recipe.schema import Adapt, Loss, Recipe
+from gemb.recipe.schema import Adapt, Draft, Loss, Recipe
 
 SPARE = 8  # tokens around a text that adaptation adds at least: BOS, EOS, marks
 _GIVE = "give loss.contrastive, loss.distill or both"
@@ -60,8 +60,36 @@ def _after_adaptation(recipe: Recipe) -> Iterator[Problem]:
         yield "mixtures", "compares vectors, which adaptation does not train; take null"
 
 
+def _draft(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stage != "draft":
+        if recipe.draft is not None:
+            yield "draft", f"is of the stage draft, not of {recipe.stage}; null leaves it out"
+        return
+    draft = recipe.draft or Draft()
+    if not draft.contrast + draft.cosine + draft.likeness:
+        yield "draft", "has no weight above 0: give contrast, cosine or likeness one"
+    if draft.hidden < 2 * draft.width:
+        least = f"{2 * draft.width}, two of draft.width"
+        yield "draft.hidden", f"is {draft.hidden}; it begins as a linear layer, which takes {least}"
+    if draft.documents > draft.queries:
+        yield "draft.documents", f"is {draft.documents}, more than draft.queries {draft.queries}"
+
+
+def _beside_draft(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.stage != "draft":
+        return
+    for part in ("contrastive", "spread_out", "distill"):
+        if getattr(recipe.loss, part) is not None:
+            yield f"loss.{part}", "is of other stages: draft has weights of its own; take null"
+    for key in ("qat", "mixtures"):
+        if getattr(recipe, key):
+            yield key, "is of models with layers, which a draft has not; take null"
+    if recipe.eval.data:
+        yield "eval.data", "needs one model for both sides, and a draft has documents alone"
+
+
 def _losses(recipe: Recipe) -> Iterator[Problem]:
-    if recipe.stage == "adapt":
+    if recipe.stage in ("adapt", "draft"):
         return
     loss = recipe.loss
     if recipe.stage == "distill" and loss.distill is None:
@@ -174,6 +202,8 @@ _CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _evaluation,
     _adaptation,
     _after_adaptation,
+    _draft,
+    _beside_draft,
     _losses,
     _widths,
     _start,

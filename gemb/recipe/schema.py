@@ -14,7 +14,7 @@ from msgspec import Meta, Struct, field
 from gemb.models.tensors import FP16_OVERFLOW
 from gemb.recipe.names import Task
 
-Stage = Literal["adapt", "pretrain", "finetune", "distill"]
+Stage = Literal["adapt", "pretrain", "finetune", "distill", "draft"]
 Pooling = Literal["mean", "first", "last", "attention"]
 Side = Literal["query", "positive", "negative"]
 QatType = Literal["q4_0", "q8_0", "bf16", "f32"]  # gemb.models.tensors.QAT_TYPES
@@ -138,6 +138,48 @@ class Adapt(Block, frozen=True, kw_only=True):
         Count,
         Meta(description="first steps, in which a random cross-attention alone learns (T5Gemma)"),
     ] = 1000
+
+
+class Draft(Block, frozen=True, kw_only=True):
+    """A static encoder whose vectors lie in the space of the model of `init`, its teacher.
+
+    Sources: Model2Vec (first rows), Luxical (head, likenesses), Constella (frozen vectors).
+    """
+
+    width: Annotated[OneOrMore, Meta(description="of a token's row")] = 256
+    hidden: Annotated[
+        OneOrMore, Meta(description="width inside the head; at least two of a row's")
+    ] = 1024
+    sif: Annotated[
+        Positive, Meta(description="a of a row's first weight, a / (a + its token's share) (SIF)")
+    ] = 1e-4
+    queries: Annotated[
+        OneOrMore,
+        Meta(description="rows whose queries the teacher embeds, of all sources by their weights"),
+    ] = 100_000
+    documents: Annotated[
+        OneOrMore, Meta(description="of these, rows whose positives it embeds, too")
+    ] = 15_000
+    passages: Annotated[
+        str,
+        Meta(description="JSON lines with text, perhaps title: more documents; empty: none"),
+    ] = ""
+    passage_rows: Annotated[Count, Meta(description="how many of them; 0: all")] = 0
+    backend: Annotated[str, Meta(description="what runs the teacher; auto: the fastest")] = "auto"
+    texts: Annotated[
+        int, Meta(ge=2, description="a step, beside the pairs, whose vectors are the teacher's")
+    ] = 512
+    contrast: Annotated[
+        Weight, Meta(description="weight of InfoNCE with the teacher's query vectors, both ways")
+    ] = 1.0
+    temperature: Annotated[Positive, Meta(description="of its cosines")] = 0.05
+    cosine: Annotated[
+        Weight, Meta(description="weight of 1 - cosine to the teacher's vectors of documents")
+    ] = 4.0
+    likeness: Annotated[
+        Weight,
+        Meta(description="weight of the KL divergence of their likenesses to each other"),
+    ] = 1.0
 
 
 class Contrastive(Block, frozen=True, kw_only=True):
@@ -321,8 +363,8 @@ class Recipe(Block, frozen=True, kw_only=True):
     stage: Annotated[
         Stage,
         Meta(
-            description="adapt (a decoder), pretrain (pairs), finetune (triplets) or distill (a "
-            "teacher)"
+            description="adapt (a decoder), pretrain (pairs), finetune (triplets), distill (a "
+            "teacher) or draft (a static encoder)"
         ),
     ]
     seed: Annotated[Count, Meta(description="of the order of the data and of fresh weights")] = 0
@@ -341,6 +383,9 @@ class Recipe(Block, frozen=True, kw_only=True):
     batch: Annotated[Batch, Meta(description="how much text a step sees")] = Batch()
     adapt: Annotated[
         Adapt | None, Meta(description="of the stage adapt alone; null: its defaults there")
+    ] = None
+    draft: Annotated[
+        Draft | None, Meta(description="of the stage draft alone; null: its defaults there")
     ] = None
     loss: Annotated[Loss, Meta(description="what is minimised")] = Loss()
     qat: Annotated[

@@ -22,7 +22,7 @@ from gemb.models.checkpoint import backbone_tensors
 from gemb.models.gguf_header import looks_like_gguf, read_header
 from gemb.recipe.chain import Chain, Stage, references
 from gemb.recipe.layers import layer_choice
-from gemb.recipe.schema import Adapt, Recipe
+from gemb.recipe.schema import Adapt, Draft, Recipe
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,8 @@ def _tokens_a_step(recipe: Recipe) -> int:
     if recipe.stage == "adapt":  # packed: a step is full
         return (recipe.adapt or Adapt()).tokens
     batch = recipe.batch
+    if recipe.stage == "draft":
+        return (batch.pairs + (recipe.draft or Draft()).texts) * batch.max_tokens
     return batch.accumulate * batch.pairs * (2 + batch.negatives) * batch.max_tokens
 
 

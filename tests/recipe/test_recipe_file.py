@@ -34,7 +34,7 @@ loss:
   contrastive: {}
 """
 
-RECIPES = ("adapt", "distill", "domain", "finetune", "pretrain", "qat", "smoke")
+RECIPES = ("adapt", "distill", "domain", "draft", "finetune", "pretrain", "qat", "smoke")
 
 
 @pytest.fixture
@@ -207,7 +207,8 @@ def test_what_is_wrong_is_named_with_its_line(recipe, line, message):
             "stage: finetune\n",
             "",
             "my.yaml:1: the recipe lacks 'stage': adapt (a decoder), pretrain (pairs), finetune "
-            "(triplets) or distill (a teacher); it is one of adapt, pretrain, finetune, distill",
+            "(triplets), distill (a teacher) or draft (a static encoder); it is one of adapt, "
+            "pretrain, finetune, distill, draft",
         ),
         ("init: {from: mini}", "init: {}", "my.yaml:2: init lacks 'from': model reference"),
         (
@@ -444,7 +445,7 @@ def test_a_name_or_a_path_finds_the_recipe(tmp_path, monkeypatch):
         ("recipes/smok.yaml", "did you mean 'smoke'?"),
         (
             "zzz",
-            "gemb's own are adapt, distill, domain, embeddinggemma, embeddinggemma-mini, ",
+            "gemb's own are adapt, distill, domain, draft, embeddinggemma, embeddinggemma-mini, ",
         ),
         ("./smoke", "./smoke is a folder; name the file in it"),
     ):
@@ -535,7 +536,9 @@ class TestShippedRecipes:
             if key.item:
                 if key.item.keys:
                     for i, item in enumerate(node.value):
-                        look(item, key.item, f"{at}.{i}")
+                        # After a full entry, one in a line says how it differs: {path: x}.
+                        if not (i and item.flow_style):
+                            look(item, key.item, f"{at}.{i}")
                 return
             if not key.keys or isinstance(node, yaml.ScalarNode):
                 return
@@ -559,6 +562,31 @@ class TestShippedRecipes:
 def test_adaptation_refuses_what_it_would_not_do(key):
     with pytest.raises(UsageError, match=f"^{key}={{}}: {key} .* take null$"):
         load(find("adapt"), [f"{key}={{}}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("draft.hidden=300", "hidden is 300; it begins as a linear layer, which takes 512, two of"),
+        ("draft.documents=200000", "documents is 200000, more than draft.queries 130000"),
+        ("loss.distill={teacher: mini}", "loss.distill is of other stages: draft has weights"),
+        ("loss.contrastive={}", "loss.contrastive is of other stages"),
+        ("loss.spread_out={}", "loss.spread_out is of other stages"),
+        ("qat={}", "qat is of models with layers, which a draft has not; take null"),
+        ("mixtures={}", "mixtures is of models with layers"),
+        ("eval.data=dev", "needs one model for both sides"),
+        ("stage=finetune", "draft is of the stage draft, not of finetune; null leaves it out"),
+        ("draft.temperature=0", "draft.temperature must be a number above 0, not 0"),
+    ],
+)
+def test_a_draft_refuses_what_it_would_not_do(override, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        load(find("draft"), [override])
+
+
+def test_a_draft_needs_a_weight():
+    with pytest.raises(UsageError, match="draft has no weight above 0: give contrast"):
+        load(find("draft"), ["draft.contrast=0", "draft.cosine=0", "draft.likeness=0"])
 
 
 def test_those_are_the_shipped_recipes():

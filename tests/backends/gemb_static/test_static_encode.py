@@ -134,6 +134,24 @@ def test_numbers_that_are_not_finite_are_refused(folder) -> None:
         opened(folder)
 
 
+def test_a_mean_of_zeros_goes_through_the_head_as_zeros(folder) -> None:
+    stored = read_header(folder / "model.safetensors", integers=True)
+    rows = stored["embeddings"].raw().copy().reshape(stored["embeddings"].shape)
+    rows[9] = 0
+    tensors = {
+        "embeddings": NewTensor("I8", rows.shape, [rows.reshape(-1)]),
+        "weights": NewTensor("F32", stored["weights"].shape, [stored["weights"].raw().copy()]),
+    }
+    write_file(folder / "model.safetensors", tensors)
+    [vector] = opened(folder).encode([np.array([9], np.int32)])
+    layers = [read_header(folder / name / "model.safetensors") for name in ("2_Dense", "3_Dense")]
+    (w1, b1), (w2, b2) = [
+        (layer["linear.weight"].float32(), layer["linear.bias"].float32()) for layer in layers
+    ]
+    assert w1.shape == (HIDDEN, WIDTH)
+    assert np.allclose(vector, units((np.maximum(b1, 0) @ w2.T + b2)[None])[0], atol=1e-5)
+
+
 def test_an_empty_text_has_an_id_and_a_vector(folder) -> None:
     encoder = opened(folder)
     [ids] = encoder.tokenize([""])
