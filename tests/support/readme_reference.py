@@ -22,6 +22,7 @@ PACKAGES = (  # from the command line down
     "gemb/commands",
     "gemb/training",
     "gemb/serving",
+    "gemb/integrations",
     "gemb/weights",
     "gemb/search",
     "gemb/evaluation",
