@@ -36,6 +36,11 @@ WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 CHUNK = 256  # passages that a thread is given
 AHEAD = 4  # chunks that wait for a thread
 KEEP_S = 2.0  # seconds of drafting that a kill may cost
+# What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10 and
+# recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7, 51.7
+# 92.0, 53.2 94.3; boolq 90.8 99.7, 91.2 99.7, 91.3 99.7; debian-desc 89.6 99.3, 90.4 99.3, 89.9 99.3;
+# xsum 87.8 98.0, 87.8 98.0, 87.0 98.0.
+WORDS = 0.5
 # What a passage that has the very names or words of a query is raised by: more than separates the
 # cosines of most answers from those of all other passages.
 RAISED = 0.2
@@ -132,7 +137,7 @@ class FirstScores(NamedTuple):
     drafts: (
         Floats | None
     )  # [n]: cosines, NaN where there is no draft; None: there is no draft model
-    fused: Floats  # [n]: sums of both in deviations from their means
+    fused: Floats  # [n]: sums of both in deviations from their means, words times `WORDS`
 
     def ranks(self, number: int) -> dict[str, int | None]:
         """Return the ranks of a passage, from 1; None where it has none."""
@@ -164,7 +169,7 @@ class FirstRanking:
         found = by_words(self.table, query, self.count, share=0, terms=query_terms(query))
         words = np.zeros(self.count, np.float32)
         words[found.rows] = found.scores
-        fused = standardised(words)
+        fused = WORDS * standardised(words)
         drafts = self._draft_scores(vector)
         if drafts is not None:
             fused = fused + np.nan_to_num(standardised(drafts))
