@@ -10,7 +10,6 @@ Vectors are those of `gemb embed`, bit by bit: the same pipeline makes them, in 
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from gemb.backend import PRECISIONS, Runtime
 from gemb.embedding import DTYPES
 from gemb.embedding.engine import open_engine
 from gemb.embedding.pipeline import Embedder, OutputRow, embed
+from gemb.embedding.shared import SharedEncoder
 from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import SomeRowsFailed, UsageError
 from gemb.io.notes import note
@@ -34,7 +34,6 @@ from gemb.models.references import DEFAULT, resolve
 from gemb.texts.records import Fields, Record, from_fields, from_text
 
 if TYPE_CHECKING:
-    from gemb.arrays import TokenIds
     from gemb.backend import Encoder
     from gemb.models.profile import ModelProfile
 
@@ -69,50 +68,6 @@ def open_model(
     if runtime.verbose:
         note(f"{reference} is run by {engine.name}")
     return OpenModel(engine.encoder, engine.backend.name)
-
-
-class SharedEncoder:
-    """An encoder that several threads may call: it serves one of them at a time."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        """Take an open encoder."""
-        self.profile: ModelProfile = encoder.profile
-        self._encoder: Encoder | None = encoder
-        self._lock = threading.Lock()
-        self._process = os.getpid()
-
-    def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
-        """Return each text's token ids, as `Encoder.tokenize` does."""
-        with self._lock:
-            return self.opened().tokenize(texts)
-
-    def encode(self, batch: Sequence[TokenIds]) -> Vectors:
-        """Return unit vectors, as `Encoder.encode` does."""
-        with self._lock:
-            return self.opened().encode(batch)
-
-    def opened(self) -> Encoder:
-        """Return the encoder.
-
-        Raises:
-            UsageError: it is closed, or this process is a fork of the one that opened it, so that
-                its threads are not here.
-        """
-        if self._encoder is None:
-            raise UsageError("the model is closed; open it again: Model(...)")
-        if self._process != os.getpid():
-            raise UsageError(
-                "the model was opened before this process was forked, and its threads are not "
-                "here; start workers with 'spawn', or open a Model in each"
-            )
-        return self._encoder
-
-    def close(self) -> None:
-        """Let go of the encoder, once no thread is at work with it. It can be called again."""
-        with self._lock:
-            encoder, self._encoder = self._encoder, None
-        if encoder is not None and self._process == os.getpid():
-            getattr(encoder, "close", lambda: None)()
 
 
 class Model:

@@ -54,11 +54,11 @@ class Access:
     any_address: bool = False  # a Host of digits, too: no foreign name can lead to it
     origins: Collection[str] = ()  # of pages elsewhere that may ask
 
-    def check(self, headers: Headers, path: str) -> None:
-        """Refuse a request that may not ask.
+    def check_caller(self, headers: Headers) -> None:
+        """Refuse a request that another page in a browser may have sent.
 
         Raises:
-            Refused: 401 no or a wrong key, 403 another host or origin.
+            Refused: 403 another host or origin.
         """
         host = headers.get("host", "")
         if not self._is_host(host):
@@ -74,6 +74,13 @@ class Access:
                 f"pages of {visible(origin, 80)} may not ask; --cors ORIGIN allows it",
                 code="wrong_origin",
             )
+
+    def check_key(self, headers: Headers, path: str) -> None:
+        """Refuse a request without a key, where one is needed.
+
+        Raises:
+            Refused: 401.
+        """
         if self.key_digests and path not in OPEN_ROUTES and not self._has_key(headers):
             raise Refused(
                 401,
@@ -182,15 +189,20 @@ class Guard:
                 await send(message)
 
         failure = ""
+        response: Response | None = None
         try:
             response = await self._response(Request(scope, receive), headers)
-            await response(scope, receive, sending)
-        except (ClientGone, TimeoutError, OSError):
-            status = 499
-        except Exception:  # the answer is told nothing of it
+        except ClientGone:
+            pass
+        except Exception:  # the client is told nothing of it
             failure = traceback.format_exc()
             refusal = Refused(500, f"a bug in gemb; request {request_id}", code="internal")
-            await _refused(refusal, scope["path"])(scope, receive, sending)
+            response = _refused(refusal, scope["path"])
+        if response is not None:
+            try:
+                await response(scope, receive, sending)
+            except (TimeoutError, OSError):  # it takes no answer
+                status = 499
         seconds = time.monotonic() - began
         self.metrics.request(self._route(scope), status, seconds)
         self._log(scope, request_id, status, seconds, told, failure)
@@ -198,9 +210,10 @@ class Guard:
     async def _response(self, request: Request, headers: Headers) -> Response:
         path, method = request.url.path, request.method
         try:
-            self.access.check(headers, path)
+            self.access.check_caller(headers)
             if method == "OPTIONS" and headers.get("origin") in self.access.origins:
-                return Response(status_code=204)
+                return Response(status_code=204)  # browsers ask before, without the key
+            self.access.check_key(headers, path)
             return await self._handler(method, path)(request)
         except Refused as refusal:
             return _refused(refusal, path)

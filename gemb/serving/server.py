@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -184,6 +185,8 @@ def serve(
     Raises:
         GembError: the self-test failed.
     """
+    # Of what is no HTTP it would print a line each; what matters is in the answers and the log.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:

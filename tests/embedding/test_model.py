@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -196,6 +197,29 @@ def test_threads_get_what_one_thread_gets(tiny_gguf):
             together = list(pool.map(work, parts))
     for one, other in zip(alone, together, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_a_thread_that_never_rests_leaves_others_their_turn(fake_backend, tmp_path):
+    path = write_model(tmp_path / "slow.fake", sleep_s=0.02)
+    waits: list[float] = []
+    with Model(path) as model:
+        is_done = threading.Event()
+
+        def busy() -> None:
+            number = 0
+            while not is_done.is_set():
+                number += 1
+                model.encoder.encode([np.array([2, number % 99, 1], np.int32)])
+
+        thread = threading.Thread(target=busy)
+        thread.start()
+        for number in range(10):
+            began = time.monotonic()
+            model.encode_query(f"text {number}")
+            waits.append(time.monotonic() - began)
+        is_done.set()
+        thread.join()
+    assert sorted(waits)[5] < 0.2  # three calls of the other, and its own two
 
 
 def test_similarity_is_the_cosine_in_every_type(fake):

@@ -106,6 +106,21 @@ def test_pages_of_others_may_not_ask(served, origin):
     assert reply.status == 403
 
 
+def test_a_browser_may_ask_before_without_the_key(home):
+    page = "https://app.example"
+    server = Served(home, "--api-key-file", "keys.txt", "--cors", page)
+    before = server.ask("/v1/embeddings", method="OPTIONS", headers={"origin": page})
+    assert before.status == 204
+    value = {"model": "model.fake", "input": "x"}
+    headers = {"origin": page}
+    refused = server.ask("/v1/embeddings", value, headers=headers)
+    assert refused.status == 401
+    assert refused.headers["access-control-allow-origin"] == page  # so that it can be read
+    headers["authorization"] = f"Bearer {KEY}"
+    assert server.ask("/v1/embeddings", value, headers=headers).status == 200
+    assert server.end() == 0
+
+
 def test_its_own_page_may_ask(served):
     own = f"http://localhost:{served.port}"
     headers = {"origin": own, "host": f"localhost:{served.port}"}
@@ -129,10 +144,10 @@ def test_a_page_that_is_allowed_may_ask(home):
 def test_an_insecure_server_takes_addresses_and_named_hosts_alone():
     access = Access(hosts=("localhost",), any_address=True)
     for host in ("10.0.0.7:80", "[fe80::1]:80", "localhost"):
-        access.check(_headers(host=host), "/")
+        access.check_caller(_headers(host=host))
     for host in ("evil.example", "10.0.0.7.evil.example", ""):
         with pytest.raises(Exception, match="is not this server's"):
-            access.check(_headers(host=host), "/")
+            access.check_caller(_headers(host=host))
 
 
 def _headers(**values):

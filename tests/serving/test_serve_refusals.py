@@ -148,6 +148,16 @@ def test_what_is_no_http_is_refused(served, head):
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 403")), answer
 
 
+def test_what_is_no_http_leaves_no_line_in_the_log(served):
+    for _ in range(3):
+        with served.raw() as connection:
+            connection.sendall(b"nonsense\r\n\r\n")
+            connection.recv(1000)
+    served.ask("/health", headers={"x-request-id": "the-next"})
+    served.line("the-next")
+    assert not [line for line in served.log if line and not line.startswith(("{", "gemb: "))]
+
+
 def test_no_header_can_be_smuggled_into_an_answer(served):
     with served.raw() as connection:
         connection.sendall(
