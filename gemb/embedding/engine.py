@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 KNOWN = "mini.vector.json"
 # Mean and least cosine between two engines' vectors of one text. Of 200 varied texts by the bundled
-# model those of int8 to fp32 are .997 and .990 (of English prose .9989 and .998), those of llama.cpp
+# model those of int8 to fp32 are .997 and .990 (of English prose .9989 and .998), of llama.cpp
 # .9998: scripts that its vocabulary lacks are cut into bytes, and round most.
 AGREEMENT = (0.996, 0.985)
 
