@@ -1,8 +1,14 @@
-"""Token ids to unit vectors: a product of counts and rows for each block, then the head."""
+"""Token ids to unit vectors: sums of rows, then the head, on the thread that asks.
+
+NumPy's BLAS spreads a product over all cores, and its threads spin while they wait for each other:
+where other work runs, as it does beside a search, that costs ten times the product. It keeps small
+products to itself, so the head goes through it in small ones. Each has the same shape: a text's
+vector is the same to the last bit in any company.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +22,10 @@ if TYPE_CHECKING:
 
     from gemb.arrays import TokenIds
 
-# Of a block. More texts have more different tokens, and counts, [texts, different tokens], are
-# nearly all zero.
-BLOCK_TEXTS = 64
-BLOCK_TOKENS = 1 << 15
+BLOCK_TEXTS = 64  # whose vectors go through the head together
+
+ROWS = 4  # of a product
+SMALL = 1 << 18  # OpenBLAS threads a product of more multiplications (interface/gemm.c)
 
 LEAST_LENGTH = 1e-12  # a mean of zeros goes through the head as zeros, as in PyTorch
 
@@ -34,7 +40,7 @@ class StaticEncoder:
     """An open model; see `gemb.backend.Encoder`."""
 
     def __init__(self, model: StaticModel) -> None:
-        """Read the tokenizer and the head; the table stays in the file's map.
+        """Read the tokenizer, the table and the head.
 
         Raises:
             UsageError: the tokenizer is missing or broken, or not the table's, or a number of the
@@ -43,7 +49,6 @@ class StaticEncoder:
         self.profile = model.profile()
         self._tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.table.shape[0])
         self._table = _rows(model)
-        self._scales = None if model.scales is None else _finite(model.scales)[:, None]
         self._head = [layer and _Dense(layer) for layer in model.head]
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -59,8 +64,9 @@ class StaticEncoder:
         """
         vectors = np.empty((len(batch), self.profile.dim), np.float32)
         with np.errstate(all="ignore"):
-            for begin, end in blocks([len(ids) for ids in batch]):
-                vectors[begin:end] = self._block(batch[begin:end])
+            for begin in range(0, len(batch), BLOCK_TEXTS):
+                block = slice(begin, begin + BLOCK_TEXTS)
+                vectors[block] = self._block(batch[block])
         vectors[~np.isfinite(vectors).all(axis=1)] = np.nan
         return vectors
 
@@ -72,45 +78,41 @@ class StaticEncoder:
 
     def pooled(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Return the mean of each text's rows, float32 [len(batch), width of the table]."""
-        lengths = np.array([len(ids) for ids in batch])
-        ids, places = np.unique(np.concatenate(batch), return_inverse=True)
-        cells = np.repeat(np.arange(len(batch)) * len(ids), lengths) + places
-        counts = np.bincount(cells, minlength=len(batch) * len(ids)).astype(np.float32)
-        rows = self._table[ids].astype(np.float32)
-        if self._scales is not None:
-            rows *= self._scales[ids]
-        means: NDArray[np.float32] = counts.reshape(len(batch), len(ids)) @ rows
-        means /= lengths[:, None]
+        means = np.empty((len(batch), self._table.shape[1]), np.float32)
+        for mean, ids in zip(means, batch, strict=True):
+            np.mean(self._table[ids], axis=0, out=mean)
         return means
 
 
 class _Dense:
     def __init__(self, layer: DenseLayer) -> None:
-        self._weight = np.ascontiguousarray(_finite(layer.weight).T)  # [in, out]
+        weight = _finite(layer.weight)
+        self._size, size_in = weight.shape
+        width = max(1, SMALL // (ROWS * size_in))
+        parts = -(-self._size // width)
+        padded = np.zeros((parts * width, size_in), np.float32)
+        padded[: self._size] = weight
+        split = padded.reshape(parts, width, size_in)
+        self._parts = np.ascontiguousarray(split.transpose(0, 2, 1))  # [parts, in, width]
         self._bias = _finite(layer.bias) if layer.bias else np.float32(0)
         self._activation = _ACTIVATIONS[layer.activation]
 
     def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._activation(states @ self._weight + self._bias)
+        groups = -(-len(states) // ROWS)
+        padded = np.zeros((groups * ROWS, states.shape[1]), np.float32)
+        padded[: len(states)] = states
+        products = padded.reshape(groups, 1, ROWS, -1) @ self._parts  # [groups, parts, ROWS, width]
+        whole = products.transpose(0, 2, 1, 3).reshape(len(padded), -1)
+        return self._activation(whole[: len(states), : self._size] + self._bias)
 
 
-def blocks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield begin and end of each block of texts of these lengths, in their order."""
-    begin = tokens = 0
-    for at, length in enumerate(lengths):
-        if at > begin and (at - begin == BLOCK_TEXTS or tokens + length > BLOCK_TOKENS):
-            yield begin, at
-            begin, tokens = at, 0
-        tokens += length
-    if begin < len(lengths):
-        yield begin, len(lengths)
+def _rows(model: StaticModel) -> NDArray[np.float32]:
+    """Return the table, float32 [tokens, width]: to widen whole numbers takes longer than to add.
 
-
-def _rows(model: StaticModel) -> NDArray[np.int8] | NDArray[np.float32]:
-    """Return the table as it is stored, [tokens, width]: whole numbers are read where needed."""
-    if model.table.dtype != "I8":
-        return _finite(model.table)
-    return model.table.raw().view(np.int8).reshape(model.table.shape)
+    The scales are in it.
+    """
+    rows = _finite(model.table)
+    return rows if model.scales is None else rows * _finite(model.scales)[:, None]
 
 
 def _finite(tensor: StoredTensor) -> NDArray[np.float32]:

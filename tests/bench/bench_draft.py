@@ -97,7 +97,7 @@ def measures(scores: Matrix, relevant: Sequence[Sequence[int]]) -> tuple[float, 
 
 def cut(vectors: Matrix, width: int) -> Matrix:
     """Return the first components, of length one."""
-    part = vectors[:, :width]
+    part = np.nan_to_num(vectors[:, :width])
     return part / np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-9)
 
 

@@ -17,7 +17,7 @@ from gemb.models.safetensors import NewTensor, read_header, write_file
 from gemb.models.static import check_draft, int8_rows, open_static
 from gemb.plugins import for_model
 from gemb_static import StaticBackend
-from gemb_static.encode import BLOCK_TEXTS, BLOCK_TOKENS, StaticEncoder, blocks
+from gemb_static.encode import BLOCK_TEXTS, StaticEncoder
 from tiny_model import TEXT
 from tiny_static import DIM, HIDDEN, TEACHER, WIDTH, random_head, write_tiny_static
 
@@ -55,28 +55,18 @@ def expected(folder: Path, batch: list[np.ndarray]) -> np.ndarray:
 def test_vectors_are_those_of_the_definition(folder) -> None:
     encoder = opened(folder)
     batch = encoder.tokenize(TEXTS)
-    assert np.abs(encoder.encode(batch) - expected(folder, batch)).max() < 1e-6
+    assert np.abs(encoder.encode(batch) - expected(folder, batch)).max() < 5e-6
     assert encoder.encode([]).shape == (0, DIM)
 
 
 def test_neighbours_and_order_change_nothing(folder) -> None:
     encoder = opened(folder)
     batch = encoder.tokenize(TEXTS) * 20  # several blocks
+    assert len(batch) > 2 * BLOCK_TEXTS
     together = encoder.encode(batch)
     alone = np.concatenate([encoder.encode([ids]) for ids in batch])
-    assert np.abs(together - alone).max() < 1e-6
-    assert np.abs(encoder.encode(batch[::-1])[::-1] - together).max() < 1e-6
-
-
-def test_blocks_hold_all_texts_in_order() -> None:
-    lengths = [1, BLOCK_TOKENS + 5, 3, *[7] * 200, BLOCK_TOKENS, 1]
-    found = list(blocks(lengths))
-    assert [begin for begin, _ in found] == [0, *(end for _, end in found[:-1])]
-    assert found[-1][1] == len(lengths)
-    for begin, end in found:
-        assert end - begin == 1 or sum(lengths[begin:end]) <= BLOCK_TOKENS
-        assert 0 < end - begin <= BLOCK_TEXTS
-    assert list(blocks([])) == []
+    assert (together == alone).all()
+    assert (encoder.encode(batch[::-1])[::-1] == together).all()
 
 
 def test_sentence_transformers_gives_the_same_vectors(folder) -> None:
