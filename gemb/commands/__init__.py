@@ -38,6 +38,7 @@ COMMANDS = {
         "index", "index", "Build an index, and keep it up to date; gemb search reads it"
     ),
     "serve": CommandEntry("serve", "serve", "Serve a model and indexes over HTTP"),
+    "mcp": CommandEntry("mcp", "mcp", "Let an agent search folders and indexes (MCP)"),
     "eval": CommandEntry(
         "eval", "evaluate", "Measure a model on sets of texts, for each size of vector"
     ),

@@ -57,22 +57,34 @@ class CitedSources:
         self._write(encoded(block))
 
     def _source(self, number: int, excerpt: Excerpt, room: int) -> str:
-        """Return a passage as a source, cut around its best line; empty: it does not fit."""
-        lines = [f"{INDENT}{line}\n" for line in excerpt.lines]
+        """Return a passage as a source; empty: it does not fit."""
         head = ("\n" if number > 1 else "") + f"[{number}] {_place(excerpt.hit)}\n"
-        first, last = excerpt.best, excerpt.best + 1
-        whole = lines[first]
-        if self.count_tokens(head + whole) > room:
-            return ""
-        if self.count_tokens(head + "".join(lines)) <= room:
-            return head + "".join(lines)
-        for first, last in _around(excerpt.best, len(lines)):
-            part = (CUT if first else "") + "".join(lines[first:last])
-            part += CUT if last < len(lines) else ""
-            if self.count_tokens(head + part) > room:
-                break
-            whole = part
-        return head + whole
+        return fitted(head, excerpt.lines, excerpt.best, room, self.count_tokens)
+
+
+def fitted(head: str, lines: Sequence[str], best: int, room: int, count: Count) -> str:
+    """Return a head and indented lines, cut around the best one; empty: not even that fits.
+
+    Args:
+        head: with its line end.
+        lines: of a passage.
+        best: index of the line that answers best.
+        room: tokens at most.
+        count: counts them.
+    """
+    lines = [f"{INDENT}{line}\n" for line in lines]
+    whole = head + lines[best]
+    if count(whole) > room:
+        return ""
+    if count(head + "".join(lines)) <= room:
+        return head + "".join(lines)
+    for first, last in _around(best, len(lines)):
+        before, after = CUT if first else "", CUT if last < len(lines) else ""
+        part = head + before + "".join(lines[first:last]) + after
+        if count(part) > room:
+            break
+        whole = part
+    return whole
 
 
 def _around(best: int, count: int) -> Iterator[tuple[int, int]]:

@@ -64,7 +64,7 @@ class _Kept:
 
 
 def search(
-    question: str,
+    question: str = "",
     paths: Paths = ".",
     *,
     k: int | None = 10,
@@ -81,6 +81,7 @@ def search(
     follow: bool = False,
     passages: str = "auto",
     budget: float | None = BUDGET_S,
+    like: str | None = None,
 ) -> list[SearchHit]:
     """Return the passages of files that answer a question, best first; as `gemb search` does.
 
@@ -105,6 +106,7 @@ def search(
         passages: how files become passages: auto, lines, ...
         budget: seconds for new vectors, of the passages that words and drafts rank first; None:
             all passages get one.
+        like: instead of a question: what is like this passage, FILE:LINE; of an index a row's id.
 
     Raises:
         UsageError: the question is empty, a path does not exist, or an argument is not what it
@@ -125,6 +127,7 @@ def search(
                 question,
                 k,
                 where=where,
+                like=like,
                 min_score=min_score,
                 weak=weak,
                 hybrid=hybrid,
@@ -138,7 +141,7 @@ def search(
     if budget is not None and not 0 <= budget < math.inf:
         raise UsageError(f"budget={budget!r}; it is a number of seconds, 0 or more, or None")
     criteria = replace(_criteria(k, min_score=min_score, weak=weak, hybrid=hybrid), seconds=budget)
-    job = _job(question, None, criteria, task=task, dim=dim)
+    job = _job(question, like, criteria, task=task, dim=dim)
     kept = _Kept()
     with _opened(model or DEFAULT) as opened:
         sources = Sources(paths=names, walk=walk, kind=passages)

@@ -2,7 +2,8 @@
 
 `app.Service` answers requests: OpenAI's, text-embeddings-inference's, Ollama's, and searches of
 indexes. `batching.Batcher` is the one thread that computes, `guard` stands before every route,
-`server` has the socket and the signals. starlette and uvicorn are imported here alone.
+`server` has the socket and the signals. `tools` is what `gemb mcp` offers to agents, and
+`mcp` their protocol. starlette, uvicorn and mcp are imported here alone.
 May import: `search`, `index`, `embedding`, `plugins`, `backend`, `models`, `texts`, `io`, `errors`,
 `arrays`.
 """

@@ -1,0 +1,178 @@
+"""What `gemb mcp` offers to agents: answers as text, bounded in tokens, of some folders alone."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemb import __version__
+from gemb.embedding.model import Model
+from gemb.errors import UsageError
+from gemb.index.manifest import is_index
+from gemb.io.text import visible
+from gemb.search.cited import fitted
+from gemb.search.interface import Index, SearchHit, search
+
+SECONDS = 3.0  # for new vectors of a question: agents wait, and give up after a minute
+MOST_HITS = 50
+MOST_TOKENS = 8000
+LEAST_TOKENS = 50
+DRAFTS = (
+    "(~) a draft: this passage has no vector yet, and its score is an estimate; ask again, and "
+    "more passages have one\n"
+)
+
+
+class Tools:
+    """Searches of folders and indexes; one at a time, however many are asked for."""
+
+    def __init__(self, roots: Sequence[str], reference: str) -> None:
+        """Take what may be searched.
+
+        Args:
+            roots: folders and indexes; nothing outside of them is read.
+            reference: of the model; it is opened at the first question.
+
+        Raises:
+            UsageError: a root is neither a folder nor an index.
+        """
+        for root in roots:
+            if not Path(root).is_dir():
+                raise UsageError(f"{visible(root)}: no such folder or index")
+        real = [Path(root).resolve() for root in roots]
+        self.folders = [path for path in real if not is_index(path)]
+        self.indexes = [path for path in real if is_index(path)]
+        self._reference = reference
+        self._model: Model | None = None
+        self._lock = threading.Lock()
+
+    def search(self, question: str, path: str = "", k: int = 8, max_tokens: int = 1500) -> str:
+        """Return the passages that answer a question, as text.
+
+        Raises:
+            UsageError: the question is empty, a number is out of bounds, or the path is outside.
+            GembError: the model fails, or an index is damaged.
+        """
+        with self._lock:
+            hits = self._hits(question, path, _bounded("k", k, 1, MOST_HITS))
+            return self._text(hits, max_tokens)
+
+    def similar(self, place: str, k: int = 8, max_tokens: int = 1500) -> str:
+        """Return the passages that are like the one at path:line, as text.
+
+        Raises:
+            UsageError: there is no such passage, a number is out of its bounds, or it is outside.
+            GembError: the model fails, or an index is damaged.
+        """
+        name, _, line = place.rpartition(":")
+        if not name or not line.isdigit():
+            raise UsageError(f"{visible(place, 80)} is no path:line, such as README.md:12")
+        k = _bounded("k", k, 1, MOST_HITS)
+        with self._lock:
+            model = self._opened()
+            hits: list[SearchHit] = []
+            if self.folders:
+                path = self._inside(name)
+                folder = next((root for root in self.folders if root in path.parents), path)
+                like = f"{path}:{line}"
+                hits = search(paths=folder, k=k, model=model, like=like, budget=SECONDS)
+            for index in self.indexes:
+                hits += Index.open(index, model=model).search(k=k, like=place)
+            return self._text(hits, max_tokens)
+
+    def status(self) -> str:
+        """Return what is searched, and by which model."""
+        with self._lock:
+            model = self._opened()
+            lines = [f"gemb {__version__}, model {self._reference} ({model.backend})"]
+            lines += [f"{_shown(str(folder))}: a folder" for folder in self.folders]
+            for index in self.indexes:
+                with Index.open(index) as opened:
+                    lines.append(f"{_shown(str(index))}: an index of {len(opened):,} passages")
+            return "\n".join(lines) + "\n"
+
+    def _hits(self, question: str, path: str, k: int) -> list[SearchHit]:
+        """Return the hits of all that is searched, or of a path in it, best first."""
+        model = self._opened()
+        folders, indexes = self.folders, self.indexes
+        if path:
+            target = self._inside(path)
+            is_whole = target in indexes
+            folders, indexes = ([], [target]) if is_whole else ([target], [])
+        hits: list[SearchHit] = []
+        if folders:
+            hits += search(question, folders, k=k, model=model, budget=SECONDS)
+        for index in indexes:
+            hits += Index.open(index, model=model).search(question, k)
+        return sorted(hits, key=lambda hit: -hit.score)[:k]
+
+    def _inside(self, path: str) -> Path:
+        """Return a path that is in one of the roots, its links resolved.
+
+        Raises:
+            UsageError: it is outside, hidden, or not there.
+        """
+        roots = [*self.folders, *self.indexes]
+        if "\0" in path:
+            raise UsageError(f"{visible(path, 80)} is no name of a file")
+        # A name is meant in the current folder, as the answers give it, or in a root.
+        for base in (Path.cwd(), *roots):
+            real = Path(os.path.realpath(base / path))
+            for root in roots:
+                if real != root and root not in real.parents:
+                    continue
+                if root in self.indexes and real != root:
+                    continue
+                if any(part.startswith(".") for part in real.relative_to(root).parts):
+                    raise UsageError(f"{visible(path, 80)} is hidden, and not searched")
+                if real.exists():
+                    return real
+        shown = ", ".join(_shown(str(root)) for root in roots)
+        raise UsageError(f"{visible(path, 80)} is not in what is searched: {shown}")
+
+    def _text(self, hits: Sequence[SearchHit], max_tokens: int) -> str:
+        """Return hits as text of at most so many tokens, `path:line` first."""
+        room = _bounded("max_tokens", max_tokens, LEAST_TOKENS, MOST_TOKENS)
+        if not hits:
+            return "nothing relevant; other words may find more\n"
+        encoder = self._opened().encoder
+
+        def count(text: str) -> int:
+            return len(encoder.tokenize([text])[0])
+
+        text, last = "", DRAFTS if any(hit.is_estimate for hit in hits) else ""
+        for hit in hits:
+            lines = hit.text.strip("\n").split("\n")
+            is_numbered = hit.line is not None and hit.best_line is not None
+            best = (hit.best_line or 0) - (hit.line or 0) if is_numbered else 0
+            best = min(max(0, best), len(lines) - 1)
+            left = room - count(text + last)
+            text += fitted(_head(hit), lines, best, left, count)
+        return text + last if text else "max_tokens is too small for the first passage\n"
+
+    def _opened(self) -> Model:
+        if self._model is None:
+            self._model = Model(self._reference)
+        return self._model
+
+
+def _head(hit: SearchHit) -> str:
+    place = _shown(hit.path) if hit.path else visible(str(hit.id))
+    if hit.best_line is not None and hit.path:
+        place += f":{hit.best_line}"
+    stale = f", {hit.stale} since it was indexed" if hit.stale else ""
+    return f"{place} ({'~' if hit.is_estimate else ''}{hit.score:.2f}{stale})\n"
+
+
+def _shown(path: str) -> str:
+    """Return a path from the current folder, where it is in it."""
+    here = str(Path.cwd()) + os.sep
+    return visible(path.removeprefix(here))
+
+
+def _bounded(name: str, value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise UsageError(f"{name} is {value}; it is {least} to {most}")
+    return value
