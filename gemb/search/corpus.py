@@ -271,6 +271,7 @@ class PassageTexts:
         self.skipped = skipped
         self._titles = dict(corpus.titles)
         self._held: OrderedDict[int, str] = OrderedDict()
+        self._held_size = 0  # characters
         self._sizes: dict[int, int] = {}  # of files that have changed since they were gathered
         self._refused: set[int] = set()  # files that cannot be read any more, as was said
 
@@ -289,13 +290,16 @@ class PassageTexts:
             self.skipped.failure(entry.path, failure)
         if text is not None:
             self._held[file] = text
-            while sum(map(len, self._held.values())) > HELD and len(self._held) > 1:
-                self._held.popitem(last=False)
+            self._held_size += len(text)
+            while self._held_size > HELD and len(self._held) > 1:
+                _, dropped = self._held.popitem(last=False)
+                self._held_size -= len(dropped)
         return text
 
     def forget(self) -> None:
         """Drop all texts; files are read again when they are needed."""
         self._held.clear()
+        self._held_size = 0
 
     def record(self, number: int) -> Record | None:
         """Return a passage as a record whose id is its number, None where its file has changed."""
@@ -450,7 +454,7 @@ class PassageTexts:
             self._sizes[file] = os.stat(real).st_size  # noqa: PTH116
         except OSError:
             return None
-        self._held.pop(file, None)
+        self._held_size -= len(self._held.pop(file, ""))
         whole = self.of_file(file) or ""
         for passage in split(whole, real, self.corpus.kind):
             text = whole[passage.start : passage.end]

@@ -36,10 +36,10 @@ WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 CHUNK = 256  # passages that a thread is given
 AHEAD = 4  # chunks that wait for a thread
 KEEP_S = 2.0  # seconds of drafting that a kill may cost
-# What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10 and
-# recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7, 51.7
-# 92.0, 53.2 94.3; boolq 90.8 99.7, 91.2 99.7, 91.3 99.7; debian-desc 89.6 99.3, 90.4 99.3, 89.9 99.3;
-# xsum 87.8 98.0, 87.8 98.0, 87.0 98.0.
+# What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10
+# and recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7,
+# 51.7 92.0, 53.2 94.3; boolq 90.8 99.7, 91.2 99.7, 91.3 99.7; debian-desc 89.6 99.3, 90.4 99.3,
+# 89.9 99.3; xsum 87.8 98.0, 87.8 98.0, 87.0 98.0.
 WORDS = 0.5
 # What a passage that has the very names or words of a query is raised by: more than separates the
 # cosines of most answers from those of all other passages.

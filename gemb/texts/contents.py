@@ -12,6 +12,7 @@ import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -145,7 +146,13 @@ def is_parquet(head: bytes) -> bool:
 
 
 def _foreign(head: bytes) -> _Foreign | None:
-    return next((form for form in _FOREIGN if re.match(form.magic, head)), None)
+    return next((form for magic, form in _magics() if magic.match(head)), None)
+
+
+@cache
+def _magics() -> tuple[tuple[re.Pattern[bytes], _Foreign], ...]:
+    """Return the patterns compiled: a search asks them of every file."""
+    return tuple((re.compile(form.magic), form) for form in _FOREIGN)
 
 
 def refuse_foreign(head: bytes, path: str | Path) -> None:
