@@ -252,7 +252,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 once the self-test has passed, until the server ends."""
-        if not self.is_ready:
+        if not self.is_ready or not self._batcher.is_alive:
             raise Refused(503, "not ready", code="not_ready", headers={"retry-after": "1"})
         return _json(b'{"status":"ok"}')
 
@@ -383,6 +383,8 @@ class Service:
                 "split the request",
                 code="too_many_tokens",
             )
+        if not self._batcher.is_alive:
+            raise Refused(503, "the server is out of order; start it again", code="not_ready")
         return self._batcher.submit(records, sizes)
 
     def _checked(self, job: Job, *, may_cut: bool) -> Answer:

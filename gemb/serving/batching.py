@@ -97,6 +97,11 @@ class Batcher:
         """Estimated, that wait or are being computed."""
         return self._queued
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread computes; False would be a bug, and nothing would be answered."""
+        return self._thread.is_alive()
+
     def submit(self, records: Sequence[Record], sizes: Sequence[int]) -> Job:
         """Put texts into the queue; `Job.done` is set when all have a vector or an error.
 
@@ -188,6 +193,7 @@ class Batcher:
     def _compute(self, batch: list[tuple[Job, int]]) -> None:
         began = time.monotonic()
         failure: GembError | None = None
+        computed: Batch | None = None
         try:
             window = self._embedder.window([job.records[index] for job, index in batch])
         except Exception as error:  # a native library may raise anything
@@ -199,7 +205,7 @@ class Batcher:
                 job.vectors[index] = vector
             seconds = max(1e-6, time.monotonic() - began)
             self._rate += SMOOTHING * (window.tokens / seconds - self._rate)
-            self._on_batch(Batch(len(batch), window.tokens, seconds))
+            computed = Batch(len(batch), window.tokens, seconds)
         with self._changed:
             self._queued -= sum(job.sizes[index] for job, index in batch)
             jobs = list(dict.fromkeys(job for job, _ in batch))
@@ -211,6 +217,8 @@ class Batcher:
         for job in jobs:
             if failure or len(job.rows) == len(job.records):
                 _tell(job, failure)
+        if computed:
+            self._on_batch(computed)
 
 
 def _tell(job: Job, failure: GembError | None) -> None:

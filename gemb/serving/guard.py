@@ -9,6 +9,7 @@ page may not send without being allowed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -278,8 +279,9 @@ class Guard:
         }
         if failure:
             entries["error"] = failure
-        sys.stderr.write(orjson.dumps(entries).decode() + "\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # who reads the log may have gone
+            sys.stderr.write(orjson.dumps(entries).decode() + "\n")
+            sys.stderr.flush()
 
 
 def _refused(refusal: Refused, path: str) -> Response:
