@@ -61,6 +61,19 @@ def test_vectors_are_those_of_gemb_embed_bit_by_bit(tiny_gguf, tmp_path, options
     assert np.array_equal(vectors, told)
 
 
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_folders_vectors_are_those_of_gemb_embed_with_each_backend(
+    tiny_model, tmp_path, backend, monkeypatch
+):
+    pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-cache"))
+    texts = [text for text in VARIED_TEXTS if "\n" not in text and text.strip()][::4]
+    told = embedded(tiny_model, texts, tmp_path, "--backend", backend, "-j", "1")
+    with Model(tiny_model, backend=backend, threads=1) as model:
+        assert model.backend == backend
+        assert np.array_equal(model.encode_document(texts), told)
+
+
 def test_the_bundled_models_vectors_are_those_of_gemb_embed(tmp_path):
     texts = ["Mars is often called the Red Planet.", "Venus ist heiß."]
     told = embedded(bundled(), texts, tmp_path, "--dim", "128")

@@ -8,6 +8,8 @@ import json
 import time
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 MODEL = "model.fake"
 EMBED = "/v1/embeddings"
@@ -187,6 +189,29 @@ def test_a_head_that_never_ends_is_cut_off(served):
         with contextlib.suppress(ConnectionResetError):
             assert silent.recv(10) == b""
         assert served.embed("meanwhile").status == 200
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+FIELDS = (
+    "input inputs model dimensions encoding_format prompt_name input_type truncate normalize query "
+    "texts index k where min_score weak hybrid return_text"
+)
+NAMES = st.sampled_from(FIELDS.split())
+PATHS = st.sampled_from(["/v1/embeddings", "/embed", "/rerank", "/api/embed", "/v1/search"])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(path=PATHS, fields=st.dictionaries(NAMES, VALUES), has_basics=st.booleans())
+def test_no_json_is_a_bug(served, path, fields, has_basics):
+    basics = {"model": MODEL, "input": "x", "inputs": "x", "query": "cat", "texts": ["a"]}
+    reply = served.ask(path, {**basics, **fields} if has_basics else fields)
+    assert reply.status in (200, 400, 404, 413), (path, fields, reply.body)
+    assert reply.json is not None
 
 
 def test_errors_in_json_are_short(served):
