@@ -21,7 +21,7 @@ from gemb.io.machine import cores, memory
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import cache_folder, is_offline
 from gemb.models.references import DEFAULT, bundled, local_references, resolve
-from gemb.plugins import backends, is_present
+from gemb.plugins import backends, candidates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,10 +74,10 @@ def checks(model: str) -> Iterator[Check]:
     if not installed:
         yield Check("backends", False, "none is installed", "pip install --force-reinstall gemb")
     yield _bundled_model()
-    yield from _known_vectors()
     yield _hub_cache()
     yield _caches()
     yield _leftovers()
+    yield from _known_vectors()
     yield _self_test(model)
 
 
@@ -135,13 +135,9 @@ def _bundled_model() -> Check:
 
 
 def _known_vectors() -> Iterator[Check]:
-    """Try each backend that runs the bundled model with a text whose vector is stored."""
+    """Try each engine that may run the bundled model with a text whose vector is stored."""
     path = bundled()
-    if not path.is_file():
-        return
-    for backend in backends().values():
-        if not backend.can_open(path) or not is_present(backend):
-            continue
+    for backend in candidates(path) if path.is_file() else []:
         name = f"{backend.name}: known vector"
         try:
             encoder = backend.open(path, Runtime())

@@ -28,7 +28,16 @@ def test_every_part_is_looked_at(gemb):
     }
     test = found["self-test of model.fake"]
     assert test["ok"]
-    assert "fake, fp32: loaded in" in test["detail"]
+    assert "fake fp32: loaded in" in test["detail"]
+
+
+def test_each_engine_is_tried_with_the_known_vector(gemb):
+    found = checks_of(gemb("doctor", "--json"))["llamacpp: known vector"]
+    assert found["ok"]
+    assert found["detail"].startswith("cosine 0.999")
+    assert checks_of(gemb("doctor", "--json", "-m", "mini"))["self-test of mini"][
+        "detail"
+    ].startswith("llamacpp q4_0 (llama-cpp-python ")
 
 
 def test_what_is_kept_is_told_with_its_size(gemb, tmp_path):

@@ -42,6 +42,7 @@ def test_show_says_what_a_model_is(gemb):
     assert answer.stdout.decode().splitlines() == [
         f"path          {gemb.folder / 'a.fake'}",
         "format        json",
+        "engine        fake",
         "architecture  fake",
         "size          12.3 MB, 1.5 M parameters",
         "layers        2, 96 wide",

@@ -464,7 +464,7 @@ def test_rows_that_failed_are_counted_and_lacking(gemb, tmp_path, capsys):
         ('{"embedding": [1, 0], "task": "query"}', "line 1: no field 'text' with the text"),
         ('{"text": "a", "task": "query"}', "no vector in it"),
         ("nonsense", "line 1: no row of vectors"),
-        ('{"text": "a", "task": "query", "embedding": [0, 0]}', "a vector of zeros"),
+        ('{"text": "a", "task": "query", "embedding": [0, 0]}', "a vector whose length is not 1"),
         (
             '{"text": "a", "task": "query", "embedding": [1, 0]}\n'
             '{"text": "b", "task": "query", "embedding": [1, 0, 0]}',

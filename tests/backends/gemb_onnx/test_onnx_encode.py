@@ -225,6 +225,24 @@ def test_a_cache_that_cannot_be_written_is_done_without(
     assert not list(tmp_path.iterdir())
 
 
+def test_what_was_used_least_lately_goes_where_all_is_too_much(tmp_path, monkeypatch) -> None:
+    names = []
+    for seed in range(3):
+        model = write_tiny_model(tmp_path / f"m{seed}", TinyShape(seed=seed))
+        opened(model)
+        (new,) = [path.name for path in engines_cache().iterdir() if path.name not in names]
+        names.append(new)
+        os.utime(engines_cache() / new / prepared.MADE, (seed, seed))
+    opened(tmp_path / "m0")  # it is the one that was used last
+    size = sum(path.stat().st_size for path in (engines_cache() / names[0]).iterdir())
+    monkeypatch.setattr(prepared, "MOST", 3.5 * size)
+    opened(write_tiny_model(tmp_path / "m3", TinyShape(seed=3)))
+    left = {path.name for path in engines_cache().iterdir()}
+    assert len(left) == 3
+    assert names[1] not in left
+    assert {names[0], names[2]} <= left
+
+
 def test_a_changed_model_has_a_cache_of_its_own(tmp_path) -> None:
     folders = set()
     for seed in (1, 2):
