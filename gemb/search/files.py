@@ -32,6 +32,7 @@ from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import Corpus, PassageTexts, Sources, gather
 from gemb.search.first import DraftModel, Drafts, FirstRanking, FirstScores, first_ranking
 from gemb.search.forms import OutputForm
+from gemb.search.kept_words import words_path
 from gemb.search.live import LiveHits
 from gemb.search.queries import (
     Criteria,
@@ -131,6 +132,9 @@ def run_files(
             else "nothing to search: the sources have no text; files that are hidden, ignored "
             "by git, or excluded by -g are left out (--hidden, --no-ignore)"
         )
+    criteria = job.criteria
+    if criteria.k is None and criteria.seconds is not None and stages.compared < len(corpus):
+        note(f"{stages.compared:,} of {len(corpus):,} passages were compared; --exact compares all")
     code = exit_code(answers, len(corpus), job.criteria)
     return code if not skipped.failed or (is_silent and not code) else 2
 
@@ -228,7 +232,12 @@ class FileSearch:
             model = DraftModel.of(encoder, cache.spec.dim) if encoder else None
             drafts = _drafts(model, cache, corpus) if model else None
         total = len(corpus)
-        self._first = first_ranking(self.texts, drafts, read=lambda count: read(count, total))
+        self._first = first_ranking(
+            self.texts,
+            drafts,
+            kept=words_path(search_cache(), corpus) if cache.is_kept else None,
+            read=lambda count: read(count, total),
+        )
         if drafts:
             self._stages.drafted = drafts.made
             self._stages.drafts = int((drafts.rows >= 0).sum())
@@ -271,6 +280,7 @@ class FileSearch:
                     on_window(progress, self)
         self._stages.known = len(self._known.numbers)
         self._stages.embedded = progress.embedded
+        self._stages.compared = progress.ranking.count
         floor = least
         if is_auto and len(corpus):
             known = split_known(corpus, cache)[0] if self._missing else self._known

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from gemb.io.notes import note
 from gemb.models.prompts import Prompt, for_task
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
+from gemb.search.kept_words import keep_words, kept_words
 from gemb.texts.records import Record, RowError
 from gemb.texts.words import exact_terms, query_terms
 
@@ -208,6 +210,7 @@ def first_ranking(
     texts: PassageTexts,
     drafts: Drafts | None,
     *,
+    kept: Path | None = None,
     read: Callable[[int], None] = lambda passages: None,
 ) -> FirstRanking:
     """Read all passages once, for their words and for drafts where there are none.
@@ -215,11 +218,25 @@ def first_ranking(
     Args:
         texts: of the passages.
         drafts: gets those that are missing; None: there is no draft model.
+        kept: where the words are kept for later searches; None: they are not.
         read: called with the number of passages so far. An exception, from it or any other, ends
             the reading; the drafts that were made are kept.
     """
-    table = words_table()
     count = len(texts.corpus)
+    known = kept_words(kept) if kept else None
+    if known and (drafts is None or not drafts.missing(range(count))):
+        return FirstRanking(table=known, count=count, drafts=drafts)
+    table = _words(texts, drafts, read)
+    if kept:
+        keep_words(table, kept)
+    return FirstRanking(table=table, count=count, drafts=drafts)
+
+
+def _words(
+    texts: PassageTexts, drafts: Drafts | None, read: Callable[[int], None]
+) -> sqlite3.Connection:
+    """Return the words of all passages; meanwhile make the drafts that are missing."""
+    table = words_table()
     with (
         ThreadPoolExecutor(1, thread_name_prefix="gemb-words") as word_pool,
         ThreadPoolExecutor(1, thread_name_prefix="gemb-drafts") as draft_pool,
@@ -227,7 +244,7 @@ def first_ranking(
         words: deque[Future[None]] = deque()
         drafting: deque[tuple[list[int], Future[Vectors]]] = deque()
         try:
-            for numbers in _chunks(count):
+            for numbers in _chunks(len(texts.corpus)):
                 passages = [_title_and_text(texts.record(number)) for number in numbers]
                 named = [
                     (f"{texts.folder(number)} {title or ''}", text)
@@ -254,7 +271,7 @@ def first_ranking(
                 pool.shutdown(wait=False, cancel_futures=True)
             if drafts:
                 drafts.done()
-    return FirstRanking(table=table, count=count, drafts=drafts)
+    return table
 
 
 def _chunks(count: int) -> Iterator[range]:

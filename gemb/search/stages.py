@@ -19,6 +19,7 @@ class Stages:
         self.drafted = 0  # of these, made by this search
         self.known = 0  # passages whose vectors earlier searches made
         self.embedded = 0  # made by this one
+        self.compared = 0  # passages by their vectors
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

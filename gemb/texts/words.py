@@ -16,6 +16,7 @@ from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
+VERSION = 1  # of what `expanded` makes of a text
 MOST = 256  # different words of one query; a passage that serves as a query has about 200
 STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
 FEW = 2  # telling words of a query that are asked for as they stand

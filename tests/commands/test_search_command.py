@@ -452,6 +452,16 @@ def test_a_budget_ends_the_search(shop: Gemb):
     assert re.search(r"vectors [\d.]+ s, hits [\d.]+ s$", stages.strip())
 
 
+def test_all_that_are_relevant_are_those_that_were_compared(shop: Gemb):
+    texts = "".join(f"cancel an order number {number}\n" for number in range(3000))
+    (shop.folder / "many.txt").write_text(texts)
+    write_model(shop.folder / "model.fake", is_bag=True, max_tokens=512, sleep_s=0.1)
+    found = shop("search", "cancel an order", "many.txt", "--lines", "-c", "--budget", "200ms")
+    match = re.search(r"note: (\d+) of 3,000 passages were compared; --exact", str(found.stderr))
+    assert match
+    assert lines(found) == [f"many.txt:{match[1]}"]
+
+
 def test_a_file_that_stands_twice_is_one_hit_with_a_count(shop: Gemb):
     for name in ("copy", "other"):
         (shop.folder / "tree" / f"{name}.py").write_text(SHOP)

@@ -21,6 +21,7 @@ from gemb.embedding.drafts import open_draft
 from gemb.errors import Missing
 from gemb.index.hits import Hit
 from gemb.search.cache import VectorCache
+from gemb.search.corpus import PassageTexts
 from gemb.search.files import FileSearch
 from gemb.search.first import DraftModel, Drafts, first_ranking, standardised
 from gemb.search.queries import Criteria, Query
@@ -344,3 +345,42 @@ def test_every_step_has_a_ranking_of_what_has_a_vector(tree: Path, cache: Path) 
     steps.close()
     known, _ = split_known(files.corpus, VectorCache(cache, encoder.spec))
     assert len(known.numbers) == done[2]
+
+
+@pytest.mark.parametrize("fault", ["", "short", "flipped", "empty"])
+def test_words_of_a_tree_are_kept_until_it_changes(
+    tree: Path, cache: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.kept_words.LEAST", 10)
+    encoder = WordEncoder()
+    first = search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3)
+    (kept,) = (Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search").glob("words-*")
+    data = bytearray(kept.read_bytes())
+    if fault == "flipped":
+        data[len(data) // 2] ^= 1
+    kept.write_bytes({"short": data[:-5000], "empty": b""}.get(fault, data))
+    read: list[int] = []
+    record = PassageTexts.record
+    monkeypatch.setattr(
+        PassageTexts, "record", lambda self, at: read.append(at) or record(self, at)
+    )
+    assert search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3) == first
+    assert bool(read) is bool(fault)
+    write(tree, {"docs/new.md": "A cat sleeps."})
+    hits = search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3)
+    assert {hit.path for hit in hits} == {"docs/cat.md", "docs/new.md"}
+
+
+def test_words_of_old_trees_make_room(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.kept_words.LEAST", 1)
+    encoder = WordEncoder()
+    search("the cat", encoder, cache=cache, seconds=0.0)
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search"
+    (old,) = folder.glob("words-*")
+    os.utime(old, (1, 1))
+    monkeypatch.setattr("gemb.search.kept_words.MOST_BYTES", old.stat().st_size + 1000)
+    search("the cat", encoder, "docs/cat.md", cache=cache, seconds=0.0)
+    (new,) = folder.glob("words-*")
+    assert new != old
