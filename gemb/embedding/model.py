@@ -10,7 +10,7 @@ Vectors are those of `gemb embed`, bit by bit: the same pipeline makes them, in 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from gemb.arrays import Vectors
 from gemb.backend import PRECISIONS, Runtime
 from gemb.embedding import DTYPES
 from gemb.embedding.engine import open_engine
-from gemb.embedding.pipeline import Embedder, OutputRow, embed
+from gemb.embedding.pipeline import Embedder, OutputRow, Window, embed, windows
 from gemb.embedding.shared import SharedEncoder
 from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import SomeRowsFailed, UsageError
@@ -183,11 +183,12 @@ class Model:
         embedder = self._embedder(
             task, prompt, dim, dtype, on_long=on_long, on_error=on_error, titles=titles is not None
         )
-        if isinstance(texts, str):
-            titles = None if titles is None else [titles] if isinstance(titles, str) else titles
-            rows = list(_rows(_records([texts], titles), embedder, on_error))
-        else:
-            rows = list(_rows(_records(texts, titles), embedder, on_error))
+        if isinstance(texts, str) and isinstance(titles, str):
+            titles = [titles]
+        records = _records([texts] if isinstance(texts, str) else texts, titles)
+        # In this thread: the texts are all there, so that nothing is read meanwhile.
+        computed = map(embedder.window, windows(records, embedder.spec, live=False))
+        rows = list(_rows(computed, embedder.on_long, on_error))
         blocks = rows or [np.empty((0, embedder.spec.dim), np.float32)]
         vectors = packed(np.concatenate(blocks), dtype, embedder.spec.dim)
         return vectors[0] if isinstance(texts, str) else vectors
@@ -232,8 +233,8 @@ class Model:
             raise UsageError("texts is one string; encode takes it, stream takes several")
 
         def vectors() -> Iterator[NDArray[Any]]:
-            with closing(_rows(_records(texts, None), embedder, on_error)) as blocks:
-                for block in blocks:
+            with closing(embed(_records(texts, None), embedder, live=False)) as computed:
+                for block in _rows(computed, on_long, on_error):
                     yield from packed(block, dtype, embedder.spec.dim)
 
         return vectors()
@@ -352,22 +353,17 @@ def _records(texts: Iterable[str], titles: Iterable[str | None] | None) -> Itera
             yield from_fields({"text": text, "title": title}, _FIELDS, index + 1, place, 1)
 
 
-def _rows(
-    records: Iterator[Record], embedder: Embedder, on_error: str
-) -> Generator[Vectors, None, None]:
+def _rows(computed: Iterable[Window], on_long: str, on_error: str) -> Iterator[Vectors]:
     """Yield vectors by the window, [rows, dim]; a failed row is NaN, or raises."""
-    with closing(embed(records, embedder, live=False)) as windows:
-        for window in windows:
-            failed = _first_failure(window.rows, embedder.on_long) if on_error == "raise" else None
-            if failed is None:
-                yield window.vectors
-                continue
-            yield window.vectors[:failed]
-            row = window.rows[failed]
-            message = row.error.message if row.error else ""
-            raise SomeRowsFailed(
-                f"{row.record.place}: {message}; on_error='nan' makes such a row NaN"
-            )
+    for window in computed:
+        failed = _first_failure(window.rows, on_long) if on_error == "raise" else None
+        if failed is None:
+            yield window.vectors
+            continue
+        yield window.vectors[:failed]
+        row = window.rows[failed]
+        message = row.error.message if row.error else ""
+        raise SomeRowsFailed(f"{row.record.place}: {message}; on_error='nan' makes such a row NaN")
 
 
 def _first_failure(rows: Sequence[OutputRow], on_long: str) -> int | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +13,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemb import __version__
-from gemb.arrays import Vectors
 from gemb.embedding.pipeline import shortened
 from gemb.errors import GembError, UsageError
 from gemb.models.profile import check_dims
 from gemb.serving import forms
+from gemb.serving.answers import Answer, as_json, hit_fields, rows_as_json
 from gemb.serving.batching import Batcher, Job
 from gemb.serving.bodies import read_json
 from gemb.serving.guard import Access, Guard
@@ -33,24 +31,14 @@ from gemb.texts.records import Record, unfit
 if TYPE_CHECKING:
     from gemb.embedding.model import Model
     from gemb.models.prompts import Prompt
-    from gemb.search.interface import Index, SearchHit
+    from gemb.search.interface import Index
 
 SAME = 0.999  # cosine of a text's vectors, computed alone and with others
-ROWS_AT_A_TIME = 64  # are written before other requests have their turn
 MOST_HITS = 1000
 TOKEN_IDS = (
     "{place} is token ids; send texts: the ids of another tokenizer would give wrong vectors "
     "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """The vectors of a request."""
-
-    vectors: Vectors  # [n, dim]
-    tokens: int  # that were computed: those of a cut text alone
-    cut: int  # texts
 
 
 class Service:
@@ -143,7 +131,7 @@ class Service:
         texts = self._texts(form.input, "input")
         may_cut = form.truncate not in (False, "NONE")
         answer = await self._vectors(request, texts, task, form.dimensions, may_cut=may_cut)
-        rows = await _rows_as_json(answer.vectors, is_base64=form.encoding_format == "base64")
+        rows = await rows_as_json(answer.vectors, is_base64=form.encoding_format == "base64")
         data = [
             b'{"object":"embedding","index":%d,"embedding":%s}' % (index, row)
             for index, row in enumerate(rows)
@@ -154,7 +142,7 @@ class Service:
             orjson.dumps(form.model),
             orjson.dumps(usage),
         )
-        return _json(body, task=task, answer=answer)
+        return as_json(body, task=task, answer=answer)
 
     async def tei_embed(self, request: Request) -> Response:
         """`POST /embed` of text-embeddings-inference."""
@@ -165,8 +153,8 @@ class Service:
         texts = self._texts(form.inputs, "inputs")
         may_cut = form.truncate is not False
         answer = await self._vectors(request, texts, task, form.dimensions, may_cut=may_cut)
-        rows = await _rows_as_json(answer.vectors)
-        return _json(b"[%s]" % b",".join(rows), task=task, answer=answer)
+        rows = await rows_as_json(answer.vectors)
+        return as_json(b"[%s]" % b",".join(rows), task=task, answer=answer)
 
     async def tei_rerank(self, request: Request) -> Response:
         """`POST /rerank` of text-embeddings-inference; the scores are cosines."""
@@ -185,7 +173,7 @@ class Service:
             | ({"text": texts[index]} if form.return_text else {})
             for index in order
         ]
-        return _json(orjson.dumps(hits), answer=answer)
+        return as_json(orjson.dumps(hits), answer=answer)
 
     async def ollama_embed(self, request: Request) -> Response:
         """`POST /api/embed` of Ollama."""
@@ -194,13 +182,13 @@ class Service:
         task = self._prompts.task_of(form.model)
         texts = self._texts(form.input, "input")
         answer = await self._vectors(request, texts, task, form.dimensions, may_cut=form.truncate)
-        rows = await _rows_as_json(answer.vectors)
+        rows = await rows_as_json(answer.vectors)
         body = b'{"model":%s,"embeddings":[%s],"total_duration":%d,"load_duration":0,' % (
             orjson.dumps(form.model),
             b",".join(rows),
             time.monotonic_ns() - began,
         )
-        return _json(body + b'"prompt_eval_count":%d}' % answer.tokens, task=task, answer=answer)
+        return as_json(body + b'"prompt_eval_count":%d}' % answer.tokens, task=task, answer=answer)
 
     async def search(self, request: Request) -> Response:
         """`POST /v1/search`: passages of an index that answer a question."""
@@ -234,9 +222,9 @@ class Service:
         finally:
             self._searching -= 1
         request.state.told.texts = 1
-        found = [_hit(rank, hit) for rank, hit in enumerate(hits, 1)]
+        entries = [hit_fields(rank, hit) for rank, hit in enumerate(hits, 1)]
         options = orjson.OPT_NON_STR_KEYS
-        return _json(orjson.dumps({"index": name, "hits": found}, str, options))
+        return as_json(orjson.dumps({"index": name, "hits": entries}, str, options))
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`, and one of them."""
@@ -246,15 +234,15 @@ class Service:
         ]
         wanted = request.url.path.removeprefix("/v1/models").strip("/")
         if not wanted:
-            return _json(orjson.dumps({"object": "list", "data": entries}))
+            return as_json(orjson.dumps({"object": "list", "data": entries}))
         self._prompts.task_of(wanted)
-        return _json(orjson.dumps({**entries[0], "id": wanted}))
+        return as_json(orjson.dumps({**entries[0], "id": wanted}))
 
     async def health(self, request: Request) -> Response:
         """`GET /health`: 200 once the self-test has passed, until the server ends."""
         if not self.is_ready or not self._batcher.is_alive:
             raise Refused(503, "not ready", code="not_ready", headers={"retry-after": "1"})
-        return _json(b'{"status":"ok"}')
+        return as_json(b'{"status":"ok"}')
 
     async def info(self, request: Request) -> Response:
         """`GET /info`: the model and the bounds."""
@@ -271,7 +259,7 @@ class Service:
             "indexes": sorted(self._indexes),
             "version": __version__,
         }
-        return _json(orjson.dumps(entries))
+        return as_json(orjson.dumps(entries))
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`, for Prometheus."""
@@ -429,40 +417,3 @@ async def _gone(request: Request) -> None:
     """Return when the client has closed the connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-async def _rows_as_json(vectors: Vectors, *, is_base64: bool = False) -> list[bytes]:
-    """Return each vector as JSON: an array of numbers, or the base64 of little-endian float32."""
-    rows: list[bytes] = []
-    for index, vector in enumerate(vectors):
-        if is_base64:
-            rows.append(b'"%s"' % base64.b64encode(vector.astype("<f4").tobytes()))
-        else:
-            rows.append(orjson.dumps(vector, option=orjson.OPT_SERIALIZE_NUMPY))
-        if index % ROWS_AT_A_TIME == ROWS_AT_A_TIME - 1:
-            await asyncio.sleep(0)
-    return rows
-
-
-def _json(body: bytes, *, task: str = "", answer: Answer | None = None) -> Response:
-    headers = {"x-gemb-prompt": task} if task else {}
-    if answer and answer.cut:
-        headers["x-gemb-truncated"] = str(answer.cut)
-    return Response(body, headers=headers, media_type="application/json")
-
-
-def _hit(rank: int, hit: SearchHit) -> dict[str, Any]:
-    path = hit.path and hit.path.encode(errors="surrogateescape").decode(errors="replace")
-    return {
-        "rank": rank,
-        "score": round(hit.score, 6),
-        "id": hit.id,
-        "path": path,
-        "line": hit.line,
-        "last_line": hit.last_line,
-        "best_line": hit.best_line,
-        "title": hit.title,
-        "text": hit.text,
-        "stale": hit.stale,
-        "kept": dict(hit.kept),
-    }

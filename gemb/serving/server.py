@@ -38,14 +38,14 @@ def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         UsageError: the port is in use, or the address is not this machine's.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError) as error:
         raise UsageError(f"--host {visible(host)}: {getattr(error, 'strerror', error)}") from None
     # With its protocol: asyncio sends small answers at once (TCP_NODELAY) only where it knows it.
-    with socket.socket(*found[:3]) as sock:
+    with socket.socket(*address[:3]) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            sock.bind(found[4])
+            sock.bind(address[4])
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
