@@ -16,6 +16,10 @@ from gemb import __version__
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = {".gguf", ".safetensors", ".bin", ".pt", ".npy", ".npz"}
+BUNDLED = [
+    *(f"gemb/data/draft/{part}model.safetensors" for part in ("2_Dense/", "3_Dense/", "")),
+    "gemb/data/mini.gguf",
+]
 INFO = f"gemb-{__version__}.dist-info"
 
 
@@ -105,10 +109,10 @@ def test_the_wheel_holds_the_shells_completions_where_shells_look(names):
     }
 
 
-def test_the_wheel_holds_no_tests_and_no_weights_but_minis(names):
+def test_the_wheel_holds_no_tests_and_no_weights_but_minis_and_its_drafts(names):
     assert not [name for name in names if "test" in Path(name).name or "/tests/" in name]
     weights = [name for name in names if Path(name).suffix in WEIGHTS]
-    assert weights == ["gemb/data/mini.gguf"]
+    assert sorted(weights) == BUNDLED
 
 
 def test_the_wheel_is_under_100_mb(wheel):
@@ -124,7 +128,7 @@ def test_the_wheel_says_what_it_is_and_under_which_licences(metadata, names):
     licences = metadata.get_all("License-File")
     assert "Gemma" in metadata["License-Expression"]
     assert {"LICENSE", "gemb/data/GEMMA-NOTICE.txt", "gemb/data/GEMMA-TERMS.txt"} <= set(licences)
-    notes = {f"gemb/data/{name}/README.md" for name in ("sample", "eval/tiny")}
+    notes = {f"gemb/data/{name}/README.md" for name in ("sample", "eval/tiny", "draft")}
     assert notes <= set(licences), "WordNet's licence goes with WordNet's glosses"
     assert {f"{INFO}/licenses/{name}" for name in licences} <= names
 
@@ -163,4 +167,4 @@ def test_the_source_archive_holds_what_builds_tests_and_tells(tmp_path):
     # What version 0.1.0 made, of random weights and of vectors, is for the tests.
     shipped = [name for name in names if not name.startswith("tests/data/")]
     weights = [name for name in shipped if Path(name).suffix in WEIGHTS]
-    assert weights == ["gemb/data/mini.gguf"]
+    assert sorted(weights) == BUNDLED

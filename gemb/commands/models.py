@@ -39,9 +39,9 @@ def models() -> None:
     gemb models show mini
     gemb models pull embeddinggemma-300m
 
-    REF is one of gemb's names (mini, embeddinggemma-300m[:q4_0|q8_0|bf16]), a folder, a .gguf file,
-    or org/repo[@revision][:file] on the hub. A path that exists comes before the hub; ./NAME is
-    always a path.
+    REF is one of gemb's names (mini, draft, embeddinggemma-300m[:q4_0|q8_0|bf16]), a folder, a
+    .gguf file, or org/repo[@revision][:file] on the hub. A path that exists comes before the hub;
+    ./NAME is always a path.
     """
 
 
@@ -161,7 +161,7 @@ def rm(reference: str, yes: bool) -> None:
 
     target = references.locate(reference)
     if isinstance(target, Path):
-        if target == references.bundled():
+        if target in (references.bundled(), references.bundled_draft()):
             raise UsageError(f"{reference} comes with gemb, and goes with it alone")
         if references.made_folder().resolve() != target.parent.resolve():
             raise UsageError(f"{reference} is not in the hub cache; remove {target} yourself")

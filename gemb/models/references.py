@@ -1,6 +1,7 @@
 """Model references: what a user may write after `-m`, and where its files are.
 
     mini                           the model that comes with gemb; the default
+    draft                          mini's draft, which comes with gemb: a static encoder, a folder
     embeddinggemma-300m            google/embeddinggemma-300m from the hub, the folder
     embeddinggemma-300m:q4_0       a GGUF file made from it here; also :q8_0, :bf16
     path/to/folder                 a model folder
@@ -40,6 +41,7 @@ from gemb.models.hub_cache import (
 )
 
 DEFAULT = "mini"
+DRAFT = "draft"
 ALIASES = {"embeddinggemma-300m": HubName("google/embeddinggemma-300m")}
 TYPES = ("q4_0", "q8_0", "bf16")  # a typed alias is a GGUF file of this type
 
@@ -113,6 +115,11 @@ def bundled() -> Path:
     return Path(__file__).parents[1] / "data" / "mini.gguf"
 
 
+def bundled_draft() -> Path:
+    """Return the folder of the bundled model's draft; it may not exist."""
+    return bundled().parent / "draft"
+
+
 def made_folder() -> Path:
     """Return where the files of typed names are; it may not exist."""
     return user_folder("XDG_DATA_HOME", "~/.local/share") / "gemb" / "models"
@@ -126,7 +133,7 @@ def is_cached(name: HubName) -> bool:
 def names() -> list[str]:
     """Return the references that are names of gemb's own."""
     typed = [f"{alias}:{type_}" for alias in ALIASES for type_ in TYPES]
-    return [DEFAULT, *ALIASES, *typed]
+    return [DEFAULT, DRAFT, *ALIASES, *typed]
 
 
 def local_references() -> Iterator[str]:
@@ -143,6 +150,8 @@ def local_references() -> Iterator[str]:
 def _named(reference: str) -> Path | HubName | None:
     if reference == DEFAULT:
         return bundled()
+    if reference == DRAFT:
+        return bundled_draft()
     if reference in ALIASES:
         return ALIASES[reference]
     alias, _, type_ = reference.partition(":")
@@ -153,7 +162,7 @@ def _named(reference: str) -> Path | HubName | None:
 
 def _absent(reference: str, path: Path) -> str:
     """Return the message for a path that does not exist."""
-    if reference == DEFAULT:
+    if reference in (DEFAULT, DRAFT):
         return f"the bundled model is not in this install ({path}); install gemb again, or use -m"
     alias, _, type_ = reference.partition(":")
     if alias in ALIASES:
@@ -178,5 +187,5 @@ def _unknown(reference: str) -> str:
     hint = f"; {hint}" if hint else ""
     return (
         f"no model '{reference}' and no such path{hint} "
-        f"(a model is one of {', '.join([DEFAULT, *ALIASES])}, a folder, a .gguf or org/repo)"
+        f"(a model is one of {', '.join([DEFAULT, DRAFT, *ALIASES])}, a folder, a .gguf or org/repo)"
     )

@@ -4,9 +4,10 @@
         init=RUN/model draft ...
 
 Queries are embedded by the model with its query prompt, documents by each draft; scores are their
-cosines. `words` is gemb's BM25; both together are the sum of their scores, each standardised over
-the documents of a query. `--real` embeds the documents by the model, too, which takes minutes, and
-keeps the vectors in gemb's cache of teachers. DEV has the BEIR folders of `SETS` in retrieval/.
+cosines. `words` is gemb's BM25; both together are as in a search of files: the sum of the scores,
+each standardised over the documents of a query, that of the words by `WORDS`. `--real` embeds the
+documents by the model, too, which takes minutes, and keeps the vectors in gemb's cache of teachers.
+DEV has the BEIR folders of `SETS` in retrieval/.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Encoder, Runtime
-from gemb.index.bm25 import by_words, words_table
+from gemb.index.bm25 import add_words, by_words, words_table
 from gemb.io.caches import teachers_cache
 from gemb.models.prompts import Prompt, for_task
 from gemb.models.references import resolve
 from gemb.models.static import check_draft
 from gemb.plugins import for_model
+from gemb.search.first import WORDS, standardised
+from gemb.texts.words import query_terms
 from gemb.training.teacher import Teacher, TeacherText
 from gemb.training.teachers import open_teacher
 
@@ -66,9 +69,11 @@ def read_set(folder: Path, most: int) -> Set:
             relevant.setdefault(query, []).append(at[document])
     documents = [(row.get("title") or "", row["text"]) for row in corpus]
     words = np.zeros((len(queries), len(documents)), np.float32)
-    table = words_table((title or None, text) for title, text in documents)
+    table = words_table()
+    add_words(table, 0, [(title or None, text) for title, text in documents])
     for number, row in enumerate(queries):
-        found = by_words(table, row["text"], len(documents), share=0.0)
+        text = row["text"]
+        found = by_words(table, text, len(documents), share=0.0, terms=query_terms(text))
         words[number, found.rows] = found.scores
     texts = [row["text"] for row in queries]
     return Set(folder.name, texts, documents, [relevant[row["_id"]] for row in queries], words)
@@ -76,12 +81,6 @@ def read_set(folder: Path, most: int) -> Set:
 
 def _lines(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
-def standardised(scores: Matrix) -> Matrix:
-    """Return the scores with mean 0 and deviation 1 for each query."""
-    spread = scores.std(axis=1, keepdims=True)
-    return (scores - scores.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-9)
 
 
 def measures(scores: Matrix, relevant: Sequence[Sequence[int]]) -> tuple[float, float]:
@@ -109,8 +108,11 @@ def line(
     for one, vectors in zip(sets, queries, strict=True):
         cosines = cut(vectors, width) @ cut(embed(one.name), width).T
         alone.append(measures(cosines, one.relevant))
-        fused = standardised(cosines) + standardised(one.words)
-        both.append(measures(fused, one.relevant))
+        fused = [
+            standardised(right) + WORDS * standardised(words)
+            for right, words in zip(cosines, one.words, strict=True)
+        ]
+        both.append(measures(np.stack(fused), one.relevant))
     cells = [
         f"{_pair(left)}, {_pair(right)}"
         for left, right in zip([_mean(alone), *alone], [_mean(both), *both], strict=True)

@@ -568,7 +568,7 @@ def test_adaptation_refuses_what_it_would_not_do(key):
     ("override", "message"),
     [
         ("draft.hidden=300", "hidden is 300; it begins as a linear layer, which takes 512, two of"),
-        ("draft.documents=200000", "documents is 200000, more than draft.queries 130000"),
+        ("draft.documents=200000", "documents is 200000, more than draft.queries 70000"),
         ("loss.distill={teacher: mini}", "loss.distill is of other stages: draft has weights"),
         ("loss.contrastive={}", "loss.contrastive is of other stages"),
         ("loss.spread_out={}", "loss.spread_out is of other stages"),
