@@ -19,7 +19,7 @@ from typing import NamedTuple
 VERSION = 1  # of what `expanded` makes of a text
 MOST = 256  # different words of one query; a passage that serves as a query has about 200
 STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
-FEW = 2  # telling words of a query that are asked for as they stand
+FEW = 2  # words of a query that are asked for as they stand; more are a question
 
 # cancel_order, cancelOrder and HTTPError are two words each; a text without spaces is pairs.
 _WORD = re.compile(
@@ -129,8 +129,9 @@ def exact_terms(query: str) -> list[str]:
     phrases = [f'"{" ".join(_words_of_name(name))}"' for name in names if _is_identifier(name)]
     if phrases:
         return phrases
-    words = [word for word in re.findall(r"\w+", query) if word.lower() not in _STOP_WORDS]
-    return query_terms(" ".join(words)) if 0 < len(words) <= FEW else []
+    words = re.findall(r"\w+", query)
+    is_few = 0 < len(words) <= FEW and not _STOP_WORDS.issuperset(map(str.lower, words))
+    return query_terms(query) if is_few else []
 
 
 def _is_identifier(name: str) -> bool:

@@ -71,6 +71,8 @@ def test_a_name_of_several_words_is_these_words_and_whole(text: str, seen: str) 
             ["shop", "cart", "total", "cart total", "shop cart total"],
             ["shop cart total"],
         ),
+        ("draw a circle", ["draw", "a", "circle"], []),
+        ("the of", ["the", "of"], []),
         ("refund policy", ["refund", "policy"], ["refund", "policy"]),
         ("how is it with that", ["how", "is", "it", "with", "that"], []),
         ("docs/guide.md", ["docs", "guide", "md", "docs guide md"], []),
