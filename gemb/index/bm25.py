@@ -102,7 +102,8 @@ def by_words(
         found = list(islice(passing, k))
         ranked.close()
         last = connection.execute("SELECT max(id) FROM words_docsize").fetchone()[0] or 0
-    least = share * _idf(np.array(list(counts.values())), last + 1).sum()
+    required = np.array(list(_required(counts).values()))
+    least = share * _idf(required, last + 1).sum()
     good = [(slot, score) for slot, score in found if score >= least]
     return Ranked(
         np.array([slot for slot, _ in good], np.int64),
@@ -130,6 +131,17 @@ def _is_among(row: int, rows: Ints) -> bool:
     """Return whether a row is one of `rows`, which are ascending."""
     place = int(rows.searchsorted(row))
     return place < len(rows) and int(rows[place]) == row
+
+
+def _required(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the terms without those that no row has and that are other ones in another form.
+
+    These are phrases, and names that also stand there as the words of a phrase.
+    """
+    names = {term.replace(" ", "") for term in counts if " " in term}
+    return {
+        term: count for term, count in counts.items() if count or not (" " in term or term in names)
+    }
 
 
 def _idf(counts: Ints, total: int) -> NDArray[np.float64]:

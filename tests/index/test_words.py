@@ -279,3 +279,11 @@ def test_names_are_found_by_their_words_and_whole(query: str, rows: list[int]) -
 def test_nothing_has_all_of_no_terms() -> None:
     assert with_all(table_of([(None, "a b")]), []).tolist() == []
     assert with_all(table_of([(None, "a b"), (None, "b")]), ['"b"', '"a"']).tolist() == [0]
+
+
+def test_a_form_of_a_name_that_no_row_has_is_not_asked_of_it() -> None:
+    rows = [(None, "def cancel_order"), (None, "an order"), *[(None, "nothing here")] * 20]
+    table = table_of(rows)
+    terms = query_terms("cancelOrder")
+    assert by_words(table, "cancelOrder", 5, terms=terms).rows.tolist() == [0]
+    assert by_words(table, "zebra order", 5, terms=query_terms("zebra order")).rows.tolist() == []
