@@ -20,8 +20,8 @@ from gemb.io.caches import cache_sizes, caches_folder, folder_size
 from gemb.io.machine import cores, memory
 from gemb.io.text import size_in_words
 from gemb.models.hub_cache import cache_folder, is_offline
-from gemb.models.references import DEFAULT, bundled, local_references, resolve
-from gemb.plugins import backends, candidates
+from gemb.models.references import DEFAULT, bundled, bundled_draft, local_references, resolve
+from gemb.plugins import backends, candidates, describe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,7 @@ def checks(model: str) -> Iterator[Check]:
     if not installed:
         yield Check("backends", False, "none is installed", "pip install --force-reinstall gemb")
     yield _bundled_model()
+    yield _bundled_draft()
     yield _hub_cache()
     yield _caches()
     yield _leftovers()
@@ -132,6 +133,18 @@ def _bundled_model() -> Check:
         return Check("bundled model", True, f"{path}, {size_in_words(path.stat().st_size)}")
     fix = "pip install --force-reinstall gemb; or set GEMB_MODEL"
     return Check("bundled model", False, f"{path} is not there", fix)
+
+
+def _bundled_draft() -> Check:
+    """Look whether the bundled draft is there, and one of the bundled model."""
+    path, fix = bundled_draft(), "pip install --force-reinstall gemb"
+    try:
+        draft = describe(path)
+        if bundled().is_file() and describe(bundled()).fingerprint not in draft.draft_of:
+            return Check("bundled draft", False, f"{path} is not of the bundled model", fix)
+    except (GembError, OSError) as error:
+        return Check("bundled draft", False, str(error), fix)
+    return Check("bundled draft", True, f"{path}, {size_in_words(draft.size_bytes)}")
 
 
 def _known_vectors() -> Iterator[Check]:

@@ -185,7 +185,8 @@ def _unknown(reference: str) -> str:
     """Return the message about a text that is no reference, with the nearest name."""
     hint = did_you_mean(reference, [*names(), *local_references()])
     hint = f"; {hint}" if hint else ""
+    own = ", ".join([DEFAULT, DRAFT, *ALIASES])
     return (
         f"no model '{reference}' and no such path{hint} "
-        f"(a model is one of {', '.join([DEFAULT, DRAFT, *ALIASES])}, a folder, a .gguf or org/repo)"
+        f"(a model is one of {own}, a folder, a .gguf or org/repo)"
     )

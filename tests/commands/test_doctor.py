@@ -11,6 +11,8 @@ from fake_backend import write_model
 from gemb import doctor
 from gemb.doctor import BATCH_TOLERANCE, SELF_TEST_TEXTS
 from gemb.evaluation.agreement import compare
+from gemb.models.checkpoint import open_checkpoint
+from tiny_static import write_tiny_static
 
 
 def checks_of(answer) -> dict[str, dict]:
@@ -19,7 +21,9 @@ def checks_of(answer) -> dict[str, dict]:
 
 def test_every_part_is_looked_at(gemb):
     found = checks_of(gemb("doctor", "--json"))
-    assert {"python", "processor", "memory", "bundled model", "hub cache"} <= set(found)
+    bundled = {"bundled model", "bundled draft"}
+    assert {"python", "processor", "memory", "hub cache", *bundled} <= set(found)
+    assert found["bundled draft"]["detail"].endswith("gemb/data/draft, 19 MB")
     assert found["fake: library"] == {
         "name": "fake: library",
         "ok": True,
@@ -38,6 +42,18 @@ def test_each_engine_is_tried_with_the_known_vector(gemb):
     assert checks_of(gemb("doctor", "--json", "-m", "mini"))["self-test of mini"][
         "detail"
     ].startswith("llamacpp q4_0 (llama-cpp-python ")
+
+
+def test_a_draft_of_another_model_is_told(monkeypatch, tmp_path, tiny_model):
+    tokens = open_checkpoint(tiny_model).config.vocab_size
+    folder = write_tiny_static(tmp_path / "draft", tiny_model / "tokenizer.json", tokens)
+    monkeypatch.setattr(doctor, "bundled_draft", lambda: folder)
+    check = doctor._bundled_draft()
+    assert (check.ok, check.detail) == (False, f"{folder} is not of the bundled model")
+    (folder / "model.safetensors").unlink()
+    check = doctor._bundled_draft()
+    assert (check.ok, check.fix) == (False, "pip install --force-reinstall gemb")
+    assert "model.safetensors: missing" in check.detail
 
 
 def test_what_is_kept_is_told_with_its_size(gemb, tmp_path):

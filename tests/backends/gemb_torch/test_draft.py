@@ -169,6 +169,16 @@ def test_a_step_has_pairs_of_one_source_and_no_equal_negatives(recipe, tmp_path)
     assert again.source != other.source or (again.queries != other.queries).any()
 
 
+def test_the_tokenizer_of_a_gguf_file_is_its_folders(recipe, tiny_gguf, tmp_path) -> None:
+    from msgspec import structs
+
+    of_file = structs.replace(recipe, init=structs.replace(recipe.init, model=str(tiny_gguf)))
+    drawn = DraftRun(of_file, Training(run=tmp_path / "run", dry_run=True))
+    whole = DraftRun(recipe, Training(run=tmp_path / "run", dry_run=True))
+    assert (drawn.documents.ids == whole.documents.ids).all()
+    assert drawn.tokens == whole.tokens
+
+
 def test_bags_are_the_counts_of_the_first_tokens(tiny_model) -> None:
     tokenizer = _tokenizer(tiny_model)
     texts = ["the fox the fox the", "", "def main " * 50]
