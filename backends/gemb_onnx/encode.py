@@ -10,14 +10,13 @@ import numpy as np
 
 from gemb.io.machine import cores
 from gemb.models.profile import ModelProfile
-from gemb.models.tokenizer import tokenize
 
 if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer
 
     from gemb.arrays import TokenIds
+    from gemb.models.quick_tokenizer import LazyTokenizer
     from gemb_onnx.numbers import Numbers
 
 # Tokens of a pass: from 128 to 2,048 the speed differs by less than the runs do (tests/bench,
@@ -32,7 +31,7 @@ class OnnxEncoder:
         self,
         numbers: Numbers,
         session: onnxruntime.InferenceSession,
-        tokenizer: Tokenizer,
+        tokenizer: LazyTokenizer,
         profile: ModelProfile,
         threads: int,
     ) -> None:
@@ -51,7 +50,7 @@ class OnnxEncoder:
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return each text's ids, int32 [tokens], BOS and EOS included; nothing is cut."""
-        return tokenize(self._tokenizer, texts)
+        return self._tokenizer.tokenize(texts)
 
     def encode(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Return unit vectors, float32 [len(batch), dim], in the order of the batch.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,9 +15,10 @@ from gemb.errors import GembError
 from gemb.io.atomic import scratch_folder
 from gemb.io.machine import processor_kind
 from gemb.models.checkpoint import Checkpoint
+from gemb.models.config import read_json
 from gemb.models.from_gguf import tokenizer_files
 from gemb.models.gguf import GgufModel
-from gemb.models.tokenizer import load_tokenizer
+from gemb.models.quick_tokenizer import LazyTokenizer, QuickTokenizer, quick_arrays
 from gemb_onnx.encode import OnnxEncoder, raw_vectors
 from gemb_onnx.graph import FULL_RANGE, VERSION, write_graph
 from gemb_onnx.numbers import FolderNumbers, GgufNumbers, Numbers
@@ -29,9 +29,11 @@ from gemb_onnx.runtime import library, session, write_tuned
 if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 TOKENIZER = "tokenizer.json"
 GRAPH, WEIGHTS, VECTOR = "tuned.onnx", "tuned.bin", "vector.npy"
+QUICK = "tokenizer.npz"
 # Of a self-test's vector, beside its length. Runs of one graph on one processor are alike to the
 # last bit; another version of the system's mathematics may round the last ones otherwise.
 _TOLERANCE = 1e-5
@@ -56,24 +58,32 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     made_by = f"{library().__version__}-{VERSION}-{processor_kind()}"
     name = f"{profile.fingerprint}-{dtype}{bits}-{made_by}"
     numbers = FolderNumbers(model) if isinstance(model, Checkpoint) else GgufNumbers(model)
-    vocabulary = model.config.vocab_size if isinstance(model, Checkpoint) else model.vocabulary
     for is_last in (False, True):
         folder = prepared(name, partial(_fill, model, numbers, largest))
-        path = model.file(TOKENIZER) if isinstance(model, Checkpoint) else folder / TOKENIZER
-        with ThreadPoolExecutor(1) as pool:
-            # Each takes 0.1 s, and the library does not hold Python's lock: both at once.
-            tokenizer = pool.submit(load_tokenizer, path, vocabulary)
-            try:
-                graph = _checked_graph(folder, numbers, is_verbose=runtime.verbose)
-            except Exception as error:  # onnxruntime's own classes, which have no common one
-                if is_last:
-                    raise GembError(f"onnxruntime does not run {folder}: {error}") from error
-                graph = None
-        if graph is not None:
+        try:
+            graph = _checked_graph(folder, numbers, is_verbose=runtime.verbose)
             break
+        except Exception as error:  # onnxruntime's own classes, which have no common one
+            if is_last:
+                raise GembError(f"onnxruntime does not run {folder}: {error}") from error
         remove(folder)
-    assert graph is not None, "the last turn ends so, or raises"
-    return OnnxEncoder(numbers, graph, tokenizer.result(), profile, runtime.threads)
+    return OnnxEncoder(numbers, graph, _tokenizer(model, folder), profile, runtime.threads)
+
+
+def _tokenizer(model: Checkpoint | GgufModel, folder: Path) -> LazyTokenizer:
+    """Return the tokenizer of a model whose prepared folder this is."""
+    load = partial(_library_tokenizer, model, folder)
+    with np.load(folder / QUICK, allow_pickle=False) as arrays:
+        quick = QuickTokenizer(arrays) if arrays.files else None
+    return LazyTokenizer(quick, load)
+
+
+def _library_tokenizer(model: Checkpoint | GgufModel, folder: Path) -> Tokenizer:
+    from gemb.models.tokenizer import load_tokenizer
+
+    if isinstance(model, Checkpoint):
+        return load_tokenizer(model.file(TOKENIZER), model.config.vocab_size)
+    return load_tokenizer(folder / TOKENIZER, model.vocabulary)
 
 
 def _checked_graph(
@@ -116,5 +126,10 @@ def _fill(
             raise GembError(f"{path}: onnxruntime does not run its graph: {error}") from error
     np.save(folder / VECTOR, vector)
     if isinstance(model, GgufModel):
-        files = tokenizer_files(model.header, model.max_tokens)
-        (folder / TOKENIZER).write_text(json.dumps(files[TOKENIZER], ensure_ascii=False), "utf-8")
+        tokenizer = tokenizer_files(model.header, model.max_tokens)[TOKENIZER]
+        (folder / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    else:
+        tokenizer = read_json(model.file(TOKENIZER))
+    _library_tokenizer(model, folder)  # refuses what is not Gemma's
+    arrays: dict[str, Any] = dict(quick_arrays(tokenizer) or {})
+    np.savez(folder / QUICK, **arrays)

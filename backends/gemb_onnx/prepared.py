@@ -1,7 +1,7 @@
 """What is prepared from a model once, and kept: the graph, its weights, and the tokenizer.
 
     $XDG_CACHE_HOME/gemb/engines/MODEL-PRECISION-RUNTIME/
-        tuned.onnx  tuned.bin  vector.npy  tokenizer.json  made.json
+        tuned.onnx  tuned.bin  vector.npy  tokenizer.json  tokenizer.npz  made.json
 
 The folder's name holds all that decides its contents; it may be removed at any time. `made.json` is
 written last, and holds the size of each file and the checksum of those that are read whole. A
