@@ -161,9 +161,10 @@ def main() -> None:
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--queries", type=int, default=400)
+    parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--widths", type=int, nargs="+", default=[768, 256])
     options = parser.parse_args()
-    sets = [read_set(options.data / "retrieval" / name, options.queries) for name in SETS]
+    sets = [read_set(options.data / "retrieval" / name, options.queries) for name in options.sets]
     teacher = open_teacher(options.model, teachers_cache(), Runtime(), backend=options.backend)
     query, document = (for_task(task, teacher.prompts) for task in ("query", "document"))
     path = resolve(options.model)
@@ -173,7 +174,8 @@ def main() -> None:
         texts = [TeacherText(query.render(text)) for text in one.queries]
         teacher.fill(texts)
         queries.append(teacher.vectors(texts))
-    lines = [f"| | width | mean | {' | '.join(SETS)} |", f"|{'---|' * (len(SETS) + 3)}"]
+    names = " | ".join(options.sets)
+    lines = [f"| | width | mean | {names} |", f"|{'---|' * (len(sets) + 3)}"]
     words = [measures(one.words, one.relevant) for one in sets]
     lines.append(f"| words | | {' | '.join(_pair(it) for it in [_mean(words), *words])} |")
     rows: dict[str, Embed] = {}

@@ -43,6 +43,7 @@ from gemb.plugins import describe
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Draft, Recipe
 from gemb.training.log import StepMetrics
+from gemb.training.report import write_report
 from gemb.training.teacher import TeacherText
 from gemb.training.teachers import open_teacher
 from gemb_torch.draft.loss import contrast, cosine_distance, likeness_gap
@@ -78,6 +79,9 @@ def draft(recipe: Recipe, training: Training, early: EarlyStop) -> None:
     ranks = Ranks()
     if ranks.count > 1:
         raise UsageError("a draft is trained by one process; --nproc 1")
+    device = training.runtime.device
+    if device not in ("auto", "cpu"):
+        raise UsageError(f"a draft is trained on the CPU, not on --device {device}")
     if training.dry_run:
         DraftRun(recipe, training).look()
         return
@@ -249,7 +253,8 @@ class DraftRun:
                     keeper.end_step(request, partial(keeper.save_checkpoint, save))
             keeper.close()
             self._write_model(self.folder.model, keeper.progress)
-            note(f"draft {self.folder.model} of {self.recipe.init.model}")
+            report = write_report(self.folder.path)
+            note(f"draft {self.folder.model} of {self.recipe.init.model}, report {report}")
 
     def drawn(self, step: int) -> Step:
         """Return the texts of a step; they depend on the seed and the step alone."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import torch
 from gemb.backend import Runtime, Training
 from gemb.datasets.rows import open_source
 from gemb.embedding.store import key_of
-from gemb.errors import GembError, UsageError
+from gemb.errors import GembError, Stopped, UsageError
 from gemb.io.caches import rows_cache
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.static import check_draft
@@ -22,8 +24,9 @@ from gemb.recipe.file import load
 from gemb.recipe.schema import Draft, Recipe
 from gemb_torch.draft.loss import LIKENESS_TEMPERATURE, contrast, cosine_distance, likeness_gap
 from gemb_torch.draft.model import MEAN, DraftModel, sif_weights
-from gemb_torch.draft.run import DraftRun
+from gemb_torch.draft.run import DraftRun, draft
 from gemb_torch.draft.texts import Bags, Passage, bags_of, pair_sources, read_passages
+from gemb_torch.train.stop import EarlyStop
 from tiny_model import TEXT
 
 WORDS = TEXT.split()
@@ -99,6 +102,7 @@ def test_a_run_makes_a_draft_that_learns(recipe, tmp_path, tiny_model) -> None:
     cosines = own @ right.T
     assert cosines.diagonal().mean() > cosines.mean() + 0.05
     assert "Made by gemb as a draft of" in (folder / "README.md").read_text()
+    assert "stage draft" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not(recipe, tmp_path) -> None:
@@ -112,6 +116,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(recipe, tmp_path) -> None:
     assert losses(parts) == losses(whole)
     for name in ("model.safetensors", "3_Dense/model.safetensors", "tokenizer.json"):
         assert (parts / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+
+
+def test_a_signal_saves_and_the_rest_is_the_same_run(recipe, tmp_path, monkeypatch) -> None:
+    run(recipe, tmp_path / "whole")
+    step = DraftRun.step
+
+    def interrupted(self, before, optimizer):
+        if before.step == 40:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, before, optimizer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DraftRun, "step", interrupted)
+        with pytest.raises(Stopped, match="stopped by SIGTERM after step 41 of 90; saved"):
+            run(recipe, tmp_path / "parts")
+    run(recipe, tmp_path / "parts", resume="auto")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_another_device_is_refused(recipe, tmp_path) -> None:
+    training = Training(run=tmp_path / "run", dry_run=True, runtime=Runtime(device="cuda"))
+    with pytest.raises(UsageError, match="a draft is trained on the CPU, not on --device cuda"):
+        draft(recipe, training, EarlyStop(None))
 
 
 def test_a_look_writes_nothing_and_counts(recipe, tmp_path, capsys) -> None:
