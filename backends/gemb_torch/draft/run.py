@@ -141,9 +141,9 @@ class DraftRun:
         self.tokenizer_path = _tokenizer(source, work)
         tokenizer = read_tokenizer(self.tokenizer_path, self.taught_by.vocabulary)
         self.document = for_task("document", self.teacher.prompts)
-        self.sources = pair_sources(
-            open_sources(recipe, strict=training.strict), settings, self.teacher, tokenizer, longest
-        )
+        rows = open_sources(recipe, strict=training.strict)
+        self.held_out = sum(len(source.held_out) for source in rows)
+        self.sources = pair_sources(rows, settings, self.teacher, tokenizer, longest)
         if all(len(source.bags) < 2 for source in self.sources):
             raise UsageError("data: no source has two rows for draft.queries to take")
         self.passages = read_passages(settings.passages, settings.passage_rows)
@@ -203,6 +203,7 @@ class DraftRun:
         ]
         lines += [
             f"passages: {len(self.passages):,}",
+            f"held out: {self.held_out:,} rows with a text of an evaluation set",
             f"teacher {self.teacher.reference}: {estimate.texts:,} texts to embed, about "
             f"{duration(estimate.seconds)}",
             f"steps {self.steps:,}, of {self.recipe.batch.pairs} pairs and "

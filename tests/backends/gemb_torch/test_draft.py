@@ -148,6 +148,7 @@ def test_a_look_writes_nothing_and_counts(recipe, tmp_path, capsys) -> None:
     assert "a: 30 pairs, 12 documents" in out
     assert "b: 10 pairs, 4 documents" in out
     assert "passages: 8" in out
+    assert "held out: 0 rows with a text of an evaluation set" in out
     assert "steps 90, of 8 pairs and 6 documents" in out
 
 
