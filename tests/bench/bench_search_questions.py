@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -170,14 +171,14 @@ def first_files(bench: Bench, order: Ints) -> list[str]:
 
 def cold(questions: Sequence[Question], paths: Sequence[str]) -> None:
     """Ask questions of new processes with an empty cache, and print the times."""
-    first, last, right = [], [], 0
+    first, last, busy, right = [], [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {"XDG_CACHE_HOME": folder}
         command = [sys.executable, "-m", "gemb", "search", "-v", "--json", "--weak", "-k", "30"]
         subprocess.run([*command, "warm up", paths[0]], env=environment, capture_output=True)
         for question in questions:
             shutil.rmtree(Path(folder) / "gemb" / "search")
-            began = time.perf_counter()
+            began, used = time.perf_counter(), _children_s()
             found = subprocess.run(
                 [*command, question.text, *paths],
                 env=environment,
@@ -186,6 +187,7 @@ def cold(questions: Sequence[Question], paths: Sequence[str]) -> None:
                 check=True,
             )
             last.append(time.perf_counter() - began)
+            busy.append(_children_s() - used)
             files = dict.fromkeys(
                 Path(json.loads(line)["path"]).name for line in found.stdout.splitlines()
             )
@@ -195,8 +197,14 @@ def cold(questions: Sequence[Question], paths: Sequence[str]) -> None:
     print(
         f"cold, {len(questions)} questions: right {right}; median seconds to the first answer "
         f"{median(first):.1f} (worst {max(first):.1f}), to the last {median(last):.1f} "
-        f"(worst {max(last):.1f})"
+        f"(worst {max(last):.1f}); of processors {median(busy):.1f}"
     )
+
+
+def _children_s() -> float:
+    """Return the seconds of processors that ended processes took."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":
