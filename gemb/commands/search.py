@@ -66,10 +66,6 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     Exit codes: 0 something was found, 1 nothing relevant, 2 wrong usage or a file could
     not be read, 4 something is absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
-    if not any(map(_is_index, arguments)):
-        # Drafts are many small products: NumPy's threads would wait for one another, and take the
-        # cores from the tokenizer. It reads this when it is imported.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     queries, paths = _queries_and_paths(arguments, options)
     _check(options)
     is_silent = notes.is_quiet()
@@ -187,18 +183,14 @@ def _default_path(*, stdin_taken: bool) -> str:
 
 def _index_of(paths: tuple[str, ...]) -> Path | None:
     """Return the index among the paths; None if they are files."""
-    indexes = list(filter(_is_index, paths))
+    from gemb.index.manifest import is_index
+
+    indexes = [path for path in paths if is_index(Path(path))]
     if not indexes:
         return None
     if len(paths) > 1:
         raise click.UsageError(f"{indexes[0]} is an index; it is searched alone")
     return Path(indexes[0])
-
-
-def _is_index(path: str) -> bool:
-    from gemb.index.manifest import is_index
-
-    return is_index(Path(path))
 
 
 def _check(options: SearchOptions) -> None:
