@@ -33,9 +33,9 @@ class Stages:
 
     def say(self, passages: int, files: int) -> None:
         """Print it in one note."""
-        drafts = f"; {self.drafts:,} drafts, {self.drafted:,} of them new" if self.drafts else ""
+        drafts = f"; drafts: {self.drafts:,}, {self.drafted:,} of them new" if self.drafts else ""
         times = ", ".join(f"{stage} {took:.2f} s" for stage, took in self.seconds.items())
         note(
-            f"{passages:,} passages of {files:,} files{drafts}; {self.known + self.embedded:,} "
-            f"vectors, {self.embedded:,} of them new; {times}"
+            f"passages: {passages:,}, files: {files:,}{drafts}; vectors: "
+            f"{self.known + self.embedded:,}, {self.embedded:,} of them new; {times}"
         )

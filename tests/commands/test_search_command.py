@@ -446,7 +446,7 @@ def test_a_budget_ends_the_search(shop: Gemb):
     found = shop(*arguments, "--budget", "500ms")
     assert lines(found) == ["many.txt:1:cancel an order"]
     stages = found.stderr.decode()
-    match = re.search(r"3,001 passages of 1 files; (\d+) vectors, \1 of them new; ", stages)
+    match = re.search(r"passages: 3,001, files: 1; vectors: (\d+), \1 of them new; ", stages)
     assert match, stages
     assert int(match[1]) < 3001
     assert re.search(r"vectors [\d.]+ s, hits [\d.]+ s$", stages.strip())
