@@ -15,7 +15,7 @@ from gemb.errors import GembError
 from gemb.io.atomic import scratch_folder
 from gemb.io.machine import processor_kind
 from gemb.models.checkpoint import Checkpoint
-from gemb.models.config import read_json
+from gemb.models.config import MOST_TOKENIZER, read_json
 from gemb.models.from_gguf import tokenizer_files
 from gemb.models.gguf import GgufModel
 from gemb.models.quick_tokenizer import LazyTokenizer, QuickTokenizer, quick_arrays
@@ -129,7 +129,7 @@ def _fill(
         tokenizer = tokenizer_files(model.header, model.max_tokens)[TOKENIZER]
         (folder / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     else:
-        tokenizer = read_json(model.file(TOKENIZER))
+        tokenizer = read_json(model.file(TOKENIZER), MOST_TOKENIZER)
     _library_tokenizer(model, folder)  # refuses what is not Gemma's
     arrays: dict[str, Any] = dict(quick_arrays(tokenizer) or {})
     np.savez(folder / QUICK, **arrays)
