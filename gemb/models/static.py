@@ -7,7 +7,7 @@
     2_Dense/ ...                       config.json, model.safetensors; bias; ReLU, Tanh or Identity
     config_sentence_transformers.json  prompts, matryoshka_dims; draft_of: fingerprints of models
 
-sentence-transformers (from 6.1) reads and runs the same folder. A draft is a static encoder whose
+sentence-transformers (6.2) reads and runs the same folder. A draft is a static encoder whose
 vectors lie in the space of a model, its teacher: queries are embedded by the teacher.
 """
 
