@@ -150,7 +150,12 @@ def _bundled_draft() -> Check:
 def _known_vectors() -> Iterator[Check]:
     """Try each engine that may run the bundled model with a text whose vector is stored."""
     path = bundled()
-    for backend in candidates(path) if path.is_file() else []:
+    try:
+        engines = candidates(path) if path.is_file() else []
+    except GembError as error:
+        yield Check("engines", False, str(error), "unset GEMB_BACKEND, or name another backend")
+        return
+    for backend in engines:
         name = f"{backend.name}: known vector"
         try:
             encoder = backend.open(path, Runtime())

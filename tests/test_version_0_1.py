@@ -50,13 +50,14 @@ def answers(folder: Path, *arguments: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-# Scores to 1e-3: 4-bit arithmetic of llama.cpp differs between processors; a wrong prompt, width or
-# row moves them by a hundred times as much.
+# Scores to 2e-3, of which 1.3e-3 was seen: llama.cpp's arithmetic in 4 bits differs between
+# processors; a wrong prompt, width or row moves them by fifty times as much.
 def same(found: list[dict[str, object]], before: dict[str, object]) -> None:
     (hit,) = found
-    assert hit.pop("score") == pytest.approx(before["score"], abs=1e-3)
+    assert hit.pop("score") == pytest.approx(before["score"], abs=2e-3)
     # The path of a hit starts at the folder of the command, which is another one here.
     assert str(hit.pop("path")).endswith(str(before["path"]))
+    assert hit.pop("stale", "gone") == "gone"  # so is the file, which was in another folder
     assert hit == {name: value for name, value in before.items() if name not in ("score", "path")}
 
 

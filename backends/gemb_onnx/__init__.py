@@ -8,7 +8,6 @@ May import: `gemb`, but not its command line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -51,14 +50,18 @@ class OnnxBackend(Backend):
             return True
         try:
             from gemb_onnx.graph import FULL_RANGE
+            from gemb_onnx.prepared import can_keep
             from gemb_onnx.probe import weight_range
         except Missing:
             return False
-        return weight_range() == FULL_RANGE
+        # Preparing a model anew for each run takes longer than it saves.
+        return can_keep() and weight_range() == FULL_RANGE
 
     def engine(self) -> str:
         """Return the library and its version."""
-        return f"onnxruntime {version('onnxruntime')}"
+        from gemb_onnx.runtime import library
+
+        return f"onnxruntime {library().__version__}"  # its package may have another name
 
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open model.
@@ -89,9 +92,11 @@ class OnnxBackend(Backend):
     def checks(self) -> list[Check]:
         """Return the library's version, and what this processor's integer products are."""
         try:
-            installed = version("onnxruntime")
             from gemb_onnx.probe import products
-        except (Missing, PackageNotFoundError) as error:
+            from gemb_onnx.runtime import library
+
+            installed = library().__version__
+        except Missing as error:
             return [Check("onnxruntime", False, str(error), "pip install onnxruntime")]
         return [Check("onnxruntime", True, f"{installed}, {products()}")]
 

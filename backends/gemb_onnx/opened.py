@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +16,7 @@ import numpy as np
 
 from gemb.backend import Runtime
 from gemb.errors import GembError
-from gemb.io.atomic import scratch_folder
+from gemb.io.atomic import process_folder, scratch_folder
 from gemb.io.machine import processor_kind
 from gemb.models.checkpoint import Checkpoint
 from gemb.models.config import MOST_TOKENIZER, read_json
@@ -22,7 +26,7 @@ from gemb.models.quick_tokenizer import LazyTokenizer, QuickTokenizer, quick_arr
 from gemb_onnx.encode import OnnxEncoder, raw_vectors
 from gemb_onnx.graph import FULL_RANGE, VERSION, write_graph
 from gemb_onnx.numbers import FolderNumbers, GgufNumbers, Numbers
-from gemb_onnx.prepared import prepared, remove
+from gemb_onnx.prepared import of_process, prepared, remove
 from gemb_onnx.probe import weight_range
 from gemb_onnx.runtime import library, session, write_tuned
 
@@ -58,16 +62,19 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     made_by = f"{library().__version__}-{VERSION}-{processor_kind()}"
     name = f"{profile.fingerprint}-{dtype}{bits}-{made_by}"
     numbers = FolderNumbers(model) if isinstance(model, Checkpoint) else GgufNumbers(model)
+    fill = partial(_fill, model, numbers, largest)
+    folder = prepared(name, fill)
     for is_last in (False, True):
-        folder = prepared(name, partial(_fill, model, numbers, largest))
         try:
             graph = _checked_graph(folder, numbers, is_verbose=runtime.verbose)
+            tokenizer = _tokenizer(model, folder)
             break
         except Exception as error:  # onnxruntime's own classes, which have no common one
             if is_last:
                 raise GembError(f"onnxruntime does not run {folder}: {error}") from error
         remove(folder)
-    return OnnxEncoder(numbers, graph, _tokenizer(model, folder), profile, runtime.threads)
+        folder = of_process(fill) if folder.exists() else prepared(name, fill)
+    return OnnxEncoder(numbers, graph, tokenizer, profile, runtime.threads)
 
 
 def _tokenizer(model: Checkpoint | GgufModel, folder: Path) -> LazyTokenizer:
@@ -83,7 +90,18 @@ def _library_tokenizer(model: Checkpoint | GgufModel, folder: Path) -> Tokenizer
 
     if isinstance(model, Checkpoint):
         return load_tokenizer(model.file(TOKENIZER), model.config.vocab_size)
-    return load_tokenizer(folder / TOKENIZER, model.vocabulary)
+    path = folder / TOKENIZER
+    if not path.is_file():  # the cache was removed since the model was opened
+        path = process_folder("tokenizer") / TOKENIZER
+        _write_tokenizer(model, path)
+    return load_tokenizer(path, model.vocabulary)
+
+
+def _write_tokenizer(model: GgufModel, path: Path) -> Mapping[str, Any]:
+    """Write a file's tokenizer as tokenizer.json, and return what was written."""
+    tokenizer = tokenizer_files(model.header, model.max_tokens)[TOKENIZER]
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    return tokenizer
 
 
 def _checked_graph(
@@ -122,12 +140,15 @@ def _fill(
             write_tuned(plain, folder / GRAPH, WEIGHTS)
             vector = _self_test(numbers, session(folder / GRAPH, is_tuned=True))
         except Exception as error:  # onnxruntime's own classes, which have no common one
+            needed = sum(file.stat().st_size for file in scratch.iterdir())
+            if shutil.disk_usage(folder).free < needed:  # the library does not say so
+                reason = os.strerror(errno.ENOSPC)
+                raise OSError(errno.ENOSPC, reason, str(folder)) from error
             path = model.folder if isinstance(model, Checkpoint) else model.header.path
             raise GembError(f"{path}: onnxruntime does not run its graph: {error}") from error
     np.save(folder / VECTOR, vector)
     if isinstance(model, GgufModel):
-        tokenizer = tokenizer_files(model.header, model.max_tokens)[TOKENIZER]
-        (folder / TOKENIZER).write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+        tokenizer = _write_tokenizer(model, folder / TOKENIZER)
     else:
         tokenizer = read_json(model.file(TOKENIZER), MOST_TOKENIZER)
     _library_tokenizer(model, folder)  # refuses what is not Gemma's

@@ -26,7 +26,7 @@ from gemb.models.references import DEFAULT
 )
 @quiet_option
 def mcp(roots: tuple[str, ...], model: str) -> None:
-    """Let an agent search folders and indexes (MCP, standard input and output).
+    """Let an agent search folders and indexes (MCP).
 
     It has three tools: search, similar, status. Nothing outside of the FOLDERs is read; without one
     it is this folder. gemb help agents shows the lines for an agent's settings.

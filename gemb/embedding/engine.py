@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemb.backend import Runtime
-from gemb.errors import GembError, UsageError
+from gemb.errors import GembError, Missing, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.caches import engines_cache
 from gemb.io.machine import processor_kind
@@ -77,18 +77,23 @@ def open_engine(model: Path, runtime: Runtime | None = None, name: str = "auto")
         GembError: an engine computes wrongly here, and no other opens the model.
     """
     runtime = runtime or Runtime()
-    choices = candidates(model, name, runtime)
-    for backend in choices:
-        encoder = backend.open(model, runtime)
-        fault = wrong(backend, encoder, runtime)
-        if not fault:
-            label = engine_name(backend, encoder)
-            encoder.profile = replace(encoder.profile, engine=label)
-            return Engine(backend, encoder)
-        if backend is choices[-1]:
-            break
-        warn(f"backend '{backend.name}' {fault}; another one is taken")
-    raise GembError(f"backend '{backend.name}' {fault}: install {backend.engine()} again")
+    *others, last = candidates(model, name, runtime)
+    for backend in others:
+        try:
+            return _opened(backend, model, runtime)
+        except (UsageError, Missing):  # of the model's files, and of what was asked for
+            raise
+        except GembError as error:
+            warn(f"{error}; another backend is taken")
+    return _opened(last, model, runtime)
+
+
+def _opened(backend: Backend, model: Path, runtime: Runtime) -> Engine:
+    encoder = backend.open(model, runtime)
+    if fault := wrong(backend, encoder, runtime):
+        raise GembError(f"backend '{backend.name}' {fault}: install {backend.engine()} again")
+    encoder.profile = replace(encoder.profile, engine=engine_name(backend, encoder))
+    return Engine(backend, encoder)
 
 
 def engine_name(backend: Backend, encoder: Encoder) -> str:
@@ -123,7 +128,7 @@ def wrong(backend: Backend, encoder: Encoder, runtime: Runtime) -> str:
         return (
             f"computes wrongly on this machine: its vector of a known text has cosine {cosine:.3f}"
         )
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, GembError):
         passed.parent.mkdir(parents=True, exist_ok=True)
         with new_file(passed) as part:
             part.write_text(f"{cosine:.6f}\n")

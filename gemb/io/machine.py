@@ -86,12 +86,13 @@ def memory(proc: Path = PROC, groups: Path = GROUPS) -> Memory | None:
 @cache
 def processor_kind(proc: Path = PROC) -> str:
     """Return 8 hex digits of the processor's instructions; what is tuned to one fits no other."""
-    lines = [f"x: {platform.machine()} {platform.processor()}"]
+    lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = (proc / "cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    kinds = ("flags", "Features", "model name", "x")
-    known = {line for line in lines if line.partition(":")[0].strip() in kinds}
-    return hashlib.blake2b("\n".join(sorted(known)).encode(), digest_size=4).hexdigest()
+    kinds = ("flags", "Features", "model name", "isa", "cpu")
+    known = sorted({line for line in lines if line.partition(":")[0].strip() in kinds})
+    text = "\n".join(known) or f"{platform.machine()} {platform.processor()}"
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def lacks_memory(error: BaseException) -> bool:

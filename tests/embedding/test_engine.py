@@ -92,7 +92,7 @@ def test_an_engine_that_computes_wrongly_gives_way_to_the_next(
     assert engine.open_engine(tiny_gguf).backend.name == "llamacpp"
     assert (
         "backend 'onnx' computes wrongly on this machine: its vector of a known text has cosine "
-        "0.500; another one is taken" in capsys.readouterr().err
+        "0.500: install onnxruntime" in capsys.readouterr().err
     )
     with pytest.raises(
         GembError, match=r"'onnx' computes wrongly .* install onnxruntime [\d.]+ again"

@@ -182,8 +182,11 @@ def test_a_damaged_cache_is_prepared_again(tiny_gguf, damage) -> None:
             (folder / prepared.MADE).write_text("{")
         case _:
             (folder / "tuned.onnx").write_bytes(b"\x08\x0a")
-            files = ("tuned.onnx", "tokenizer.json", "tuned.bin", "vector.npy")
-            stamps = {name: prepared._stamp(folder / name) for name in files}
+            files = sorted({path.name for path in folder.iterdir()} - {prepared.MADE})
+            stamps = {
+                name: [(folder / name).stat().st_size, prepared._checksum(folder / name)]
+                for name in files
+            }
             (folder / prepared.MADE).write_text(json.dumps(stamps))
     assert np.array_equal(opened(tiny_gguf, "int8").encode(texts), whole)
     assert prepared.is_whole(folder)
@@ -192,7 +195,7 @@ def test_a_damaged_cache_is_prepared_again(tiny_gguf, damage) -> None:
 def test_weights_that_are_not_read_whole_are_judged_by_a_known_vector(
     tiny_gguf, monkeypatch
 ) -> None:
-    monkeypatch.setattr(prepared, "_READ_WHOLE", 0)  # as of a file of hundreds of megabytes
+    monkeypatch.setattr(prepared, "_SMALL", 0)  # as of a file of hundreds of megabytes
     encoder = opened(tiny_gguf, "int8")
     texts = batch(encoder)
     whole = encoder.encode(texts)
