@@ -248,7 +248,10 @@ def _access(
     from gemb.serving.guard import LOOPBACK, Access, read_keys
 
     for origin in origins:
-        parts = urlsplit(origin)
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.path:
             raise click.UsageError(f"--cors {visible(origin)}: an origin is https://HOST[:PORT]")
     keys = read_keys(Path(key_file)) if key_file else ()

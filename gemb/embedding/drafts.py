@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime
 from gemb.embedding.engine import open_engine
-from gemb.errors import Missing
+from gemb.errors import Missing, UsageError
 from gemb.io.notes import note
 from gemb.models.references import resolve
 from gemb.plugins import backends, describe
@@ -48,7 +48,7 @@ def open_draft(model: ModelProfile) -> Encoder | None:
         # GEMB_BACKEND is for the model, not for its draft.
         opener = next(name for name, backend in backends().items() if backend.can_open(path))
         return open_engine(path, Runtime(), opener).encoder
-    except Missing as error:
+    except (Missing, UsageError) as error:
         if named:
             raise
         note(f"words alone choose what gets a vector: {error}", once=True)

@@ -338,6 +338,8 @@ def _records(texts: Iterable[str], titles: Iterable[str | None] | None) -> Itera
     if titles is None:
         pairs: Iterable[tuple[str, str | None]] = ((text, None) for text in texts)
     else:
+        if isinstance(titles, str):
+            raise UsageError("titles is one string for several texts; give one for each text")
         texts, titles = list(texts), list(titles)
         if len(texts) != len(titles):
             raise UsageError(f"{len(texts)} texts and {len(titles)} titles; give as many")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from gemb.arrays import Vectors
+from gemb.errors import UsageError
 from gemb.integrations.shared import shared
 
 try:
@@ -33,7 +34,13 @@ class GembVectorizer(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Iterable[str]) -> Vectors:  # noqa: N803
-        """Return the vectors of texts."""
+        """Return the vectors of texts.
+
+        Raises:
+            UsageError: they are a table, not one column of it.
+        """
+        if len(getattr(X, "shape", ())) > 1:
+            raise UsageError("X is a table; give one column of texts: X['text']")
         return shared(self.model).encode(list(X), self.task, dim=self.dim)
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -63,13 +63,15 @@ def above(
     for hit in hits:
         if (
             criteria.is_weak
-            or hit.is_estimate
+            or (hit.is_estimate and criteria.min_score is None)
             or hit.score >= floor
             or (words_count and has_all(hit, stems))
         ):
             reached.append(hit)
         else:
             below.append(hit.score)
+    if below and all(hit.is_estimate for hit in reached) and not criteria.is_weak:
+        reached = []  # estimates are of what is less promising than what was tested
     return QueryHits(
         query=query,
         vector=vector,

@@ -204,6 +204,7 @@ class FileSearch:
         self._stages = stages or Stages()
         self._like = like
         self._first: FirstRanking | None = None
+        self._raises: list[Floats | None] = [None] * len(queries)  # of each query
         self._scores: tuple[int, FirstScores] | None = None  # number of a query, and its scores
         self._known, self._missing = split_known(texts.corpus, cache)
 
@@ -260,7 +261,7 @@ class FileSearch:
         # passage gets its vector first. Else passages under the floor are ranked as well, for the
         # note about the best of them.
         k = None if criteria.k is None else depth(criteria, 0) + (self._like is not None)
-        raised = self._raised()
+        raised = self._raises = self._raised()
         ranking = Ranking(
             len(self.queries),
             1 if k is None and is_auto else k,
@@ -346,7 +347,11 @@ class FileSearch:
         untested = estimates(
             *(self._scores_of(index).fused, self.texts.corpus, self._cache, self.vectors[index]), k
         )
-        return sorted([*tested, *untested], key=lambda row: -row.score)
+        raised = self._raises[index]
+        return sorted(
+            [*tested, *untested],
+            key=lambda row: -row.score - (0.0 if raised is None else float(raised[row.number])),
+        )
 
     def _hits(
         self, order: Sequence[Ranked], k: int | None, *, is_last: bool = True

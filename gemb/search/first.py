@@ -67,13 +67,20 @@ class DraftModel:
 
     def vectors(self, passages: Sequence[tuple[str | None, str]]) -> Vectors:
         """Return the drafts of passages, titles and texts, [n, dim]; NaN where the model fails."""
-        prompt, profile = Prompt(self.spec.prompt), self.encoder.profile
+        prompt = Prompt(self.spec.prompt)
         # A draft takes texts as they are, below their titles.
         texts = [prompt.render(f"{title}\n{text}" if title else text) for title, text in passages]
+        try:
+            return self._vectors(texts)
+        except GembError:  # it fails on every text of these; words rank them
+            return np.full((len(passages), self.spec.dim), np.nan, np.float32)
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
+        profile = self.encoder.profile
         ids = by_halves(self.encoder.tokenize, texts)
         good = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
         batch: list[TokenIds] = [profile.cut(ids[row]) for row in good]  # type: ignore[arg-type]
-        vectors = np.full((len(passages), self.spec.dim), np.nan, np.float32)
+        vectors = np.full((len(texts), self.spec.dim), np.nan, np.float32)
         for row, result in zip(good, by_halves(self.encoder.encode, batch), strict=True):
             if not isinstance(result, RowError):
                 vectors[row] = shortened(result[None], self.spec.dim)[0]
@@ -226,17 +233,21 @@ def first_ranking(
     known = kept_words(kept) if kept else None
     if known and (drafts is None or not drafts.missing(range(count))):
         return FirstRanking(table=known, count=count, drafts=drafts)
-    table = _words(texts, drafts, read)
-    if kept:
+    table, is_whole = _words(texts, drafts, read)
+    if kept and is_whole:
         keep_words(table, kept)
     return FirstRanking(table=table, count=count, drafts=drafts)
 
 
 def _words(
     texts: PassageTexts, drafts: Drafts | None, read: Callable[[int], None]
-) -> sqlite3.Connection:
-    """Return the words of all passages; meanwhile make the drafts that are missing."""
+) -> tuple[sqlite3.Connection, bool]:
+    """Return the words of all passages; meanwhile make the drafts that are missing.
+
+    The second value is whether all passages are still there; one that is gone has no word.
+    """
     table = words_table()
+    is_whole = True
     with (
         ThreadPoolExecutor(1, thread_name_prefix="gemb-words") as word_pool,
         ThreadPoolExecutor(1, thread_name_prefix="gemb-drafts") as draft_pool,
@@ -245,13 +256,20 @@ def _words(
         drafting: deque[tuple[list[int], Future[Vectors]]] = deque()
         try:
             for numbers in _chunks(len(texts.corpus)):
-                passages = [_title_and_text(texts.record(number)) for number in numbers]
+                records = [texts.record(number) for number in numbers]
+                passages = [_title_and_text(record) for record in records]
                 named = [
-                    (f"{texts.folder(number)} {title or ''}", text)
+                    (_utf8(f"{texts.folder(number)} {title or ''}"), text)
                     for number, (title, text) in zip(numbers, passages, strict=True)
                 ]
                 words.append(word_pool.submit(add_words, table, numbers[0], named))
-                missing = drafts.missing(numbers) if drafts else []
+                gone = {number for number, record in enumerate(records, numbers[0]) if not record}
+                is_whole = is_whole and not gone
+                missing = [
+                    number
+                    for number in (drafts.missing(numbers) if drafts else [])
+                    if number not in gone
+                ]
                 if drafts and missing:
                     new = [passages[number - numbers[0]] for number in missing]
                     drafting.append((missing, draft_pool.submit(drafts.model.vectors, new)))
@@ -271,7 +289,12 @@ def _words(
                 pool.shutdown(wait=False, cancel_futures=True)
             if drafts:
                 drafts.done()
-    return table
+    return table, is_whole
+
+
+def _utf8(text: str) -> str:
+    """Return a text without what stands for bytes of a name that is not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _chunks(count: int) -> Iterator[range]:

@@ -371,7 +371,8 @@ def scored(
         return
     # Passages since the best ones have changed.
     are_best = {number for number, _ in ranking.best(0)[: ranking.judged]} if before else set()
-    same = next((at for at, number in enumerate(reversed(before)) if number in are_best), 0)
+    places = (at for at, number in enumerate(reversed(before)) if number in are_best)
+    same = next(places, len(before))
     most = SETTLED * len(queries)
     if seconds is not None and same >= most:
         return

@@ -14,6 +14,7 @@ from gemb.index.manifest import is_index
 from gemb.io.text import visible
 from gemb.search.cited import fitted
 from gemb.search.interface import Index, SearchHit, search
+from gemb.texts.ignore import is_ignored
 
 SECONDS = 3.0  # for new vectors of a question: agents wait, and give up after a minute
 MOST_HITS = 50
@@ -112,7 +113,7 @@ class Tools:
         """Return a path that is in one of the roots, its links resolved.
 
         Raises:
-            UsageError: it is outside, hidden, or not there.
+            UsageError: it is outside, hidden, ignored, or not there.
         """
         roots = [*self.folders, *self.indexes]
         if "\0" in path:
@@ -127,8 +128,11 @@ class Tools:
                     continue
                 if any(part.startswith(".") for part in real.relative_to(root).parts):
                     raise UsageError(f"{visible(path, 80)} is hidden, and not searched")
-                if real.exists():
-                    return real
+                if not real.exists():
+                    continue
+                if root in self.folders and is_ignored(real, root):
+                    raise UsageError(f"{visible(path, 80)} is left out by rules as of .gitignore")
+                return real
         shown = ", ".join(_shown(str(root)) for root in roots)
         raise UsageError(f"{visible(path, 80)} is not in what is searched: {shown}")
 

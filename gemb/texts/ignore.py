@@ -254,6 +254,22 @@ def around(folder: str, failed: Failed) -> Scope:
     return scope
 
 
+def is_ignored(path: Path, root: Path) -> bool:
+    """Return whether a walk from a root, both absolute, leaves out a path in it by its rules."""
+
+    def failed(*_: object) -> None:
+        """A file of rules that cannot be read has none, as in a walk."""
+
+    scope, folder = around(str(root), failed), root
+    for part in path.relative_to(root).parts:
+        names = [name for name in _IN_FOLDER if _is_there(folder / name)]
+        scope = scope.inside(str(folder), names, failed)
+        folder /= part
+        if scope.leaves_out(str(folder), part, is_folder=folder.is_dir()):
+            return True
+    return False
+
+
 def _is_there(path: Path) -> bool:
     """Return whether there is something that one could see."""
     try:

@@ -16,7 +16,7 @@ from functools import lru_cache
 from math import log
 from typing import NamedTuple
 
-VERSION = 1  # of what `expanded` makes of a text
+VERSION = 2  # of what `expanded` makes of a text
 MOST = 256  # different words of one query; a passage that serves as a query has about 200
 STEM = 5  # characters by which forms of a word are told: cancel, cancelled, cancellation
 FEW = 2  # words of a query that are asked for as they stand; more are a question
@@ -30,7 +30,7 @@ _WORD = re.compile(
 )
 # A name of several words: cancelOrder, HTTPError. It begins at the edge of a word, so that a long
 # run of letters takes no time with the square of its length.
-_HUMPED = re.compile(r"\b[A-Za-z0-9]*?(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z])[A-Za-z0-9]*")
+_HUMPED = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]*?(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z])[A-Za-z0-9]*")
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SPACELESS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _NAME = re.compile(r"\w+(?:(?:::|[./\\:-])\w+)*")

@@ -89,6 +89,8 @@ def test_titles_change_documents_alone(fake):
     assert np.array_equal(plain, fake.encode_document(["a b"], titles=[None]))
     with pytest.raises(UsageError, match=r"has no place for a title; the task document has one"):
         fake.encode(["a"], "query", titles=["t"])
+    with pytest.raises(UsageError, match="titles is one string for several texts"):
+        fake.encode_document(["a", "b"], titles="ab")
     with pytest.raises(UsageError, match="1 texts and 2 titles; give as many"):
         fake.encode_document(["a"], titles=["t", "u"])
 

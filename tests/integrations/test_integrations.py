@@ -15,6 +15,7 @@ import pytest
 
 from fake_backend import write_model
 from gemb import Model
+from gemb.errors import UsageError
 
 TEXTS = ["the cat sleeps on the mat", "a dog barks", "declare your income"]
 NAMES = ("chroma", "langchain", "llama_index", "llm", "sklearn")
@@ -118,6 +119,8 @@ def test_sklearn(model):
     again = pickle.loads(pickle.dumps(pipeline))
     assert again.predict(["cat three"]).tolist() == [0]
     assert mine.get_params() == {"model": model.reference, "task": "classification", "dim": 128}
+    with pytest.raises(UsageError, match="X is a table; give one column of texts"):
+        mine.transform(np.array([["a"], ["b"]]))
 
 
 def test_llm(tmp_path, monkeypatch):

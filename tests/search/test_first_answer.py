@@ -196,6 +196,42 @@ def test_a_passage_on_which_the_draft_fails_has_none(tree: Path) -> None:
     assert hits[0].ranks == {"words": 1, "draft": None, "vector": None}
 
 
+def test_a_draft_that_fails_on_all_passages_is_none(tree: Path) -> None:
+    write(tree, {f"bad/{number}.txt": f"this is poison {number}" for number in range(3)})
+    hits = search("this 1", WordEncoder(), "bad", draft=SynonymEncoder(), seconds=0.0, k=3)
+    assert hits[0].path == "bad/1.txt"
+
+
+def test_a_folder_whose_name_is_no_text_is_searched(tree: Path) -> None:
+    folder = os.fsdecode(b"docs/caf\xe9")
+    write(tree, {f"{folder}/a.txt": "the zebra runs"})
+    (hit,) = search("zebra", WordEncoder(), seconds=1.0, k=1)
+    assert hit.path == f"{folder}/a.txt"
+
+
+def test_what_is_gone_meanwhile_leaves_neither_draft_nor_words(tree: Path, cache: Path) -> None:
+    files = GatheredFiles("docs", cache=cache)
+    model = DraftModel.of(SynonymEncoder(), 64)
+    assert model
+    drafts = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
+    (tree / "docs/cat.md").rename(tree / "away.md")
+    kept = cache / "words"
+    first_ranking(files.texts, drafts, kept=kept)
+    assert not kept.exists()
+    assert (drafts.rows < 0).sum() == 1
+    (tree / "away.md").rename(tree / "docs/cat.md")
+    assert search("the cat", WordEncoder(), cache=cache, k=1)[0].path == "docs/cat.md"
+
+
+def test_estimates_are_no_answer_where_what_was_tested_is_none(tree: Path, cache: Path) -> None:
+    encoder = WordEncoder(sleep_s=0.2)
+    given = {"seconds": 0.01, "k": 10, "is_weak": False}
+    assert search("noun7 and whatever", encoder, cache=cache, min_score=0.9, **given) == []
+    low = search("noun7 noun8", encoder, cache=cache, min_score=0.01, **given)
+    assert low
+    assert all(hit.score >= 0.01 for hit in low)
+
+
 def test_reading_that_is_stopped_keeps_its_drafts(
     tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +276,15 @@ def test_the_very_name_wins(tree: Path) -> None:
     assert [hit.path for hit in hits] == ["docs/b.py", "docs/a.py"]
     hits = search("seasonalBanner", encoder, seconds=None, k=2)
     assert hits[0].path == "docs/b.py"
+
+
+def test_the_very_name_wins_among_estimates(tree: Path, cache: Path) -> None:
+    write(tree, {"docs/a.py": "# words of another kind, many of them\nseasonalBanner = noun1\n"})
+    encoder = WordEncoder()
+    query = "noun1 noun2 noun3 seasonalBanner"
+    search(query, encoder, cache=cache, seconds=5.0, k=2)
+    hits = search(query, encoder, cache=cache, seconds=0.0, k=40)
+    assert hits[0].path == "docs/a.py"
 
 
 def test_copies_are_one_hit_with_a_count(tree: Path) -> None:

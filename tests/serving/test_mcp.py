@@ -111,6 +111,21 @@ def test_hidden_files_are_not_read_by_name_either(tools):
         tools.search(QUESTION, "docs/.hidden.md")
 
 
+def test_what_rules_leave_out_is_not_read_by_name_either(tools):
+    (Path("docs") / ".git").mkdir()
+    write(
+        Path(),
+        {"docs/.gitignore": "*.key\nprivate/\n", "docs/a.key": CAT, "docs/private/b.md": CAT},
+    )
+    for path in ("docs/a.key", "docs/private", "docs/private/b.md"):
+        with pytest.raises(UsageError, match=r"is left out by rules as of \.gitignore"):
+            tools.search(QUESTION, path)
+        with pytest.raises(UsageError, match=r"is left out by rules as of \.gitignore"):
+            tools.similar(f"{path}:1")
+    assert "private" not in tools.search(QUESTION)
+    assert tools.search(QUESTION, "docs/cat.md").startswith("docs/cat.md:")
+
+
 def test_similar_passages(tools):
     write(Path(), {"docs/cat2.md": "# Pets\n\nThe cat sleeps on the mat all night.\n"})
     answer = tools.similar("docs/cat.md:3", k=1)

@@ -50,6 +50,7 @@ def test_a_long_run_of_letters_takes_no_time() -> None:
         ("call cancelOrder now", "call cancel Order now cancelorder"),
         ("HTTPError, HTTPError", "HTTP Error, HTTP Error httperror"),
         ("cancel_order of shop.cart", "cancel_order of shop.cart"),
+        ("SDL_CreateWindow(_runIt)", "SDL_Create Window(_run It) createwindow runit"),
         ("日本語の", " 日本 本語 語の の "),
         ("Plain words, UTF8 and ID", "Plain words, UTF8 and ID"),
     ],

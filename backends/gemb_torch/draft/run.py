@@ -157,10 +157,10 @@ class DraftRun:
                 recipe.run.epochs * sum(map(len, self._bags())) / recipe.batch.pairs,
             ),
         )
+        torch.manual_seed(recipe.seed)
         self.model = DraftModel(
             len(self.tokens), settings.width, settings.hidden, self.taught_by.dim
         )
-        torch.manual_seed(recipe.seed)
         self._query_rows: list[NDArray[np.int64]] = []  # of the store, source by source
         self._document_rows = np.zeros(0, np.int64)
 
