@@ -14,6 +14,12 @@ ROOT = Path(__file__).parents[1]
 TOPIC = ROOT / "gemb" / "data" / "help" / "python.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", TOPIC.read_text(encoding="utf-8"), re.DOTALL)
 
+# What gemb itself imports is not the example's.
+STRICT = (
+    *(sys.executable, "-m", "mypy", "--strict", "--config-file="),
+    "--follow-imports=silent",
+)
+
 
 def test_there_is_an_example_for_each_use():
     text = "".join(EXAMPLES)
@@ -65,10 +71,7 @@ def test_the_examples_pass_mypy_strict(tmp_path):
         "assert_type(gemb.Index.open('i').search('a')[0].line, int | None)\n"
     )
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "mypy", "--strict", "--config-file="),
-            *("--follow-imports=silent", "."),  # what gemb itself imports is not the example's
-        ],
+        [*STRICT, "."],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(ROOT)},
         capture_output=True,
@@ -79,7 +82,7 @@ def test_the_examples_pass_mypy_strict(tmp_path):
     wrong = tmp_path / "wrong.py"
     wrong.write_text("import gemb\ngemb.Model().encode([3])\ngemb.search(3)\n")
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", str(wrong)],
+        [*STRICT, str(wrong)],
         cwd=tmp_path,
         env={**os.environ, "MYPYPATH": str(ROOT)},
         capture_output=True,

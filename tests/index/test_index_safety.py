@@ -169,7 +169,7 @@ def test_an_index_is_whole_after_every_kill(gemb: Gemb, command: str) -> None:
 def test_readers_see_whole_batches_while_a_sync_writes(gemb: Gemb) -> None:
     (gemb.folder / "l.txt").write_text("\n".join(LINES) + "\n")
     out(gemb, "index", "build", "l.gemb", "l.txt")
-    write_model(gemb.model, sleep_s=0.02)
+    write_model(gemb.model, sleep_s=0.1)  # long enough to be seen on a busy machine
     new = [f"new{number} line" for number in range(600)]
     (gemb.folder / "l.txt").write_text("\n".join(LINES + new) + "\n")
     counts = set()
