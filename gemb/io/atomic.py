@@ -339,14 +339,18 @@ def _held_part(target: Path, make: Callable[[Path], object]) -> Iterator[Path]:
     """Yield a part that no other run takes for a leftover; what has its name later is removed."""
     while True:
         part = _beside(target, "part")
-        make(part)
-        with _held(part) as is_held:
-            if is_held:
-                try:
-                    yield part
-                finally:
-                    _remove(part)
-                return
+        try:
+            make(part)
+            with _held(part) as is_held:
+                if is_held:
+                    try:
+                        yield part
+                    finally:
+                        _remove(part)
+                    return
+        except BaseException:  # a signal may come between its making and its lock
+            _remove(part)
+            raise
 
 
 @contextmanager
