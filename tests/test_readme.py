@@ -204,7 +204,7 @@ def test_every_command_that_the_readme_shows_does_what_it_shows(tmp_path):
     for block in blocks("console"):
         for command, shown in steps(block):
             # transformers draws how far it is with the loading of weights.
-            lines = re.sub(r"[^\n]*it/s\]\n?", "", run(command).stdout).splitlines()
+            lines = re.sub(r"\n*[^\n]*it/s\]\n*", "", run(command).stdout).splitlines()
             # On a slow machine the first search takes long enough to print how far it is.
             printed = [
                 line for line in lines if not re.match(r"gemb: [\d,]+ of [\d,]+ passages", line)
