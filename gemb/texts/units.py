@@ -47,7 +47,8 @@ def pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
         cut = _cut(text, start, end)
         if cut >= end:
             break
-        found.append((start, start + len(text[start:cut].rstrip())))
+        if part := text[start:cut].rstrip():  # not of the space before a long word
+            found.append((start, start + len(part)))
         space = _SPACE.match(text, cut, end)
         start = space.end() if space else cut
     if start < end:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gemb.texts import PASSAGE_KINDS
 from gemb.texts.passages import Passage, split
-from gemb.texts.units import MOST
+from gemb.texts.units import MOST, pieces
 
 LINES = st.lists(
     st.one_of(
@@ -76,6 +76,14 @@ def test_python_is_cut_between_functions_and_titled_by_what_is_around() -> None:
         ("def method_c(self):", "shape.py › class Shape(Base)"),
         ("@cache", "shape.py"),
     ]
+
+
+def test_a_long_line_is_cut_behind_its_indent() -> None:
+    long = "1*" * 3000
+    text = f"def f():\n    return (\n        {long}\n        {long}\n    )\n"
+    words = "".join("".join(text[part.start : part.end].split()) for part in split(text, "a.py"))
+    assert words == "".join(text.split())
+    assert all(first < last for first, last in pieces(f"        {long}", 0, 8 + len(long)))
 
 
 def test_braces_stay_with_their_function_in_any_language() -> None:
