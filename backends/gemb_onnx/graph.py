@@ -77,7 +77,6 @@ class _Encoder:
         shape = self._shape
         x = self._graph.input("states", "float32", ["B", "L", shape.hidden])
         self._mask = self._graph.input("mask", "float32", ["L", "L"])
-        self._size = self._add("Shape", x)  # B, L, D
         self._batch = self._add("Shape", x, end=1)
         self._length = self._add("Shape", x, start=1, end=2)
         self._largest = self._constant(np.float32(127))

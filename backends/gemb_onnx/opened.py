@@ -125,7 +125,7 @@ def _checked_graph(
 
 
 def _self_test(numbers: Numbers, graph: onnxruntime.InferenceSession) -> NDArray[np.float32]:
-    """Return the vector of a few tokens, which every weight has a part in, [dim]."""
+    """Return the vector of four tokens, which every layer has a part in, [dim]."""
     vector: NDArray[np.float32] = raw_vectors(numbers, graph, _SELF_TEST)[0]
     return vector
 

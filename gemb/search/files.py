@@ -311,7 +311,7 @@ class FileSearch:
         if not self._missing or self._first is None:
             return []
         scores = [self._scores_of(index).fused for index in range(len(self.queries))]
-        order = nearest_first(self._missing, self.texts, scores)
+        order = nearest_first(self._missing, scores)
         if self._criteria.seconds is None or not self._criteria.is_once:
             return order
         return without_copies(order, self.texts.corpus)

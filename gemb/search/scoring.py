@@ -153,9 +153,7 @@ def add_known(
         ranking.add(cache.scores(known.rows[part], queries), known.numbers[part])
 
 
-def nearest_first(
-    missing: MissingPassages, texts: PassageTexts, first: Sequence[Floats]
-) -> list[int]:
+def nearest_first(missing: MissingPassages, first: Sequence[Floats]) -> list[int]:
     """Return a passage of each key, in the order in which they are to get vectors.
 
     They come by their scores, the first of each query, then the second of each, and so on; beyond
@@ -163,7 +161,6 @@ def nearest_first(
 
     Args:
         missing: passages without a vector.
-        texts: of the passages.
         first: scores of all passages, [n], for each query.
     """
     numbers = np.array([same[0] for same in missing.values()], np.int64)

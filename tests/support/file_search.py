@@ -77,7 +77,7 @@ class GatheredFiles:
         if missing:
             first = first_ranking(self.texts, None)
             scores = [first.scores(text, queries[0]).fused for text in words or [""]]
-            order = nearest_first(missing, self.texts, scores)
+            order = nearest_first(missing, scores)
         yield from scored(
             *(known, missing, self.texts, cache, queries, encoder),
             ranking=Ranking(len(queries), k, floor),
