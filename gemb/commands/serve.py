@@ -106,7 +106,7 @@ GROUPS = {
     metavar="SECONDS",
     help="After SIGTERM, for requests that have begun.",
 )
-@click.option("--log-json", is_flag=True, help="A line of JSON on stderr for each request.")
+@click.option("--log-json", is_flag=True, help="JSON on stderr: a line for each request or note.")
 @model_options
 def serve(
     options: ModelOptions,
@@ -146,13 +146,15 @@ def serve(
     _import_libraries()
     from gemb.embedding.model import Model
     from gemb.errors import UsageError
-    from gemb.io.notes import note
+    from gemb.io.notes import is_quiet, note, speak
     from gemb.search.interface import Index
     from gemb.serving import server
     from gemb.serving.app import Service
     from gemb.serving.limits import Limits
     from gemb.serving.prompts import ServedPrompts
 
+    if log_json:
+        speak(quiet=is_quiet(), as_json=True)
     folders = _folders(indexes)
     access = _access(
         host, uds=uds, key_file=api_key_file, insecure=insecure, hosts=allow_host, origins=cors
@@ -182,7 +184,7 @@ def serve(
                 )
             )
             prompts = ServedPrompts(shown, default_prompt, model.profile.prompts)
-            opened = {key: Index.open(path, model=model) for key, path in folders.items()}
+            opened = {key: Index.suiting(path, model) for key, path in folders.items()}
             return Service(model, prompts, opened, access=access, limits=limits, log_json=log_json)
 
         def on_ready() -> None:

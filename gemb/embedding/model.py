@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
@@ -30,7 +29,7 @@ from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import SomeRowsFailed, UsageError
 from gemb.io.notes import note
 from gemb.models.prompts import custom, for_task
-from gemb.models.references import DEFAULT, resolve
+from gemb.models.references import DEFAULT, elsewhere, resolve
 from gemb.texts.records import Fields, Record, from_fields, from_text
 
 if TYPE_CHECKING:
@@ -106,6 +105,7 @@ class Model:
         self.reference = os.fspath(reference)
         self._runtime = Runtime(device=device, threads=threads, precision=precision)
         self._backend = backend
+        self._download = download
         model = open_model(self.reference, backend, self._runtime, download=download)
         self.backend = model.backend
         self.encoder = SharedEncoder(model.encoder)
@@ -277,9 +277,8 @@ class Model:
         return f"Model({self.reference!r}, backend={self.backend!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        path = Path(self.reference)
-        reference = str(path.absolute()) if path.exists() else self.reference
-        return _reopened, (reference, self._backend, self._runtime, self.profile.fingerprint)
+        settings = self._backend, self._runtime, self._download
+        return _reopened, (elsewhere(self.reference), *settings, self.profile.fingerprint)
 
     def _embedder(
         self,
@@ -306,7 +305,9 @@ class Model:
         return Embedder.of(self.encoder, words, dim=dim, dtype=dtype, on_long=on_long)
 
 
-def _reopened(reference: str, backend: str, runtime: Runtime, fingerprint: str) -> Model:
+def _reopened(
+    reference: str, backend: str, runtime: Runtime, download: bool, fingerprint: str
+) -> Model:
     """Open a pickled model.
 
     Raises:
@@ -318,6 +319,7 @@ def _reopened(reference: str, backend: str, runtime: Runtime, fingerprint: str) 
         device=runtime.device,
         threads=runtime.threads,
         precision=runtime.precision,
+        download=download,
     )
     if model.profile.fingerprint != fingerprint:
         model.close()

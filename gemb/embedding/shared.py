@@ -95,7 +95,10 @@ class SharedEncoder:
 
     def close(self) -> None:
         """Let go of the encoder, once no thread is at work with it. It can be called again."""
+        if self._process != os.getpid():  # who has the lock may not be in this fork
+            self._encoder = None
+            return
         with self._turn:
             encoder, self._encoder = self._encoder, None
-        if encoder is not None and self._process == os.getpid():
+        if encoder is not None:
             getattr(encoder, "close", lambda: None)()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemb.arrays import Vectors
 from gemb.integrations.shared import shared
+
+if TYPE_CHECKING:
+    from gemb.embedding.model import Model
 
 try:
     from chromadb.api.types import EmbeddingFunction
@@ -24,15 +27,15 @@ class GembEmbeddingFunction(EmbeddingFunction):
 
     def __init__(self, model: str = "mini", dim: int | None = None) -> None:
         """Take a reference, which is kept with the collection; `dim` is the width."""
-        self.model, self.dim = model, dim
+        self.model, self.dim, self._download = model, dim, True
 
     def __call__(self, input: list[str]) -> list[Vectors]:  # noqa: A002 - Chroma's name
         """Return the vectors of documents."""
-        return list(shared(self.model).encode_document(input, dim=self.dim))
+        return list(self._opened().encode_document(input, dim=self.dim))
 
     def embed_query(self, input: list[str]) -> list[Vectors]:  # noqa: A002
         """Return the vectors of questions."""
-        return list(shared(self.model).encode_query(input, dim=self.dim))
+        return list(self._opened().encode_query(input, dim=self.dim))
 
     @staticmethod
     def name() -> str:
@@ -49,5 +52,10 @@ class GembEmbeddingFunction(EmbeddingFunction):
 
     @staticmethod
     def build_from_config(config: dict[str, Any]) -> GembEmbeddingFunction:
-        """Return the function of a stored collection."""
-        return GembEmbeddingFunction(**config)
+        """Return the function of a stored collection, which may be somebody else's: no download."""
+        stored = GembEmbeddingFunction(**config)
+        stored._download = False
+        return stored
+
+    def _opened(self) -> Model:
+        return shared(self.model, download=self._download)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from gemb.embedding.model import Model
+from typing import TYPE_CHECKING
+
 from gemb.integrations.shared import shared
+
+if TYPE_CHECKING:
+    from gemb.embedding.model import Model
 
 try:
     from langchain_core.embeddings import Embeddings

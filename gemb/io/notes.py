@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -77,11 +77,16 @@ def is_quiet() -> bool:
     return not _logger().isEnabledFor(NOTE)
 
 
-def speak(*, quiet: bool = False) -> None:
-    """Print the messages on stderr from now on; with `quiet` only warnings."""
+def speak(*, quiet: bool = False, as_json: bool = False) -> None:
+    """Print the messages on stderr from now on; with `quiet` only warnings.
+
+    Args:
+        quiet: hide notes and progress.
+        as_json: each is an object of JSON, on one line: time, level, message.
+    """
     _noted.clear()
     logger = _logger()
-    logger.handlers = [_stderr()]
+    logger.handlers = [_json() if as_json else _stderr()]
     logger.propagate = False
     logger.setLevel(WARNING if quiet else PROGRESS)
 
@@ -123,3 +128,21 @@ def _stderr() -> logging.Handler:
                     raise
 
     return Stderr()
+
+
+@cache
+def _json() -> logging.Handler:
+    import json
+    import logging
+
+    class Json(logging.Handler):
+        """Prints a line for programs; who reads them may have gone."""
+
+        def emit(self, record: logging.LogRecord) -> None:
+            level = "warning" if record.levelno >= WARNING else "note"
+            text = record.getMessage()
+            entry = {"time": round(record.created, 3), "level": level, "message": text}
+            with suppress(OSError):
+                click.echo(json.dumps(entry), err=True)
+
+    return Json()

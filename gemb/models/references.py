@@ -110,6 +110,12 @@ def locate(reference: str) -> Path | HubName:
     raise UsageError(_unknown(reference))
 
 
+def elsewhere(reference: str) -> str:
+    """Return the reference as another process may write it: a path is whole, a name is a name."""
+    target = None if _named(reference) else locate(reference)
+    return str(target.absolute()) if isinstance(target, Path) else reference
+
+
 def bundled() -> Path:
     """Return the file of the model that comes with gemb; it may not exist."""
     return Path(__file__).parents[1] / "data" / "mini.gguf"

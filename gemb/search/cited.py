@@ -72,7 +72,7 @@ def fitted(head: str, lines: Sequence[str], best: int, room: int, count: Count) 
         room: tokens at most.
         count: counts them.
     """
-    lines = [f"{INDENT}{line}\n" for line in lines]
+    lines = [_indented(line) for line in lines]
     whole = head + lines[best]
     if count(whole) > room:
         return ""
@@ -85,6 +85,11 @@ def fitted(head: str, lines: Sequence[str], best: int, room: int, count: Count) 
             break
         whole = part
     return whole
+
+
+def _indented(line: str) -> str:
+    """Return a line, indented after each character that some program takes for a line's end."""
+    return "".join(f"{INDENT}{part}\n" for part in line.splitlines() or [""])
 
 
 def _around(best: int, count: int) -> Iterator[tuple[int, int]]:

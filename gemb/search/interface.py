@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -164,6 +165,7 @@ class Index:
         self._given = model
         self._force = force
         self._own: Model | None = model if isinstance(model, Model) else None
+        self._opening = threading.Lock()
 
     @staticmethod
     def open(
@@ -184,6 +186,18 @@ class Index:
         index = Index(Path(folder), model, force=force)
         with Snapshot.open(index.folder):
             return index
+
+    @staticmethod
+    def suiting(folder: str | os.PathLike[str], model: Model) -> Index:
+        """Return the index of a folder for an open model; that of another opens its own.
+
+        Raises:
+            UsageError: it is no index, or not whole yet.
+            GembError: a file of it is missing or damaged.
+        """
+        with Snapshot.open(Path(folder)) as snapshot:
+            is_its_model = snapshot.spec.model == model.profile.fingerprint
+        return Index(Path(folder), model if is_its_model else None)
 
     def __len__(self) -> int:
         """Return how many rows can be found now."""
@@ -252,9 +266,10 @@ class Index:
 
     def _encoder(self, reference: str) -> Encoder:
         """Return the open encoder of the model that a search wants."""
-        if self._own is None:
-            self._own = self._given_model() or _named_model(self.folder, reference)
-        return self._own.encoder
+        with self._opening:  # of several threads one opens it
+            if self._own is None:
+                self._own = self._given_model() or _named_model(self.folder, reference)
+            return self._own.encoder
 
     def _given_model(self) -> Model | None:
         return Model(self._given) if isinstance(self._given, str) and self._given else None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +20,23 @@ from gemb.models.profile import check_dims
 from gemb.serving import forms
 from gemb.serving.answers import Answer, as_json, hit_fields, rows_as_json
 from gemb.serving.batching import Batcher, Job
-from gemb.serving.bodies import read_json
+from gemb.serving.bodies import Bodies, unless_gone
 from gemb.serving.guard import Access, Guard
 from gemb.serving.limits import Limits, estimated_tokens
 from gemb.serving.metrics import Metrics
 from gemb.serving.page import page
 from gemb.serving.prompts import ServedPrompts
-from gemb.serving.refusals import ClientGone, Refused
+from gemb.serving.refusals import Refused
 from gemb.texts.records import Record, unfit
 
 if TYPE_CHECKING:
     from gemb.embedding.model import Model
     from gemb.models.prompts import Prompt
-    from gemb.search.interface import Index
+    from gemb.search.interface import Index, SearchHit
 
 SAME = 0.999  # cosine of a text's vectors, computed alone and with others
 MOST_HITS = 1000
+SEARCHERS = 4  # threads: they wait for the disk, and by turns for the model
 TOKEN_IDS = (
     "{place} is token ids; send texts: the ids of another tokenizer would give wrong vectors "
     "(LangChain: OpenAIEmbeddings(check_embedding_ctx_length=False))"
@@ -57,7 +59,7 @@ class Service:
         """Take an open model; the thread that computes is started.
 
         Args:
-            model: an open one; the indexes use it, too.
+            model: an open one.
             prompts: under which names it is served.
             indexes: by name.
             access: who may ask.
@@ -68,7 +70,9 @@ class Service:
         self.is_ready = False
         self._batcher = Batcher(model.encoder, limits, lambda batch: self._metrics.batch(batch))
         self._metrics = Metrics(lambda: self._batcher.queued_tokens)
+        self._bodies = Bodies(limits)
         self._searching = 0
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="gemb-search")
         self._began = int(time.time())
         routes = {
             ("POST", "/v1/embeddings"): self.openai_embeddings,
@@ -87,7 +91,7 @@ class Service:
         self.app = Guard(
             routes,
             access,
-            limits,
+            self._bodies,
             self._metrics,
             log_json=log_json,
             prefixes=("/v1/models/",),
@@ -114,12 +118,13 @@ class Service:
         self.is_ready = True
 
     def close(self) -> None:
-        """End the thread that computes."""
+        """End the threads, each after what it is at."""
+        self._searchers.shutdown(cancel_futures=True)
         self._batcher.close()
 
     async def openai_embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""
-        form = await read_json(request, forms.OpenAIEmbeddings, self._limits)
+        form = await self._bodies.read_json(request, forms.OpenAIEmbeddings)
         task = self._prompts.task_of(form.model, form.prompt_name, form.input_type)
         if form.encoding_format not in ("float", "base64"):
             raise Refused(
@@ -146,7 +151,7 @@ class Service:
 
     async def tei_embed(self, request: Request) -> Response:
         """`POST /embed` of text-embeddings-inference."""
-        form = await read_json(request, forms.TEIEmbed, self._limits)
+        form = await self._bodies.read_json(request, forms.TEIEmbed)
         if not form.normalize:
             raise Refused(400, "normalize: vectors here have length 1", code="Validation")
         task = self._prompts.task_of(None, form.prompt_name)
@@ -158,7 +163,7 @@ class Service:
 
     async def tei_rerank(self, request: Request) -> Response:
         """`POST /rerank` of text-embeddings-inference; the scores are cosines."""
-        form = await read_json(request, forms.TEIRerank, self._limits)
+        form = await self._bodies.read_json(request, forms.TEIRerank)
         texts = self._texts(form.texts, "texts")
         (query,) = self._texts(form.query, "query")
         records = [
@@ -178,7 +183,7 @@ class Service:
     async def ollama_embed(self, request: Request) -> Response:
         """`POST /api/embed` of Ollama."""
         began = time.monotonic_ns()
-        form = await read_json(request, forms.OllamaEmbed, self._limits)
+        form = await self._bodies.read_json(request, forms.OllamaEmbed)
         task = self._prompts.task_of(form.model)
         texts = self._texts(form.input, "input")
         answer = await self._vectors(request, texts, task, form.dimensions, may_cut=form.truncate)
@@ -192,7 +197,7 @@ class Service:
 
     async def search(self, request: Request) -> Response:
         """`POST /v1/search`: passages of an index that answer a question."""
-        form = await read_json(request, forms.Search, self._limits)
+        form = await self._bodies.read_json(request, forms.Search)
         name, index = self._index(form.index)
         if not 1 <= form.k <= MOST_HITS:
             raise Refused(400, f"k is {form.k}; it is 1 to {MOST_HITS}", param="k")
@@ -204,24 +209,22 @@ class Service:
                 code="queue_full",
                 headers={"retry-after": "1"},
             )
-        self._searching += 1
+        request.state.told.texts = 1
+        work = partial(
+            index.search,
+            question,
+            form.k,
+            where=form.where,
+            min_score=form.min_score,
+            weak=form.weak,
+            hybrid=form.hybrid,
+        )
         try:
-            hits = await asyncio.to_thread(
-                index.search,
-                question,
-                form.k,
-                where=form.where,
-                min_score=form.min_score,
-                weak=form.weak,
-                hybrid=form.hybrid,
-            )
+            hits = await self._searched(request, work)
         except UsageError as error:
             raise Refused(400, str(error), code="invalid_value") from None
         except GembError as error:
             raise Refused(503, f"the index {name} cannot be searched: {error}") from None
-        finally:
-            self._searching -= 1
-        request.state.told.texts = 1
         entries = [hit_fields(rank, hit) for rank, hit in enumerate(hits, 1)]
         options = orjson.OPT_NON_STR_KEYS
         return as_json(orjson.dumps({"index": name, "hits": entries}, str, options))
@@ -268,6 +271,25 @@ class Service:
     async def page(self, request: Request) -> Response:
         """`GET /`: the page that searches the indexes."""
         return page(sorted(self._indexes))
+
+    async def _searched(
+        self, request: Request, work: Callable[[], list[SearchHit]]
+    ) -> list[SearchHit]:
+        """Return what a search finds; its place is free once it has ended, or was not begun.
+
+        Raises:
+            UsageError: it is a wrong search.
+            GembError: the index is damaged, or the model fails.
+            ClientGone: nobody waits any more.
+        """
+        loop = asyncio.get_running_loop()
+        search = self._searchers.submit(work)
+        self._searching += 1
+        search.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_searched))
+        return await unless_gone(request, asyncio.wrap_future(search))
+
+    def _count_searched(self) -> None:
+        self._searching -= 1
 
     def _index(self, name: str | None) -> tuple[str, Index]:
         """Return the index of a request, and its name.
@@ -347,17 +369,13 @@ class Service:
         """Return the vectors of records, [n, dim of the model]; see `_vectors`."""
         job = self._submitted(records)
         request.state.told.texts = len(records)
-        gone = asyncio.create_task(_gone(request))
         try:
-            waiting: set[asyncio.Future[Any]] = {job.done, gone}
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if not job.done.done():
-                raise ClientGone
-            answer = self._checked(job, may_cut=may_cut)
+            await unless_gone(request, job.done)
+        except GembError as error:
+            raise Refused(500, f"the model fails: {error}", code="model_failed") from None
         finally:
-            gone.cancel()
-            if not job.done.done():
-                self._batcher.cancel(job)
+            self._batcher.cancel(job)
+        answer = self._checked(job, may_cut=may_cut)
         request.state.told.tokens = answer.tokens
         return answer
 
@@ -381,10 +399,6 @@ class Service:
         Raises:
             Refused: 500 a text has no vector; 400 one was cut that may not be.
         """
-        try:
-            job.done.result()
-        except GembError as error:
-            raise Refused(500, f"the model fails: {error}", code="model_failed") from None
         most = self._model.profile.max_tokens
         for index in range(len(job.records)):
             row = job.rows[index]
@@ -411,9 +425,3 @@ def _records(texts: Sequence[str], prompt: Prompt, param: str = "input") -> list
     return [
         Record(index, f"{param}[{index}]", prompt.render(text)) for index, text in enumerate(texts)
     ]
-
-
-async def _gone(request: Request) -> None:
-    """Return when the client has closed the connection."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

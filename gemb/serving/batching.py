@@ -1,8 +1,9 @@
 """The one thread that computes: requests wait in a queue, and share batches by tokens.
 
-A batch is drawn from the requests in turn, so that a large one holds up no small one. Where several
-clients are at work, the first request waits a few milliseconds for the others; a single client's
-never does.
+A batch is drawn from the requests in turn, each its share, so that a large one holds up no small
+one: before a request is done, each other one has had about as many tokens, not more. By the sum of
+these it is admitted or refused, too. Where several clients are at work, the first request waits a
+few milliseconds for the others; a single client's never does.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Job:
     sizes: Sequence[int]  # tokens, estimated
     vectors: Vectors  # [n, dim of the model]
     done: asyncio.Future[Job]
+    waiting: int  # tokens, estimated, of the texts that are not drawn yet
     rows: dict[int, OutputRow] = field(default_factory=dict)
     drawn: int = 0  # texts that are computed, or being computed
     is_cancelled: bool = False
@@ -48,11 +50,6 @@ class Job:
     def tokens(self) -> int:
         """Of all texts, before any cut."""
         return sum(row.tokens for row in self.rows.values())
-
-    @property
-    def waiting_tokens(self) -> int:
-        """Estimated, of the texts that are not drawn yet."""
-        return sum(self.sizes[self.drawn :])
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ class Batcher:
         self._limits = limits
         self._on_batch = on_batch
         self._jobs: deque[Job] = deque()
-        self._queued = 0  # tokens, estimated
+        self._drawn = 0  # tokens, estimated, of the batch that is computed
         self._company = 1  # requests of the last batch
         self._rate = FIRST_RATE
         self._is_closing = False
@@ -95,7 +92,8 @@ class Batcher:
     @property
     def queued_tokens(self) -> int:
         """Estimated, that wait or are being computed."""
-        return self._queued
+        with self._changed:
+            return self._drawn + sum(job.waiting for job in self._jobs)
 
     @property
     def is_alive(self) -> bool:
@@ -110,27 +108,26 @@ class Batcher:
             sizes: of each, as `estimated_tokens` has it.
 
         Raises:
-            Refused: 429: too many tokens wait already. A request that finds none is never refused.
+            Refused: 429: too many tokens would be computed before its own.
         """
-        loop = asyncio.get_running_loop()
-        vectors = np.empty((len(records), self._embedder.spec.dim), np.float32)
-        job = Job(records, sizes, vectors, loop.create_future())
         tokens = sum(sizes)
         with self._changed:
-            if self._queued and self._queued + tokens > self._limits.queued_tokens:
-                raise self._full()
-            self._queued += tokens
+            before = self._drawn + sum(min(job.waiting, tokens) for job in self._jobs)
+            if before > self._limits.queued_tokens:
+                raise self._full(before)
+            vectors = np.empty((len(records), self._embedder.spec.dim), np.float32)
+            done = asyncio.get_running_loop().create_future()
+            job = Job(records, sizes, vectors, done, tokens)
             self._jobs.append(job)
             self._changed.notify()
         return job
 
     def cancel(self, job: Job) -> None:
-        """Give the place of a request free: its client has gone."""
+        """Give the place of a request free, if it has not been answered: its client has gone."""
         with self._changed:
             job.is_cancelled = True
             if job in self._jobs:
                 self._jobs.remove(job)
-                self._queued -= job.waiting_tokens
 
     def close(self) -> None:
         """End the thread after the batch that it computes."""
@@ -139,11 +136,11 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def _full(self) -> Refused:
-        seconds = max(1, math.ceil(self._queued / self._rate))
+    def _full(self, before: int) -> Refused:
+        seconds = max(1, math.ceil(before / self._rate))
         return Refused(
             429,
-            f"the queue is full: {self._queued:,} tokens wait; try again in {seconds} s",
+            f"the queue is full: {before:,} tokens are before these; try again in {seconds} s",
             code="queue_full",
             headers={"retry-after": str(seconds)},
         )
@@ -156,19 +153,20 @@ class Batcher:
                 if self._is_closing:
                     return
                 self._wait_for_company()
-                batch = self._drawn()
+                batch = self._next_batch()
             if batch:
                 self._compute(batch)
 
     def _wait_for_company(self) -> None:
         """Wait a little for as many requests as came together last time."""
         until = time.monotonic() + self._limits.window_s
-        while len(self._jobs) < self._company and self._queued < self._limits.batch_tokens:
+        while len(self._jobs) < self._company:
             left = until - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
+            is_full = sum(job.waiting for job in self._jobs) >= self._limits.batch_tokens
+            if is_full or left <= 0 or not self._changed.wait(left):
                 return
 
-    def _drawn(self) -> list[tuple[Job, int]]:
+    def _next_batch(self) -> list[tuple[Job, int]]:
         """Return the texts of the next batch, the longest first: the request and the index."""
         batch: list[tuple[Job, int]] = []
         room = self._limits.batch_tokens
@@ -182,11 +180,13 @@ class Batcher:
                     taken += job.sizes[job.drawn]
                     batch.append((job, job.drawn))
                     job.drawn += 1
+                job.waiting -= taken
                 room -= taken
                 if job.drawn < len(job.records):
                     self._jobs.append(job)
                 if room <= 0:
                     break
+        self._drawn = sum(job.sizes[index] for job, index in batch)
         batch.sort(key=lambda item: -item[0].sizes[item[1]])
         return batch
 
@@ -207,13 +207,10 @@ class Batcher:
             self._rate += SMOOTHING * (window.tokens / seconds - self._rate)
             computed = Batch(len(batch), window.tokens, seconds)
         with self._changed:
-            self._queued -= sum(job.sizes[index] for job, index in batch)
+            self._drawn = 0
             jobs = list(dict.fromkeys(job for job, _ in batch))
             if failure:
-                for job in jobs:
-                    if job in self._jobs:
-                        self._jobs.remove(job)
-                        self._queued -= job.waiting_tokens
+                self._jobs = deque(job for job in self._jobs if job not in jobs)
         for job in jobs:
             if failure or len(job.rows) == len(job.records):
                 _tell(job, failure)

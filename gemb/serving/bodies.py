@@ -1,9 +1,10 @@
-"""The body of a request: read within its bounds, and checked against a form."""
+"""The body of a request: read within its bounds, and checked against a form; and its client."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
@@ -12,29 +13,85 @@ from gemb.serving.limits import Limits
 from gemb.serving.refusals import ClientGone, Refused
 
 T = TypeVar("T")
+SMALL = 65_536  # bytes: a body up to this is read however much is held
 
 
-async def read_json(request: Request, form: type[T], limits: Limits) -> T:
-    """Return the JSON of a request's body as a value of the form.
+@dataclass
+class Told:
+    """What is known of a request while it is answered: for the log, and to let go of it."""
+
+    texts: int = 0
+    tokens: int = 0
+    held: int = 0  # bytes of its body and of its answer
+
+
+class Bodies:
+    """Reads bodies. The bytes of all, and of their answers, are bounded: small ones are exempt."""
+
+    def __init__(self, limits: Limits) -> None:
+        """Hold none."""
+        self._limits = limits
+        self._held = 0  # bytes
+
+    async def read_json(self, request: Request, form: type[T]) -> T:
+        """Return the JSON of a request's body as a value of the form; it is held until `release`.
+
+        Raises:
+            Refused: 400 no such JSON, 408 too slow, 413 too long, 415 of another type, 429 too
+                many at once.
+            ClientGone: the client closed the connection.
+        """
+        limits = self._limits
+        _check_headers(request, limits)
+        body = bytearray()
+        try:
+            async with asyncio.timeout(limits.body_s):
+                async for chunk in request.stream():
+                    body += chunk
+                    self.hold(request.state.told, len(chunk))
+                    if len(body) > limits.body_bytes:
+                        raise _too_long(limits)
+                    if len(body) > SMALL and self._held > limits.held_bytes:
+                        raise _too_many()
+        except TimeoutError:
+            message = f"the body was not whole within {limits.body_s:g} s"
+            raise Refused(408, message, code="timeout") from None
+        except ClientDisconnect:
+            raise ClientGone from None
+        return parsed(bytes(body), form)
+
+    def hold(self, told: Told, count: int) -> None:
+        """Count bytes of a request or of its answer."""
+        told.held += count
+        self._held += count
+
+    def release(self, told: Told) -> None:
+        """Let go of a request whose client has its answer."""
+        self._held -= told.held
+
+
+async def unless_gone(request: Request, result: asyncio.Future[T]) -> T:
+    """Return a result as soon as it is there; it is cancelled if the client goes away.
 
     Raises:
-        Refused: 400 no such JSON, 408 too slow, 413 too long, 415 of another type.
-        ClientGone: the client closed the connection.
+        ClientGone: nobody waits for it any more.
     """
-    _check_headers(request, limits)
-    body = bytearray()
+    gone = asyncio.create_task(_gone(request))
     try:
-        async with asyncio.timeout(limits.body_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.body_bytes:
-                    raise _too_long(limits)
-    except TimeoutError:
-        message = f"the body was not whole within {limits.body_s:g} s"
-        raise Refused(408, message, code="timeout") from None
-    except ClientDisconnect:
-        raise ClientGone from None
-    return parsed(bytes(body), form)
+        waiting: set[asyncio.Future[Any]] = {result, gone}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        if not result.done():
+            raise ClientGone
+        return result.result()
+    finally:
+        gone.cancel()
+        result.cancel()
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def parsed(body: bytes, form: type[T]) -> T:
@@ -75,6 +132,15 @@ def _check_headers(request: Request, limits: Limits) -> None:
     length = headers.get("content-length", "0")
     if length.isascii() and length.isdigit() and int(length[:18]) > limits.body_bytes:
         raise _too_long(limits)
+
+
+def _too_many() -> Refused:
+    return Refused(
+        429,
+        "too many large requests are in memory; try again in 1 s",
+        code="queue_full",
+        headers={"retry-after": "1"},
+    )
 
 
 def _too_long(limits: Limits) -> Refused:

@@ -37,7 +37,7 @@ class TEIRerank(msgspec.Struct):
     """`POST /rerank` of text-embeddings-inference."""
 
     query: str
-    texts: list[str]
+    texts: list[Any]
     truncate: bool | None = None
     raw_scores: bool = False
     return_text: bool = False

@@ -18,7 +18,7 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from starlette.responses import Response
 from gemb.errors import UsageError
 from gemb.io.notes import warn
 from gemb.io.text import visible
-from gemb.serving.limits import Limits
+from gemb.serving.bodies import Bodies, Told
 from gemb.serving.metrics import Metrics
 from gemb.serving.refusals import ClientGone, Refused
 
@@ -43,6 +43,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 OPEN_ROUTES = ("/", "/health")  # without a key: they tell nothing but that it is there
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16
+EXPOSED = "retry-after, x-gemb-prompt, x-gemb-truncated, x-request-id"  # to pages elsewhere
+PART = 1 << 18  # bytes of an answer
 _REQUEST_ID = re.compile(r"[\w.:-]{1,64}", re.ASCII)
 
 
@@ -155,20 +157,12 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
 
 
 @dataclass
-class Told:
-    """What a handler says of its request, for the log."""
-
-    texts: int = 0
-    tokens: int = 0
-
-
-@dataclass
 class Guard:
     """The application: routes, and what stands before them."""
 
     routes: Mapping[tuple[str, str], Handler]  # method and path
     access: Access
-    limits: Limits
+    bodies: Bodies
     metrics: Metrics
     log_json: bool = False
     prefixes: Sequence[str] = field(default=())  # of GET routes that go on: /v1/models/
@@ -189,8 +183,8 @@ class Guard:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._add_headers(MutableHeaders(scope=message), headers, request_id)
-            async with asyncio.timeout(self.limits.send_s):
-                await send(message)
+            for part in _parts(message):
+                await send(part)
 
         failure = ""
         response: Response | None = None
@@ -198,15 +192,19 @@ class Guard:
             response = await self._response(Request(scope, receive), headers)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # the time to drain is over
+            refusal = Refused(503, "the server ends; ask another, or again", code="not_ready")
+            response = _refused(refusal, scope["path"])
         except Exception:  # the client is told nothing of it
             failure = traceback.format_exc()
             refusal = Refused(500, f"a bug in gemb; request {request_id}", code="internal")
             response = _refused(refusal, scope["path"])
-        if response is not None:
-            try:
+        try:
+            if response is not None:
+                self.bodies.hold(told, len(response.body))
                 await response(scope, receive, sending)
-            except (TimeoutError, OSError):  # it takes no answer
-                status = 499
+        finally:
+            self.bodies.release(told)
         seconds = time.monotonic() - began
         self.metrics.request(self._route(scope), status, seconds)
         self._log(scope, request_id, status, seconds, told, failure)
@@ -253,8 +251,11 @@ class Guard:
         origin = headers.get("origin")
         if origin in self.access.origins and origin is not None:
             response["access-control-allow-origin"] = origin
-            response["access-control-allow-headers"] = "authorization, content-type, x-request-id"
             response["access-control-allow-methods"] = "GET, POST"
+            response["access-control-expose-headers"] = EXPOSED
+            if asked := headers.get("access-control-request-headers"):
+                response["access-control-allow-headers"] = asked  # each client has its own
+                response["access-control-max-age"] = "600"
             response["vary"] = "origin"
 
     def _log(
@@ -285,6 +286,14 @@ class Guard:
         with contextlib.suppress(OSError):  # who reads the log may have gone
             sys.stderr.write(orjson.dumps(entries).decode() + "\n")
             sys.stderr.flush()
+
+
+def _parts(message: Message) -> Iterator[Message]:
+    """Yield a message in parts, so that each waits until the client has taken those before it."""
+    body: bytes = message.get("body", b"")
+    yield {**message, "body": body[:PART], "more_body": len(body) > PART} if body else message
+    for first in range(PART, len(body), PART):
+        yield {**message, "body": body[first : first + PART], "more_body": first + PART < len(body)}
 
 
 def _refused(refusal: Refused, path: str) -> Response:

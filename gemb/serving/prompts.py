@@ -23,7 +23,12 @@ class ServedPrompts:
             prompts: of the model.
         """
         self.name, self.default = name, default
-        self._prompts = {task: for_task(task, prompts) for task in TASKS}
+        # Names of the model's own: those of no task, which an answer's header can hold.
+        own = (name for name in prompts if name.isascii() and name.isprintable())
+        self._own = [name for name in own if name not in TASKS]
+        self._prompts = {task: for_task(task, prompts) for task in TASKS} | {
+            name: Prompt(prompts[name] + "{text}") for name in self._own
+        }
         self._tasks = {
             _folded(other): task for task, names in TASKS.items() for other in (task, *names)
         }
@@ -34,7 +39,7 @@ class ServedPrompts:
         return [self.name, f"{self.name}:query", f"{self.name}:document"]
 
     def prompt(self, task: str) -> Prompt:
-        """Return the prompt of a task."""
+        """Return the prompt of a task, or of a name that the model has for one."""
         return self._prompts[task]
 
     def task_of(
@@ -44,7 +49,8 @@ class ServedPrompts:
 
         Args:
             model: mini or mini:query; None: the interface has no such field.
-            prompt_name: a task, or a prompt's usual name: query, passage, STS, ...
+            prompt_name: the model's own name of a prompt, which is returned; a task, or a prompt's
+                usual name: query, passage, STS, ...
             input_type: the same.
 
         Raises:
@@ -66,11 +72,12 @@ class ServedPrompts:
                 )
         for param, value in (("prompt_name", prompt_name), ("input_type", input_type)):
             if value:
-                task = self._tasks.get(_folded(value))
+                task = value if value in self._own else self._tasks.get(_folded(value))
                 if task is None:
+                    names = ", ".join([*TASKS, *self._own])
                     raise Refused(
                         400,
-                        f"{param} {value[:80]!r}: the prompts are {', '.join(TASKS)}",
+                        f"{param} {value[:80]!r}: the prompts are {names}",
                         code="invalid_value",
                         param=param,
                     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import signal
 import socket
 import stat
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gemb.errors import UsageError
+from gemb.io.notes import warn
 from gemb.io.text import visible
 from gemb.serving.app import Service
 from gemb.serving.limits import Limits
@@ -32,7 +35,7 @@ SWITCH_S = 0.001  # of Python's threads: the loop is not to wait five millisecon
 
 @contextmanager
 def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """Yield a socket that is bound to an address of this machine, and not listening yet.
+    """Yield a socket that listens on an address of this machine; who connects waits.
 
     Raises:
         UsageError: the port is in use, or the address is not this machine's.
@@ -46,6 +49,7 @@ def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             sock.bind(address[4])
+            sock.listen(BACKLOG)  # now: two may bind one port, and one of them may listen
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise UsageError(
@@ -57,7 +61,47 @@ def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextmanager
 def unix_socket(path: Path) -> Iterator[socket.socket]:
-    """Yield a socket bound to a path that its owner alone can reach; it is removed at the end.
+    """Yield a socket that listens on a path of its owner alone; it is removed at the end.
+
+    Raises:
+        UsageError: something is there that is no socket, or a server listens on it.
+    """
+    with socket.socket(socket.AF_UNIX) as sock:
+        _bind(sock, path)
+        own = path.lstat().st_ino
+        try:
+            yield sock
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_ino == own:
+                    path.unlink()
+
+
+def _bind(sock: socket.socket, path: Path) -> None:
+    """Bind a socket to a path, and listen; one server at a time looks whether another is there.
+
+    Raises:
+        UsageError: something is there that is no socket, or a server listens on it.
+    """
+    shown = visible(str(path))
+    before = os.umask(0o177)
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            _remove_dead(path)
+            sock.bind(str(path))
+            sock.listen(BACKLOG)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UsageError(f"--uds {shown}: {error.strerror or error}") from None
+    finally:
+        os.umask(before)
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the socket of a server that was killed.
 
     Raises:
         UsageError: something is there that is no socket, or a server listens on it.
@@ -67,28 +111,23 @@ def unix_socket(path: Path) -> Iterator[socket.socket]:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise UsageError(f"--uds {shown}: a file of this name is there, and no socket")
         with socket.socket(socket.AF_UNIX) as probe:
+            probe.setblocking(False)
             try:
                 probe.connect(str(path))
-            except ConnectionRefusedError:  # of a server that was killed
+            except ConnectionRefusedError:
                 path.unlink()
-            else:
-                raise UsageError(f"--uds {shown} is in use; choose another path")
-    with socket.socket(socket.AF_UNIX) as sock:
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        except OSError as error:
-            raise UsageError(f"--uds {shown}: {error.strerror or error}") from None
-        finally:
-            os.umask(before)
-        try:
-            yield sock
-        finally:
-            path.unlink(missing_ok=True)
+                return
+            except BlockingIOError:  # it is busy
+                pass
+        raise UsageError(f"--uds {shown} is in use; choose another path")
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP that closes connections which take too long: to send a head, or the rest of a body."""
+    """HTTP that closes connections which keep it waiting.
+
+    A head, or the rest of a body that was refused, has `wait_s` seconds as a whole. A client that
+    reads its answer may be slow, but in every `send_s` seconds it must take something.
+    """
 
     wait_s: float = Limits.head_s
     send_s: float = Limits.send_s
@@ -96,6 +135,8 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request's head."""
         self._timer: asyncio.TimerHandle | None = None
+        self._taking: asyncio.TimerHandle | None = None
+        self._untaken = 0  # bytes of answers, when this clock was set
         super().connection_made(transport)
         self._watch()
 
@@ -108,12 +149,23 @@ class PatientProtocol(H11Protocol):
         """Wait for what is left of a body that was refused, or for the next request."""
         super().on_response_complete()
         self._watch()
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(self.send_s, self._check_taken)
+        self._watch_taking()
+
+    def pause_writing(self) -> None:
+        """Wait for the client to take what is sent."""
+        super().pause_writing()
+        self._watch_taking()
+
+    def resume_writing(self) -> None:
+        """Go on: it has taken it."""
+        super().resume_writing()
+        self._watch_taking()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the clock."""
+        """Forget the clocks."""
         self._stop()
+        if self._taking is not None:
+            self._taking.cancel()
         super().connection_lost(exc)
 
     def _watch(self) -> None:
@@ -133,18 +185,43 @@ class PatientProtocol(H11Protocol):
             self._timer.cancel()
             self._timer = None
 
-    def _check_taken(self) -> None:
-        """Close the connection of a client that does not read its answer."""
-        if self.transport.get_write_buffer_size():
-            self._close()
+    def _watch_taking(self) -> None:
+        """Set the clock of a client that has not taken all of its answers; it may be closing."""
+        if self._taking is not None:
+            self._taking.cancel()
+            self._taking = None
+        if not self.transport.get_write_buffer_size():
+            return
+        self._untaken = _untaken(self.transport)
+        self._taking = self.loop.call_later(self.send_s, self._check_taking)
+
+    def _check_taking(self) -> None:
+        """Close the connection of a client that has taken nothing since the clock was set."""
+        if _untaken(self.transport) >= self._untaken:
+            self.transport.abort()
+        else:
+            self._watch_taking()
 
     def _close(self) -> None:
         if not self.transport.is_closing():
             self.transport.abort()
 
 
+def _untaken(transport: asyncio.Transport) -> int:
+    """Return how many bytes the client has not taken: of this process, and of its system."""
+    sock = transport.get_extra_info("socket")
+    sent = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return transport.get_write_buffer_size() + int.from_bytes(sent, sys.byteorder)
+
+
 class Server(uvicorn.Server):
     """uvicorn, with signals that end it with exit code 0."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what has begun, and say how much was not."""
+        await super().shutdown(sockets)
+        if count := len(self.server_state.tasks):
+            warn(f"{count} requests were not answered before the end (--drain)")
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -185,8 +262,8 @@ def serve(
     Raises:
         GembError: the self-test failed.
     """
-    # Of what is no HTTP it would print a line each; what matters is in the answers and the log.
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # It would print a line for all that is no HTTP; what matters is in the answers and the log.
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
     before = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_S)
     try:

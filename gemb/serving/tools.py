@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from gemb import __version__
 from gemb.embedding.model import Model
 from gemb.errors import UsageError
 from gemb.index.manifest import is_index
+from gemb.index.reader import Index as Snapshot
 from gemb.io.text import visible
 from gemb.search.cited import fitted
 from gemb.search.interface import Index, SearchHit, search
@@ -34,7 +36,7 @@ class Tools:
 
         Args:
             roots: folders and indexes; nothing outside of them is read.
-            reference: of the model; it is opened at the first question.
+            reference: of the model of folders; it is opened at the first question.
 
         Raises:
             UsageError: a root is neither a folder nor an index.
@@ -47,6 +49,7 @@ class Tools:
         self.indexes = [path for path in real if is_index(path)]
         self._reference = reference
         self._model: Model | None = None
+        self._indexes: list[Index] = []
         self._lock = threading.Lock()
 
     def search(self, question: str, path: str = "", k: int = 8, max_tokens: int = 1500) -> str:
@@ -72,16 +75,19 @@ class Tools:
             raise UsageError(f"{visible(place, 80)} is no path:line, such as README.md:12")
         k = _bounded("k", k, 1, MOST_HITS)
         with self._lock:
-            model = self._opened()
             hits: list[SearchHit] = []
+            refusals: list[UsageError] = []  # a root that has no such place
+            searches = [partial(index.search, k=k, like=place) for index in self._opened_indexes()]
             if self.folders:
-                path = self._inside(name)
-                folder = next((root for root in self.folders if root in path.parents), path)
-                like = f"{path}:{line}"
-                hits = search(paths=folder, k=k, model=model, like=like, budget=SECONDS)
-            for index in self.indexes:
-                hits += Index.open(index, model=model).search(k=k, like=place)
-            return self._text(hits, max_tokens)
+                searches.insert(0, partial(self._like, name, line, k))
+            for searching in searches:
+                try:
+                    hits += searching()
+                except UsageError as error:
+                    refusals.append(error)
+            if len(refusals) == len(searches):
+                raise refusals[0]
+            return self._text(_best(hits, k), max_tokens)
 
     def status(self) -> str:
         """Return what is searched, and by which model."""
@@ -90,13 +96,13 @@ class Tools:
             lines = [f"gemb {__version__}, model {self._reference} ({model.backend})"]
             lines += [f"{_shown(str(folder))}: a folder" for folder in self.folders]
             for index in self.indexes:
-                with Index.open(index) as opened:
-                    lines.append(f"{_shown(str(index))}: an index of {len(opened):,} passages")
+                with Snapshot.open(index) as snapshot:
+                    of = f"{snapshot.count:,} passages, model {visible(snapshot.model) or '?'}"
+                lines.append(f"{_shown(str(index))}: an index of {of}")
             return "\n".join(lines) + "\n"
 
     def _hits(self, question: str, path: str, k: int) -> list[SearchHit]:
         """Return the hits of all that is searched, or of a path in it, best first."""
-        model = self._opened()
         folders, indexes = self.folders, self.indexes
         if path:
             target = self._inside(path)
@@ -104,10 +110,16 @@ class Tools:
             folders, indexes = ([], [target]) if is_whole else ([target], [])
         hits: list[SearchHit] = []
         if folders:
-            hits += search(question, folders, k=k, model=model, budget=SECONDS)
-        for index in indexes:
-            hits += Index.open(index, model=model).search(question, k)
-        return sorted(hits, key=lambda hit: -hit.score)[:k]
+            hits += search(question, folders, k=k, model=self._opened(), budget=SECONDS)
+        for index in self._opened_indexes():
+            if index.folder in indexes:
+                hits += index.search(question, k)
+        return _best(hits, k)
+
+    def _like(self, name: str, line: str, k: int) -> list[SearchHit]:
+        """Return the passages of the folders that are like the one at a line."""
+        like = f"{self._inside(name)}:{line}"
+        return search(paths=self.folders, k=k, model=self._opened(), like=like, budget=SECONDS)
 
     def _inside(self, path: str) -> Path:
         """Return a path that is in one of the roots, its links resolved.
@@ -160,6 +172,16 @@ class Tools:
         if self._model is None:
             self._model = Model(self._reference)
         return self._model
+
+    def _opened_indexes(self) -> list[Index]:
+        """Return the indexes; each that is of another model has that, once it is asked."""
+        if not self._indexes:
+            self._indexes = [Index.suiting(folder, self._opened()) for folder in self.indexes]
+        return self._indexes
+
+
+def _best(hits: Sequence[SearchHit], k: int) -> list[SearchHit]:
+    return sorted(hits, key=lambda hit: -hit.score)[:k]
 
 
 def _head(hit: SearchHit) -> str:

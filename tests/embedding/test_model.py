@@ -279,6 +279,29 @@ def test_a_pickle_is_the_reference_and_opens_the_same_model(fake, tmp_path, monk
         pickle.loads(data)
 
 
+def test_the_name_of_a_model_stays_a_name_beside_a_folder_that_is_named_so(tmp_path, monkeypatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Model("mini") as model:
+        _, (reference, *_) = model.__reduce__()
+    assert reference == "mini"
+
+
+def test_a_pickle_keeps_what_it_was_opened_with(fake, monkeypatch):
+    asked = []
+    with Model(fake.reference, download=False) as model:
+        data = pickle.dumps(model)
+
+    def resolve(reference, *, download):
+        asked.append(download)
+        return Path(reference)
+
+    monkeypatch.setattr("gemb.embedding.model.resolve", resolve)
+    pickle.loads(data).close()
+    pickle.loads(pickle.dumps(fake)).close()
+    assert asked == [False, True]
+
+
 def test_a_worker_process_reopens_the_model(fake, tmp_path):
     data = tmp_path / "model.pickle"
     data.write_bytes(pickle.dumps(fake))
@@ -312,4 +335,15 @@ def test_a_forked_process_is_told_to_open_its_own(fake):
     os.waitpid(child, 0)
     with os.fdopen(reader) as pipe:
         assert "opened before this process was forked" in pipe.read()
+    assert fake.encode(["a"]).shape == (1, 768)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_process_may_close_it_while_its_parent_is_at_work(fake):
+    with fake.encoder._turn:  # as a thread that is not in the child
+        child = os.fork()
+        if not child:
+            fake.close()
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert fake.encode(["a"]).shape == (1, 768)

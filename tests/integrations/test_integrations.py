@@ -15,7 +15,7 @@ import pytest
 
 from fake_backend import write_model
 from gemb import Model
-from gemb.errors import UsageError
+from gemb.errors import Missing, UsageError
 
 TEXTS = ["the cat sleeps on the mat", "a dog barks", "declare your income"]
 NAMES = ("chroma", "langchain", "llama_index", "llm", "sklearn")
@@ -34,6 +34,7 @@ def test_it_can_be_imported_without_its_library(name):
         f"for name in {libraries}: sys.modules[name] = None\n"
         f"import gemb.integrations.{name} as module\n"
         "assert module.__doc__\n"
+        f"assert '{name}' != 'llm' or 'numpy' not in sys.modules\n"  # llm loads it at each start
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
@@ -101,6 +102,27 @@ def test_chroma(model, tmp_path, monkeypatch):
     assert np.allclose(sorted(answer["distances"][0]), sorted(1 - cosines), atol=1e-4)
     again = client.get_collection("docs")  # by the name that is kept with it
     assert again.query(query_texts=["the cat sleeps"], n_results=1)["ids"] == [["a"]]
+
+
+def test_a_collection_of_somebody_else_downloads_nothing(monkeypatch):
+    from gemb.integrations.chroma import GembEmbeddingFunction
+
+    config = GembEmbeddingFunction("somebody/model").get_config()
+    with pytest.raises(Missing, match=r"somebody/model: .*it has not been pulled"):
+        GembEmbeddingFunction.build_from_config(config)(["x"])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_opens_a_model_of_its_own(model):
+    from gemb.integrations.shared import shared
+
+    expected = shared(model.reference).encode(TEXTS)
+    child = os.fork()
+    if not child:
+        is_same = np.array_equal(shared(model.reference).encode(TEXTS), expected)
+        os._exit(7 if is_same else 8)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert shared(model.reference) is shared(model.reference)
 
 
 def test_sklearn(model):

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,36 @@ def test_threads_share_an_index(index):
 
         with ThreadPoolExecutor(6) as pool:
             assert list(pool.map(ask, questions * 2)) == alone * 2
+
+
+def test_threads_that_come_first_open_one_model(index, monkeypatch):
+    opened = []
+    both = threading.Barrier(2)
+
+    class Slow(Model):
+        def __init__(self, *words, **options):
+            opened.append(words)
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.5)  # a second one that opens it, too, would be here by now
+            super().__init__(*words, **options)
+
+    monkeypatch.setattr("gemb.search.interface.Model", Slow)
+    with Index.open(index) as shared, ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(shared.search, ["the cat sleeps", "the dog barks"]))
+    assert len(opened) == 1
+
+
+def test_an_index_of_another_model_opens_its_own(index, folder):
+    write_model(folder / "other.fake", name="other", is_bag=True)
+    question = "the cat sleeps on the mat"
+    with Model("m.fake") as its, Model("other.fake") as other:
+        assert Index.suiting(index, its)._encoder("") is its.encoder
+        with Index.suiting(index, other) as opened:
+            assert as_json(opened.search(question)) == as_json(Index.open(index).search(question))
+        (folder / "m.fake").unlink()
+        assert Index.suiting(index, its).search(question)
+        with pytest.raises(Missing, match=r"was built with the model .*m\.fake, which is not here"):
+            Index.suiting(index, other).search(question)
 
 
 @pytest.mark.parametrize(

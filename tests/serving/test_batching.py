@@ -88,6 +88,52 @@ def test_a_text_larger_than_a_batch_is_a_batch():
     assert sorted(encoder.batches) == [[80], [90]]
 
 
+def test_a_large_request_shuts_out_no_small_one_and_is_not_shut_out():
+    """A request is refused by what comes before it: of a large one, as much as it has itself."""
+
+    async def run() -> None:
+        batcher = Batcher(Encoder(), Limits(queued_tokens=1000))
+
+        def submit(count: int) -> Job:
+            return batcher.submit([Record(n, "", "x" * 10) for n in range(count)], [10] * count)
+
+        with batcher._changed:  # nothing is computed meanwhile
+            large = submit(3000)  # 30 times the queue: it finds none
+            small = [submit(1) for _ in range(100)]  # each has 10 tokens of each other before it
+            assert batcher.queued_tokens == 30_000 + 1000
+            with pytest.raises(Refused, match="the queue is full: 1,010 tokens are before these"):
+                submit(1)
+            with pytest.raises(Refused, match="the queue is full: 31,000 tokens are before these"):
+                submit(3000)
+            for job in (large, *small[:50]):
+                batcher.cancel(job)
+            second = submit(3000)  # beside small ones that wait
+            submit(1)
+        await second.done
+        batcher.close()
+
+    asyncio.run(run())
+
+
+def test_requests_are_done_in_the_order_of_their_sizes_whatever_came_first():
+    encoder = Encoder()
+    order: list[int] = []
+
+    async def run() -> None:
+        batcher = Batcher(encoder, Limits(batch_tokens=60))
+        with batcher._changed:
+            for count in (100, 1, 20, 3):
+                records = [Record(n, "", f"{count} {n}".ljust(10)) for n in range(count)]
+                job = batcher.submit(records, [10] * count)
+                job.done.add_done_callback(lambda job: order.append(len(job.result().records)))
+        while len(order) < 4:
+            await asyncio.sleep(0)
+        batcher.close()
+
+    asyncio.run(run())
+    assert order == [1, 3, 20, 100]
+
+
 def test_an_encoder_that_fails_fails_its_requests_and_not_the_next():
     encoder = Encoder()
 

@@ -183,6 +183,32 @@ def test_an_index_and_a_folder_together(gemb, folder, monkeypatch):
     assert "wiki.gemb: an index of 1 passages" in status
 
 
+def test_similar_passages_of_several_roots_of_which_one_has_the_place(gemb, folder):
+    cats = "# Pets\n\nThe cat sleeps on the mat all night.\n"
+    seals = {"wiki/seal.md": "The seal swims.\n", "wiki/walrus.md": "The walrus swims.\n"}
+    write(folder, {"more/cat2.md": cats, **seals})
+    gemb.folder = folder
+    for name in ("wiki", "more"):
+        words = ("index", "build", "-q", f"{name}.gemb", name, "-m", "m.fake")
+        assert gemb(*words).returncode == 0
+    tools = Tools(["docs", "more", "wiki.gemb"], "m.fake")
+    assert tools.similar("docs/cat.md:3", k=1).startswith("more/cat2.md:")
+    assert tools.similar("wiki/walrus.md:1", k=1).startswith("wiki/seal.md:1")
+    alone = Tools(["wiki.gemb", "more.gemb"], "m.fake")
+    assert alone.similar("wiki/walrus.md:1", k=1).startswith("wiki/seal.md:1")
+    with pytest.raises(UsageError, match=r"wiki/walrus\.md has no passage with line 99"):
+        alone.similar("wiki/walrus.md:99")
+
+
+def test_an_index_of_another_model_is_searched_with_its_own(gemb, folder):
+    write_model(folder / "other.fake", name="other", is_bag=True)
+    gemb.folder = folder
+    assert gemb("index", "build", "-q", "o.gemb", "docs", "-m", "other.fake").returncode == 0
+    tools = Tools(["o.gemb"], "m.fake")
+    assert tools.search(QUESTION).startswith("docs/cat.md:")
+    assert re.search(r"o\.gemb: an index of \d passages, model .*other\.fake", tools.status())
+
+
 def test_a_root_that_is_none_is_refused(folder, gemb):
     with pytest.raises(UsageError, match="nosuch: no such folder or index"):
         Tools(["nosuch"], "m.fake")

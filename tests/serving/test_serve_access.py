@@ -6,12 +6,14 @@ import os
 import signal
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 from starlette.datastructures import Headers
 
 from gemb.errors import UsageError
 from gemb.serving.guard import Access, read_keys
+from gemb.serving.server import listening_socket, unix_socket
 from index_cases import error
 from served import Served
 
@@ -131,10 +133,16 @@ def test_a_page_that_is_allowed_may_ask(home):
     page = "https://app.example"
     server = Served(home, "--cors", page, "--allow-host", "Box.example")
     value = {"model": "model.fake", "input": "x"}
-    before = server.ask("/v1/embeddings", method="OPTIONS", headers={"origin": page})
+    asked = "authorization,content-type,x-stainless-arch,x-stainless-retry-count"  # of openai-js
+    headers = {"origin": page, "access-control-request-headers": asked}
+    before = server.ask("/v1/embeddings", method="OPTIONS", headers=headers)
     assert before.status == 204
-    assert "content-type" in before.headers["access-control-allow-headers"]
+    assert before.headers["access-control-allow-headers"] == asked
+    assert "POST" in before.headers["access-control-allow-methods"]
     reply = server.ask("/v1/embeddings", value, headers={"origin": page})
+    assert "retry-after" in reply.headers["access-control-expose-headers"]
+    headers["origin"] = "https://b.example"
+    assert server.ask("/v1/embeddings", method="OPTIONS", headers=headers).status == 403
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, page)
     assert server.ask("/health", headers={"origin": "https://b.example"}).status == 403
     assert server.ask("/health", headers={"host": "box.example:443"}).status == 200
@@ -181,6 +189,25 @@ def test_a_start_that_is_refused(home, words, message):
 def test_a_port_in_use_is_named(home, served):
     line = error(home, "serve", "--port", str(served.port))
     assert f"port {served.port} of 127.0.0.1 is in use; --port 0 takes a free one" in line
+
+
+def test_of_two_that_start_at_once_one_has_the_port():
+    with listening_socket("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} of 127.0.0.1 is in use"):
+            listening_socket("127.0.0.1", port).__enter__()
+
+
+def test_of_two_that_start_at_once_one_has_the_unix_socket(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = Path("s.sock")
+    with unix_socket(path), pytest.raises(UsageError, match=r"s\.sock is in use"):
+        unix_socket(path).__enter__()
+    assert not path.exists()
+    with unix_socket(path):
+        path.unlink()
+        path.write_text("another's")
+    assert path.read_text() == "another's"  # it is not removed
 
 
 def test_a_unix_socket_is_its_owners_alone(home):

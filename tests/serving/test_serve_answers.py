@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 
+from fake_backend import write_model
 from gemb import Model, plugins
 
 TEXTS = ["the cat sleeps", "a dog barks at night", "x"]
@@ -77,6 +78,27 @@ def test_the_prompt_is_the_requests_or_the_model_names(served, model, fields, ta
     reply = served.embed(TEXTS, **fields)
     assert reply.headers["x-gemb-prompt"] == task
     assert np.array_equal(vectors(reply), model.encode(TEXTS, task))
+
+
+def test_a_prompt_that_the_model_has_under_a_name_of_its_own(home, model):
+    from served import Served
+
+    prompts = {"query": "query: ", "Retrieval": "search: ", "BitextMining": "mine: ", "späť": "x"}
+    write_model(home.folder / "own.fake", prompts=prompts)
+    server = Served(home, model="own.fake")
+    with Model(home.folder / "own.fake") as own:
+        for fields in ({"prompt_name": "BitextMining"}, {"prompt_name": "Retrieval"}):
+            reply = server.ask("/embed", {"inputs": TEXTS, **fields})
+            assert reply.headers["x-gemb-prompt"] == fields["prompt_name"]
+            prompt = prompts[fields["prompt_name"]] + "{text}"
+            expected = own.encode(TEXTS, prompt=prompt)
+            assert np.array_equal(np.array(reply.json, np.float32), expected)
+        reply = server.ask("/embed", {"inputs": TEXTS, "prompt_name": "search_query"})
+        assert np.array_equal(np.array(reply.json, np.float32), own.encode_query(TEXTS))
+    refused = server.ask("/embed", {"inputs": "x", "prompt_name": "späť"})
+    assert refused.status == 400
+    assert "none, Retrieval, BitextMining" in refused.json["error"]
+    assert server.end() == 0
 
 
 def test_the_default_prompt_is_set_at_the_start_and_said(home, model):

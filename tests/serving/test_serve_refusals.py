@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -10,6 +11,12 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.requests import Request
+
+from gemb.serving.bodies import Bodies, Told
+from gemb.serving.forms import OpenAIEmbeddings
+from gemb.serving.limits import Limits
+from gemb.serving.refusals import Refused
 
 MODEL = "model.fake"
 EMBED = "/v1/embeddings"
@@ -49,6 +56,8 @@ def embed(**fields):
         ("/embed", {"inputs": []}, 400, "inputs is empty"),
         ("/rerank", {"query": "", "texts": ["a"]}, 400, "query: the text is empty"),
         ("/rerank", {"query": "a", "texts": []}, 400, "texts is empty"),
+        ("/rerank", {"query": "a", "texts": ["b", None]}, 400, "texts[1] is null, not a string"),
+        ("/embed", {"inputs": ["b", "c", None]}, 400, "inputs[2] is null, not a string"),
         ("/api/embed", {"model": MODEL, "input": [3]}, 400, "input is token ids"),
         ("/v1/search", {"query": "a", "k": -1}, 400, "k is -1; it is 1 to 1000"),
         ("/v1/search", {"query": "a", "k": 10**9}, 400, "k is 1000000000; it is 1 to 1000"),
@@ -125,6 +134,38 @@ def test_a_body_in_chunks_is_counted_too(served):
         assert b" 413 " in connection.recv(100)
 
 
+def test_bodies_and_answers_in_memory_are_bounded_in_sum():
+    size = 100_000
+    bodies = Bodies(Limits(held_bytes=3 * size))
+
+    async def read(count: int, told: Told) -> OpenAIEmbeddings:
+        body = json.dumps({"model": "m", "input": "x" * count}).encode()
+
+        async def receive():
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "headers": headers, "state": {"told": told}}
+        return await bodies.read_json(Request(scope, receive), OpenAIEmbeddings)
+
+    async def run() -> None:
+        told = [Told() for _ in range(6)]
+        await read(size - 100, told[0])
+        bodies.hold(told[0], 2 * size - 10_000)  # its answer
+        with pytest.raises(Refused, match="too many large requests are in memory"):
+            await read(size, told[1])
+        bodies.release(told[1])
+        for number in (2, 3, 4):
+            await read(50_000, told[number])  # small ones are read all the same
+        for number in (0, 2, 3, 4):
+            bodies.release(told[number])
+        await read(2 * size, told[5])
+        bodies.release(told[5])
+        assert bodies._held == 0
+
+    asyncio.run(run())
+
+
 def test_texts_that_are_too_many_together_are_refused(served):
     reply = served.embed(["word " * 4000] * 2048)
     assert reply.status == 413
@@ -157,7 +198,7 @@ def test_what_is_no_http_leaves_no_line_in_the_log(served):
             connection.recv(1000)
     served.ask("/health", headers={"x-request-id": "the-next"})
     served.line("the-next")
-    assert not [line for line in served.log if line and not line.startswith(("{", "gemb: "))]
+    assert all(json.loads(line) for line in served.log)  # its notes, too
 
 
 def test_no_header_can_be_smuggled_into_an_answer(served):
