@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -27,10 +28,23 @@ class GembModel(EmbeddingModel):
         """Take the name in `llm`, and the task."""
         self.model_id, self.task = model_id, task
 
-    def embed_batch(self, items: Iterable[str | bytes]) -> Iterator[list[float]]:
+    def embed(self, item: str | bytes, *, key: str | None = None) -> list[float]:
+        """Return the vector of a text: for `llm similar`, whose collection asks, of a question."""
+        is_question = sys._getframe(1).f_code.co_name == "similar"
+        (vector,) = self._vectors([item], "query" if is_question else self.task)
+        return vector
+
+    def embed_batch(
+        self, items: Iterable[str | bytes], *, key: str | None = None
+    ) -> Iterator[list[float]]:
         """Yield the vector of each text."""
+        yield from self._vectors(items, self.task)
+
+    @staticmethod
+    def _vectors(items: Iterable[str | bytes], task: str) -> list[list[float]]:
         texts = [item if isinstance(item, str) else item.decode() for item in items]
-        yield from shared("mini").encode(texts, self.task).tolist()
+        vectors: list[list[float]] = shared("mini").encode(texts, task).tolist()
+        return vectors
 
 
 @hookimpl

@@ -171,8 +171,15 @@ def test_llm(tmp_path, monkeypatch):
     rows = json.dumps([{"id": str(n), "content": text} for n, text in enumerate(TEXTS)])
     (tmp_path / "rows.json").write_text(rows)
     run("embed-multi", "docs", str(tmp_path / "rows.json"), "-m", "gemb-mini", "--store")
-    hits = run("similar", "docs", "-c", "where is the cat", "-n", "1")
-    assert json.loads(hits)["id"] == "0"
+    question = "where is the cat"
+    hit = json.loads(run("similar", "docs", "-c", question, "-n", "1"))
+    assert hit["id"] == "0"
+    documents = model.encode_document(TEXTS[0])
+    assert np.isclose(hit["score"], model.encode_query(question) @ documents, atol=1e-5)
+    run("embed", "docs", "one", "-m", "gemb-mini", "-c", "the cat sleeps", "--store")
+    hit = json.loads(run("similar", "docs", "one", "-n", "1"))  # of two documents
+    expected = model.encode_document("the cat sleeps") @ documents
+    assert np.isclose(hit["score"], expected, atol=1e-5)
 
 
 def test_the_entry_point_of_llm_names_the_hook():
