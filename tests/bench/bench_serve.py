@@ -1,7 +1,9 @@
-"""What `gemb serve` costs beside its encoder, on loopback, in four bounded measurements.
+"""What `gemb serve` costs beside its encoder, on loopback, in bounded measurements.
 
-    python tests/bench/bench_serve.py [one load over mixed rival] [-m MODEL] [-j N] [--seconds S]
+    python tests/bench/bench_serve.py [start one load over mixed rival] [-m MODEL] [-j N]
+                                      [--seconds S]
 
+start   from the command to its line that it serves, when all routes answer; and `import gemb`
 one     a short text at a time: latency over the encoder's own time, median and p99, by turns
 load    64 clients at once: tokens a second beside `Model.encode` of the same texts, by turns
 over    four times as many requests as it can answer: times of refusals and of answers
@@ -12,6 +14,7 @@ rival   64 clients: tokens a second beside llama_cpp.server on the same GGUF fil
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import itertools
 import json
@@ -59,10 +62,12 @@ class Server:
             command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
         )
         self.port, self.path, self.model = port, path, model
+        self.ready_at = 0.0  # where it says so itself
         if not port:
             for line in self.process.stderr:
                 if match := re.search(r"http://127.0.0.1:(\d+)", line):
                     self.port = int(match[1])
+                    self.ready_at = time.monotonic()
                     break
         threading.Thread(target=self.process.stderr.read, daemon=True).start()
         until = time.monotonic() + 120
@@ -122,6 +127,26 @@ def gemb_server(model: str, threads: int, *options: str) -> Iterator[Server]:
         yield server
     finally:
         server.end()
+
+
+def start(model: str, threads: int, rounds: int = 5) -> None:
+    """Time a start, whole, and the import of the package."""
+    took, imports = [], []
+    for _ in range(rounds):
+        began = time.monotonic()
+        with gemb_server(model, threads) as server:
+            took.append(server.ready_at - began)
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "pass"], check=True)
+        bare = time.monotonic() - began
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import gemb"], check=True)
+        imports.append(time.monotonic() - began - bare)
+    shown = ", ".join(f"{seconds:.2f}" for seconds in took)
+    print(
+        f"start: ready after {shown} s; import gemb {1000 * statistics.median(imports):.0f} ms "
+        "over python alone, at the median"
+    )
 
 
 def at_once(server: Server, batches: Sequence[Sequence[str]], clients: int) -> float:
@@ -190,28 +215,9 @@ def load(server: Server, model: Model, rounds: int = 3, count: int = 320) -> Non
 def over(model: str, threads: int, seconds: float = 10) -> None:
     """Ask four times as much as can be answered."""
     with gemb_server(model, threads, "--queue-tokens", "4096") as server:
+        at_once(server, [[text] for text in texts(64, 24, 0)], 16)  # warm
         capacity = 256 / at_once(server, [[text] for text in texts(256, 24, 1)], 16)
-        took: dict[int, list[float]] = {200: [], 429: []}
-        numbers = itertools.count()
-        until = time.monotonic() + seconds
-        clients = 128
-
-        def client(seed: int) -> None:
-            connection = server.connection()
-            own = iter(texts(4000, 24, seed))
-            while time.monotonic() < until:
-                due = next(numbers) / (4 * capacity)
-                time.sleep(max(0.0, began + due - time.monotonic()))
-                start = time.perf_counter()
-                status, _ = server.post(connection, {"model": "m", "input": next(own)})
-                took[status].append(time.perf_counter() - start)
-
-        began = time.monotonic()
-        threads_ = [threading.Thread(target=client, args=(seed,)) for seed in range(clients)]
-        for thread in threads_:
-            thread.start()
-        for thread in threads_:
-            thread.join()
+        took = asyncio.run(overloaded(server, 4 * capacity, seconds))
     refused, answered = (1000 * np.array(took[status] or [0]) for status in (429, 200))
     print(
         f"over: {len(answered)} answered, p99 {np.quantile(answered, 0.99):.0f} ms; "
@@ -220,13 +226,50 @@ def over(model: str, threads: int, seconds: float = 10) -> None:
     )
 
 
+async def overloaded(server: Server, rate: float, seconds: float) -> dict[int, list[float]]:
+    """Send so many requests a second on 128 connections; return the seconds by status.
+
+    One loop and no threads: on two cores 128 threads of a client would measure one another.
+    """
+    took: dict[int, list[float]] = {200: [], 429: []}
+    idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(128)]
+    asking: set[asyncio.Task[None]] = set()
+    bodies = [
+        json.dumps({"model": "m", "input": text, "encoding_format": "base64"}).encode()
+        for text in texts(int(rate * seconds), 24, 2)
+    ]
+
+    async def ask(body: bytes) -> None:
+        reader, writer = idle.pop()
+        head = f"POST {server.path} HTTP/1.1\r\nhost: localhost\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+        start = time.perf_counter()
+        writer.write(head.encode() + body)
+        answer = (await reader.readuntil(b"\r\n\r\n")).decode()
+        await reader.readexactly(int(re.search(r"content-length: (\d+)", answer)[1]))
+        took[int(answer.split()[1])].append(time.perf_counter() - start)
+        idle.append((reader, writer))
+
+    began = time.monotonic()
+    for number, body in enumerate(bodies):
+        await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
+        if idle:  # else all of them wait for an answer
+            task = asyncio.create_task(ask(body))
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+    await asyncio.gather(*asking)
+    for _, writer in idle:
+        writer.close()
+    return took
+
+
 class Mixed:
-    """Good, bad and vanishing clients that ask at once; answers are compared."""
+    """Good, bad, slow and vanishing clients that ask at once; answers are compared."""
 
     def __init__(self, server: Server, model: Model, seconds: float) -> None:
         self.server, self.model = server, model
         self.until = time.monotonic() + seconds
-        self.counts = dict.fromkeys(("right", "wrong", "refused", "lost"), 0)
+        self.counts = dict.fromkeys(("right", "wrong", "refused", "lost", "slow"), 0)
         self.farthest = 0.0  # 1 - cosine of an answer and what Model.encode says
         self._lock = threading.Lock()
 
@@ -274,6 +317,31 @@ class Mixed:
                 connection.sendall(data[: dice.randint(1, len(data))])
                 time.sleep(dice.random() / 5)
 
+    def slow(self, seed: int) -> None:
+        """Read a large answer in small pieces, with a small buffer, for seconds."""
+        for turn in itertools.count():
+            if time.monotonic() > self.until:
+                return
+            batch = texts(100, 4, 90_000_000 + seed * 100_000 + turn)
+            body = json.dumps({"model": "m", "input": batch}).encode()
+            head = f"POST {self.server.path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+            head += f"content-length: {len(body)}\r\ncontent-type: application/json\r\n\r\n"
+            answer = b""
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", self.server.port))
+                connection.sendall(head.encode() + body)
+                while part := connection.recv(4096):
+                    answer += part
+                    time.sleep(0.02)
+            try:
+                data = json.loads(answer.partition(b"\r\n\r\n")[2])["data"]
+            except ValueError:  # it was cut off
+                self.counts["lost"] += 1
+                continue
+            self.counts["slow"] += 1
+            self._compare(batch, np.array([row["embedding"] for row in data], np.float32))
+
 
 def mixed(server: Server, model: Model, seconds: float) -> None:
     load = Mixed(server, model, seconds)
@@ -282,6 +350,7 @@ def mixed(server: Server, model: Model, seconds: float) -> None:
         (load.good, 6),
         (load.bad, 2),
         (load.vanishing, 2),
+        (load.slow, 2),
     ]
     threads = [
         threading.Thread(target=job, args=(seed,)) for job, count in jobs for seed in range(count)
@@ -330,13 +399,15 @@ def rival(server: Server, file: Path, threads: int, rounds: int = 3, count: int 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    names = ("one", "load", "over", "mixed", "rival")
+    names = ("start", "one", "load", "over", "mixed", "rival")
     parser.add_argument("what", nargs="*", default=["one", "load", "over"])
     parser.add_argument("-m", "--model", default="mini")
     parser.add_argument("-j", "--threads", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     assert set(options.what) <= set(names), f"choose of {names}"
+    if "start" in options.what:
+        start(options.model, options.threads)
     model = Model(options.model, threads=options.threads)
     with gemb_server(options.model, options.threads) as server:
         if "one" in options.what:
