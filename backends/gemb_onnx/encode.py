@@ -80,11 +80,15 @@ def raw_vectors(
     numbers: Numbers, session: onnxruntime.InferenceSession, ids: NDArray[np.int32]
 ) -> NDArray[np.float32]:
     """Return the vectors before they are normalized, float32 [B, dim], of ids [B, L]."""
+    result: NDArray[np.float32] = session.run(None, first_inputs(numbers, ids))[0]
+    return result
+
+
+def first_inputs(numbers: Numbers, ids: NDArray[np.int32]) -> dict[str, NDArray[np.float32]]:
+    """Return what the first layer takes, for ids [B, L]: states [B, L, D] and mask [L, L]."""
     rows = numbers.token_rows(ids.reshape(-1)).reshape(*ids.shape, -1)
     states = rows * np.float32(numbers.shape.hidden**0.5)
-    mask = window_mask(ids.shape[1], numbers.shape.window)
-    result: NDArray[np.float32] = session.run(None, {"states": states, "mask": mask})[0]
-    return result
+    return {"states": states, "mask": window_mask(ids.shape[1], numbers.shape.window)}
 
 
 def passes(lengths: Sequence[int]) -> Iterator[NDArray[np.int64]]:

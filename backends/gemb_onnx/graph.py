@@ -10,7 +10,7 @@ sequence of a length that is its own.
 
 In int8 a weight has one scale for each row, and an activation one for each token: its largest
 number becomes 127, and 128 is added, since the processors' instruction multiplies unsigned by
-signed bytes. Attention, norms and pooling are fp32.
+signed bytes (`smoothing` evens the channels out before). Attention, norms and pooling are fp32.
 
 A sliding layer adds the input `mask` [L, L]: 0 within the window, -inf beyond it.
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 WEIGHTS = "weights.bin"
-VERSION = 2  # of the graph: one more where the same model would be written otherwise
+VERSION = 3  # of the graph: one more where the same model would be written otherwise
 FULL_RANGE = 127  # of int8 weights
 HALF_RANGE = 63  # where two products of a full byte overflow the sum of 16 bits (AVX2)
 
@@ -62,11 +62,24 @@ def write_graph(numbers: Numbers, graph: Path, weight_range: int | None) -> None
     graph.write_bytes(nodes.file())
 
 
+def layer_graph(numbers: Numbers, layer: int) -> tuple[bytes, dict[str, NDArray[np.generic]]]:
+    """Return the ONNX file of one layer in fp32, and its weights, which are inputs.
+
+    From `states` and `mask` it computes the states after the layer, [B, L, D], then how far each
+    channel of a normed state is from 0 at most, [D]: where attention begins, and the feed-forward.
+    """
+    encoder = _Encoder(numbers, None, None)
+    return encoder.graph_of_layer(layer).file(), encoder.given
+
+
 class _Encoder:
     """The graph as it grows."""
 
-    def __init__(self, numbers: Numbers, weights: BinaryIO, weight_range: int | None) -> None:
+    def __init__(
+        self, numbers: Numbers, weights: BinaryIO | None, weight_range: int | None
+    ) -> None:
         self._numbers, self._weights = numbers, weights
+        self.given: dict[str, NDArray[np.generic]] = {}  # weights, where they go into no file
         self._shape = numbers.shape
         self._range = weight_range
         self._graph = Graph()
@@ -74,6 +87,25 @@ class _Encoder:
 
     def graph(self) -> Graph:
         """Return the whole graph; the weights are in the file."""
+        x = self._begun()
+        for layer in range(self._shape.layers):
+            x = self._layer(x, layer)[0]
+        dense, pooled = self._pooled(x)
+        self._graph.output(pooled, "float32", ["B", dense])
+        return self._graph
+
+    def graph_of_layer(self, layer: int) -> Graph:
+        """Return the graph of `layer_graph`."""
+        hidden = self._shape.hidden
+        x, *normed = self._layer(self._begun(), layer)
+        self._graph.output(x, "float32", ["B", "L", hidden])
+        for states in normed:
+            reach = self._add("ReduceMax", self._add("Abs", states), self._ints([0, 1]), keepdims=0)
+            self._graph.output(reach, "float32", [hidden])
+        return self._graph
+
+    def _begun(self) -> str:
+        """Return the input states [B, L, D] of a graph that has its inputs and constants."""
         shape = self._shape
         x = self._graph.input("states", "float32", ["B", "L", shape.hidden])
         self._mask = self._graph.input("mask", "float32", ["L", "L"])
@@ -86,19 +118,15 @@ class _Encoder:
             is_sliding: self._rotation(shape.local_theta if is_sliding else shape.theta)
             for is_sliding in (True, False)
         }
-        for layer in range(shape.layers):
-            x = self._layer(x, layer)
-        dense, pooled = self._pooled(x)
-        self._graph.output(pooled, "float32", ["B", dense])
-        return self._graph
+        return x
 
-    def _layer(self, x: str, layer: int) -> str:
-        """Return the residual stream [B, L, D] after a layer."""
+    def _layer(self, x: str, layer: int) -> tuple[str, str, str]:
+        """Return the residual stream after a layer, and its two normed states, all [B, L, D]."""
         prefix = f"layers.{layer}"
-        normed = self._normed(x, f"{prefix}.input_layernorm")
-        attended = self._attention(normed, f"{prefix}.self_attn", self._shape.is_sliding[layer])
+        before = self._normed(x, f"{prefix}.input_layernorm")
+        attended = self._attention(before, f"{prefix}.self_attn", self._shape.is_sliding[layer])
         update = self._normed(attended, f"{prefix}.post_attention_layernorm")
-        normed, _, _, x = self._graph.add(
+        between, _, _, x = self._graph.add(
             "SkipSimplifiedLayerNormalization",
             x,
             update,
@@ -107,8 +135,9 @@ class _Encoder:
             outputs=4,
             attributes={"epsilon": self._shape.eps},
         )
-        fed = self._feed_forward(normed, f"{prefix}.mlp")
-        return self._add("Add", x, self._normed(fed, f"{prefix}.post_feedforward_layernorm"))
+        fed = self._feed_forward(between, f"{prefix}.mlp")
+        x = self._add("Add", x, self._normed(fed, f"{prefix}.post_feedforward_layernorm"))
+        return x, before, between
 
     def _attention(self, normed: str, prefix: str, is_sliding: bool) -> str:
         shape = self._shape
@@ -241,10 +270,14 @@ class _Encoder:
         return self._graph.constant(np.asarray(values))
 
     def _stored(self, values: NDArray[np.generic]) -> str:
-        """Return the name of a constant whose bytes are appended to the file of weights."""
+        """Return the name of a weight, whose bytes are appended to the file of weights, if any."""
         if values.dtype == np.float64:
             values = values.astype(np.float32)
         values = np.ascontiguousarray(values)
+        if self._weights is None:
+            name = self._graph.input(f"given{len(self.given)}", str(values.dtype), values.shape)
+            self.given[name] = values
+            return name
         self._weights.write(bytes(-self._weights.tell() % _ALIGNMENT))
         name = self._graph.stored(WEIGHTS, self._weights.tell(), values)
         self._weights.write(values.data)

@@ -52,6 +52,10 @@ class Numbers(Protocol):
 
     shape: Shape
 
+    @property
+    def tokens(self) -> int:
+        """How many rows the token table has."""
+
     def matrix(self, name: str) -> Floats:
         """Return a matrix, float32 [out, in]; the queries of attention pooling, too.
 
@@ -92,6 +96,11 @@ class FolderNumbers:
             max_tokens=model.max_tokens,
             pooling=model.pooling,
         )
+
+    @property
+    def tokens(self) -> int:
+        """See `Numbers`."""
+        return len(self._rows)
 
     def matrix(self, name: str) -> Floats:
         """See `Numbers`."""
@@ -139,6 +148,11 @@ class GgufNumbers:
             max_tokens=model.max_tokens,
             pooling=model.pooling,
         )
+
+    @property
+    def tokens(self) -> int:
+        """See `Numbers`."""
+        return len(self._rows)
 
     def matrix(self, name: str) -> Floats:
         """See `Numbers`."""

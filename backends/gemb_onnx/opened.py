@@ -29,6 +29,7 @@ from gemb_onnx.numbers import FolderNumbers, GgufNumbers, Numbers
 from gemb_onnx.prepared import of_process, prepared, remove
 from gemb_onnx.probe import weight_range
 from gemb_onnx.runtime import library, session, write_tuned
+from gemb_onnx.smoothing import Smoothed
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -135,7 +136,7 @@ def _fill(
 ) -> None:
     with scratch_folder("graph", folder) as scratch:
         plain = scratch / "plain.onnx"
-        write_graph(numbers, plain, largest)
+        write_graph(numbers if largest is None else Smoothed(numbers), plain, largest)
         try:
             write_tuned(plain, folder / GRAPH, WEIGHTS)
             vector = _self_test(numbers, session(folder / GRAPH, is_tuned=True))

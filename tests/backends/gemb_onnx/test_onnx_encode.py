@@ -17,9 +17,13 @@ from gemb.backend import Encoder, Runtime
 from gemb.errors import GembError, Missing, UsageError
 from gemb.io.atomic import remove_process_folders
 from gemb.io.caches import engines_cache
+from gemb.models.checkpoint import open_checkpoint
 from gemb_onnx import OnnxBackend, prepared, probe, runtime
-from gemb_onnx.encode import passes, window_mask
-from gemb_onnx.graph import FULL_RANGE, HALF_RANGE, rounded_rows
+from gemb_onnx.encode import passes, raw_vectors, window_mask
+from gemb_onnx.graph import FULL_RANGE, HALF_RANGE, rounded_rows, write_graph
+from gemb_onnx.numbers import FolderNumbers
+from gemb_onnx.runtime import session
+from gemb_onnx.smoothing import Smoothed
 from gemb_torch import TorchBackend
 from tiny_model import TEXT, TinyShape, write_tiny_model
 
@@ -95,6 +99,44 @@ def test_int8_is_near_fp32(tiny_model, tiny_gguf) -> None:
         assert rounded.profile.dtype == "int8"
         assert cosines.min() > 0.99
         assert cosines.max() < 1 - 1e-7, "it was not rounded"
+
+
+class Uneven(FolderNumbers):
+    """The numbers of a folder with one channel of each normed state made large: the same model."""
+
+    def norm(self, name: str) -> np.ndarray:
+        values = super().norm(name)
+        if name.endswith((".input_layernorm", ".pre_feedforward_layernorm")):
+            values[7] *= 64
+        return values
+
+    def matrix(self, name: str) -> np.ndarray:
+        values = super().matrix(name)
+        if name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")):
+            values = values.copy()
+            values[:, 7] /= 64
+        return values
+
+
+def test_channels_that_reach_far_are_evened_out(tiny_model, tmp_path, monkeypatch) -> None:
+    exact = opened(tiny_model)
+    texts = batch(exact)
+    expected = exact.encode(texts)
+    numbers = FolderNumbers(open_checkpoint(tiny_model))
+    write_graph(Smoothed(numbers), tmp_path / "same.onnx", None)
+    same = session(tmp_path / "same.onnx")
+    for ids, vector in zip(texts, expected, strict=True):
+        raw = raw_vectors(numbers, same, ids[None])[0]
+        assert np.abs(raw / np.linalg.norm(raw) - vector).max() < 1e-5
+    losses = []
+    monkeypatch.setattr("gemb_onnx.opened.FolderNumbers", Uneven)
+    for smoothed in (Smoothed, lambda numbers: numbers):
+        monkeypatch.setattr("gemb_onnx.opened.Smoothed", smoothed)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(len(losses))))
+        losses.append(1 - (opened(tiny_model, "int8").encode(texts) * expected).sum(1).mean())
+    # The root of the factor 64 is left of it: the noise, an eighth, so its square a 64th; a tenth
+    # leaves room for that of all other roundings.
+    assert losses[0] < losses[1] / 10
 
 
 def test_both_ranges_of_weights_give_the_products_of_numpy(tiny_model, monkeypatch) -> None:
