@@ -53,7 +53,7 @@ class Smoothed:
         self._layers = _Layers(numbers)
         self._factors: dict[str, Floats] = {}  # by the norm's name
         self._measured = 0  # layers
-        self.shape = numbers.shape
+        self.shape, self.tokens = numbers.shape, numbers.tokens
         self.token_rows = numbers.token_rows
         ids = np.random.default_rng(0).integers(numbers.tokens, size=(1, TOKENS), dtype=np.int32)
         ids[0, 0] = _BOS
