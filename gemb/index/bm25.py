@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from gemb.arrays import Ints
 from gemb.index.hits import Ranked
-from gemb.index.schema import TOKENIZER
 from gemb.index.where import reading_rows
-from gemb.texts.words import expanded, query_words
+from gemb.texts.words import query_words
 
 TITLE = 2.0  # weight of a word in the title; in the text it is 1
 LEAST_IDF = 1e-6  # of a word that half of the texts have, in FTS5
@@ -33,30 +32,6 @@ SHARE = 0.8
 # have a word at a tenth of that: so many bear a query.
 MOST_FOUND = 200_000
 MOST_COUNTED = 2_000_000
-
-
-def words_table() -> sqlite3.Connection:
-    """Return an empty database in memory, which `add_words` fills for `by_words`."""
-    connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    connection.execute(
-        f"CREATE VIRTUAL TABLE words USING fts5(title, text, content='', {TOKENIZER})"
-    )
-    return connection
-
-
-def add_words(
-    connection: sqlite3.Connection, first: int, passages: Sequence[tuple[str | None, str]]
-) -> None:
-    """Add passages, titles and texts, as the rows `first`, `first` + 1 and so on, `expanded`."""
-    connection.execute("BEGIN")
-    connection.executemany(
-        "INSERT INTO words(rowid, title, text) VALUES (?, ?, ?)",
-        (
-            (row, expanded(title or ""), expanded(text))
-            for row, (title, text) in enumerate(passages, first)
-        ),
-    )
-    connection.execute("COMMIT")
 
 
 def by_words(
@@ -111,18 +86,20 @@ def by_words(
     )
 
 
-def with_all(connection: sqlite3.Connection, terms: Sequence[str]) -> Ints:
+def with_all(connection: sqlite3.Connection, terms: Sequence[str], most: int = -1) -> Ints:
     """Return the rows that have all of these terms, ascending; none where there are no terms.
 
     Args:
         connection: with the table `words`.
         terms: in FTS5's language.
+        most: rows at which it stops; -1: it does not.
     """
     if not terms:
         return np.empty(0, np.int64)
     with reading_rows():
         rows = connection.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (" AND ".join(terms),)
+            "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid LIMIT ?",
+            (" AND ".join(terms), most),
         )
         return np.fromiter((row for (row,) in rows), np.int64)
 

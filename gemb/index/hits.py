@@ -1,9 +1,8 @@
-"""What a search returns: hits, and several rankings of them made one."""
+"""What a search returns."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -31,32 +30,8 @@ class Hit:
     ranks: Mapping[str, int | None] = field(default_factory=dict)  # by words, draft and vector
 
 
-# Source: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual
-# Rank Learning Methods", SIGIR 2009. Ranks are added, since scores of two kinds cannot be compared.
-K = 60  # of the paper: the larger, the less the first ranks stand out
-
-
 class Ranked(NamedTuple):
     """Rows, best first."""
 
     rows: NDArray[np.int64]  # [n]; slots of an index, or places in a list of passages
     scores: NDArray[np.float64]  # [n], higher is better
-
-
-def fused(rankings: Sequence[NDArray[np.int64]]) -> Ranked:
-    """Return the rows of several rankings as one; its scores are sums of 1 / (60 + rank).
-
-    Args:
-        rankings: each int64 [n], best first, no row twice; -1 is no row. Of two rows with equal
-            sums that one comes first which the first ranking has higher, then the lower row.
-    """
-    scores: dict[int, float] = {}
-    ranks: dict[int, list[float]] = {}  # of a row in each ranking
-    for number, ranking in enumerate(rankings):
-        for rank, row in enumerate(ranking[ranking >= 0].tolist(), 1):
-            scores[row] = scores.get(row, 0.0) + 1 / (K + rank)
-            ranks.setdefault(row, [math.inf] * len(rankings))[number] = rank
-    ordered = sorted(scores, key=lambda row: (-scores[row], ranks[row], row))
-    return Ranked(
-        np.array(ordered, np.int64), np.array([scores[row] for row in ordered], np.float64)
-    )

@@ -51,9 +51,11 @@ from gemb.index.schema import (
     readable,
     stored_files,
 )
+from gemb.index.words import version_of_words
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.records import Id
+from gemb.texts.words import VERSION
 
 NUMBERS: dict[str, np.dtype[Any]] = {
     "f32": np.dtype("<f4"),
@@ -183,6 +185,24 @@ class Index:
             "name an id, or FILE:LINE"
         )
 
+    def copies(self, text: str) -> Rows | None:
+        """Return the slots of the rows with this text; None where they cannot be looked up."""
+        with readable(self._path):
+            if not self._has_lookup("copies"):
+                return None
+            slots = self.connection.execute(
+                "SELECT slot FROM rows WHERE length(text) = length(?1) "
+                "AND substr(text, -16) = substr(?1, -16) AND text = ?1 ORDER BY slot",
+                (text,),
+            )
+            return np.fromiter((slot for (slot,) in slots), np.int64)
+
+    @property
+    def has_old_words(self) -> bool:
+        """Whether an earlier version made its words: names of several words are not taken apart."""
+        with readable(self._path):
+            return version_of_words(self.connection) != VERSION
+
     def unit_vectors(self, rows: Rows) -> NDArray[np.float32]:
         """Return the vectors of slots, float32 [n, dim], of length one.
 
@@ -264,6 +284,10 @@ class Index:
         if len(bad):
             raise damaged_vector(str(self.folder), int(rows[bad[0]]))
         return stored
+
+    def _has_lookup(self, name: str) -> bool:
+        query = "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?"
+        return self.connection.execute(query, (f"rows_{name}",)).fetchone() is not None
 
     def _last(self, where: str, values: tuple[Any, ...]) -> int | None:
         """Return the last slot that a condition of ours holds for."""

@@ -20,12 +20,15 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.index.manifest import LARGEST
+from gemb.index.words import OLD_WORDS, WORDS, remake_words, version_of_words
 from gemb.io.locks import has_record_locks
+from gemb.io.notes import note
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.records import Id, as_text
+from gemb.texts.words import VERSION
 
 # In the order of `IndexRow.columns`.
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"
@@ -132,7 +135,6 @@ def file_columns(path: str | bytes | None, stamp: Stamp, passages: int) -> tuple
 
 
 TO_READ_AGAIN = -1  # as time of change of a file
-TOKENIZER = 'tokenize="porter unicode61 remove_diacritics 2"'  # `gemb.index.bm25` says why
 TABLES = f"""
 CREATE TABLE rows(
     slot INTEGER PRIMARY KEY,
@@ -163,26 +165,15 @@ CREATE TABLE files(             -- that were read for passages, as they were the
     passages INTEGER NOT NULL,  -- 0: a binary or an empty file
     crc INTEGER NOT NULL        -- of all the columns above (`crc` here)
 ) WITHOUT ROWID;
-CREATE VIRTUAL TABLE words USING fts5(
-    title, text, content='rows', content_rowid='slot', {TOKENIZER}
-);
-CREATE TRIGGER rows_in AFTER INSERT ON rows BEGIN
-    INSERT INTO words(rowid, title, text) VALUES (new.slot, new.title, new.text);
-END;
-CREATE TRIGGER rows_out AFTER DELETE ON rows BEGIN
-    INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.slot, old.title, old.text);
-END;
-CREATE TRIGGER rows_other AFTER UPDATE OF title, text ON rows
-WHEN old.title IS NOT new.title OR old.text IS NOT new.text BEGIN
-    INSERT INTO words(words, rowid, title, text) VALUES ('delete', old.slot, old.title, old.text);
-    INSERT INTO words(rowid, title, text) VALUES (new.slot, new.title, new.text);
-END;
+{WORDS};
 """
+OF_COPIES = "length(text), substr(text, -16)"  # what few rows share but those of one text
 # Made when the first rows are all there: so they cost a sort, not a search for each row.
 LOOKUPS = {
     "id": "CREATE INDEX IF NOT EXISTS rows_id ON rows(id) WHERE id IS NOT NULL",
     "path": "CREATE INDEX IF NOT EXISTS rows_path ON rows(path) WHERE path IS NOT NULL",
     "digest": "CREATE INDEX IF NOT EXISTS rows_digest ON rows(digest)",
+    "copies": f"CREATE INDEX IF NOT EXISTS rows_copies ON rows({OF_COPIES})",
 }
 # Version 0.1.0's table of files, whose inodes' times were not kept.
 _FILES_0_1 = (
@@ -244,9 +235,13 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             if not connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone():
                 for statement in _statements(TABLES):
                     connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {VERSION}")
             _check_schema(connection, path)
             if _is_of_0_1(connection):
                 _renew(connection)
+            if version_of_words(connection) != VERSION:
+                note(f"{visible(str(path.parent))}: its words are written anew, by today's rules")
+                remake_words(connection)
         return connection
 
 
@@ -342,6 +337,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
 
     Raises:
         GembError: they are others.
+        UsageError: its words are of a newer gemb.
     """
     query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_stat*'"
     there = {
@@ -349,6 +345,16 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         for kind, name, table, sql in connection.execute(query)
     }
     right = _schema()
+    words_version = version_of_words(connection)
+    if words_version > VERSION:
+        raise UsageError(
+            f"{visible(str(path.parent))} was made by a newer gemb (words {words_version}; this "
+            f"one reads {VERSION}): pip install -U gemb"
+        )
+    if words_version == 0:
+        for name, sql in OLD_WORDS.items():
+            kind, table = ("table", "words") if name == "words" else ("trigger", "rows")
+            right[name] = (kind, table, sql)
     if there.get("files") == ("table", "files", _FILES_0_1):
         right["files"] = there["files"]
     others = {name for name in there if there[name] != right.get(name)}

@@ -18,11 +18,13 @@ from gemb.embedding.vectors import are_units
 from gemb.errors import GembError
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index
-from gemb.index.schema import COLUMNS, TOKENIZER, crc, readable, stored_files
+from gemb.index.schema import COLUMNS, crc, readable, stored_files
 from gemb.index.state import counted
 from gemb.index.sync import OpenEncoder, check_model
+from gemb.index.words import TOKENIZER, title_words, version_of_words
 from gemb.io.text import size_in_words, visible
 from gemb.texts.records import Record
+from gemb.texts.words import VERSION, expanded
 
 # Least cosine of a stored vector and the row's vector made again. A backend may round otherwise in
 # another batch (bf16: 0.9998); int8 is within 0.9998 of its vector (`gemb.embedding.vectors`).
@@ -156,9 +158,17 @@ def _words(index: Index) -> tuple[str, str]:
     """
     run = index.connection.execute
     config = run("SELECT k, v FROM words_config").fetchall()
+    title, text = "title", "text"
+    if version_of_words(index.connection) == VERSION:
+        title, text = "title_words(id, path, title)", "text_words(text)"
+        index.connection.create_function("title_words", 3, title_words)
+        index.connection.create_function("text_words", 1, expanded)
     run("PRAGMA query_only=OFF")
     try:
-        run("CREATE TEMP VIEW copied_rows AS SELECT slot, title, text FROM main.rows")
+        run(
+            f"CREATE TEMP VIEW copied_rows AS SELECT slot, {title} AS title, {text} AS text "
+            "FROM main.rows"
+        )
         run(
             "CREATE VIRTUAL TABLE temp.copied USING fts5(title, text, content='copied_rows', "
             f"content_rowid='slot', {TOKENIZER})"

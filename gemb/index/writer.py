@@ -29,6 +29,7 @@ from gemb.index.schema import (
     readable,
     stored_files,
 )
+from gemb.index.words import add_words_of, drop_words_of
 from gemb.io.atomic import naming, pwrite_all
 
 COMMIT_S = 2.0  # a kill loses so much work, or so many bytes of vectors
@@ -118,6 +119,7 @@ class Writer:
         self._begin()
         with readable(self._rows_path):
             self.connection.execute(_INSERT, (self.slots, *columns))
+            add_words_of(self.connection, [self.slots])
         self.slots += 1
         self._pending.append(stored)
         self._pending_bytes += stored.nbytes
@@ -134,7 +136,9 @@ class Writer:
         """Give a slot other fields; its vector stays."""
         self._begin()
         with readable(self._rows_path):
+            drop_words_of(self.connection, [slot])
             self.connection.execute(_UPDATE, (*row.columns(), slot))
+            add_words_of(self.connection, [slot])
 
     def remove(self, slots: Iterable[int]) -> None:
         """Remove rows."""
@@ -142,6 +146,7 @@ class Writer:
         self._has_removed = True
         with readable(self._rows_path):
             for slot in slots:
+                drop_words_of(self.connection, [slot])
                 self.connection.execute("DELETE FROM rows WHERE slot = ?", (slot,))
                 self.connection.execute("INSERT INTO removed VALUES (?)", (slot,))
 

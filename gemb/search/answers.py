@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gemb.models.prompts import Prompt
 
 NO_FLOOR = -1.0  # no cosine is below
-DEPTH = 100  # ranks of each ranking that are fused
+DEPTH = 100  # ranks by meaning and by words that are looked at, where both count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class QueryHits:
 
 
 def depth(criteria: Criteria, most: int) -> int:
-    """Return how many hits a ranking by meaning requires; `most` where all are requested."""
+    """Return how many ranks are looked at; `most` where all are requested."""
     k = most if criteria.k is None else criteria.k
     return max(k, DEPTH) if criteria.is_hybrid else k
 

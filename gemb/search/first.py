@@ -21,11 +21,13 @@ from gemb.arrays import Floats, Vectors
 from gemb.embedding.pipeline import by_halves, shortened
 from gemb.embedding.vectors import VectorSpec, are_units
 from gemb.errors import GembError
-from gemb.index.bm25 import add_words, by_words, with_all, words_table
+from gemb.index.bm25 import by_words, with_all
+from gemb.index.words import add_words, words_table
 from gemb.io.notes import note
 from gemb.models.prompts import Prompt, for_task
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
+from gemb.search.fusion import RAISED, fused
 from gemb.search.kept_words import keep_words, kept_words
 from gemb.texts.records import Record, RowError
 from gemb.texts.words import exact_terms, query_terms
@@ -38,14 +40,6 @@ WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 CHUNK = 256  # passages that a thread is given
 AHEAD = 4  # chunks that wait for a thread
 KEEP_S = 2.0  # seconds of drafting that a kill may cost
-# What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10
-# and recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7,
-# 51.7 92.0, 53.2 94.3; boolq 90.8 99.7, 91.2 99.7, 91.3 99.7; debian-desc 89.6 99.3, 90.4 99.3,
-# 89.9 99.3; xsum 87.8 98.0, 87.8 98.0, 87.0 98.0.
-WORDS = 0.5
-# What a passage that has the very names or words of a query is raised by: more than separates the
-# cosines of most answers from those of all other passages.
-RAISED = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +140,7 @@ class FirstScores(NamedTuple):
     drafts: (
         Floats | None
     )  # [n]: cosines, NaN where there is no draft; None: there is no draft model
-    fused: Floats  # [n]: sums of both in deviations from their means, words times `WORDS`
+    fused: Floats  # [n]: both, as `gemb.search.fusion.fused`
 
     def ranks(self, number: int) -> dict[str, int | None]:
         """Return the ranks of a passage, from 1; None where it has none."""
@@ -164,7 +158,7 @@ class FirstScores(NamedTuple):
 class FirstRanking:
     """Ranks all passages of a search for a query, without real vectors."""
 
-    table: sqlite3.Connection  # of words: `gemb.index.bm25.words_table`
+    table: sqlite3.Connection  # of words: `gemb.index.words.words_table`
     count: int  # passages
     drafts: Drafts | None
 
@@ -178,11 +172,8 @@ class FirstRanking:
         found = by_words(self.table, query, self.count, share=0, terms=query_terms(query))
         words = np.zeros(self.count, np.float32)
         words[found.rows] = found.scores
-        fused = WORDS * standardised(words)
         drafts = self._draft_scores(vector)
-        if drafts is not None:
-            fused = fused + np.nan_to_num(standardised(drafts))
-        return FirstScores(words, drafts, fused)
+        return FirstScores(words, drafts, fused(drafts, words))
 
     def _draft_scores(self, vector: Vectors) -> Floats | None:
         if self.drafts is None:
@@ -201,16 +192,6 @@ class FirstRanking:
         raised = np.zeros(self.count, np.float32)
         raised[rows] = RAISED
         return raised
-
-
-def standardised(scores: Floats) -> Floats:
-    """Return scores in deviations from their mean, [n]; NaN is left out and stays."""
-    known = scores[~np.isnan(scores)]
-    deviation = known.std() if len(known) else 0.0
-    if not deviation > 0:
-        return np.zeros_like(scores)
-    result: Floats = (scores - known.mean()) / deviation
-    return result
 
 
 def first_ranking(
@@ -259,7 +240,7 @@ def _words(
                 records = [texts.record(number) for number in numbers]
                 passages = [_title_and_text(record) for record in records]
                 named = [
-                    (_utf8(f"{texts.folder(number)} {title or ''}"), text)
+                    (f"{texts.folder(number)} {title or ''}", text)
                     for number, (title, text) in zip(numbers, passages, strict=True)
                 ]
                 words.append(word_pool.submit(add_words, table, numbers[0], named))
@@ -290,11 +271,6 @@ def _words(
             if drafts:
                 drafts.done()
     return table, is_whole
-
-
-def _utf8(text: str) -> str:
-    """Return a text without what stands for bytes of a name that is not UTF-8."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _chunks(count: int) -> Iterator[range]:

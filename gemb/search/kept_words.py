@@ -13,7 +13,7 @@ import sqlite3
 import zlib
 from pathlib import Path
 
-from gemb.index.bm25 import words_table
+from gemb.index.words import words_table
 from gemb.io.atomic import new_file
 from gemb.search.corpus import Corpus
 from gemb.texts.words import VERSION

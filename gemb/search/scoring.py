@@ -25,8 +25,6 @@ SPARE = 256  # ranks beyond k, for copies, and passages that turn out to have ch
 SCORES = 1 << 22  # that are held at once
 FIRST_BEST = 8192  # passages that are embedded strictly by their scores; then file by file
 SETTLED = 64  # passages in a row that are not among the best: then the best ones are found
-LINE = 0.15, 0.02  # cosine of a passage of first score 0, and what each deviation adds: usual ones
-LINE_LEAST, LINE_MOST = 16, 1024  # passages from which the slope is measured
 BEST = 10  # of each query, of which that is said
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
@@ -269,47 +267,6 @@ def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
             texts.lose(number)
         else:
             yield record
-
-
-class Ranked(NamedTuple):
-    """A passage with its score."""
-
-    number: int
-    score: float
-    is_estimate: bool = False  # it has no vector
-
-
-def estimates(
-    fused: Floats, corpus: Corpus, cache: VectorCache, query: Vectors, k: int
-) -> list[Ranked]:
-    """Return the k best passages without a vector, with the cosines that they probably have.
-
-    Those are estimated from the passages that have a vector by a straight line through first scores
-    and cosines; what is not likely to reach the level of the best ones does not disturb them.
-
-    Args:
-        fused: first scores of all passages, [n].
-        corpus: the passages.
-        cache: of their vectors.
-        query: its vector, [dim].
-        k: how many.
-    """
-    rows = cache.find(corpus.keys)
-    tested = np.flatnonzero(rows >= 0)
-    tested = tested[np.argsort(-fused[tested], kind="stable")][:LINE_MOST]
-    start, slope = LINE
-    if len(tested):
-        cosines, own = cache.scores(rows[tested], query[None])[:, 0], fused[tested]
-        if len(tested) >= LINE_LEAST and own.std() > 0:
-            slope = max(0.0, float(np.cov(own, cosines)[0, 1] / own.var(ddof=1)))
-        start = float(cosines.mean() - slope * own.mean())
-    numbers = np.flatnonzero((rows < 0) & (fused > 0))
-    numbers = numbers[np.argsort(-fused[numbers], kind="stable")][: k + SPARE]
-    scores = np.clip(start + slope * fused[numbers], -1, 1)
-    return [
-        Ranked(number, score, is_estimate=True)
-        for number, score in zip(numbers.tolist(), scores.tolist(), strict=True)
-    ]
 
 
 class SearchProgress(NamedTuple):

@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.backend import Encoder, Runtime
-from gemb.index.bm25 import add_words, by_words, words_table
+from gemb.index.bm25 import by_words
+from gemb.index.words import add_words, words_table
 from gemb.io.caches import teachers_cache
 from gemb.models.prompts import Prompt, for_task
 from gemb.models.references import resolve

@@ -148,7 +148,7 @@ def test_verify_names_what_is_damaged(work: Gemb, harm: str, word: str) -> None:
         ["CREATE TRIGGER more AFTER DELETE ON rows BEGIN DELETE FROM files; END"],
         ["CREATE VIEW seen AS SELECT 1"],
         ["DROP TABLE files", "CREATE TABLE files(path)"],
-        ["DROP TRIGGER rows_out"],
+        ["CREATE TRIGGER rows_out AFTER DELETE ON rows BEGIN DELETE FROM removed; END"],
         [
             "ALTER TABLE rows RENAME TO old",
             "CREATE VIEW rows AS WITH RECURSIVE n(slot) AS (SELECT 0 UNION ALL SELECT slot + 1 "

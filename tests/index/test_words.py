@@ -1,4 +1,4 @@
-"""Search by words: FTS5's BM25, the same without an index, and the fusion of rankings."""
+"""Search by words: FTS5's BM25, in an index and without one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from gemb.errors import GembError
 from gemb.index import bm25
-from gemb.index.bm25 import add_words, by_words, with_all, words_table
-from gemb.index.hits import Hit, fused
+from gemb.index.bm25 import by_words, with_all
+from gemb.index.hits import Hit
 from gemb.index.schema import TABLES
+from gemb.index.words import add_words, add_words_of, drop_words_of, words_table
 from gemb.search.answers import above
 from gemb.search.queries import Criteria, from_words
 from gemb.texts.words import MOST, exact_terms, query_terms, query_words
@@ -31,6 +32,7 @@ def connect(rows: Sequence[tuple[str | None, str]]) -> sqlite3.Connection:
             "INSERT INTO rows(slot, title, text, kept, digest, crc) VALUES(?, ?, ?, ?, x'', 0)",
             (slot, title, text, f'{{"odd": {slot % 2}}}'),
         )
+    add_words_of(connection)
     return connection
 
 
@@ -165,6 +167,7 @@ def test_common_words_find_no_rows_of_their_own(monkeypatch):
 
 def test_a_row_that_was_removed_is_not_found():
     connection = connect([(None, "an order"), (None, "orders"), (None, "else"), (None, "other")])
+    drop_words_of(connection, [0])
     connection.execute("DELETE FROM rows WHERE slot = 0")
     assert by_words(connection, "order", 5, share=0).rows.tolist() == [1]
 
@@ -197,35 +200,6 @@ def test_nothing_in_a_query_is_an_operator(text):
     found = by_words(table, text, 9, share=0, terms=query_terms(text))
     assert set(found.rows.tolist()) <= {0, 1, 2}
     assert set(with_all(table, exact_terms(text)).tolist()) <= {0, 1, 2}
-
-
-def test_fusion_adds_reciprocal_ranks():
-    found = fused([np.array([7, 3, 5]), np.array([5, 9, -1, -1])])
-    assert found.rows.tolist() == [5, 7, 3, 9]
-    expected = [1 / 63 + 1 / 61, 1 / 61, 1 / 62, 1 / 62]
-    np.testing.assert_allclose(found.scores, expected, rtol=1e-15)
-
-
-def test_the_fusion_of_nothing_is_nothing():
-    found = fused([np.empty(0, np.int64), np.array([-1, -1])])
-    assert found.rows.shape == found.scores.shape == (0,)
-    assert found.rows.dtype == np.int64
-
-
-def test_fusion_of_one_ranking_is_that_ranking():
-    assert fused([np.array([4, 1, 8])]).rows.tolist() == [4, 1, 8]
-
-
-@given(st.lists(st.permutations(range(12)).map(lambda rows: rows[:8]), min_size=1, max_size=4))
-def test_fusion_is_the_sum_of_the_paper(rankings):
-    found = fused([np.array(ranking) for ranking in rankings])
-    rows = {row for ranking in rankings for row in ranking}
-    sums = {
-        row: sum(1 / (60 + one.index(row) + 1) for one in rankings if row in one) for row in rows
-    }
-    assert set(found.rows.tolist()) == rows
-    np.testing.assert_allclose(found.scores, [sums[row] for row in found.rows.tolist()])
-    assert (np.diff(found.scores) <= 1e-15).all()
 
 
 def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
@@ -261,19 +235,18 @@ def test_what_has_all_the_words_is_better_than_chance_whatever_its_cosine():
     ],
 )
 def test_names_are_found_by_their_words_and_whole(query: str, rows: list[int]) -> None:
-    table = table_of(
-        [
-            (None, "an order to cancel"),
-            (None, "def cancelOrder(self)"),
-            (None, "cancel_order(1)"),
-            (None, "日本語の検索"),
-            *[(None, "nothing")] * 9,
-        ]
-    )
-    found = by_words(table, query, 9, share=0, terms=query_terms(query)).rows.tolist()
-    assert set(found[: len(rows)]) == set(rows)
-    exact = with_all(table, exact_terms(query)).tolist()
-    assert exact == rows
+    passages = [
+        (None, "an order to cancel"),
+        (None, "def cancelOrder(self)"),
+        (None, "cancel_order(1)"),
+        (None, "日本語の検索"),
+        *[(None, "nothing")] * 9,
+    ]
+    for table in (table_of(passages), connect(passages)):
+        found = by_words(table, query, 9, share=0, terms=query_terms(query)).rows.tolist()
+        assert set(found[: len(rows)]) == set(rows)
+        assert with_all(table, exact_terms(query)).tolist() == rows
+        assert with_all(table, exact_terms(query), 1).tolist() == rows[:1]
 
 
 def test_nothing_has_all_of_no_terms() -> None:

@@ -22,8 +22,8 @@ from gemb.errors import Missing
 from gemb.index.hits import Hit
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
-from gemb.search.files import FileSearch
-from gemb.search.first import DraftModel, Drafts, first_ranking, standardised
+from gemb.search.file_search import FileSearch
+from gemb.search.first import DraftModel, Drafts, first_ranking
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import split_known
 from word_encoder import WordEncoder
@@ -300,6 +300,23 @@ def test_copies_are_one_hit_with_a_count(tree: Path) -> None:
     assert [hit.text for hit in hits].count(licence) == 30
 
 
+def test_words_may_count_as_much_as_meaning(tree: Path, cache: Path) -> None:
+    write(tree, {f"docs/copy{number}.md": "a zebra has noun1 and more" for number in range(9)})
+    encoder = WordEncoder()
+    query = "zebra noun1 noun2 noun3 noun4"
+    plain = search(query, encoder, cache=cache, seconds=None, k=8)
+    hits = search(query, encoder, cache=cache, seconds=None, k=8, is_hybrid=True, explains=True)
+    places = [hit.path.startswith("docs/copy") for hit in hits]
+    assert places.index(True) < [hit.path.startswith("docs/copy") for hit in plain].index(True)
+    assert sum(places) == 1
+    copy = hits[places.index(True)]
+    assert copy.copies == 9
+    assert copy.ranks["words"] is not None
+    few = search(query, WordEncoder(), seconds=0.0, k=3, is_hybrid=True)
+    assert all(hit.is_estimate for hit in few)
+    assert len(few) == 3
+
+
 def test_ranks_say_why_a_passage_is_there(tree: Path) -> None:
     encoder = WordEncoder()
     hits = search("the cat sleeps", encoder, draft=SynonymEncoder(), k=2, explains=True)
@@ -325,14 +342,6 @@ def test_several_queries_share_the_time(tree: Path, cache: Path) -> None:
     )
     found.rank_first()
     assert [answer.hits[0].path for answer in found.answers()] == ["docs/cat.md", "docs/dog.md"]
-
-
-def test_scores_are_held_against_their_own_background() -> None:
-    scores = np.array([1, 2, 3, np.nan], np.float32)
-    np.testing.assert_allclose(standardised(scores)[:3], [-1.2247449, 0, 1.2247449], rtol=1e-6)
-    assert np.isnan(standardised(scores)[3])
-    assert standardised(np.full(3, 7, np.float32)).tolist() == [0, 0, 0]
-    assert len(standardised(np.zeros(0, np.float32))) == 0
 
 
 def test_a_draft_is_that_of_the_model_or_none(
