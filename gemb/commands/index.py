@@ -21,6 +21,7 @@ from gemb.commands.index_options import (
     vector_options,
 )
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
+from gemb.commands.params import Seconds
 from gemb.commands.printing import Group, print_json, print_table
 from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
 from gemb.io.notes import answer
@@ -41,7 +42,7 @@ GROUPS = {
         "keep",
     ),
     "Files as passages": ("passages", "globs", "hidden", "no_ignore", "follow", "max_size"),
-    "Vectors": ("dim", "dtype", "task", "prompt", "on_long"),
+    "Vectors": ("draft", "dim", "dtype", "task", "prompt", "on_long"),
     "The index": ("force", "as_json"),
     "Model": ("model", "backend", "device", "precision", "threads"),
 }
@@ -68,6 +69,11 @@ def index() -> None:
 @source_options
 @vector_options
 @click.option(
+    "--draft",
+    is_flag=True,
+    help="Give rows drafts of their vectors, at once; gemb index refine gives them real ones.",
+)
+@click.option(
     "-f",
     "--force",
     is_flag=True,
@@ -83,6 +89,7 @@ def build(
     source: SourceOptions,
     sources: tuple[str, ...],
     vectors: VectorOptions,
+    draft: bool,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -97,6 +104,9 @@ def build(
     gemb index build reviews.gemb reviews.csv --text-field body --id-field id
     gemb embed corpus.jsonl --keep all -o v.parquet && gemb index build c.gemb v.parquet
     git log --format=%s | gemb index build log.gemb
+
+    With --draft the index is there in seconds; searches rank its rows by words and drafts, and
+    gemb index refine gives them real vectors, by and by.
 
     \b
     Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
@@ -117,6 +127,7 @@ def build(
         task=vectors.task,
         prompt=vectors.prompt,
         overwrite=force,
+        drafts=draft,
     )
     changes = build_index(job, lambda: options.open().encoder)
     _print(folder, changes, as_json=as_json)
@@ -165,6 +176,38 @@ def sync(
     else:
         changes = run.sync(job, lambda: own_model(folder, options), may_remove)
     _print(folder, changes, as_json=as_json)
+
+
+@index.command()
+@INDEX
+@click.option("--for", "seconds", type=Seconds(), metavar="TIME", help="10m, 30s; else to the end.")
+@JSON
+@model_options
+def refine(options: ModelOptions, folder: Path, seconds: float | None, as_json: bool) -> None:
+    """Give the rows of an index that has drafts real vectors.
+
+    First come the rows that searches ranked high, then the others. It can be stopped at any time,
+    and goes on from there; gemb index info says how far it is. At the end gemb index compact gives
+    the space of the drafts back.
+
+    \b
+    gemb index build docs.gemb docs/ --draft
+    gemb index refine docs.gemb --for 10m
+
+    \b
+    Exit codes: 0 done, or the time is over, 3 rows failed and keep their drafts, 2 wrong usage, 4
+    something is absent, 5 the run failed, 130/141/143 stopped by a signal.
+    """
+    from gemb.index.refine import refine as run
+
+    refined = run(folder, lambda: own_model(folder, options), seconds)
+    if as_json:
+        print_json(refined.to_json())
+    else:
+        answer(refined.line())
+    if count := refined.failed:
+        rows = "row" if count == 1 else "rows"
+        raise SomeRowsFailed(f"without a real vector: {count:,} {rows}, which keep their drafts")
 
 
 @index.command()

@@ -7,29 +7,40 @@ question's vector by the model says roughly which passages the model itself woul
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from gemb.arrays import Vectors
 from gemb.backend import Runtime
 from gemb.embedding.engine import open_engine
-from gemb.errors import Missing, UsageError
+from gemb.embedding.pipeline import by_halves, shortened
+from gemb.embedding.vectors import VectorSpec, are_units
+from gemb.errors import GembError, Missing, UsageError
 from gemb.io.notes import note
+from gemb.models.prompts import Prompt, for_task
 from gemb.models.references import resolve
+from gemb.models.static import check_draft
 from gemb.plugins import backends, describe
+from gemb.texts.records import RowError
 
 if TYPE_CHECKING:
+    from gemb.arrays import TokenIds
     from gemb.backend import Encoder
-    from gemb.models.profile import ModelProfile
 
+WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 BUNDLED = Path(__file__).parents[1] / "data" / "draft"
 NONE = "none"
 
 
-def open_draft(model: ModelProfile) -> Encoder | None:
+def open_draft(fingerprint: str) -> Encoder | None:
     """Open the draft of a model: the one that comes with gemb, or what GEMB_DRAFT names.
 
     Args:
-        model: an open one.
+        fingerprint: of the model.
 
     Returns:
         None where no draft says that it is one of this model, or GEMB_DRAFT is `none`.
@@ -43,7 +54,10 @@ def open_draft(model: ModelProfile) -> Encoder | None:
         return None
     path = resolve(named, download=False) if named else BUNDLED
     try:
-        if model.fingerprint not in describe(path).draft_of:
+        draft_of = describe(path).draft_of
+        if fingerprint not in draft_of:
+            if named:
+                _say_other(draft_of, fingerprint, named)
             return None
         # GEMB_BACKEND is for the model, not for its draft.
         opener = next(name for name, backend in backends().items() if backend.can_open(path))
@@ -53,3 +67,50 @@ def open_draft(model: ModelProfile) -> Encoder | None:
             raise
         note(f"words alone choose what gets a vector: {error}", once=True)
         return None
+
+
+def _say_other(draft_of: Sequence[str], fingerprint: str, name: str) -> None:
+    try:
+        check_draft(draft_of, fingerprint, name)
+    except UsageError as error:
+        note(f"GEMB_DRAFT: {error}", once=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftModel:
+    """An open model that makes drafts of another one's vectors."""
+
+    encoder: Encoder
+    spec: VectorSpec
+
+    @staticmethod
+    def of(encoder: Encoder, dim: int) -> DraftModel | None:
+        """Return the drafts for real vectors of `dim` components; None: they have no width."""
+        widths = [width for width in encoder.profile.matryoshka_dims if width <= min(dim, WIDTH)]
+        if not widths:
+            return None
+        prompt = for_task("document", encoder.profile.prompts)
+        spec = VectorSpec.of(encoder.profile, prompt, dim=max(widths), dtype="f16")
+        return DraftModel(encoder=encoder, spec=spec)
+
+    def vectors(self, passages: Sequence[tuple[str | None, str]]) -> Vectors:
+        """Return the drafts of passages, titles and texts, [n, dim]; NaN where the model fails."""
+        prompt = Prompt(self.spec.prompt)
+        # A draft takes texts as they are, below their titles.
+        texts = [prompt.render(f"{title}\n{text}" if title else text) for title, text in passages]
+        try:
+            return self._vectors(texts)
+        except GembError:  # it fails on every text of these; words rank them
+            return np.full((len(passages), self.spec.dim), np.nan, np.float32)
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
+        profile = self.encoder.profile
+        ids = by_halves(self.encoder.tokenize, texts)
+        good = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
+        batch: list[TokenIds] = [profile.cut(ids[row]) for row in good]  # type: ignore[arg-type]
+        vectors = np.full((len(texts), self.spec.dim), np.nan, np.float32)
+        for row, result in zip(good, by_halves(self.encoder.encode, batch), strict=True):
+            if not isinstance(result, RowError):
+                vectors[row] = shortened(result[None], self.spec.dim)[0]
+        vectors[~are_units(vectors, "f32", self.spec.dim)] = np.nan
+        return vectors

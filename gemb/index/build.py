@@ -17,6 +17,7 @@ from typing import NamedTuple
 from gemb import __version__
 from gemb import plugins as backends
 from gemb.backend import Encoder
+from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.embedding.formats.base import Description
 from gemb.embedding.pipeline import Embedder
 from gemb.embedding.vectors import VectorSpec
@@ -41,7 +42,7 @@ from gemb.index.source import (
     source_from_json,
 )
 from gemb.index.state import Changes, State
-from gemb.index.sync import OpenEncoder, finish, kept_reference, now, update
+from gemb.index.sync import OpenEncoder, described_draft, finish, kept_reference, now, update
 from gemb.index.vector_source import described_vectors
 from gemb.index.writer import Writer
 from gemb.io.atomic import remove_left_beside, sync_folder, take_name
@@ -68,6 +69,7 @@ class BuildJob:
     task: str = "document"  # name of the documents' prompt
     prompt: str | None = None  # a template of the user's own in its place
     overwrite: bool = False  # replace an index that is there
+    drafts: bool = False  # rows get drafts of their vectors, and real ones by `gemb index refine`
 
 
 def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
@@ -78,16 +80,21 @@ def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
         GembError: the disk is full, or the model fails.
     """
     encoder: Encoder | None = None
+    draft: DraftModel | None = None
     if isinstance(job.source, VectorSource):
+        if job.drafts:
+            raise UsageError("--draft: these rows come with their vectors; leave it out")
         identity = _of_vectors(job, job.source)
     else:
         encoder = open_encoder()
         identity = _of_texts(job, encoder)
+        draft = _draft(job, identity.spec) if job.drafts else None
     manifest = Manifest(
         spec=identity.spec,
         model=kept_reference(identity.model),
         task=identity.task,
         source=job.source.to_json(),
+        draft=described_draft(draft) if draft else None,
         splitting=VERSION,
         made_by=__version__,
         built=now(),
@@ -102,12 +109,29 @@ def build_index(job: BuildJob, open_encoder: OpenEncoder) -> Changes:
         part.mkdir(exist_ok=True)
         try:
             with locked_index(part):
-                changes = _fill(part, _resumed(part, manifest), encoder, open_encoder)
+                manifest = _resumed(part, manifest)
+                changes = _fill(part, manifest, encoder, open_encoder, draft)
                 _replace(part, target)
                 return changes
         except FileNotFoundError:
             if part.exists():
                 raise  # else the process that this one waited for has finished the same index
+
+
+def _draft(job: BuildJob, spec: VectorSpec) -> DraftModel:
+    """Open the draft model.
+
+    Raises:
+        UsageError: there is none for these vectors.
+    """
+    encoder = open_draft(spec.model)
+    draft = DraftModel.of(encoder, spec.dim) if encoder else None
+    if draft is None:
+        raise UsageError(
+            f"--draft: there is no draft of {visible(job.model)} with {spec.dim} components or "
+            "fewer; gemb train draft makes one, and GEMB_DRAFT=FOLDER names it"
+        )
+    return draft
 
 
 class _Identity(NamedTuple):
@@ -268,7 +292,8 @@ def _resumed(part: Path, manifest: Manifest) -> Manifest:
         except GembError:
             pass
         else:
-            if (spec, source) == (manifest.spec, source_from_json(manifest.source)):
+            same = (manifest.spec, source_from_json(manifest.source), manifest.draft)
+            if (spec, source, left.draft) == same:
                 return left
         note(f"{visible(str(part))}, what another build left, is removed")
     for path in part.iterdir():
@@ -279,7 +304,11 @@ def _resumed(part: Path, manifest: Manifest) -> Manifest:
 
 
 def _fill(
-    part: Path, manifest: Manifest, encoder: Encoder | None, open_encoder: OpenEncoder
+    part: Path,
+    manifest: Manifest,
+    encoder: Encoder | None,
+    open_encoder: OpenEncoder,
+    draft: DraftModel | None,
 ) -> Changes:
     """Write the rows of the source, and what readers need beside them.
 
@@ -288,6 +317,7 @@ def _fill(
         manifest: of the part.
         encoder: the model, if it is open.
         open_encoder: opens it, if rows without a vector turn up.
+        draft: makes drafts instead.
 
     Raises:
         UsageError: the source has no row.
@@ -302,7 +332,7 @@ def _fill(
         elif not isinstance(source, PassageSource) and source.id is not None:
             writer.make_lookups("id")
         state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
-        changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None)
+        changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None, draft)
         if not changes.rows:
             raise UsageError(
                 f"{visible(described(source.paths))}: nothing to index"

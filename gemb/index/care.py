@@ -12,6 +12,8 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.index.differences import MayRemove
+from gemb.index.drafts import NUMBERS as DRAFT_NUMBERS
+from gemb.index.drafts import keep_wanted, wanted
 from gemb.index.manifest import (
     Manifest,
     check_own,
@@ -20,6 +22,7 @@ from gemb.index.manifest import (
     read_manifest,
     rows_path,
     vectors_path,
+    wanted_path,
     write_manifest,
 )
 from gemb.index.reader import Index, slots_of_id
@@ -34,7 +37,9 @@ from gemb.io.locks import locked_index
 from gemb.io.notes import note
 from gemb.io.text import visible
 
-_NUMBERED = re.compile(r"(rows|vectors|codes)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)")
+_NUMBERED = re.compile(
+    r"(rows|vectors|codes|wanted)(\.\d+)?\.(sqlite(-wal|-shm)?|f32|f16|int8|bin)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +121,32 @@ def _rewrite(folder: Path, index: Index, manifest: Manifest) -> None:
 def _copy(index: Index, writer: Writer) -> None:
     """Copy the rows that are left, with their vectors."""
     path = rows_path(index.folder, index.manifest.generation)
+    drafts = set(index.drafts.tolist())
+    moved: dict[int, int] = {}  # of drafts
     with readable(path):
         rows = index.connection.execute(f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot")
         for slot, *columns in rows:
             if crc(tuple(columns[:-1])) != columns[-1]:
                 raise damaged_file(path, f"row {slot}")
-            writer.add_columns(tuple(columns), index.stored[slot : slot + 1])
+            if is_draft := slot in drafts:
+                moved[slot] = writer.slots
+            draft = index.kept_drafts([slot]).get(slot) if index.manifest.draft else None
+            writer.add_columns(
+                tuple(columns),
+                index.stored[slot : slot + 1],
+                is_draft=is_draft,
+                draft=None if draft is None else draft.astype(DRAFT_NUMBERS).tobytes(),
+            )
             writer.tick()
         for file in stored_files(index.connection):
             writer.put_file(file)
     writer.commit()
+    generation = index.manifest.generation
+    are_wanted = wanted(wanted_path(index.folder, generation))
+    keep_wanted(
+        wanted_path(index.folder, generation + 1),
+        [moved[slot] for slot in are_wanted if slot in moved],
+    )
 
 
 def _files(folder: Path, manifest: Manifest) -> list[Path]:
@@ -137,6 +158,7 @@ def _files(folder: Path, manifest: Manifest) -> list[Path]:
         rows.with_name(rows.name + "-shm"),
         vectors_path(folder, manifest.generation, manifest.spec.dtype),
         codes_path(folder, manifest.generation),
+        wanted_path(folder, manifest.generation),
     ]
 
 
@@ -239,6 +261,7 @@ def info(folder: Path) -> dict[str, object]:
             "path": str(folder.absolute()),
             "rows": index.count,
             "removed": len(index.stored) - index.count,
+            "drafts": len(index.drafts),
             "files": sum(file.passages > 0 for file in stored_files(index.connection)),
             "model": manifest.model,
             "fingerprint": index.spec.fingerprint,
@@ -246,6 +269,7 @@ def info(folder: Path) -> dict[str, object]:
             "task": manifest.task,
             "prompt": index.spec.prompt,
             "query_task": manifest.query_task,
+            "draft": dict(manifest.draft) if manifest.draft else None,
             "engines": list(manifest.engines),
             "dim": index.spec.dim,
             "dtype": index.spec.dtype,
@@ -261,6 +285,16 @@ def info(folder: Path) -> dict[str, object]:
         }
 
 
+def _draft_lines(facts: dict[str, object]) -> list[tuple[str, str]]:
+    """Return how far an index with drafts is, as lines of name and value."""
+    rows, drafts = int(str(facts["rows"])), int(str(facts["drafts"]))
+    if not facts["draft"]:
+        return []
+    share = 100 * (rows - drafts) // rows if rows else 100
+    rest = f"{drafts:,} are drafts: gemb index refine" if drafts else "none is a draft"
+    return [("vectors", f"{rows - drafts:,} of {rows:,} rows have real ones ({share} %); {rest}")]
+
+
 def lines(facts: dict[str, object]) -> list[tuple[str, ...]]:
     """Return what `info` returned as lines of name and value."""
     from gemb.io.text import size_in_words
@@ -271,6 +305,7 @@ def lines(facts: dict[str, object]) -> list[tuple[str, ...]]:
     rows = [
         ("path", str(facts["path"])),
         ("rows", f"{facts['rows']:,}{files}{removed}"),
+        *_draft_lines(facts),
         ("model", f"{facts['model'] or 'not named'} (fingerprint {facts['model_fingerprint']})"),
         ("prompt", f"{facts['task']}: '{facts['prompt']}'"),
         ("vectors", f"{facts['dim']} wide, {facts['dtype']}, fingerprint {facts['fingerprint']}"),

@@ -60,6 +60,7 @@ class Manifest:
     query_task: str = "query"  # name of the prompt of queries against it
     source: Mapping[str, object]  # what `gemb index sync` reads again: `gemb.index.source`
     coder: Mapping[str, object] | None = None  # `Coder.to_json()`; None: there are no codes yet
+    draft: Mapping[str, object] | None = None  # of rows without a real vector: see `draft_width`
     background: Mapping[str, object] | None = None  # scores of what is irrelevant; None: unknown
     background_rows: int = 0  # slots that there were when it was measured; 0: it was not
     splitting: int  # version of the rules by which files were split into passages
@@ -69,6 +70,11 @@ class Manifest:
     made_by: str  # version of gemb
     built: str  # date and time, ISO 8601
     synced: str  # date and time of the last `sync`, `build` or `rm`
+
+    @property
+    def draft_width(self) -> int:
+        """Components of drafts; 0: the index was built without."""
+        return int(str(self.draft["width"])) if self.draft else 0
 
 
 def is_index(folder: Path) -> bool:
@@ -107,6 +113,7 @@ def check_own(folder: Path, manifest: Manifest) -> None:
         rows.with_name(f"{rows.name}-shm"),
         vectors_path(folder, generation, dtype),
         codes_path(folder, generation),
+        wanted_path(folder, generation),
     ):
         if path.is_symlink():
             raise GembError(
@@ -118,6 +125,11 @@ def check_own(folder: Path, manifest: Manifest) -> None:
 def codes_path(folder: Path, generation: int) -> Path:
     """Return where the sign codes are: uint8 [slots, bytes]."""
     return folder / _named("codes", generation, "bin")
+
+
+def wanted_path(folder: Path, generation: int) -> Path:
+    """Return where searches say which drafts they want real vectors for."""
+    return folder / _named("wanted", generation, "bin")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -157,6 +169,7 @@ def read_manifest(folder: Path) -> Manifest:
         entries.setdefault("splitting", SPLITTING_OF_0_1)
         entries.setdefault("slots", 0)
         entries.setdefault("engines", [])
+        entries.setdefault("draft", None)
         manifest = Manifest(spec=spec, **{name: entries[name] for name in known})
         _check(manifest)
     except (ValueError, KeyError, TypeError, UsageError):
@@ -191,6 +204,10 @@ def _check(manifest: Manifest) -> None:
         raise ValueError("a task")
     if manifest.spec.dtype not in DTYPES or manifest.generation < 1:
         raise ValueError("dtype or generation")
+    if manifest.draft is not None:
+        width, model = manifest.draft.get("width"), manifest.draft.get("model")
+        if not (type(width) is int and 0 < width <= manifest.spec.dim and isinstance(model, str)):
+            raise ValueError("draft")
     if manifest.background is not None:
         Background.from_json(manifest.background)
 

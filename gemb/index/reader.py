@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +19,11 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.arrays import Rows
+from gemb.arrays import Rows, Vectors
 from gemb.embedding.vectors import VectorSpec, are_units, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index.codes import Coder
+from gemb.index.drafts import draft_slots, kept_drafts, want
 from gemb.index.hits import Hit
 from gemb.index.manifest import (
     NAME,
@@ -33,6 +34,7 @@ from gemb.index.manifest import (
     rows_path,
     shown_path,
     vectors_path,
+    wanted_path,
 )
 from gemb.index.mapped import MappedRows, gathered
 from gemb.index.ranking import StoredVectors, damaged_vector
@@ -81,6 +83,7 @@ class Index:
     coder: Coder | None  # that made the codes
     removed: Sequence[int]  # slots that cannot be found, ascending
     alive: Rows | None  # slots that can be found, ascending; None: all of them
+    drafts: Rows  # slots whose vectors are drafts, ascending
     connection: sqlite3.Connection  # reads the tables of `gemb.index.schema` in this snapshot
 
     def __init__(self, folder: Path, manifest: Manifest, connection: sqlite3.Connection) -> None:
@@ -99,6 +102,8 @@ class Index:
             is_alive = np.ones(slots.committed, np.bool_)
             is_alive[slots.removed] = False
             self.alive = np.flatnonzero(is_alive)
+        with readable(self._path):
+            self.drafts = draft_slots(connection)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
         self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)
         self.coder = coder_of(folder, manifest)
@@ -196,6 +201,20 @@ class Index:
                 (text,),
             )
             return np.fromiter((slot for (slot,) in slots), np.int64)
+
+    def kept_drafts(self, slots: Sequence[int]) -> Mapping[int, Vectors]:
+        """Return the drafts of those of these rows that have a real vector, too, float32 [width].
+
+        Raises:
+            GembError: one is damaged.
+        """
+        with readable(self._path):
+            return kept_drafts(self.connection, slots, self.manifest.draft_width)
+
+    def want(self, slots: Sequence[int]) -> None:
+        """Say that a search wishes these drafts, best first, were real vectors."""
+        if slots:
+            want(wanted_path(self.folder, self.manifest.generation), slots)
 
     @property
     def has_old_words(self) -> bool:

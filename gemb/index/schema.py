@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from gemb.errors import GembError, UsageError
+from gemb.index.drafts import DRAFTS, has_drafts
 from gemb.index.manifest import LARGEST
 from gemb.index.words import OLD_WORDS, WORDS, remake_words, version_of_words
 from gemb.io.locks import has_record_locks
@@ -166,6 +167,7 @@ CREATE TABLE files(             -- that were read for passages, as they were the
     crc INTEGER NOT NULL        -- of all the columns above (`crc` here)
 ) WITHOUT ROWID;
 {WORDS};
+{DRAFTS};
 """
 OF_COPIES = "length(text), substr(text, -16)"  # what few rows share but those of one text
 # Made when the first rows are all there: so they cost a sort, not a search for each row.
@@ -239,6 +241,8 @@ def open_to_write(path: Path) -> sqlite3.Connection:
             _check_schema(connection, path)
             if _is_of_0_1(connection):
                 _renew(connection)
+            if not has_drafts(connection):
+                connection.execute(_schema()["drafts"][-1])
             if version_of_words(connection) != VERSION:
                 note(f"{visible(str(path.parent))}: its words are written anew, by today's rules")
                 remake_words(connection)
@@ -358,7 +362,7 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
     if there.get("files") == ("table", "files", _FILES_0_1):
         right["files"] = there["files"]
     others = {name for name in there if there[name] != right.get(name)}
-    others |= right.keys() - there.keys() - {f"rows_{name}" for name in LOOKUPS}
+    others |= right.keys() - there.keys() - {"drafts", *(f"rows_{name}" for name in LOOKUPS)}
     if others:
         raise damaged(path, f"{min(others)} is not as gemb made it")
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
+from gemb.index.drafts import is_draft
 from gemb.index.manifest import Manifest
 from gemb.index.reader import slots_of_id
 from gemb.index.schema import TO_READ_AGAIN, IndexRow, StoredFile, kept_json, path_column
@@ -37,6 +38,7 @@ class Changes:
     same: int = 0
     embedded: int = 0  # rows that got a new vector; in a dry run, would get one
     copied: int = 0  # new rows whose text was there already, with its vector
+    drafted: int = 0  # rows that got a draft of a vector; in a dry run, would get one
     taken: int = 0  # new rows that came with their vector
     failed: int = 0  # rows of the source that have no vector
     unreadable: int = 0  # files or folders; what the index had of them stays
@@ -45,7 +47,10 @@ class Changes:
     def line(self) -> str:
         """Return the counts in short: +12 ~3 -1 files (41 passages embedded; 512 in all)."""
         what = "passage" if self.unit == "files" else "row"
-        more = [f"{counted(self.embedded, what)} {'to embed' if self.rows is None else 'embedded'}"]
+        done = self.rows is not None
+        more = [f"{counted(self.embedded, what)} {'embedded' if done else 'to embed'}"]
+        if self.drafted:
+            more = [f"{counted(self.drafted, what)} {'drafted' if done else 'to draft'}"]
         if self.taken:
             more = [f"{counted(self.taken, 'vector')} taken over"]
         if self.copied:
@@ -181,6 +186,7 @@ class State:
         self.source = source_from_json(manifest.source)
         self.prompt = Prompt(manifest.spec.prompt)
         self.changes = Changes(unit="files" if isinstance(self.source, PassageSource) else "rows")
+        self.makes_drafts = manifest.draft is not None
         self.tally = Tally(manifest.spec.max_tokens)
         self.skipped = Skipped()
         self.connection = connection
@@ -231,18 +237,24 @@ class State:
             return False
         twin = self.lookup.twin(new.row.digest)
         if twin is not None and (self.writer is None or self.writer.has_stored(twin)):
-            self.changes.copied += 1
-            self._write(new, self.writer.stored(twin) if self.writer else None)
-            return False
-        self.changes.embedded += 1
+            is_twin_draft = is_draft(self.connection, twin)
+            if self.makes_drafts or not is_twin_draft:
+                self.changes.copied += 1
+                stored = self.writer.stored(twin) if self.writer else None
+                self._write(new, stored, is_draft=is_twin_draft)
+                return False
+        if self.makes_drafts:
+            self.changes.drafted += 1
+        else:
+            self.changes.embedded += 1
         if self.writer:
             self.waiting.append(new)
         return self.writer is not None
 
-    def _write(self, new: New, stored: NDArray[Any] | None) -> None:
+    def _write(self, new: New, stored: NDArray[Any] | None, *, is_draft: bool = False) -> None:
         self.tally.rows += 1
         if self.writer and stored is not None:
-            self.writer.add_stored(new.row, stored)
+            self.writer.add_stored(new.row, stored, is_draft=is_draft)
             self.replace(new)
             self.writer.tick()
 

@@ -8,18 +8,24 @@ import datetime
 import itertools
 import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from gemb import plugins as backends
 from gemb.backend import Encoder
-from gemb.embedding.pipeline import Embedder, Window, embed
+from gemb.embedding.drafts import DraftModel, open_draft
+from gemb.embedding.pipeline import Embedder, OutputRow, Window, embed
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.index.differences import MayRemove, file_changes, row_changes
-from gemb.index.floor import measure
+from gemb.index.drafts import padded
+from gemb.index.floor import SAMPLE, measure
 from gemb.index.manifest import (
     Manifest,
     check_own,
@@ -53,6 +59,7 @@ from gemb.texts.passages import VERSION
 from gemb.texts.records import Record
 
 BAR_EVERY = 1024  # rows
+DRAFTED, AHEAD = 256, 4  # rows that get drafts together, and how many such chunks may wait
 GROWN = 2  # times as many rows as when the background was measured: measure it again
 
 OpenEncoder = Callable[[], Encoder]
@@ -86,9 +93,11 @@ def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Change
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
         state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
+        draft = draft_for(manifest) if state.makes_drafts else None
+        state.makes_drafts = draft is not None
         before = writer.slots
         try:
-            changes = update(state, model, may_remove)
+            changes = update(state, model, may_remove, draft)
         except BaseException:
             if writer.committed > before:
                 note(
@@ -142,6 +151,21 @@ def _source(job: SyncJob, manifest: Manifest) -> Source:
     return source
 
 
+def draft_for(manifest: Manifest) -> DraftModel | None:
+    """Open the draft model of an index; None, with a note, where it is not here any more."""
+    encoder = open_draft(manifest.spec.model)
+    draft = DraftModel.of(encoder, manifest.spec.dim) if encoder else None
+    if draft and manifest.draft == described_draft(draft):
+        return draft
+    note("the draft model of this index is not here; new rows get real vectors at once")
+    return None
+
+
+def described_draft(draft: DraftModel) -> Mapping[str, object]:
+    """Return what a manifest says of a draft model."""
+    return {"model": draft.spec.model, "width": draft.spec.dim}
+
+
 class ModelOnce:
     """Opens the model of an index when it is needed, and refuses another one."""
 
@@ -178,7 +202,12 @@ def check_model(fingerprint: str, spec: VectorSpec, folder: Path) -> None:
         )
 
 
-def update(state: State, open_encoder: OpenEncoder, may_remove: MayRemove) -> Changes:
+def update(
+    state: State,
+    open_encoder: OpenEncoder,
+    may_remove: MayRemove,
+    draft: DraftModel | None = None,
+) -> Changes:
     """Bring an index up to date with its source; without a writer only count.
 
     What was done stays done when it is stopped, and the next run goes on from there.
@@ -187,6 +216,7 @@ def update(state: State, open_encoder: OpenEncoder, may_remove: MayRemove) -> Ch
         state: of the index.
         open_encoder: called when the first text needs a vector.
         may_remove: asked before rows (of files: files) are removed.
+        draft: makes drafts of vectors, where `state` wants drafts.
 
     Raises:
         UsageError: the source cannot be read, or `may_remove` forbids.
@@ -205,7 +235,7 @@ def update(state: State, open_encoder: OpenEncoder, may_remove: MayRemove) -> Ch
             rows = source_rows(source)
             records = row_changes(state, rows, may_remove, have_ids=source.id is not None)
     try:
-        _embed(state, records, open_encoder)
+        _embed(state, records, open_encoder, draft)
         if writer:
             writer.commit()
     except OSError:
@@ -236,10 +266,14 @@ def _vector_rows(state: State, source: VectorSource) -> Iterator[SourceRow]:
         progress.close()
 
 
-def _embed(state: State, records: Iterator[Record], open_encoder: OpenEncoder) -> None:
-    """Give the records vectors, and write the rows that wait for them."""
+def _embed(
+    state: State, records: Iterator[Record], open_encoder: OpenEncoder, draft: DraftModel | None
+) -> None:
+    """Give the records vectors, or drafts, and write the rows that wait for them."""
     first = next(records, None)
-    if first is not None:
+    if first is not None and draft:
+        _draft(state, itertools.chain([first], records), draft)
+    elif first is not None:
         embedder = Embedder(open_encoder(), state.spec, on_long=state.source.on_long)
         progress = InputProgress(state.total)
         try:
@@ -251,7 +285,36 @@ def _embed(state: State, records: Iterator[Record], open_encoder: OpenEncoder) -
     state.drain()
 
 
-def _write(state: State, window: Window) -> None:
+def _draft(state: State, records: Iterator[Record], draft: DraftModel) -> None:
+    """Give the records drafts, in another thread, and write the rows that wait for them."""
+
+    def drafted(chunk: Sequence[Record]) -> Window:
+        vectors = draft.vectors([(record.title, record.text) for record in chunk])
+        rows = [OutputRow(record) for record in chunk]
+        return Window(rows, padded(vectors, state.spec.dim))
+
+    progress = InputProgress(state.total)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-drafts")
+    pending: deque[Future[Window]] = deque()
+
+    def write_next() -> None:
+        window = pending.popleft().result()
+        _write(state, window, is_draft=True)
+        progress.add(len(window.rows), tokens=0, size=window.size)
+
+    try:
+        while chunk := list(itertools.islice(records, DRAFTED)):
+            pending.append(pool.submit(drafted, chunk))
+            if len(pending) > AHEAD:
+                write_next()
+        while pending:
+            write_next()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        progress.close()
+
+
+def _write(state: State, window: Window, *, is_draft: bool = False) -> None:
     writer = state.writer
     assert writer, "a dry run embeds nothing"
     on_long = state.source.on_long
@@ -259,7 +322,7 @@ def _write(state: State, window: Window) -> None:
     for number, vector in enumerate(window.vectors):
         new = state.next_new()
         if number in good:
-            writer.add(new.row, vector)
+            writer.add(new.row, vector, is_draft=is_draft)
         else:
             state.changes.embedded -= 1
             if new.file:
@@ -310,12 +373,16 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
     writer.make_codes()
     assert writer.coder, "it was made with the codes"
     background, measured = manifest.background, manifest.background_rows
-    if background is None or (encoder is not None and writer.slots >= GROWN * measured):
+    slots = writer.slots_with_vectors() if manifest.draft else np.arange(writer.slots)
+    if background is None or (encoder is not None and len(slots) >= max(1, GROWN * measured)):
         spec = manifest.spec
         path = vectors_path(folder, manifest.generation, spec.dtype)
         stored = mapped(path, NUMBERS[spec.dtype], writer.slots, spec.dim)
-        background = measure(stored, spec.dtype, spec, encoder).to_json()
-        measured = writer.slots if encoder else 0
+        if manifest.draft:
+            stored = stored[slots[:: max(1, len(slots) // SAMPLE)]]
+        is_known = encoder is not None and len(slots) > 0
+        background = measure(stored, spec.dtype, spec, encoder if is_known else None).to_json()
+        measured = len(slots) if is_known else 0
     engine = encoder.profile.engine if encoder is not None else ""
     manifest = dataclasses.replace(
         manifest,

@@ -16,6 +16,7 @@ from gemb.embedding.engine import AGREEMENT
 from gemb.embedding.pipeline import Embedder
 from gemb.embedding.vectors import are_units
 from gemb.errors import GembError
+from gemb.index.drafts import draft_of
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index
 from gemb.index.schema import COLUMNS, crc, readable, stored_files
@@ -63,6 +64,8 @@ def verify(
         path = vectors_path(folder, manifest.generation, index.spec.dtype)
         yield _blocks(index, "crc_vectors", index.stored, path)
         yield _lengths(index, path)
+        if manifest.draft:
+            yield _drafts(index, path)
         if index.codes is not None:
             path = codes_path(folder, manifest.generation)
             yield _blocks(index, "crc_codes", index.codes, path)
@@ -114,6 +117,43 @@ def _lengths(index: Index, path: Path) -> Finding:
             where = f"{visible(str(path))}: the vector of row {row} is not of length 1"
             return Finding("lengths", False, f"{where}; build the index anew")
     return Finding("lengths", True, "all vectors are of length 1")
+
+
+def _drafts(index: Index, path: Path) -> Finding:
+    """Look whether the rows that are drafts are those that look like drafts.
+
+    A draft has zeros behind its width, where a failed one has a single 1.
+    """
+    width, rows = index.manifest.draft_width, np.arange(len(index.stored))
+    name = visible(str(path))
+    try:
+        with readable(path):
+            known = {slot for (slot,) in index.connection.execute("SELECT slot FROM rows")}
+            kept = index.connection.execute("SELECT slot, vector FROM drafts").fetchall()
+            if not known.issuperset(slot for slot, _ in kept):
+                return Finding("drafts", False, f"{name}: a draft is of no row; build it anew")
+            bad = [slot for slot, data in kept if data is not None and not _is_unit(data, width)]
+    except GembError as error:
+        return Finding("drafts", False, str(error))
+    alive = rows if index.alive is None else index.alive
+    is_draft = np.isin(alive, index.drafts)
+    if width < index.spec.dim:
+        for at in range(0, len(alive), AT_A_TIME):
+            part = alive[at : at + AT_A_TIME]
+            tails = np.asarray(index.stored[part])[:, width:]
+            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, 1))
+            bad += part[looks != is_draft[at : at + AT_A_TIME]].tolist()
+    if bad:
+        return Finding("drafts", False, f"{name}: row {bad[0]} is not what it was; build it anew")
+    return Finding("drafts", True, f"{len(index.drafts):,} of {index.count:,} rows are drafts")
+
+
+def _is_unit(data: object, width: int) -> bool:
+    try:
+        draft = draft_of(data, width)
+    except sqlite3.DatabaseError:
+        return False
+    return bool(are_units(draft[None], "f32", width)[0]) or not draft[: width - 1].any()
 
 
 def _database(index: Index, path: Path) -> Iterator[Finding]:
@@ -208,6 +248,7 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
     """Embed random rows again, and compare their vectors."""
     random = np.random.default_rng(seed)
     slots = np.arange(len(index.stored)) if index.alive is None else index.alive
+    slots = np.setdiff1d(slots, index.drafts, assume_unique=True)
     chosen = random.choice(slots, min(rows, len(slots)), replace=False)
     try:
         hits = index.hits(chosen, np.zeros(len(chosen), np.float32))
@@ -219,7 +260,8 @@ def _again(index: Index, open_encoder: OpenEncoder, rows: int, seed: int) -> Fin
         if hit.text
     ]
     if not texts:
-        return Finding("model", True, "the rows have no texts: none is embedded again")
+        reason = "the rows have no texts" if len(slots) else "all rows are drafts"
+        return Finding("model", True, f"{reason}: none is embedded again")
     encoder = open_encoder()
     check_model(encoder.profile.fingerprint, index.spec, index.folder)
     spec = index.spec

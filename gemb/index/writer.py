@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.arrays import Vectors
+from gemb.arrays import Ints, Vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.index.codes import Coder
+from gemb.index.drafts import NUMBERS as NUMBERS_OF_DRAFTS
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, coder_of, mapped, read_slots
 from gemb.index.schema import (
@@ -24,6 +25,8 @@ from gemb.index.schema import (
     Column,
     IndexRow,
     StoredFile,
+    crc,
+    damaged,
     file_columns,
     open_to_write,
     readable,
@@ -106,20 +109,37 @@ class Writer:
         """What the codes are made with; None: there are none yet."""
         return self._coder
 
-    def add(self, row: IndexRow, vector: Vectors) -> None:
+    def add(self, row: IndexRow, vector: Vectors, *, is_draft: bool = False) -> None:
         """Append a row and its unit vector, float32 [dim]."""
-        self.add_columns(row.columns(), packed(vector[None], self.spec.dtype, self.spec.dim))
+        stored = packed(vector[None], self.spec.dtype, self.spec.dim)
+        self.add_columns(row.columns(), stored, is_draft=is_draft)
 
-    def add_stored(self, row: IndexRow, stored: NDArray[Any]) -> None:
+    def add_stored(self, row: IndexRow, stored: NDArray[Any], *, is_draft: bool = False) -> None:
         """Append a row with the vector as it is stored, [1, dim]."""
-        self.add_columns(row.columns(), stored)
+        self.add_columns(row.columns(), stored, is_draft=is_draft)
 
-    def add_columns(self, columns: tuple[Column, ...], stored: NDArray[Any]) -> None:
-        """Append a row by its columns, with the vector as it is stored, [1, dim]."""
+    def add_columns(
+        self,
+        columns: tuple[Column, ...],
+        stored: NDArray[Any],
+        *,
+        is_draft: bool = False,
+        draft: bytes | None = None,
+    ) -> None:
+        """Append a row by its columns, with the vector as it is stored, [1, dim].
+
+        Args:
+            columns: of the row.
+            stored: its vector.
+            is_draft: the vector is a draft.
+            draft: beside a real vector, as the table has it.
+        """
         self._begin()
         with readable(self._rows_path):
             self.connection.execute(_INSERT, (self.slots, *columns))
             add_words_of(self.connection, [self.slots])
+            if is_draft or draft is not None:
+                self.connection.execute("INSERT INTO drafts VALUES (?, ?)", (self.slots, draft))
         self.slots += 1
         self._pending.append(stored)
         self._pending_bytes += stored.nbytes
@@ -131,6 +151,28 @@ class Writer:
     def stored(self, slot: int) -> NDArray[Any]:
         """Return the vector of a committed slot as it is stored, [1, dim]."""
         return self._vectors.read(slot, 1)
+
+    def refine(self, slot: int, vector: Vectors, width: int) -> None:
+        """Give a committed row whose vector is a draft its real one, [dim], in a slot of its own.
+
+        Args:
+            slot: of the row; it is removed.
+            vector: a unit vector.
+            width: of the draft, which stays beside the vector.
+        """
+        self._begin()
+        with readable(self._rows_path):
+            query = f"SELECT {COLUMNS} FROM rows WHERE slot = ?"
+            columns = self.connection.execute(query, (slot,)).fetchone()
+        if columns is None or crc(columns[:-1]) != columns[-1]:
+            raise damaged(self._rows_path, f"row {slot} is not as it was written")
+        draft = unpacked(self.stored(slot), self.spec.dtype, self.spec.dim)[0, :width]
+        self.add_columns(
+            columns,
+            packed(vector[None], self.spec.dtype, self.spec.dim),
+            draft=draft.astype(NUMBERS_OF_DRAFTS).tobytes(),
+        )
+        self.remove([slot])
 
     def update(self, slot: int, row: IndexRow) -> None:
         """Give a slot other fields; its vector stays."""
@@ -148,6 +190,7 @@ class Writer:
             for slot in slots:
                 drop_words_of(self.connection, [slot])
                 self.connection.execute("DELETE FROM rows WHERE slot = ?", (slot,))
+                self.connection.execute("DELETE FROM drafts WHERE slot = ?", (slot,))
                 self.connection.execute("INSERT INTO removed VALUES (?)", (slot,))
 
     def run(self, statement: str, values: tuple[object, ...] = ()) -> None:
@@ -262,6 +305,15 @@ class Writer:
             query = "SELECT coalesce(sum(count), 0) FROM blocks WHERE crc_codes IS NOT NULL"
             coded = self.connection.execute(query).fetchone()[0]
         self._codes = _Appended(self._codes_path, np.dtype("u1"), coder.bytes, coded)
+
+    def slots_with_vectors(self) -> Ints:
+        """Return the slots of rows whose vectors are no drafts, ascending."""
+        query = (
+            "SELECT slot FROM rows WHERE slot NOT IN (SELECT slot FROM drafts WHERE vector IS NULL)"
+            " ORDER BY slot"
+        )
+        with readable(self._rows_path):
+            return np.fromiter((slot for (slot,) in self.connection.execute(query)), np.int64)
 
     def _sample(self) -> Vectors:
         """Return vectors from everywhere in the index, float32 [n, dim]."""

@@ -142,23 +142,23 @@ class StaticModel:
         )
 
 
-def check_draft(draft: ModelProfile, model: ModelProfile, name: str) -> None:
+def check_draft(draft_of: Sequence[str], model: str, name: str) -> None:
     """Refuse a draft whose vectors do not lie in the space of a model.
 
     Args:
-        draft: of the static encoder.
-        model: of the model whose vectors are compared with the draft's.
+        draft_of: fingerprints of the models whose draft it says it is.
+        model: fingerprint of the model whose vectors are compared with the draft's.
         name: of the draft, as the user wrote it.
 
     Raises:
         UsageError: it is no draft, or one of another model.
     """
-    if not draft.draft_of:
+    if not draft_of:
         raise UsageError(f"{name} is no draft of a model; gemb train draft makes one")
-    if model.fingerprint not in draft.draft_of or model.dim != draft.dim:
+    if model not in draft_of:
         raise UsageError(
-            f"{name} is a draft of the model {', '.join(draft.draft_of)}, not of "
-            f"{model.fingerprint}; gemb train draft init.from=MODEL makes one of that"
+            f"{name} is a draft of the model {', '.join(draft_of)}, not of {model}; "
+            "gemb train draft init.from=MODEL makes one of that"
         )
 
 

@@ -47,6 +47,8 @@ def above(
     hits: Sequence[Hit],
     floor: float,
     criteria: Criteria,
+    *,
+    best_are_tested: bool = True,
 ) -> QueryHits:
     """Return the hits that reach the floor, at most `criteria.k`; if `is_weak`, the others, too.
 
@@ -55,6 +57,14 @@ def above(
     without this rule, 9 % with it (EmbeddingGemma-300M), and of 1,400 questions about another
     subject one more has an answer. A least score that the user gives holds for all, unless words
     are asked for as well (`is_hybrid`).
+
+    Args:
+        query: as text.
+        vector: of the query, [dim].
+        hits: best first.
+        floor: the least score.
+        criteria: of the answers.
+        best_are_tested: what has an estimate for a score is less promising than what has a vector.
     """
     words_count = criteria.is_hybrid or criteria.min_score is None
     stems = wanted_stems(query.text)
@@ -71,7 +81,7 @@ def above(
         else:
             below.append(hit.score)
     if below and all(hit.is_estimate for hit in reached) and not criteria.is_weak:
-        reached = []  # estimates are of what is less promising than what was tested
+        reached = [] if best_are_tested else [hit for hit in reached if hit.score > max(below)]
     return QueryHits(
         query=query,
         vector=vector,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemb.arrays import Bools, Floats, Vectors
-from gemb.embedding.vectors import VectorSpec
+from gemb.embedding.drafts import DraftModel
 from gemb.errors import GembError
 from gemb.index.floor import measure
 from gemb.index.hits import Hit
@@ -19,7 +19,7 @@ from gemb.io.notes import note
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import Corpus, PassageTexts
-from gemb.search.first import DraftModel, Drafts, FirstRanking, FirstScores, first_ranking
+from gemb.search.first import Drafts, FirstRanking, FirstScores, first_ranking
 from gemb.search.fusion import fused, probable_cosines
 from gemb.search.kept_words import words_path
 from gemb.search.queries import Criteria, Query
@@ -343,5 +343,3 @@ def _drafts(model: DraftModel, cache: VectorCache, corpus: Corpus) -> Drafts | N
 
 def _is_same(hit: Hit, other: Hit) -> bool:
     return (hit.path, hit.id, hit.line, hit.text) == (other.path, other.id, other.line, other.text)
-
-

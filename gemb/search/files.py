@@ -76,7 +76,7 @@ def run_files(
     try:
         if search.needs_first:
             with stages.timed("words and drafts"):
-                search.rank_first(lambda: open_draft(encoder.profile), live.read)
+                search.rank_first(lambda: open_draft(encoder.profile.fingerprint), live.read)
         answers = search.answers(live.show)
     except KeyboardInterrupt:
         live.close()

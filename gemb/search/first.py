@@ -13,73 +13,27 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from gemb.arrays import Floats, Vectors
-from gemb.embedding.pipeline import by_halves, shortened
-from gemb.embedding.vectors import VectorSpec, are_units
+from gemb.embedding.drafts import DraftModel
+from gemb.embedding.pipeline import shortened
 from gemb.errors import GembError
 from gemb.index.bm25 import by_words, with_all
 from gemb.index.words import add_words, words_table
 from gemb.io.notes import note
-from gemb.models.prompts import Prompt, for_task
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
 from gemb.search.fusion import RAISED, fused
 from gemb.search.kept_words import keep_words, kept_words
-from gemb.texts.records import Record, RowError
+from gemb.texts.records import Record
 from gemb.texts.words import exact_terms, query_terms
 
-if TYPE_CHECKING:
-    from gemb.arrays import TokenIds
-    from gemb.backend import Encoder
-
-WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 CHUNK = 256  # passages that a thread is given
 AHEAD = 4  # chunks that wait for a thread
 KEEP_S = 2.0  # seconds of drafting that a kill may cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class DraftModel:
-    """An open model that makes drafts of another one's vectors."""
-
-    encoder: Encoder
-    spec: VectorSpec
-
-    @staticmethod
-    def of(encoder: Encoder, dim: int) -> DraftModel | None:
-        """Return the drafts for real vectors of `dim` components; None: they have no width."""
-        widths = [width for width in encoder.profile.matryoshka_dims if width <= min(dim, WIDTH)]
-        if not widths:
-            return None
-        prompt = for_task("document", encoder.profile.prompts)
-        spec = VectorSpec.of(encoder.profile, prompt, dim=max(widths), dtype="f16")
-        return DraftModel(encoder=encoder, spec=spec)
-
-    def vectors(self, passages: Sequence[tuple[str | None, str]]) -> Vectors:
-        """Return the drafts of passages, titles and texts, [n, dim]; NaN where the model fails."""
-        prompt = Prompt(self.spec.prompt)
-        # A draft takes texts as they are, below their titles.
-        texts = [prompt.render(f"{title}\n{text}" if title else text) for title, text in passages]
-        try:
-            return self._vectors(texts)
-        except GembError:  # it fails on every text of these; words rank them
-            return np.full((len(passages), self.spec.dim), np.nan, np.float32)
-
-    def _vectors(self, texts: Sequence[str]) -> Vectors:
-        profile = self.encoder.profile
-        ids = by_halves(self.encoder.tokenize, texts)
-        good = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
-        batch: list[TokenIds] = [profile.cut(ids[row]) for row in good]  # type: ignore[arg-type]
-        vectors = np.full((len(texts), self.spec.dim), np.nan, np.float32)
-        for row, result in zip(good, by_halves(self.encoder.encode, batch), strict=True):
-            if not isinstance(result, RowError):
-                vectors[row] = shortened(result[None], self.spec.dim)[0]
-        vectors[~are_units(vectors, "f32", self.spec.dim)] = np.nan
-        return vectors
 
 
 class Drafts:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemb.arrays import Floats
+from gemb.arrays import Doubles, Floats
 
 # What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10
 # and recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7,
@@ -32,7 +32,7 @@ class Background(NamedTuple):
     deviation: float  # 0: all are the same
 
     @staticmethod
-    def of(scores: Floats, count: int | None = None) -> Background:
+    def of(scores: Floats | Doubles, count: int | None = None) -> Background:
         """Return that of scores; NaN is none.
 
         Args:
@@ -99,4 +99,5 @@ def probable_cosines(first: Floats, tested: Floats, cosines: Floats) -> Floats:
         if len(tested) >= LINE_LEAST and tested.std() > 0:
             slope = max(0.0, float(np.cov(tested, cosines)[0, 1] / tested.var(ddof=1)))
         start = float(cosines.mean() - slope * tested.mean())
-    return np.clip(start + slope * first, -1, 1).astype(np.float32)
+    probable: Floats = np.clip(start + slope * first, -1, 1).astype(np.float32)
+    return probable

@@ -6,27 +6,30 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gemb.arrays import Floats, Ints, Vectors
+from gemb.arrays import Floats, Ints
 from gemb.errors import UsageError
-from gemb.index.bm25 import by_words, with_all
-from gemb.index.hits import Hit, Ranked
+from gemb.index.hits import Hit
 from gemb.index.mapped import read_ahead
-from gemb.index.ranking import plan, ranked
+from gemb.index.ranking import plan
 from gemb.index.reader import Index
-from gemb.index.source import RowSource, source_from_json
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt, for_task
 from gemb.search.answers import NO_FLOOR, QueryHits, above, depth, exit_code, show
 from gemb.search.forms import OutputForm
-from gemb.search.fusion import RAISED, Background, fused
-from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
-
-from gemb.texts.words import exact_terms, query_terms
+from gemb.search.index_search import ALL, IndexSearch
+from gemb.search.queries import (
+    Criteria,
+    ModelOpener,
+    Query,
+    SearchJob,
+    embedded,
+    passage_vector,
+)
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -34,10 +37,7 @@ if TYPE_CHECKING:
 
 # Queries that were trained against documents; all other tasks go with themselves.
 ASYMMETRIC = ("query", "code", "qa", "fact")
-ALL = 10_000  # rows of a query at most, where all that reach the floor are asked for
 BATCH = 256  # queries
-EXACT = 4096  # rows with the very words of a query that are compared; of more, none stands out
-SAMPLE = 4096  # vectors from which the background of a query's cosines is measured
 KEPT_S = 0.7e-6  # seconds that a filter of kept fields takes for a row, in memory
 NOTED = 3_000_000  # with more rows a note gives the time
 
@@ -61,6 +61,10 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Outpu
             like = index.find(job.like)
             vectors = index.unit_vectors(np.array([like]))
             (hit,) = index.hits(np.array([like]), np.ones(1, np.float32))
+            if like in index.drafts:
+                encoder = open_model(job.model or index.model)
+                check_model(index, folder, encoder, name=job.model, force=job.force)
+                vectors = passage_vector(hit.text, hit.title, encoder, prompt, index.spec.dim)
             queries = [Query(job.like, hit.text, job.like)]
         else:
             warm_up(index, rows, criteria)
@@ -217,147 +221,15 @@ def search_index(
         GembError: a row is damaged.
     """
     floor = _floor(index, rows.count, criteria, has_query=like is None)
-    search = _IndexSearch(index, rows, criteria, like)
+    search = IndexSearch(index, rows.numbers, rows.count, criteria, like)
     for first in range(0, len(queries), BATCH):
         batch = vectors[first : first + BATCH]
         nearest = search.nearest(batch, search.depth)
         for query, vector, found in zip(
             queries[first : first + BATCH], batch, nearest, strict=True
         ):
-            yield above(query, vector, search.hits(query, vector, found), floor, criteria)
-
-
-class _Scored(NamedTuple):
-    """Rows with their cosines, best first."""
-
-    slots: Ints
-    scores: Floats
-
-
-class _IndexSearch:
-    """The search of some rows of an index."""
-
-    def __init__(
-        self, index: Index, rows: SelectedRows, criteria: Criteria, like: int | None
-    ) -> None:
-        self._index = index
-        self._rows = rows
-        self._criteria = criteria
-        self._like = like
-        self._source = source_from_json(index.manifest.source)
-        self._sample: Vectors | None = None
-        self.depth = depth(criteria, ALL) + (like is not None)
-
-    def nearest(self, vectors: Vectors, k: int) -> list[_Scored]:
-        """Return the k rows nearest to each query, unit rows [Q, dim]."""
-        k = min(k, self._rows.count)
-        if not k:
-            return [_Scored(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in vectors]
-        how = plan(self._criteria.accuracy, self._rows.count, k)
-        best = ranked(vectors, self._index.vectors, how, k=k, rows=self._rows.numbers)
-        return [
-            _Scored(slots[slots >= 0], scores[slots >= 0])
-            for slots, scores in zip(best.rows, best.scores, strict=True)
-        ]
-
-    def hits(self, query: Query, vector: Vectors, nearest: _Scored) -> list[Hit]:
-        """Return the answers to a query, best first.
-
-        Args:
-            query: as text.
-            vector: of it, [dim].
-            nearest: the rows that are nearest to it, `depth` of them.
-        """
-        k = None if self._criteria.k is None else depth(self._criteria, ALL)
-        looked_at = self.depth
-        while True:
-            hits = self._distinct(self._ordered(query, vector, nearest), k)
-            if k is None or len(hits) >= k or len(nearest.slots) < looked_at:
-                return hits
-            # There are copies among them.
-            looked_at *= 4
-            (nearest,) = self.nearest(vector[None], looked_at)
-
-    def _ordered(self, query: Query, vector: Vectors, nearest: _Scored) -> _Scored:
-        """Return the rows in the order of the answers."""
-        if self._like is not None:
-            is_other = nearest.slots != self._like
-            return _Scored(nearest.slots[is_other], nearest.scores[is_other])
-        exact = self._exact(query)
-        words = self._by_words(query) if self._criteria.is_hybrid else None
-        if words is None and not len(exact):
-            return nearest
-        slots = np.unique(
-            np.concatenate([nearest.slots, exact, words.rows[: self.depth] if words else exact])
-        )
-        cosines = self._index.unit_vectors(slots) @ vector
-        order = cosines + np.where(np.isin(slots, exact), RAISED, 0).astype(np.float32)
-        if words:
-            scores = np.zeros(len(slots), np.float32)
-            common, here, there = np.intersect1d(slots, words.rows, return_indices=True)
-            scores[here] = words.scores[there]
-            background = Background.of(self._sample_vectors() @ vector)
-            of_words = Background.of(words.scores, self._rows.count)
-            order = fused(order, scores, background, of_words)
-        best = np.lexsort((slots, -order))
-        return _Scored(slots[best], cosines[best])
-
-    def _exact(self, query: Query) -> Ints:
-        """Return the rows with the very names or words of a query; none where they are many."""
-        if self._index.has_old_words:
-            return np.empty(0, np.int64)
-        rows = with_all(self._index.connection, exact_terms(query.text), EXACT + 1)
-        return self._selected(rows) if len(rows) <= EXACT else rows[:0]
-
-    def _by_words(self, query: Query) -> Ranked:
-        """Return all rows that share words with a query, best first."""
-        terms = None if self._index.has_old_words else query_terms(query.text)
-        connection, rows = self._index.connection, self._rows
-        return by_words(connection, query.text, rows.count, rows.numbers, share=0, terms=terms)
-
-    def _selected(self, slots: Ints) -> Ints:
-        rows = self._rows.numbers
-        return slots if rows is None else np.intersect1d(slots, rows, assume_unique=True)
-
-    def _sample_vectors(self) -> Vectors:
-        """Return vectors from everywhere in the rows, [n, dim]."""
-        if self._sample is None:
-            count = min(SAMPLE, self._rows.count)
-            rows = np.linspace(0, self._rows.count - 1, count).astype(np.int64)
-            numbers = self._rows.numbers
-            self._sample = self._index.unit_vectors(rows if numbers is None else numbers[rows])
-        return self._sample
-
-    def _distinct(self, scored: _Scored, k: int | None) -> list[Hit]:
-        """Return the first k as hits; rows of the same text are one, which says how many."""
-        hits: dict[object, Hit] = {}
-        step = len(scored.slots) if k is None else k
-        for start in range(0, len(scored.slots), max(1, step)):
-            part = slice(start, start + step)
-            new = self._index.hits(scored.slots[part], scored.scores[part])
-            for slot, hit in zip(scored.slots[part].tolist(), new, strict=True):
-                is_once = self._criteria.is_once and self._is_nameless(hit)
-                key = hit.text if is_once else slot
-                if key in hits:
-                    hits[key] = replace(hits[key], copies=hits[key].copies + 1)
-                elif k is None or len(hits) < k:
-                    hits[key] = hit
-            if k is not None and len(hits) >= k:
-                break
-        return [
-            replace(hit, copies=self._copies(hit)) if isinstance(key, str) else hit
-            for key, hit in hits.items()
-        ]
-
-    def _is_nameless(self, hit: Hit) -> bool:
-        """Return whether nothing but its text tells a row: no id of its own, no further fields."""
-        return hit.id is None or (
-            isinstance(self._source, RowSource) and self._source.id is None and not hit.kept
-        )
-
-    def _copies(self, hit: Hit) -> int:
-        slots = self._index.copies(hit.text)
-        return hit.copies if slots is None else len(self._selected(slots))
+            hits = search.hits(query, vector, found)
+            yield above(query, vector, hits, floor, criteria, best_are_tested=False)
 
 
 def warm_up(index: Index, rows: SelectedRows, criteria: Criteria) -> None:

@@ -30,7 +30,7 @@ from gemb.models.prompts import Prompt, for_task
 from gemb.models.references import resolve
 from gemb.models.static import check_draft
 from gemb.plugins import for_model
-from gemb.search.first import WORDS, standardised
+from gemb.search.fusion import WORDS, standardised
 from gemb.texts.words import query_terms
 from gemb.training.teacher import Teacher, TeacherText
 from gemb.training.teachers import open_teacher
@@ -184,7 +184,7 @@ def main() -> None:
         name, _, reference = named.rpartition("=")
         folder = resolve(reference)
         encoder = for_model(folder).open(folder, Runtime())
-        check_draft(encoder.profile, model, reference)
+        check_draft(encoder.profile.draft_of, model.fingerprint, reference)
         rows[name or reference] = drafted(encoder, sets)
     if options.real:
         rows[options.model] = embedded(teacher, document, sets)

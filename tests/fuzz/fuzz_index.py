@@ -44,7 +44,16 @@ COMMANDS = (
 )
 FILES = ("rows.sqlite", "vectors.f16", "codes.bin", "manifest.json", "lock")
 VECTORS = ("v.npy", "v.npz", "v.f32", "v.jsonl", "v.npy.json", "v.f32.json")
-TABLES = ("rows", "removed", "blocks", "files", "words_data", "words_idx", "words_docsize")
+TABLES = (
+    "rows",
+    "removed",
+    "blocks",
+    "files",
+    "drafts",
+    "words_data",
+    "words_idx",
+    "words_docsize",
+)
 LOADED = (  # by the commands: a fork of this process has them
     *(f"gemb.commands.{name}" for name in ("index", "search", "verify", "embed")),
     *(f"gemb.index.{name}" for name in ("bm25", "build", "care", "floor", "verify", "where")),

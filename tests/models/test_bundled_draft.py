@@ -51,7 +51,7 @@ def mini():
 def test_it_is_a_folder_of_the_package_and_a_draft_of_mini(draft, mini) -> None:
     assert resolve("draft") == bundled_draft() == bundled().parent / "draft"
     assert DRAFT in names()
-    check_draft(draft.profile, mini.profile, "draft")
+    check_draft(draft.profile.draft_of, mini.profile.fingerprint, "draft")
     described = describe(bundled_draft())
     assert described.draft_of == (describe(bundled()).fingerprint,)
     assert described.matryoshka_dims == (768, 512, 256, 128)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from file_search import GatheredFiles
 from file_trees import write
 from gemb.embedding import drafts as draft_models
-from gemb.embedding.drafts import open_draft
+from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.errors import Missing
 from gemb.index.hits import Hit
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
 from gemb.search.file_search import FileSearch
-from gemb.search.first import DraftModel, Drafts, first_ranking
+from gemb.search.first import Drafts, first_ranking
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import split_known
 from word_encoder import WordEncoder
@@ -345,7 +345,7 @@ def test_several_queries_share_the_time(tree: Path, cache: Path) -> None:
 
 
 def test_a_draft_is_that_of_the_model_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = WordEncoder()
     profile = encoder.profile
@@ -365,17 +365,18 @@ def test_a_draft_is_that_of_the_model_or_none(
     )
     monkeypatch.setattr(draft_models, "BUNDLED", tmp_path / "own")
     monkeypatch.delenv("GEMB_DRAFT", raising=False)
-    assert open_draft(profile) is encoder
+    assert open_draft(profile.fingerprint) is encoder
     monkeypatch.setenv("GEMB_DRAFT", "none")
-    assert open_draft(profile) is None
+    assert open_draft(profile.fingerprint) is None
     monkeypatch.setenv("GEMB_DRAFT", str(tmp_path / "other"))
-    assert open_draft(profile) is None
+    assert open_draft(profile.fingerprint) is None
+    assert "is a draft of the model 0123456789abcdef, not of" in capsys.readouterr().err
     monkeypatch.setenv("GEMB_DRAFT", str(tmp_path / "nowhere"))
     with pytest.raises(Missing, match="nowhere"):
-        open_draft(profile)
+        open_draft(profile.fingerprint)
     monkeypatch.delenv("GEMB_DRAFT")
     monkeypatch.setattr(draft_models, "BUNDLED", tmp_path / "absent")
-    assert open_draft(profile) is None
+    assert open_draft(profile.fingerprint) is None
 
 
 def test_a_draft_that_is_wider_or_has_no_fitting_width() -> None:

@@ -35,6 +35,8 @@ class FakeModel:
     log: str = ""  # file to which encode appends the number of texts, a line a call
     name: str = "fake"
     is_leaky: bool = False  # a text's vector depends on the other texts of its batch
+    bias: float = 0.0  # that all vectors have in common
+    draft_of: tuple = ()  # fingerprints
     is_bag: bool = False  # a text's vector is the sum of its words', prompts and titles left out
 
 
@@ -51,6 +53,7 @@ class FakeEncoder:
             dim=model.dim, matryoshka_dims=tuple(model.dims), max_tokens=model.max_tokens,
             closing_tokens=1, prompts=model.prompts, dtype="fp32",
             fingerprint=f"{zlib.crc32(model.name.encode()):016x}",
+            draft_of=tuple(model.draft_of),
         )
         random = np.random.default_rng(0)
         self.tables = random.standard_normal((2, 1021, model.dim)).astype(np.float32)
@@ -82,6 +85,7 @@ class FakeEncoder:
             vectors = np.array([self.bag(ids) for ids in batch])
         if self.model.is_leaky:
             vectors = vectors + vectors.mean(axis=0)
+        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) + self.model.bias
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         for row, ids in enumerate(batch):
             if word_id("notfinite") in ids:
@@ -121,7 +125,7 @@ class FakeBackend(Backend):
             parameters=1500000, pooling="mean", dense=((96, 160), (160, fake.dim)),
             prompts=fake.prompts, types={"token_embd": "q4_0", "norm": "f32", "dense": "q8_0"},
             size_bytes=12345678, fingerprint=f"{zlib.crc32(fake.name.encode()):016x}",
-            licence="gemma",
+            licence="gemma", draft_of=tuple(fake.draft_of),
         )
 
     def checks(self):

@@ -94,7 +94,7 @@ def test_a_run_makes_a_draft_that_learns(recipe, tmp_path, tiny_model) -> None:
     folder = tmp_path / "run" / "model"
     encoder = for_model(folder).open(folder, Runtime())
     teacher = for_model(tiny_model).open(tiny_model, Runtime())
-    check_draft(encoder.profile, teacher.profile, "draft")
+    check_draft(encoder.profile.draft_of, teacher.profile.fingerprint, "draft")
     rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     texts = [row["positive"] for row in rows]
     own = encoder.encode(encoder.tokenize([f"t\n{text}" for text in texts]))

@@ -1,0 +1,323 @@
+"""An index with drafts: built at once, refined by and by, searched meanwhile, kept whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fake_backend import Gemb, write_model
+from gemb.index.drafts import wanted
+from gemb.index.reader import Index
+from index_cases import error, out, texts_encoded, write_old
+
+KILLS = int(os.environ.get("GEMB_KILLS", "3"))
+FAKE = f"{zlib.crc32(b'fake'):016x}"
+# The program itself, with batches so short that many of them fall into a test.
+QUICK = "import gemb.index.writer as w; w.COMMIT_S = 0.02; from gemb.__main__ import main; main()"
+NOUNS = [f"noun{number}" for number in range(400)]
+
+
+def text_of(number: int) -> str:
+    dice = random.Random(number)
+    return " ".join([f"topic{number}", *dice.choices(NOUNS, k=30)])
+
+
+@pytest.fixture
+def drafted(gemb: Gemb) -> Gemb:
+    """An index `d.gemb` of 90 files, whose rows have drafts; they are biased, and half as wide."""
+    gemb.environment["XDG_CACHE_HOME"] = str(gemb.folder.parent / "cache")
+    gemb.environment["GEMB_DRAFT"] = "draft.fake"
+    log = str(gemb.folder / "log")
+    write_model(gemb.model, is_bag=True, max_tokens=512, log=log)
+    write_model(
+        gemb.folder / "draft.fake",
+        is_bag=True,
+        max_tokens=512,
+        name="draft",
+        draft_of=[FAKE],
+        bias=0.05,
+    )
+    (gemb.folder / "docs").mkdir()
+    for number in range(90):
+        write_old(gemb.folder / f"docs/{number:02}.txt", text_of(number) + "\n")
+    said = out(gemb, "index", "build", "d.gemb", "docs", "--draft")
+    assert "+90 ~0 -0 files (90 passages drafted; 90 in all)" in said
+    assert texts_encoded(gemb) == 0, "no text saw the model"
+    return gemb
+
+
+def info(gemb: Gemb, name: str = "d.gemb") -> dict:
+    return json.loads(out(gemb, "index", "info", name, "--json"))
+
+
+def hits(gemb: Gemb, *arguments: str) -> list[dict]:
+    return list(map(json.loads, out(gemb, "search", *arguments, "--json").splitlines()))
+
+
+def check_whole(gemb: Gemb, *more: str) -> str:
+    return out(gemb, "index", "verify", "d.gemb", *more)
+
+
+def copy_of(gemb: Gemb, number: int) -> None:
+    """Copy a file to another folder; its passage has the same title there."""
+    (gemb.folder / "docs/more").mkdir()
+    write_old(gemb.folder / f"docs/more/{number:02}.txt", text_of(number) + "\n")
+
+
+def texts_of(folder: Path, *, drafts: bool) -> set[str]:
+    with Index.open(folder) as index:
+        alive = np.arange(len(index.stored)) if index.alive is None else index.alive
+        rows = index.drafts if drafts else np.setdiff1d(alive, index.drafts)
+        return {hit.text for hit in index.hits(rows, np.zeros(len(rows), np.float32))}
+
+
+def test_drafts_answer_at_once_and_say_that_they_are(drafted: Gemb) -> None:
+    facts = info(drafted)
+    assert (facts["rows"], facts["drafts"], facts["draft"]["width"]) == (90, 90, 256)
+    lines = out(drafted, "index", "info", "d.gemb")
+    assert "0 of 90 rows have real ones (0 %); 90 are drafts: gemb index refine" in lines
+    for number in (3, 88):
+        query = " ".join(text_of(number).split()[5:25])
+        hit = hits(drafted, query, "d.gemb", "-k3")[0]
+        assert (hit["path"], hit["estimated"]) == (f"docs/{number:02}.txt", True)
+    assert "all rows are drafts: none is embedded again" in check_whole(drafted)
+
+
+def test_a_refined_index_answers_as_one_that_was_built_so(drafted: Gemb) -> None:
+    out(drafted, "index", "build", "plain.gemb", "docs")
+    said = out(drafted, "index", "refine", "d.gemb")
+    assert said == "+90 vectors (0 of 90 rows are drafts)\n"
+    assert "90 of 90 rows have real ones (100 %); none is a draft" in out(
+        drafted, "index", "info", "d.gemb"
+    )
+    check_whole(drafted)
+    query = " ".join(text_of(17).split()[:12])
+    for more in ((), ("--hybrid",), ("--where", "path > 'docs/3'")):
+        found = hits(drafted, query, "d.gemb", "--weak", *more)
+        assert found == hits(drafted, query, "plain.gemb", "--weak", *more)
+    before = info(drafted)["size_bytes"]
+    out(drafted, "index", "compact", "d.gemb")
+    assert info(drafted)["size_bytes"] < before
+    assert hits(drafted, query, "d.gemb", "--weak") == hits(drafted, query, "plain.gemb", "--weak")
+    check_whole(drafted)
+    assert out(drafted, "index", "refine", "d.gemb") == "+0 vectors (0 of 90 rows are drafts)\n"
+
+
+def test_what_searches_ranked_high_gets_its_vectors_first(drafted: Gemb) -> None:
+    write_model(drafted.model, is_bag=True, max_tokens=512, sleep_s=0.3)
+    for number in (70, 71, 71):
+        hits(drafted, " ".join(text_of(number).split()[:20]), "d.gemb")
+    out(drafted, "index", "refine", "d.gemb", "--for", "0.2s")
+    real = texts_of(drafted.folder / "d.gemb", drafts=False)
+    assert {text_of(70), text_of(71)} <= real
+    assert 2 <= len(real) < 30
+    drafts = info(drafted)["drafts"]
+    assert drafts == 90 - len(real)
+    left = wanted(drafted.folder / "d.gemb/wanted.bin")
+    with Index.open(drafted.folder / "d.gemb") as index:
+        assert left
+        assert set(left) <= set(index.drafts.tolist())
+    out(drafted, "index", "compact", "d.gemb")
+    moved = wanted(drafted.folder / "d.gemb/wanted.2.bin")
+    assert len(moved) == len(left)
+    check_whole(drafted)
+
+
+def test_drafts_and_vectors_are_held_against_their_own_backgrounds(drafted: Gemb) -> None:
+    write_model(drafted.model, is_bag=True, max_tokens=512, sleep_s=0.05)
+    out(drafted, "index", "refine", "d.gemb", "--for", "0.3s")
+    real = texts_of(drafted.folder / "d.gemb", drafts=False)
+    assert 5 <= len(real) <= 85
+    for number in (0, 45, 89):
+        # Drafts have a common part, so that their raw cosines are the higher ones.
+        query = " ".join(text_of(number).split()[4:24])
+        for more in ((), ("--hybrid",)):
+            hit = hits(drafted, query, "d.gemb", "-k3", *more)[0]
+            assert hit["text"] == text_of(number)
+            assert hit.get("estimated", False) is (text_of(number) not in real)
+    check_whole(drafted)
+
+
+def test_a_refinement_that_is_killed_again_and_again_ends_whole(drafted: Gemb) -> None:
+    write_model(drafted.model, is_bag=True, max_tokens=512, sleep_s=0.03)
+    folder = drafted.folder / "d.gemb"
+    moments = random.Random(3)
+    left = 90
+    for turn in range(KILLS):
+        process = subprocess.Popen(
+            [sys.executable, "-c", QUICK, "index", "refine", "d.gemb"],
+            cwd=drafted.folder,
+            env=drafted.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        while process.poll() is None:
+            with Index.open(folder) as index:
+                assert index.count == 90
+                if len(index.drafts) < left:
+                    break
+            time.sleep(0.005)
+        time.sleep(moments.random() * 0.1)
+        stop = signal.SIGKILL if turn % 2 else signal.SIGINT
+        process.send_signal(stop)
+        _, stderr = process.communicate(timeout=60)
+        with Index.open(folder) as index:
+            assert index.count == 90
+            assert len(index.drafts) <= left, "what was done is kept"
+            left = len(index.drafts)
+        if process.returncode == 130:
+            assert b"gemb index refine goes on from there" in stderr
+        check_whole(drafted, "--rows", "0")
+    write_model(drafted.model, is_bag=True, max_tokens=512)
+    said = out(drafted, "index", "refine", "d.gemb")
+    assert said == f"+{left} vectors (0 of 90 rows are drafts)\n"
+    assert texts_of(folder, drafts=False) == {text_of(number) for number in range(90)}
+    check_whole(drafted)
+
+
+def test_a_sync_makes_drafts_and_keeps_vectors(drafted: Gemb) -> None:
+    out(drafted, "index", "refine", "d.gemb")
+    texts_encoded(drafted)
+    write_old(drafted.folder / "docs/90.txt", text_of(90))
+    copy_of(drafted, 5)  # whose vector is there
+    (drafted.folder / "docs/00.txt").unlink()
+    assert "1 passage to draft" in out(drafted, "index", "sync", "d.gemb", "-n")
+    said = out(drafted, "index", "sync", "d.gemb")
+    assert "+2 ~0 -1 files (1 passage drafted; 1 had their vector already; 91 in all)" in said
+    assert texts_encoded(drafted) == 0
+    assert texts_of(drafted.folder / "d.gemb", drafts=True) == {text_of(90)}
+    check_whole(drafted)
+    assert hits(drafted, text_of(90), "d.gemb", "-k1")[0]["path"] == "docs/90.txt"
+    out(drafted, "index", "rm", "d.gemb", "docs/90.txt", "--yes")
+    assert info(drafted)["drafts"] == 0
+    check_whole(drafted)
+
+
+def test_a_copy_of_a_draft_is_a_draft(drafted: Gemb) -> None:
+    copy_of(drafted, 5)
+    out(drafted, "index", "sync", "d.gemb")
+    assert info(drafted)["drafts"] == 91
+    check_whole(drafted)
+    assert hits(drafted, text_of(5), "d.gemb", "-k1")[0]["copies"] == 2
+
+
+def test_without_its_draft_model_a_sync_makes_vectors(drafted: Gemb) -> None:
+    drafted.environment["GEMB_DRAFT"] = "none"
+    write_old(drafted.folder / "docs/90.txt", text_of(90))
+    copy_of(drafted, 5)  # which is a draft
+    done = drafted("index", "sync", "d.gemb")
+    assert b"the draft model of this index is not here; new rows get real vectors" in done.stderr
+    assert texts_of(drafted.folder / "d.gemb", drafts=False) == {text_of(90), text_of(5)}
+    check_whole(drafted)
+
+
+def test_a_build_with_drafts_that_is_killed_goes_on(drafted: Gemb) -> None:
+    write_model(
+        drafted.folder / "draft.fake",
+        is_bag=True,
+        max_tokens=512,
+        name="draft",
+        draft_of=[FAKE],
+        sleep_s=0.1,
+    )
+    program = QUICK.replace("from", "import gemb.index.sync as s; s.DRAFTED = 5; from", 1)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "index", "build", "e.gemb", "docs", "--draft"],
+        cwd=drafted.folder,
+        env=drafted.environment,
+    )
+    part = drafted.folder / "e.gemb.part"
+    while process.poll() is None:
+        try:
+            with Index.open(part) as index:
+                if index.count > 10:
+                    break
+        except Exception:
+            time.sleep(0.005)
+    process.kill()
+    process.wait()
+    done = drafted("index", "build", "e.gemb", "docs", "--draft")
+    assert done.returncode == 0
+    assert b"rows of a stopped build are there; it goes on from them" in done.stderr
+    assert info(drafted, "e.gemb")["drafts"] == 90
+    assert "all blocks as written" in out(drafted, "index", "verify", "e.gemb")
+
+
+def test_what_is_like_a_draft_is_found(drafted: Gemb) -> None:
+    write_old(drafted.folder / "docs/90.txt", " ".join([*text_of(7).split()[:-2], "other", "end"]))
+    out(drafted, "index", "sync", "d.gemb")
+    found = hits(drafted, "--like", "docs/07.txt:1", "d.gemb", "-k1")
+    assert found[0]["path"] == "docs/90.txt"
+
+
+def test_an_index_that_cannot_be_written_is_searched(drafted: Gemb) -> None:
+    folder = drafted.folder / "d.gemb"
+    folder.chmod(0o500)
+    try:
+        assert hits(drafted, text_of(1), "d.gemb", "-k1")[0]["path"] == "docs/01.txt"
+    finally:
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [
+        ("DELETE FROM drafts WHERE slot = 3", "drafts"),
+        ("INSERT INTO drafts VALUES (1000, NULL)", "drafts"),
+        ("UPDATE drafts SET vector = x'00' WHERE slot = 3", "drafts"),
+    ],
+)
+def test_verify_sees_what_is_no_draft(drafted: Gemb, harm: str, name: str) -> None:
+    connection = sqlite3.connect(drafted.folder / "d.gemb/rows.sqlite")
+    connection.execute(harm)
+    connection.commit()
+    connection.close()
+    done = drafted("index", "verify", "d.gemb", "--rows", "0")
+    assert done.returncode == 1
+    bad = [line.split()[1] for line in done.stdout.decode().splitlines() if "BAD" in line]
+    assert bad == [name]
+
+
+def test_a_row_on_which_the_model_fails_keeps_its_draft(drafted: Gemb) -> None:
+    write_old(drafted.folder / "docs/90.txt", "zebras are poison to both")
+    out(drafted, "index", "sync", "d.gemb")
+    assert info(drafted)["drafts"] == 91
+    done = drafted("index", "refine", "d.gemb")
+    assert done.returncode == 3
+    assert done.stdout.decode() == "+90 vectors (1 of 91 rows is a draft)\n"
+    assert (
+        done.stderr.decode()
+        .splitlines()[-1]
+        .endswith("without a real vector: 1 row, which keep their drafts")
+    )
+    check_whole(drafted)
+    assert hits(drafted, "zebras", "d.gemb", "-k1")[0]["path"] == "docs/90.txt"
+
+
+def test_what_cannot_be_is_one_line(drafted: Gemb) -> None:
+    (drafted.folder / "none").mkdir()
+    assert "no index absent" in error(drafted, "index", "refine", "absent")
+    assert "none is no index" in error(drafted, "index", "refine", "none")
+    line = error(drafted, "index", "refine", "d.gemb", "--for", "soon")
+    assert "'soon' is no time such as 5s, 500ms, 2m or 0" in line
+    write_model(drafted.folder / "other.fake", name="other", is_bag=True, max_tokens=512)
+    line = error(drafted, "index", "refine", "d.gemb", "-m", "other.fake")
+    assert "d.gemb was built with another model" in line
+    drafted.environment["GEMB_DRAFT"] = "none"
+    line = error(drafted, "index", "build", "e.gemb", "docs", "--draft")
+    assert "--draft: there is no draft of model.fake with 768 components or fewer; " in line
+    out(drafted, "embed", "-e", "a text", "-o", "v.jsonl")
+    line = error(drafted, "index", "build", "e.gemb", "v.jsonl", "--draft")
+    assert "--draft: these rows come with their vectors; leave it out" in line
+    assert not (drafted.folder / "e.gemb.part").exists()
