@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from gemb.commands.cluster_options import ClusterChoice, cluster_options
+from gemb.commands.embed_ray import check_on_ray, embed_on_ray
 from gemb.commands.options import ENCODING, QUOTING, GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import AnyPath
 from gemb.embedding.formats.table import FORMATS, Format, format_of
@@ -40,7 +43,7 @@ GROUPS = {
     "Output": ("output", "output_format", "dim", "dtype"),
     "Prompt": ("task", "prompt"),
     "Rows that cannot be used as they are": ("on_long", "on_error"),
-    "Long runs": ("resume", "shard"),
+    "Long runs": ("resume", "shard", "engine", "workers", "address", "gpus", "part_rows"),
     "Model": ("model", "backend", "device", "precision", "threads"),
 }
 
@@ -73,7 +76,7 @@ GROUPS = {
     "--output",
     type=AnyPath(),
     metavar="FILE",
-    help="Write to a file, whole or not at all.",
+    help="Write to a file, whole or not at all; with --engine ray a folder of parts.",
 )
 @click.option(
     "-O",
@@ -113,9 +116,11 @@ GROUPS = {
     metavar="I/N",
     help="Only every N-th row, from row I; auto: as SLURM or Kubernetes says.",
 )
+@cluster_options
 @model_options
 def embed(
     options: ModelOptions,
+    cluster: ClusterChoice | None,
     files: tuple[str, ...],
     texts: tuple[str, ...],
     input_format: str,
@@ -146,6 +151,7 @@ def embed(
     gemb embed reviews.csv --text-field body --id-field id --dim 256 -o reviews.npz
     gemb embed --task query -e "how do I cancel an order"
     tail -f app.log | gemb embed | jq -c .id
+    gemb embed s3://bucket/pages --id-field url -o s3://bucket/vectors --engine ray
 
     \b
     Exit codes: 0 done, 3 done but some rows failed, 2 wrong usage, 4 something is
@@ -161,28 +167,55 @@ def embed(
         click.echo(click.get_current_context().get_usage() + NO_INPUT, err=True)
         raise click.exceptions.Exit(2)
 
+    if cluster:
+        check_on_ray(
+            files,
+            output,
+            texts=texts,
+            keep=keep,
+            shard=shard,
+            output_format=output_format,
+        )
+
     from gemb.embedding.output import Target
     from gemb.models import prompts
     from gemb.texts import inputs
     from gemb.texts.shards import shard as shard_of
 
-    target = Target.of(output, _format(output_format, output))
-    _say_form(target, is_chosen=output_format is not None)
-    target.check()
-    _check_form(target, dtype, resume=resume)
-    fields = _fields(text_field, title_field, id_field, keep, target.form)
+    form = FORMATS["parquet"] if cluster else _format(output_format, output)
+    fields = _fields(text_field, title_field, id_field, keep, form)
+    _check_input(bool(texts), input_format, null, fields)
+    custom_prompt = prompts.custom(prompt) if prompt is not None else None
+    task = task or "document"
     reading = inputs.Reading(
         format=input_format,
         separator=b"\0" if null else b"\n",
         fields=fields,
         encoding=encoding,
         quoting=quoting or "",
-        live=target.is_stream,
     )
-    _check_input(bool(texts), input_format, null, fields)
+    if cluster:
+        embed_on_ray(
+            cluster,
+            options,
+            files,
+            output or "",
+            reading,
+            prompt=custom_prompt or task,
+            dim=dim,
+            dtype=dtype,
+            on_long=on_long,
+            on_error=on_error,
+            resume=resume,
+        )
+        return
+    target = Target.of(output, form)
+    _say_form(target, is_chosen=output_format is not None)
+    target.check()
+    _check_form(target, dtype, resume=resume)
+    reading = replace(reading, live=target.is_stream)
     paths = files or ("-",)
     row_shard = shard_of(shard, os.environ) if shard else None
-    custom_prompt = prompts.custom(prompt) if prompt is not None else None
     if not texts:
         inputs.check(paths)
         target.check_inputs(paths)
@@ -194,7 +227,6 @@ def embed(
     from gemb.embedding.run import EmbedJob, run
     from gemb.io.signals import one_interrupt
 
-    task = task or "document"
     embedder = Embedder.of(
         model.encoder,
         custom_prompt or task,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gemb.embedding.formats.base import FileLayout, VectorWriter
+from gemb.embedding.formats.table import Format
 from gemb.embedding.journal import Header, Journal
 from gemb.embedding.output import Target, describes_vectors
 from gemb.embedding.pipeline import Embedder, OutputRow, embed
@@ -62,7 +63,7 @@ def run(job: EmbedJob, records: Iterator[Record | None], embedder: Embedder) -> 
     if not tally.rows:
         note("the input has no text, so there are no vectors")
     tally.say()
-    tally.check(_fate(job, embedder.spec.dtype))
+    tally.check(fate(job.on_error, job.target.form, embedder.spec.dtype))
 
 
 def _opened(job: EmbedJob, embedder: Embedder) -> tuple[Output, Journal | None]:
@@ -87,11 +88,11 @@ def _opened(job: EmbedJob, embedder: Embedder) -> tuple[Output, Journal | None]:
     return AtomicFile(target.file, replace_part=journal.is_older), journal
 
 
-def _fate(job: EmbedJob, dtype: str) -> str:
+def fate(on_error: str, form: Format, dtype: str) -> str:
     """Return what became of rows that failed."""
-    if job.on_error == "skip":
+    if on_error == "skip":
         return "were left out"
-    if not job.target.form.holds_fields:
+    if not form.holds_fields:
         return "are NaN" if dtype in ("f32", "f16") else "are all zeros"
     return "have an error in the place of a vector"
 
@@ -170,8 +171,8 @@ class Tally:
         self.rows = 0
         self.failed = 0
         self._max_tokens = max_tokens
-        self._kinds: Counter[str] = Counter()  # cut, long, or an error's code
-        self._first: dict[str, str] = {}  # kind -> place
+        self.kinds: Counter[str] = Counter()  # cut, long, or an error's code
+        self.first: dict[str, str] = {}  # kind -> place
 
     def sort(self, rows: Sequence[OutputRow], *, on_long: str, on_error: str) -> list[int]:
         """Count the rows, and return the indices of those that are to be written.
@@ -199,14 +200,14 @@ class Tally:
         return written
 
     def _count(self, kind: str, row: OutputRow) -> None:
-        self._kinds[kind] += 1
-        self._first.setdefault(kind, row.record.place)
+        self.kinds[kind] += 1
+        self.first.setdefault(kind, row.record.place)
 
     def say(self) -> None:
         """Print a line on stderr for each kind of rows that were cut, left out or failed."""
-        for kind, count in self._kinds.items():
+        for kind, count in self.kinds.items():
             which = f"{count} of {self.rows} rows"
-            first = f"(first: {self._first[kind]})"
+            first = f"(first: {self.first[kind]})"
             if kind == "cut":
                 warn(f"{which} were cut at {self._max_tokens} tokens {first}; see --on-long")
             elif kind == "long":

@@ -92,6 +92,35 @@ def speak(*, quiet: bool = False, as_json: bool = False) -> None:
 
 
 @contextmanager
+def captured() -> Iterator[list[tuple[int, str]]]:
+    """Collect the messages of all threads while the block runs: level and line, for `repeat`.
+
+    For a process without a terminal, which hands them to the one that has it.
+    """
+    import logging
+
+    lines: list[tuple[int, str]] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append((record.levelno, record.getMessage()))  # type: ignore[method-assign]
+    logger = _logger()
+    before = logger.handlers, logger.propagate, logger.level
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(NOTE)
+    try:
+        yield lines
+    finally:
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+
+
+def repeat(level: int, line: str) -> None:
+    """Print a message that was collected elsewhere, once: other processes say the same."""
+    if line not in _noted:
+        _noted.add(line)
+        _logger().log(level, "%s", line)
+
+
+@contextmanager
 def quieter() -> Iterator[None]:
     """Hide notes and progress of all threads while the block runs."""
     logger = _logger()

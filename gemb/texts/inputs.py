@@ -15,12 +15,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gemb.errors import UsageError
 from gemb.io.notes import note, warn
 from gemb.io.text import visible
-from gemb.texts.contents import STDIN, is_plain, shown
-from gemb.texts.lines import Line, Lines, read_lines
+from gemb.texts.contents import STDIN, is_plain, plain, shown
+from gemb.texts.lines import Line, Lines, read_blocks, read_lines, split
 from gemb.texts.notebooks import SUFFIX as NOTEBOOK
 from gemb.texts.records import (
     TEXT_NAMES,
@@ -132,7 +133,7 @@ def read(paths: Sequence[str], reading: Reading) -> Records:
     for path in paths:
         label = os.fsencode(path).decode(errors="replace") if len(paths) > 1 else None
         if format_of(path, reading) == "parquet":
-            yield from _parquet_records(path, reading.fields, label)
+            yield from _parquet_records(ParquetFile(path), path, reading.fields, label)
         else:
             lines = read_lines(
                 path,
@@ -141,6 +142,29 @@ def read(paths: Sequence[str], reading: Reading) -> Records:
                 encoding=reading.encoding,
             )
             yield from _records(lines, path, reading, label)
+
+
+def read_opened(file: IO[bytes], path: str, reading: Reading, label: str | None) -> Records:
+    """Yield the records of a file that is open, on any file system.
+
+    Args:
+        file: at its beginning; of Parquet, it can seek.
+        path: its name, for messages; the suffix may name the format.
+        reading: how it is read; not `live`.
+        label: before the number in an id; None: the number alone is the id.
+
+    Raises:
+        UsageError: it is no text, or a field that was named cannot be there.
+        Missing: Parquet without pyarrow.
+    """
+    if format_of(path, reading) == "parquet":
+        yield from _parquet_records(ParquetFile(path, file), path, reading.fields, label)
+    else:
+        nul_ends = reading.separator == b"\0"
+        stream = plain(
+            read_blocks(file.read), path, encoding=reading.encoding, nul_ends=nul_ends
+        )
+        yield from _records(split(stream, reading.separator), path, reading, label)
 
 
 def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Records:
@@ -355,13 +379,15 @@ def _as_named(columns: Sequence[str], fields: Fields) -> list[str]:
     return named
 
 
-def _parquet_records(path: str, fields: Fields, label: str | None) -> Records:
-    """Yield the rows of a Parquet file, numbered from 1.
+def _parquet_records(
+    table: ParquetFile, path: str, fields: Fields, label: str | None
+) -> Records:
+    """Yield the rows of a Parquet file, numbered from 1, and close it.
 
     Raises:
         UsageError: a column that was named is not there.
     """
-    with ParquetFile(path) as table:
+    with table:
         stripped = [column.strip() for column in table.columns]
         named = _as_named(stripped, fields)
         fields = _settled(fields, named, shown(path))

@@ -142,11 +142,12 @@ def _stdin(*, live: bool) -> Blocks:
     try:
         fd = sys.stdin.fileno()
     except OSError:  # a test's or a notebook's stream
-        return _read_blocks(sys.stdin.buffer.read)
+        return read_blocks(sys.stdin.buffer.read)
     return blocks(fd, live=live and not stat.S_ISREG(os.fstat(fd).st_mode))
 
 
-def _read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+def read_blocks(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    """Yield what a file's `read` gives, to its end."""
     while block := read(BLOCK):
         yield block
 

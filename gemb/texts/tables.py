@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from gemb.errors import Missing, UsageError
 from gemb.io.notes import note
@@ -279,14 +279,15 @@ class ParquetFile:
         UsageError: it is no Parquet file, or it is damaged; so from `rows`, too.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, file: IO[bytes] | None = None) -> None:
+        """Open a path; or take a file that is open, which the path names in messages alone."""
         pyarrow, parquet = import_pyarrow()
-        if path == STDIN or not Path(path).is_file():
+        if file is None and (path == STDIN or not Path(path).is_file()):
             raise UsageError("Parquet is read from a file, not from a pipe: -I parquet FILE")
         self._name = shown(path)
         self._failures = (pyarrow.ArrowException, OSError)
         try:
-            self._file = parquet.ParquetFile(path)
+            self._file = parquet.ParquetFile(path if file is None else file)
         except self._failures as error:
             raise self._unreadable(error) from None
         self.columns: list[str] = self._file.schema_arrow.names

@@ -17,7 +17,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -51,6 +51,7 @@ class FileLayout:
     engine: str = ""  # what computed the vectors, for people
     text_ids: bool = False  # ids are texts, not row numbers
     kept: Sequence[str] = ()  # names of kept fields; in the order of the columns
+    described: Mapping[str, object] = field(default_factory=dict)  # more of the file, in JSON
 
 
 class VectorWriter(Protocol):

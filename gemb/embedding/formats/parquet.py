@@ -76,8 +76,9 @@ class ParquetWriter:
         columns["error"] = arrow.array(errors, arrow.string())
         table = arrow.table(columns)
         if self._writer is None:
-            metadata = {META: spec.to_json(task=self._layout.task, engine=self._layout.engine)}
-            self._schema = table.schema.with_metadata(metadata)
+            layout = self._layout
+            text = spec.to_json(task=layout.task, engine=layout.engine, **layout.described)
+            self._schema = table.schema.with_metadata({META: text})
             self._writer = self._parquet.ParquetWriter(self._sink, self._schema)
         self._writer.write_table(table.cast(self._schema))
         self._rows, self._numbers = [], []
