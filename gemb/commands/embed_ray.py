@@ -36,7 +36,7 @@ def check_on_ray(
         what = "-e TEXT" if texts else "standard input"
         raise click.UsageError(f"--engine ray reads files, not {what}: its workers have none")
     if output_format not in (None, "parquet"):
-        raise click.UsageError(f"--engine ray writes Parquet; -O {output_format} is for one file")
+        raise click.UsageError(f"--engine ray writes Parquet; -O {output_format} is for a file")
     if keep:
         raise click.UsageError("--keep: parts hold ids and vectors; join the input by the id")
     if shard:

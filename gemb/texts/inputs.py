@@ -161,9 +161,7 @@ def read_opened(file: IO[bytes], path: str, reading: Reading, label: str | None)
         yield from _parquet_records(ParquetFile(path, file), path, reading.fields, label)
     else:
         nul_ends = reading.separator == b"\0"
-        stream = plain(
-            read_blocks(file.read), path, encoding=reading.encoding, nul_ends=nul_ends
-        )
+        stream = plain(read_blocks(file.read), path, encoding=reading.encoding, nul_ends=nul_ends)
         yield from _records(split(stream, reading.separator), path, reading, label)
 
 
@@ -379,9 +377,7 @@ def _as_named(columns: Sequence[str], fields: Fields) -> list[str]:
     return named
 
 
-def _parquet_records(
-    table: ParquetFile, path: str, fields: Fields, label: str | None
-) -> Records:
+def _parquet_records(table: ParquetFile, path: str, fields: Fields, label: str | None) -> Records:
     """Yield the rows of a Parquet file, numbered from 1, and close it.
 
     Raises:

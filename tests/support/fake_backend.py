@@ -2,7 +2,8 @@
 
 Its vectors depend on every token id and its place, so that a wrong, lost or swapped text shows. A
 model is a JSON file `*.fake`; its keys are those of `FakeModel` below. A text with the word
-`poison` makes `encode` raise, one with `notfinite` gives NaN.
+`poison` makes `encode` raise, one with `notfinite` gives NaN, and one with `deadly` kills the
+process, as the system does that has no more memory.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 PLUGIN = """
-import json, os, re, time, zlib
+import json, os, re, resource, signal, time, zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,6 +39,7 @@ class FakeModel:
     bias: float = 0.0  # that all vectors have in common
     draft_of: tuple = ()  # fingerprints
     is_bag: bool = False  # a text's vector is the sum of its words', prompts and titles left out
+    file_limit: int = 0  # bytes of a file, from the first text on: a disk that is full
 
 
 def word_id(word):
@@ -72,7 +74,11 @@ class FakeEncoder:
             with open(self.model.log, "a") as log:
                 log.write(f"{len(batch)}\\\\n")
         time.sleep(self.model.sleep_s)
+        if self.model.file_limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.model.file_limit,) * 2)
         for ids in batch:
+            if word_id("deadly") in ids:
+                os.kill(os.getpid(), signal.SIGKILL)
             assert 1 <= len(ids) <= self.model.max_tokens and ids.dtype == np.int32
             if word_id("poison") in ids:
                 raise RuntimeError("poisoned")
@@ -183,9 +189,8 @@ class Gemb:
             cwd=self.folder,
             env=self.environment,
             capture_output=True,
-            timeout=60,
             check=False,
-            **more,
+            **{"timeout": 60, **more},
         )
 
     def start(self, *arguments: str, **more: object) -> subprocess.Popen[bytes]:

@@ -96,7 +96,7 @@ def _check_answer(address: str) -> None:
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise Missing(
-            f"--address {address}: nobody answers ({reason}); ray status shows whether a cluster runs"
+            f"--address {address}: nobody answers ({reason}); is the cluster up? ray status"
         ) from None
 
 

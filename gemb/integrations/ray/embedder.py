@@ -153,9 +153,7 @@ class Embedder:
             return values.astype(object).where(values.notna(), None).tolist()
 
         vectors, errors = self._of_columns(list(batch.columns), column)
-        rows = [
-            None if error else vector for vector, error in zip(vectors, errors, strict=True)
-        ]
+        rows = [None if error else vector for vector, error in zip(vectors, errors, strict=True)]
         return batch.assign(**{self.vector: rows, self.error: errors})
 
 
@@ -186,9 +184,11 @@ def vector_column(vectors: NDArray[Any], failed: Sequence[bool]) -> Any:  # noqa
     import pyarrow
 
     return pyarrow.FixedSizeListArray.from_arrays(
-        pyarrow.array(vectors.reshape(-1)), vectors.shape[1], mask=pyarrow.array(failed, pyarrow.bool_())
+        pyarrow.array(vectors.reshape(-1)),
+        vectors.shape[1],
+        mask=pyarrow.array(failed, pyarrow.bool_()),
     )
 
 
 def _plain(values: Any) -> list[object]:  # noqa: ANN401
-    return values.tolist() if isinstance(values, np.ndarray) else list(values)
+    return list(values.tolist() if isinstance(values, np.ndarray) else values)

@@ -199,8 +199,9 @@ class PartFolder:
         Raises:
             UsageError: a part is of other vectors.
         """
+        keys = self.parts()
         with ThreadPoolExecutor(_THREADS) as pool:
-            for key, described in zip(keys := self.parts(), pool.map(self._described, keys)):
+            for key, described in zip(keys, pool.map(self._described, keys), strict=True):
                 if described is None:
                     continue
                 if described.get("fingerprint") != fingerprint:
@@ -238,7 +239,9 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return it as JSON."""
-        return msgspec.json.format(msgspec.json.encode({"gemb parts": 1, **msgspec.to_builtins(self)}))
+        return msgspec.json.format(
+            msgspec.json.encode({"gemb parts": 1, **msgspec.to_builtins(self)})
+        )
 
     @staticmethod
     def read(folder: PartFolder) -> Manifest | None:

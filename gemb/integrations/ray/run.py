@@ -14,7 +14,7 @@ from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.run import fate
 from gemb.errors import UsageError
 from gemb.integrations.ray.cluster import ClusterOptions, as_gemb_error, connected, import_ray
-from gemb.integrations.ray.files import InputFile, listed
+from gemb.integrations.ray.files import InputFile
 from gemb.integrations.ray.ids import IdSample, hashes
 from gemb.integrations.ray.parts import (
     MANIFEST,
@@ -134,7 +134,9 @@ def _take(run: RayRun, folder: PartFolder) -> None:
         if names := sorted(folder.names()):
             raise UsageError(f"{folder.name} holds other files ({names[0]}); name an empty folder")
         if run.resume:
-            note(f"{folder.name} is empty: nothing to resume, so this run starts from the beginning")
+            note(
+                f"{folder.name} is empty: nothing to resume, so this run starts from the beginning"
+            )
     else:
         before.check_equal(run.manifest, folder.name)
         if not run.resume:

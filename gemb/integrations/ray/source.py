@@ -16,7 +16,6 @@ import pyarrow
 import ray
 from ray.data.datasource import FileBasedDatasource
 
-from gemb.integrations.ray.files import InputFile
 from gemb.io import notes
 from gemb.texts.inputs import Reading, read_opened
 from gemb.texts.records import Record

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import msgspec
@@ -122,8 +121,15 @@ class PartWorker:
         return Embedder(encoder, job.spec, on_long=job.on_long)
 
 
-class _Memory(BytesIO):
+class _Memory:
     """An output in memory."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Take the data."""
+        self.data += data
 
     def commit(self) -> None:
         """Nothing is left to do."""
@@ -166,5 +172,5 @@ def write_part(
     writer = FORMATS["parquet"].new_writer(output, layout)
     writer.write([rows[index] for index in written], vectors[written])
     writer.finish()
-    job.folder.write(key.name, output.getvalue())
+    job.folder.write(key.name, bytes(output.data))
     return counts
