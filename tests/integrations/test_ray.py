@@ -32,24 +32,23 @@ class Cluster(Gemb):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.environment["RAY_USAGE_STATS_ENABLED"] = "0"
-        before = dict(os.environ)
-        os.environ.update(self.environment)  # its processes get them
-        try:
-            from ray.cluster_utils import Cluster as Nodes
+        from ray.cluster_utils import Cluster as Nodes
 
-            node = {
-                "object_store_memory": 80 * MIB,
-                "include_dashboard": False,
-            }
-            self.nodes = Nodes(initialize_head=True, head_node_args={**node, "num_cpus": 1})
-            self.node = node
-            self.second = self.add_node()
+        self.nodes = Nodes()
+        for _ in range(2):
+            self.add_node()
+
+    def add_node(self):
+        """Add a node of one CPU, whose workers have the plugin."""
+        before = dict(os.environ)
+        os.environ.update(self.environment)
+        try:
+            return self.nodes.add_node(
+                num_cpus=1, object_store_memory=80 * MIB, include_dashboard=False
+            )
         finally:
             os.environ.clear()
             os.environ.update(before)
-
-    def add_node(self):
-        return self.nodes.add_node(**self.node, num_cpus=1)
 
     def words(self, *arguments: str) -> list[str]:
         return [
@@ -103,9 +102,10 @@ def message(done: subprocess.CompletedProcess[bytes]) -> str:
     return errors[0]
 
 
-def wait_for(condition, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
+def wait_for(condition, process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 200
     while not condition():
+        assert process is None or process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -170,10 +170,10 @@ def test_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Cluster, texts: str
     write_model(cluster.model, sleep_s=0.3)
     extra = cluster.add_node()
     process = cluster.start(*cluster.words(texts, "-o", "lost"))
-    wait_for(lambda: parts(cluster, "lost"))
+    wait_for(lambda: parts(cluster, "lost"), process)
     os.kill(workers()[0], signal.SIGKILL)
     before = len(parts(cluster, "lost"))
-    wait_for(lambda: len(parts(cluster, "lost")) > before)
+    wait_for(lambda: len(parts(cluster, "lost")) > before, process)
     cluster.nodes.remove_node(extra, allow_graceful=False)
     process.wait(250)
     assert process.returncode == 3
@@ -189,7 +189,7 @@ def test_a_run_goes_on_after_its_driver_was_stopped(
     name = f"stopped-{sent.name}"
     write_model(cluster.model, sleep_s=0.3)
     process = cluster.start(*cluster.words(texts, "-o", name))
-    wait_for(lambda: len(parts(cluster, name)) >= 3)
+    wait_for(lambda: len(parts(cluster, name)) >= 3, process)
     process.send_signal(sent)
     error = process.communicate(timeout=60)[1].decode()
     if sent == signal.SIGINT:

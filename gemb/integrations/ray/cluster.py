@@ -143,23 +143,18 @@ def _workers(resources: dict[str, float], options: ClusterOptions) -> int:
     return options.workers or room
 
 
-def as_gemb_error(error: BaseException) -> Exception:
-    """Return what an error of Ray means: that of gemb, or of the system, in a worker; or a line."""
+def as_gemb_error(error: Exception) -> GembError:
+    """Return what an error of Ray itself means; those of workers come as rows."""
     import ray
 
-    for cause in _causes(error):
-        if isinstance(cause, GembError | OSError | MemoryError) and not isinstance(
-            cause, ray.exceptions.RayError
-        ):
-            return cause
-    for cause in _causes(error):
-        if isinstance(cause, ray.exceptions.OutOfMemoryError):
-            return GembError(f"a worker ran out of memory; {FEWER}")
-        if isinstance(cause, ray.exceptions.ActorDiedError | ray.exceptions.WorkerCrashedError):
-            return GembError(f"a worker was killed; {FEWER}")
-        if isinstance(cause, ModuleNotFoundError):
-            return Missing(f"a worker lacks a module ({cause}); install gemb[ray] on all nodes")
-    return GembError(f"Ray: {type(error).__name__}: {_first_line(error)}")
+    causes = list(_causes(error))
+    if any(isinstance(cause, ray.exceptions.OutOfMemoryError) for cause in causes):
+        return GembError(f"a worker ran out of memory; {FEWER}")
+    if any(isinstance(cause, ModuleNotFoundError) for cause in causes):
+        return Missing(f"a worker lacks a module: {_last_line(error)}; install it on all nodes")
+    if any(isinstance(cause, ray.exceptions.ActorDiedError) for cause in causes):
+        return GembError(f"a worker was killed; {FEWER}")
+    return GembError(f"Ray: {_last_line(error)}")
 
 
 FEWER = "fewer --workers, a smaller model or --part-rows need less memory"
@@ -173,6 +168,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         inner = getattr(error, "cause", None)
         error = inner if isinstance(inner, BaseException) else error.__cause__ or error.__context__
+
+
+def _last_line(error: BaseException) -> str:
+    """Return what a traceback of another process ends with."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.run import fate
 from gemb.errors import UsageError
+from gemb.integrations.ray import failures
 from gemb.integrations.ray.cluster import ClusterOptions, as_gemb_error, connected, import_ray
 from gemb.integrations.ray.files import InputFile
 from gemb.integrations.ray.ids import IdSample, hashes
@@ -206,9 +207,13 @@ def _embedded(
             num_gpus=options.gpus or None,
         )
         for row in dataset.iter_rows():
+            if row["failure"]:
+                raise failures.from_json(row["failure"])
             for level, line in msgspec.json.decode(row["notes"]):
                 notes.repeat(level, line)
             yield PartCounts.from_json(row["counts"]), np.frombuffer(row["ids"], "<u8")
+    except failures.PORTABLE:
+        raise
     except Exception as error:
         raise as_gemb_error(error) from None
 

@@ -16,6 +16,8 @@ import pyarrow
 import ray
 from ray.data.datasource import FileBasedDatasource
 
+from gemb.errors import GembError
+from gemb.integrations.ray import failures
 from gemb.io import notes
 from gemb.texts.inputs import Reading, read_opened
 from gemb.texts.records import Record
@@ -31,6 +33,7 @@ SCHEMA = pyarrow.schema(
         ("is_last", pyarrow.bool_()),
         ("records", pyarrow.large_binary()),
         ("notes", pyarrow.string()),
+        ("failure", pyarrow.string()),  # the file cannot be read; null: it can
     ]
 )
 
@@ -66,19 +69,24 @@ class RecordSource(FileBasedDatasource):
 
     def _read_stream(self, f: Any, path: str) -> Iterator[pyarrow.Table]:  # noqa: ANN401
         file: PlannedFile = ray.get(self._files)[path]
+        row: dict[str, Any]
         with notes.captured() as said:
-            records = read_opened(f, file.name, self._reading, file.label)
-            for number, (part, is_last) in enumerate(parts(records, self._part_rows)):
-                if number in file.done:
-                    continue
-                row = {
-                    "file": file.index,
-                    "part": number,
-                    "is_last": is_last,
-                    "records": msgspec.msgpack.encode(part),
-                    "notes": msgspec.json.encode(said).decode(),
-                }
-                said.clear()
+            try:
+                records = read_opened(f, file.name, self._reading, file.label)
+                for number, (part, is_last) in enumerate(parts(records, self._part_rows)):
+                    if number in file.done:
+                        continue
+                    row = {
+                        "file": file.index,
+                        "part": number,
+                        "is_last": is_last,
+                        "records": msgspec.msgpack.encode(part),
+                        "notes": msgspec.json.encode(said).decode(),
+                    }
+                    said.clear()
+                    yield pyarrow.Table.from_pylist([row], SCHEMA)
+            except (GembError, MemoryError) as error:  # those of the system are tried again
+                row = {"file": file.index, "failure": failures.to_json(error)}
                 yield pyarrow.Table.from_pylist([row], SCHEMA)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from gemb.embedding.pipeline import Embedder
 from gemb.embedding.run import Tally
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
+from gemb.integrations.ray import failures
 from gemb.integrations.ray.cluster import FEWER
 from gemb.integrations.ray.embedder import computed
 from gemb.integrations.ray.ids import hashes
@@ -72,25 +73,34 @@ class PartWorker:
         self._embedder: Embedder | None = None
 
     def __call__(self, batch: Any) -> Any:  # noqa: ANN401 - an Arrow table
-        """Return a row with the counts of the part that is the batch's one row."""
+        """Return a row with the counts of the part that is the batch's one row, or its failure."""
         import pyarrow
 
         (row,) = batch.to_pylist()
+        result: dict[str, Any] = {"counts": "", "notes": "[]", "ids": b"", "failure": ""}
+        if row["failure"]:
+            result["failure"] = row["failure"]
+        else:
+            try:
+                result |= self._done(row)
+            except failures.PORTABLE as error:
+                result["failure"] = failures.to_json(error)
+        return pyarrow.table({name: [value] for name, value in result.items()})
+
+    def _done(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        key = PartKey(row["file"], row["part"])
         with notes.captured() as said:
             said += [tuple(line) for line in msgspec.json.decode(row["notes"])]
-            key = PartKey(row["file"], row["part"])
             self._begin(key)
             embedder = self._embedder = self._embedder or self._opened()
             records = msgspec.msgpack.decode(row["records"], type=list[Record])
             counts = write_part(key, records, embedder, self._job, is_last=row["is_last"])
-        ids = hashes(record.id for record in records) if self._job.hashes_ids else b""
-        return pyarrow.table(
-            {
-                "counts": [counts.to_json().decode()],
-                "notes": [msgspec.json.encode(said).decode()],
-                "ids": pyarrow.array([bytes(ids)], pyarrow.binary()),
-            }
-        )
+        ids = hashes(record.id for record in records).tobytes() if self._job.hashes_ids else b""
+        return {
+            "counts": counts.to_json().decode(),
+            "notes": msgspec.json.encode(said).decode(),
+            "ids": ids,
+        }
 
     def _begin(self, key: PartKey) -> None:
         import ray

@@ -156,6 +156,43 @@ def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_p
     assert farthest(alone, run) < 1e-5
 
 
+def printed(meeting: str, recipe: Path, run: Path, nodes: int, processes: int) -> list[str]:
+    """The command for each of two machines that `gemb help scale` and the batch file print."""
+    root = Path(launch.__file__).parents[2]
+    usual = "gemb train finetune.yaml -o /shared/runs/a --nnodes 2 --nproc 8 --rdzv HOST:29500"
+    for file in ("gemb/data/help/scale.md", "recipes/slurm.sh"):
+        assert f"{usual} --resume auto\n" in (root / file).read_text(), file
+    replaced = {
+        "finetune.yaml": str(recipe),
+        "/shared/runs/a": str(run),
+        "2": str(nodes),
+        "8": str(processes),
+        "HOST:29500": meeting,
+    }
+    return [*(replaced.get(word, word) for word in usual.split()[1:]), "--resume", "auto"]
+
+
+def test_a_rank_of_two_machines_is_killed_and_three_go_on(recipe, tmp_path):
+    run, steps = tmp_path / "run", "run.steps=100"
+    words = printed(f"localhost:{free_port()}", recipe, run, 2, 1)
+    machines = [start(*words, steps, "-q") for _ in range(2)]
+    wait_for_steps(run, machines[0], 7)
+    victim = ranks_of(machines[1].pid)
+    os.kill(*victim.values(), signal.SIGKILL)
+    errors = [machine.communicate(timeout=SOON_S)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [5, 5]
+    assert f"gemb: rank {next(iter(victim))} was killed by SIGKILL" in errors[1]
+    assert all(error.count("\n") == 1 for error in errors), errors
+    assert sorted(path.name for path in (run / "checkpoints").iterdir())[0] == "step-000003"
+
+    words = printed("localhost:0", recipe, run, 1, 3)
+    assert gemb(*words, steps, "-q").returncode == 0
+    whole = tmp_path / "whole"
+    assert gemb("train", str(recipe), steps, "-o", str(whole), "-q").returncode == 0
+    assert losses(run)[-1] == pytest.approx(losses(whole)[-1], rel=1e-4)
+    assert farthest(whole, run) < 1e-4
+
+
 def test_torchrun_may_start_the_processes(recipe, alone, tmp_path):
     run = tmp_path / "run"
     answer = subprocess.run(
