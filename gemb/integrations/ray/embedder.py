@@ -150,7 +150,7 @@ class Embedder:
     def _of_frame(self, batch: pandas.DataFrame) -> pandas.DataFrame:
         def column(name: str) -> list[object]:
             values = batch[name]
-            return values.astype(object).where(values.notna(), None).tolist()
+            return list(values.astype(object).where(values.notna(), None))
 
         vectors, errors = self._of_columns(list(batch.columns), column)
         rows = [None if error else vector for vector, error in zip(vectors, errors, strict=True)]

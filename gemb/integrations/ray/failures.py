@@ -1,4 +1,4 @@
-"""Errors of a worker as JSON, for the driver to raise: of a pickled one Ray keeps the words alone."""
+"""Errors of a worker as JSON, for the driver to raise: Ray keeps the words alone."""
 
 from __future__ import annotations
 
