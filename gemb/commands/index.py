@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +15,16 @@ from gemb.commands.index_options import (
     YES,
     SourceOptions,
     VectorOptions,
+    may_remove,
     own_model,
     source_options,
     vector_options,
 )
+from gemb.commands.index_push import push
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options
 from gemb.commands.params import Seconds
 from gemb.commands.printing import Group, print_json, print_table
-from gemb.errors import NegativeAnswer, SomeRowsFailed, UsageError
+from gemb.errors import NegativeAnswer, SomeRowsFailed
 from gemb.io.notes import answer
 from gemb.io.paths import current_folder
 
@@ -170,11 +171,10 @@ def sync(
         base=current_folder(sources),
         model=options.model if is_named else "",
     )
-    may_remove = _asking(yes)
     if dry_run:
         changes = run.look(job)
     else:
-        changes = run.sync(job, lambda: own_model(folder, options), may_remove)
+        changes = run.sync(job, lambda: own_model(folder, options), may_remove(yes))
     _print(folder, changes, as_json=as_json)
 
 
@@ -235,7 +235,7 @@ def rm(
         raise click.UsageError("name an ID or a PATH, or --where FILTER")
     from gemb.index.care import remove
 
-    changes = remove(folder, references, where, None if dry_run else _asking(yes))
+    changes = remove(folder, references, where, None if dry_run else may_remove(yes))
     if as_json:
         print_json(changes.to_json())
     else:
@@ -306,18 +306,7 @@ def compact(folder: Path) -> None:
     answer(f"{compacted.removed:,} removed rows left out: {saved} freed")
 
 
-def _asking(yes: bool) -> Callable[[int, int], None]:
-    """Return the check before rows are removed: it takes their number and that of all rows."""
-
-    def may_remove(count: int, of: int) -> None:
-        if yes or 2 * count <= of:
-            return
-        message = f"{count:,} of {of:,} would be removed"
-        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UsageError(f"{message}, which is more than half; --yes allows it")
-        click.confirm(f"{message}. Go on?", abort=True, err=True)
-
-    return may_remove
+index.add_command(push)
 
 
 def _print(folder: Path, changes: Changes, *, as_json: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -215,12 +216,28 @@ def own_model(folder: Path, options: ModelOptions) -> Encoder:
         model = read_manifest(folder).model
         if not model:
             raise UsageError(f"{folder} does not say which model made its vectors; name it with -m")
-        return open_named(folder, model, options)
+        return open_named(str(folder), model, options)
     return options.open().encoder
 
 
-def open_named(folder: Path, model: str, options: ModelOptions) -> Encoder:
-    """Open the model that an index names. It is not downloaded: the index may be somebody else's.
+def may_remove(yes: bool) -> Callable[[int, int], None]:
+    """Return the check before rows are removed: it takes their number and that of all rows."""
+
+    def check(count: int, of: int) -> None:
+        if yes or 2 * count <= of:
+            return
+        message = f"{count:,} of {of:,} would be removed"
+        if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(f"{message}, which is more than half; --yes allows it")
+        click.confirm(f"{message}. Go on?", abort=True, err=True)
+
+    return check
+
+
+def open_named(keeper: str, model: str, options: ModelOptions, *, is_index: bool = True) -> Encoder:
+    """Open the model that an index or a database names.
+
+    It is not downloaded: the index may be somebody else's.
 
     Raises:
         Missing: it is not here.
@@ -231,11 +248,11 @@ def open_named(folder: Path, model: str, options: ModelOptions) -> Encoder:
     try:
         resolve(model, download=False)
     except (Missing, UsageError) as error:
-        shown = visible(str(folder))
+        shown = visible(keeper)
+        keeping = f", and gemb index sync {shlex.quote(shown)} -m REF keeps it" if is_index else ""
         raise Missing(
             f"{shown} was built with the model {visible(model)}, which is not here "
-            f"({visible(str(error))}); -m REF names its new place, and gemb index sync "
-            f"{shlex.quote(shown)} -m REF keeps it"
+            f"({visible(str(error))}); -m REF names its new place{keeping}"
         ) from None
     return replace(options, model=model).open(download=False).encoder
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from gemb.search.corpus import Sources
     from gemb.search.forms import OutputForm, Write
     from gemb.search.queries import Query, SearchJob
+    from gemb.targets.addresses import Address
 
 
 NO_QUERY = """
@@ -49,9 +50,10 @@ PASSAGES_PER_FILE = 20  # ranked for each name of a file that is listed: a long 
 def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ...]) -> None:
     """Find passages that answer a question, by what they mean.
 
-    PATHs are files and folders, - for the lines of standard input, or one INDEX that gemb index
-    built. Without a PATH the lines of a pipe are searched, else this folder. Of a new folder the
-    passages that words rank first get vectors, for some seconds; these are kept for later searches.
+    PATHs are files and folders, - for the lines of standard input, one INDEX that gemb index built,
+    or one database that gemb index push filled (postgres://..., lance:..., qdrant:...). Without a
+    PATH the lines of a pipe are searched, else this folder. Of a new folder the passages that words
+    rank first get vectors, for some seconds; these are kept for later searches.
 
     \b
     gemb search "how do I cancel an order" docs/
@@ -72,8 +74,11 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     if options.no_messages:
         notes.speak(quiet=True)
     _say_if_unlike(arguments, paths)
-    index = _index_of(paths)
-    if index is None:
+    address = _address_of(paths, options)
+    index = None if address else _index_of(paths)
+    if address is not None:
+        _check_target(options)
+    elif index is None:
         _check_files(options, paths)
     else:
         _check_index(options)
@@ -81,16 +86,7 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     form = _form(options, write, is_silent=is_silent)
     job = _job(options, queries, model)
 
-    def open_model(reference: str) -> Encoder:
-        if index is not None and reference and not job.model:  # the index names it, not the user
-            from gemb.commands.index_options import open_named
-
-            encoder = open_named(index, reference, model)
-        else:
-            encoder = dataclasses.replace(model, model=reference or model.model).open().encoder
-        _count_with(encoder, form)
-        return encoder
-
+    open_model = functools.partial(_encoder, model, job, form, address, index)
     if options.check_recall is not None:
         from gemb.search.recall import run_recall
 
@@ -99,6 +95,10 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
         code = run_recall(
             job, index, open_model, options.check_recall, write, as_json=options.as_json
         )
+    elif address is not None:
+        from gemb.targets.search import run_target
+
+        code = run_target(job, address, open_model, form)
     elif index is not None:
         from gemb.search.index import run_index
 
@@ -112,6 +112,26 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
             code = run_files(job, sources, open_model, form, is_silent=is_silent)
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _encoder(
+    model: ModelOptions,
+    job: SearchJob,
+    form: OutputForm,
+    address: Address | None,
+    index: Path | None,
+    reference: str,
+) -> Encoder:
+    """Open the model of a search: the one that an index or a database names, or the user's."""
+    if (address or index) and reference and not job.model:
+        from gemb.commands.index_options import open_named
+
+        keeper = address.shown if address else str(index)
+        encoder = open_named(keeper, reference, model, is_index=index is not None)
+    else:
+        encoder = dataclasses.replace(model, model=reference or model.model).open().encoder
+    _count_with(encoder, form)
+    return encoder
 
 
 def _count_with(encoder: Encoder, form: OutputForm) -> None:
@@ -191,6 +211,21 @@ def _index_of(paths: tuple[str, ...]) -> Path | None:
     if len(paths) > 1:
         raise click.UsageError(f"{indexes[0]} is an index; it is searched alone")
     return Path(indexes[0])
+
+
+def _address_of(paths: tuple[str, ...], options: SearchOptions) -> Address | None:
+    """Return the database among the paths; None if they are files or an index."""
+    from gemb.targets.addresses import address_of, is_target
+
+    targets = [path for path in paths if is_target(path)]
+    if not targets:
+        if options.table is not None:
+            raise click.UsageError("--table is for a database; name one: postgres://HOST/DATABASE")
+        return None
+    address = address_of(targets[0], options.table or "")
+    if len(paths) > 1:
+        raise click.UsageError(f"{address.shown} is a database; it is searched alone")
+    return address
 
 
 def _check(options: SearchOptions) -> None:
@@ -287,6 +322,21 @@ def _check_index(options: SearchOptions) -> None:
                 f"{name} is for files; what an index holds is chosen by gemb index build, "
                 "and --where filters its rows"
             )
+
+
+def _check_target(options: SearchOptions) -> None:
+    """Refuse options that are not for a database.
+
+    Raises:
+        click.UsageError: such an option is given.
+    """
+    if options.hybrid or options.check_recall is not None:
+        name = "--hybrid" if options.hybrid else "--check-recall"
+        raise click.UsageError(
+            f"{name} is for an INDEX; a database is ranked by meaning alone, and gemb index push "
+            "measures its recall"
+        )
+    _check_index(options)
 
 
 def _check_there(paths: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 GROUPS = {
     "What is asked": ("queries_from", "like", "task"),
     "What is searched": (
+        "table",
         "globs",
         "hidden",
         "no_ignore",
@@ -107,6 +108,9 @@ OPTIONS = (
         type=click.Choice(TASKS),
         help="Prompt that the model was trained with for queries.  [default: query]",
     ),
+    click.option(
+        "--table", metavar="NAME", help="Of a database.  [default: the only one gemb pushed]"
+    ),
     *WALK,
     click.option("--lines", is_flag=True, help="Each line is a passage: --passages lines."),
     click.option(
@@ -152,7 +156,7 @@ OPTIONS = (
     click.option(
         "--where",
         metavar="FILTER",
-        help="Only rows of an index like \"lang='en' and year>=2024\".",
+        help="Only rows of an index or database like \"lang='en' and year>=2024\".",
     ),
     click.option(
         "--budget",
@@ -231,6 +235,7 @@ class SearchOptions:
     queries_from: str | None
     like: str | None
     task: str | None
+    table: str | None
     globs: tuple[str, ...]
     hidden: bool
     no_ignore: bool

@@ -134,15 +134,15 @@ def _draft(job: BuildJob, spec: VectorSpec) -> DraftModel:
     return draft
 
 
-class _Identity(NamedTuple):
-    """What the vectors of a new index are."""
+class Identity(NamedTuple):
+    """What vectors are."""
 
     spec: VectorSpec
     model: str  # a reference; empty: unknown
     task: str  # name of the documents' prompt; custom where it is the user's own
 
 
-def _of_texts(job: BuildJob, encoder: Encoder) -> _Identity:
+def _of_texts(job: BuildJob, encoder: Encoder) -> Identity:
     """Return what the vectors of a model are.
 
     Raises:
@@ -156,10 +156,10 @@ def _of_texts(job: BuildJob, encoder: Encoder) -> _Identity:
         dtype=job.dtype or "f16",
         has_titles=isinstance(job.source, RowSource) and bool(job.source.title),
     )
-    return _Identity(embedder.spec, job.model, TASK_OF_ITS_OWN if own else job.task)
+    return Identity(embedder.spec, job.model, TASK_OF_ITS_OWN if own else job.task)
 
 
-def _of_vectors(job: BuildJob, source: VectorSource) -> _Identity:
+def _of_vectors(job: BuildJob, source: VectorSource) -> Identity:
     """Return what the vectors of a file are.
 
     Raises:
@@ -173,17 +173,26 @@ def _of_vectors(job: BuildJob, source: VectorSource) -> _Identity:
             f"{visible(source.paths[0])} has sign bits alone, which rank nothing exactly; "
             "gemb embed without --dtype ubinary"
         )
+    identity = identity_of(description, job)
+    usual = "f16" if description.dtype == "f32" else description.dtype
+    return identity._replace(spec=dataclasses.replace(identity.spec, dtype=job.dtype or usual))
+
+
+def identity_of(description: Description, job: BuildJob) -> Identity:
+    """Return what described vectors are.
+
+    Raises:
+        UsageError: they are not of the model that was named, or only a named model could tell.
+    """
     own = prompts.custom(job.prompt) if job.prompt is not None else None
     spec, model = _made_by(description, job, own)
-    usual = "f16" if description.dtype == "f32" else description.dtype
-    spec = dataclasses.replace(spec, dtype=job.dtype or usual)
     if own:
         task = TASK_OF_ITS_OWN
     elif description.task in prompts.TASKS:
         task = description.task
     else:
         task = _task(spec.prompt, model)
-    return _Identity(spec, model, task)
+    return Identity(spec, model, task)
 
 
 def _made_by(description: Description, job: BuildJob, own: Prompt | None) -> tuple[VectorSpec, str]:

@@ -97,7 +97,7 @@ def condition_for(connection: sqlite3.Connection, text: str) -> Where:
             expression that SQLite understands.
         GembError: the rows cannot be read.
     """
-    tokens = _tokens(text)
+    tokens = tokens_of(text)
     with reading_rows():
         kept = _kept(connection, SAMPLED_ROWS)
         fields = {_field(tokens, number) for number in range(len(tokens))}
@@ -108,7 +108,7 @@ def condition_for(connection: sqlite3.Connection, text: str) -> Where:
         with _guarded(connection):
             connection.execute(f"EXPLAIN {where.sql}", where.values).close()
     except sqlite3.Error as error:
-        raise _wrong(_complaint(text) or _explained(str(error))) from None
+        raise wrong(_complaint(text) or _explained(str(error))) from None
     return where
 
 
@@ -127,11 +127,11 @@ def matching(connection: sqlite3.Connection, where: Where) -> NDArray[np.int64]:
             return np.fromiter((slot for (slot,) in rows), np.int64)
         except sqlite3.Error as error:
             if error.sqlite_errorname == "SQLITE_INTERRUPT":
-                raise _wrong(f"it takes over {MOST_S:.0f} s") from None
+                raise wrong(f"it takes over {MOST_S:.0f} s") from None
             # Kept fields are JSON, if they are not damaged; other texts need not be.
             is_damage = "JSON" in str(error) and not _JSON.search(where.sql.replace(_EXTRACT, ""))
             if error.sqlite_errorname in ("SQLITE_ERROR", "SQLITE_TOOBIG") and not is_damage:
-                raise _wrong(f"it cannot take the value of a row: {error}") from None
+                raise wrong(f"it cannot take the value of a row: {error}") from None
             raise
 
 
@@ -198,12 +198,15 @@ def _kept(connection: sqlite3.Connection, rows: int) -> set[str]:
     return {str(name) for (name,) in names}
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
+    """A piece of an expression."""
+
     kind: str  # text, quoted, number, word, mark; empty before the first and after the last
     text: str
 
     @property
     def word(self) -> str:
+        """It in small letters."""
         return self.text.lower()
 
     @property
@@ -214,19 +217,19 @@ class _Token(NamedTuple):
         return self.kind if self.kind in ("number", "text") else ""
 
 
-def _tokens(text: str) -> list[_Token]:
+def tokens_of(text: str) -> list[Token]:
     """Return the tokens of an expression, between two empty ones.
 
     Raises:
         UsageError: it is too long, or has what no expression has.
     """
     if len(text) > LONGEST:
-        raise _wrong(f"{len(text):,} characters; {LONGEST:,} are read")
+        raise wrong(f"{len(text):,} characters; {LONGEST:,} are read")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise _wrong(f"character {error.start + 1} is no valid UTF-8") from None
-    tokens = [_Token("", "")]
+        raise wrong(f"character {error.start + 1} is no valid UTF-8") from None
+    tokens = [Token("", "")]
     position = depth = 0
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -234,16 +237,16 @@ def _tokens(text: str) -> list[_Token]:
         if match is None or depth < 0 or text.startswith(("--", "/*"), position):
             what = "has no end" if text[position] in "'\"" else "cannot stand here"
             rest = visible(text[position:], 30)
-            raise _wrong(f"at character {position + 1}, {rest} {what}")
+            raise wrong(f"at character {position + 1}, {rest} {what}")
         position = match.end()
         if match.lastgroup != "space":
-            tokens.append(_Token(str(match.lastgroup), match[0]))
+            tokens.append(Token(str(match.lastgroup), match[0]))
     if len(tokens) == 1:
-        raise _wrong("it is empty; one filter is lang='en' and year>=2024")
-    return [*tokens, _Token("", "")]
+        raise wrong("it is empty; one filter is lang='en' and year>=2024")
+    return [*tokens, Token("", "")]
 
 
-def _field(tokens: Sequence[_Token], number: int) -> str | None:
+def _field(tokens: Sequence[Token], number: int) -> str | None:
     """Return the name of the field that a token is; None: it can be none."""
     token = tokens[number]
     if token.kind == "quoted":
@@ -255,7 +258,7 @@ def _field(tokens: Sequence[_Token], number: int) -> str | None:
     return token.text
 
 
-def _compiled(tokens: Sequence[_Token], kept: Collection[str]) -> Where:
+def _compiled(tokens: Sequence[Token], kept: Collection[str]) -> Where:
     """Return the statement of an expression.
 
     Raises:
@@ -276,11 +279,11 @@ def _compiled(tokens: Sequence[_Token], kept: Collection[str]) -> Where:
             name = columns.setdefault(column, f"field{len(columns)}")
             parts.append(_typed(name, tokens, number))
         elif token.word in INSTEAD and (token.kind == "mark" or field or not is_known):
-            raise _wrong(f"instead of {token.word}: {INSTEAD[token.word]}")
+            raise wrong(f"instead of {token.word}: {INSTEAD[token.word]}")
         elif field is not None:
             raise _unknown(field, kept)
         elif not is_known:
-            raise _wrong(f"the function {visible(token.text, 40)} is not allowed")
+            raise wrong(f"the function {visible(token.text, 40)} is not allowed")
         else:
             parts.append(token.text)
     paths = [column for column in columns if column not in COLUMNS]
@@ -310,7 +313,7 @@ def _column(field: str, kept: Collection[str]) -> str | None:
         UsageError: SQLite has no path to a field of this name.
     """
     if _UNQUOTABLE.search(field):
-        raise _wrong(f"a field with such a name cannot be tested: {visible(field, 40)}")
+        raise wrong(f"a field with such a name cannot be tested: {visible(field, 40)}")
     if field in kept:
         return f'$."{field}"'
     if field in COLUMNS:
@@ -322,7 +325,7 @@ def _column(field: str, kept: Collection[str]) -> str | None:
     return None
 
 
-def _typed(name: str, tokens: Sequence[_Token], number: int) -> str:
+def _typed(name: str, tokens: Sequence[Token], number: int) -> str:
     """Return a field in the type of the constant that it is compared with."""
     signs = ("not", "(", "-", "+")
     after = [token for token in tokens[number + 1 : number + 6] if token.word not in signs]
@@ -350,7 +353,7 @@ def _unknown(field: str, kept: Collection[str]) -> UsageError:
     shown = ", ".join(visible(name, 40) for name in names[:20]) + (", ..." if names[20:] else "")
     field = visible(field, 40)
     quoted = field.replace("'", "''")
-    return _wrong(
+    return wrong(
         f"no field {field}; {hint and hint + ' '}there are: {shown}; "
         f"if you mean the text, quote it: '{quoted}'"
     )
@@ -374,5 +377,6 @@ def _complaint(text: str) -> str:
     return ""
 
 
-def _wrong(reason: str) -> UsageError:
+def wrong(reason: str) -> UsageError:
+    """Return the error of an expression."""
     return UsageError(f"--where: {visible(reason)}")

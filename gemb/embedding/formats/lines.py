@@ -133,17 +133,21 @@ class JsonLinesReader(VectorReader):
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """Yield the number of each line that is not blank, from 1, and its fields."""
+        for number, line in enumerate(self._lines(), 1):
+            if line.isspace():
+                continue
+            try:
+                fields = orjson.loads(line)
+            except ValueError:
+                fields = None
+            if not isinstance(fields, dict):
+                raise UsageError(f"{self._place(number)}: no row of vectors")
+            yield number, fields
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield the lines of the file, from the first."""
         with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                try:
-                    fields = orjson.loads(line)
-                except ValueError:
-                    fields = None
-                if not isinstance(fields, dict):
-                    raise UsageError(f"{self._place(number)}: no row of vectors")
-                yield number, fields
+            yield from file
 
     def _checked(self, embedding: object, row: Mapping[str, Any], number: int) -> NDArray[Any]:
         """Return a row's vector as it is stored, [width].

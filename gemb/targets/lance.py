@@ -1,0 +1,258 @@
+"""LanceDB: a table of Arrow batches in a folder or a bucket.
+
+What the vectors are is metadata of the table's schema. A part is one version of the table: it is
+there as a whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from gemb.errors import GembError, UsageError
+from gemb.targets.addresses import Address, only_table, unspoken
+from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow
+from gemb.targets.filters import Condition
+from gemb.targets.lance_filters import literal, sql_of
+
+PART_ROWS = 20_000
+INDEXED_ROWS = 100_000  # fewer are compared one by one, which takes milliseconds
+PROBES = 64  # partitions that a search looks into
+REFINED = 20  # candidates for each answer whose vectors decide
+SAMPLED_ROWS = 1000  # whose fields are known
+TEXTS = ("id", "path", "line", "last_line", "title", "text", "kept")
+_IDS = 10_000  # at a time
+_KEY = MARK.encode()
+
+
+class LanceTarget:
+    """A table of LanceDB. See `gemb.targets.base.Target`."""
+
+    part_rows = PART_ROWS
+
+    def __init__(self, address: Address) -> None:
+        """Open the folder, and read what the table holds.
+
+        Raises:
+            UsageError: no table is named, and there is not one of gemb.
+            GembError: the folder or bucket cannot be read.
+        """
+        self._place = address.shown
+        with self._talking():
+            self._database = lancedb.connect(address.place)
+            names = self._names()
+            table = address.table or only_table(
+                [name for name in names if self._content(name)], address
+            )
+            self.name = f"table {table} in {self._place}"
+            self._name = table
+            self._table: Any = self._database.open_table(table) if table in names else None
+            self.content = self._content(table) if table in names else None
+
+    def prepare(self, content: Content, *, with_index: bool) -> None:
+        """Make the table if it is not there."""
+        if content.kind == "bit":
+            raise UsageError("--type bit is for PostgreSQL; LanceDB takes vector or halfvec")
+        schema = _schema(content)
+        if self._table is None:
+            with self._talking():
+                self._table = self._database.create_table(self._name, schema=schema)
+        elif self.content is None:
+            raise UsageError(
+                f"{self.name} was not made by gemb index push; name another with --table"
+            )
+        self.content = content
+        self._check_columns(schema)
+
+    def count(self) -> int:
+        """Return how many rows are there."""
+        with self._talking():
+            return int(self._table.count_rows())
+
+    def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the hash of each of these rows that is there."""
+        rows = self._of_ids(ids, ["id", "hash"])
+        return dict(zip(rows["id"].to_pylist(), rows["hash"].to_pylist(), strict=True))
+
+    def upsert(self, part: Part) -> None:
+        """Write rows in place of those with their ids."""
+        table = _arrow(part, _schema(self._known))
+        with self._talking():
+            merge = self._table.merge_insert("id")
+            merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+    def ids(self) -> Iterator[list[str]]:
+        """Yield the ids of all rows."""
+        with self._talking():
+            batches = self._table.search().select(["id"]).limit(None).to_batches(batch_size=_IDS)
+            for batch in batches:
+                yield batch["id"].to_pylist()
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove rows."""
+        if ids:
+            with self._talking():
+                self._table.delete(_among(ids))
+
+    def finish(self, *, with_index: bool) -> None:
+        """Join small parts, and make an index where there are many rows."""
+        with self._talking():
+            self._table.optimize()
+            has_index = any("embedding" in index.columns for index in self._table.list_indices())
+            if with_index and not has_index and self._table.count_rows() >= INDEXED_ROWS:
+                self._table.create_index(
+                    metric="dot", vector_column_name="embedding", index_type="IVF_SQ"
+                )
+
+    def fields(self) -> set[str]:
+        """Return the names of the kept fields of some rows."""
+        import orjson
+
+        with self._talking():
+            rows = self._table.search().select(["kept"]).limit(SAMPLED_ROWS).to_arrow()
+        return {name for text in rows["kept"].to_pylist() for name in orjson.loads(text)}
+
+    def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
+        """Return a row and its stored vector."""
+        rows = self._of_ids([row_id], [*TEXTS, "embedding"])
+        for row, vector in zip(_rows(rows), _vectors(rows), strict=True):
+            return row, vector
+        return None
+
+    def read(self, ids: Sequence[str]) -> Mapping[str, NDArray[Any]]:
+        """Return the stored vectors of rows."""
+        rows = self._of_ids(ids, ["id", "embedding"])
+        return dict(zip(rows["id"].to_pylist(), _vectors(rows), strict=True))
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        condition: Condition | None = None,
+        *,
+        is_exact: bool = False,
+    ) -> list[FoundRow]:
+        """Return the nearest rows to a unit vector, best first."""
+        with self._talking():
+            query = self._table.search(vector, vector_column_name="embedding").metric("dot")
+            query = query.select([*TEXTS, "embedding", "_distance"]).limit(k)
+            if condition:
+                query = query.where(sql_of(condition), prefilter=True)
+            if is_exact:
+                query = query.bypass_vector_index()
+            else:
+                query = query.nprobes(PROBES).refine_factor(REFINED)
+            rows = query.to_arrow()
+        scores = (_vectors(rows).astype(np.float32) @ vector).tolist()
+        found = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
+        return sorted(found, key=lambda found: -found.score)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    @property
+    def _known(self) -> Content:
+        assert self.content is not None, "the table is not there"
+        return self.content
+
+    def _names(self) -> list[str]:
+        """Return the names of all tables."""
+        names: list[str] = []
+        token = None
+        while True:
+            page = self._database.list_tables(page_token=token)
+            names += page.tables
+            token = page.page_token
+            if not token:
+                return names
+
+    def _content(self, table: str) -> Content | None:
+        """Return what a table says that it holds."""
+        metadata = self._database.open_table(table).schema.metadata or {}
+        return Content.from_json(metadata.get(_KEY, b"").decode())
+
+    def _of_ids(self, ids: Sequence[str], columns: list[str]) -> Any:  # noqa: ANN401
+        """Return some columns of the rows that have these ids."""
+        with self._talking():
+            query = self._table.search().where(_among(ids)).select(columns)
+            return query.limit(None).to_arrow()
+
+    def _check_columns(self, schema: pa.Schema) -> None:
+        """Refuse a table whose columns are not ours.
+
+        Raises:
+            UsageError: they are others.
+        """
+        there = self._table.schema
+        for field in schema:
+            number = there.get_field_index(field.name)
+            kind = None if number < 0 else there.field(number).type
+            is_same = number >= 0 and (field.name == "kept" or kind == field.type)
+            if not is_same:
+                has = "not there" if kind is None else f"{kind}, not {field.type}"
+                raise UsageError(
+                    f"{self.name} has other columns ({field.name} is {has}); name another with "
+                    "--table"
+                )
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Turn the library's errors into ours.
+
+        Raises:
+            GembError: the folder or bucket cannot be read or written.
+        """
+        try:
+            yield
+        except (RuntimeError, OSError, ValueError) as error:
+            raise GembError(f"{self._place}: {unspoken(str(error))}") from None
+
+
+def _schema(content: Content) -> pa.Schema:
+    number = pa.float16() if content.kind == "halfvec" else pa.float32()
+    fields = [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string()),
+        pa.field("line", pa.int64()),
+        pa.field("last_line", pa.int64()),
+        pa.field("title", pa.string()),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("kept", pa.json_(), nullable=False),
+        pa.field("hash", pa.binary(16), nullable=False),
+        pa.field("embedding", pa.list_(number, content.spec.dim), nullable=False),
+    ]
+    return pa.schema(fields, metadata={_KEY: content.to_json().encode()})
+
+
+def _arrow(part: Part, schema: pa.Schema) -> pa.Table:
+    columns = zip(*part.rows, strict=True)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=False)]
+    number = schema.field("embedding").type.value_type
+    flat = pa.array(np.ascontiguousarray(part.vectors).reshape(-1), number)
+    dim = part.vectors.shape[1]
+    arrays += [pa.array(part.hashes, pa.binary(16)), pa.FixedSizeListArray.from_arrays(flat, dim)]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _rows(table: pa.Table) -> list[PushRow]:
+    columns = [table[name].to_pylist() for name in TEXTS]
+    return [PushRow(*values) for values in zip(*columns, strict=True)]
+
+
+def _vectors(table: pa.Table) -> NDArray[Any]:
+    """Return the vectors, [n, dim] as they are stored."""
+    column = table["embedding"].combine_chunks()
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    dim = table.schema.field("embedding").type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim) for chunk in chunks]
+    return np.concatenate(parts) if parts else np.zeros((0, dim), np.float32)
+
+
+def _among(ids: Sequence[str]) -> str:
+    return f"id IN ({', '.join(map(literal, ids))})"

@@ -1,0 +1,94 @@
+"""A filter as a condition in the SQL of Lance, which has no parameters: texts are quoted.
+
+Kept fields are one JSON column. Its functions fail on values of another type, so that a field is
+taken as JSON text, and unpacked by functions on text. There is no CASE.
+"""
+
+from __future__ import annotations
+
+import json
+
+from gemb.errors import UsageError
+from gemb.targets.filters import All, AnyOf, Comparison, Condition, Constant, Field, Not
+
+NO_NUMBER = "-1.7e308"  # in the place of a text that is none: another number than any constant
+
+
+def sql_of(condition: Condition) -> str:
+    """Return an expression of Lance."""
+    match condition:
+        case All(conditions):
+            return f"({' AND '.join(map(sql_of, conditions))})"
+        case AnyOf(conditions):
+            return f"({' OR '.join(map(sql_of, conditions))})"
+        case Not(part):
+            return f"(NOT {sql_of(part)})"
+    return f"({_comparison(condition)})"
+
+
+def literal(text: str) -> str:
+    """Return a text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _comparison(comparison: Comparison) -> str:
+    field, operator, values = comparison.field, comparison.operator, comparison.values
+    if operator == "null":
+        return f"{_raw(field)} IS NULL"
+    if operator == "has":
+        return _has(field, values[0])
+    if operator == "like":
+        pattern = str(values[0]).replace("\\", "\\\\")  # Lance has an escape, SQLite none
+        return f"{_text(field)} ILIKE {literal(pattern)}"
+    match comparison.type:
+        case "truth":
+            wanted = ("'true', '1'", "'false', '0'")[not values[0]]
+            word = f"lower(btrim({_raw(field)}, '\"')) IN ({wanted})"
+            return f"NOT {word}" if operator == "!=" else word
+        case "text":
+            return f"{_text(field)} {_against(operator, [literal(str(value)) for value in values])}"
+    number = f"try_cast(btrim({_raw(field)}, '\"') AS double)"
+    if field.function:
+        number = f"try_cast({_text(field)} AS double)"
+    if operator in ("=", "!=", "in"):
+        number = f"coalesce({number}, length({_raw(field)}) * 0.0 + {NO_NUMBER})"
+    return f"{number} {_against(operator, [repr(value) for value in values])}"
+
+
+def _against(operator: str, values: list[str]) -> str:
+    match operator:
+        case "between":
+            return f"BETWEEN {values[0]} AND {values[1]}"
+        case "in":
+            return f"IN ({', '.join(values)})"
+    return f"{operator} {values[0]}"
+
+
+def _has(field: Field, member: Constant) -> str:
+    text = str(member).lower() if isinstance(member, bool) else str(member)
+    raw = _raw(field)
+    alone = f"{raw} IN ({literal(json.dumps(text, ensure_ascii=False))}, {literal(text)})"
+    held = "" if field.is_column else f"json_array_contains(kept, {_path(field)}, {literal(text)})"
+    return " OR ".join(filter(None, [held, alone, f"nullif({raw} IS NULL, true)"]))
+
+
+def _raw(field: Field) -> str:
+    """Return a field as JSON text, or a column as text."""
+    if field.is_column:
+        return f"cast({field.name} AS string)"
+    return f"nullif(json_extract(kept, {_path(field)}), 'null')"
+
+
+def _text(field: Field) -> str:
+    """Return a field as text."""
+    text = _raw(field)
+    if not field.is_column:
+        unquoted = f"regexp_replace({text}, '^\"(.*)\"$', '$1')"
+        text = f"replace(replace({unquoted}, '\\\"', '\"'), '\\\\', '\\')"
+    return f"{field.function}({text})" if field.function else text
+
+
+def _path(field: Field) -> str:
+    if any(char in field.name for char in '"\\\0'):
+        raise UsageError(f"--where: a field with such a name cannot be tested: {field.name!r}")
+    return literal(f'$."{field.name}"')

@@ -1,0 +1,497 @@
+"""PostgreSQL with pgvector: a table, binary COPY into a temporary one, and an upsert from there.
+
+What the vectors are is the comment of the table: it is changed and rolled back with the table,
+renamed with it, and pg_dump takes it along. The state of a load is the table itself: a part is one
+transaction, and the next push asks for the hashes of the rows that are there.
+
+Source of the formats: PostgreSQL's manual, COPY, "Binary Format"; pgvector's vector_recv,
+halfvec_recv; PostgreSQL's varbit.c. All numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import psycopg
+from numpy.typing import NDArray
+
+from gemb.errors import GembError, Missing, UsageError
+from gemb.io.notes import note
+from gemb.io.text import visible
+from gemb.targets.addresses import Address, only_table, unspoken
+from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow, bit_scores
+from gemb.targets.filters import Condition
+from gemb.targets.postgres_filters import sql_of
+
+PART_ROWS = 5000
+COLUMNS = ("id", "path", "line", "last_line", "title", "text", "kept", "hash", "embedding")
+WIDEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}  # that HNSW takes
+LARGEST = 16_000  # components of a vector or halfvec
+EF_SEARCH = 200  # rows that a search of the graph keeps; pgvector's 40 finds less
+BY_GRAPH = 400  # with more answers all vectors are compared
+RERANKED = 10  # candidates by bits for each answer
+GRAPH_MEMORY = 1 << 30  # bytes at most, if the server's own setting is less
+LINK_BYTES = 320  # of a row in the graph, beside its vector
+CONNECT_S = 20
+SAMPLED_ROWS = 1000  # whose fields are known
+_IDS = 10_000  # fetched at a time
+_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_END = b"\xff\xff"
+_FIELDS = struct.pack("!h", len(COLUMNS))
+_NULL = struct.pack("!i", -1)
+_INT = struct.Struct("!ii")
+_LENGTH = struct.Struct("!i")
+
+
+class PostgresTarget:
+    """A table of a PostgreSQL server. See `gemb.targets.base.Target`."""
+
+    part_rows = PART_ROWS
+
+    def __init__(self, address: Address) -> None:
+        """Connect, and read what the table holds.
+
+        Raises:
+            UsageError: no table is named, and there is not one of gemb.
+            GembError: the server cannot be reached.
+        """
+        self._place = address.shown
+        with self._talking(before="cannot be reached"):
+            self._connection = psycopg.connect(
+                address.place,
+                autocommit=True,
+                application_name="gemb",
+                connect_timeout=CONNECT_S,
+                options="-c client_min_messages=notice",
+            )
+        self._connection.add_notice_handler(_tell)
+        self._table = _quoted(address.table or only_table(self._tables(), address))
+        self.name = f"table {self._table} in {self._place}"
+        self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
+        comment = self._value("SELECT obj_description(%s, 'pg_class')", self._oid)
+        self.content = Content.from_json(comment)
+
+    def prepare(self, content: Content, *, with_index: bool) -> None:
+        """Make the extension and the table where they are not there."""
+        check_width(content, with_index=with_index)
+        self._lock()
+        if self._oid is None:
+            self._check_extension()
+            with self._talking(), self._connection.transaction():
+                for statement in table_statements(self._table, content):
+                    self._connection.execute(statement)
+            self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
+        elif self.content is None:
+            raise UsageError(
+                f"{self.name} was not made by gemb index push; name another with --table"
+            )
+        self.content = content
+        self._check_columns(content)
+        with self._talking():
+            self._connection.execute(temporary_statement(self._table))
+
+    def count(self) -> int:
+        """Return how many rows are there."""
+        return int(self._value(f"SELECT count(*) FROM {self._table}"))
+
+    def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the hash of each of these rows that is there."""
+        query = f"SELECT id, hash FROM {self._table} WHERE id = ANY(%s)"
+        with self._talking(), self._connection.cursor(binary=True) as cursor:
+            return dict(cursor.execute(query, (list(ids),)).fetchall())
+
+    def upsert(self, part: Part) -> None:
+        """Copy rows into the temporary table, and from there into the table."""
+        with self._talking(), self._connection.transaction(), self._connection.cursor() as cursor:
+            with cursor.copy(copy_statement()) as copy:
+                copy.write(copied(part, self._kind))
+            cursor.execute(upsert_statement(self._table))
+
+    def ids(self) -> Iterator[list[str]]:
+        """Yield the ids of all rows."""
+        with (
+            self._talking(),
+            self._connection.transaction(),
+            self._connection.cursor(name="gemb_ids") as cursor,
+        ):
+            cursor.execute(f"SELECT id FROM {self._table}")
+            while rows := cursor.fetchmany(_IDS):
+                yield [row_id for (row_id,) in rows]
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Remove rows."""
+        with self._talking():
+            self._connection.execute(f"DELETE FROM {self._table} WHERE id = ANY(%s)", (list(ids),))
+
+    def finish(self, *, with_index: bool) -> None:
+        """Make the HNSW index, and let the planner count the rows."""
+        if with_index and not self._has_index():
+            rows, content = self.count(), self._known
+            with self._talking(), self._connection.transaction():
+                for statement in index_statements(self._table, content, rows, self._memory()):
+                    self._connection.execute(statement)
+        with self._talking():
+            self._connection.execute(f"ANALYZE {self._table}")
+
+    def read(self, ids: Sequence[str]) -> Mapping[str, NDArray[Any]]:
+        """Return the stored vectors of rows."""
+        query = f"SELECT id, embedding FROM {self._table} WHERE id = ANY(%s)"
+        with self._talking(), self._connection.cursor(binary=True) as cursor:
+            rows = cursor.execute(query, (list(ids),)).fetchall()
+        return {row_id: received(data, self._known) for row_id, data in rows}
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        condition: Condition | None = None,
+        *,
+        is_exact: bool = False,
+    ) -> list[FoundRow]:
+        """Return the nearest rows to a unit vector, best first; bits are ranked by its numbers."""
+        values: list[object] = []
+        where = f"WHERE {sql_of(condition, values)}" if condition else ""
+        is_bit = self._kind == "bit"
+        count = RERANKED * k if is_bit else k
+        dim = len(vector)
+        if is_bit:
+            nearest = "".join("1" if number > 0 else "0" for number in vector)
+            score, order = "embedding", f"embedding <~> %s::bit({dim})"
+        else:
+            nearest = f"[{','.join(map(str, vector.tolist()))}]"
+            score = "(-(embedding::vector <#> %s::vector))::float4"
+            order = f"embedding <=> %s::{self._kind}({dim})"
+        query = (
+            f"SELECT id, path, line, last_line, title, text, kept::text, {score} "
+            f"FROM {self._table} {where} ORDER BY {order} LIMIT %s"
+        )
+        parameters = [*([] if is_bit else [nearest]), *values, nearest, count]
+        is_exact = is_exact or count > BY_GRAPH
+        with self._talking(), self._connection.transaction():
+            for setting in self._settings(is_exact=is_exact):
+                self._connection.execute(setting)
+            with self._connection.cursor(binary=True) as cursor:
+                try:
+                    rows = cursor.execute(query, parameters).fetchall()
+                except psycopg.DataError as error:
+                    raise UsageError(f"--where: {unspoken(str(error))}") from None
+        if is_bit and rows:
+            bits = np.stack([received(row[-1], self._known) for row in rows])
+            scores = bit_scores(vector, bits).tolist()
+        else:
+            scores = [row[-1] for row in rows]
+        found = [
+            FoundRow(PushRow(*row[:-1]), score) for row, score in zip(rows, scores, strict=True)
+        ]
+        return sorted(found, key=lambda found: -found.score)[:k]
+
+    def fields(self) -> set[str]:
+        """Return the names of the kept fields of the first rows."""
+        query = (
+            "SELECT DISTINCT jsonb_object_keys(kept) FROM "
+            f"(SELECT kept FROM {self._table} LIMIT {SAMPLED_ROWS}) AS sample"
+        )
+        with self._talking():
+            return {name for (name,) in self._connection.execute(query).fetchall()}
+
+    def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
+        """Return a row and its stored vector; None: there is none of this id."""
+        query = (
+            "SELECT id, path, line, last_line, title, text, kept::text, embedding "
+            f"FROM {self._table} WHERE id = %s"
+        )
+        with self._talking(), self._connection.cursor(binary=True) as cursor:
+            row = cursor.execute(query, (row_id,)).fetchone()
+        return (PushRow(*row[:-1]), received(row[-1], self._known)) if row else None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    @property
+    def _known(self) -> Content:
+        assert self.content is not None, "the table is not there"
+        return self.content
+
+    @property
+    def _kind(self) -> str:
+        return self._known.kind
+
+    def _settings(self, *, is_exact: bool) -> list[str]:
+        if is_exact:
+            return ["SET LOCAL enable_indexscan = off"]
+        settings = [f"SET LOCAL hnsw.ef_search = {EF_SEARCH}"]
+        if self._version() >= (0, 8):
+            settings.append("SET LOCAL hnsw.iterative_scan = strict_order")
+        return settings
+
+    def _version(self) -> tuple[int, ...]:
+        version = self._value("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
+        return tuple(int(number) for number in str(version or "0").split(".")[:2])
+
+    def _value(self, query: str, *values: object) -> Any:  # noqa: ANN401
+        """Return the first value of the first row; None: there is none."""
+        with self._talking():
+            row = self._connection.execute(query, values).fetchone()
+        return row[0] if row else None
+
+    def _tables(self) -> list[str]:
+        query = (
+            "SELECT objoid::regclass::text FROM pg_description WHERE objsubid = 0 AND "
+            "classoid = 'pg_class'::regclass AND description LIKE %s"
+        )
+        with self._talking():
+            rows = self._connection.execute(query, (f'%"{MARK}"%',)).fetchall()
+        return [name.replace('"', "") for (name,) in rows]
+
+    def _lock(self) -> None:
+        """Refuse a table that another push is loading.
+
+        Raises:
+            GembError: one is.
+        """
+        if not self._value("SELECT pg_try_advisory_lock(hashtext(%s))", f"gemb {self._table}"):
+            raise GembError(f"{self.name}: another gemb index push is loading it")
+
+    def _check_extension(self) -> None:
+        """Refuse a server without pgvector.
+
+        Raises:
+            Missing: it is not installed there.
+        """
+        if not self._value("SELECT 1 FROM pg_available_extensions WHERE name = 'vector'"):
+            raise Missing(
+                f"{self._place} has no pgvector; install it on the server "
+                "(https://github.com/pgvector/pgvector)"
+            )
+
+    def _check_columns(self, content: Content) -> None:
+        """Refuse a table whose columns are not ours.
+
+        Raises:
+            UsageError: they are others.
+        """
+        query = (
+            "SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute "
+            "WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped"
+        )
+        with self._talking():
+            rows = self._connection.execute(query, (self._oid,)).fetchall()
+        there: dict[str, str] = dict(rows)
+        for name, kind in column_types(content).items():
+            if there.get(name) != kind:
+                has = f"{visible(there[name])}, not {kind}" if name in there else "not there"
+                raise UsageError(
+                    f"{self.name} has other columns ({name} is {has}); name another with --table"
+                )
+
+    def _has_index(self) -> bool:
+        query = (
+            "SELECT 1 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "JOIN pg_am a ON a.oid = c.relam "
+            "WHERE i.indrelid = %s AND i.indisvalid AND a.amname IN ('hnsw', 'ivfflat')"
+        )
+        return bool(self._value(query, self._oid))
+
+    def _memory(self) -> int:
+        """Return the server's memory for making an index, in bytes."""
+        kib = self._value("SELECT setting FROM pg_settings WHERE name = 'maintenance_work_mem'")
+        return int(kib) << 10
+
+    @contextmanager
+    def _talking(self, before: str = "") -> Iterator[None]:
+        """Turn the server's errors into ours.
+
+        Args:
+            before: what the server does not do, where nothing is written yet.
+
+        Raises:
+            GembError: the server refuses, fails, or is gone.
+        """
+        try:
+            yield
+        except psycopg.errors.InsufficientPrivilege as error:
+            words = unspoken(error.diag.message_primary or str(error))
+            raise GembError(f"{self._place}: {words}; its owner can GRANT it") from None
+        except psycopg.errors.DiskFull:
+            raise GembError(f"{self._place}: no space left on the server") from None
+        except psycopg.OperationalError as error:
+            words = unspoken(error.diag.message_primary or str(error))
+            if before:
+                raise GembError(f"{self._place} {before}: {words}") from None
+            raise GembError(
+                f"{self._place}: {words}; what was committed is kept, and the same command goes on"
+            ) from None
+        except psycopg.Error as error:
+            words = unspoken(error.diag.message_primary or str(error))
+            raise GembError(f"{self._place}: {words}") from None
+
+
+def column_types(content: Content) -> dict[str, str]:
+    """Return the type of each column, as PostgreSQL writes it."""
+    return {
+        "id": "text",
+        "path": "text",
+        "line": "integer",
+        "last_line": "integer",
+        "title": "text",
+        "text": "text",
+        "kept": "jsonb",
+        "hash": "bytea",
+        "embedding": f"{content.kind}({content.spec.dim})",
+    }
+
+
+def check_width(content: Content, *, with_index: bool) -> None:
+    """Refuse vectors that are too wide.
+
+    Raises:
+        UsageError: they are.
+    """
+    dim, widest = content.spec.dim, WIDEST[content.kind]
+    if with_index and dim > widest:
+        wider = [kind for kind, most in WIDEST.items() if dim <= most]
+        instead = f"--type {wider[0]}, a smaller --dim, or --no-index" if wider else "--no-index"
+        raise UsageError(
+            f"HNSW takes {widest:,} components of {content.kind}, not {dim}: {instead}"
+        )
+    if content.kind == "bit" and dim % 8:
+        raise UsageError(f"--type bit takes widths that are a multiple of 8, not {dim}")
+    if content.kind != "bit" and dim > LARGEST:
+        raise UsageError(f"pgvector takes {LARGEST:,} components, not {dim}; --dim cuts them")
+
+
+def table_statements(table: str, content: Content) -> list[str]:
+    """Return what makes the table; its name is quoted."""
+    optional = ("path", "line", "last_line", "title")
+    columns = [
+        f"    {name} {kind}{'' if name in optional else ' NOT NULL'}"
+        for name, kind in column_types(content).items()
+    ]
+    columns[0] = '    id text COLLATE "C" PRIMARY KEY'
+    comment = content.to_json().replace("'", "''")
+    return [
+        "CREATE EXTENSION IF NOT EXISTS vector",
+        f"CREATE TABLE {table} (\n" + ",\n".join(columns) + "\n)",
+        f"COMMENT ON TABLE {table} IS '{comment}'",
+    ]
+
+
+def temporary_statement(table: str) -> str:
+    """Return what makes the temporary table that a part is copied into."""
+    return f"CREATE TEMPORARY TABLE gemb_part (LIKE {table}) ON COMMIT DELETE ROWS"
+
+
+def copy_statement() -> str:
+    """Return the COPY of a part."""
+    return f"COPY gemb_part ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+
+
+def upsert_statement(table: str) -> str:
+    """Return what takes a part from the temporary table."""
+    names = ", ".join(COLUMNS)
+    changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
+    return (
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM gemb_part "
+        f"ON CONFLICT (id) DO UPDATE SET {changes}"
+    )
+
+
+def index_statements(table: str, content: Content, rows: int, memory: int) -> list[str]:
+    """Return what makes the HNSW index.
+
+    Args:
+        table: quoted.
+        content: of it.
+        rows: that it has.
+        memory: that the server would use, in bytes.
+    """
+    how = "bit_hamming_ops" if content.kind == "bit" else f"{content.kind}_cosine_ops"
+    row_bytes = content.width * content.numbers.itemsize + LINK_BYTES
+    needed = min(rows * row_bytes, GRAPH_MEMORY)
+    setting = [f"SET LOCAL maintenance_work_mem = '{-(-needed >> 20)}MB'"]
+    name = f'"{table.rpartition(".")[2].strip(chr(34))}_hnsw"'
+    return [
+        *(setting if needed > memory else []),
+        f"CREATE INDEX {name} ON {table} USING hnsw (embedding {how})",
+    ]
+
+
+def dry_run(table: str, content: Content, rows: int, *, with_index: bool) -> list[str]:
+    """Return all statements of a load into a new table."""
+    check_width(content, with_index=with_index)
+    table = _quoted(table)
+    statements = [
+        *table_statements(table, content),
+        temporary_statement(table),
+        copy_statement(),
+        upsert_statement(table),
+        *(index_statements(table, content, rows, 0) if with_index else []),
+        f"ANALYZE {table}",
+    ]
+    return [f"{statement};" for statement in statements]
+
+
+def copied(part: Part, kind: str) -> bytes:
+    """Return a part in the binary format of COPY."""
+    pieces = [_HEAD]
+    for row, digest, vector in zip(part.rows, part.hashes, sent(part.vectors, kind), strict=True):
+        pieces += (
+            _FIELDS,
+            _text(row.id),
+            _text(row.path),
+            _NULL if row.line is None else _INT.pack(4, row.line),
+            _NULL if row.last_line is None else _INT.pack(4, row.last_line),
+            _text(row.title),
+            _text(row.text),
+            _bytes(b"\x01" + row.kept.encode()),  # jsonb, version 1
+            _bytes(digest),
+            vector,
+        )
+    return b"".join((*pieces, _END))
+
+
+def sent(vectors: NDArray[Any], kind: str) -> list[bytes]:
+    """Return each vector [width] of an array [n, width] as a field of COPY, with its length."""
+    if kind == "bit":
+        head = struct.pack("!i", 8 * vectors.shape[1])
+        numbers = vectors
+    else:
+        head = struct.pack("!hh", vectors.shape[1], 0)
+        numbers = vectors.astype(vectors.dtype.newbyteorder(">"))
+    size = numbers.shape[1] * numbers.itemsize
+    head = struct.pack("!i", len(head) + size) + head
+    data = numbers.tobytes()
+    return [head + data[first : first + size] for first in range(0, len(data), size)]
+
+
+def received(data: bytes, content: Content) -> NDArray[Any]:
+    """Return the vector [width] that the server sent in its binary form."""
+    numbers = content.numbers
+    vector = np.frombuffer(data, numbers.newbyteorder(">"), offset=4)
+    return vector.astype(numbers)
+
+
+def _text(text: str | None) -> bytes:
+    return _NULL if text is None else _bytes(text.encode())
+
+
+def _bytes(data: bytes) -> bytes:
+    return _LENGTH.pack(len(data)) + data
+
+
+def _quoted(table: str) -> str:
+    """Return the name of a table, perhaps with its schema, as SQL has it."""
+    parts = [part.replace('"', '""') for part in table.split(".", 1)]
+    return ".".join(f'"{part}"' for part in parts)
+
+
+def _tell(diagnostic: psycopg.errors.Diagnostic) -> None:
+    """Print what the server says about an index that does not fit."""
+    message = diagnostic.message_primary or ""
+    if "maintenance_work_mem" in message:
+        note(f"PostgreSQL: {unspoken(message)}")

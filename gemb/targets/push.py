@@ -1,0 +1,216 @@
+"""Bring a target up to date with a source: what is new or has changed is written, in parts.
+
+The state of a load is the target itself: each part is committed as a whole, and rows whose hash is
+there are passed over. So a push that was killed, on either side, goes on where it was, and a push
+of what is there writes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gemb.errors import NegativeAnswer, UsageError
+from gemb.io.notes import note
+from gemb.io.progress import CountProgress
+from gemb.io.text import visible
+from gemb.targets.base import Content, Part, PushRow, Target, content_hash
+from gemb.targets.readback import ReadBack, Sample, read_back
+from gemb.targets.sources import Rows, Source
+
+MayRemove = Callable[[int, int], None]  # raises, if so many of so many rows may not be removed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushJob:
+    """How a target is brought up to date."""
+
+    content: Content  # of the target
+    with_index: bool  # for search, after the load
+    may_remove: MayRemove | None  # None: rows that are not in the source stay
+    min_recall: float | None = None  # the least recall@10
+
+
+@dataclass(kw_only=True)
+class Pushed:
+    """What a push did."""
+
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    failed: int = 0  # rows of the source without a vector
+    rows: int = 0  # in the target, after it
+    others: int = 0  # of these, not in the source
+    load_s: float = 0.0
+    index_s: float = 0.0
+    checked: ReadBack | None = None
+
+    def to_json(self) -> dict[str, object]:
+        """Return it as one JSON document."""
+        values = {**vars(self), "load_s": round(self.load_s, 3), "index_s": round(self.index_s, 3)}
+        values["rows_per_s"] = round(self.rate)
+        values["checked"] = self.checked and vars(self.checked)
+        return values
+
+    @property
+    def rate(self) -> float:
+        """Rows written in a second, before the index was made."""
+        return (self.added + self.changed) / max(1e-9, self.load_s)
+
+    def line(self, name: str) -> str:
+        """Return it in one line."""
+        words = f"+{self.added:,} ~{self.changed:,} -{self.removed:,} rows ({self.rows:,} in {name}"
+        if self.added + self.changed:
+            words += f"; {self.rate:,.0f} rows/s, index {self.index_s:.0f} s"
+        return f"{words}){self.checked.words() if self.checked else ''}"
+
+
+def push(source: Source, target: Target, job: PushJob) -> Pushed:
+    """Write what the target has not, and check what it has.
+
+    Raises:
+        UsageError: the target holds other vectors, or an id repeats.
+        GembError: the target refuses or fails.
+        NegativeAnswer: what is there is not what was written, or recall is too low.
+    """
+    content = job.content
+    if target.content is not None:
+        content.check_same(target.content, target.name)
+    target.prepare(content, with_index=job.with_index)
+    pushed, sample = Pushed(), Sample()
+    keys = _Keys(must_differ=not source.has_unique_ids)
+    began = time.monotonic()
+    before = target.count()
+    bar = CountProgress(source.count, "pushing", "rows")
+    try:
+        for rows in source.parts(target.part_rows):
+            part = _part(rows, content)
+            keys.add(part.rows)
+            _write(part, target, pushed, is_new=not before)
+            sample.add(part)
+            bar.add(len(part.rows))
+    finally:
+        bar.close()
+    pushed.failed = source.failed
+    pushed.load_s = time.monotonic() - began
+    if not keys.count:
+        raise UsageError("there is no row to push" + (", for all failed" if source.failed else ""))
+    if job.may_remove:
+        pushed.removed = _remove(target, keys, job.may_remove)
+    began = time.monotonic()
+    target.finish(with_index=job.with_index)
+    pushed.index_s = time.monotonic() - began
+    pushed.rows = target.count()
+    pushed.others = pushed.rows - keys.count
+    _check(target, job, pushed, sample)
+    return pushed
+
+
+class _Keys:
+    """The ids of a source, as 64 bits each."""
+
+    def __init__(self, *, must_differ: bool) -> None:
+        self._hashes = array("q")
+        self._known: set[int] | None = set() if must_differ else None
+
+    @property
+    def count(self) -> int:
+        return len(self._hashes)
+
+    def add(self, rows: Sequence[PushRow]) -> None:
+        for row in rows:
+            number = hash(row.id)
+            if self._known is not None:
+                if number in self._known:
+                    raise UsageError(
+                        f"several rows have the id '{visible(row.id, 80)}', and a table has each "
+                        "once; what came before it is written"
+                    )
+                self._known.add(number)
+            self._hashes.append(number)
+
+    def absent(self, ids: list[str], ordered: NDArray[np.int64]) -> list[str]:
+        """Return those ids that are not here."""
+        numbers = np.fromiter(map(hash, ids), np.int64, len(ids))
+        places = np.minimum(np.searchsorted(ordered, numbers), len(ordered) - 1)
+        missing = np.flatnonzero(ordered[places] != numbers)
+        return [ids[n] for n in missing.tolist()]
+
+    def ordered(self) -> NDArray[np.int64]:
+        """Return them in ascending order."""
+        return np.sort(np.frombuffer(self._hashes, np.int64))
+
+
+def _part(rows: Rows, content: Content) -> Part:
+    stored = content.stored(rows.vectors)
+    pairs = zip(rows.rows, stored, strict=True)
+    return Part(rows.rows, stored, [content_hash(row, vector) for row, vector in pairs])
+
+
+def _write(part: Part, target: Target, pushed: Pushed, *, is_new: bool) -> None:
+    """Write the rows of a part that the target has not, or has otherwise."""
+    there = {} if is_new else target.hashes([row.id for row in part.rows])
+    wanted = [
+        number
+        for number, (row, digest) in enumerate(zip(part.rows, part.hashes, strict=True))
+        if there.get(row.id) != digest
+    ]
+    changed = sum(part.rows[number].id in there for number in wanted)
+    if wanted:
+        target.upsert(
+            Part(
+                [part.rows[number] for number in wanted],
+                part.vectors[wanted],
+                [part.hashes[number] for number in wanted],
+            )
+        )
+    pushed.changed += changed
+    pushed.added += len(wanted) - changed
+    pushed.unchanged += len(part.rows) - len(wanted)
+
+
+def _remove(target: Target, keys: _Keys, may_remove: MayRemove) -> int:
+    """Remove the rows that the source has not, and return how many."""
+    ordered = keys.ordered()
+    gone: list[str] = []
+    count = 0
+    for ids in target.ids():
+        count += len(ids)
+        gone += keys.absent(ids, ordered)
+    may_remove(len(gone), count)
+    for first in range(0, len(gone), target.part_rows):
+        target.delete(gone[first : first + target.part_rows])
+    return len(gone)
+
+
+def _check(target: Target, job: PushJob, pushed: Pushed, sample: Sample) -> None:
+    """Read rows back, and search for some.
+
+    Raises:
+        NegativeAnswer: a row is lost or not what was written, or recall is too low.
+    """
+    if pushed.others < 0:
+        raise NegativeAnswer(
+            f"{target.name} has {pushed.rows:,} rows, {-pushed.others:,} fewer than were written"
+        )
+    if pushed.others and not job.may_remove:
+        note(
+            f"{pushed.others:,} rows of {target.name} are not in the source; --delete removes them"
+        )
+    checked = pushed.checked = read_back(target, job.content, sample)
+    if checked.wrong:
+        raise NegativeAnswer(
+            f"{target.name}: {checked.wrong} of {checked.read} vectors that were read back are not "
+            "what was written"
+        )
+    if job.min_recall is not None and checked.recall < job.min_recall:
+        raise NegativeAnswer(
+            f"{target.name}: recall@{checked.k} is {checked.recall:.3f}, under --min-recall "
+            f"{job.min_recall:g}"
+        )

@@ -1,0 +1,307 @@
+"""The rows that are pushed: those of an index, of a file of vectors, or of `gemb embed | ...`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from gemb import plugins
+from gemb.embedding.formats.base import VectorReader
+from gemb.embedding.formats.lines import JsonLinesReader
+from gemb.embedding.vectors import VectorSpec, are_units, unpacked
+from gemb.errors import GembError, UsageError
+from gemb.index.build import BuildJob, identity_of
+from gemb.index.mapped import gathered
+from gemb.index.reader import Index
+from gemb.index.schema import COLUMNS, are_of_row, crc, kept_json, path_of, readable
+from gemb.index.sync import kept_reference
+from gemb.index.vector_source import described_vectors
+from gemb.io.paths import current_folder
+from gemb.io.text import visible
+from gemb.models.profile import check_dims
+from gemb.models.references import resolve
+from gemb.targets.base import KIND_OF, Content, PushRow, storable, storable_json
+from gemb.texts.records import RESERVED
+
+STDIN = "-"
+TEXT_FIELDS = ("text", "contents")  # of a row of vectors, where no option names one
+
+
+class Rows(NamedTuple):
+    """Some rows of a source."""
+
+    rows: Sequence[PushRow]
+    vectors: NDArray[np.float32]  # [n, D], unit vectors as the source has them
+
+
+class Source(Protocol):
+    """Rows with vectors."""
+
+    content: Content  # with the source's own width
+    count: int | None  # of rows; None: unknown until they are read
+    failed: int  # rows without a vector so far
+    has_unique_ids: bool  # it is known that no id repeats
+
+    def parts(self, size: int) -> Iterator[Rows]:
+        """Yield all rows that have a vector, `size` at most at a time.
+
+        Raises:
+            UsageError: a row has no id, or the source is damaged.
+            GembError: it cannot be read.
+        """
+
+
+class IndexSource:
+    """The rows of an index; the id of a passage is path:line."""
+
+    failed = 0
+    has_unique_ids = True
+
+    def __init__(self, index: Index, kind: str | None) -> None:
+        """Check that each row has an id of its own.
+
+        Raises:
+            UsageError: several rows have one.
+        """
+        self._index = index
+        self.count: int | None = index.count
+        manifest = index.manifest
+        kind = kind or KIND_OF[index.spec.dtype]
+        self.content = Content(
+            spec=_as_kind(index.spec, kind),
+            kind=kind,
+            model=index.model,
+            task=manifest.task,
+            query_task=manifest.query_task,
+            ids=self._kind_of_ids(),
+            base=str(manifest.source.get("base", os.sep)),
+            background=manifest.background,
+        )
+        self._check_ids()
+        query = (
+            "SELECT path, line FROM rows WHERE id IS NULL GROUP BY path, line HAVING count(*) > 1"
+        )
+        self._shared = {_place(path_of(path), line) for path, line in self._read(query)}
+
+    def parts(self, size: int) -> Iterator[Rows]:
+        """Yield the rows in the order of their slots."""
+        numbers: Counter[str] = Counter()  # of passages that begin in one line
+        path = Path(self._index.folder)
+        with readable(path):
+            cursor = self._index.connection.execute(
+                f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot"
+            )
+            while columns := cursor.fetchmany(size):
+                slots = np.array([row[0] for row in columns], np.int64)
+                stored = gathered(self._index.stored, slots)
+                self._check(columns, stored)
+                spec = self._index.spec
+                rows = [self._row(row[1:], numbers) for row in columns]
+                yield Rows(rows, unpacked(stored, spec.dtype, spec.dim))
+
+    def _row(self, columns: Sequence[Any], numbers: Counter[str]) -> PushRow:
+        row_id, path, line, last_line, title, text, kept, _, _ = columns
+        path = path_of(path)
+        if row_id is None:
+            row_id = _place(path, line)
+            if row_id in self._shared:
+                numbers[row_id] += 1
+                row_id = f"{row_id}#{numbers[row_id]}"
+        return PushRow(
+            storable(str(row_id)),
+            path and storable(path),
+            line,
+            last_line,
+            title and storable(title),
+            storable(text),
+            storable_json(kept),
+        )
+
+    def _check(self, columns: Sequence[Sequence[Any]], stored: NDArray[Any]) -> None:
+        """Refuse rows that are damaged.
+
+        Raises:
+            GembError: one is.
+        """
+        are_whole = are_units(stored, self._index.spec.dtype, self._index.spec.dim)
+        for row, is_whole in zip(columns, are_whole.tolist(), strict=True):
+            if not is_whole or crc(tuple(row[1:-1])) != row[-1] or not are_of_row(row[1:]):
+                folder = visible(str(self._index.folder))
+                raise GembError(
+                    f"row {row[0]} of {folder} is damaged; gemb index verify {folder} says more"
+                )
+
+    def _kind_of_ids(self) -> str:
+        if self._index.manifest.source.get("kind") == "passages":
+            return "place"
+        kinds = {kind for (kind,) in self._read("SELECT DISTINCT typeof(id) FROM rows")}
+        return "number" if kinds <= {"integer"} else "place" if kinds == {"null"} else "text"
+
+    def _check_ids(self) -> None:
+        query = (
+            "SELECT CAST(id AS TEXT), count(*) AS n FROM rows WHERE id IS NOT NULL "
+            "GROUP BY CAST(id AS TEXT) HAVING n > 1 LIMIT 1"
+        )
+        for row_id, count in self._read(query):
+            raise UsageError(
+                f"{count} rows of {visible(str(self._index.folder))} have the id "
+                f"'{visible(str(row_id), 80)}', and a table has each once; build the index with "
+                "--id-field"
+            )
+
+    def _read(self, query: str) -> list[tuple[Any, ...]]:
+        with readable(Path(self._index.folder)):
+            rows: list[tuple[Any, ...]] = self._index.connection.execute(query).fetchall()
+        return rows
+
+
+class VectorFileSource:
+    """The rows of what `gemb embed` wrote, into a file or into this process."""
+
+    has_unique_ids = False
+
+    def __init__(self, reader: VectorReader, name: str, job: BuildJob, kind: str | None) -> None:
+        """Find out what the vectors are.
+
+        Raises:
+            UsageError: they are of another model than the one that is named, or of none.
+        """
+        self._reader = reader
+        self._name = name
+        self.count = reader.count
+        self.failed = 0
+        identity = identity_of(reader.description, job)
+        kind = kind or KIND_OF[identity.spec.dtype]
+        if identity.spec.dtype == "ubinary" and kind != "bit":
+            raise UsageError(f"{name} has sign bits alone: --type bit")
+        self.content = Content(
+            spec=_as_kind(identity.spec, kind),
+            kind=kind,
+            model=kept_reference(identity.model),
+            task=identity.task,
+            ids="number" if isinstance(_first_id(reader), int) else "text",
+            base=current_folder(),
+        )
+
+    def parts(self, size: int) -> Iterator[Rows]:
+        """Yield the rows in their order."""
+        described = self._reader.description
+        for batch in self._reader.batches():
+            self._check_fingerprints(batch.fields)
+            vectors = batch.vectors(described)
+            good = np.flatnonzero(~np.isnan(vectors).any(axis=1))
+            self.failed += len(vectors) - len(good)
+            for first in range(0, len(good), size):
+                chosen = good[first : first + size]
+                rows = [self._row(batch.fields[n], batch.numbers[n]) for n in chosen.tolist()]
+                yield Rows(rows, vectors[chosen])
+
+    def _row(self, fields: Mapping[str, Any], number: int) -> PushRow:
+        row_id = fields.get("id")
+        if row_id is None or row_id == "":
+            place = f"{self._name}, {self._reader.unit} {number}"
+            raise UsageError(f"{place}: no id, by which a table knows a row; gemb embed --id-field")
+        texts = [str(fields[name]) for name in TEXT_FIELDS if fields.get(name) is not None]
+        title = fields.get("title")
+        taken = {*RESERVED, *TEXT_FIELDS, "title"}
+        kept = {name: value for name, value in fields.items() if name not in taken}
+        return PushRow(
+            storable(str(row_id)),
+            None,
+            None,
+            None,
+            storable(str(title)) if title else None,
+            storable(texts[0] if texts else ""),
+            storable_json(kept_json(kept)),
+        )
+
+    def _check_fingerprints(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        ours = self._reader.description.fingerprint
+        if any(fields.get("fingerprint", ours) != ours for fields in rows):
+            raise UsageError(f"{self._name} has vectors of several models or prompts")
+
+
+def _first_id(reader: VectorReader) -> object:
+    """Return the id of the first row; None: it has none, or there is no row."""
+    if isinstance(reader, _StdinReader):
+        return reader.first.get("id")
+    for batch in reader.batches(("id",)):
+        return batch.fields[0].get("id")
+    return None
+
+
+class _StdinReader(JsonLinesReader):
+    """JSON lines of standard input, each read once; the lines before the first vector wait."""
+
+    def __init__(self) -> None:
+        self._input = iter(sys.stdin.buffer)
+        self._waiting: list[bytes] | None = []
+        super().__init__(Path("standard input"))
+        self._first, self._waiting = self._waiting, None
+        lines = (line for line in self._first if not line.isspace())
+        self.first: Mapping[str, Any] = orjson.loads(next(lines, "{}"))
+
+    def _lines(self) -> Iterator[bytes]:
+        if self._waiting is None:
+            yield from self._first
+            yield from self._input
+            return
+        for line in self._input:
+            self._waiting.append(line)
+            yield line
+
+
+def file_source(path: str, job: BuildJob, kind: str | None) -> VectorFileSource:
+    """Return the rows of a file of vectors; - is standard input, as JSON lines.
+
+    Raises:
+        UsageError: it is none, or its vectors are not of the model that is named.
+    """
+    if path != STDIN:
+        reader = described_vectors(path)
+        return VectorFileSource(reader, visible(path), job, kind)
+    stdin = _StdinReader()
+    if not stdin.description.fingerprint:
+        raise UsageError(
+            "standard input has no vectors; gemb embed FILE --id-field id --keep all | gemb index "
+            "push - TARGET"
+        )
+    return VectorFileSource(stdin, "standard input", job, kind)
+
+
+def narrowed(content: Content, dim: int) -> Content:
+    """Return a content of narrower vectors.
+
+    Raises:
+        UsageError: the model was not trained for this width, or the vectors are not so wide.
+        Missing: the model is not here, which tells its widths.
+    """
+    if dim == content.spec.dim:
+        return content
+    if dim > content.spec.dim:
+        raise UsageError(f"--dim {dim}: the vectors have {content.spec.dim} components")
+    if not content.model:
+        raise UsageError("--dim: nobody says which model made the vectors; name it with -m")
+    profile = plugins.describe(resolve(content.model, download=False))
+    check_dims([dim], profile.matryoshka_dims)
+    return dataclasses.replace(content, spec=dataclasses.replace(content.spec, dim=dim))
+
+
+def _as_kind(spec: VectorSpec, kind: str) -> VectorSpec:
+    """Return the spec of vectors in a type of the target: f32 and signs leave no trace of f32."""
+    dtype = "ubinary" if kind == "bit" else "f16" if kind == "halfvec" else spec.dtype
+    is_finer = spec.dtype == "f32" or kind == "bit"
+    return dataclasses.replace(spec, dtype=dtype) if is_finer else spec
+
+
+def _place(path: str | None, line: int | None) -> str:
+    return f"{path or '-'}:{line or 0}"

@@ -1,0 +1,210 @@
+"""`gemb index push` into a real PostgreSQL, and `gemb search` there."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+import pytest
+
+from fake_backend import Gemb, write_model
+from gemb.targets.addresses import address_of, open_target
+from pushed_rows import ROWS, build, check_filters, found, ids, push, refused, write_rows
+
+
+def test_a_search_in_the_database_is_that_of_the_index(rows: Gemb, database: str) -> None:
+    pushed = push(rows, "rows.gemb", database)
+    assert (pushed["added"], pushed["rows"], pushed["others"]) == (5, 5, 0)
+    assert pushed["checked"] == {"read": 5, "wrong": 0, "queries": 5, "k": 10, "recall": 1.0}
+    here = found(rows, "cancel an order", "rows.gemb", "--weak")
+    there = found(rows, "cancel an order", database, "--weak")
+    assert len(here) == 5
+    for hit in (*here, *there):
+        hit["text"] = hit["text"].replace("\0", "\ufffd")
+        hit["score"] = pytest.approx(hit["score"], abs=2e-4)
+    assert [{**hit, "path": None, "line": None} for hit in there] == [
+        {**hit, "path": None, "line": None} for hit in here
+    ]
+    for form in (["-l"], ["--trec"], ["--cite", "100"], ["-C", "1"]):
+        outputs = [
+            rows("search", "order a parcel", name, *form).stdout.replace(b"\0", b"\xef\xbf\xbd")
+            for name in ("rows.gemb", database)
+        ]
+        if form == ["--trec"]:
+            outputs = [[line.split()[2] for line in out.splitlines()] for out in outputs]
+        assert outputs[0] == outputs[1], form
+    like = ids(rows, database, "--like", "c", "-k", "2")
+    assert like == ids(rows, "rows.gemb", "--like", "c", "-k", "2")
+    assert "c" not in like
+
+
+def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
+    push(rows, "rows.gemb", database)
+    target = open_target(address_of(database))
+    try:
+        check_filters(rows.folder / "rows.gemb", target)
+    finally:
+        target.close()
+    assert ids(rows, "parcel", database, "--where", "lang = 'de' and year >= 2024") == ["c"]
+    line = refused(rows, "search", "q", database, "--where", "year + 1 = 2025")
+    assert line.startswith("--where: at +: a database takes FIELD = VALUE")
+    line = refused(rows, "search", "q", database, "--where", "pg_sleep(10)")
+    assert "at pg_sleep" in line
+    done = rows("search", "parcel", database, "--where", "jear = 2024")
+    assert b"no field jear in the first rows; there are: lang, paid, tags, year" in done.stderr
+
+
+def test_a_push_writes_what_is_new_or_has_changed(rows: Gemb, database: str) -> None:
+    push(rows, "rows.gemb", database)
+    again = push(rows, "rows.gemb", database)
+    assert (again["added"], again["changed"], again["unchanged"]) == (0, 0, 5)
+    changed = [
+        ROWS[0] | {"year": 2025},
+        ROWS[1] | {"text": "it snows"},
+        *ROWS[2:4],
+        {"id": "f", "text": "new"},
+    ]
+    write_rows(rows, changed)
+    assert rows("index", "sync", "rows.gemb").returncode == 0
+    pushed = push(rows, "rows.gemb", database)
+    assert (pushed["added"], pushed["changed"], pushed["unchanged"]) == (1, 2, 3 - 1)
+    assert (pushed["rows"], pushed["others"], pushed["removed"]) == (6, 1, 0)
+    assert ids(rows, "snows", database, "-k", "1") == ["b"]
+    assert ids(rows, "order", database, "--weak", "--where", "year = 2025") == ["a"]
+    pushed = push(rows, "rows.gemb", database, "--delete")
+    assert (pushed["removed"], pushed["rows"], pushed["others"]) == (1, 5, 0)
+    write_rows(rows, changed[:2])
+    assert rows("index", "sync", "rows.gemb", "--yes").returncode == 0
+    line = refused(rows, "index", "push", "rows.gemb", database, "--delete", code=2)
+    assert line == "3 of 5 would be removed, which is more than half; --yes allows it"
+    assert push(rows, "rows.gemb", database)["rows"] == 5
+    assert push(rows, "rows.gemb", database, "--delete", "--yes")["rows"] == 2
+
+
+@pytest.mark.parametrize("kind", ["vector", "halfvec", "bit"])
+@pytest.mark.parametrize("dim", [None, "128"])
+def test_every_type_and_width(rows: Gemb, database: str, kind: str, dim: str | None) -> None:
+    more = ["--dim", dim] if dim else []
+    pushed = push(rows, "rows.gemb", database, "--type", kind, *more)
+    assert pushed["checked"]["wrong"] == 0
+    with psycopg.connect(database) as connection:
+        query = (
+            "SELECT format_type(atttypid, atttypmod) FROM pg_attribute WHERE attname='embedding'"
+        )
+        assert connection.execute(query).fetchone() == (f"{kind}({dim or 768})",)
+        (definition,) = connection.execute(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'rows_hnsw'"
+        ).fetchone()
+        assert ("hamming" if kind == "bit" else f"{kind}_cosine") in definition
+    assert ids(rows, "order a parcel", database, "--table", "rows")[0] == "c"
+    other = "vector" if kind == "bit" else "bit"
+    line = refused(rows, "index", "push", "rows.gemb", database, "--type", other, *more)
+    assert "holds vectors" in line
+    assert line.endswith("push into another --table")
+
+
+def test_what_embed_writes_is_pushed_without_an_index(rows: Gemb, database: str) -> None:
+    embedded = rows("embed", "rows.jsonl", "--id-field", "id", "--keep", "all")
+    assert embedded.returncode == 0, embedded.stderr
+    pushed = push(rows, "-", database, "--table", "piped", stdin=embedded.stdout)
+    assert (pushed["added"], pushed["rows"]) == (5, 5)
+    assert ids(rows, "order a parcel", database)[0] == "c"
+    assert set(ids(rows, "parcel", database, "--weak", "--where", "year >= 2024")) == {"a", "c"}
+    assert push(rows, "-", database, "--table", "piped", stdin=embedded.stdout)["unchanged"] == 5
+    for name in ("v.npz", "w.jsonl"):
+        assert rows("embed", "rows.jsonl", "--id-field", "id", "-o", name).returncode == 0
+        assert push(rows, name, database)["added"] == 5
+    failing = [*ROWS[:2], {"id": "bad", "text": "poison"}]
+    write_rows(rows, failing)
+    embedded = rows("embed", "rows.jsonl", "--id-field", "id")
+    assert embedded.returncode == 3
+    done = rows("index", "push", "-", database, "--table", "failed", stdin=embedded.stdout)
+    assert done.returncode == 3
+    assert b"without a vector, and not pushed: 1 rows" in done.stderr
+
+
+def test_a_dry_run_prints_the_sql(rows: Gemb, database: str) -> None:
+    done = rows("index", "push", "rows.gemb", "postgres://nowhere.invalid/db", "-n")
+    assert done.returncode == 0, done.stderr
+    sql = done.stdout.decode()
+    assert "COPY gemb_part (id, path, " in sql
+    assert "USING hnsw (embedding halfvec_cosine_ops)" in sql
+    statements = [part for part in sql.split(";\n") if not part.startswith("COPY")]
+    with psycopg.connect(database, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    assert push(rows, "rows.gemb", database)["rows"] == 5
+
+
+def test_bad_targets(rows: Gemb, database: str) -> None:
+    line = refused(rows, "index", "push", "rows.gemb", "postgres://u:secret@host/db")
+    assert line.startswith("a password in the address is seen by every user")
+    assert "secret" not in line
+    line = refused(rows, "search", "q", "postgres://host/db?password=secret")
+    assert "secret" not in line
+    rows.environment["PGPASSWORD"] = "hunter2"
+    line = refused(rows, "index", "push", "rows.gemb", "postgres:///db?host=/nowhere", code=5)
+    assert line.startswith("postgres:///nowhere/db cannot be reached: ")
+    assert "hunter2" not in line
+    line = refused(rows, "index", "push", "rows.gemb", "mysql://host/db")
+    assert "mysql://host/db is no target; name postgres://HOST/DATABASE" in line
+    line = refused(rows, "search", "q", database)
+    assert line.endswith("has no table of gemb index push")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE TABLE rows (id text PRIMARY KEY, words text)")
+        connection.execute("CREATE ROLE reader LOGIN")
+    line = refused(rows, "index", "push", "rows.gemb", database)
+    assert "was not made by gemb index push; name another with --table" in line
+    line = refused(rows, "search", "q", database, "--table", "rows")
+    assert "gemb index push did not make it" in line
+    push(rows, "rows.gemb", database, "--table", "docs")
+    reader = database.replace("postgres@", "reader@")
+    line = refused(rows, "index", "push", "rows.gemb", reader, "--table", "other", code=5)
+    assert "permission denied for schema public; its owner can GRANT it" in line
+    line = refused(rows, "index", "push", "rows.gemb", reader, "--table", "docs", code=5)
+    assert "permission denied for table docs" in line
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("ALTER TABLE docs RENAME COLUMN kept TO fields")
+    line = refused(rows, "index", "push", "rows.gemb", database, "--table", "docs")
+    assert "has other columns (kept is not there)" in line
+
+
+def test_another_model_is_refused(rows: Gemb, database: str) -> None:
+    push(rows, "rows.gemb", database)
+    write_model(rows.folder / "other.fake", name="other", is_bag=True, max_tokens=512)
+    done = rows(
+        "index", "build", "-f", "rows.gemb", "rows.jsonl", "--id-field", "id", "-m", "other.fake"
+    )
+    assert done.returncode == 0
+    line = refused(rows, "index", "push", "rows.gemb", database)
+    assert "holds vectors of another model" in line
+    line = refused(rows, "search", "q", database, "-m", "other.fake")
+    assert "holds vectors of another model" in line
+    line = refused(rows, "search", "q", database, "--dim", "256")
+    assert line.startswith("--dim 256: the vectors of table")
+    line = refused(rows, "search", "q", database, "--task", "clustering")
+    assert "--task clustering" in line
+    for option in ("--hybrid", "--lines"):
+        assert option in refused(rows, "search", "q", database, option)
+    write_model(rows.folder / "model.fake", name="changed", is_bag=True, max_tokens=512)
+    line = refused(rows, "search", "q", database)
+    assert "is not what it was when its vectors were made" in line
+    (rows.folder / "model.fake").unlink()
+    line = refused(rows, "search", "q", database, code=4)
+    assert "which is not here" in line
+    assert line.endswith("-m REF names its new place")
+
+
+def test_ids_that_repeat_or_are_absent(gemb: Gemb, database: str) -> None:
+    build(gemb)
+    embedded = gemb("embed", "rows.jsonl", "--id-field", "id").stdout
+    line = refused(gemb, "index", "push", "-", database, stdin=embedded + embedded)
+    assert line.startswith("several rows have the id 'a', and a table has each once")
+    row = json.loads(embedded.splitlines()[0])
+    del row["id"]
+    line = refused(gemb, "index", "push", "-", database, stdin=json.dumps(row))
+    assert line.startswith("standard input, line 1: no id, by which a table knows a row")
+    line = refused(gemb, "index", "push", "-", database, stdin=b"")
+    assert line.startswith("standard input has no vectors")
+    line = refused(gemb, "index", "push", "-", database, stdin=b"hello\n")
+    assert line == "standard input, line 1: no row of vectors"
