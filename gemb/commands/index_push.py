@@ -108,7 +108,8 @@ def push(
     Exit codes: 0 done, 1 what was read back is wrong or recall too low, 2 wrong usage, 3 done but
     some rows had no vector, 4 something is absent, 5 the database failed, 130/141/143 stopped.
     """
-    from gemb.targets.addresses import address_of, open_target, table_name
+    from gemb.targets.addresses import address_of, table_name
+    from gemb.targets.connect import open_target
     from gemb.targets.push import PushJob
     from gemb.targets.push import push as run
 

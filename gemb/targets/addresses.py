@@ -9,14 +9,10 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
-from gemb.errors import Missing, UsageError
+from gemb.errors import UsageError
 from gemb.io.text import visible
-
-if TYPE_CHECKING:
-    from gemb.targets.base import Target
 
 POSTGRES = ("postgres://", "postgresql://")
 LANCE = "lance:"
@@ -76,32 +72,6 @@ def address_of(text: str, table: str = "") -> Address:
     if not place:
         raise UsageError("lance: needs a FOLDER or a bucket, as in lance:vectors")
     return Address(kind="lance", place=place, table=table)
-
-
-def open_target(address: Address) -> Target:
-    """Return the open target.
-
-    Raises:
-        Missing: its library is not installed.
-        UsageError: there is no such table, or several.
-        GembError: it cannot be reached.
-    """
-    try:
-        match address.kind:
-            case "postgres":
-                from gemb.targets.postgres import PostgresTarget
-
-                return PostgresTarget(address)
-            case "lance":
-                from gemb.targets.lance import LanceTarget
-
-                return LanceTarget(address)
-        from gemb.targets.qdrant import QdrantTarget
-
-        return QdrantTarget(address)
-    except ImportError as error:
-        extra = {"lance": "lancedb"}.get(address.kind, address.kind)
-        raise Missing(f"{address.shown} needs {error.name}: pip install 'gemb[{extra}]'") from None
 
 
 def table_name(source: str) -> str:

@@ -11,6 +11,7 @@ halfvec_recv; PostgreSQL's varbit.c. All numbers are big-endian.
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,9 @@ RERANKED = 10  # candidates by bits for each answer
 GRAPH_MEMORY = 1 << 30  # bytes at most, if the server's own setting is less
 LINK_BYTES = 320  # of a row in the graph, beside its vector
 CONNECT_S = 20
+GONE_S = 2  # after which the server sees that a client was killed
+LOOK_S = 0.2
+LOCK_S = 5  # that another push may take to end
 SAMPLED_ROWS = 1000  # whose fields are known
 _IDS = 10_000  # fetched at a time
 _HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -66,9 +70,15 @@ class PostgresTarget:
                 autocommit=True,
                 application_name="gemb",
                 connect_timeout=CONNECT_S,
-                options="-c client_min_messages=notice",
             )
         self._connection.add_notice_handler(_tell)
+        # So that the server lets go of what a client that was killed has begun.
+        setting = "client_connection_check_interval"
+        self._value(
+            "SELECT set_config(name, %s, false) FROM pg_settings WHERE name = %s",
+            f"{GONE_S}s",
+            setting,
+        )
         self._table = _quoted(address.table or only_table(self._tables(), address))
         self.name = f"table {self._table} in {self._place}"
         self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
@@ -254,8 +264,11 @@ class PostgresTarget:
         Raises:
             GembError: one is.
         """
-        if not self._value("SELECT pg_try_advisory_lock(hashtext(%s))", f"gemb {self._table}"):
-            raise GembError(f"{self.name}: another gemb index push is loading it")
+        deadline = time.monotonic() + LOCK_S
+        while not self._value("SELECT pg_try_advisory_lock(hashtext(%s))", f"gemb {self._table}"):
+            if time.monotonic() > deadline:
+                raise GembError(f"{self.name}: another gemb index push is loading it")
+            time.sleep(LOOK_S)
 
     def _check_extension(self) -> None:
         """Refuse a server without pgvector.

@@ -103,7 +103,7 @@ class QdrantTarget:
             {**row._asdict(), "kept": orjson.loads(row.kept), "hash": digest.hex()}
             for row, digest in zip(part.rows, part.hashes, strict=True)
         ]
-        numbers = [self._number(row.id) for row in part.rows]
+        numbers: list[Any] = [self._number(row.id) for row in part.rows]
         vectors = part.vectors.astype(np.float32).tolist()
         batch = models.Batch(ids=numbers, vectors=vectors, payloads=payloads)
         with self._talking():
@@ -174,7 +174,7 @@ class QdrantTarget:
                 with_payload=True,
                 search_params=how if self._is_server else None,
             ).points
-        return [FoundRow(_row(point.payload), point.score) for point in points]
+        return [FoundRow(_row(point.payload or {}), point.score) for point in points]
 
     def close(self) -> None:
         """Close the connection."""

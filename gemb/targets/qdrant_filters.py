@@ -63,10 +63,10 @@ def _alternatives(comparison: Comparison) -> list[Any]:
     if comparison.operator == "like" or comparison.type != "number":
         raise wrong(f"Qdrant has no {comparison.operator} of texts; =, in and has(FIELD, VALUE)")
     if comparison.operator == "between":
-        bounds = models.Range(gte=values[0], lte=values[1])
+        bounds = models.Range(gte=float(values[0]), lte=float(values[1]))
     else:
         names = {"<": "lt", "<=": "lte", ">": "gt", ">=": "gte"}
-        bounds = models.Range(**{names[comparison.operator]: values[0]})
+        bounds = models.Range(**{names[comparison.operator]: float(values[0])})
     return [models.FieldCondition(key=key, range=bounds)]
 
 

@@ -17,8 +17,9 @@ from gemb.search.answers import NO_FLOOR, QueryHits, above, depth, exit_code, sh
 from gemb.search.forms import OutputForm
 from gemb.search.index import ALL, ASYMMETRIC
 from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
-from gemb.targets.addresses import Address, open_target
+from gemb.targets.addresses import Address
 from gemb.targets.base import Content, FoundRow, Target
+from gemb.targets.connect import open_target
 from gemb.targets.filters import All, AnyOf, Condition, Field, Not, parsed
 
 if TYPE_CHECKING:

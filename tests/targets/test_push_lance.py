@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fake_backend import Gemb
-from gemb.targets.addresses import address_of, open_target
+from gemb.targets.addresses import address_of
+from gemb.targets.connect import open_target
 from pushed_rows import ROWS, check_filters, found, ids, push, refused, write_rows
 
 lancedb = pytest.importorskip("lancedb")

@@ -8,7 +8,8 @@ import psycopg
 import pytest
 
 from fake_backend import Gemb, write_model
-from gemb.targets.addresses import address_of, open_target
+from gemb.targets.addresses import address_of
+from gemb.targets.connect import open_target
 from pushed_rows import ROWS, build, check_filters, found, ids, push, refused, write_rows
 
 

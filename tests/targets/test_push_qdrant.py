@@ -9,7 +9,8 @@ from pushed_rows import FILTERS, ROWS, check_filters, found, ids, push, refused,
 
 pytest.importorskip("qdrant_client")
 
-from gemb.targets.addresses import address_of, open_target
+from gemb.targets.addresses import address_of
+from gemb.targets.connect import open_target
 
 # Qdrant compares no texts but for being equal, and has no functions.
 PLAIN = [

@@ -1,0 +1,153 @@
+"""Pushes that end in the middle: nothing is lost, nothing is there twice, the next one goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+import zlib
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+from fake_backend import Gemb
+from gemb.embedding.vectors import VectorSpec
+from gemb.models.prompts import for_task
+from postgres import Server
+from pushed_rows import lines_of, push, unit_rows
+
+DIM = 8
+BATCH = 8192  # lines that a reader gives at a time
+WAIT_S = 60
+
+
+def lines(gemb: Gemb, count: int) -> list[bytes]:
+    """Return rows as `gemb embed` writes them with the fake model."""
+    spec = VectorSpec(
+        model=f"{zlib.crc32(b'fake'):016x}",
+        prompt=for_task("document", {}).template,
+        dim=DIM,
+        dtype="f32",
+        max_tokens=32,
+    )
+    text = lines_of(unit_rows(count, DIM), spec.fingerprint)
+    return text.encode().splitlines(keepends=True)
+
+
+def count(database: str, table: str = "piped") -> int:
+    with psycopg.connect(database, autocommit=True) as connection:
+        (name,) = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+        if name is None:
+            return 0
+        return connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def half_way(gemb: Gemb, database: str, rows: list[bytes]) -> subprocess.Popen:
+    """Return a push that has committed the first rows, and waits for more."""
+    process = gemb.start("index", "push", "-", database, "--table", "piped")
+    process.stdin.write(b"".join(rows[:BATCH]))
+    process.stdin.flush()
+    wait_for(lambda: count(database) == BATCH)
+    return process
+
+
+def finished(gemb: Gemb, database: str, rows: list[bytes], *, kept: int) -> None:
+    """Push all, and check what there is."""
+    pushed = push(gemb, "-", database, "--table", "piped", stdin=b"".join(rows))
+    assert (pushed["unchanged"], pushed["added"]) == (kept, len(rows) - kept)
+    assert (pushed["rows"], pushed["others"]) == (len(rows), 0)
+    assert pushed["checked"]["wrong"] == 0
+
+
+def test_gemb_killed_in_the_middle(gemb: Gemb, database: str) -> None:
+    rows = lines(gemb, 12_000)
+    process = half_way(gemb, database, rows)
+    process.kill()
+    process.wait()
+    finished(gemb, database, rows, kept=BATCH)
+
+
+def test_an_interrupt_keeps_what_is_committed(gemb: Gemb, database: str) -> None:
+    rows = lines(gemb, 9000)
+    process = half_way(gemb, database, rows)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=WAIT_S)
+    assert (process.returncode, errors.splitlines()[-1]) == (130, b"gemb: interrupted")
+    finished(gemb, database, rows, kept=BATCH)
+
+
+def test_a_connection_that_drops(gemb: Gemb, database: str) -> None:
+    rows = lines(gemb, 9000)
+    process = half_way(gemb, database, rows)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE application_name = 'gemb' AND datname = current_database()"
+        )
+    _, errors = process.communicate(b"".join(rows[BATCH:]), timeout=WAIT_S)
+    (line,) = errors.splitlines()
+    assert process.returncode == 5
+    assert line.endswith(b"what was committed is kept, and the same command goes on")
+    finished(gemb, database, rows, kept=BATCH)
+
+
+def test_postgresql_killed_in_the_middle(gemb: Gemb, postgres: Server, database: str) -> None:
+    rows = lines(gemb, 12_000)
+    process = half_way(gemb, database, rows)
+    postgres.kill()
+    try:
+        _, errors = process.communicate(b"".join(rows[BATCH:]), timeout=WAIT_S)
+        assert process.returncode == 5
+        assert len(errors.splitlines()) == 1
+    finally:
+        postgres.start()
+    finished(gemb, database, rows, kept=BATCH)
+
+
+def test_two_pushes_at_once(gemb: Gemb, database: str) -> None:
+    rows = lines(gemb, 9000)
+    process = half_way(gemb, database, rows)
+    (gemb.folder / "piped.jsonl").write_bytes(b"".join(rows))
+    done = gemb("index", "push", "piped.jsonl", database)
+    assert done.returncode == 5
+    assert b"another gemb index push is loading it" in done.stderr
+    assert process.communicate(b"".join(rows[BATCH:]), timeout=WAIT_S)[0].startswith(b"+9,000 ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_any_moment(gemb: Gemb, postgres: Server, database: str, seed: int) -> None:
+    rows = lines(gemb, 30_000)
+    (gemb.folder / "piped.jsonl").write_bytes(b"".join(rows))
+    chance = random.Random(seed)
+    for number in range(4):
+        process = gemb.start(
+            "index",
+            "push",
+            "piped.jsonl",
+            database,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        time.sleep(chance.uniform(0.3, 4))
+        if number % 2:
+            postgres.kill()
+            process.wait(WAIT_S)
+            postgres.start()
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    kept = count(database)
+    pushed = push(gemb, "piped.jsonl", database)
+    assert (pushed["unchanged"], pushed["added"]) == (kept, len(rows) - kept)
+    assert (pushed["rows"], pushed["others"], pushed["checked"]["wrong"]) == (len(rows), 0, 0)
