@@ -23,6 +23,7 @@ PACKAGES = (  # from the command line down
     "gemb/training",
     "gemb/serving",
     "gemb/integrations",
+    "gemb/targets",
     "gemb/weights",
     "gemb/search",
     "gemb/evaluation",
