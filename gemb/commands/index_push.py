@@ -92,7 +92,7 @@ def push(
     prompt: str | None,
     model: str,
 ) -> None:
-    """Copy an index, or what gemb embed wrote, into a database: PostgreSQL, LanceDB or Qdrant.
+    """Copy an index, or what gemb embed wrote, into a database.
 
     TARGET is postgres://HOST/DATABASE (with pgvector), a folder or bucket of LanceDB (lance:FOLDER,
     NAME.lance) or qdrant:URL. Only rows that are new or have changed are written, in parts, so that
