@@ -15,7 +15,8 @@ from gemb.io.text import visible
 from gemb.models.prompts import Prompt, for_task
 from gemb.search.answers import NO_FLOOR, QueryHits, above, depth, exit_code, show
 from gemb.search.forms import OutputForm
-from gemb.search.index import ALL, ASYMMETRIC
+from gemb.search.index import ASYMMETRIC
+from gemb.search.index_search import ALL
 from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
 from gemb.targets.addresses import Address
 from gemb.targets.base import Content, FoundRow, Target

@@ -70,9 +70,15 @@ class IndexSource:
         """Check that each row has an id of its own.
 
         Raises:
-            UsageError: several rows have one.
+            UsageError: several rows have one, or vectors are drafts.
         """
         self._index = index
+        if len(index.drafts):
+            folder = visible(str(index.folder))
+            raise UsageError(
+                f"{len(index.drafts):,} rows of {folder} have drafts of vectors: gemb index refine "
+                f"{folder} makes real ones"
+            )
         self.count: int | None = index.count
         manifest = index.manifest
         kind = kind or KIND_OF[index.spec.dtype]
