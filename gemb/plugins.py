@@ -74,7 +74,7 @@ def for_model(model: Path, name: str = "auto", runtime: Runtime | None = None) -
         runtime: how the model is to be run.
 
     Raises:
-        UsageError: no backend knows this kind of file, or the named one opens no model.
+        UsageError: no backend knows this kind of file, or the named one does not open it.
         Missing: the one that does needs a library that is not installed.
     """
     return candidates(model, name, runtime)[0]
@@ -92,7 +92,7 @@ def candidates(model: Path, name: str = "auto", runtime: Runtime | None = None) 
     if name == "auto":
         name = os.environ.get("GEMB_BACKEND") or "auto"
     if name != "auto" and not name.startswith("-"):
-        return [able("open", name)]
+        return [_opener(model, name)]
     openers = [backend for backend in _openers(model) if f"-{backend.name}" != name]
     present = list(filter(is_present, openers))
     if not present:
@@ -148,6 +148,15 @@ def checked(backend: Backend) -> Backend:
 def is_present(backend: Backend) -> bool:
     """Return whether the libraries of a backend are installed."""
     return not _lacking(backend)
+
+
+def _opener(model: Path, name: str) -> Backend:
+    """Return the backend of this name, which opens this kind of file."""
+    backend = able("open", name)
+    if backend.can_open(model):
+        return backend
+    others = " or ".join(other.name for other in _openers(model))
+    raise UsageError(f"{model}: backend '{name}' does not open such a model; use {others}")
 
 
 def _openers(model: Path) -> list[Backend]:

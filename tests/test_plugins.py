@@ -118,9 +118,20 @@ def test_a_model_that_none_opens_and_a_name_that_none_has(install):
         plugins.named("open")
 
 
+def test_a_named_one_that_does_not_open_the_model_says_who_does(install):
+    class Other(Opener):
+        def can_open(self, model):
+            return False
+
+    install(backend("this"), backend("other", Other))
+    expected = r"model\.any: backend 'other' does not open such a model; use this$"
+    with pytest.raises(UsageError, match=expected):
+        plugins.for_model(MODEL, "other")
+
+
 def test_the_built_in_ones_have_ranks_above_a_plugin_that_says_none():
     ranks = {name: each.rank for name, each in plugins.backends().items()}
-    assert ranks["onnx"] > ranks["torch"] == ranks["llamacpp"] > Backend.rank
+    assert ranks["onnx"] > ranks["torch"] > ranks["llamacpp"] > Backend.rank
 
 
 def test_one_that_does_not_suit_stands_behind_the_others(install, monkeypatch):

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
 from gemb.errors import Missing, UsageError
+from gemb.io.machine import has_gpu
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from gemb.models.checkpoint import Checkpoint
     from gemb.models.gguf import GgufModel
 
@@ -39,12 +41,11 @@ class OnnxBackend(Backend):
     def suits(self, model: Path, runtime: Runtime) -> bool:
         """Return whether int8 is exact and fast on this processor, and nothing else is asked for.
 
-        Of a GGUF file fp32 is, too, which no other backend has; a model folder in fp32 or on a GPU
-        is PyTorch's.
+        Of a GGUF file fp32 is, too; a model folder in fp32, and all on a GPU, is PyTorch's.
         """
         if runtime.device not in ("auto", "cpu") or runtime.precision not in PRECISIONS:
             return False
-        if model.is_dir() and (runtime.precision == "fp32" or _has_gpu()):
+        if (model.is_dir() and runtime.precision == "fp32") or _is_torchs(runtime):
             return False
         if runtime.precision == "fp32":
             return True
@@ -101,9 +102,9 @@ class OnnxBackend(Backend):
         return [Check("onnxruntime", True, f"{installed}, {products()}")]
 
 
-def _has_gpu() -> bool:
-    """Return whether this machine has a GPU that PyTorch would take; loads no library."""
-    return find_spec("torch") is not None and Path("/dev/nvidiactl").exists()
+def _is_torchs(runtime: Runtime) -> bool:
+    """Return whether PyTorch would run a model on a GPU."""
+    return runtime.device != "cpu" and has_gpu() and find_spec("torch") is not None
 
 
 def _checked(model: Path) -> Checkpoint | GgufModel:

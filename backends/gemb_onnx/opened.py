@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gemb.backend import Runtime
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
 from gemb.io.atomic import process_folder, scratch_folder
 from gemb.io.machine import processor_kind
 from gemb.models.checkpoint import Checkpoint
@@ -49,11 +49,13 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     """Return the open model.
 
     Raises:
-        UsageError: the model's numbers or its tokenizer are broken.
+        UsageError: the model's numbers or its tokenizer are broken, or int8 cannot be exact here.
         Missing: onnxruntime is not here.
         GembError: onnxruntime does not take what was prepared, twice.
     """
     largest = None if runtime.precision == "fp32" else weight_range()
+    if runtime.precision == "int8" and largest is None:
+        raise UsageError("precision 'int8': this processor's integer products are not exact; fp32")
     dtype = "fp32" if largest is None else "int8"
     if isinstance(model, Checkpoint):
         profile = model.profile(dtype)

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime, Training
+from gemb.io.atomic import scratch_folder
+from gemb.io.machine import has_gpu
 from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
+from gemb.models.gguf_header import looks_like_gguf
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Recipe
@@ -23,15 +27,19 @@ _FIX = "pip install 'gemb[torch]'"
 
 
 class TorchBackend(Backend):
-    """Runs sentence-transformers folders with PyTorch."""
+    """Runs sentence-transformers folders with PyTorch, and GGUF files, unpacked."""
 
     name = "torch"
     requires: ClassVar[Mapping[str, str]] = {"torch": "gemb[torch]", "tokenizers": "gemb[torch]"}
-    rank = 10
+    rank = 12  # above llama.cpp's, which has no GPU in the usual package
 
     def can_open(self, model: Path) -> bool:
-        """Return whether the path is a folder with a config.json."""
-        return looks_like_checkpoint(model)
+        """Return whether the path looks like a model folder or a GGUF file."""
+        return looks_like_checkpoint(model) or looks_like_gguf(model)
+
+    def suits(self, model: Path, runtime: Runtime) -> bool:
+        """Return whether the model is a folder, or a file that a GPU is to run."""
+        return model.is_dir() or (runtime.device != "cpu" and has_gpu())
 
     def engine(self) -> str:
         """Return the library and its version."""
@@ -41,18 +49,29 @@ class TorchBackend(Backend):
         """Return the open model.
 
         Raises:
-            UsageError: the folder would be computed wrongly, or the precision or device cannot be.
+            UsageError: the model would be computed wrongly, or the precision or device cannot be.
         """
         _load_torch()
         from gemb_torch.model.encode import open_encoder
 
-        return open_encoder(open_checkpoint(model), runtime)
+        if model.is_dir():
+            return open_encoder(open_checkpoint(model), runtime)
+        from gemb.models.from_gguf import unpack
+        from gemb.models.gguf import open_gguf
+
+        file = open_gguf(model)
+        with scratch_folder("unpacked") as folder:
+            unpack(file, folder)
+            encoder = open_encoder(open_checkpoint(folder), runtime)
+        encoder.profile = replace(file.profile(), dtype=encoder.profile.dtype)
+        return encoder
 
     def describe(self, model: Path) -> ModelDescription:
-        """Return what the folder's files say; needs no torch."""
+        """Return what the model's files say; needs no torch."""
         from gemb.models.checkpoint import describe_folder
+        from gemb.models.gguf import open_gguf
 
-        return describe_folder(model)
+        return describe_folder(model) if model.is_dir() else open_gguf(model).description()
 
     def cut(self, source: Path, target: Path | None, cut: Cut) -> None:
         """Write a smaller model folder; see `gemb_torch.cut`."""

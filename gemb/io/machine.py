@@ -95,6 +95,11 @@ def processor_kind(proc: Path = PROC) -> str:
     return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
+def has_gpu() -> bool:
+    """Return whether this machine has a GPU that PyTorch may take; loads no library."""
+    return any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd")))
+
+
 def lacks_memory(error: BaseException) -> bool:
     """Return whether an error, or what it came from, is a lack of memory."""
     seen: list[BaseException] = []

@@ -57,9 +57,12 @@ def test_the_fast_engine_is_taken_where_int8_is_exact_and_fast(
     cuda = Runtime(device="cuda")
     assert plugins.for_model(tiny_gguf, runtime=cuda).name == "llamacpp"
     assert plugins.for_model(tiny_model, runtime=cuda).name == "torch"
-    monkeypatch.setattr("gemb_onnx._has_gpu", lambda: True)
-    assert plugins.for_model(tiny_model).name == "torch", "a GPU is faster"
-    assert plugins.for_model(tiny_gguf).name == "onnx"
+    for backend in ("gemb_onnx", "gemb_torch"):
+        monkeypatch.setattr(f"{backend}.has_gpu", lambda: True)
+    for model in (tiny_model, tiny_gguf):
+        assert plugins.for_model(model).name == "torch", "a GPU is faster"
+        cpu = plugins.for_model(model, runtime=Runtime(device="cpu"))
+        assert cpu.name == "onnx"
     assert plugins.for_model(tiny_model, "onnx").name == "onnx"
 
 

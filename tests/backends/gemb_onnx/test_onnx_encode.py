@@ -151,11 +151,14 @@ def test_both_ranges_of_weights_give_the_products_of_numpy(tiny_model, monkeypat
     vectors = {}
     for largest in (None, HALF_RANGE):
         monkeypatch.setattr("gemb_onnx.opened.weight_range", lambda largest=largest: largest)
-        encoder = opened(tiny_model, "int8")
+        encoder = opened(tiny_model, "auto")
         vectors[largest] = encoder.encode(batch(encoder))
         assert encoder.profile.dtype == ("fp32" if largest is None else "int8")
     assert np.array_equal(vectors[None], opened(tiny_model).encode(batch(opened(tiny_model))))
     assert (vectors[None] * vectors[HALF_RANGE]).sum(1).min() > 0.985
+    monkeypatch.setattr("gemb_onnx.opened.weight_range", lambda: None)
+    with pytest.raises(UsageError, match="precision 'int8': this processor's integer products"):
+        opened(tiny_model, "int8")
 
 
 def test_the_probe_knows_saturated_sums(monkeypatch) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 from gemb.backend import Runtime
 from gemb.errors import Missing, UsageError
 from gemb.models.checkpoint import open_checkpoint
-from gemb.plugins import named
+from gemb.models.gguf import open_gguf
+from gemb.plugins import candidates, named
 from reference import Reference
 
 torch = pytest.importorskip("torch")
@@ -92,6 +94,16 @@ def test_sentence_transformers_gives_the_same_vectors_for_texts(encoder, tiny_mo
     expected = SentenceTransformer(str(tiny_model), device="cpu").encode(texts)
     got = encoder.encode(encoder.tokenize(texts))
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=0)
+
+
+def test_a_gguf_file_gives_the_folders_vectors_under_its_own_name(encoder, tiny_gguf):
+    unpacked = named("torch").open(tiny_gguf, FP32)
+    ids = random_ids([3, 40, 17])
+    # The file holds each norm weight plus 1, rounded once more.
+    assert np.abs(unpacked.encode(ids) - encoder.encode(ids)).max() < 1e-6
+    profile = open_gguf(tiny_gguf).profile()
+    assert unpacked.profile == replace(profile, dtype="fp32")
+    assert [kind.name for kind in candidates(tiny_gguf)] == ["llamacpp", "torch"]
 
 
 def test_a_vector_does_not_depend_on_its_neighbours(encoder):
