@@ -162,8 +162,8 @@ OPTIONS = (
         "--budget",
         type=Seconds(),
         metavar="TIME",
-        help="Of files: time for new vectors, of the passages that words and drafts rank first; 0: "
-        f"no new ones.  [default: {BUDGET_S:.0f}s]",
+        help="Of files: time for the search, at least a third of it for vectors of what words "
+        f"and drafts rank first; 0: no new ones.  [default: {BUDGET_S:.0f}s]",
     ),
     click.option("--exact", is_flag=True, help="Of files: compare the vectors of all passages."),
     click.option("--hybrid", is_flag=True, help="Rank by words (BM25), too."),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gemb.arrays import TokenIds
     from gemb.backend import Encoder
 
+LONGEST = 1 << 15  # characters of a text, of which its draft is
 WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 BUNDLED = Path(__file__).parents[1] / "data" / "draft"
 NONE = "none"
@@ -97,7 +98,10 @@ class DraftModel:
         """Return the drafts of passages, titles and texts, [n, dim]; NaN where the model fails."""
         prompt = Prompt(self.spec.prompt)
         # A draft takes texts as they are, below their titles.
-        texts = [prompt.render(f"{title}\n{text}" if title else text) for title, text in passages]
+        texts = [
+            prompt.render((f"{title}\n{text}" if title else text)[:LONGEST])
+            for title, text in passages
+        ]
         try:
             return self._vectors(texts)
         except GembError:  # it fails on every text of these; words rank them

@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,22 @@ class Corpus:
     records: Sequence[tuple[str | None, Record]]  # path (None: standard input), row or line
     keys: Sequence[bytes]  # [n]: of each passage in a cache of vectors
     same: NDArray[np.uint64]  # [n]: equal where texts are
+    sources: str = ""  # what they were gathered from
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    @cached_property
+    def copies(self) -> tuple[Ints, Ints]:
+        """Equal numbers for passages with the same text, [n], and how many have each number.
+
+        A row with an id of its own is a copy of none.
+        """
+        _, numbers, counts = np.unique(self.same, return_inverse=True, return_counts=True)
+        numbers, counts = numbers.astype(np.int64), counts.astype(np.int64)
+        own = [len(self.table) + at for at, (_, row) in enumerate(self.records) if _has_id(row)]
+        numbers[own] = len(counts) + np.arange(len(own))
+        return numbers, np.concatenate([counts, np.ones(len(own), np.int64)])
 
     def files_of(self, numbers: Ints) -> Ints:
         """Return the file of each passage, int64 [n]; that of a record is beyond all files."""
@@ -98,6 +112,12 @@ class Corpus:
                         return number
                 raise UsageError(f"{path}: no passage has line {line}; name a line with text")
         raise UsageError(f"{path} is not among the files that are searched")
+
+
+def _has_id(record: Record) -> bool:
+    """Return whether a row has an id of its own: it is not the number of its line."""
+    match = _LINE.search(record.place)
+    return match is None or record.id != int(match[1])
 
 
 def passage_key(title: str | None, text: str) -> bytes:
@@ -168,6 +188,7 @@ def gather(
         records=records,
         keys=keys,
         same=np.concatenate([all_passages["same"], of_records]),
+        sources=repr((sources.kind, sources.walk, [os.path.abspath(tree) for tree in trees])),  # noqa: PTH100
     )
 
 
@@ -381,7 +402,7 @@ class PassageTexts:
         """
         hits: list[tuple[int, Hit]] = []
         seen: set[int] = set()
-        same = self.corpus.same
+        same, counts = self.corpus.copies
         for number, score in ranked:
             if k is not None and len(hits) == k:
                 break
@@ -393,19 +414,11 @@ class PassageTexts:
                 if is_last:
                     self.lose(number)
                 continue
-            if once and not self._has_id(number):
+            if once:
                 seen.add(text)
-                hit = replace(hit, copies=int((same == same[number]).sum()))
+                hit = replace(hit, copies=int(counts[text]))
             hits.append((number, hit))
         return hits
-
-    def _has_id(self, number: int) -> bool:
-        """Return whether a passage is a row with an id of its own: no line, no part of a file."""
-        if number < len(self.corpus.table):
-            return False
-        _, record = self.corpus.records[number - len(self.corpus.table)]
-        match = _LINE.search(record.place)
-        return match is None or record.id != int(match[1])
 
     def hit_at(self, path: str, line: int) -> Hit:
         """Return the passage that holds a line of a file, as a hit with score 1.

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gemb.arrays import Bools, Floats, Vectors
+from gemb.arrays import Bools, Floats, Ints, Vectors
 from gemb.embedding.drafts import DraftModel
 from gemb.errors import GembError
 from gemb.index.floor import measure
 from gemb.index.hits import Hit
 from gemb.io.caches import search_cache
 from gemb.io.notes import note
+from gemb.io.text import visible
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import Corpus, PassageTexts
 from gemb.search.first import Drafts, FirstRanking, FirstScores, first_ranking
-from gemb.search.fusion import fused, probable_cosines
+from gemb.search.fusion import RAISED, fused, probable_cosines
 from gemb.search.kept_words import words_path
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import (
@@ -41,6 +46,9 @@ if TYPE_CHECKING:
     from gemb.backend import Encoder
 
 SAMPLE = 4096  # vectors from which the floor is estimated
+# Of the budget, for new vectors: however long reading took, and where nothing had to be read.
+LEAST_SHARE, MOST_SHARE = 1 / 3, 0.6
+OLD_S = 30 * 86400.0  # after which drafts of another draft model are removed
 
 
 class RankedPassage(NamedTuple):
@@ -87,7 +95,7 @@ class FileSearch:
         self._stages = stages or Stages()
         self._like = like
         self._first: FirstRanking | None = None
-        self._raises: list[Floats | None] = [None] * len(queries)  # of each query
+        self._raises: list[Ints] = []  # of each query
         self._scores: tuple[int, FirstScores] | None = None  # number of a query, and its scores
         self._known, self._missing = split_known(texts.corpus, cache)
 
@@ -150,6 +158,7 @@ class FileSearch:
             1 if k is None and is_auto else k,
             least if k is None else NO_FLOOR,
             raised,
+            corpus.copies[0] if criteria.is_once else None,
         )
         with self._stages.timed("vectors"):
             steps = scored(
@@ -157,7 +166,7 @@ class FileSearch:
                 ranking=ranking,
                 order=self._order(),
                 before=self._before(),
-                seconds=None if criteria.seconds is None else criteria.seconds * len(self.queries),
+                seconds=self._seconds(),
             )
             with closing(steps):
                 for progress in steps:
@@ -184,20 +193,28 @@ class FileSearch:
         order = self._ranked(0, progress, k)
         return [hit for _, hit in self._hits(order, k, is_last=False)]
 
-    def _raised(self) -> list[Floats | None]:
+    def _seconds(self) -> float | None:
+        """Return the time for new vectors; None: all passages get one."""
+        budget = self._criteria.seconds
+        if budget is None:
+            return None
+        left = budget - self._stages.elapsed()
+        return min(max(left, LEAST_SHARE * budget), MOST_SHARE * budget)
+
+    def _raised(self) -> list[Ints]:
         if self._first is None or self._like is not None:
-            return [None] * len(self.queries)
+            return [np.zeros(0, np.int64)] * len(self.queries)
         return [self._first.raised(query.text) for query in self.queries]
 
     def _order(self) -> list[int]:
         """Return the passages that are to get a vector, the most promising ones first."""
         if not self._missing or self._first is None:
             return []
-        scores = [self._scores_of(index).fused for index in range(len(self.queries))]
+        scores = (self._scores_of(index).fused for index in range(len(self.queries)))
         order = nearest_first(self._missing, scores)
         if self._criteria.seconds is None or not self._criteria.is_once:
             return order
-        return without_copies(order, self.texts.corpus)
+        return without_copies(order, self.texts.corpus.copies[0])
 
     def _before(self) -> list[int]:
         """Return the known passages that the only query ranks above all without a vector."""
@@ -235,7 +252,9 @@ class FileSearch:
             return tested
         cosines, is_tested = self._cosines(index)
         raised = self._raised_by(index)
-        untested = np.flatnonzero(~is_tested & (self._scores_of(index).fused > 0))
+        same = self.texts.corpus.copies[0]
+        is_known = np.isin(same, same[is_tested]) if self._criteria.is_once else is_tested
+        untested = np.flatnonzero(~is_known & (self._scores_of(index).fused > 0))
         best = untested[np.argsort(-(cosines + raised)[untested], kind="stable")]
         estimated = [
             RankedPassage(number, float(cosines[number]), is_estimate=True)
@@ -277,8 +296,9 @@ class FileSearch:
         return probable, is_tested
 
     def _raised_by(self, index: int) -> Floats:
-        raised = self._raises[index]
-        return np.zeros(len(self.texts.corpus), np.float32) if raised is None else raised
+        raised = np.zeros(len(self.texts.corpus), np.float32)
+        raised[self._raises[index]] = RAISED
+        return raised
 
     def _hits(
         self, order: Sequence[RankedPassage], k: int | None, *, is_last: bool = True
@@ -331,14 +351,32 @@ class FileSearch:
         return [(number, replace(hit, ranks=ranks(number, hit))) for number, hit in numbered]
 
 
-def _drafts(model: DraftModel, cache: VectorCache, corpus: Corpus) -> Drafts | None:
-    """Return the drafts that are kept; None, with a note, where their cache is damaged."""
-    folder = search_cache() if cache.is_kept else None
+def _drafts(model: DraftModel, cache: VectorCache, corpus: Corpus) -> Drafts:
+    """Return the drafts that are kept; where their cache is damaged it is made anew."""
+    folder = search_cache() / "drafts" if cache.is_kept else None
+    if folder:
+        _remove_old(folder, model.spec.fingerprint)
     try:
+        drafts = Drafts(model, VectorCache(folder, model.spec, is_said=True), corpus.keys)
+        drafts.scores(np.ones(model.spec.dim, np.float32) / np.float32(model.spec.dim**0.5))
+        return drafts
+    except GembError:
+        assert folder, "vectors in memory are not damaged"
+        own = folder / model.spec.fingerprint
+        note(f"the drafts in {visible(str(own))} are damaged; they are made anew")
+        shutil.rmtree(own, ignore_errors=True)
         return Drafts(model, VectorCache(folder, model.spec, is_said=True), corpus.keys)
-    except GembError as error:
-        note(f"{error}; this search does without drafts")
-        return None
+
+
+def _remove_old(folder: Path, current: str) -> None:
+    """Remove drafts of other draft models that nobody has used for long."""
+    with contextlib.suppress(OSError):
+        for other in folder.iterdir():
+            vectors = other / "vectors.f16"
+            if other.name == current or not vectors.is_file():
+                continue
+            if time.time() - vectors.stat().st_atime > OLD_S:
+                shutil.rmtree(other, ignore_errors=True)
 
 
 def _is_same(hit: Hit, other: Hit) -> bool:

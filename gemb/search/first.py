@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +17,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from gemb.arrays import Floats, Vectors
+from gemb.arrays import Floats, Ints, Vectors
 from gemb.embedding.drafts import DraftModel
 from gemb.embedding.pipeline import shortened
 from gemb.errors import GembError
 from gemb.index.bm25 import by_words, with_all
-from gemb.index.words import add_words, words_table
+from gemb.index.words import add_words
 from gemb.io.notes import note
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
-from gemb.search.fusion import RAISED, fused
-from gemb.search.kept_words import keep_words, kept_words
-from gemb.texts.records import Record
+from gemb.search.fusion import are_telling, fused
+from gemb.search.kept_words import KnownWords, word_keys
 from gemb.texts.words import exact_terms, query_terms
 
+ALL = 1 << 40  # rows
 CHUNK = 256  # passages that a thread is given
 AHEAD = 4  # chunks that wait for a thread
 KEEP_S = 2.0  # seconds of drafting that a kill may cost
@@ -48,10 +48,6 @@ class Drafts:
         self.made = 0
         self._unsaved: list[tuple[bytes, Vectors]] = []
         self._saved_at = time.monotonic()
-
-    def missing(self, numbers: range) -> list[int]:
-        """Return which of these passages have no draft."""
-        return [number for number in numbers if self.rows[number] < 0]
 
     def take(self, numbers: Sequence[int], vectors: Vectors) -> None:
         """Take new drafts; those of NaN are none."""
@@ -113,7 +109,7 @@ class FirstRanking:
     """Ranks all passages of a search for a query, without real vectors."""
 
     table: sqlite3.Connection  # of words: `gemb.index.words.words_table`
-    count: int  # passages
+    rows: Ints  # [n]: of each passage in the table; -1: it is gone
     drafts: Drafts | None
 
     def scores(self, query: str, vector: Vectors) -> FirstScores:
@@ -123,9 +119,12 @@ class FirstRanking:
             query: as text.
             vector: of the query, [dim].
         """
-        found = by_words(self.table, query, self.count, share=0, terms=query_terms(query))
-        words = np.zeros(self.count, np.float32)
-        words[found.rows] = found.scores
+        count = 1 + int(self.rows.max(initial=-1))
+        found = by_words(self.table, query, ALL, share=0, terms=query_terms(query))
+        by_row = np.zeros(count + 1, np.float32)  # the last one is of those that are gone
+        is_here = found.rows < count
+        by_row[found.rows[is_here]] = found.scores[is_here]
+        words = by_row[self.rows]
         drafts = self._draft_scores(vector)
         return FirstScores(words, drafts, fused(drafts, words))
 
@@ -138,14 +137,14 @@ class FirstRanking:
             note(f"{error}; this search does without drafts", once=True)
             return None
 
-    def raised(self, query: str) -> Floats | None:
-        """Return what the passages with the very names or words of a query are raised by, [n]."""
+    def raised(self, query: str) -> Ints:
+        """Return the passages that have the very names or words of a query, ascending.
+
+        Names in a question tell little where many passages have them.
+        """
         rows = with_all(self.table, exact_terms(query))
-        if not len(rows):
-            return None
-        raised = np.zeros(self.count, np.float32)
-        raised[rows] = RAISED
-        return raised
+        numbers = np.flatnonzero(np.isin(self.rows, rows))
+        return numbers if are_telling(query, len(numbers), len(self.rows)) else numbers[:0]
 
 
 def first_ranking(
@@ -155,7 +154,7 @@ def first_ranking(
     kept: Path | None = None,
     read: Callable[[int], None] = lambda passages: None,
 ) -> FirstRanking:
-    """Read all passages once, for their words and for drafts where there are none.
+    """Read passages for their words and for drafts, those of which one is not known.
 
     Args:
         texts: of the passages.
@@ -164,58 +163,65 @@ def first_ranking(
         read: called with the number of passages so far. An exception, from it or any other, ends
             the reading; the drafts that were made are kept.
     """
-    count = len(texts.corpus)
-    known = kept_words(kept) if kept else None
-    if known and (drafts is None or not drafts.missing(range(count))):
-        return FirstRanking(table=known, count=count, drafts=drafts)
-    table, is_whole = _words(texts, drafts, read)
-    if kept and is_whole:
-        keep_words(table, kept)
-    return FirstRanking(table=table, count=count, drafts=drafts)
+    keys = word_keys(texts.corpus)
+    words = KnownWords(kept, len(keys))
+    rows = words.find(keys)
+    is_needed = rows < 0
+    if drafts:
+        is_needed |= drafts.rows < 0
+    needed = np.flatnonzero(is_needed).tolist()
+    if needed:
+        _read(texts, needed, words, keys, drafts, read)
+        words.save()
+        rows = words.find(keys)
+    return FirstRanking(table=words.table, rows=rows, drafts=drafts)
 
 
-def _words(
-    texts: PassageTexts, drafts: Drafts | None, read: Callable[[int], None]
-) -> tuple[sqlite3.Connection, bool]:
-    """Return the words of all passages; meanwhile make the drafts that are missing.
+def _read(
+    texts: PassageTexts,
+    needed: Sequence[int],
+    words: KnownWords,
+    keys: Sequence[bytes],
+    drafts: Drafts | None,
+    read: Callable[[int], None],
+) -> None:
+    """Put the words of these passages into the table; meanwhile make the drafts that are missing.
 
-    The second value is whether all passages are still there; one that is gone has no word.
+    A passage that is gone has no words.
     """
-    table = words_table()
-    is_whole = True
+    known = len(texts.corpus) - len(needed)
     with (
         ThreadPoolExecutor(1, thread_name_prefix="gemb-words") as word_pool,
         ThreadPoolExecutor(1, thread_name_prefix="gemb-drafts") as draft_pool,
     ):
-        words: deque[Future[None]] = deque()
+        adding: deque[Future[None]] = deque()
         drafting: deque[tuple[list[int], Future[Vectors]]] = deque()
         try:
-            for numbers in _chunks(len(texts.corpus)):
-                records = [texts.record(number) for number in numbers]
-                passages = [_title_and_text(record) for record in records]
-                named = [
-                    (f"{texts.folder(number)} {title or ''}", text)
-                    for number, (title, text) in zip(numbers, passages, strict=True)
-                ]
-                words.append(word_pool.submit(add_words, table, numbers[0], named))
-                gone = {number for number, record in enumerate(records, numbers[0]) if not record}
-                is_whole = is_whole and not gone
-                missing = [
-                    number
-                    for number in (drafts.missing(numbers) if drafts else [])
-                    if number not in gone
-                ]
+            for start in range(0, len(needed), CHUNK):
+                records = {number: texts.record(number) for number in needed[start : start + CHUNK]}
+                here = {number: record for number, record in records.items() if record}
+                new = {
+                    keys[number]: (f"{texts.folder(number)} {record.title or ''}", record.text)
+                    for number, record in here.items()
+                    if not words.has(keys[number])
+                }
+                if new:
+                    first = words.take(list(new))
+                    adding.append(
+                        word_pool.submit(add_words, words.table, first, list(new.values()))
+                    )
+                missing = [number for number in here if drafts and drafts.rows[number] < 0]
                 if drafts and missing:
-                    new = [passages[number - numbers[0]] for number in missing]
-                    drafting.append((missing, draft_pool.submit(drafts.model.vectors, new)))
-                while len(words) > AHEAD:
-                    words.popleft().result()
+                    passages = [(here[number].title, here[number].text) for number in missing]
+                    drafting.append((missing, draft_pool.submit(drafts.model.vectors, passages)))
+                while len(adding) > AHEAD:
+                    adding.popleft().result()
                 while drafts and len(drafting) > AHEAD:
                     done, future = drafting.popleft()
                     drafts.take(done, future.result())
-                read(numbers[-1] + 1)
-            while words:
-                words.popleft().result()
+                read(known + start + len(records))
+            while adding:
+                adding.popleft().result()
             while drafts and drafting:
                 done, future = drafting.popleft()
                 drafts.take(done, future.result())
@@ -224,13 +230,3 @@ def _words(
                 pool.shutdown(wait=False, cancel_futures=True)
             if drafts:
                 drafts.done()
-    return table, is_whole
-
-
-def _chunks(count: int) -> Iterator[range]:
-    return (range(at, min(at + CHUNK, count)) for at in range(0, count, CHUNK))
-
-
-def _title_and_text(record: Record | None) -> tuple[str | None, str]:
-    """Return title and text of a passage; of one that is gone, nothing."""
-    return (record.title, record.text) if record else (None, "")

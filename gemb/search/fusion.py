@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gemb.arrays import Doubles, Floats
+from gemb.texts.words import asks_for_names
 
 # What the words' score weighs beside the draft's 1, both in deviations from their means. nDCG@10
 # and recall@50 of 300 questions a set with the draft of mini, for 1, 0.5 and 0.3: cosqa 48.5 89.7,
@@ -21,6 +22,7 @@ WORDS = 0.5
 # What a passage that has the very names or words of a query is raised by: more than separates the
 # cosines of most answers from those of all other passages.
 RAISED = 0.2
+COMMON = 10, 0.01  # passages, and their share, that may have a question's names: these tell then
 LINE = 0.15, 0.02  # cosine of a passage of first score 0, and what each deviation adds: usual ones
 LINE_LEAST, LINE_MOST = 16, 1024  # passages from which the slope is measured
 
@@ -59,6 +61,21 @@ def standardised(scores: Floats, background: Background | None = None) -> Floats
     if not deviation > 0:
         return np.zeros_like(scores)
     return ((scores - mean) / deviation).astype(scores.dtype)
+
+
+def are_telling(query: str, having: int, count: int) -> bool:
+    """Return whether passages that have the names or words of a query are raised for it.
+
+    A question of more than names says what it wants in other words, too: there a name that many
+    passages have, as GitHub may be, is no reason.
+
+    Args:
+        query: as text.
+        having: passages that have all of its names.
+        count: of all passages.
+    """
+    least, share = COMMON
+    return having <= max(least, share * count) or asks_for_names(query)
 
 
 def fused(

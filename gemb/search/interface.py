@@ -105,8 +105,8 @@ def search(
         ignore: obey .gitignore, .ignore and .rgignore.
         follow: follow links.
         passages: how files become passages: auto, lines, ...
-        budget: seconds for new vectors, of the passages that words and drafts rank first; None:
-            all passages get one.
+        budget: seconds for the search, at least a third of them for vectors of the passages that
+            words and drafts rank first; None: all passages get one.
         like: instead of a question: what is like this passage, FILE:LINE; of an index a row's id.
 
     Raises:

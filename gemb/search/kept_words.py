@@ -1,7 +1,8 @@
-"""The words of a tree that earlier searches read: `gemb.index.bm25` finds rows in them.
+"""The words of passages that earlier searches of the same sources read.
 
 A file `words-DIGEST` of the search cache is four bytes, the CRC-32 of the rest, and a database of
-SQLite. The digest is that of the passages, in their order: a tree that has changed has another one.
+SQLite: the table that `gemb.index.bm25` searches, and which passage each of its rows is of. The
+digest is that of the sources, so that of a tree that has changed only the new passages are read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import sqlite3
 import zlib
 from pathlib import Path
 
+import numpy as np
+
+from gemb.arrays import Ints
 from gemb.index.words import words_table
 from gemb.io.atomic import new_file
 from gemb.search.corpus import Corpus
@@ -20,46 +24,117 @@ from gemb.texts.words import VERSION
 
 LEAST = 1000  # passages; the words of fewer are read in no time
 MOST_BYTES = 1 << 29  # of all trees' words; what was used longest ago goes first
+MOST_DEAD = 2  # rows for each passage; with more the words are read anew
+NEW = 0.02  # share of the rows that must be new for the file to be written again
 CRC_BYTES = 4
+KEY_BYTES = 16
+
+
+class KnownWords:
+    """A table of words, and the row of each passage in it; rows of passages that are gone stay."""
+
+    def __init__(self, path: Path | None, count: int) -> None:
+        """Open what is kept; a damaged file is as none, and so is one mostly of what is gone.
+
+        Args:
+            path: of the file; None: nothing is kept.
+            count: of the passages to come.
+        """
+        self._path = path
+        self._rows: dict[bytes, int] = {}
+        self._saved = 0  # rows that the file has
+        table = self._kept()
+        if table is None or len(self._rows) > MOST_DEAD * count + LEAST:
+            self._rows, self._saved = {}, 0
+            table = _new_table()
+        self.table = table
+
+    def find(self, keys: list[bytes]) -> Ints:
+        """Return the row of each passage, by its `word_keys`; -1: it was not read."""
+        return np.array([self._rows.get(key, -1) for key in keys], np.int64)
+
+    def has(self, key: bytes) -> bool:
+        """Return whether a passage was read."""
+        return key in self._rows
+
+    def __len__(self) -> int:
+        """Return how many rows the table has."""
+        return len(self._rows)
+
+    def take(self, keys: list[bytes]) -> int:
+        """Give new passages the next rows, and return the first of these."""
+        first = len(self._rows)
+        self._rows.update((key, first + number) for number, key in enumerate(keys))
+        return first
+
+    def save(self) -> None:
+        """Keep the words, if many are new and it can be; drop the oldest of other sources."""
+        new = len(self._rows) - self._saved
+        if not self._path or new <= NEW * self._saved or len(self._rows) < LEAST:
+            return
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self.table.execute("BEGIN")
+            self.table.executemany(
+                "INSERT INTO passages VALUES (?, ?)",
+                ((row, key) for key, row in self._rows.items() if row >= self._saved),
+            )
+            self.table.execute("COMMIT")
+            self._saved = len(self._rows)
+            data = self.table.serialize()
+            if len(data) <= MOST_BYTES:
+                _write(data, self._path)
+
+    def _kept(self) -> sqlite3.Connection | None:
+        if not self._path:
+            return None
+        with contextlib.suppress(OSError, sqlite3.Error, MemoryError, OverflowError):
+            data = self._path.read_bytes()
+            crc, data = data[:CRC_BYTES], data[CRC_BYTES:]
+            if data and zlib.crc32(data).to_bytes(CRC_BYTES, "little") == crc:
+                table = _new_table()
+                table.deserialize(data)
+                rows = table.execute("SELECT key, row FROM passages ORDER BY row").fetchall()
+                table.execute("SELECT max(id) FROM words_docsize").fetchone()
+                os.utime(self._path)
+                self._rows = dict(rows)
+                self._saved = len(self._rows)
+                return table
+        return None
 
 
 def words_path(folder: Path, corpus: Corpus) -> Path | None:
-    """Return where the words of these passages are kept; None: they are not, being few."""
+    """Return where the words of these sources are kept; None: they are not, being few."""
     if len(corpus) < LEAST or corpus.records:
         return None
-    digest = hashlib.blake2b(f"{VERSION}\0".encode(), digest_size=12)
-    for file in corpus.files:
-        digest.update(os.fsencode(os.path.dirname(file.path)) + b"\0")  # noqa: PTH120
-    digest.update(corpus.firsts.tobytes())
-    digest.update(b"".join(corpus.keys))
-    return folder / f"words-{digest.hexdigest()}"
+    name = f"{VERSION}\0{corpus.sources}".encode("utf-8", "surrogateescape")
+    return folder / f"words-{hashlib.blake2b(name, digest_size=12).hexdigest()}"
 
 
-def kept_words(path: Path) -> sqlite3.Connection | None:
-    """Return the words that are kept there; None where there are none, or they are damaged."""
-    with contextlib.suppress(OSError, sqlite3.Error):
-        data = path.read_bytes()
-        crc, data = data[:CRC_BYTES], data[CRC_BYTES:]
-        if data and zlib.crc32(data).to_bytes(CRC_BYTES, "little") == crc:
-            table = words_table()
-            table.deserialize(data)
-            os.utime(path)
-            return table
-    return None
+def word_keys(corpus: Corpus) -> list[bytes]:
+    """Return what tells the words of each passage: its folder, title and text."""
+    keys: list[bytes] = []
+    for number, file in enumerate(corpus.files):
+        folder = hashlib.blake2b(os.fsencode(os.path.dirname(file.path)), digest_size=KEY_BYTES)  # noqa: PTH120
+        for passage in corpus.passages_of(number):
+            own = folder.copy()
+            own.update(corpus.keys[passage])
+            keys.append(own.digest())
+    return keys + list(corpus.keys[len(keys) :])
 
 
-def keep_words(table: sqlite3.Connection, path: Path) -> None:
-    """Keep the words of a tree there, if that can be written to, and drop the oldest of others."""
-    with contextlib.suppress(OSError, sqlite3.Error):
-        data = table.serialize()
-        if len(data) > MOST_BYTES:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as part:
-            part.write_bytes(zlib.crc32(data).to_bytes(CRC_BYTES, "little") + data)
-        kept = sorted(path.parent.glob("words-*"), key=lambda other: -other.stat().st_mtime)
-        size = 0
-        for other in kept:
-            size += other.stat().st_size
-            if size > MOST_BYTES and other != path:
-                other.unlink(missing_ok=True)
+def _new_table() -> sqlite3.Connection:
+    table = words_table()
+    table.execute("CREATE TABLE passages(row INTEGER PRIMARY KEY, key BLOB NOT NULL)")
+    return table
+
+
+def _write(data: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as part:
+        part.write_bytes(zlib.crc32(data).to_bytes(CRC_BYTES, "little") + data)
+    kept = sorted(path.parent.glob("words-*"), key=lambda other: -other.stat().st_mtime)
+    size = 0
+    for other in kept:
+        size += other.stat().st_size
+        if size > MOST_BYTES and other != path:
+            other.unlink(missing_ok=True)

@@ -47,7 +47,7 @@ class Criteria:
     is_hybrid: bool = False  # by words, too
     accuracy: str = "auto"  # of `gemb.index.ranking.ACCURACIES`
     # Of files:
-    seconds: float | None = None  # of embedding, for each query; None: all passages are embedded
+    seconds: float | None = None  # of the search; None: all passages are embedded
     is_once: bool = True  # passages of the same text are one hit
     explains: bool = False  # hits have their ranks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,6 +16,7 @@ from gemb.embedding.pipeline import Embedder, embed, embed_for
 from gemb.errors import GembError
 from gemb.search.cache import VectorCache, scores_of
 from gemb.search.corpus import Corpus, PassageTexts
+from gemb.search.fusion import RAISED
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 SPARE = 256  # ranks beyond k, for copies, and passages that turn out to have changed
 SCORES = 1 << 22  # that are held at once
 FIRST_BEST = 8192  # passages that are embedded strictly by their scores; then file by file
-SETTLED = 64  # passages in a row that are not among the best: then the best ones are found
-BEST = 10  # of each query, of which that is said
+SETTLED = 20  # passages in a row that are not among the best: then the best ones are found
+BEST = 5  # of each query, of which that is said
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 
@@ -59,7 +60,8 @@ class Ranking:
         queries: int,
         k: int | None,
         floor: float = -1.0,
-        raised: Sequence[Floats | None] = (),
+        raised: Sequence[Ints] = (),
+        same: Ints | None = None,
     ) -> None:
         """Begin with no passage.
 
@@ -67,10 +69,12 @@ class Ranking:
             queries: how many.
             k: passages of a query, and some to spare; None: all that reach the floor.
             floor: the least score.
-            raised: for each query what is added to the scores of all passages, [n], when they are
-                put in order, and when they are held against the floor; None: nothing.
+            raised: for each query the passages, ascending, to whose scores `RAISED` is added when
+                they are put in order, and when they are held against the floor.
+            same: equal numbers for passages of which only the best is kept, [n]; None: all are.
         """
-        self._raised = raised or (None,) * queries
+        self._raised = raised or (np.zeros(0, np.int64),) * queries
+        self._same = same
         self.queries = queries
         self.k = k
         self.count = 0  # passages that were added
@@ -100,7 +104,7 @@ class Ranking:
             joined = np.concatenate([self._scores[query], column[keep]])
             named = np.concatenate([self._numbers[query], numbers[keep]])
             if self._most is not None and len(joined) > self._most:
-                order = np.lexsort((named, -joined))[: self._most]
+                order = self._distinct(np.lexsort((named, -joined)), named)[: self._most]
                 joined, named = joined[order], named[order]
             self._scores[query], self._numbers[query] = joined, named
         return is_new
@@ -110,14 +114,22 @@ class Ranking:
         scores, numbers = self._scores[query], self._numbers[query]
         order = np.lexsort((numbers, -scores))
         scores, numbers = scores[order], numbers[order]
-        raised = self._raised[query]
-        if raised is not None:
-            scores = scores - raised[numbers]
+        scores = scores - self._raise(query, numbers)
         return list(zip(numbers.tolist(), scores.tolist(), strict=True))
 
     def _in_order(self, query: int, scores: Floats, numbers: Ints) -> Floats:
-        raised = self._raised[query]
-        return scores if raised is None else scores + raised[numbers]
+        return scores + self._raise(query, numbers)
+
+    def _raise(self, query: int, numbers: Ints) -> Floats:
+        raised: Floats = RAISED * np.isin(numbers, self._raised[query]).astype(np.float32)
+        return raised
+
+    def _distinct(self, order: Ints, numbers: Ints) -> Ints:
+        """Return the first places of an order whose passages are not the same."""
+        if self._same is None:
+            return order
+        _, firsts = np.unique(self._same[numbers[order]], return_index=True)
+        return order[np.sort(firsts)]
 
     @property
     def judged(self) -> int:
@@ -151,7 +163,7 @@ def add_known(
         ranking.add(cache.scores(known.rows[part], queries), known.numbers[part])
 
 
-def nearest_first(missing: MissingPassages, first: Sequence[Floats]) -> list[int]:
+def nearest_first(missing: MissingPassages, first: Iterable[Floats]) -> list[int]:
     """Return a passage of each key, in the order in which they are to get vectors.
 
     They come by their scores, the first of each query, then the second of each, and so on; beyond
@@ -174,9 +186,9 @@ def nearest_first(missing: MissingPassages, first: Sequence[Floats]) -> list[int
     return nearest
 
 
-def without_copies(order: Sequence[int], corpus: Corpus) -> list[int]:
-    """Return passages in the same order, of those with the same text only the first."""
-    _, firsts = np.unique(corpus.same[list(order)], return_index=True)
+def without_copies(order: Sequence[int], same: Ints) -> list[int]:
+    """Return passages in the same order, of those that are the same only the first."""
+    _, firsts = np.unique(same[list(order)], return_index=True)
     return [order[index] for index in np.sort(firsts).tolist()]
 
 

@@ -14,12 +14,17 @@ class Stages:
 
     def __init__(self) -> None:
         """Begin with nothing."""
+        self._began = time.perf_counter()
         self.seconds: dict[str, float] = {}  # by stage, in order
         self.drafts = 0  # passages that have a draft
         self.drafted = 0  # of these, made by this search
         self.known = 0  # passages whose vectors earlier searches made
         self.embedded = 0  # made by this one
         self.compared = 0  # passages by their vectors
+
+    def elapsed(self) -> float:
+        """Return the seconds since the search began."""
+        return time.perf_counter() - self._began
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -6,4 +6,4 @@ folder, `passages` splits a text. May import: `io`, `errors`, `arrays`.
 
 INPUT_FORMATS = ("auto", "lines", "jsonl", "csv", "tsv", "parquet")  # auto: by name and bytes
 PASSAGE_KINDS = ("auto", "lines", "code", "markdown", "prose")  # how a text becomes passages
-BUDGET_S = 3.0  # for new vectors in a search of files, if the user says nothing: about 40 passages
+BUDGET_S = 5.0  # of a search of files, if the user says nothing; at most 3 s of new vectors

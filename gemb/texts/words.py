@@ -134,6 +134,17 @@ def exact_terms(query: str) -> list[str]:
     return query_terms(query) if is_few else []
 
 
+def asks_for_names(query: str) -> bool:
+    """Return whether a query is hardly more than names and words that are asked for as they stand.
+
+    Where it has names of programs, stop words may stand beside them.
+    """
+    names = [match[0] for match in _NAME.finditer(unicodedata.normalize("NFC", query))]
+    others = [name for name in names if not _is_identifier(name)]
+    telling = [name for name in others if name.lower() not in _STOP_WORDS]
+    return len(names) <= FEW or (len(others) < len(names) and not telling)
+
+
 def _is_identifier(name: str) -> bool:
     """Return whether only programs write a word so: cancel_order, cancelOrder, shop.cancel."""
     pieces = re.split(r"::|\.", name)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +21,15 @@ from gemb.embedding import drafts as draft_models
 from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.errors import Missing
 from gemb.index.hits import Hit
+from gemb.search import file_search
 from gemb.search.cache import VectorCache
 from gemb.search.corpus import PassageTexts
 from gemb.search.file_search import FileSearch
 from gemb.search.first import Drafts, first_ranking
+from gemb.search.kept_words import KnownWords
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import split_known
+from gemb.search.stages import Stages
 from word_encoder import WordEncoder
 
 CAT = "The cat sleeps on the mat all day."
@@ -160,7 +164,7 @@ def test_drafts_are_kept_small_and_made_once(tree: Path, cache: Path) -> None:
         assert (draft.texts > before) is made
     model = DraftModel.of(draft, 64)
     assert model
-    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search" / model.spec.fingerprint
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search/drafts" / model.spec.fingerprint
     files = GatheredFiles("docs")
     assert (folder / "vectors.f16").stat().st_size == 2 * 64 * len(files)
 
@@ -174,7 +178,7 @@ def test_a_damaged_cache_of_drafts_is_no_harm(
     search("the cat", encoder, cache=cache, draft=draft, seconds=0.0)
     model = DraftModel.of(draft, 64)
     assert model
-    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search" / model.spec.fingerprint
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search/drafts" / model.spec.fingerprint
     vectors = folder / "vectors.f16"
     if fault == "short":
         os.truncate(vectors, vectors.stat().st_size // 2 + 7)
@@ -185,7 +189,23 @@ def test_a_damaged_cache_of_drafts_is_no_harm(
     hits = search("the cat sleeps", encoder, cache=cache, draft=draft, seconds=0.0, k=1)
     assert hits[0].path == "docs/cat.md"
     notes = capsys.readouterr().err
-    assert ("this search does without drafts" in notes) is (fault != "short")
+    assert ("are damaged; they are made anew" in notes) is (fault != "short")
+    made = draft.texts
+    search("the cat sleeps", encoder, cache=cache, draft=draft, seconds=0.0, k=1)
+    assert draft.texts == made, "it is whole again"
+    assert not capsys.readouterr().err
+
+
+def test_drafts_that_nobody_uses_go(tree: Path, cache: Path) -> None:
+    folder = Path(os.environ["XDG_CACHE_HOME"]) / "gemb/search/drafts"
+    for name, days in (("old", 31), ("new", 3)):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "vectors.f16").write_bytes(b"")
+        then = time.time() - 86400 * days
+        os.utime(folder / name / "vectors.f16", (then, then))
+    search("the cat", WordEncoder(), cache=cache, draft=SynonymEncoder(), seconds=0.0)
+    assert not (folder / "old").exists()
+    assert (folder / "new").exists()
 
 
 def test_a_passage_on_which_the_draft_fails_has_none(tree: Path) -> None:
@@ -216,9 +236,10 @@ def test_what_is_gone_meanwhile_leaves_neither_draft_nor_words(tree: Path, cache
     drafts = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
     (tree / "docs/cat.md").rename(tree / "away.md")
     kept = cache / "words"
-    first_ranking(files.texts, drafts, kept=kept)
-    assert not kept.exists()
+    first = first_ranking(files.texts, drafts, kept=kept)
+    assert (first.rows < 0).sum() == 1
     assert (drafts.rows < 0).sum() == 1
+    assert not first.scores("cat sleeps", np.ones(64, np.float32)).words.any()
     (tree / "away.md").rename(tree / "docs/cat.md")
     assert search("the cat", WordEncoder(), cache=cache, k=1)[0].path == "docs/cat.md"
 
@@ -300,6 +321,38 @@ def test_copies_are_one_hit_with_a_count(tree: Path) -> None:
     assert [hit.text for hit in hits].count(licence) == 30
 
 
+def test_many_copies_keep_nothing_else_out(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.scoring.SPARE", 2)
+    licence = "Permission is granted to use this cat as you like."
+    write(tree, {f"docs/licence{number}.txt": licence for number in range(30)})
+    for seconds in (None, 5.0):
+        hits = search("permission to use this", WordEncoder(), cache=cache, k=4, seconds=seconds)
+        assert [hit.copies for hit in hits] == [30, 1, 1, 1]
+
+
+def test_a_copy_is_not_both_tested_and_estimated(tree: Path, cache: Path) -> None:
+    licence = "Permission is granted to use this cat as you like."
+    write(tree, {f"docs/licence{number}.txt": licence for number in range(30)})
+    encoder = WordEncoder(sleep_s=0.2)
+    hits = search("permission to use this", encoder, cache=cache, seconds=0.01, k=10)
+    assert [hit.text for hit in hits].count(licence) == 1
+    assert not hits[0].is_estimate
+
+
+def test_names_that_many_passages_have_are_no_reason_in_a_question(tree: Path) -> None:
+    write(tree, {f"hub/{number:02}.md": f"GitHub {number} of other things" for number in range(40)})
+    write(tree, {"hub/push.md": "how do I push a branch to a server"})
+    write(tree, {"hub/app.md": "how is an app signed; see macOS"})
+    encoder = WordEncoder()
+    question = "how do I push a branch to GitHub"
+    assert search(question, encoder, "hub", k=1)[0].path == "hub/push.md"
+    assert "GitHub" in search("GitHub", encoder, "hub", k=1)[0].text
+    assert "GitHub" in search("where is GitHub", encoder, "hub", k=1)[0].text
+    assert search("how do I sign on macOS", encoder, "hub", k=1)[0].path == "hub/app.md"
+
+
 def test_words_may_count_as_much_as_meaning(tree: Path, cache: Path) -> None:
     write(tree, {f"docs/copy{number}.md": "a zebra has noun1 and more" for number in range(9)})
     encoder = WordEncoder()
@@ -342,6 +395,37 @@ def test_several_queries_share_the_time(tree: Path, cache: Path) -> None:
     )
     found.rank_first()
     assert [answer.hits[0].path for answer in found.answers()] == ["docs/cat.md", "docs/dog.md"]
+
+
+def test_the_budget_is_that_of_the_whole_search(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = GatheredFiles("docs", cache=cache)
+    encoder = WordEncoder()
+    given: list[float | None] = []
+    scored = file_search.scored
+    monkeypatch.setattr(
+        file_search,
+        "scored",
+        lambda *more, seconds, **named: (
+            given.append(seconds) or scored(*more, seconds=0.0, **named)
+        ),
+    )
+    for elapsed in (0.0, 3.0, 60.0):
+        stages = Stages()
+        monkeypatch.setattr(stages, "elapsed", lambda elapsed=elapsed: elapsed)
+        found = FileSearch(
+            files.texts,
+            files.cache(encoder.spec),
+            [Query(str(number), "the cat", "q") for number in range(3)],
+            encoder.queries(*["the cat"] * 3),
+            encoder,
+            Criteria(seconds=6.0),
+            stages,
+        )
+        found.rank_first()
+        found.answers()
+    np.testing.assert_allclose(given, [3.6, 3.0, 2.0])  # not once for each query
 
 
 def test_a_draft_is_that_of_the_model_or_none(
@@ -421,9 +505,31 @@ def test_words_of_a_tree_are_kept_until_it_changes(
     )
     assert search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3) == first
     assert bool(read) is bool(fault)
+    read.clear()
     write(tree, {"docs/new.md": "A cat sleeps."})
     hits = search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3)
     assert {hit.path for hit in hits} == {"docs/cat.md", "docs/new.md"}
+    new = {hit.path: hit for hit in hits}["docs/new.md"]
+    assert len(set(read)) <= 1 + len(hits), "of the tree only what is new was read, and the hits"
+    (tree / "docs/cat.md").unlink()
+    assert search("the cat sleeps", encoder, cache=cache, seconds=0.0, k=3)[0].text == new.text
+
+
+def test_words_are_read_anew_when_most_of_them_are_of_what_is_gone(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gemb.search.kept_words.LEAST", 10)
+    path = cache / "words"
+    sizes = []
+    for turn in range(5):
+        write(tree, {f"docs/{number:02}.txt": f"turn{turn} words" for number in range(40)})
+        files = GatheredFiles("docs", cache=cache)
+        first = first_ranking(files.texts, None, kept=path)
+        scores = first.scores(f"turn{turn}", np.ones(64, np.float32))
+        assert (scores.words > 0).sum() == 40
+        sizes.append(len(KnownWords(path, 1000)))
+    assert max(sizes) <= 3 * 41 + 10
+    assert min(sizes[1:]) == 41
 
 
 def test_words_of_old_trees_make_room(

@@ -54,24 +54,26 @@ class DraftModel(nn.Module):
             has: which tokens have one.
             weights: of the tokens' rows.
         """
-        _, width = self.embed_tokens.weight.shape
+        tokens, width = self.embed_tokens.weight.shape
+        kept = min(width, vectors.shape[1])  # a narrow teacher has no more components
         mean = vectors[has].mean(axis=0)
         centred = np.where(has[:, None], vectors - mean, 0)
         values, components = np.linalg.eigh(centred.T @ centred)
-        basis = components[:, ::-1][:, :width].astype(np.float32)  # [dim, width]
+        basis = components[:, ::-1][:, :kept].astype(np.float32)  # [dim, kept]
         # An element is near 1, as the optimizer's steps are.
-        rows = (centred @ basis) * weights[:, None] * width**0.5
+        rows = np.zeros((tokens, width), np.float32)
+        rows[:, :kept] = (centred @ basis) * weights[:, None] * width**0.5
         first, second = self._layers
         with torch.no_grad():
-            self.embed_tokens.weight.copy_(torch.from_numpy(rows.astype(np.float32)))
+            self.embed_tokens.weight.copy_(torch.from_numpy(rows))
             first.weight[:width] = torch.eye(width)
             first.weight[width : 2 * width] = -torch.eye(width)
             first.bias.zero_()
             second.weight.zero_()
-            second.weight[:, :width] = torch.from_numpy(basis)
-            second.weight[:, width : 2 * width] = -torch.from_numpy(basis)
+            second.weight[:, :kept] = torch.from_numpy(basis)
+            second.weight[:, width : width + kept] = -torch.from_numpy(basis)
             second.bias.copy_(torch.from_numpy(mean * MEAN))
-        return float(values[::-1][:width].sum() / values.sum())
+        return float(values[::-1][:kept].sum() / values.sum())
 
     def head(self) -> list[NewLayer]:
         """Return the layers as a folder has them."""

@@ -226,11 +226,12 @@ def test_bags_are_the_counts_of_the_first_tokens(tiny_model) -> None:
     assert len(Bags.joined([bags.take(np.zeros(0, np.int64)), bags])) == 3
 
 
-def test_the_first_vectors_are_the_components_of_the_tokens() -> None:
+@pytest.mark.parametrize("width", [12, 20])  # a narrow teacher has fewer components than a row
+def test_the_first_vectors_are_the_components_of_the_tokens(width: int) -> None:
     dice = np.random.default_rng(0)
     vectors = dice.standard_normal((30, 12)).astype(np.float32)
     has = np.arange(30) != 4
-    model = DraftModel(30, 12, 24, 12)
+    model = DraftModel(30, width, 2 * width, 12)
     share = model.begin(vectors, has, np.ones(30))
     assert share == pytest.approx(1)
     bags = Bags(np.array([5], np.int32), np.ones(1, np.float32), np.array([1]))
