@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec, unpacked
@@ -228,8 +229,8 @@ class Target(Protocol):
 
 def content_hash(row: PushRow, vector: NDArray[Any]) -> bytes:
     """Return 16 bytes of a row with its stored vector."""
-    text = json.dumps(row, ensure_ascii=True).encode()
-    return hashlib.blake2b(text + vector.tobytes(), digest_size=16).digest()
+    values = orjson.dumps(tuple(row))
+    return hashlib.blake2b(values + vector.tobytes(), digest_size=16).digest()
 
 
 def bit_scores(query: NDArray[np.float32], bits: NDArray[np.uint8]) -> NDArray[np.float32]:

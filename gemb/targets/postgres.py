@@ -29,6 +29,7 @@ from gemb.targets.filters import Condition
 from gemb.targets.postgres_filters import sql_of
 
 PART_ROWS = 5000
+PART_MEMORY = 64  # MB of the server, for a part: 5,000 rows of 768 numbers are 10 to 20
 COLUMNS = ("id", "path", "line", "last_line", "title", "text", "kept", "hash", "embedding")
 WIDEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}  # that HNSW takes
 LARGEST = 16_000  # components of a vector or halfvec
@@ -102,7 +103,8 @@ class PostgresTarget:
         self.content = content
         self._check_columns(content)
         with self._talking():
-            self._connection.execute(temporary_statement(self._table))
+            for statement in temporary_statements(self._table):
+                self._connection.execute(statement)
 
     def count(self) -> int:
         """Return how many rows are there."""
@@ -394,9 +396,12 @@ def table_statements(table: str, content: Content) -> list[str]:
     ]
 
 
-def temporary_statement(table: str) -> str:
-    """Return what makes the temporary table that a part is copied into."""
-    return f"CREATE TEMPORARY TABLE gemb_part (LIKE {table}) ON COMMIT DELETE ROWS"
+def temporary_statements(table: str) -> list[str]:
+    """Return what makes the temporary table that a part is copied into, and stays in memory."""
+    return [
+        f"SET temp_buffers = '{PART_MEMORY}MB'",
+        f"CREATE TEMPORARY TABLE gemb_part (LIKE {table}) ON COMMIT DELETE ROWS",
+    ]
 
 
 def copy_statement() -> str:
@@ -440,7 +445,7 @@ def dry_run(table: str, content: Content, rows: int, *, with_index: bool) -> lis
     table = _quoted(table)
     statements = [
         *table_statements(table, content),
-        temporary_statement(table),
+        *temporary_statements(table),
         copy_statement(),
         upsert_statement(table),
         *(index_statements(table, content, rows, 0) if with_index else []),
