@@ -47,6 +47,7 @@ class Part(NamedTuple):
     rows: Sequence[PushRow]
     vectors: NDArray[Any]  # [n, width] as `Content.stored` makes them
     hashes: Sequence[bytes]  # 16 bytes of each row and its vector
+    is_new: bool = False  # none of the ids is there
 
 
 class FoundRow(NamedTuple):
@@ -85,11 +86,11 @@ class Content:
         """The type of a stored number."""
         return np.dtype({"vector": "<f4", "halfvec": "<f2", "bit": "u1"}[self.kind])
 
-    def stored(self, vectors: NDArray[np.float32]) -> NDArray[Any]:
-        """Return float32 [n, D], D at least `spec.dim`, in the target's type: [n, width]."""
+    def stored(self, vectors: NDArray[Any]) -> NDArray[Any]:
+        """Return floats [n, D], D at least `spec.dim`, in the target's type: [n, width]."""
         dim = self.spec.dim
         if vectors.shape[1] > dim:
-            vectors = vectors[:, :dim]
+            vectors = vectors[:, :dim].astype(np.float32)
             vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         if self.kind == "bit":
             return np.packbits(vectors > 0, axis=1)

@@ -6,6 +6,8 @@ there as a whole or not at all.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,7 +23,7 @@ from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow
 from gemb.targets.filters import Condition
 from gemb.targets.lance_filters import literal, sql_of
 
-PART_ROWS = 20_000
+PART_ROWS = 10_000
 INDEXED_ROWS = 100_000  # fewer are compared one by one, which takes milliseconds
 PROBES = 64  # partitions that a search looks into
 REFINED = 20  # candidates for each answer whose vectors decide
@@ -29,6 +31,8 @@ SAMPLED_ROWS = 1000  # whose fields are known
 TEXTS = ("id", "path", "line", "last_line", "title", "text", "kept")
 _IDS = 10_000  # at a time
 _KEY = MARK.encode()
+M_ARENA_MAX = -8  # of glibc's malloc.h
+ARENAS = 2
 
 
 class LanceTarget:
@@ -44,6 +48,7 @@ class LanceTarget:
             GembError: the folder or bucket cannot be read.
         """
         self._place = address.shown
+        _bound_arenas()
         with self._talking():
             self._database = lancedb.connect(address.place)
             names = self._names()
@@ -84,6 +89,9 @@ class LanceTarget:
         """Write rows in place of those with their ids."""
         table = _arrow(part, _schema(self._known))
         with self._talking():
+            if part.is_new:
+                self._table.add(table)
+                return
             merge = self._table.merge_insert("id")
             merge.when_matched_update_all().when_not_matched_insert_all().execute(table)
 
@@ -212,6 +220,12 @@ class LanceTarget:
             yield
         except (RuntimeError, OSError, ValueError) as error:
             raise GembError(f"{self._place}: {unspoken(str(error))}") from None
+
+
+def _bound_arenas() -> None:
+    """Let glibc keep few heaps: with one for each of Lance's threads a push takes twice as much."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _schema(content: Content) -> pa.Schema:

@@ -168,6 +168,7 @@ def _write(part: Part, target: Target, pushed: Pushed, *, is_new: bool) -> None:
                 [part.rows[number] for number in wanted],
                 part.vectors[wanted],
                 [part.hashes[number] for number in wanted],
+                is_new=not changed,
             )
         )
     pushed.changed += changed

@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     """Some rows of a source."""
 
     rows: Sequence[PushRow]
-    vectors: NDArray[np.float32]  # [n, D], unit vectors as the source has them
+    vectors: NDArray[Any]  # [n, D], unit vectors of f16 or f32 numbers
 
 
 class Source(Protocol):
@@ -112,7 +112,8 @@ class IndexSource:
                 self._check(columns, stored)
                 spec = self._index.spec
                 rows = [self._row(row[1:], numbers) for row in columns]
-                yield Rows(rows, unpacked(stored, spec.dtype, spec.dim))
+                is_float = spec.dtype in ("f16", "f32")
+                yield Rows(rows, stored if is_float else unpacked(stored, spec.dtype, spec.dim))
 
     def _row(self, columns: Sequence[Any], numbers: Counter[str]) -> PushRow:
         row_id, path, line, last_line, title, text, kept, _, _ = columns
