@@ -235,7 +235,7 @@ class PostgresTarget:
 
     def _settings(self, *, is_exact: bool) -> list[str]:
         if is_exact:
-            return ["SET LOCAL enable_indexscan = off"]
+            return ["SET LOCAL enable_indexscan = off", "SET LOCAL enable_seqscan = on"]
         settings = [f"SET LOCAL hnsw.ef_search = {EF_SEARCH}"]
         if self._version() >= (0, 8):
             settings.append("SET LOCAL hnsw.iterative_scan = strict_order")

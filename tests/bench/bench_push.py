@@ -105,6 +105,7 @@ def recall(texts: Path, name: str, options: list[str]) -> None:
         index = Path(folder) / "texts.gemb"
         command = ["index", "build", "-q", index, texts, "-m", "draft"]
         subprocess.run([*GEMB, *map(str, command)], check=True)
+        os.environ["PGOPTIONS"] = "-c enable_seqscan=off"  # else few rows are compared one by one
         push(index, address, *options)
 
 
