@@ -98,6 +98,7 @@ def message(done: subprocess.CompletedProcess[bytes]) -> str:
     """The last line of stderr, which is the only one that is no note and no warning."""
     lines = done.stderr.decode().splitlines()
     errors = [line for line in lines if not line.startswith(("gemb: note: ", "gemb: warning: "))]
+    assert done.stdout == b""
     assert len(errors) == 1, done.stderr.decode()
     return errors[0]
 
@@ -270,7 +271,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_later(cluster: Cluster, tex
     done = cluster.embed(texts, "-o", "full")
     assert done.returncode == 5
     assert "full/part-000000-" in message(done)
-    assert "File too large" in message(done)
+    assert message(done).endswith(": file too large")
     assert not [path for path in (cluster.folder / "full").iterdir() if path.name[0] == "."]
 
 
@@ -297,7 +298,7 @@ def test_ids_that_repeat_are_said_and_ids_that_lack_are_errors(cluster: Cluster)
         (
             ["a.txt", "-o", "x", "-O", "npy"],
             2,
-            "--engine ray writes Parquet; -O npy is for one file",
+            "--engine ray writes Parquet; -O npy is for a file",
         ),
         (
             ["a.txt", "-o", "x", "--keep", "a"],
@@ -334,12 +335,14 @@ def test_a_wrong_command_is_one_line(
     done = gemb("embed", *arguments, "--engine", "ray")
     *_, last = done.stderr.decode().splitlines()
     assert (done.returncode, last[: len("gemb: " + line)]) == (code, f"gemb: {line}")
+    assert done.stdout == b""
 
 
 def test_options_of_ray_need_it_and_its_absence_names_the_extra(gemb: Gemb) -> None:
     (gemb.folder / "a.txt").write_text("one")
     done = gemb("embed", "a.txt", "-o", "x", "--workers", "2")
-    assert (done.returncode, message(done)) == (2, "gemb: --workers goes with --engine ray")
+    assert done.returncode == 2
+    assert message(done).startswith("gemb: --workers goes with --engine ray (")
     program = (
         "import sys; sys.modules['ray'] = None; sys.argv[0] = 'gemb'\n"
         "from gemb.cli import main; main()"

@@ -72,12 +72,14 @@ def connected(options: ClusterOptions) -> Iterator[int]:
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         where = options.address or "this machine"
         raise Missing(f"no Ray at {where}: {_first_line(error)}") from None
-    try:
-        _be_quiet(ray)
-        yield _workers(ray.cluster_resources(), options)
-    finally:
-        with contextlib.suppress(Exception):  # the nodes may be gone
-            ray.shutdown()
+    # Ray prints there what befalls its nodes; a run prints its own lines on stderr.
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # noqa: PTH123
+        try:
+            _be_quiet(ray)
+            yield _workers(ray.cluster_resources(), options)
+        finally:
+            with contextlib.suppress(Exception):  # the nodes may be gone
+                ray.shutdown()
 
 
 def _check_answer(address: str) -> None:

@@ -68,9 +68,11 @@ def listed(paths: Sequence[str]) -> tuple[FileSystem, list[InputFile]]:
         system = its_system
         files += _files(system, path, inner)
     assert system is not None, "there is an input"
-    twice = _first_twice([file.path for file in files])
-    if twice:
-        raise UsageError(f"{twice} is given twice; each file is an input once")
+    seen: set[str] = set()
+    for file in files:
+        if file.path in seen:
+            raise UsageError(f"{file.label} is given twice; each file is an input once")
+        seen.add(file.path)
     return system, files
 
 
@@ -98,12 +100,3 @@ def _files(system: FileSystem, path: str, inner: str) -> Iterator[InputFile]:
 
 def _input_file(info: FileInfo, label: str) -> InputFile:
     return InputFile(info.path, label, info.size or 0, (info.mtime_ns or 0) / 1e9)
-
-
-def _first_twice(paths: Sequence[str]) -> str:
-    seen: set[str] = set()
-    for path in paths:
-        if path in seen:
-            return path
-        seen.add(path)
-    return ""

@@ -265,7 +265,7 @@ class Manifest:
         Raises:
             UsageError: something differs; the first thing is named.
         """
-        for name in self.run.keys() | other.run.keys():
+        for name in (*self.run, *other.run):
             before, now = self.run.get(name), other.run.get(name)
             if before != now:
                 raise UsageError(

@@ -65,11 +65,11 @@ class RayRun:
         """What must be equal so that a run goes on."""
         reading, job = self.reading, self.job
         words = {
-            "spec": job.spec.fingerprint,
             "model": job.spec.model,
             "prompt": job.spec.prompt,
             "dim": job.spec.dim,
             "dtype": job.spec.dtype,
+            "spec": job.spec.fingerprint,
             "backend": job.backend,
             "arithmetic": self.arithmetic,
             "--on-long": job.on_long,
