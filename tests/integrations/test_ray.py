@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.commands.manual import topics
 
 pytest.importorskip("ray")
 pyarrow = pytest.importorskip("pyarrow")
@@ -111,18 +113,23 @@ def wait_for(condition, process: subprocess.Popen[bytes] | None = None) -> None:
         time.sleep(0.02)
 
 
-def workers() -> list[int]:
-    """The processes that embed."""
+def processes(*names: str) -> list[int]:
+    """The processes whose programs, or titles, end or begin so."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                title = (folder / "cmdline").read_bytes()
+                title = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode()
             except OSError:
                 continue
-            if title.startswith(b"ray::MapWorker(MapBatches(PartWorker))"):
+            if title.startswith(names) or title.endswith(names):
                 found.append(int(folder.name))
     return found
+
+
+def workers() -> list[int]:
+    """The processes that embed."""
+    return processes("ray::MapWorker(MapBatches(PartWorker))")
 
 
 def parts(cluster: Cluster, name: str) -> list[Path]:
@@ -287,6 +294,82 @@ def test_ids_that_repeat_are_said_and_ids_that_lack_are_errors(cluster: Cluster)
     )
     assert "1 of 51 rows have no vector: missing_field (first: line 51)" in done.stderr.decode()
     assert cluster.rows("ids") == cluster.plain("ids.jsonl", "--id-field", "id")
+
+
+@pytest.mark.slow
+def test_the_class_serves_a_pipeline_of_ones_own(cluster: Cluster) -> None:
+    program = """
+import sys, numpy, ray
+from gemb import Model
+from gemb.integrations.ray import Embedder
+ray.init(sys.argv[1], log_to_driver=False)
+data = ray.data.from_items([{"n": n, "text": f"row {n}"} for n in range(50)])
+data = data.map_batches(Embedder, fn_constructor_kwargs={"model": "model.fake"}, batch_size=16,
+                        compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1)
+rows = sorted(data.take_all(), key=lambda row: row["n"])
+expected = Model("model.fake").encode_document([f"row {n}" for n in range(50)])
+assert numpy.array_equal(numpy.array([row["embedding"] for row in rows]), expected)
+"""
+    subprocess.run(
+        [sys.executable, "-c", program, cluster.nodes.address],
+        cwd=cluster.folder,
+        env=cluster.environment,
+        check=True,
+        timeout=250,
+    )
+
+
+def five_lines() -> list[str]:
+    """The run on two nodes that `gemb help scale` shows."""
+    text = topics()["scale"].read_text("utf-8")
+    shown = text.split("and a worker that is killed:\n\n")[1].split("\n\n")[0]
+    return [line.removeprefix("    ") for line in shown.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
+    lines = five_lines()
+    assert len(lines) == 5
+    folder = tmp_path / "work"
+    folder.mkdir()
+    gemb = Gemb(folder)
+    write_model(gemb.model, sleep_s=0.2)
+    texts = "\n".join(f"text {number}" for number in range(ROWS))
+    (folder / "pages.txt").write_text(texts)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    names = folder.parent / "bin"
+    names.mkdir()
+    for name, module in (("gemb", "gemb"), ("ray", "ray.scripts.scripts")):
+        program = f'#!/bin/sh\nexec {sys.executable} -m {module} "$@"\n'
+        (names / name).write_text(program)
+        (names / name).chmod(0o755)
+    environment = {
+        **gemb.environment,
+        "PATH": f"{names}:{os.environ['PATH']}",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    script = "\n".join(["set -e", *lines]).replace("6379", port)
+    before = set(processes("gcs_server", "raylet"))
+    try:
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+    finally:
+        for process in set(processes("gcs_server", "raylet")) - before:
+            os.kill(process, signal.SIGTERM)
+    assert done.returncode == 0, done.stderr
+    assert '"rows": 400,' in done.stdout
+    parts = sorted((folder / "vectors").glob("part-*"))
+    rows = [row for part in parts for row in parquet.read_table(part, columns=["id"])["id"]]
+    assert [row.as_py() for row in rows] == list(range(1, ROWS + 1))
 
 
 @pytest.mark.parametrize(
