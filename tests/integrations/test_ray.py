@@ -113,23 +113,24 @@ def wait_for(condition, process: subprocess.Popen[bytes] | None = None) -> None:
         time.sleep(0.02)
 
 
-def processes(*names: str) -> list[int]:
-    """The processes whose programs, or titles, end or begin so."""
+def processes(title: str, mark: str) -> list[int]:
+    """The processes that are called so, and whose words or variables hold the mark."""
     found = []
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                title = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode()
+                words = (folder / "cmdline").read_bytes()
+                variables = (folder / "environ").read_bytes()
             except OSError:
                 continue
-            if title.startswith(names) or title.endswith(names):
+            if title.encode() in words and mark.encode() in words + variables:
                 found.append(int(folder.name))
     return found
 
 
-def workers() -> list[int]:
+def workers(cluster: Cluster) -> list[int]:
     """The processes that embed."""
-    return processes("ray::MapWorker(MapBatches(PartWorker))")
+    return processes("ray::MapWorker(MapBatches(PartWorker))", str(cluster.folder))
 
 
 def parts(cluster: Cluster, name: str) -> list[Path]:
@@ -179,7 +180,7 @@ def test_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Cluster, texts: str
     extra = cluster.add_node()
     process = cluster.start(*cluster.words(texts, "-o", "lost"))
     wait_for(lambda: parts(cluster, "lost"), process)
-    os.kill(workers()[0], signal.SIGKILL)
+    os.kill(workers(cluster)[0], signal.SIGKILL)
     before = len(parts(cluster, "lost"))
     wait_for(lambda: len(parts(cluster, "lost")) > before, process)
     cluster.nodes.remove_node(extra, allow_graceful=False)
@@ -205,7 +206,7 @@ def test_a_run_goes_on_after_its_driver_was_stopped(
         assert error.endswith("gemb: interrupted\n")
         assert f"{name} keeps the " in error
         assert "--resume" in error
-    wait_for(lambda: not workers())  # a last part may have been written
+    wait_for(lambda: not workers(cluster))  # a last part may have been written
     kept = {path.name: path.stat().st_ino for path in parts(cluster, name)}
     (cluster.folder / name / f".part-000000-000000.parquet.{'0' * 32}").write_text("half")
 
@@ -351,7 +352,6 @@ def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     script = "\n".join(["set -e", *lines]).replace("6379", port)
-    before = set(processes("gcs_server", "raylet"))
     try:
         done = subprocess.run(
             ["bash", "-c", script],
@@ -363,8 +363,9 @@ def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
             check=False,
         )
     finally:
-        for process in set(processes("gcs_server", "raylet")) - before:
-            os.kill(process, signal.SIGTERM)
+        for title in ("raylet/raylet", "gcs/gcs_server"):
+            for process in processes(title, port):
+                os.kill(process, signal.SIGTERM)
     assert done.returncode == 0, done.stderr
     assert '"rows": 400,' in done.stdout
     parts = sorted((folder / "vectors").glob("part-*"))
