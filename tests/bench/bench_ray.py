@@ -3,10 +3,10 @@
     python tests/bench/bench_ray.py speed TEXTS [--rounds 3] [-m mini]
     python tests/bench/bench_ray.py memory [--rows 1000000] [-m draft]
 
-`speed`: rows a second of one worker of a thread, of two, and of `gemb embed -j 2`, by turns, of all
-lines of TEXTS; the time of a single line (Ray's start, the model) is taken off. The bars: two
-workers have 90 % of `-j 2`, and 1.8 times one worker's. `memory`: the driver's, in each fifth of a run; the
-bar: the last is at most a tenth above the second.
+`speed`: rows a second of one worker of a thread, of two, and of `gemb embed -j 2`, by turns.
+All lines of TEXTS are embedded; the time of a single line (Ray's start, the model) is taken off.
+The bars: two workers have 90 % of `-j 2`, and 1.8 times one worker's. `memory`: the driver's, in
+each fifth of a run; the bar: the last is at most a tenth above the second.
 """
 
 from __future__ import annotations

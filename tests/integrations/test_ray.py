@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from fake_backend import Gemb, write_model
+from fake_store import running_store
 from gemb.commands.manual import topics
 
 pytest.importorskip("ray")
@@ -295,6 +296,41 @@ def test_ids_that_repeat_are_said_and_ids_that_lack_are_errors(cluster: Cluster)
     )
     assert "1 of 51 rows have no vector: missing_field (first: line 51)" in done.stderr.decode()
     assert cluster.rows("ids") == cluster.plain("ids.jsonl", "--id-field", "id")
+
+
+@pytest.mark.slow
+def test_a_store_is_read_and_written_and_no_key_is_told(cluster: Cluster) -> None:
+    (cluster.folder / "in").mkdir()
+    lines = "".join(json.dumps({"text": f"row {number}"}) + "\n" for number in range(50))
+    (cluster.folder / "in" / "a.jsonl").write_text(lines)
+    table = pyarrow.table({"text": [f"cell {number}" for number in range(70)]})
+    parquet.write_table(table, cluster.folder / "in" / "b.parquet")
+    with running_store() as store:
+        for name in ("a.jsonl", "b.parquet"):
+            store.objects[f"in/{name}"] = (cluster.folder / "in" / name).read_bytes()
+        words = (store.address("in"), "-o", store.address("out"))
+        done = cluster.embed(*words)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        parts = [store.objects[key] for key in sorted(store.objects) if key.endswith(".parquet")]
+        rows = [
+            row
+            for part in parts[1:]  # after the input
+            for row in parquet.read_table(pyarrow.BufferReader(part)).to_pylist()
+        ]
+        assert b"secret" not in b"".join(
+            data for key, data in store.objects.items() if key.startswith("out/")
+        )
+        refused = cluster.embed(*words)
+        assert refused.returncode == 2
+        assert message(refused).startswith("gemb: s3://bucket/out holds this run already, whole;")
+        for key in [key for key in store.objects if key.endswith("-000001.parquet")]:
+            del store.objects[key]
+        assert cluster.embed(*words, "--resume").returncode == 0
+        assert [store.objects[key] for key in sorted(store.objects) if "part-" in key] == parts[1:]
+    expected = cluster.plain("in/a.jsonl", "in/b.parquet")
+    for row in expected:
+        row["id"] = f"s3://bucket/{row['id']}"
+    assert rows == expected
 
 
 @pytest.mark.slow

@@ -32,6 +32,13 @@ def is_remote(path: str) -> bool:
     return bool(_SCHEME.match(path))
 
 
+def shown_address(path: str) -> str:
+    """Return a path, or an address without what is secret in it: keys and options."""
+    if not is_remote(path):
+        return path
+    return re.sub(r"(?<=://)[^/@]*@", "", path.partition("?")[0])
+
+
 def resolved(path: str) -> tuple[FileSystem, str]:
     """Return the file system of a path or an address, and the path on it.
 
@@ -47,7 +54,8 @@ def resolved(path: str) -> tuple[FileSystem, str]:
         system, inner = FileSystem.from_uri(path)
     except (pyarrow.ArrowException, ValueError, ImportError) as error:
         reason = visible(str(error).split("\n", 1)[0])
-        raise UsageError(f"{path}: no address that can be opened: {reason}") from None
+        where = shown_address(path)
+        raise UsageError(f"{where}: no address that can be opened: {reason}") from None
     return system, inner
 
 
@@ -64,9 +72,10 @@ def listed(paths: Sequence[str]) -> tuple[FileSystem, list[InputFile]]:
     for path in paths:
         its_system, inner = resolved(path)
         if system is not None and not its_system.equals(system):
-            raise UsageError(f"{paths[0]} and {path} are in two stores; embed one after the other")
+            both = f"{shown_address(paths[0])} and {shown_address(path)}"
+            raise UsageError(f"{both} are in two stores; embed one after the other")
         system = its_system
-        files += _files(system, path, inner)
+        files += _files(system, shown_address(path), inner)
     assert system is not None, "there is an input"
     seen: set[str] = set()
     for file in files:

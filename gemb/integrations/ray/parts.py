@@ -22,7 +22,7 @@ import msgspec
 from gemb.embedding.run import Tally
 from gemb.embedding.vectors import META
 from gemb.errors import GembError, UsageError
-from gemb.integrations.ray.files import resolved
+from gemb.integrations.ray.files import resolved, shown_address
 from gemb.io.atomic import naming, sync_folder
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Totals:
 class PartFolder:
     """A folder on any file system. It can be pickled."""
 
-    name: str  # as the user gave it
+    name: str  # as the user gave it, without keys
     system: FileSystem
     path: str  # on the file system
 
@@ -127,7 +127,7 @@ class PartFolder:
     def of(name: str) -> PartFolder:
         """Return the folder of a path or an address."""
         system, path = resolved(name)
-        return PartFolder(name, system, path)
+        return PartFolder(shown_address(name), system, path)
 
     @property
     def is_local(self) -> bool:
