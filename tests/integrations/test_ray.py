@@ -341,14 +341,14 @@ from gemb import Model
 from gemb.integrations.ray import Embedder
 ray.init(sys.argv[1], log_to_driver=False)
 data = ray.data.from_items([{"n": n, "text": f"row {n}"} for n in range(50)])
-data = data.map_batches(Embedder, fn_constructor_kwargs={"model": "model.fake"}, batch_size=16,
+data = data.map_batches(Embedder, fn_constructor_kwargs={"model": sys.argv[2]}, batch_size=16,
                         compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1)
 rows = sorted(data.take_all(), key=lambda row: row["n"])
 expected = Model("model.fake").encode_document([f"row {n}" for n in range(50)])
 assert numpy.array_equal(numpy.array([row["embedding"] for row in rows]), expected)
 """
     subprocess.run(
-        [sys.executable, "-c", program, cluster.nodes.address],
+        [sys.executable, "-c", program, cluster.nodes.address, str(cluster.model)],
         cwd=cluster.folder,
         env=cluster.environment,
         check=True,
@@ -385,6 +385,7 @@ def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
     environment = {
         **gemb.environment,
         "PATH": f"{names}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),  # Ray keeps its token there
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     script = "\n".join(["set -e", *lines]).replace("6379", port)
