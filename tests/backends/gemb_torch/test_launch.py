@@ -176,10 +176,14 @@ def test_a_rank_of_two_machines_is_killed_and_three_go_on(recipe, tmp_path):
     run, steps = tmp_path / "run", "run.steps=100"
     words = printed(f"localhost:{free_port()}", recipe, run, 2, 1)
     machines = [start(*words, steps, "-q") for _ in range(2)]
-    wait_for_steps(run, machines[0], 7)
-    victim = ranks_of(machines[1].pid)
-    os.kill(*victim.values(), signal.SIGKILL)
-    errors = [machine.communicate(timeout=SOON_S)[1] for machine in machines]
+    try:
+        wait_for_steps(run, machines[0], 7)
+        victim = ranks_of(machines[1].pid)
+        os.kill(*victim.values(), signal.SIGKILL)
+        errors = [machine.communicate(timeout=SOON_S)[1] for machine in machines]
+    finally:
+        for machine in machines:
+            machine.kill()
     assert [machine.returncode for machine in machines] == [5, 5]
     assert f"gemb: rank {next(iter(victim))} was killed by SIGKILL" in errors[1]
     assert all(error.count("\n") == 1 for error in errors), errors
