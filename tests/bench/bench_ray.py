@@ -5,6 +5,7 @@
 
 `speed`: rows a second of one worker of a thread, of two, and of `gemb embed -j 2`, by turns.
 All lines of TEXTS are embedded; the time of a single line (Ray's start, the model) is taken off.
+Rows a second of the clock, and of processors, which other work on them changes less.
 The bars: two workers have 90 % of `-j 2`, and 1.8 times one worker's. `memory`: the driver's, in
 each fifth of a run; the bar: the last is at most a tenth above the second.
 """
@@ -12,12 +13,15 @@ each fifth of a run; the bar: the last is at most a tenth above the second.
 from __future__ import annotations
 
 import argparse
-import statistics
+import contextlib
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 WAYS = {
     "gemb embed -j 2": ("-j", "2"),
@@ -31,20 +35,37 @@ def command(model: str, texts: Path, output: Path, *more: str) -> list[str]:
     return [*words, "-q", *more]
 
 
-def seconds(model: str, texts: Path, folder: Path, way: str, part_rows: int) -> float:
-    """The clock of a whole process."""
+def seconds(model: str, texts: Path, folder: Path, way: str, part_rows: int) -> np.ndarray:
+    """The clock of a whole process, and the processors' of what embeds: it, or its workers."""
     is_ray = "ray" in WAYS[way]
     output = folder / (f"parts-{time.monotonic_ns()}" if is_ray else "v.parquet")
     more = ("--part-rows", str(part_rows)) if is_ray else ()
-    began = time.monotonic()
-    subprocess.run(command(model, texts, output, *WAYS[way], *more), check=True)
-    return time.monotonic() - began
+    began, used = time.monotonic(), {}
+    process = subprocess.Popen(command(model, texts, output, *WAYS[way], *more))
+    while process.poll() is None:
+        used |= processor_seconds("ray::MapWorker" if is_ray else str(output))
+        time.sleep(0.1)
+    assert process.returncode == 0
+    return np.array([time.monotonic() - began, sum(used.values())])
+
+
+def processor_seconds(title: str) -> dict[int, float]:
+    """Of each process whose command line holds the title."""
+    used = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if title.encode() in (folder / "cmdline").read_bytes():
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                used[int(folder.name)] = (int(fields[11]) + int(fields[12])) / os.sysconf(
+                    "SC_CLK_TCK"
+                )
+    return used
 
 
 def speed(arguments: argparse.Namespace) -> None:
     texts = Path(arguments.texts)
     rows = len(texts.read_bytes().splitlines())
-    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    rates: dict[str, list[np.ndarray]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         single = folder / "single.txt"
@@ -54,10 +75,16 @@ def speed(arguments: argparse.Namespace) -> None:
                 start = seconds(arguments.model, single, folder, way, arguments.part_rows)
                 whole = seconds(arguments.model, texts, folder, way, arguments.part_rows)
                 rates[way].append(rows / (whole - start))
-                print(f"{way}: {rates[way][-1]:.1f} rows/s, start {start:.1f} s", flush=True)
-    usual, one, two = (statistics.median(rates[way]) for way in WAYS)
-    print(f"two workers over gemb embed -j 2: {two / usual:.2f} (bar 0.90)")
-    print(f"two workers over one: {two / one:.2f} (bar 1.8)")
+                clock, used = rates[way][-1]
+                print(
+                    f"{way}: {clock:.1f} rows/s, {used:.1f} a second of processors, "
+                    f"start {start[0]:.1f} s",
+                    flush=True,
+                )
+    usual, one, two = (np.median(rates[way], axis=0) for way in WAYS)
+    for row, name in enumerate(("by the clock", "by processors")):
+        print(f"two workers over gemb embed -j 2, {name}: {two[row] / usual[row]:.2f} (bar 0.90)")
+    print(f"two workers over one, by the clock: {two[0] / one[0]:.2f} (bar 1.8)")
 
 
 def resident(process: int) -> int:

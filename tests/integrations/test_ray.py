@@ -191,27 +191,40 @@ def test_a_worker_and_a_node_are_lost_and_no_row_is(cluster: Cluster, texts: str
     assert not [path for path in (cluster.folder / "lost").iterdir() if path.name[0] == "."]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_goes_on_after_its_driver_was_stopped(
-    cluster: Cluster, texts: str, sent: signal.Signals
-) -> None:
-    name = f"stopped-{sent.name}"
+def stopped(cluster: Cluster, texts: str, name: str, sent: signal.Signals) -> tuple[int, str]:
+    """A run that got a signal when it had three parts: its exit code, and what it said."""
     write_model(cluster.model, sleep_s=0.3)
     process = cluster.start(*cluster.words(texts, "-o", name))
     wait_for(lambda: len(parts(cluster, name)) >= 3, process)
     process.send_signal(sent)
-    error = process.communicate(timeout=60)[1].decode()
-    if sent == signal.SIGINT:
-        assert process.returncode == 130
-        assert error.endswith("gemb: interrupted\n")
-        assert f"{name} keeps the " in error
-        assert "--resume" in error
-    wait_for(lambda: not workers(cluster))  # a last part may have been written
+    error = process.communicate(timeout=100)[1].decode()
+    wait_for(lambda: not workers(cluster))
+    write_model(cluster.model)
+    return process.returncode, error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_a_signal_ends_the_driver_and_its_workers(
+    cluster: Cluster, texts: str, sent: signal.Signals, code: int, word: str
+) -> None:
+    name = sent.name
+    returned, error = stopped(cluster, texts, name, sent)
+    *notes, last = error.splitlines()
+    assert (returned, last) == (code, f"gemb: {word}")
+    assert notes[-1].startswith(f"gemb: note: {name} keeps the ")
+    assert notes[-1].endswith("the same command with --resume goes on from there")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_driver_was_killed(cluster: Cluster, texts: str) -> None:
+    name = "killed"
+    stopped(cluster, texts, name, signal.SIGKILL)
     kept = {path.name: path.stat().st_ino for path in parts(cluster, name)}
     (cluster.folder / name / f".part-000000-000000.parquet.{'0' * 32}").write_text("half")
-
-    write_model(cluster.model)
     again = cluster.embed(texts, "-o", name)
     assert again.returncode == 2
     assert message(again).endswith(
@@ -223,7 +236,7 @@ def test_a_run_goes_on_after_its_driver_was_stopped(
     assert {path.name: path.stat().st_ino for path in parts(cluster, name)}.items() >= kept.items()
     assert not [path for path in (cluster.folder / name).iterdir() if path.name[0] == "."]
 
-    # A whole run, and a part that was cut short; nothing, and one part, is computed.
+    # A part of a whole run that was cut short: it alone is computed.
     cut = parts(cluster, name)[2]
     cut.write_bytes(cut.read_bytes()[:-9])
     log = cluster.folder / f"{name}.log"

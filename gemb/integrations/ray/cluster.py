@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import warnings
 from collections.abc import Iterator
@@ -66,9 +67,11 @@ def connected(options: ClusterOptions) -> Iterator[int]:
     else:
         _check_answer(options.address)
         start = {"address": options.address}
+    on_term = signal.getsignal(signal.SIGTERM)
     try:
         with _silent_stderr():
             ray.init(**start, **quiet)
+        signal.signal(signal.SIGTERM, on_term)  # Ray's would leave with 15
     except Exception as error:  # of many kinds
         where = options.address or "this machine"
         raise Missing(f"no Ray at {where}: {_first_line(error)}") from None
