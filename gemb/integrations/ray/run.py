@@ -140,7 +140,7 @@ def _take(run: RayRun, folder: PartFolder) -> None:
             )
     else:
         before.check_equal(run.manifest, folder.name)
-        if not run.resume:
+        if not run.resume and folder.parts():
             state = "unfinished" if before.rows is None else "whole"
             raise UsageError(
                 f"{folder.name} holds this run already, {state}; --resume goes on, "
