@@ -90,7 +90,8 @@ def speed(arguments: argparse.Namespace) -> None:
 def resident(process: int) -> int:
     """Bytes of a process in memory, without the files that it shares."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")]
+    return sizes[0] if sizes else 0  # it has ended
 
 
 def memory(arguments: argparse.Namespace) -> None:

@@ -173,11 +173,11 @@ def printed(meeting: str, recipe: Path, run: Path, nodes: int, processes: int) -
 
 
 def test_a_rank_of_two_machines_is_killed_and_three_go_on(recipe, tmp_path):
-    run, steps = tmp_path / "run", "run.steps=100"
+    run, steps = tmp_path / "run", "run.steps=30"
     words = printed(f"localhost:{free_port()}", recipe, run, 2, 1)
     machines = [start(*words, steps, "-q") for _ in range(2)]
     try:
-        wait_for_steps(run, machines[0], 7)
+        wait_for_steps(run, machines[0], 4)
         victim = ranks_of(machines[1].pid)
         os.kill(*victim.values(), signal.SIGKILL)
         errors = [machine.communicate(timeout=SOON_S)[1] for machine in machines]
