@@ -122,6 +122,10 @@ def test_daft(reference, expected):
     assert np.array_equal(np.array(answer["embedding"], np.float32), expected)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
 def test_spark(reference, expected):
     sql = pytest.importorskip("pyspark.sql")
     if not shutil.which("java"):
