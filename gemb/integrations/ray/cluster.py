@@ -183,4 +183,6 @@ def _last_line(error: BaseException) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # a traceback of a server follows
+        return lines[-1]
     return lines[0] if lines else type(error).__name__
