@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,10 +128,12 @@ def test_daft(reference, expected):
 @pytest.mark.filterwarnings(
     "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
 )
-def test_spark(reference, expected):
+def test_spark(reference, expected, monkeypatch):
     sql = pytest.importorskip("pyspark.sql")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     spark = sql.SparkSession.builder.master("local[1]").getOrCreate()
     try:
         frame = spark.createDataFrame([(text,) for text in TEXTS], "text string").coalesce(1)
