@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -413,9 +414,9 @@ def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
             check=False,
         )
     finally:
-        for title in ("raylet/raylet", "gcs/gcs_server"):
-            for process in processes(title, port):
-                os.kill(process, signal.SIGTERM)
+        for process in processes("/ray/", f":{port}") + processes("/gcs_server", f"={port}"):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
     assert done.returncode == 0, done.stderr
     assert '"rows": 400,' in done.stdout
     parts = sorted((folder / "vectors").glob("part-*"))
