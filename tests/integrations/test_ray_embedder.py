@@ -69,6 +69,16 @@ def test_arrow(kind, reference, expected):
     ]
 
 
+def test_batches_hold_lists_as_spark_has_them(reference, expected):
+    batch = pyarrow.record_batch({"text": TEXTS})
+    (answer,) = Embedder(model=reference).batches([batch])
+    assert answer.schema.field("embedding").type == pyarrow.list_(pyarrow.float32())
+    rows = answer.column("embedding").to_pylist()
+    assert [row is None for row in rows] == [error is not None for error in ERRORS]
+    assert np.array_equal(np.array([rows[row] for row in GOOD], np.float32), expected)
+    assert answer.column("error").to_pylist() == ERRORS
+
+
 def test_pandas(reference, expected):
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"text": TEXTS, "title": ["T", *[None] * 5]}, index=range(10, 16))

@@ -103,9 +103,19 @@ class Embedder:
         raise UsageError(f"a batch is {kind}; give a dict of arrays, an Arrow table or a DataFrame")
 
     def batches(self, batches: Iterable[pyarrow.RecordBatch]) -> Iterator[pyarrow.RecordBatch]:
-        """Yield each batch with its vectors: `frame.mapInArrow(Embedder(...).batches, schema)`."""
+        """Yield each batch with its vectors: `frame.mapInArrow(Embedder(...).batches, schema)`.
+
+        The vectors are lists, since Spark has none of one length.
+        """
+        import pyarrow
+
         for batch in batches:
-            yield self._of_arrow(batch)
+            answer = self._of_arrow(batch)
+            place = answer.schema.get_field_index(self.vector)
+            column = answer.column(place)
+            lists = column.cast(pyarrow.list_(column.type.value_type))
+            columns = [*answer.columns[:place], lists, *answer.columns[place + 1 :]]
+            yield pyarrow.RecordBatch.from_arrays(columns, names=answer.schema.names)
 
     def embed(self, texts: Sequence[object], titles: Sequence[object] | None = None) -> Embedded:
         """Return the vectors of texts, and why some have none.
