@@ -172,6 +172,7 @@ def printed(meeting: str, recipe: Path, run: Path, nodes: int, processes: int) -
     return [*(replaced.get(word, word) for word in usual.split()[1:]), "--resume", "auto"]
 
 
+@pytest.mark.timeout(900)  # three runs
 def test_a_rank_of_two_machines_is_killed_and_three_go_on(recipe, tmp_path):
     run, steps = tmp_path / "run", "run.steps=30"
     words = printed(f"localhost:{free_port()}", recipe, run, 2, 1)
