@@ -62,7 +62,7 @@ def cluster_options(command: F) -> F:
         click.option(
             "--address",
             metavar="ADDRESS",
-            help="A cluster that runs: auto, HOST:PORT, ray://HOST:PORT; else Ray starts here.",
+            help="A cluster: auto (this is one of its nodes) or HOST:PORT; else Ray starts here.",
         ),
         click.option(
             "--gpus",

@@ -453,7 +453,13 @@ def test_the_five_lines_of_the_help(tmp_path: Path) -> None:
         (
             ["a.txt", "-o", "x", "--address", "nobody"],
             2,
-            "--address nobody: write auto, HOST:PORT or ray://HOST:PORT",
+            "--address nobody: write auto or HOST:PORT",
+        ),
+        (
+            ["a.txt", "-o", "x", "--address", "ray://127.0.0.1:9"],
+            2,
+            "--address ray://127.0.0.1:9: Ray Data does not work through Ray's client; run this on "
+            "a node of the cluster, with --address auto",
         ),
         (
             ["a.txt", "-o", "x", "--address", "127.0.0.1:9"],

@@ -89,13 +89,19 @@ def _check_answer(address: str) -> None:
     """Refuse an address where nobody listens: Ray would try for minutes.
 
     Raises:
+        UsageError: it is no address of a cluster.
         Missing: nothing takes a connection.
     """
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    host, colon, port = address.rpartition(":")
     if address == "auto":
         return
+    if address.startswith("ray://"):
+        raise UsageError(
+            f"--address {address}: Ray Data does not work through Ray's client; run this on a node "
+            "of the cluster, with --address auto"
+        )
     if not colon or not port.isdecimal():
-        raise UsageError(f"--address {address}: write auto, HOST:PORT or ray://HOST:PORT")
+        raise UsageError(f"--address {address}: write auto or HOST:PORT")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_S).close()
     except (OSError, OverflowError) as error:
