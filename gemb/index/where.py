@@ -81,6 +81,10 @@ _BY_ORDER = ("<", "<=", ">", ">=", "between")
 _COMPARISONS = (*_BY_ORDER, "=", "==", "!=", "<>", "is", "in")
 
 
+class WrongFilter(UsageError):
+    """A filter is not what it should be; all else that a search raises is no fault of it."""
+
+
 class Where(NamedTuple):
     """A filter, ready to be run."""
 
@@ -377,6 +381,6 @@ def _complaint(text: str) -> str:
     return ""
 
 
-def wrong(reason: str) -> UsageError:
+def wrong(reason: str) -> WrongFilter:
     """Return the error of an expression."""
-    return UsageError(f"--where: {visible(reason)}")
+    return WrongFilter(f"--where: {visible(reason)}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Self
 from gemb.embedding.model import Model
 from gemb.errors import Missing, UsageError
 from gemb.index.hits import Hit
-from gemb.index.manifest import is_index
+from gemb.index.manifest import is_index, read_manifest
 from gemb.index.reader import Index as Snapshot
 from gemb.io.text import visible
 from gemb.models.references import DEFAULT, resolve
@@ -133,6 +133,7 @@ def search(
                 weak=weak,
                 hybrid=hybrid,
                 task=task,
+                dim=dim,
             )
     if where is not None:
         raise UsageError("where= is for an index: gemb index build NAME PATH makes one")
@@ -154,7 +155,8 @@ class Index:
     """An index that `gemb index build` made. Threads may share it.
 
     A search sees what was committed when it began, so an index that is kept in step by
-    `gemb index sync`, or replaced, need not be opened again.
+    `gemb index sync`, or replaced, need not be opened again. One that is replaced by an index of
+    another model is searched with that, unless a model was given.
     """
 
     folder: Path
@@ -165,6 +167,8 @@ class Index:
         self._given = model
         self._force = force
         self._own: Model | None = model if isinstance(model, Model) else None
+        self._own_of = ""  # fingerprint of the model of the index when its own was opened
+        self._at_hand: Model | None = None  # an open one, which may be the index's
         self._opening = threading.Lock()
 
     @staticmethod
@@ -195,9 +199,9 @@ class Index:
             UsageError: it is no index, or not whole yet.
             GembError: a file of it is missing or damaged.
         """
-        with Snapshot.open(Path(folder)) as snapshot:
-            is_its_model = snapshot.spec.model == model.profile.fingerprint
-        return Index(Path(folder), model if is_its_model else None)
+        index = Index.open(folder)
+        index._at_hand = model
+        return index
 
     def __len__(self) -> int:
         """Return how many rows can be found now."""
@@ -215,6 +219,7 @@ class Index:
         weak: bool = False,
         hybrid: bool = False,
         task: str | None = None,
+        dim: int | None = None,
         accuracy: str = "auto",
     ) -> list[SearchHit]:
         """Return the passages or rows that answer a question, best first; none: an empty list.
@@ -228,6 +233,7 @@ class Index:
             weak: also hits below that.
             hybrid: rank by words (BM25), too.
             task: of the question; None: as the index says.
+            dim: width of the vectors, that of the index; None: this one.
             accuracy: auto, exact, balanced or fast.
 
         Raises:
@@ -238,15 +244,15 @@ class Index:
         criteria = _criteria(
             k, min_score=min_score, weak=weak, hybrid=hybrid, where=where, accuracy=accuracy
         )
-        given = self._given if isinstance(self._given, str) else ""
-        job = _job(question, like, criteria, task=task, model=given, force=self._force)
+        given = self._given.reference if isinstance(self._given, Model) else self._given or ""
+        job = _job(question, like, criteria, task=task, dim=dim, model=given, force=self._force)
         kept = _Kept()
         run_index(job, self.folder, self._encoder, kept)
         return kept.hits
 
     def close(self) -> None:
         """Close the model that the index has opened; one that it was given stays open."""
-        if self._own is not None and self._own is not self._given:
+        if self._own is not None and self._own not in (self._given, self._at_hand):
             self._own.close()
         self._own = self._given if isinstance(self._given, Model) else None
 
@@ -267,12 +273,20 @@ class Index:
     def _encoder(self, reference: str) -> Encoder:
         """Return the open encoder of the model that a search wants."""
         with self._opening:  # of several threads one opens it
-            if self._own is None:
-                self._own = self._given_model() or _named_model(self.folder, reference)
+            if self._given:
+                if self._own is None:
+                    self._own = Model(self._given) if isinstance(self._given, str) else self._given
+                return self._own.encoder
+            wanted = read_manifest(self.folder).spec.model
+            if self._own is None or self._own_of != wanted:
+                # A model that was opened for an earlier index goes with the last search by it.
+                self._own, self._own_of = self._named(reference, wanted), wanted
             return self._own.encoder
 
-    def _given_model(self) -> Model | None:
-        return Model(self._given) if isinstance(self._given, str) and self._given else None
+    def _named(self, reference: str, fingerprint: str) -> Model:
+        if self._at_hand and self._at_hand.profile.fingerprint == fingerprint:
+            return self._at_hand
+        return _named_model(self.folder, reference)
 
 
 def _named_model(folder: Path, reference: str) -> Model:

@@ -62,5 +62,7 @@ def hit_fields(rank: int, hit: SearchHit) -> dict[str, Any]:
         "title": hit.title,
         "text": hit.text,
         "stale": hit.stale,
+        "estimated": hit.is_estimate,
+        "copies": hit.copies,
         "kept": dict(hit.kept),
     }

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from gemb import __version__
 from gemb.embedding.pipeline import shortened
 from gemb.errors import GembError, UsageError
+from gemb.index.where import WrongFilter
 from gemb.models.profile import check_dims
 from gemb.serving import forms
 from gemb.serving.answers import Answer, as_json, hit_fields, rows_as_json
@@ -201,7 +202,17 @@ class Service:
         name, index = self._index(form.index)
         if not 1 <= form.k <= MOST_HITS:
             raise Refused(400, f"k is {form.k}; it is 1 to {MOST_HITS}", param="k")
+        if form.min_score is not None and not -1 <= form.min_score <= 1:
+            message = f"min_score={form.min_score!r}; it is a cosine, from -1 to 1"
+            raise Refused(400, message, code="invalid_value", param="min_score")
         (question,) = self._texts(form.query, "query")
+        if len(question) > self._limits.question:
+            raise Refused(
+                413,
+                f"query has {len(question):,} characters; the most is {self._limits.question:,}",
+                code="too_long",
+                param="query",
+            )
         if self._searching >= self._limits.searches:
             raise Refused(
                 429,
@@ -221,8 +232,8 @@ class Service:
         )
         try:
             hits = await self._searched(request, work)
-        except UsageError as error:
-            raise Refused(400, str(error), code="invalid_value") from None
+        except WrongFilter as error:
+            raise Refused(400, str(error), code="invalid_value", param="where") from None
         except GembError as error:
             raise Refused(503, f"the index {name} cannot be searched: {error}") from None
         entries = [hit_fields(rank, hit) for rank, hit in enumerate(hits, 1)]
@@ -278,8 +289,9 @@ class Service:
         """Return what a search finds; its place is free once it has ended, or was not begun.
 
         Raises:
-            UsageError: it is a wrong search.
-            GembError: the index is damaged, or the model fails.
+            WrongFilter: `where` is not what it should be.
+            GembError: the index is damaged, not there or of a model that is not here, or the model
+                fails.
             ClientGone: nobody waits any more.
         """
         loop = asyncio.get_running_loop()
@@ -367,6 +379,7 @@ class Service:
         self, request: Request, records: Sequence[Record], *, may_cut: bool
     ) -> Answer:
         """Return the vectors of records, [n, dim of the model]; see `_vectors`."""
+        self._bodies.check_room(4 * self._model.profile.width * len(records))
         job = self._submitted(records)
         request.state.told.texts = len(records)
         try:

@@ -26,7 +26,10 @@ class Told:
 
 
 class Bodies:
-    """Reads bodies. The bytes of all, and of their answers, are bounded: small ones are exempt."""
+    """Reads bodies. The bytes of all, and of their answers, are bounded: small ones are exempt.
+
+    A small body may have a large answer, so that both are looked at.
+    """
 
     def __init__(self, limits: Limits) -> None:
         """Hold none."""
@@ -51,14 +54,22 @@ class Bodies:
                     self.hold(request.state.told, len(chunk))
                     if len(body) > limits.body_bytes:
                         raise _too_long(limits)
-                    if len(body) > SMALL and self._held > limits.held_bytes:
-                        raise _too_many()
+                    self.check_room(len(body))
         except TimeoutError:
             message = f"the body was not whole within {limits.body_s:g} s"
             raise Refused(408, message, code="timeout") from None
         except ClientDisconnect:
             raise ClientGone from None
         return parsed(bytes(body), form)
+
+    def check_room(self, count: int) -> None:
+        """Refuse a body or an answer of so many bytes where too much is held.
+
+        Raises:
+            Refused: 429.
+        """
+        if count > SMALL and self._held > self._limits.held_bytes:
+            raise _too_many()
 
     def hold(self, told: Told, count: int) -> None:
         """Count bytes of a request or of its answer."""

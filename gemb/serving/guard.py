@@ -216,7 +216,9 @@ class Guard:
             if method == "OPTIONS" and headers.get("origin") in self.access.origins:
                 return Response(status_code=204)  # browsers ask before, without the key
             self.access.check_key(headers, path)
-            return await self._handler(method, path)(request)
+            response = await self._handler(method, path)(request)
+            self.bodies.check_room(len(response.body))
+            return response
         except Refused as refusal:
             return _refused(refusal, path)
 

@@ -18,7 +18,7 @@ from gemb.search.cited import fitted
 from gemb.search.interface import Index, SearchHit, search
 from gemb.texts.ignore import is_ignored
 
-SECONDS = 3.0  # for new vectors of a question: agents wait, and give up after a minute
+SECONDS = 5.0  # of a search of folders: agents wait, and give up after a minute
 MOST_HITS = 50
 MOST_TOKENS = 8000
 LEAST_TOKENS = 50

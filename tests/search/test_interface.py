@@ -147,8 +147,35 @@ def test_an_index_of_another_model_opens_its_own(index, folder):
             assert as_json(opened.search(question)) == as_json(Index.open(index).search(question))
         (folder / "m.fake").unlink()
         assert Index.suiting(index, its).search(question)
+        with (
+            Index.open(index, model=other) as opened,
+            pytest.raises(UsageError, match=r"of another model \(.*m\.fake\), not of other\.fake"),
+        ):
+            opened.search(question)
         with pytest.raises(Missing, match=r"was built with the model .*m\.fake, which is not here"):
             Index.suiting(index, other).search(question)
+
+
+def test_an_index_that_is_replaced_by_one_of_another_model_is_searched_with_that(index, folder):
+    write_model(folder / "other.fake", name="other", is_bag=True)
+    question = "the cat sleeps on the mat"
+    with Model("m.fake") as model, Index.suiting(index, model) as suiting, Index.open(index) as own:
+        before = as_json(own.search(question))
+        assert as_json(suiting.search(question)) == before
+        run("index", "build", "-f", "docs.gemb", "docs", "-m", "other.fake")
+        for opened in (suiting, own):
+            assert [hit.path for hit in opened.search(question, k=1)] == ["docs/cat.md"]
+            assert opened._encoder("other.fake").profile.fingerprint != model.profile.fingerprint
+        run("index", "build", "-f", "docs.gemb", "docs", "-m", "m.fake")
+        assert as_json(suiting.search(question)) == as_json(own.search(question)) == before
+        assert suiting._encoder("") is model.encoder
+        write_model(folder / "m.fake", name="another", is_bag=True)
+        with (
+            Index.open(index) as changed,
+            pytest.raises(UsageError, match="is not what it was when the index was built"),
+        ):
+            changed.search(question)
+    assert model.reference == "m.fake"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +193,7 @@ def test_an_index_of_another_model_opens_its_own(index, folder):
         ({"min_score": 2}, "min_score=2; it is a cosine, from -1 to 1"),
         ({"passages": "verse"}, "passages='verse'; it is one of auto, lines"),
         ({"task": "poem"}, "no task 'poem'"),
+        ({"paths": "docs.gemb", "dim": 128}, "--dim 128: the vectors of docs.gemb have 768"),
     ],
 )
 def test_arguments_that_are_refused(index, arguments, message):

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -254,9 +253,7 @@ def test_the_sdks_client_asks_over_stdio(gemb):
             assert [tool.name for tool in tools] == ["search", "similar", "status"]
             for tool in tools:  # no unions: some agents' checkers refuse them
                 assert "anyOf" not in json.dumps(tool.input_schema)
-            began = time.monotonic()
             answer = await client.call_tool("search", {"question": QUESTION, "max_tokens": 300})
-            assert time.monotonic() - began < 20
             assert not answer.is_error
             assert answer.content[0].text.startswith("docs/cat.md:")
             outside = await client.call_tool("search", {"question": "x", "path": "../secret"})

@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 
 import numpy as np
 import openai
 import pytest
 
+import gemb
 from fake_backend import write_model
 from gemb import Model, plugins
+from gemb.serving.answers import hit_fields
+from gemb.serving.page import PAGE
 
 TEXTS = ["the cat sleeps", "a dog barks at night", "x"]
 
@@ -204,6 +208,15 @@ def test_hits_are_those_of_gemb_search(served, home):
     where = {"query": question, "index": "docs", "where": "path like '%tax%'", "weak": True}
     assert [hit["path"] for hit in served.ask("/v1/search", where).json["hits"]] == ["docs/tax.txt"]
     assert served.ask("/v1/search", {"query": "quantum"}).json["hits"] == []
+
+
+def test_a_hit_says_that_it_is_a_draft_and_in_how_many_places_it_stands():
+    hit = gemb.SearchHit(score=0.5, text="a", path="a.md", is_estimate=True, copies=3)
+    fields = hit_fields(1, hit)
+    assert (fields["estimated"], fields["copies"]) == (True, 3)
+    fields = hit_fields(1, gemb.SearchHit(score=0.5, text="a"))
+    assert (fields["estimated"], fields["copies"]) == (False, 1)
+    assert set(re.findall(r"\bhit\.(\w+)", PAGE.read_text("utf-8"))) <= set(fields)
 
 
 def test_a_request_has_an_id_and_a_line_in_the_log(served):

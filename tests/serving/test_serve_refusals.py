@@ -12,10 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
+from starlette.responses import Response
 
 from gemb.serving.bodies import Bodies, Told
 from gemb.serving.forms import OpenAIEmbeddings
+from gemb.serving.guard import Access, Guard
 from gemb.serving.limits import Limits
+from gemb.serving.metrics import Metrics
 from gemb.serving.refusals import Refused
 
 MODEL = "model.fake"
@@ -65,6 +68,7 @@ def embed(**fields):
         ("/v1/search", {"query": "a", "index": "nosuch"}, 404, "no index 'nosuch'; here are docs"),
         ("/v1/search", {"query": "a", "where": "nosuch = 1"}, 400, "nosuch"),
         ("/v1/search", {"query": "a", "where": "1; drop table rows"}, 400, ""),
+        ("/v1/search", {"query": "a_b " * 30_000}, 413, "query has 120,000 characters"),
         ("/v1/search", {"query": "a", "min_score": 7}, 400, "min_score=7.0; it is a cosine"),
         ("/nosuch", {}, 404, "no such path; here are "),
         ("/health", {}, 405, "/health takes GET"),
@@ -164,6 +168,35 @@ def test_bodies_and_answers_in_memory_are_bounded_in_sum():
         assert bodies._held == 0
 
     asyncio.run(run())
+
+
+def test_a_large_answer_to_a_small_request_is_refused_where_too_much_is_held():
+    """Clients that ask for much in few bytes, and do not take it, would fill the memory."""
+    bodies = Bodies(Limits(held_bytes=1_000_000))
+    sent: list[dict] = []
+
+    async def large(request):
+        return Response(b"x" * 100_000)
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask() -> int:
+        sent.clear()
+        scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b""}
+        scope |= {"headers": [(b"host", b"localhost")], "state": {}}
+        guard = Guard({("GET", "/metrics"): large}, Access(), bodies, Metrics(lambda: 0))
+        await guard(scope, None, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(ask()) == 200
+    told = Told()
+    bodies.hold(told, 1_000_001)  # answers that nobody takes
+    assert asyncio.run(ask()) == 429
+    assert b"too many large requests are in memory" in sent[1]["body"]
+    bodies.release(told)
+    assert asyncio.run(ask()) == 200
+    assert bodies._held == 0
 
 
 def test_texts_that_are_too_many_together_are_refused(served):

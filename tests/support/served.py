@@ -52,7 +52,7 @@ class Served:
             self.lines.put(line.decode())
         self.lines.put("")
 
-    def line(self, part: str, timeout_s: float = 30) -> str:
+    def line(self, part: str, timeout_s: float = 120) -> str:
         """Return the next line on stderr that has this part."""
         until = time.monotonic() + timeout_s
         while True:
@@ -120,7 +120,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
