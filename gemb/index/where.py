@@ -109,15 +109,22 @@ def condition_for(connection: sqlite3.Connection, text: str) -> Where:
             kept = _kept(connection, -1)  # a field that few rows have
     where = _compiled(tokens, kept)
     try:
-        with _guarded(connection):
+        with _guarded(connection, MOST_S):
             connection.execute(f"EXPLAIN {where.sql}", where.values).close()
     except sqlite3.Error as error:
         raise wrong(_complaint(text) or _explained(str(error))) from None
     return where
 
 
-def matching(connection: sqlite3.Connection, where: Where) -> NDArray[np.int64]:
+def matching(
+    connection: sqlite3.Connection, where: Where, seconds: float | None = None
+) -> NDArray[np.int64]:
     """Return the slots of the rows that pass, int64 [n], ascending.
+
+    Args:
+        connection: the one that the filter was made for.
+        where: the filter.
+        seconds: that it may take; None: `MOST_S`.
 
     Raises:
         UsageError: the expression cannot take the value of a row, or it takes too long.
@@ -125,13 +132,14 @@ def matching(connection: sqlite3.Connection, where: Where) -> NDArray[np.int64]:
     """
     import numpy as np
 
-    with reading_rows(), _guarded(connection):
+    seconds = MOST_S if seconds is None else seconds
+    with reading_rows(), _guarded(connection, seconds):
         try:
             rows = connection.execute(where.sql, where.values)
             return np.fromiter((slot for (slot,) in rows), np.int64)
         except sqlite3.Error as error:
             if error.sqlite_errorname == "SQLITE_INTERRUPT":
-                raise wrong(f"it takes over {MOST_S:.0f} s") from None
+                raise wrong(f"it takes over {seconds:.0f} s") from None
             # Kept fields are JSON, if they are not damaged; other texts need not be.
             is_damage = "JSON" in str(error) and not _JSON.search(where.sql.replace(_EXTRACT, ""))
             if error.sqlite_errorname in ("SQLITE_ERROR", "SQLITE_TOOBIG") and not is_damage:
@@ -156,7 +164,7 @@ def reading_rows() -> Iterator[None]:
 
 
 @contextmanager
-def _guarded(connection: sqlite3.Connection) -> Iterator[None]:
+def _guarded(connection: sqlite3.Connection, seconds: float) -> Iterator[None]:
     """Let a statement read the columns of `rows` by the allowed functions, for a time."""
     readable = {*COLUMNS, "slot", "kept", ""}  # the last: of a statement that needs no column
     functions = FUNCTIONS | {"->", "->>"}
@@ -169,7 +177,7 @@ def _guarded(connection: sqlite3.Connection) -> Iterator[None]:
         )
         return sqlite3.SQLITE_OK if is_allowed else sqlite3.SQLITE_DENY
 
-    deadline = time.monotonic() + MOST_S
+    deadline = time.monotonic() + seconds
     longest = connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LARGEST)
     connection.create_function("has", 2, _has, deterministic=True)
     connection.set_authorizer(authorized)

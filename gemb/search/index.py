@@ -53,7 +53,7 @@ def run_index(job: SearchJob, folder: Path, open_model: ModelOpener, form: Outpu
     criteria = job.criteria
     with Index.open(folder) as index:
         check_asked(index, folder, task=job.task, dim=job.dim)
-        rows = rows_of(index, criteria.where)
+        rows = rows_of(index, criteria.where, criteria.where_seconds)
         like: int | None = None
         finder: Encoder | None = None  # of the best lines
         prompt = Prompt(index.spec.prompt)
@@ -177,8 +177,13 @@ class SelectedRows:
     count: int
 
 
-def rows_of(index: Index, filter_: str | None) -> SelectedRows:
+def rows_of(index: Index, filter_: str | None, seconds: float | None = None) -> SelectedRows:
     """Return the rows that a filter leaves; a note says where that takes seconds.
+
+    Args:
+        index: an open index.
+        filter_: None: all rows.
+        seconds: that it may take; None: as `matching` says.
 
     Raises:
         UsageError: it is no filter, or a field is not there.
@@ -191,7 +196,7 @@ def rows_of(index: Index, filter_: str | None) -> SelectedRows:
     if where.reads_kept and index.count > NOTED:
         seconds = KEPT_S * index.count
         note(f"--where reads the kept fields of {index.count:,} rows: about {seconds:.0f} s")
-    numbers = matching(index.connection, where)
+    numbers = matching(index.connection, where, seconds)
     if index.alive is not None:
         numbers = np.intersect1d(numbers, index.alive, assume_unique=True)
     return SelectedRows(numbers=numbers, count=len(numbers))

@@ -221,6 +221,7 @@ class Index:
         task: str | None = None,
         dim: int | None = None,
         accuracy: str = "auto",
+        where_seconds: float | None = None,
     ) -> list[SearchHit]:
         """Return the passages or rows that answer a question, best first; none: an empty list.
 
@@ -235,6 +236,7 @@ class Index:
             task: of the question; None: as the index says.
             dim: width of the vectors, that of the index; None: this one.
             accuracy: auto, exact, balanced or fast.
+            where_seconds: that the filter may take; None: ten minutes.
 
         Raises:
             UsageError: the question is empty, or an argument is not what it should be.
@@ -244,6 +246,7 @@ class Index:
         criteria = _criteria(
             k, min_score=min_score, weak=weak, hybrid=hybrid, where=where, accuracy=accuracy
         )
+        criteria = replace(criteria, where_seconds=where_seconds)
         given = self._given.reference if isinstance(self._given, Model) else self._given or ""
         job = _job(question, like, criteria, task=task, dim=dim, model=given, force=self._force)
         kept = _Kept()

@@ -44,6 +44,7 @@ class Criteria:
     min_score: float | None = None  # None: what is better than chance
     is_weak: bool = False  # what does not reach the floor, too
     where: str | None = None  # a filter of rows
+    where_seconds: float | None = None  # that it may take; None: as the index says
     is_hybrid: bool = False  # by words, too
     accuracy: str = "auto"  # of `gemb.index.ranking.ACCURACIES`
     # Of files:

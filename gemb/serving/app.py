@@ -226,6 +226,7 @@ class Service:
             question,
             form.k,
             where=form.where,
+            where_seconds=self._limits.where_s,
             min_score=form.min_score,
             weak=form.weak,
             hybrid=form.hybrid,

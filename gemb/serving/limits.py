@@ -21,6 +21,7 @@ class Limits:
     batch_tokens: int = 4096  # estimated, computed together
     window_s: float = 0.003  # a batch waits no longer for requests that come at the same time
     searches: int = 16  # at once, or waiting: 429
+    where_s: float = 30.0  # that a search's filter may take: 400
     question: int = 100_000  # characters of a search's question, which is read for its words: 413
     connections: int = 1024  # 503
     head_s: float = 10.0  # until a request's head is whole: the connection is closed

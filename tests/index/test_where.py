@@ -271,6 +271,7 @@ def test_a_filter_ends_after_its_time(monkeypatch):
     monkeypatch.setattr(where_module, "STEPS", 10)
     with pytest.raises(UsageError, match=r"^--where: it takes over 0 s$"):
         matching(connection, where)
+    assert len(matching(connection, where, 60.0)) > 0
 
 
 def test_a_value_that_grows_ends_the_filter(monkeypatch):

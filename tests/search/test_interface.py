@@ -18,6 +18,7 @@ from file_trees import write
 from gemb import Index, Model, SearchHit
 from gemb.cli import gemb as command
 from gemb.errors import Missing, UsageError
+from gemb.index.where import WrongFilter
 
 DOCS = {
     "docs/cat.md": "# Pets\n\nThe cat sleeps on the mat all day.\n\nIt eats fish.\n",
@@ -218,6 +219,14 @@ def test_what_an_index_refuses(index):
         pytest.raises(Missing, match=r"was built with the model .*m\.fake, which is not here"),
     ):
         opened.search("cat")
+
+
+def test_a_filter_ends_after_the_time_that_it_is_given(index, monkeypatch):
+    monkeypatch.setattr("gemb.index.where.STEPS", 2)
+    with Index.open(index) as opened:
+        assert opened.search("the cat sleeps on the mat", where="line > 0", where_seconds=60)
+        with pytest.raises(WrongFilter, match=r"^--where: it takes over 0 s$"):
+            opened.search("the cat sleeps on the mat", where="line > 0", where_seconds=0)
 
 
 def test_nothing_relevant_is_an_empty_list_and_prints_nothing(folder, capfd, caplog):
