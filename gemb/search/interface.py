@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -140,7 +141,7 @@ def search(
     if passages not in PASSAGE_KINDS:
         raise UsageError(f"passages={passages!r}; it is one of {', '.join(PASSAGE_KINDS)}")
     walk = Walk(globs=tuple(globs), hidden=hidden, ignore=ignore, follow=follow)
-    if budget is not None and not 0 <= budget < math.inf:
+    if budget is not None and not (isinstance(budget, Real) and 0 <= budget < math.inf):
         raise UsageError(f"budget={budget!r}; it is a number of seconds, 0 or more, or None")
     criteria = replace(_criteria(k, min_score=min_score, weak=weak, hybrid=hybrid), seconds=budget)
     job = _job(question, like, criteria, task=task, dim=dim)
@@ -356,7 +357,8 @@ def _criteria(
 
     if k is not None and (not isinstance(k, int) or k < 1):
         raise UsageError(f"k={k!r}; it is 1 or more, or None for all that are relevant")
-    if min_score is not None and not -1 <= min_score <= 1:
+    is_number = isinstance(min_score, Real)
+    if min_score is not None and not (is_number and -1 <= min_score <= 1):
         raise UsageError(f"min_score={min_score!r}; it is a cosine, from -1 to 1, or None")
     if accuracy not in ACCURACIES:
         raise UsageError(f"accuracy={accuracy!r}; it is one of {', '.join(ACCURACIES)}")

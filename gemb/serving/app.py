@@ -247,7 +247,7 @@ class Service:
             {"id": name, "object": "model", "created": self._began, "owned_by": "gemb"}
             for name in self._prompts.names
         ]
-        wanted = request.url.path.removeprefix("/v1/models").strip("/")
+        wanted = request.scope["path"].removeprefix("/v1/models").strip("/")
         if not wanted:
             return as_json(orjson.dumps({"object": "list", "data": entries}))
         self._prompts.task_of(wanted)

@@ -146,10 +146,10 @@ def read_keys(path: Path) -> tuple[bytes, ...]:
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys:
         raise UsageError(f"--api-key-file {visible(str(path))} has no key; write one on a line")
-    if any(len(key) < SHORTEST_KEY or " " in key for key in keys):
+    if any(len(key) < SHORTEST_KEY or " " in key or not key.isascii() for key in keys):
         raise UsageError(
             f"--api-key-file {visible(str(path))}: a key has {SHORTEST_KEY} characters or more, "
-            "and no space: openssl rand -hex 32 makes one"
+            "and no space, all in ASCII: openssl rand -hex 32 makes one"
         )
     if mode & 0o077:
         warn(f"{visible(str(path))} can be read by others: chmod 600 {visible(str(path))}")
@@ -210,7 +210,8 @@ class Guard:
         self._log(scope, request_id, status, seconds, told, failure)
 
     async def _response(self, request: Request, headers: Headers) -> Response:
-        path, method = request.url.path, request.method
+        # Not of request.url, which is made of the Host header, too.
+        path, method = request.scope["path"], request.method
         try:
             self.access.check_caller(headers)
             if method == "OPTIONS" and headers.get("origin") in self.access.origins:

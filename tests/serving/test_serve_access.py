@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 from starlette.datastructures import Headers
+from starlette.responses import Response
 
 from gemb.errors import UsageError
-from gemb.serving.guard import Access, read_keys
+from gemb.serving.bodies import Bodies
+from gemb.serving.guard import Access, Guard, read_keys
+from gemb.serving.limits import Limits
+from gemb.serving.metrics import Metrics
 from gemb.serving.server import listening_socket, unix_socket
 from index_cases import error
 from served import Served
@@ -65,6 +70,7 @@ def test_health_and_the_page_need_no_key(keyed):
         ("# nothing\n", "keys has no key"),
         ("short\n", "a key has 16 characters or more"),
         ("a key with spaces in it\n", "a key has 16 characters or more, and no space"),
+        ("schlüsselschlüssel\n", "and no space, all in ASCII"),
     ],
 )
 def test_a_file_of_keys_that_is_wrong_is_refused(tmp_path, text, message):
@@ -156,6 +162,25 @@ def test_an_insecure_server_takes_addresses_and_named_hosts_alone():
     for host in ("evil.example", "10.0.0.7.evil.example", ""):
         with pytest.raises(Exception, match="is not this server's"):
             access.check_caller(_headers(host=host))
+
+
+@pytest.mark.parametrize("host", ["x/health?", "[", "[::1/health#", "localhost:80/health?"])
+def test_no_host_makes_another_path_of_a_request(host):
+    statuses = []
+
+    async def secret(request):
+        return Response(b"secret")
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": b""}
+    scope |= {"headers": [(b"host", host.encode())], "state": {}, "scheme": "http"}
+    access = Access(hosts=None, key_digests=(b"0" * 32,))
+    routes = {("GET", "/metrics"): secret, ("GET", "/health"): secret}
+    guard = Guard(routes, access, Bodies(Limits()), Metrics(lambda: 0))
+    asyncio.run(guard(scope, None, send))
+    assert statuses[0] == 401
 
 
 def _headers(**values):
