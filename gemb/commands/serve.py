@@ -268,7 +268,7 @@ def _access(
             None  # a foreign page reaches no Unix socket, and has no key
         )
     else:
-        allowed = (*LOOPBACK, *(name.lower() for name in hosts))
+        allowed = (*LOOPBACK, *(name.lower() for name in (host, *hosts)))
     return Access(key_digests=keys, hosts=allowed, any_address=not is_local, origins=origins)
 
 

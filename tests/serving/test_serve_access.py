@@ -13,6 +13,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
+from gemb.commands.serve import _access
 from gemb.errors import UsageError
 from gemb.serving.bodies import Bodies
 from gemb.serving.guard import Access, Guard, read_keys
@@ -153,6 +154,17 @@ def test_a_page_that_is_allowed_may_ask(home):
     assert server.ask("/health", headers={"origin": "https://b.example"}).status == 403
     assert server.ask("/health", headers={"host": "box.example:443"}).status == 200
     assert server.end() == 0
+
+
+def test_a_server_is_called_by_the_address_that_it_was_given():
+    more = {"uds": None, "key_file": None, "hosts": ("box.example",), "origins": ()}
+    access = _access("127.0.0.2", insecure=False, **more)
+    for host in ("127.0.0.2:8080", "localhost", "box.example"):
+        access.check_caller(_headers(host=host))
+    for host in ("127.0.0.3:8080", "evil.example"):
+        with pytest.raises(Exception, match="is not this server's"):
+            access.check_caller(_headers(host=host))
+    _access("Box.lan", insecure=True, **more).check_caller(_headers(host="box.lan:80"))
 
 
 def test_an_insecure_server_takes_addresses_and_named_hosts_alone():
