@@ -29,6 +29,8 @@ DRAFTS = """CREATE TABLE drafts(
 NUMBERS = np.dtype("<f2")
 MOST_WANTED = 1 << 20  # bytes; more is not appended
 WANTED = 64  # slots of a query that are appended
+# The index may be somebody else's: no link is followed, and no pipe waited for.
+_APPENDING = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 def has_drafts(connection: sqlite3.Connection) -> bool:
@@ -95,7 +97,7 @@ def padded(drafts: Vectors, dim: int) -> Vectors:
 def want(path: Path, slots: Sequence[int]) -> None:
     """Say that a search wishes these slots, best first, had real vectors; nobody waits for it."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(path, _APPENDING, 0o666)
         try:
             if os.fstat(descriptor).st_size < MOST_WANTED:
                 os.write(descriptor, _search(slots[:WANTED]))

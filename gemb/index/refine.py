@@ -65,7 +65,7 @@ def refine(folder: Path, open_model: OpenEncoder, seconds: float | None = None) 
         model = ModelOnce(manifest.spec, folder, open_model)
         path = wanted_path(folder, manifest.generation)
         tally = Tally(manifest.spec.max_tokens)
-        embedded = 0
+        embedded, before = 0, writer.committed
         try:
             for slot in _refined(manifest, writer, model, drafts, path, seconds, tally):
                 embedded += 1
@@ -73,10 +73,10 @@ def refine(folder: Path, open_model: OpenEncoder, seconds: float | None = None) 
         except BaseException:
             with contextlib.suppress(GembError, OSError):
                 writer.commit()
-            if embedded:
+            if kept := writer.committed - before:
                 shown = visible(str(folder))
                 note(
-                    f"{shown} keeps what was done ({counted(embedded, 'vector')}); gemb index "
+                    f"{shown} keeps what was done ({counted(kept, 'vector')}); gemb index "
                     "refine goes on from there"
                 )
             raise
@@ -118,17 +118,17 @@ def _refined(
 
 def _records(connection: Connection, drafts: list[int], path: Path) -> Iterator[Record]:
     """Yield the rows, the most wanted ones first; what is wanted meanwhile comes next."""
-    left = dict.fromkeys(drafts)
+    left, others = set(drafts), iter(drafts)
     first: list[int] = []
     looked_at = 0.0
     while left:
         if path.exists() and (changed := path.stat().st_mtime) != looked_at:
             looked_at = changed
             first = [slot for slot in reversed(wanted(path)) if slot in left]
-        slot = first.pop() if first else next(iter(left))
+        slot = first.pop() if first else next(others)
         if slot not in left:
             continue
-        del left[slot]
+        left.remove(slot)
         query = "SELECT title, text FROM rows WHERE slot = ?"
         for title, text in connection.execute(query, (slot,)).fetchall():
             yield Record(slot, f"row {slot}", text, title)

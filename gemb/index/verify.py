@@ -122,7 +122,7 @@ def _lengths(index: Index, path: Path) -> Finding:
 def _drafts(index: Index, path: Path) -> Finding:
     """Look whether the rows that are drafts are those that look like drafts.
 
-    A draft has zeros behind its width, where a failed one has a single 1.
+    A draft has zeros behind its width, where a failed one has a single 1 (of int8: 127).
     """
     width, rows = index.manifest.draft_width, np.arange(len(index.stored))
     name = visible(str(path))
@@ -137,11 +137,12 @@ def _drafts(index: Index, path: Path) -> Finding:
         return Finding("drafts", False, str(error))
     alive = rows if index.alive is None else index.alive
     is_draft = np.isin(alive, index.drafts)
+    one = 127 if index.spec.dtype == "int8" else 1
     if width < index.spec.dim:
         for at in range(0, len(alive), AT_A_TIME):
             part = alive[at : at + AT_A_TIME]
             tails = np.asarray(index.stored[part])[:, width:]
-            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, 1))
+            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, one))
             bad += part[looks != is_draft[at : at + AT_A_TIME]].tolist()
     if bad:
         return Finding("drafts", False, f"{name}: row {bad[0]} is not what it was; build it anew")

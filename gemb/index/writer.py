@@ -6,6 +6,7 @@ import os
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class Writer:
         self._is_closed = False
         self._has_removed = False
         self._began = 0.0  # of the transaction
+        self._unfinished = 0  # changes in the transaction that were begun
         self._pending: list[NDArray[Any]] = []  # rows that are not on the disk
         self._pending_bytes = 0
         self.connection = open_to_write(self._rows_path)
@@ -134,15 +136,14 @@ class Writer:
             is_draft: the vector is a draft.
             draft: beside a real vector, as the table has it.
         """
-        self._begin()
-        with readable(self._rows_path):
+        with self._change():
             self.connection.execute(_INSERT, (self.slots, *columns))
             add_words_of(self.connection, [self.slots])
             if is_draft or draft is not None:
                 self.connection.execute("INSERT INTO drafts VALUES (?, ?)", (self.slots, draft))
-        self.slots += 1
-        self._pending.append(stored)
-        self._pending_bytes += stored.nbytes
+            self.slots += 1
+            self._pending.append(stored)
+            self._pending_bytes += stored.nbytes
 
     def has_stored(self, slot: int) -> bool:
         """Return whether `stored` has this slot: it was committed."""
@@ -160,34 +161,34 @@ class Writer:
             vector: a unit vector.
             width: of the draft, which stays beside the vector.
         """
-        self._begin()
         with readable(self._rows_path):
             query = f"SELECT {COLUMNS} FROM rows WHERE slot = ?"
             columns = self.connection.execute(query, (slot,)).fetchone()
         if columns is None or crc(columns[:-1]) != columns[-1]:
             raise damaged(self._rows_path, f"row {slot} is not as it was written")
         draft = unpacked(self.stored(slot), self.spec.dtype, self.spec.dim)[0, :width]
-        self.add_columns(
-            columns,
-            packed(vector[None], self.spec.dtype, self.spec.dim),
-            draft=draft.astype(NUMBERS_OF_DRAFTS).tobytes(),
-        )
-        self.remove([slot])
+        if length := float(np.linalg.norm(draft)):
+            draft /= length  # int8 clips large components, which narrow vectors have
+        with self._change():
+            self.add_columns(
+                columns,
+                packed(vector[None], self.spec.dtype, self.spec.dim),
+                draft=draft.astype(NUMBERS_OF_DRAFTS).tobytes(),
+            )
+            self.remove([slot])
 
     def update(self, slot: int, row: IndexRow) -> None:
         """Give a slot other fields; its vector stays."""
-        self._begin()
-        with readable(self._rows_path):
+        with self._change():
             drop_words_of(self.connection, [slot])
             self.connection.execute(_UPDATE, (*row.columns(), slot))
             add_words_of(self.connection, [slot])
 
     def remove(self, slots: Iterable[int]) -> None:
         """Remove rows."""
-        self._begin()
         self._has_removed = True
-        with readable(self._rows_path):
-            for slot in slots:
+        for slot in slots:
+            with self._change():
                 drop_words_of(self.connection, [slot])
                 self.connection.execute("DELETE FROM rows WHERE slot = ?", (slot,))
                 self.connection.execute("DELETE FROM drafts WHERE slot = ?", (slot,))
@@ -218,8 +219,17 @@ class Writer:
             self.commit()
 
     def commit(self) -> None:
-        """Bring the batch to the disk: vectors, codes, then the rows that make them count."""
+        """Bring the batch to the disk: vectors, codes, then the rows that make them count.
+
+        After an exception in the middle of a change, as of Ctrl-C, the batch is undone.
+        """
         if not self.connection.in_transaction:
+            return
+        if self._unfinished:
+            with readable(self._rows_path):
+                self.connection.execute("ROLLBACK")
+            self.slots = self._committed
+            self._clear()
             return
         if self._pending:
             stored = np.concatenate(self._pending)
@@ -234,7 +244,7 @@ class Writer:
         with readable(self._rows_path):
             self.connection.execute("COMMIT")
         self._committed = self.slots
-        self._pending, self._pending_bytes, self._began = [], 0, 0.0
+        self._clear()
 
     def make_lookups(self, *names: str) -> None:
         """Make what finds rows by these columns, where it is not there; no name: all of them."""
@@ -293,6 +303,19 @@ class Writer:
         self._vectors.close()
         if self._codes:
             self._codes.close()
+
+    def _clear(self) -> None:
+        self._pending, self._pending_bytes = [], 0
+        self._began, self._unfinished = 0.0, 0
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        """Make a change of several statements, which is never committed by half."""
+        self._begin()
+        self._unfinished += 1
+        with readable(self._rows_path):
+            yield
+        self._unfinished -= 1  # not after an exception
 
     def _begin(self) -> None:
         if not self.connection.in_transaction:

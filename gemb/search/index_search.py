@@ -89,9 +89,10 @@ class IndexSearch:
         """
         k = None if self._criteria.k is None else depth(self._criteria, ALL)
         looked_at = self.depth
+        most = max(self._count - len(self._drafts), len(self._drafts))
         while True:
-            hits = self._distinct(self._ordered(query, vector, nearest), k)
-            if k is None or len(hits) >= k or len(nearest.slots) < looked_at:
+            hits = self._distinct(self._ordered(query, vector, nearest, looked_at), k)
+            if k is None or len(hits) >= k or looked_at >= most:
                 return hits
             # There are copies among them.
             looked_at *= 4
@@ -111,8 +112,10 @@ class IndexSearch:
             for slots, scores in zip(best.rows, best.scores, strict=True)
         ]
 
-    def _ordered(self, query: Query, vector: Vectors, nearest: ScoredRows) -> ScoredRows:
-        """Return the rows in the order of the answers."""
+    def _ordered(
+        self, query: Query, vector: Vectors, nearest: ScoredRows, looked_at: int
+    ) -> ScoredRows:
+        """Return the rows in the order of the answers; so many drafts are looked at, too."""
         is_question = self._like is None
         exact = self._exact(query) if is_question else np.empty(0, np.int64)
         is_hybrid = self._criteria.is_hybrid and is_question
@@ -125,7 +128,7 @@ class IndexSearch:
         slots = np.setdiff1d(slots, self._drafts, assume_unique=True)
         rows = ScoredRows.of(slots, self._index.unit_vectors(slots) @ vector)
         if words and len(self._drafts):
-            rows = self._with_drafts(rows, vector, words, exact)
+            rows = self._with_drafts(rows, vector, words, exact, looked_at)
         order = rows.cosines + np.where(np.isin(rows.slots, exact), RAISED, 0).astype(np.float32)
         if words and is_hybrid:
             of_cosines = Background.of(self._sample @ vector) if len(self._sample) else None
@@ -136,7 +139,7 @@ class IndexSearch:
         return ScoredRows(*(column[best] for column in rows))
 
     def _with_drafts(
-        self, real: ScoredRows, vector: Vectors, words: Ranked, exact: Ints
+        self, real: ScoredRows, vector: Vectors, words: Ranked, exact: Ints, looked_at: int
     ) -> ScoredRows:
         """Return rows with those that drafts, words or very names rank high, and want these.
 
@@ -146,27 +149,29 @@ class IndexSearch:
         index, dim, width = self._index, self._index.spec.dim, self._index.manifest.draft_width
         short = shortened(vector[None], width)
         draft_query = padded(short, dim)
-        (near,) = self._nearest(
-            draft_query, max(DEPTH, self.depth), self._drafts, len(self._drafts)
-        )
-        slots = np.unique(np.concatenate([near.slots, exact, words.rows[: self.depth]]))
+        most = max(DEPTH, looked_at)
+        (near,) = self._nearest(draft_query, most, self._drafts, len(self._drafts))
+        slots = np.unique(np.concatenate([near.slots, exact, words.rows[:most]]))
         slots = np.intersect1d(slots, self._drafts, assume_unique=True)
-        of_drafts = Background.of(self._sampled(self._drafts) @ draft_query[0])
+        spread = _spread(self._real_rows, LEARNT)
+        kept = index.kept_drafts(np.union1d(real.slots, spread).tolist())
+        known = np.array(list(kept), np.int64)
+        of_known = np.array(list(kept.values()), np.float32).reshape(-1, width) @ short[0]
+        # A few rows that still have drafts are no background.
+        sampled = self._sampled(self._drafts) @ draft_query[0]
+        of_drafts = Background.of(np.concatenate([sampled, of_known[np.isin(known, spread)]]))
         of_words = Background.of(words.scores, self._count)
 
         def first(rows: Ints, cosines: Floats) -> Floats:
             return fused(cosines, _scores_of(words, rows), of_drafts, of_words)
 
         estimated = first(slots, index.unit_vectors(slots) @ draft_query[0])
-        known = np.union1d(real.slots, _spread(self._real_rows, LEARNT))
-        kept = index.kept_drafts(known.tolist())
-        known = np.array(list(kept), np.int64)
-        drafts = np.array(list(kept.values()), np.float32).reshape(-1, width)
-        tested = first(known, drafts @ short[0])
+        tested = first(known, of_known)
         cosines = index.unit_vectors(known) @ vector
-        good = estimated > 0
+        # One row alone has no deviation.
+        good = (estimated >= 0) | self._criteria.is_weak
         slots, estimated = slots[good], estimated[good]
-        if self._like is None:
+        if self._like is None and looked_at == self.depth:
             best = slots[np.argsort(-estimated, kind="stable")][:WANTED]
             index.want(best.tolist())
         return ScoredRows(

@@ -25,6 +25,19 @@ KILLS = int(os.environ.get("GEMB_KILLS", "3"))
 FAKE = f"{zlib.crc32(b'fake'):016x}"
 # The program itself, with batches so short that many of them fall into a test.
 QUICK = "import gemb.index.writer as w; w.COMMIT_S = 0.02; from gemb.__main__ import main; main()"
+# The program itself, which Ctrl-C reaches within its fifth change of the words.
+STOPPED = """
+import gemb.index.writer as writer
+work, calls = writer.{name}, []
+def stopped(connection, slots):
+    calls.append(slots)
+    if len(calls) == 5:
+        raise KeyboardInterrupt
+    work(connection, slots)
+writer.{name} = stopped
+from gemb.__main__ import main
+main()
+"""
 NOUNS = [f"noun{number}" for number in range(400)]
 
 
@@ -186,6 +199,38 @@ def test_a_refinement_that_is_killed_again_and_again_ends_whole(drafted: Gemb) -
     check_whole(drafted)
 
 
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        (("build", "e.gemb", "docs", "--draft"), "add_words_of"),
+        (("refine", "e.gemb"), "add_words_of"),
+        (("refine", "e.gemb"), "drop_words_of"),
+    ],
+)
+def test_ctrl_c_in_the_middle_of_a_row_leaves_none_by_half(
+    drafted: Gemb, command: tuple[str, ...], name: str
+) -> None:
+    if command[0] == "refine":
+        out(drafted, "index", "build", "e.gemb", "docs", "--draft")
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(name=name), "index", *command],
+        cwd=drafted.folder,
+        env=drafted.environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 130, done.stderr.decode()
+    if command[0] == "refine":
+        assert info(drafted, "e.gemb")["rows"] == 90
+        out(drafted, "index", "verify", "e.gemb", "--rows", "0")
+    out(drafted, "index", *command)
+    facts = info(drafted, "e.gemb")
+    assert (facts["rows"], facts["drafts"]) == (90, 90 if command[0] == "build" else 0)
+    out(drafted, "index", "verify", "e.gemb", "--rows", "0")
+    texts = texts_of(drafted.folder / "e.gemb", drafts=command[0] == "build")
+    assert texts == {text_of(number) for number in range(90)}
+
+
 def test_a_sync_makes_drafts_and_keeps_vectors(drafted: Gemb) -> None:
     out(drafted, "index", "refine", "d.gemb")
     texts_encoded(drafted)
@@ -252,6 +297,65 @@ def test_a_build_with_drafts_that_is_killed_goes_on(drafted: Gemb) -> None:
     assert b"rows of a stopped build are there; it goes on from them" in done.stderr
     assert info(drafted, "e.gemb")["drafts"] == 90
     assert "all blocks as written" in out(drafted, "index", "verify", "e.gemb")
+
+
+def test_a_draft_that_is_alone_is_found(drafted: Gemb) -> None:
+    (drafted.folder / "one").mkdir()
+    write_old(drafted.folder / "one/07.txt", text_of(7))
+    out(drafted, "index", "build", "one.gemb", "one", "--draft")
+    query = " ".join(text_of(7).split()[5:25])
+    assert hits(drafted, query, "one.gemb")[0]["path"] == "one/07.txt"
+    found = hits(drafted, query, "d.gemb", "--where", "path = 'docs/07.txt'")
+    assert [hit["path"] for hit in found] == ["docs/07.txt"]
+
+
+def test_a_new_draft_is_held_against_those_that_had_their_vectors(drafted: Gemb) -> None:
+    out(drafted, "index", "refine", "d.gemb")
+    text = "!!! ??? ### $$$ %%% &&& ***"  # without a word that would find it
+    write_old(drafted.folder / "docs/90.txt", text)
+    out(drafted, "index", "sync", "d.gemb")
+    assert info(drafted)["drafts"] == 1
+    (hit,) = hits(drafted, text, "d.gemb", "-k1")
+    assert (hit["path"], hit["estimated"]) == ("docs/90.txt", True)
+
+
+def test_copies_of_a_draft_do_not_hide_the_others(drafted: Gemb) -> None:
+    (drafted.folder / "docs/more").mkdir()
+    for number in range(150):
+        write_old(drafted.folder / f"docs/more/{number:03}.txt", text_of(5) + "\n")
+    out(drafted, "index", "sync", "d.gemb")
+    found = hits(drafted, " ".join(text_of(5).split()[:20]), "d.gemb", "-k5", "--weak")
+    assert len({hit["text"] for hit in found}) == 5
+    assert (found[0]["text"], found[0]["copies"]) == (text_of(5), 151)
+
+
+def test_narrow_drafts_and_failed_ones_are_whole_in_int8(drafted: Gemb) -> None:
+    write_model(
+        drafted.folder / "draft.fake",
+        is_bag=True,
+        max_tokens=512,
+        name="draft",
+        draft_of=[FAKE],
+        dim=8,  # components so large that they are clipped
+        dims=[8],
+    )
+    write_old(drafted.folder / "docs/90.txt", "zebras are poison to both")
+    out(drafted, "index", "build", "i.gemb", "docs", "--draft", "--dtype", "int8")
+    out(drafted, "index", "verify", "i.gemb", "--rows", "0")
+    out(drafted, "index", "refine", "i.gemb", code=3)
+    assert info(drafted, "i.gemb")["drafts"] == 1
+    out(drafted, "index", "verify", "i.gemb", "--rows", "0")
+
+
+def test_a_search_writes_through_no_link_and_waits_for_no_pipe(drafted: Gemb) -> None:
+    (drafted.folder / "own").write_bytes(b"mine")
+    path = drafted.folder / "d.gemb/wanted.bin"
+    path.symlink_to("../own")
+    assert hits(drafted, text_of(1), "d.gemb", "-k1")[0]["path"] == "docs/01.txt"
+    assert (drafted.folder / "own").read_bytes() == b"mine"
+    path.unlink()
+    os.mkfifo(path)
+    assert hits(drafted, text_of(1), "d.gemb", "-k1")[0]["path"] == "docs/01.txt"
 
 
 def test_what_is_like_a_draft_is_found(drafted: Gemb) -> None:
