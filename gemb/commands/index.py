@@ -206,8 +206,8 @@ def refine(options: ModelOptions, folder: Path, seconds: float | None, as_json: 
     else:
         answer(refined.line())
     if count := refined.failed:
-        rows = "row" if count == 1 else "rows"
-        raise SomeRowsFailed(f"without a real vector: {count:,} {rows}, which keep their drafts")
+        rows = "row, which keeps its draft" if count == 1 else "rows, which keep their drafts"
+        raise SomeRowsFailed(f"without a real vector: {count:,} {rows}")
 
 
 @index.command()

@@ -291,7 +291,8 @@ def _draft_lines(facts: dict[str, object]) -> list[tuple[str, str]]:
     if not facts["draft"]:
         return []
     share = 100 * (rows - drafts) // rows if rows else 100
-    rest = f"{drafts:,} are drafts: gemb index refine" if drafts else "none is a draft"
+    are = "is a draft" if drafts == 1 else "are drafts"
+    rest = f"{drafts:,} {are}: gemb index refine" if drafts else "none is a draft"
     return [("vectors", f"{rows - drafts:,} of {rows:,} rows have real ones ({share} %); {rest}")]
 
 

@@ -23,6 +23,7 @@ WORDS = 0.5
 # cosines of most answers from those of all other passages.
 RAISED = 0.2
 COMMON = 10, 0.01  # passages, and their share, that may have a question's names: these tell then
+SAME = 1e-6  # deviation of equal scores, of their mean: what summing them left
 LINE = 0.15, 0.02  # cosine of a passage of first score 0, and what each deviation adds: usual ones
 LINE_LEAST, LINE_MOST = 16, 1024  # passages from which the slope is measured
 
@@ -58,7 +59,7 @@ def standardised(scores: Floats, background: Background | None = None) -> Floats
         background: of that kind; None: these scores are all there are.
     """
     mean, deviation = background or Background.of(scores)
-    if not deviation > 0:
+    if not deviation > SAME * abs(mean):
         return np.zeros_like(scores)
     return ((scores - mean) / deviation).astype(scores.dtype)
 

@@ -17,7 +17,7 @@ from gemb.index.ranking import plan, ranked
 from gemb.index.reader import Index
 from gemb.index.source import RowSource, source_from_json
 from gemb.search.answers import DEPTH, depth
-from gemb.search.fusion import RAISED, Background, fused, probable_cosines
+from gemb.search.fusion import RAISED, Background, are_telling, fused, probable_cosines
 from gemb.search.queries import Criteria, Query
 from gemb.texts.words import exact_terms, query_terms
 
@@ -181,11 +181,12 @@ class IndexSearch:
         )
 
     def _exact(self, query: Query) -> Ints:
-        """Return the rows with the very names or words of a query; none where they are many."""
+        """Return the rows with the very names or words of a query; none where many have them."""
         if self._index.has_old_words:
             return np.empty(0, np.int64)
         rows = with_all(self._index.connection, exact_terms(query.text), EXACT + 1)
-        return self._selected(rows) if len(rows) <= EXACT else rows[:0]
+        is_telling = are_telling(query.text, len(rows), self._index.count)
+        return self._selected(rows) if len(rows) <= EXACT and is_telling else rows[:0]
 
     def _by_words(self, query: Query) -> Ranked:
         """Return all rows that share words with a query, best first."""

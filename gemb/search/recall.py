@@ -162,12 +162,20 @@ def run_recall(
         shown = visible(os.fspath(folder))
         if not rows.count:
             raise UsageError(f"--check-recall: {shown} has no rows to look at")
+        numbers = rows.numbers
+        if len(index.drafts):  # which a search ranks by themselves
+            numbers = np.arange(len(index.stored)) if numbers is None else numbers
+            numbers = np.setdiff1d(numbers, index.drafts, assume_unique=True)
+            if not len(numbers):
+                raise UsageError(
+                    f"--check-recall: all rows of {shown} are drafts; gemb index refine {shown}"
+                )
         if index.codes is None or index.coder is None:
             raise UsageError(f"--check-recall: {shown} has no codes, so that every search is exact")
         k = job.criteria.k or 10
         # `auto` is exact for few rows and misses nothing, so there would be nothing to measure.
         accuracy = "balanced" if job.criteria.accuracy == "auto" else job.criteria.accuracy
-        how = plan(accuracy, rows.count, k)
+        how = plan(accuracy, rows.count if numbers is None else len(numbers), k)
         own = None  # the rows that the queries are
         if job.queries:
             encoder = open_model(job.model or index.model)
@@ -176,7 +184,7 @@ def run_recall(
             queries = job.queries[:count]
             vectors = embedded(queries, encoder, prompt, index.spec.dim)
         else:
-            drawn = rows_as_queries(index.vectors, count=count, rows=rows.numbers)
+            drawn = rows_as_queries(index.vectors, count=count, rows=numbers)
             vectors, own = drawn.queries, drawn.rows
             if not len(own):
                 raise UsageError(f"--check-recall: no row of {shown} has a vector")
@@ -185,7 +193,7 @@ def run_recall(
             index.vectors,
             how,
             k=k,
-            rows=rows.numbers,
+            rows=numbers,
             own=own,
         )
     whose = "queries" if job.queries else "rows as queries"

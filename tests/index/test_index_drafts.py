@@ -319,6 +319,16 @@ def test_a_new_draft_is_held_against_those_that_had_their_vectors(drafted: Gemb)
     assert (hit["path"], hit["estimated"]) == ("docs/90.txt", True)
 
 
+def test_recall_is_that_of_rows_with_vectors(drafted: Gemb) -> None:
+    line = error(drafted, "search", "--check-recall", "3", "d.gemb")
+    assert "--check-recall: all rows of d.gemb are drafts; gemb index refine d.gemb" in line
+    write_old(drafted.folder / "docs/90.txt", "zebras are poison to both")
+    out(drafted, "index", "sync", "d.gemb")
+    out(drafted, "index", "refine", "d.gemb", code=3)
+    report = json.loads(out(drafted, "search", "--check-recall", "1000", "d.gemb", "--json"))
+    assert report["queries"] == 90
+
+
 def test_copies_of_a_draft_do_not_hide_the_others(drafted: Gemb) -> None:
     (drafted.folder / "docs/more").mkdir()
     for number in range(150):
@@ -403,7 +413,10 @@ def test_a_row_on_which_the_model_fails_keeps_its_draft(drafted: Gemb) -> None:
     assert (
         done.stderr.decode()
         .splitlines()[-1]
-        .endswith("without a real vector: 1 row, which keep their drafts")
+        .endswith("without a real vector: 1 row, which keeps its draft")
+    )
+    assert "90 of 91 rows have real ones (98 %); 1 is a draft: gemb index refine" in out(
+        drafted, "index", "info", "d.gemb"
     )
     check_whole(drafted)
     assert hits(drafted, "zebras", "d.gemb", "-k1")[0]["path"] == "docs/90.txt"

@@ -161,6 +161,17 @@ def test_a_renewal_of_the_words_that_is_killed_changes_nothing(built: Gemb) -> N
     check_whole(built)
 
 
+def test_a_name_that_many_rows_have_is_no_reason_in_a_question(built: Gemb) -> None:
+    answer = "how one may bake it"
+    lines = [answer, *(f"GitHub u{number} v{number} w{number}" for number in range(40))]
+    (built.folder / "l.txt").write_text("\n".join(lines) + "\n")
+    out(built, "index", "build", "l.gemb", "l.txt")
+    (hit,) = hits(built, "how do I bake bread on GitHub", "l.gemb", "-k1", "--weak")
+    assert hit["text"] == answer
+    (hit,) = hits(built, "GitHub", "l.gemb", "-k1", "--weak")
+    assert hit["text"].startswith("GitHub ")
+
+
 def test_words_of_a_newer_version_are_refused(built: Gemb) -> None:
     connection = sqlite3.connect(built.folder / "d.gemb/rows.sqlite")
     connection.execute(f"PRAGMA user_version = {VERSION + 1}")

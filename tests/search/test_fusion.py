@@ -24,6 +24,7 @@ def test_scores_are_held_against_their_own_background() -> None:
     assert np.isnan(standardised(scores)[3])
     assert standardised(scores, Background(1.0, 2.0))[:3].tolist() == [0, 0.5, 1]
     assert standardised(np.full(3, 7, np.float32)).tolist() == [0, 0, 0]
+    assert standardised(np.full(3, 0.1)).tolist() == [0, 0, 0], "their mean is not 0.1"
     assert len(standardised(floats())) == 0
 
 
