@@ -254,7 +254,10 @@ class FileSearch:
         raised = self._raised_by(index)
         same = self.texts.corpus.copies[0]
         is_known = np.isin(same, same[is_tested]) if self._criteria.is_once else is_tested
-        untested = np.flatnonzero(~is_known & (self._scores_of(index).fused > 0))
+        first = self._scores_of(index)
+        # One passage alone is not above the mean.
+        is_likely = (first.fused > 0) | ((first.fused == 0) & (first.words > 0))
+        untested = np.flatnonzero(~is_known & is_likely)
         best = untested[np.argsort(-(cosines + raised)[untested], kind="stable")]
         estimated = [
             RankedPassage(number, float(cosines[number]), is_estimate=True)

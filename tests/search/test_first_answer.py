@@ -129,6 +129,13 @@ def test_no_time_means_words_alone_and_scores_that_are_estimated(tree: Path) -> 
     assert search("zebra", encoder, seconds=0.0) == []
 
 
+def test_one_passage_alone_is_found_by_its_words(tree: Path) -> None:
+    write(tree, {"one/cat.txt": f"{CAT}\n"})
+    (hit,) = search("the cat sleeps", WordEncoder(), "one", seconds=0.0)
+    assert (hit.path, hit.is_estimate) == ("one/cat.txt", True)
+    assert search("zebra", WordEncoder(), "one", seconds=0.0) == []
+
+
 def test_too_little_time_fills_up_with_estimates(tree: Path, cache: Path) -> None:
     encoder = WordEncoder(sleep_s=0.2)
     hits = search("noun7 noun8 noun9", encoder, cache=cache, seconds=0.01, k=10)
