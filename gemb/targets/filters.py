@@ -8,6 +8,7 @@ takes the type of the constant: compared with a number, a text that is a number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from gemb.io.text import visible
 Constant = str | float | bool
 FUNCTIONS = ("lower", "upper", "length")
 ORDERED = ("<", "<=", ">", ">=")
+DEEPEST = 100  # parentheses and nots in each other
 _SAME = {"==": "=", "<>": "!="}
 _TURNED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
 _SHAPE = (
@@ -98,6 +100,7 @@ class _Parser:
 
     def __init__(self, tokens: Sequence[Token]) -> None:
         self.rest = list(tokens)
+        self._depth = 0
 
     def either(self) -> Condition:
         conditions = [self._both()]
@@ -116,13 +119,19 @@ class _Parser:
         return conditions[0] if len(conditions) == 1 else All(tuple(conditions))
 
     def _negated(self) -> Condition:
+        self._depth += 1
+        if self._depth > DEEPEST:
+            raise wrong(f"more than {DEEPEST} parentheses or nots in each other")
+        condition: Condition
         if self._take("not"):
-            return Not(self._negated())
-        if self._take("("):
+            condition = Not(self._negated())
+        elif self._take("("):
             condition = self.either()
             self._need(")")
-            return condition
-        return self._comparison()
+        else:
+            condition = self._comparison()
+        self._depth -= 1
+        return condition
 
     def _comparison(self) -> Condition:
         if self._is("has", "("):
@@ -152,11 +161,12 @@ class _Parser:
             return Not(condition)
         if self._take("is"):
             is_not = self._take("not")
+            null = Comparison(field=field, operator="null")
             if self._take("null"):
-                condition = Comparison(field=field, operator="null")
-            else:
-                condition = Comparison(field=field, operator="=", values=(self._constant(),))
-            return Not(condition) if is_not else condition
+                return Not(null) if is_not else null
+            # Unlike = it is never unknown: what is absent is not the constant.
+            equal = Comparison(field=field, operator="=", values=(self._constant(),))
+            return AnyOf((null, Not(equal))) if is_not else All((Not(null), equal))
         if self._take("between"):
             low = self._constant()
             self._need("and")
@@ -216,6 +226,8 @@ class _Parser:
         token = self.rest[0] if self.rest else Token("", "")
         match token.constant_type:
             case "number":
+                if math.isinf(float(token.text)):
+                    raise wrong(f"the number {visible(token.text, 40)} is too large")
                 self.rest.pop(0)
                 return sign * (int(token.text) if token.text.isdigit() else float(token.text))
             case "text" if sign == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from gemb.errors import UsageError
+from gemb.index.where import wrong
 from gemb.targets.filters import All, AnyOf, Comparison, Condition, Constant, Field, Not
 
 NO_NUMBER = "-1.7e308"  # in the place of a text that is none: another number than any constant
@@ -42,7 +43,9 @@ def _comparison(comparison: Comparison) -> str:
         return f"{_text(field)} ILIKE {literal(pattern)}"
     match comparison.type:
         case "truth":
-            wanted = ("'true', '1'", "'false', '0'")[not values[0]]
+            if operator not in ("=", "!=", "in"):
+                raise wrong("LanceDB has no order of true and false; =, != and in")
+            wanted = ", ".join("'true', '1'" if value else "'false', '0'" for value in values)
             word = f"lower(btrim({_raw(field)}, '\"')) IN ({wanted})"
             return f"NOT {word}" if operator == "!=" else word
         case "text":
@@ -68,15 +71,19 @@ def _has(field: Field, member: Constant) -> str:
     text = str(member).lower() if isinstance(member, bool) else str(member)
     raw = _raw(field)
     alone = f"{raw} IN ({literal(json.dumps(text, ensure_ascii=False))}, {literal(text)})"
-    held = "" if field.is_column else f"json_array_contains(kept, {_path(field)}, {literal(text)})"
-    return " OR ".join(filter(None, [held, alone, f"nullif({raw} IS NULL, true)"]))
+    held = [
+        f"coalesce(json_array_contains(kept, {path}, {literal(text)}), false)"
+        for path in ([] if field.is_column else _paths(field))
+    ]
+    return " OR ".join([*held, alone, f"nullif({raw} IS NULL, true)"])
 
 
 def _raw(field: Field) -> str:
     """Return a field as JSON text, or a column as text."""
     if field.is_column:
         return f"cast({field.name} AS string)"
-    return f"nullif(json_extract(kept, {_path(field)}), 'null')"
+    found = [f"nullif(json_extract(kept, {path}), 'null')" for path in _paths(field)]
+    return found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
 
 
 def _text(field: Field) -> str:
@@ -88,7 +95,9 @@ def _text(field: Field) -> str:
     return f"{field.function}({text})" if field.function else text
 
 
-def _path(field: Field) -> str:
+def _paths(field: Field) -> list[str]:
+    """Return where a field is: `a.b` is the field of that name, else the field b inside of a."""
     if any(char in field.name for char in '"\\\0'):
         raise UsageError(f"--where: a field with such a name cannot be tested: {field.name!r}")
-    return literal(f'$."{field.name}"')
+    inner = ".".join(f'"{part}"' for part in field.name.split("."))
+    return list(dict.fromkeys([literal(f'$."{field.name}"'), literal(f"$.{inner}")]))

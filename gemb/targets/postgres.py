@@ -70,6 +70,7 @@ class PostgresTarget:
                 address.place,
                 autocommit=True,
                 application_name="gemb",
+                client_encoding="utf8",  # of the texts in COPY
                 connect_timeout=CONNECT_S,
             )
         self._connection.add_notice_handler(_tell)
@@ -183,14 +184,10 @@ class PostgresTarget:
         )
         parameters = [*([] if is_bit else [nearest]), *values, nearest, count]
         is_exact = is_exact or count > BY_GRAPH
-        with self._talking(), self._connection.transaction():
-            for setting in self._settings(is_exact=is_exact):
-                self._connection.execute(setting)
-            with self._connection.cursor(binary=True) as cursor:
-                try:
-                    rows = cursor.execute(query, parameters).fetchall()
-                except psycopg.DataError as error:
-                    raise UsageError(f"--where: {unspoken(str(error))}") from None
+        rows = self._ranked(query, parameters, is_exact=is_exact)
+        if len(rows) < count and not is_exact:
+            # The graph is left after so many rows, of which a filter may leave few.
+            rows = self._ranked(query, parameters, is_exact=True)
         if is_bit and rows:
             bits = np.stack([received(row[-1], self._known) for row in rows])
             scores = bit_scores(vector, bits).tolist()
@@ -240,6 +237,18 @@ class PostgresTarget:
         if self._version() >= (0, 8):
             settings.append("SET LOCAL hnsw.iterative_scan = strict_order")
         return settings
+
+    def _ranked(
+        self, query: str, parameters: Sequence[object], *, is_exact: bool
+    ) -> list[tuple[Any, ...]]:
+        with self._talking(), self._connection.transaction():
+            for setting in self._settings(is_exact=is_exact):
+                self._connection.execute(setting)
+            with self._connection.cursor(binary=True) as cursor:
+                try:
+                    return cursor.execute(query, parameters).fetchall()
+                except psycopg.DataError as error:
+                    raise UsageError(f"--where: {unspoken(str(error))}") from None
 
     def _version(self) -> tuple[int, ...]:
         version = self._value("SELECT extversion FROM pg_extension WHERE extname = 'vector'")

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 
-import psycopg
 import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.targets.addresses import address_of
 from gemb.targets.connect import open_target
-from pushed_rows import ROWS, build, check_filters, found, ids, push, refused, write_rows
+from gemb.targets.filters import parsed
+from pushed_rows import (
+    ROWS,
+    build,
+    check_filters,
+    found,
+    ids,
+    push,
+    refused,
+    unit_rows,
+    write_rows,
+)
+
+psycopg = pytest.importorskip("psycopg")
 
 
 def test_a_search_in_the_database_is_that_of_the_index(rows: Gemb, database: str) -> None:
@@ -52,7 +64,9 @@ def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
     line = refused(rows, "search", "q", database, "--where", "pg_sleep(10)")
     assert "at pg_sleep" in line
     done = rows("search", "parcel", database, "--where", "jear = 2024")
-    assert b"no field jear in the first rows; there are: lang, paid, tags, year" in done.stderr
+    assert (
+        b"no field jear in the first rows; there are: lang, meta, paid, tags, year" in done.stderr
+    )
 
 
 def test_a_push_writes_what_is_new_or_has_changed(rows: Gemb, database: str) -> None:
@@ -209,3 +223,45 @@ def test_ids_that_repeat_or_are_absent(gemb: Gemb, database: str) -> None:
     assert line.startswith("standard input has no vectors")
     line = refused(gemb, "index", "push", "-", database, stdin=b"hello\n")
     assert line == "standard input, line 1: no row of vectors"
+
+
+def test_a_filter_that_few_rows_pass_finds_all_of_them(gemb: Gemb, database: str) -> None:
+    rows = [{"id": f"r{n}", "text": f"word{n}", "n": n} for n in range(600)]
+    push(build(gemb, rows), "rows.gemb", database)
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET enable_seqscan = off")  # by the graph
+        connection.execute(f"ALTER DATABASE {name} SET hnsw.max_scan_tuples = 1")
+    target = open_target(address_of(database))
+    try:
+        found = target.search(unit_rows(1, 768)[0], 10, parsed("n >= 590"))
+    finally:
+        target.close()
+    assert {row.row.id for row in found} == {f"r{n}" for n in range(590, 600)}
+
+
+def test_texts_are_whole_whatever_the_clients_encoding_is(gemb: Gemb, database: str) -> None:
+    build(gemb, [{"id": "ä", "text": "grüße € 中", "lang": "dé"}])
+    gemb.environment["PGCLIENTENCODING"] = "LATIN1"
+    push(gemb, "rows.gemb", database)
+    assert push(gemb, "rows.gemb", database)["unchanged"] == 1
+    with psycopg.connect(database, client_encoding="utf8") as connection:
+        row = connection.execute("SELECT id, text FROM rows").fetchone()
+    assert row == ("ä", "grüße € 中")
+    assert ids(gemb, "grüße", database, "--weak", "--where", "lang = 'dé'") == ["ä"]
+
+
+def test_a_server_without_pgvector(rows: Gemb, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA bare")
+        connection.execute(
+            "CREATE VIEW bare.pg_available_extensions AS "
+            "SELECT * FROM pg_catalog.pg_available_extensions WHERE name <> 'vector'"
+        )
+        connection.execute(
+            f"ALTER DATABASE {connection.info.dbname} SET search_path = bare, pg_catalog, public"
+        )
+    line = refused(rows, "index", "push", "rows.gemb", database, code=4)
+    assert line.endswith(
+        " has no pgvector; install it on the server (https://github.com/pgvector/pgvector)"
+    )
