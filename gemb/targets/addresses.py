@@ -18,7 +18,10 @@ POSTGRES = ("postgres://", "postgresql://")
 LANCE = "lance:"
 QDRANT = "qdrant:"
 EXAMPLES = "postgres://HOST/DATABASE, lance:FOLDER, NAME.lance or qdrant:URL"
-SECRETS = ("PGPASSWORD", "QDRANT_API_KEY")  # of which no message may speak
+SECRETS = (  # of which no message may speak
+    *("PGPASSWORD", "QDRANT_API_KEY", "LANCEDB_API_KEY"),
+    *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +67,16 @@ def address_of(text: str, table: str = "") -> Address:
             raise UsageError("qdrant: needs a URL, as in qdrant:http://localhost:6333")
         return Address(kind="qdrant", place=_without_secret(place), table=table)
     if not is_target(text):
-        raise UsageError(f"{visible(text, 80)} is no target; name {EXAMPLES}")
+        shown = re.sub("//.*@", "//", text.partition("?")[0])
+        raise UsageError(f"{visible(shown, 80)} is no target; name {EXAMPLES}")
     place = text.removeprefix(LANCE).rstrip("/")
     if place.endswith(".lance") and not text.startswith(LANCE):
         folder, _, name = place.rpartition("/")
-        return Address(kind="lance", place=folder or ".", table=table or name[: -len(".lance")])
+        table = table or name[: -len(".lance")]
+        return Address(kind="lance", place=_without_secret(folder or "."), table=table)
     if not place:
         raise UsageError("lance: needs a FOLDER or a bucket, as in lance:vectors")
-    return Address(kind="lance", place=place, table=table)
+    return Address(kind="lance", place=_without_secret(place), table=table)
 
 
 def table_name(source: str) -> str:
@@ -111,13 +116,23 @@ def _without_secret(place: str) -> str:
     """
     try:
         parts = urlsplit(place)
-        has_secret = parts.password is not None
+        has_secret = parts.password is not None or ":" in _user(place)
         options = {name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)}
     except ValueError:
         raise UsageError("the address of the target is no URL") from None
-    if has_secret or options & {"password", "sslpassword", "api_key", "api-key"}:
+    secrets = {"password", "sslpassword", "api_key", "api-key", "aws_secret_access_key"}
+    if has_secret or options & secrets:
         raise UsageError(
             "a password in the address is seen by every user of the machine; PGPASSWORD, "
-            "PGPASSFILE (~/.pgpass) or QDRANT_API_KEY keeps it"
+            "PGPASSFILE (~/.pgpass), QDRANT_API_KEY or AWS_SECRET_ACCESS_KEY keeps it"
         )
     return place
+
+
+def _user(place: str) -> str:
+    """Return what is before the @ of a URL; a password in it may have / ? and # unquoted."""
+    rest = place.partition("://")[2]
+    authority, _, path = rest.partition("/")
+    if "@" in authority:
+        return authority.rpartition("@")[0]
+    return authority if "@" in path.partition("?")[0] else ""

@@ -15,6 +15,7 @@ from fake_backend import write_model
 from gemb import Model
 from gemb.errors import UsageError
 from gemb.integrations.ray import Embedder
+from gemb.integrations.ray.files import resolved
 
 pyarrow = pytest.importorskip("pyarrow")
 
@@ -115,6 +116,15 @@ def test_what_is_no_batch_of_texts_is_one_line(reference):
         Embedder(model=reference)([1])
     with pytest.raises(UsageError, match=r"prompt .x. has no \{text\}"):
         Embedder(model=reference, prompt="x").embed(["a"])
+
+
+@pytest.mark.parametrize(
+    "address", ["nope://key:secret@a/b?secret_key=secret", "nope://key:se/cret@a/b"]
+)
+def test_an_address_that_cannot_be_opened_is_told_without_its_key(address):
+    with pytest.raises(UsageError, match=r"no address that can be opened: .*nope") as raised:
+        resolved(address)
+    assert "cret" not in str(raised.value)
 
 
 def test_daft(reference, expected):

@@ -53,8 +53,9 @@ def resolved(path: str) -> tuple[FileSystem, str]:
     try:
         system, inner = FileSystem.from_uri(path)
     except (pyarrow.ArrowException, ValueError, ImportError) as error:
-        reason = visible(str(error).split("\n", 1)[0])
-        where = shown_address(path)
+        where = re.sub("//.*@", "//", shown_address(path))  # a key may have a /
+        reason = str(error).split("\n", 1)[0].replace(path, where)
+        reason = visible(re.sub(r"//\S*@", "//", reason))
         raise UsageError(f"{where}: no address that can be opened: {reason}") from None
     return system, inner
 
