@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -113,8 +114,9 @@ def push(
     from gemb.targets.push import PushJob
     from gemb.targets.push import push as run
 
-    name = table or ("" if target.rstrip("/").endswith(".lance") else table_name(source))
-    address = address_of(target, name)
+    address = address_of(target, table)
+    if not address.table:
+        address = replace(address, table=table_name(source))
     is_named = ctx.get_parameter_source("model") is ParameterSource.COMMANDLINE
     opened, close = _opened(source, model, prompt, kind, is_named=is_named)
     try:

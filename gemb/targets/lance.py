@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -18,6 +20,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from gemb.errors import GembError, UsageError
+from gemb.io.locks import lock_file
 from gemb.targets.addresses import Address, only_table, unspoken
 from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow
 from gemb.targets.filters import Condition
@@ -48,23 +51,29 @@ class LanceTarget:
             GembError: the folder or bucket cannot be read.
         """
         self._place = address.shown
+        self._folder = None if "://" in address.place else Path(address.place)
+        self._lock: int | None = None
+        self._table: Any = None
+        self.content: Content | None = None
         _bound_arenas()
         with self._talking():
             self._database = lancedb.connect(address.place)
-            names = self._names()
-            table = address.table or only_table(
-                [name for name in names if self._content(name)], address
+            self._name = address.table or only_table(
+                [name for name in self._names() if self._content(name)], address
             )
-            self.name = f"table {table} in {self._place}"
-            self._name = table
-            self._table: Any = self._database.open_table(table) if table in names else None
-            self.content = self._content(table) if table in names else None
+            self.name = f"table {self._name} in {self._place}"
+            self._open()
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the table if it is not there."""
         if content.kind == "bit":
             raise UsageError("--type bit is for PostgreSQL; LanceDB takes vector or halfvec")
         schema = _schema(content)
+        with self._talking():
+            self._take_lock()
+            self._open()  # another push may have made it meanwhile
+        if self.content is not None:
+            content.check_same(self.content, self.name)
         if self._table is None:
             with self._talking():
                 self._table = self._database.create_table(self._name, schema=schema)
@@ -147,6 +156,61 @@ class LanceTarget:
         is_exact: bool = False,
     ) -> list[FoundRow]:
         """Return the nearest rows to a unit vector, best first."""
+        rows = self._nearest(vector, k, condition, is_exact=is_exact)
+        if rows.num_rows < k and not is_exact:
+            # The index looks into some partitions, where a filter may leave few rows.
+            rows = self._nearest(vector, k, condition, is_exact=True)
+        scores = (_vectors(rows).astype(np.float32) @ vector).tolist()
+        found = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
+        return sorted(found, key=lambda found: -found.score)
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        if self._lock is not None:
+            self._lock_path.unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _known(self) -> Content:
+        assert self.content is not None, "the table is not there"
+        return self.content
+
+    @property
+    def _lock_path(self) -> Path:
+        return Path(self._folder or "") / f".{self._name}.lock"
+
+    def _take_lock(self) -> None:
+        """Refuse a table in a folder of this machine that another push is loading.
+
+        Both would add the rows that neither found there. A bucket has no such lock.
+
+        Raises:
+            GembError: one is.
+        """
+
+        def held(_: str) -> None:
+            raise GembError(f"{self.name}: another gemb index push is loading it")
+
+        if self._folder is not None and self._lock is None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_file(self._lock_path, held)
+
+    def _open(self) -> None:
+        """Read the newest state of the table."""
+        is_there = self._name in self._names()
+        self._table = self._database.open_table(self._name) if is_there else None
+        self.content = self._content(self._name) if is_there else None
+
+    def _nearest(
+        self,
+        vector: NDArray[np.float32],
+        k: int,
+        condition: Condition | None,
+        *,
+        is_exact: bool,
+    ) -> Any:  # noqa: ANN401
+        """Return the columns of the nearest rows."""
         with self._talking():
             query = self._table.search(vector, vector_column_name="embedding").metric("dot")
             query = query.select([*TEXTS, "embedding", "_distance"]).limit(k)
@@ -156,18 +220,7 @@ class LanceTarget:
                 query = query.bypass_vector_index()
             else:
                 query = query.nprobes(PROBES).refine_factor(REFINED)
-            rows = query.to_arrow()
-        scores = (_vectors(rows).astype(np.float32) @ vector).tolist()
-        found = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
-        return sorted(found, key=lambda found: -found.score)
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    @property
-    def _known(self) -> Content:
-        assert self.content is not None, "the table is not there"
-        return self.content
+            return query.to_arrow()
 
     def _names(self) -> list[str]:
         """Return the names of all tables."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from fake_backend import Gemb
+from gemb.errors import GembError
 from gemb.targets.addresses import address_of
 from gemb.targets.connect import open_target
 from pushed_rows import ROWS, check_filters, found, ids, push, refused, write_rows
@@ -69,3 +73,69 @@ def test_bad_targets(rows: Gemb) -> None:
     (rows.folder / "file").write_text("x")
     line = refused(rows, "index", "push", "rows.gemb", "lance:file", code=5)
     assert line.startswith("file: ")
+
+
+def test_one_push_at_a_time(rows: Gemb) -> None:
+    push(rows, "rows.gemb", "lance:db")
+    address = address_of(str(rows.folder / "db" / "rows.lance"))
+    first, second = open_target(address), open_target(address)
+    assert first.content is not None
+    first.prepare(first.content, with_index=False)
+    with pytest.raises(GembError, match=r"table rows in .* another gemb index push is loading it"):
+        second.prepare(first.content, with_index=False)
+    line = refused(rows, "index", "push", "rows.gemb", "lance:db", code=5)
+    assert line == "table rows in db: another gemb index push is loading it"
+    push(rows, "rows.gemb", "lance:db", "--table", "docs")
+    first.close()
+    second.prepare(first.content, with_index=False)
+    second.close()
+    assert push(rows, "rows.gemb", "lance:db")["unchanged"] == 5
+    assert not list((rows.folder / "db").glob(".*"))
+
+
+def test_a_folder_whose_name_ends_in_lance(rows: Gemb) -> None:
+    assert push(rows, "rows.gemb", "lance:all.lance")["added"] == 5
+    assert (rows.folder / "all.lance" / "rows.lance").is_dir()
+    assert ids(rows, "order a parcel", "lance:all.lance")[0] == "c"
+
+
+FEWER = """
+import sys
+from gemb.targets.lance import LanceTarget
+
+whole = LanceTarget.search
+
+
+def search(self, vector, k, condition=None, *, is_exact=False):
+    return whole(self, vector, k, condition, is_exact=True)[: k if is_exact else 2]
+
+
+LanceTarget.search = search
+sys.argv[0] = "gemb"
+from gemb.cli import main
+
+main()
+"""
+
+
+def test_a_recall_that_is_too_low(rows: Gemb) -> None:
+    command = [sys.executable, "-c", FEWER, "index", "push", "rows.gemb", "lance:db"]
+
+    def pushed(least: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [*command, "--min-recall", least],
+            cwd=rows.folder,
+            env=rows.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+
+    done = pushed("0.9")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode().splitlines() == [
+        "gemb: table rows in db: recall@10 is 0.400, under --min-recall 0.9"
+    ]
+    done = pushed("0.4")
+    assert done.returncode == 0, done.stderr
+    assert b"recall@10 0.400 of 5 queries" in done.stdout
