@@ -183,7 +183,7 @@ def _narrowed(content: Content, dim: int | None) -> Content:
 def _plan(address: Address, job: PushJob, rows: int) -> list[str]:
     """Return what a push into a new table would run."""
     if address.kind == "postgres":
-        from gemb.targets.postgres import dry_run
+        from gemb.targets.postgres_sql import dry_run
 
         return dry_run(address.table, job.content, rows, with_index=job.with_index)
     spec = job.content.spec

@@ -3,14 +3,10 @@
 What the vectors are is the comment of the table: it is changed and rolled back with the table,
 renamed with it, and pg_dump takes it along. The state of a load is the table itself: a part is one
 transaction, and the next push asks for the hashes of the rows that are there.
-
-Source of the formats: PostgreSQL's manual, COPY, "Binary Format"; pgvector's vector_recv,
-halfvec_recv; PostgreSQL's varbit.c. All numbers are big-endian.
 """
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,30 +22,29 @@ from gemb.io.text import visible
 from gemb.targets.addresses import Address, only_table, unspoken
 from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow, bit_scores
 from gemb.targets.filters import Condition
+from gemb.targets.postgres_copy import copied, received
 from gemb.targets.postgres_filters import sql_of
+from gemb.targets.postgres_sql import (
+    check_width,
+    column_types,
+    copy_statement,
+    index_statements,
+    quoted,
+    table_statements,
+    temporary_statements,
+    upsert_statement,
+)
 
 PART_ROWS = 5000
-PART_MEMORY = 64  # MB of the server, for a part: 5,000 rows of 768 numbers are 10 to 20
-COLUMNS = ("id", "path", "line", "last_line", "title", "text", "kept", "hash", "embedding")
-WIDEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}  # that HNSW takes
-LARGEST = 16_000  # components of a vector or halfvec
 EF_SEARCH = 200  # rows that a search of the graph keeps; pgvector's 40 finds less
 BY_GRAPH = 400  # with more answers all vectors are compared
 RERANKED = 10  # candidates by bits for each answer
-GRAPH_MEMORY = 1 << 30  # bytes at most, if the server's own setting is less
-LINK_BYTES = 320  # of a row in the graph, beside its vector
 CONNECT_S = 20
 GONE_S = 2  # after which the server sees that a client was killed
 LOOK_S = 0.2
 LOCK_S = 5  # that another push may take to end
 SAMPLED_ROWS = 1000  # whose fields are known
 _IDS = 10_000  # fetched at a time
-_HEAD = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_END = b"\xff\xff"
-_FIELDS = struct.pack("!h", len(COLUMNS))
-_NULL = struct.pack("!i", -1)
-_INT = struct.Struct("!ii")
-_LENGTH = struct.Struct("!i")
 
 
 class PostgresTarget:
@@ -81,7 +76,7 @@ class PostgresTarget:
             f"{GONE_S}s",
             setting,
         )
-        self._table = _quoted(address.table or only_table(self._tables(), address))
+        self._table = quoted(address.table or only_table(self._tables(), address))
         self.name = f"table {self._table} in {self._place}"
         self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
         comment = self._value("SELECT obj_description(%s, 'pg_class')", self._oid)
@@ -353,168 +348,6 @@ class PostgresTarget:
         except psycopg.Error as error:
             words = unspoken(error.diag.message_primary or str(error))
             raise GembError(f"{self._place}: {words}") from None
-
-
-def column_types(content: Content) -> dict[str, str]:
-    """Return the type of each column, as PostgreSQL writes it."""
-    return {
-        "id": "text",
-        "path": "text",
-        "line": "integer",
-        "last_line": "integer",
-        "title": "text",
-        "text": "text",
-        "kept": "jsonb",
-        "hash": "bytea",
-        "embedding": f"{content.kind}({content.spec.dim})",
-    }
-
-
-def check_width(content: Content, *, with_index: bool) -> None:
-    """Refuse vectors that are too wide.
-
-    Raises:
-        UsageError: they are.
-    """
-    dim, widest = content.spec.dim, WIDEST[content.kind]
-    if with_index and dim > widest:
-        wider = [kind for kind, most in WIDEST.items() if dim <= most]
-        instead = f"--type {wider[0]}, a smaller --dim, or --no-index" if wider else "--no-index"
-        raise UsageError(
-            f"HNSW takes {widest:,} components of {content.kind}, not {dim}: {instead}"
-        )
-    if content.kind == "bit" and dim % 8:
-        raise UsageError(f"--type bit takes widths that are a multiple of 8, not {dim}")
-    if content.kind != "bit" and dim > LARGEST:
-        raise UsageError(f"pgvector takes {LARGEST:,} components, not {dim}; --dim cuts them")
-
-
-def table_statements(table: str, content: Content) -> list[str]:
-    """Return what makes the table; its name is quoted."""
-    optional = ("path", "line", "last_line", "title")
-    columns = [
-        f"    {name} {kind}{'' if name in optional else ' NOT NULL'}"
-        for name, kind in column_types(content).items()
-    ]
-    columns[0] = '    id text COLLATE "C" PRIMARY KEY'
-    comment = content.to_json().replace("'", "''")
-    return [
-        "CREATE EXTENSION IF NOT EXISTS vector",
-        f"CREATE TABLE {table} (\n" + ",\n".join(columns) + "\n)",
-        f"COMMENT ON TABLE {table} IS '{comment}'",
-    ]
-
-
-def temporary_statements(table: str) -> list[str]:
-    """Return what makes the temporary table that a part is copied into, and stays in memory."""
-    return [
-        f"SET temp_buffers = '{PART_MEMORY}MB'",
-        f"CREATE TEMPORARY TABLE gemb_part (LIKE {table}) ON COMMIT DELETE ROWS",
-    ]
-
-
-def copy_statement() -> str:
-    """Return the COPY of a part."""
-    return f"COPY gemb_part ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
-
-
-def upsert_statement(table: str) -> str:
-    """Return what takes a part from the temporary table."""
-    names = ", ".join(COLUMNS)
-    changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
-    return (
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM gemb_part "
-        f"ON CONFLICT (id) DO UPDATE SET {changes}"
-    )
-
-
-def index_statements(table: str, content: Content, rows: int, memory: int) -> list[str]:
-    """Return what makes the HNSW index.
-
-    Args:
-        table: quoted.
-        content: of it.
-        rows: that it has.
-        memory: that the server would use, in bytes.
-    """
-    how = "bit_hamming_ops" if content.kind == "bit" else f"{content.kind}_cosine_ops"
-    row_bytes = content.width * content.numbers.itemsize + LINK_BYTES
-    needed = min(rows * row_bytes, GRAPH_MEMORY)
-    setting = [f"SET LOCAL maintenance_work_mem = '{-(-needed >> 20)}MB'"]
-    name = f'"{table.rpartition(".")[2].strip(chr(34))}_hnsw"'
-    return [
-        *(setting if needed > memory else []),
-        f"CREATE INDEX {name} ON {table} USING hnsw (embedding {how})",
-    ]
-
-
-def dry_run(table: str, content: Content, rows: int, *, with_index: bool) -> list[str]:
-    """Return all statements of a load into a new table."""
-    check_width(content, with_index=with_index)
-    table = _quoted(table)
-    statements = [
-        *table_statements(table, content),
-        *temporary_statements(table),
-        copy_statement(),
-        upsert_statement(table),
-        *(index_statements(table, content, rows, 0) if with_index else []),
-        f"ANALYZE {table}",
-    ]
-    return [f"{statement};" for statement in statements]
-
-
-def copied(part: Part, kind: str) -> bytes:
-    """Return a part in the binary format of COPY."""
-    pieces = [_HEAD]
-    for row, digest, vector in zip(part.rows, part.hashes, sent(part.vectors, kind), strict=True):
-        pieces += (
-            _FIELDS,
-            _text(row.id),
-            _text(row.path),
-            _NULL if row.line is None else _INT.pack(4, row.line),
-            _NULL if row.last_line is None else _INT.pack(4, row.last_line),
-            _text(row.title),
-            _text(row.text),
-            _bytes(b"\x01" + row.kept.encode()),  # jsonb, version 1
-            _bytes(digest),
-            vector,
-        )
-    return b"".join((*pieces, _END))
-
-
-def sent(vectors: NDArray[Any], kind: str) -> list[bytes]:
-    """Return each vector [width] of an array [n, width] as a field of COPY, with its length."""
-    if kind == "bit":
-        head = struct.pack("!i", 8 * vectors.shape[1])
-        numbers = vectors
-    else:
-        head = struct.pack("!hh", vectors.shape[1], 0)
-        numbers = vectors.astype(vectors.dtype.newbyteorder(">"))
-    size = numbers.shape[1] * numbers.itemsize
-    head = struct.pack("!i", len(head) + size) + head
-    data = numbers.tobytes()
-    return [head + data[first : first + size] for first in range(0, len(data), size)]
-
-
-def received(data: bytes, content: Content) -> NDArray[Any]:
-    """Return the vector [width] that the server sent in its binary form."""
-    numbers = content.numbers
-    vector = np.frombuffer(data, numbers.newbyteorder(">"), offset=4)
-    return vector.astype(numbers)
-
-
-def _text(text: str | None) -> bytes:
-    return _NULL if text is None else _bytes(text.encode())
-
-
-def _bytes(data: bytes) -> bytes:
-    return _LENGTH.pack(len(data)) + data
-
-
-def _quoted(table: str) -> str:
-    """Return the name of a table, perhaps with its schema, as SQL has it."""
-    parts = [part.replace('"', '""') for part in table.split(".", 1)]
-    return ".".join(f'"{part}"' for part in parts)
 
 
 def _tell(diagnostic: psycopg.errors.Diagnostic) -> None:

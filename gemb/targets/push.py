@@ -102,7 +102,7 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     if not keys.count:
         raise UsageError("there is no row to push" + (", for all failed" if source.failed else ""))
     if job.may_remove:
-        pushed.removed = _remove(target, keys, job.may_remove)
+        pushed.removed = _remove(target, keys, source.failed_ids, job.may_remove)
     began = time.monotonic()
     target.finish(with_index=job.with_index)
     pushed.index_s = time.monotonic() - began
@@ -176,14 +176,14 @@ def _write(part: Part, target: Target, pushed: Pushed, *, is_new: bool) -> None:
     pushed.unchanged += len(part.rows) - len(wanted)
 
 
-def _remove(target: Target, keys: _Keys, may_remove: MayRemove) -> int:
-    """Remove the rows that the source has not, and return how many."""
+def _remove(target: Target, keys: _Keys, failed: set[str], may_remove: MayRemove) -> int:
+    """Remove the rows that the source has not, not even without a vector; return how many."""
     ordered = keys.ordered()
     gone: list[str] = []
     count = 0
     for ids in target.ids():
         count += len(ids)
-        gone += keys.absent(ids, ordered)
+        gone += [row_id for row_id in keys.absent(ids, ordered) if row_id not in failed]
     may_remove(len(gone), count)
     for first in range(0, len(gone), target.part_rows):
         target.delete(gone[first : first + target.part_rows])

@@ -49,6 +49,7 @@ class Source(Protocol):
     content: Content  # with the source's own width
     count: int | None  # of rows; None: unknown until they are read
     failed: int  # rows without a vector so far
+    failed_ids: set[str]  # of these
     has_unique_ids: bool  # it is known that no id repeats
 
     def parts(self, size: int) -> Iterator[Rows]:
@@ -73,6 +74,7 @@ class IndexSource:
             UsageError: several rows have one, or vectors are drafts.
         """
         self._index = index
+        self.failed_ids: set[str] = set()
         if len(index.drafts):
             folder = visible(str(index.folder))
             raise UsageError(
@@ -186,6 +188,7 @@ class VectorFileSource:
         self._name = name
         self.count = reader.count
         self.failed = 0
+        self.failed_ids: set[str] = set()
         identity = identity_of(reader.description, job)
         kind = kind or KIND_OF[identity.spec.dtype]
         if identity.spec.dtype == "ubinary" and kind != "bit":
@@ -205,8 +208,11 @@ class VectorFileSource:
         for batch in self._reader.batches():
             self._check_fingerprints(batch.fields)
             vectors = batch.vectors(described)
-            good = np.flatnonzero(~np.isnan(vectors).any(axis=1))
+            has_failed = np.isnan(vectors).any(axis=1)
+            good = np.flatnonzero(~has_failed)
             self.failed += len(vectors) - len(good)
+            failed = (batch.fields[n].get("id") for n in np.flatnonzero(has_failed).tolist())
+            self.failed_ids.update(storable(str(row_id)) for row_id in failed if row_id is not None)
             for first in range(0, len(good), size):
                 chosen = good[first : first + size]
                 rows = [self._row(batch.fields[n], batch.numbers[n]) for n in chosen.tolist()]

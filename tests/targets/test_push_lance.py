@@ -93,6 +93,20 @@ def test_one_push_at_a_time(rows: Gemb) -> None:
     assert not list((rows.folder / "db").glob(".*"))
 
 
+def test_a_row_that_fails_is_not_removed(rows: Gemb) -> None:
+    def embedded(lines: list[dict], code: int) -> bytes:
+        write_rows(rows, lines)
+        done = rows("embed", "rows.jsonl", "--id-field", "id")
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    push(rows, "-", "lance:db", stdin=embedded(ROWS[:4], 0))
+    lines = [*ROWS[:2], ROWS[2] | {"text": "poison"}]
+    pushed = push(rows, "-", "lance:db", "--delete", stdin=embedded(lines, 3), code=3)
+    counts = [pushed[name] for name in ("unchanged", "failed", "removed", "rows", "others")]
+    assert counts == [2, 1, 1, 3, 1]
+
+
 def test_a_folder_whose_name_ends_in_lance(rows: Gemb) -> None:
     assert push(rows, "rows.gemb", "lance:all.lance")["added"] == 5
     assert (rows.folder / "all.lance" / "rows.lance").is_dir()
