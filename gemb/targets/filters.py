@@ -95,6 +95,11 @@ def parsed(text: str) -> Condition:
     return condition
 
 
+def is_long(value: Constant) -> bool:
+    """Return whether a constant is a whole number that float64 rounds."""
+    return isinstance(value, int) and abs(value) > 2**53
+
+
 class _Parser:
     """Reads tokens from the first to the last."""
 

@@ -10,7 +10,16 @@ import json
 
 from gemb.errors import UsageError
 from gemb.index.where import wrong
-from gemb.targets.filters import All, AnyOf, Comparison, Condition, Constant, Field, Not
+from gemb.targets.filters import (
+    All,
+    AnyOf,
+    Comparison,
+    Condition,
+    Constant,
+    Field,
+    Not,
+    is_long,
+)
 
 NO_NUMBER = "-1.7e308"  # in the place of a text that is none: another number than any constant
 
@@ -48,8 +57,21 @@ def _comparison(comparison: Comparison) -> str:
             wanted = ", ".join("'true', '1'" if value else "'false', '0'" for value in values)
             word = f"lower(btrim({_raw(field)}, '\"')) IN ({wanted})"
             return f"NOT {word}" if operator == "!=" else word
+        case "text" if operator in ("=", "!=", "in") and not (field.function or field.is_column):
+            # The text as JSON: to take JSON apart, there is only the replacement of parts.
+            forms = ", ".join(form for value in values for form in _forms(str(value)))
+            return f"{_raw(field)} {'NOT ' if operator == '!=' else ''}IN ({forms})"
         case "text":
             return f"{_text(field)} {_against(operator, [literal(str(value)) for value in values])}"
+    return _of_number(field, operator, values)
+
+
+def _of_number(field: Field, operator: str, values: tuple[Constant, ...]) -> str:
+    """Return a comparison with numbers, which are float64 but for long whole ones."""
+    if not field.function and operator in ("=", "!=", "in") and any(map(is_long, values)):
+        digits = ", ".join(literal(str(value)) for value in values)
+        word = f"btrim({_raw(field)}, '\"')"
+        return f"{word} {'NOT ' if operator == '!=' else ''}IN ({digits})"
     number = f"try_cast(btrim({_raw(field)}, '\"') AS double)"
     if field.function:
         number = f"try_cast({_text(field)} AS double)"
@@ -70,12 +92,18 @@ def _against(operator: str, values: list[str]) -> str:
 def _has(field: Field, member: Constant) -> str:
     text = str(member).lower() if isinstance(member, bool) else str(member)
     raw = _raw(field)
-    alone = f"{raw} IN ({literal(json.dumps(text, ensure_ascii=False))}, {literal(text)})"
+    alone = f"{raw} IN ({', '.join(_forms(text))})"
     held = [
         f"coalesce(json_array_contains(kept, {path}, {literal(text)}), false)"
         for path in ([] if field.is_column else _paths(field))
     ]
     return " OR ".join([*held, alone, f"nullif({raw} IS NULL, true)"])
+
+
+def _forms(text: str) -> list[str]:
+    """Return the literals of JSON that stand for a text: itself, and a number or the like."""
+    quoted = literal(json.dumps(text, ensure_ascii=False))
+    return [quoted] if text.startswith('"') else [quoted, literal(text)]
 
 
 def _raw(field: Field) -> str:

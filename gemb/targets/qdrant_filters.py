@@ -11,7 +11,7 @@ from typing import Any
 from qdrant_client import models
 
 from gemb.index.where import wrong
-from gemb.targets.filters import All, AnyOf, Comparison, Condition, Constant, Not
+from gemb.targets.filters import All, AnyOf, Comparison, Condition, Constant, Not, is_long
 
 
 def filter_of(condition: Condition) -> models.Filter:
@@ -82,6 +82,11 @@ def _equals(key: str, value: Constant) -> list[Any]:
             number = models.Range(gte=int(value), lte=int(value))
             same.append(models.FieldCondition(key=key, range=number))
         return same
+    if is_long(value):
+        return [
+            models.FieldCondition(key=key, match=models.MatchValue(value=int(value))),
+            models.FieldCondition(key=key, match=models.MatchValue(value=f"{value}")),
+        ]
     return [
         models.FieldCondition(key=key, range=models.Range(gte=value, lte=value)),
         models.FieldCondition(key=key, match=models.MatchValue(value=f"{value}")),

@@ -66,6 +66,18 @@ def test_names_and_constants_are_no_sql() -> None:
         lance_sql(parsed('"a""b" = 1'))
 
 
+def test_whole_numbers_are_not_rounded_in_lance() -> None:
+    assert "IN ('9007199254740993')" in lance_sql(parsed("big = 9007199254740993"))
+    assert "NOT IN ('9007199254740993')" in lance_sql(parsed("big != 9007199254740993"))
+    assert "AS double" in lance_sql(parsed("n = 2024"))
+
+
+def test_texts_in_lance_are_compared_as_json() -> None:
+    sql = lance_sql(parsed("note = 'two\n\"lines\"'"))
+    assert r"""IN ('"two\n\"lines\""', 'two""" in sql
+    assert lance_sql(parsed("""note = '"x"'""")).endswith(r"""IN ('"\"x\""'))""")
+
+
 def test_order_of_truths_in_lance() -> None:
     assert "IN ('true', '1', 'false', '0')" in lance_sql(parsed("paid in (true, false)"))
     with pytest.raises(UsageError, match="LanceDB has no order of true and false"):

@@ -65,7 +65,8 @@ def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
     assert "at pg_sleep" in line
     done = rows("search", "parcel", database, "--where", "jear = 2024")
     assert (
-        b"no field jear in the first rows; there are: lang, meta, paid, tags, year" in done.stderr
+        b"no field jear in the first rows; there are: big, lang, meta, note, paid, tags, year"
+        in done.stderr
     )
 
 
