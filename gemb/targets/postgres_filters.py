@@ -27,22 +27,23 @@ def _comparison(comparison: Comparison, values: list[object]) -> str:
         return _has(comparison, values)
     if operator == "like":
         return f"{_text(field, values)} ILIKE {_bound(comparison.values[0], values)} ESCAPE ''"
-    match comparison.type:
-        case "text":
-            return f'{_text(field, values)} COLLATE "C" {_against(comparison, "text", values)}'
-        case "truth":
-            word = f"lower({_text(field, values)})"
-            value = (
-                f"CASE {word} WHEN 'true' THEN true WHEN '1' THEN true "
-                "WHEN 'false' THEN false WHEN '0' THEN false END"
-            )
-            return f"{value} {_against(comparison, 'boolean', values)}"
+    if comparison.type == "text":
+        return f'{_text(field, values)} COLLATE "C" {_against(comparison, "text", values)}'
+    taken, kind = (_truth, "boolean") if comparison.type == "truth" else (_number, "numeric")
     if operator not in ("=", "!=", "in"):
-        return f"{_number(field, values)} {_against(comparison, 'numeric', values)}"
-    # A text that is no number is another value, not an unknown one.
+        return f"{taken(field, values)} {_against(comparison, kind, values)}"
+    # What is no number, or not true or false, is another value, not an unknown one.
     test = f"CASE WHEN {_text(field, values)} IS NULL THEN NULL"
-    compared = f"{_number(field, values)} {_against(comparison, 'numeric', values)}"
+    compared = f"{taken(field, values)} {_against(comparison, kind, values)}"
     return f"{test} ELSE coalesce({compared}, {'true' if operator == '!=' else 'false'}) END"
+
+
+def _truth(field: Field, values: list[object]) -> str:
+    """Return a field as true or false; NULL where it is neither."""
+    return (
+        f"(CASE lower({_text(field, values)}) WHEN 'true' THEN true WHEN '1' THEN true "
+        "WHEN 'false' THEN false WHEN '0' THEN false END)"
+    )
 
 
 def _number(field: Field, values: list[object]) -> str:

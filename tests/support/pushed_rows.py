@@ -52,6 +52,8 @@ FILTERS = [
     ("paid = true", {"c"}),
     ("paid in (true, false)", {"c"}),
     ("paid != true", set()),
+    ("year != true", {"a", "b", "c", "d", "e"}),
+    ("not year = true", {"a", "b", "c", "d", "e"}),
     ("lang is 'en'", {"a", "b"}),
     ("lang is not 'en'", {"c", "d", "e"}),
     ("not lang is 'en'", {"c", "d", "e"}),
