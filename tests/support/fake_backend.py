@@ -190,7 +190,7 @@ class Gemb:
             env=self.environment,
             capture_output=True,
             check=False,
-            **{"timeout": 60, **more},
+            **{"timeout": 180, **more},
         )
 
     def start(self, *arguments: str, **more: object) -> subprocess.Popen[bytes]:

@@ -158,7 +158,7 @@ def test_processes_of_two_machines_train_the_weights_of_one(recipe, alone, tmp_p
 
 def printed(meeting: str, recipe: Path, run: Path, nodes: int, processes: int) -> list[str]:
     """The command for each of two machines that `gemb help scale` and the batch file print."""
-    root = Path(launch.__file__).parents[2]
+    root = Path(__file__).parents[3]
     usual = "gemb train finetune.yaml -o /shared/runs/a --nnodes 2 --nproc 8 --rdzv HOST:29500"
     for file in ("gemb/data/help/scale.md", "recipes/slurm.sh"):
         assert f"{usual} --resume auto\n" in (root / file).read_text(), file
