@@ -251,13 +251,7 @@ class Index:
         given = self._given.reference if isinstance(self._given, Model) else self._given or ""
         job = _job(question, like, criteria, task=task, dim=dim, model=given, force=self._force)
         kept = _Kept()
-        of_model = read_manifest(self.folder).spec.model
-        try:
-            run_index(job, self.folder, self._encoder, kept)
-        except UsageError:
-            if read_manifest(self.folder).spec.model == of_model:
-                raise
-            run_index(job, self.folder, self._encoder, kept)  # it was replaced meanwhile
+        run_index(job, self.folder, self._encoder, kept)
         return kept.hits
 
     def close(self) -> None:
@@ -290,8 +284,7 @@ class Index:
             wanted = read_manifest(self.folder).spec.model
             if self._own is None or self._own_of != wanted:
                 # A model that was opened for an earlier index goes with the last search by it.
-                self._own = self._named(reference, wanted)
-                self._own_of = wanted
+                self._own, self._own_of = self._named(reference, wanted), wanted
             return self._own.encoder
 
     def _named(self, reference: str, fingerprint: str) -> Model:

@@ -179,24 +179,6 @@ def test_an_index_that_is_replaced_by_one_of_another_model_is_searched_with_that
     assert model.reference == "m.fake"
 
 
-def test_an_index_that_is_replaced_during_a_search_is_searched_again(index, folder, monkeypatch):
-    write_model(folder / "other.fake", name="other", is_bag=True)
-    with Index.open(index) as opened:
-        open_model = opened._encoder
-        asked = []
-
-        def replaced(reference: str):
-            if not asked:
-                run("index", "build", "-f", "docs.gemb", "docs", "-m", "other.fake")
-            asked.append(Path(reference).name)
-            return open_model(reference)
-
-        monkeypatch.setattr(opened, "_encoder", replaced)
-        hits = opened.search("the cat sleeps on the mat", k=1)
-    assert [hit.path for hit in hits] == ["docs/cat.md"]
-    assert asked == ["m.fake", "other.fake"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
