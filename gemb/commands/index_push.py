@@ -114,6 +114,11 @@ def push(
     from gemb.targets.push import PushJob
     from gemb.targets.push import push as run
 
+    if delete and source == "-":
+        raise click.UsageError(
+            "--delete needs all rows, and standard input does not say whether they were all: gemb "
+            "embed ... -o rows.jsonl, then gemb index push rows.jsonl TARGET --delete"
+        )
     address = address_of(target, table)
     if not address.table:
         address = replace(address, table=table_name(source))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,11 @@ def gathered(stored: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
         return np.asarray(stored)[rows]
     gathered_rows = np.empty((len(rows), stored.shape[1]), stored.dtype)
     width = gathered_rows.strides[0]
-    for target, row in zip(gathered_rows, rows.tolist(), strict=True):
-        if os.preadv(file, [target], row * width) < width:
+    # Rows that follow one another in the file are read at once.
+    starts = np.flatnonzero(np.diff(rows, prepend=-2) != 1).tolist()
+    for first, end in pairwise([*starts, len(rows)]):
+        run = gathered_rows[first:end].data
+        if os.preadv(file, [run], int(rows[first]) * width) < run.nbytes:
             name = visible(str(getattr(stored, "filename", "")))
             raise GembError(f"{name} was cut short meanwhile; gemb index verify says what is left")
     return gathered_rows

@@ -35,6 +35,11 @@ from gemb.texts.words import VERSION
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"
 Column = int | str | bytes | None
 _WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
+_NONE = type(None)
+_TYPES: tuple[set[Any], ...] = (  # of the values of `COLUMNS`
+    *({int, str, _NONE}, {str, bytes, _NONE}, {int, _NONE}, {int, _NONE}, {str, _NONE}),
+    *({str}, {str}, {bytes}, {int}),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,23 +75,20 @@ def crc(values: tuple[Column, ...]) -> int:
     return zlib.crc32(repr(values).encode("utf-8", "surrogatepass"))
 
 
-def are_of_row(columns: Sequence[object]) -> bool:
+def are_of_row(values: Sequence[object]) -> bool:
     """Return whether values of `COLUMNS` have their types: a checksum may be somebody else's."""
-    row_id, path, line, last_line, title, text, kept, digest, _ = columns
-    return (
-        isinstance(row_id, int | str | None)
-        and isinstance(path, str | bytes | None)
-        and isinstance(line, int | None)
-        and isinstance(last_line, int | None)
-        and isinstance(title, str | None)
-        and isinstance(text, str)
-        and isinstance(kept, str)
-        and _is_object(kept)
-        and isinstance(digest, bytes)
+    return are_of_rows([(value,) for value in values])
+
+
+def are_of_rows(columns: Sequence[Sequence[object]]) -> bool:
+    """Return whether columns of values of `COLUMNS` have their types."""
+    are_right = (
+        types >= set(map(type, column)) for column, types in zip(columns, _TYPES, strict=True)
     )
+    return all(are_right) and all(map(_is_object, set(columns[6])))
 
 
-def _is_object(kept: str) -> bool:
+def _is_object(kept: Any) -> bool:  # noqa: ANN401
     try:
         return isinstance(orjson.loads(kept), dict)
     except ValueError:

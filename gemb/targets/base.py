@@ -41,13 +41,36 @@ class PushRow(NamedTuple):
     kept: str  # a JSON object
 
 
+class Rows(NamedTuple):
+    """Rows beside their vectors, by column: what each `PushRow` has, in lists of one length."""
+
+    ids: Sequence[str]
+    paths: Sequence[str | None]
+    lines: Sequence[int | None]
+    last_lines: Sequence[int | None]
+    titles: Sequence[str | None]
+    texts: Sequence[str]
+    kept: Sequence[str]
+
+    @staticmethod
+    def of(rows: Sequence[PushRow]) -> Rows:
+        """Return rows, at least one, by column."""
+        return Rows(*zip(*rows, strict=True))
+
+
 class Part(NamedTuple):
     """Rows that are committed together."""
 
-    rows: Sequence[PushRow]
+    rows: Rows
     vectors: NDArray[Any]  # [n, width] as `Content.stored` makes them
     hashes: Sequence[bytes]  # 16 bytes of each row and its vector
     is_new: bool = False  # none of the ids is there
+
+    def at(self, numbers: Sequence[int]) -> Part:
+        """Return some of the rows."""
+        columns: list[Any] = [[column[number] for number in numbers] for column in self.rows]
+        hashes = [self.hashes[number] for number in numbers]
+        return Part(Rows(*columns), self.vectors[numbers], hashes)
 
 
 class FoundRow(NamedTuple):
@@ -140,10 +163,15 @@ class Content:
         Raises:
             UsageError: they are.
         """
-        if there.spec == self.spec and there.kind == self.kind:
+        is_same = there.spec == self.spec and there.kind == self.kind
+        has_passages = self.ids == "place"
+        if is_same and has_passages == (there.ids == "place"):
             return
         ours, theirs = self.spec, there.spec
-        if ours.model != theirs.model:
+        if is_same:
+            rows = ("rows with ids", "passages of files")
+            what = f"{rows[not has_passages]}, not {rows[has_passages]}"
+        elif ours.model != theirs.model:
             what = f"vectors of another model ({visible(there.model) or theirs.model})"
         elif ours.prompt != theirs.prompt:
             what = f"vectors with another prompt ({visible(theirs.prompt, 60)!r})"
@@ -166,7 +194,7 @@ class Content:
 
 
 class Target(Protocol):
-    """A table of rows and vectors in a database; it is open, and one thread uses it."""
+    """A table of rows and vectors in a database; it is open. One thread at a time uses it."""
 
     name: str  # in messages: the table and the place, without a password
     content: Content | None  # of what is there; None: the table is not there yet
@@ -228,10 +256,16 @@ class Target(Protocol):
         """Let go of the connection."""
 
 
-def content_hash(row: PushRow, vector: NDArray[Any]) -> bytes:
-    """Return 16 bytes of a row with its stored vector."""
-    values = orjson.dumps(tuple(row))
-    return hashlib.blake2b(values + vector.tobytes(), digest_size=16).digest()
+def content_hashes(rows: Rows, vectors: NDArray[Any]) -> list[bytes]:
+    """Return 16 bytes of each row with its stored vector, of [n, width]."""
+    size = vectors.shape[1] * vectors.itemsize
+    data = vectors.reshape(-1).view(np.uint8).data
+    digests = []
+    for number, values in enumerate(zip(*rows, strict=True)):
+        digest = hashlib.blake2b(orjson.dumps(values), digest_size=16)
+        digest.update(data[number * size : (number + 1) * size])
+        digests.append(digest.digest())
+    return digests
 
 
 def bit_scores(query: NDArray[np.float32], bits: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -9,8 +9,8 @@ takes the type of the constant: compared with a number, a text that is a number 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from gemb.errors import UsageError
@@ -35,11 +35,12 @@ class Field:
 
     name: str
     function: str = ""  # of `FUNCTIONS`, applied to it
+    is_kept: bool = False  # although a column has its name
 
     @property
     def is_column(self) -> bool:
         """Whether it is one of a row's own, not a kept one."""
-        return self.name in COLUMNS
+        return self.name in COLUMNS and not self.is_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +94,20 @@ def parsed(text: str) -> Condition:
     if parser.rest:
         raise parser.unexpected()
     return condition
+
+
+def with_kept(condition: Condition, kept: Collection[str]) -> Condition:
+    """Return a condition whose fields are those of these names that rows keep, if they do.
+
+    As in an index, a kept field hides the column of its name.
+    """
+    match condition:
+        case All(conditions) | AnyOf(conditions):
+            return type(condition)(tuple(with_kept(part, kept) for part in conditions))
+        case Not(part):
+            return Not(with_kept(part, kept))
+    field = replace(condition.field, is_kept=condition.field.name in kept)
+    return replace(condition, field=field)
 
 
 def is_long(value: Constant) -> bool:

@@ -26,7 +26,7 @@ from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow
 from gemb.targets.filters import Condition
 from gemb.targets.lance_filters import literal, sql_of
 
-PART_ROWS = 10_000
+PART_ROWS = 5000
 INDEXED_ROWS = 100_000  # fewer are compared one by one, which takes milliseconds
 PROBES = 64  # partitions that a search looks into
 REFINED = 20  # candidates for each answer whose vectors decide
@@ -53,11 +53,13 @@ class LanceTarget:
         self._place = address.shown
         self._folder = None if "://" in address.place else Path(address.place)
         self._lock: int | None = None
+        self._database: Any = None  # None: its folder is not there
         self._table: Any = None
         self.content: Content | None = None
         _bound_arenas()
         with self._talking():
-            self._database = lancedb.connect(address.place)
+            if self._folder is None or self._folder.exists():
+                self._database = lancedb.connect(address.place)
             self._name = address.table or only_table(
                 [name for name in self._names() if self._content(name)], address
             )
@@ -71,6 +73,8 @@ class LanceTarget:
         schema = _schema(content)
         with self._talking():
             self._take_lock()
+            if self._database is None:
+                self._database = lancedb.connect(str(self._folder))
             self._open()  # another push may have made it meanwhile
         if self.content is not None:
             content.check_same(self.content, self.name)
@@ -226,12 +230,13 @@ class LanceTarget:
         """Return the names of all tables."""
         names: list[str] = []
         token = None
-        while True:
+        while self._database is not None:
             page = self._database.list_tables(page_token=token)
             names += page.tables
             token = page.page_token
             if not token:
-                return names
+                break
+        return names
 
     def _content(self, table: str) -> Content | None:
         """Return what a table says that it holds."""
@@ -298,12 +303,10 @@ def _schema(content: Content) -> pa.Schema:
 
 
 def _arrow(part: Part, schema: pa.Schema) -> pa.Table:
-    columns = zip(*part.rows, strict=True)
+    columns = [*part.rows, part.hashes]
     arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=False)]
-    number = schema.field("embedding").type.value_type
-    flat = pa.array(np.ascontiguousarray(part.vectors).reshape(-1), number)
-    dim = part.vectors.shape[1]
-    arrays += [pa.array(part.hashes, pa.binary(16)), pa.FixedSizeListArray.from_arrays(flat, dim)]
+    flat = pa.array(np.ascontiguousarray(part.vectors).reshape(-1))  # not copied
+    arrays.append(pa.FixedSizeListArray.from_arrays(flat, part.vectors.shape[1]))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 

@@ -1,12 +1,14 @@
 """A filter as a condition in the SQL of Lance, which has no parameters: texts are quoted.
 
 Kept fields are one JSON column. Its functions fail on values of another type, so that a field is
-taken as JSON text, and unpacked by functions on text. There is no CASE.
+taken as JSON text, and unpacked by functions on text. There is no CASE. Its ILIKE, lower
+and upper know the letters of all languages, SQLite's those of ASCII: `translate` is in their place.
 """
 
 from __future__ import annotations
 
 import json
+from string import ascii_lowercase, ascii_uppercase
 
 from gemb.errors import UsageError
 from gemb.index.where import wrong
@@ -49,7 +51,8 @@ def _comparison(comparison: Comparison) -> str:
         return _has(field, values[0])
     if operator == "like":
         pattern = str(values[0]).replace("\\", "\\\\")  # Lance has an escape, SQLite none
-        return f"{_text(field)} ILIKE {literal(pattern)}"
+        small = pattern.translate(str.maketrans(ascii_uppercase, ascii_lowercase))
+        return f"{_in_case('lower', _text(field))} LIKE {literal(small)}"
     match comparison.type:
         case "truth":
             if operator not in ("=", "!=", "in"):
@@ -120,7 +123,18 @@ def _text(field: Field) -> str:
     if not field.is_column:
         unquoted = f"regexp_replace({text}, '^\"(.*)\"$', '$1')"
         text = f"replace(replace({unquoted}, '\\\"', '\"'), '\\\\', '\\')"
-    return f"{field.function}({text})" if field.function else text
+    return _in_case(field.function, text) if field.function else text
+
+
+def _in_case(function: str, text: str) -> str:
+    """Return a function of `filters.FUNCTIONS` of a text."""
+    letters = {
+        "lower": (ascii_uppercase, ascii_lowercase),
+        "upper": (ascii_lowercase, ascii_uppercase),
+    }
+    if function not in letters:
+        return f"{function}({text})"
+    return f"translate({text}, {', '.join(map(literal, letters[function]))})"
 
 
 def _paths(field: Field) -> list[str]:

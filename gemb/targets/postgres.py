@@ -115,7 +115,7 @@ class PostgresTarget:
     def upsert(self, part: Part) -> None:
         """Copy rows into the temporary table, and from there into the table."""
         with self._talking(), self._connection.transaction(), self._connection.cursor() as cursor:
-            with cursor.copy(copy_statement()) as copy:
+            with cursor.copy(copy_statement(self._table)) as copy:
                 copy.write(copied(part, self._kind))
             cursor.execute(upsert_statement(self._table))
 

@@ -7,6 +7,7 @@ halfvec_recv; PostgreSQL's varbit.c. All numbers are big-endian.
 from __future__ import annotations
 
 import struct
+from itertools import chain, repeat
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,21 @@ _LENGTH = struct.Struct("!i")
 
 def copied(part: Part, kind: str) -> bytes:
     """Return a part in the binary format of COPY."""
-    pieces = [_HEAD]
-    for row, digest, vector in zip(part.rows, part.hashes, sent(part.vectors, kind), strict=True):
-        pieces += (
-            _FIELDS,
-            _text(row.id),
-            _text(row.path),
-            _NULL if row.line is None else _INT.pack(4, row.line),
-            _NULL if row.last_line is None else _INT.pack(4, row.last_line),
-            _text(row.title),
-            _text(row.text),
-            _bytes(b"\x01" + row.kept.encode()),  # jsonb, version 1
-            _bytes(digest),
-            vector,
-        )
-    return b"".join((*pieces, _END))
+    rows = part.rows
+    fields = zip(
+        repeat(_FIELDS, len(rows.ids)),
+        map(_text, rows.ids),
+        map(_text, rows.paths),
+        map(_whole, rows.lines),
+        map(_whole, rows.last_lines),
+        map(_text, rows.titles),
+        map(_text, rows.texts),
+        (_bytes(b"\x01" + text.encode()) for text in rows.kept),  # jsonb, version 1
+        map(_bytes, part.hashes),
+        sent(part.vectors, kind),
+        strict=True,
+    )
+    return b"".join((_HEAD, *chain.from_iterable(fields), _END))
 
 
 def sent(vectors: NDArray[Any], kind: str) -> list[bytes]:
@@ -65,6 +66,10 @@ def received(data: bytes, content: Content) -> NDArray[Any]:
 
 def _text(text: str | None) -> bytes:
     return _NULL if text is None else _bytes(text.encode())
+
+
+def _whole(number: int | None) -> bytes:
+    return _NULL if number is None else _INT.pack(4, number)
 
 
 def _bytes(data: bytes) -> bytes:

@@ -1,4 +1,8 @@
-"""A filter as a condition of PostgreSQL, its names of fields and constants as parameters."""
+"""A filter as a condition of PostgreSQL, its names of fields and constants as parameters.
+
+By the collation "C" texts have the order of their bytes, and letters beyond ASCII no other case, as
+in SQLite, whatever the database's own collation is.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,8 @@ def _comparison(comparison: Comparison, values: list[object]) -> str:
     if operator == "has":
         return _has(comparison, values)
     if operator == "like":
-        return f"{_text(field, values)} ILIKE {_bound(comparison.values[0], values)} ESCAPE ''"
+        text, pattern = _text(field, values), _bound(comparison.values[0], values)
+        return f"{text} COLLATE \"C\" ILIKE {pattern} ESCAPE ''"
     if comparison.type == "text":
         return f'{_text(field, values)} COLLATE "C" {_against(comparison, "text", values)}'
     taken, kind = (_truth, "boolean") if comparison.type == "truth" else (_number, "numeric")
@@ -78,7 +83,7 @@ def _has(comparison: Comparison, values: list[object]) -> str:
 def _text(field: Field, values: list[object]) -> str:
     """Return a field as text."""
     sql = f"({field.name}::text)" if field.is_column else f"({_kept(field, values)} #>> '{{}}')"
-    return f"{field.function}({sql})::text" if field.function else sql
+    return f'{field.function}({sql} COLLATE "C")::text' if field.function else sql
 
 
 def _kept(field: Field, values: list[object]) -> str:

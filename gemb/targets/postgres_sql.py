@@ -67,13 +67,13 @@ def temporary_statements(table: str) -> list[str]:
     """Return what makes the temporary table that a part is copied into, and stays in memory."""
     return [
         f"SET temp_buffers = '{PART_MEMORY}MB'",
-        f"CREATE TEMPORARY TABLE gemb_part (LIKE {table}) ON COMMIT DELETE ROWS",
+        f"CREATE TEMPORARY TABLE {_part_table(table)} (LIKE {table}) ON COMMIT DELETE ROWS",
     ]
 
 
-def copy_statement() -> str:
+def copy_statement(table: str) -> str:
     """Return the COPY of a part."""
-    return f"COPY gemb_part ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
+    return f"COPY {_part_table(table)} ({', '.join(COLUMNS)}) FROM STDIN (FORMAT BINARY)"
 
 
 def upsert_statement(table: str) -> str:
@@ -81,7 +81,7 @@ def upsert_statement(table: str) -> str:
     names = ", ".join(COLUMNS)
     changes = ", ".join(f"{name} = excluded.{name}" for name in COLUMNS[1:])
     return (
-        f"INSERT INTO {table} ({names}) SELECT {names} FROM gemb_part "
+        f"INSERT INTO {table} ({names}) SELECT {names} FROM {_part_table(table)} "
         f"ON CONFLICT (id) DO UPDATE SET {changes}"
     )
 
@@ -113,12 +113,17 @@ def dry_run(table: str, content: Content, rows: int, *, with_index: bool) -> lis
     statements = [
         *table_statements(table, content),
         *temporary_statements(table),
-        copy_statement(),
+        copy_statement(table),
         upsert_statement(table),
         *(index_statements(table, content, rows, 0) if with_index else []),
         f"ANALYZE {table}",
     ]
     return [f"{statement};" for statement in statements]
+
+
+def _part_table(table: str) -> str:
+    """Return the name of the temporary table: another one than the table's, which it would hide."""
+    return "gemb_part_rows" if table.endswith('"gemb_part"') else "gemb_part"
 
 
 def quoted(table: str) -> str:

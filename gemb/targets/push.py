@@ -2,7 +2,7 @@
 
 The state of a load is the target itself: each part is committed as a whole, and rows whose hash is
 there are passed over. So a push that was killed, on either side, goes on where it was, and a push
-of what is there writes nothing.
+of what is there writes nothing. While one part is written, the next one is read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +20,9 @@ from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import note
 from gemb.io.progress import CountProgress
 from gemb.io.text import visible
-from gemb.targets.base import Content, Part, PushRow, Target, content_hash
+from gemb.targets.base import Content, Part, Target, content_hashes
 from gemb.targets.readback import ReadBack, Sample, read_back
-from gemb.targets.sources import Rows, Source
+from gemb.targets.sources import Source
 
 MayRemove = Callable[[int, int], None]  # raises, if so many of so many rows may not be removed
 
@@ -86,15 +87,22 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     pushed, sample = Pushed(), Sample()
     keys = _Keys(must_differ=not source.has_unique_ids)
     began = time.monotonic()
-    before = target.count()
+    is_new = not target.count()
     bar = CountProgress(source.count, "pushing", "rows")
     try:
-        for rows in source.parts(target.part_rows):
-            part = _part(rows, content)
-            keys.add(part.rows)
-            _write(part, target, pushed, is_new=not before)
-            sample.add(part)
-            bar.add(len(part.rows))
+        with ThreadPoolExecutor(1, thread_name_prefix="gemb-push") as writer:
+            written: Future[None] | None = None
+            for rows, vectors in source.parts(target.part_rows):
+                stored = content.stored(vectors)
+                part = Part(rows, stored, content_hashes(rows, stored), is_new)
+                keys.add(rows.ids)
+                sample.add(part)
+                if written:
+                    written.result()
+                written = writer.submit(_write, part, target, pushed)
+                bar.add(len(rows.ids))
+            if written:
+                written.result()
     finally:
         bar.close()
     pushed.failed = source.failed
@@ -123,17 +131,18 @@ class _Keys:
     def count(self) -> int:
         return len(self._hashes)
 
-    def add(self, rows: Sequence[PushRow]) -> None:
-        for row in rows:
-            number = hash(row.id)
-            if self._known is not None:
-                if number in self._known:
-                    raise UsageError(
-                        f"several rows have the id '{visible(row.id, 80)}', and a table has each "
-                        "once; what came before it is written"
-                    )
-                self._known.add(number)
-            self._hashes.append(number)
+    def add(self, ids: Sequence[str]) -> None:
+        numbers = array("q", map(hash, ids))
+        self._hashes.extend(numbers)
+        if self._known is None:
+            return
+        for number, row_id in zip(numbers, ids, strict=True):
+            if number in self._known:
+                raise UsageError(
+                    f"several rows have the id '{visible(row_id, 80)}', and a table has each "
+                    "once; what came before it is written"
+                )
+            self._known.add(number)
 
     def absent(self, ids: list[str], ordered: NDArray[np.int64]) -> list[str]:
         """Return those ids that are not here."""
@@ -147,33 +156,22 @@ class _Keys:
         return np.sort(np.frombuffer(self._hashes, np.int64))
 
 
-def _part(rows: Rows, content: Content) -> Part:
-    stored = content.stored(rows.vectors)
-    pairs = zip(rows.rows, stored, strict=True)
-    return Part(rows.rows, stored, [content_hash(row, vector) for row, vector in pairs])
-
-
-def _write(part: Part, target: Target, pushed: Pushed, *, is_new: bool) -> None:
+def _write(part: Part, target: Target, pushed: Pushed) -> None:
     """Write the rows of a part that the target has not, or has otherwise."""
-    there = {} if is_new else target.hashes([row.id for row in part.rows])
+    ids = part.rows.ids
+    there = {} if part.is_new else target.hashes(ids)
     wanted = [
         number
-        for number, (row, digest) in enumerate(zip(part.rows, part.hashes, strict=True))
-        if there.get(row.id) != digest
+        for number, (row_id, digest) in enumerate(zip(ids, part.hashes, strict=True))
+        if there.get(row_id) != digest
     ]
-    changed = sum(part.rows[number].id in there for number in wanted)
+    changed = sum(ids[number] in there for number in wanted)
     if wanted:
-        target.upsert(
-            Part(
-                [part.rows[number] for number in wanted],
-                part.vectors[wanted],
-                [part.hashes[number] for number in wanted],
-                is_new=not changed,
-            )
-        )
+        chosen = part if len(wanted) == len(ids) else part.at(wanted)
+        target.upsert(chosen._replace(is_new=not changed))
     pushed.changed += changed
     pushed.added += len(wanted) - changed
-    pushed.unchanged += len(part.rows) - len(wanted)
+    pushed.unchanged += len(ids) - len(wanted)
 
 
 def _remove(target: Target, keys: _Keys, failed: set[str], may_remove: MayRemove) -> int:

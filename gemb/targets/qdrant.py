@@ -13,6 +13,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ EF_SEARCH = 200  # rows that a search of the graph keeps
 SAMPLED_ROWS = 1000  # whose fields are known
 TIMEOUT_S = 120
 LOOK_S = 0.5  # between two looks at a graph in the making
+PAYLOAD = (*PushRow._fields, "hash")
 _IDS = 10_000  # at a time
 
 
@@ -49,39 +51,45 @@ class QdrantTarget:
             GembError: the server cannot be reached.
         """
         self._place = address.shown
+        self._address = address.place
         self._is_server = address.place.startswith(("http://", "https://"))
+        self._client: Any = None  # None: the folder is not there
+        self.content: Content | None = None
         with self._talking():
-            if self._is_server:
-                key = os.environ.get("QDRANT_API_KEY") or None
-                self._client = QdrantClient(url=address.place, api_key=key, timeout=TIMEOUT_S)
-            else:
-                self._client = QdrantClient(path=address.place)
-            names = [made.name for made in self._client.get_collections().collections]
+            if self._is_server or Path(address.place).exists():
+                self._connect()
             self._name = address.table or only_table(
-                [name for name in names if self._content(name)], address
+                [name for name in self._names() if self._content(name)], address
             )
             self.name = f"collection {self._name} in {self._place}"
-            self._is_there = self._name in names
-            self.content = self._content(self._name) if self._is_there else None
+            self._open()
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the collection if it is not there."""
         if content.kind == "bit":
             raise UsageError("--type bit is for PostgreSQL; Qdrant takes vector or halfvec")
-        if self._is_there and self.content is None:
+        is_half = content.kind == "halfvec"
+        vectors = models.VectorParams(
+            size=content.spec.dim,
+            distance=models.Distance.DOT,
+            datatype=models.Datatype.FLOAT16 if is_half else models.Datatype.FLOAT32,
+        )
+        with self._talking():
+            if self._client is None:
+                self._connect()
+            self._open()  # another push may have made it meanwhile
+        if self.content is not None:
+            content.check_same(self.content, self.name)
+            self._check_vectors(vectors)
+        elif self._is_there:
             raise UsageError(
                 f"{self.name} was not made by gemb index push; name another with --table"
             )
-        is_half = content.kind == "halfvec"
-        if not self._is_there:
+        else:
             with self._talking():
                 self._client.create_collection(
                     self._name,
-                    vectors_config=models.VectorParams(
-                        size=content.spec.dim,
-                        distance=models.Distance.DOT,
-                        datatype=models.Datatype.FLOAT16 if is_half else models.Datatype.FLOAT32,
-                    ),
+                    vectors_config=vectors,
                     optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0),
                     metadata={MARK: content.to_json()},
                 )
@@ -100,10 +108,10 @@ class QdrantTarget:
     def upsert(self, part: Part) -> None:
         """Write rows in place of those with their ids."""
         payloads = [
-            {**row._asdict(), "kept": orjson.loads(row.kept), "hash": digest.hex()}
-            for row, digest in zip(part.rows, part.hashes, strict=True)
+            dict(zip(PAYLOAD, (*values, orjson.loads(kept), digest.hex()), strict=True))
+            for *values, kept, digest in zip(*part.rows, part.hashes, strict=True)
         ]
-        numbers: list[Any] = [self._number(row.id) for row in part.rows]
+        numbers: list[Any] = [self._number(row_id) for row_id in part.rows.ids]
         vectors = part.vectors.astype(np.float32).tolist()
         batch = models.Batch(ids=numbers, vectors=vectors, payloads=payloads)
         with self._talking():
@@ -178,12 +186,48 @@ class QdrantTarget:
 
     def close(self) -> None:
         """Close the connection."""
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
 
     @property
     def _known(self) -> Content:
         assert self.content is not None, "the collection is not there"
         return self.content
+
+    def _connect(self) -> None:
+        if self._is_server:
+            key = os.environ.get("QDRANT_API_KEY") or None
+            self._client = QdrantClient(url=self._address, api_key=key, timeout=TIMEOUT_S)
+        else:
+            # One thread at a time uses its database, but not always the same.
+            self._client = QdrantClient(path=self._address, force_disable_check_same_thread=True)
+
+    def _names(self) -> list[str]:
+        """Return the names of all collections."""
+        if self._client is None:
+            return []
+        return [made.name for made in self._client.get_collections().collections]
+
+    def _open(self) -> None:
+        """Read the newest state of the collection."""
+        self._is_there = self._name in self._names()
+        self.content = self._content(self._name) if self._is_there else None
+
+    def _check_vectors(self, vectors: models.VectorParams) -> None:
+        """Refuse a collection whose vectors were changed.
+
+        Raises:
+            UsageError: they were.
+        """
+        with self._talking():
+            there = self._client.get_collection(self._name).config.params.vectors
+        for name in ("size", "distance", "datatype"):
+            value, wanted = getattr(there, name, None), getattr(vectors, name)
+            if value != wanted:
+                raise UsageError(
+                    f"{self.name} has other vectors ({name} is {value}, not {wanted}); name "
+                    "another with --table"
+                )
 
     def _number(self, row_id: str) -> str:
         return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self._name}/{row_id}"))

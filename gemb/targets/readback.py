@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,39 +34,37 @@ class ReadBack:
 
 
 class Sample:
-    """Random rows of all that pass, each as likely as any other.
-
-    Source: Vitter, "Random Sampling with a Reservoir", 1985, algorithm R.
-    """
+    """Random rows of all that pass: those of the least of random keys."""
 
     def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-        self._passed = 0
-        self.rows: list[tuple[str, NDArray[np.generic]]] = []
+        self._random = np.random.default_rng(seed)
+        self._rows: list[tuple[float, str, NDArray[np.generic]]] = []
 
     def add(self, part: Part) -> None:
         """Let rows pass."""
-        for number, row in enumerate(part.rows):
-            self._passed += 1
-            place = len(self.rows)
-            if place == VECTORS:
-                place = self._random.randrange(self._passed)
-                if place >= VECTORS:
-                    continue
-                self.rows[place] = (row.id, part.vectors[number].copy())
-            else:
-                self.rows.append((row.id, part.vectors[number].copy()))
+        keys = self._random.random(len(part.rows.ids))
+        self._rows += [
+            (float(keys[number]), part.rows.ids[number], part.vectors[number].copy())
+            for number in np.argsort(keys)[:VECTORS].tolist()
+        ]
+        self._rows = sorted(self._rows, key=lambda row: row[0])[:VECTORS]
+
+    @property
+    def rows(self) -> list[tuple[str, NDArray[np.generic]]]:
+        """The ids of the rows with their stored vectors."""
+        return [(row_id, vector) for _, row_id, vector in self._rows]
 
 
 def read_back(target: Target, content: Content, sample: Sample) -> ReadBack:
     """Read the rows of a sample, and search for some of them in two ways."""
-    there = target.read([row_id for row_id, _ in sample.rows])
+    rows = sample.rows
+    there = target.read([row_id for row_id, _ in rows])
     wrong = sum(
         row_id not in there or there[row_id].tobytes() != vector.tobytes()
-        for row_id, vector in sample.rows
+        for row_id, vector in rows
     )
     found = wanted = 0
-    queries = sample.rows[:QUERIES]
+    queries = rows[:QUERIES]
     for _, stored in queries:
         (vector,) = content.vectors(stored[None])
         exact = target.search(vector, K, is_exact=True)
@@ -76,6 +73,4 @@ def read_back(target: Target, content: Content, sample: Sample) -> ReadBack:
         wanted += len(exact)
         found += sum(row.score >= least for row in answers)
     recall = found / wanted if wanted else 0.0
-    return ReadBack(
-        read=len(sample.rows), wrong=wrong, queries=len(queries), k=K, recall=round(recall, 4)
-    )
+    return ReadBack(read=len(rows), wrong=wrong, queries=len(queries), k=K, recall=round(recall, 4))

@@ -21,7 +21,7 @@ from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedde
 from gemb.targets.addresses import Address
 from gemb.targets.base import Content, FoundRow, Target
 from gemb.targets.connect import open_target
-from gemb.targets.filters import All, AnyOf, Condition, Field, Not, parsed
+from gemb.targets.filters import All, AnyOf, Condition, Field, Not, parsed, with_kept
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -43,7 +43,7 @@ def run_target(job: SearchJob, address: Address, open_model: ModelOpener, form: 
         if content is None:
             raise UsageError(f"{target.name} is not there, or gemb index push did not make it")
         _check_asked(target, content, job)
-        _check_fields(target, condition)
+        condition = condition and _with_fields(target, condition)
         asked = _asked(target, content, job, open_model)
         count = target.count()
         answers: list[QueryHits] = []
@@ -168,17 +168,15 @@ def _check_model(target: Target, content: Content, encoder: Encoder, job: Search
     )
 
 
-def _check_fields(target: Target, condition: Condition | None) -> None:
-    """Print a note where a filter has a field that no row may have."""
-    if condition is None:
-        return
-    kept = {field for field in _fields_of(condition) if not field.is_column}
-    known = target.fields() if kept else set()
-    for field in kept:
-        name = field.name
+def _with_fields(target: Target, condition: Condition) -> Condition:
+    """Return a filter that knows which of its fields are kept; a note names those of no row."""
+    known = target.fields()
+    names = {field.name for field in _fields_of(condition) if not field.is_column}
+    for name in sorted(names):
         if name not in known and name.partition(".")[0] not in known:
             there = ", ".join(visible(name, 40) for name in sorted(known)[:20]) or "none"
             note(f"--where: no field {visible(name, 40)} in the first rows; there are: {there}")
+    return with_kept(condition, known)
 
 
 def _fields_of(condition: Condition) -> Iterator[Field]:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -22,25 +22,26 @@ from gemb.errors import GembError, UsageError
 from gemb.index.build import BuildJob, identity_of
 from gemb.index.mapped import gathered
 from gemb.index.reader import Index
-from gemb.index.schema import COLUMNS, are_of_row, crc, kept_json, path_of, readable
+from gemb.index.schema import (
+    COLUMNS,
+    are_of_row,
+    are_of_rows,
+    crc,
+    kept_json,
+    path_of,
+    readable,
+)
 from gemb.index.sync import kept_reference
 from gemb.index.vector_source import described_vectors
 from gemb.io.paths import current_folder
 from gemb.io.text import visible
 from gemb.models.profile import check_dims
 from gemb.models.references import resolve
-from gemb.targets.base import KIND_OF, Content, PushRow, storable, storable_json
-from gemb.texts.records import RESERVED
+from gemb.targets.base import KIND_OF, Content, PushRow, Rows, storable, storable_json
+from gemb.texts.records import RESERVED, Id
 
 STDIN = "-"
 TEXT_FIELDS = ("text", "contents")  # of a row of vectors, where no option names one
-
-
-class Rows(NamedTuple):
-    """Some rows of a source."""
-
-    rows: Sequence[PushRow]
-    vectors: NDArray[Any]  # [n, D], unit vectors of f16 or f32 numbers
 
 
 class Source(Protocol):
@@ -52,8 +53,10 @@ class Source(Protocol):
     failed_ids: set[str]  # of these
     has_unique_ids: bool  # it is known that no id repeats
 
-    def parts(self, size: int) -> Iterator[Rows]:
+    def parts(self, size: int) -> Iterator[tuple[Rows, NDArray[Any]]]:
         """Yield all rows that have a vector, `size` at most at a time.
+
+        With them come their vectors, [n, D], of length one, in f16 or f32 numbers.
 
         Raises:
             UsageError: a row has no id, or the source is damaged.
@@ -100,54 +103,70 @@ class IndexSource:
         )
         self._shared = {_place(path_of(path), line) for path, line in self._read(query)}
 
-    def parts(self, size: int) -> Iterator[Rows]:
+    def parts(self, size: int) -> Iterator[tuple[Rows, NDArray[Any]]]:
         """Yield the rows in the order of their slots."""
         numbers: Counter[str] = Counter()  # of passages that begin in one line
-        path = Path(self._index.folder)
-        with readable(path):
+        spec = self._index.spec
+        is_float = spec.dtype in ("f16", "f32")
+        with readable(Path(self._index.folder)):
             cursor = self._index.connection.execute(
                 f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot"
             )
-            while columns := cursor.fetchmany(size):
-                slots = np.array([row[0] for row in columns], np.int64)
-                stored = gathered(self._index.stored, slots)
-                self._check(columns, stored)
-                spec = self._index.spec
-                rows = [self._row(row[1:], numbers) for row in columns]
-                is_float = spec.dtype in ("f16", "f32")
-                yield Rows(rows, stored if is_float else unpacked(stored, spec.dtype, spec.dim))
+            while found := cursor.fetchmany(size):
+                slots, *columns = zip(*found, strict=True)
+                stored = gathered(self._index.stored, np.array(slots, np.int64))
+                self._check(found, columns, stored)
+                ids, paths, lines, last_lines, titles, texts, kept, _, _ = columns
+                names = [path_of(path) for path in paths]
+                places = zip(ids, names, lines, strict=True)
+                rows = Rows(
+                    [storable(self._id(*place, numbers)) for place in places],
+                    [name and storable(name) for name in names],
+                    lines,
+                    last_lines,
+                    [title and storable(title) for title in titles],
+                    [storable(text) for text in texts],
+                    [storable_json(fields) for fields in kept],
+                )
+                yield rows, stored if is_float else unpacked(stored, spec.dtype, spec.dim)
 
-    def _row(self, columns: Sequence[Any], numbers: Counter[str]) -> PushRow:
-        row_id, path, line, last_line, title, text, kept, _, _ = columns
-        path = path_of(path)
-        if row_id is None:
-            row_id = _place(path, line)
-            if row_id in self._shared:
-                numbers[row_id] += 1
-                row_id = f"{row_id}#{numbers[row_id]}"
-        return PushRow(
-            storable(str(row_id)),
-            path and storable(path),
-            line,
-            last_line,
-            title and storable(title),
-            storable(text),
-            storable_json(kept),
-        )
+    def _id(
+        self, row_id: Id | None, path: str | None, line: int | None, numbers: Counter[str]
+    ) -> str:
+        """Return the id of a row as a text; passages that begin in one line are counted."""
+        if row_id is not None:
+            return str(row_id)
+        place = _place(path, line)
+        if place not in self._shared:
+            return place
+        numbers[place] += 1
+        return f"{place}#{numbers[place]}"
 
-    def _check(self, columns: Sequence[Sequence[Any]], stored: NDArray[Any]) -> None:
+    def _check(
+        self,
+        rows: Sequence[tuple[Any, ...]],
+        columns: Sequence[Sequence[Any]],
+        stored: NDArray[Any],
+    ) -> None:
         """Refuse rows that are damaged.
+
+        Args:
+            rows: their slots, and their values of `COLUMNS`.
+            columns: the latter by column.
+            stored: their vectors.
 
         Raises:
             GembError: one is.
         """
         are_whole = are_units(stored, self._index.spec.dtype, self._index.spec.dim)
-        for row, is_whole in zip(columns, are_whole.tolist(), strict=True):
-            if not is_whole or crc(tuple(row[1:-1])) != row[-1] or not are_of_row(row[1:]):
-                folder = visible(str(self._index.folder))
-                raise GembError(
-                    f"row {row[0]} of {folder} is damaged; gemb index verify {folder} says more"
-                )
+        are_whole &= [crc(row[1:-1]) == row[-1] for row in rows]
+        if not are_of_rows(columns):
+            are_whole &= [are_of_row(row[1:]) for row in rows]
+        for row in np.flatnonzero(~are_whole).tolist():
+            folder = visible(str(self._index.folder))
+            raise GembError(
+                f"row {rows[row][0]} of {folder} is damaged; gemb index verify {folder} says more"
+            )
 
     def _kind_of_ids(self) -> str:
         if self._index.manifest.source.get("kind") == "passages":
@@ -202,7 +221,7 @@ class VectorFileSource:
             base=current_folder(),
         )
 
-    def parts(self, size: int) -> Iterator[Rows]:
+    def parts(self, size: int) -> Iterator[tuple[Rows, NDArray[Any]]]:
         """Yield the rows in their order."""
         described = self._reader.description
         for batch in self._reader.batches():
@@ -216,7 +235,7 @@ class VectorFileSource:
             for first in range(0, len(good), size):
                 chosen = good[first : first + size]
                 rows = [self._row(batch.fields[n], batch.numbers[n]) for n in chosen.tolist()]
-                yield Rows(rows, vectors[chosen])
+                yield Rows.of(rows), vectors[chosen]
 
     def _row(self, fields: Mapping[str, Any], number: int) -> PushRow:
         row_id = fields.get("id")

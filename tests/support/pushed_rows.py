@@ -12,7 +12,7 @@ from fake_backend import Gemb, write_model
 from gemb.index.reader import Index
 from gemb.index.where import condition_for, matching
 from gemb.targets.base import Target
-from gemb.targets.filters import parsed
+from gemb.targets.filters import parsed, with_kept
 
 ROWS = [
     {"id": "a", "text": "cancel an order", "lang": "en", "year": 2024, "tags": ["x", "y"]},
@@ -24,6 +24,8 @@ ROWS = [
         "tags": ["y"],
         "note": 'two\n"lines" \\',
         "big": 2**53 + 1,
+        "path": "/north",  # of the names of columns
+        "line": 7,
     },
     {
         "id": "c",
@@ -33,6 +35,7 @@ ROWS = [
         "paid": True,
         "big": 2**53,
         "meta": {"city": "Bonn", "tags": ["z"]},
+        "place": "ÜBER den Bergen",
     },
     {"id": "d", "text": "cancel the train", "lang": "de", "year": 2023, "title": "Trains"},
     {"id": "e", "text": 'a parcel of land it\'s 5% "more" \\ end\x00', "year": "soon"},
@@ -75,6 +78,13 @@ FILTERS = [
     ("id = 'a' or id > 'd'", {"a", "e"}),
     ("id = 'x'' OR ''1''=''1'", set()),
     ("\"lang\" = 'en'", {"a", "b"}),
+    ("path = '/north'", {"b"}),
+    ("line between 7 and 9", {"b"}),
+    ("place like 'ÜBER DEN%'", {"c"}),
+    ("place like '%über%'", set()),
+    ("lower(place) = 'Über den bergen'", {"c"}),
+    ("upper(place) = 'ÜBER DEN BERGEN'", {"c"}),
+    ("note like 'TWO%\\'", {"b"}),
 ]
 BAG = {"is_bag": True, "max_tokens": 512}
 
@@ -88,7 +98,7 @@ def check_filters(
         with Index.open(index) as opened:
             slots = matching(opened.connection, condition_for(opened.connection, filter_))
             assert {hit.id for hit in opened.hits(slots, np.zeros(len(slots)))} == wanted, filter_
-        passed = target.search(query, 10, parsed(filter_))
+        passed = target.search(query, 10, with_kept(parsed(filter_), target.fields()))
         assert {found.row.id for found in passed} == wanted, filter_
 
 

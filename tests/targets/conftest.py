@@ -29,7 +29,9 @@ def database(postgres: Server) -> str:
 
     name = f"db{next(_numbers)}"
     with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+        # In its collation letters of all languages have another case.
+        locale = "LOCALE_PROVIDER builtin BUILTIN_LOCALE 'C.UTF-8' TEMPLATE template0"
+        connection.execute(f"CREATE DATABASE {name} {locale}")
     return postgres.url(name)
 
 

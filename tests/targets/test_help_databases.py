@@ -1,4 +1,4 @@
-"""The first lines of `gemb help databases`, run as they stand but for the address."""
+"""The commands of `gemb help databases`, run as they stand but for the address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 
 from fake_backend import Gemb, write_model
 from gemb.commands.manual import topics
-from pushed_rows import BAG
+from pushed_rows import BAG, ROWS, write_rows
 
 PLACE = "postgres://localhost/wiki"
 
@@ -31,3 +31,13 @@ def test_the_lines_of_the_help_topic_run(gemb: Gemb, database: str) -> None:
     assert "recall@10 1.000" in outputs[1]
     assert "money" in outputs[2]
     assert json.loads(outputs[3].splitlines()[0])["path"] == "docs/rules.md"
+    write_rows(gemb, ROWS)
+    (line,) = (line for line in text.splitlines() if line.startswith("    gemb embed "))
+    output = b""
+    for part in line.replace(PLACE, database).split(" | "):
+        program, *arguments = shlex.split(part)
+        assert program == "gemb"
+        done = gemb(*arguments, stdin=output)
+        assert done.returncode == 0, (part, done.stderr)
+        output = done.stdout
+    assert output.startswith(b'+5 ~0 -0 rows (5 in table "rows" in ')

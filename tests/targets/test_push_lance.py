@@ -62,6 +62,9 @@ def test_bad_targets(rows: Gemb) -> None:
     assert line.startswith("--type bit is for PostgreSQL")
     line = refused(rows, "search", "q", "lance:db")
     assert line == "db has no table of gemb index push"
+    line = refused(rows, "search", "q", "db/rows.lance")
+    assert line == "table rows in db is not there, or gemb index push did not make it"
+    assert not (rows.folder / "db").exists()
     database = lancedb.connect(str(rows.folder / "db"))
     database.create_table("rows", data=[{"id": "a", "vector": [1.0, 2.0]}])
     line = refused(rows, "index", "push", "rows.gemb", "lance:db")
@@ -94,17 +97,25 @@ def test_one_push_at_a_time(rows: Gemb) -> None:
 
 
 def test_a_row_that_fails_is_not_removed(rows: Gemb) -> None:
-    def embedded(lines: list[dict], code: int) -> bytes:
+    def embed(lines: list[dict], code: int) -> None:
         write_rows(rows, lines)
-        done = rows("embed", "rows.jsonl", "--id-field", "id")
+        done = rows("embed", "rows.jsonl", "--id-field", "id", "-o", "v.jsonl")
         assert done.returncode == code, done.stderr
-        return done.stdout
 
-    push(rows, "-", "lance:db", stdin=embedded(ROWS[:4], 0))
-    lines = [*ROWS[:2], ROWS[2] | {"text": "poison"}]
-    pushed = push(rows, "-", "lance:db", "--delete", stdin=embedded(lines, 3), code=3)
+    embed(ROWS[:4], 0)
+    push(rows, "v.jsonl", "lance:db")
+    embed([*ROWS[:2], ROWS[2] | {"text": "poison"}], 3)
+    pushed = push(rows, "v.jsonl", "lance:db", "--delete", code=3)
     counts = [pushed[name] for name in ("unchanged", "failed", "removed", "rows", "others")]
     assert counts == [2, 1, 1, 3, 1]
+
+
+def test_nothing_is_removed_for_a_pipe_that_may_have_broken(rows: Gemb) -> None:
+    line = refused(rows, "index", "push", "-", "lance:db", "--delete", stdin=b"{}")
+    assert line.startswith(
+        "--delete needs all rows, and standard input does not say whether they were all: gemb "
+        "embed ... -o rows.jsonl, then gemb index push rows.jsonl TARGET --delete"
+    )
 
 
 def test_a_folder_whose_name_ends_in_lance(rows: Gemb) -> None:

@@ -65,9 +65,10 @@ def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
     assert "at pg_sleep" in line
     done = rows("search", "parcel", database, "--where", "jear = 2024")
     assert (
-        b"no field jear in the first rows; there are: big, lang, meta, note, paid, tags, year"
-        in done.stderr
+        b"no field jear in the first rows; there are: big, lang, line, meta, note, paid, path, "
+        b"place, tags, year" in done.stderr
     )
+    assert ids(rows, "rain", database, "--weak", "--where", "path = '/north'") == ["b"]
 
 
 def test_a_push_writes_what_is_new_or_has_changed(rows: Gemb, database: str) -> None:
@@ -209,6 +210,26 @@ def test_another_model_is_refused(rows: Gemb, database: str) -> None:
     line = refused(rows, "search", "q", database, code=4)
     assert "which is not here" in line
     assert line.endswith("-m REF names its new place")
+
+
+def test_a_table_named_as_the_temporary_one(rows: Gemb, database: str) -> None:
+    assert push(rows, "rows.gemb", database, "--table", "gemb_part")["rows"] == 5
+    assert push(rows, "rows.gemb", database, "--table", "gemb_part")["unchanged"] == 5
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM gemb_part").fetchone() == (5,)
+    assert push(rows, "rows.gemb", database, "--table", "docs")["added"] == 5
+
+
+def test_passages_and_rows_with_ids_do_not_mix(rows: Gemb, database: str) -> None:
+    (rows.folder / "docs").mkdir()
+    (rows.folder / "docs" / "money.md").write_text("Your money comes back soon.\n")
+    assert rows("index", "build", "docs.gemb", "docs").returncode == 0
+    push(rows, "rows.gemb", database)
+    line = refused(rows, "index", "push", "docs.gemb", database, "--table", "rows")
+    assert line.endswith("holds rows with ids, not passages of files; push into another --table")
+    push(rows, "docs.gemb", database)
+    line = refused(rows, "index", "push", "rows.gemb", database, "--table", "docs")
+    assert "holds passages of files, not rows with ids" in line
 
 
 def test_ids_that_repeat_or_are_absent(gemb: Gemb, database: str) -> None:

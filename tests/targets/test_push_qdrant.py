@@ -9,14 +9,17 @@ from pushed_rows import FILTERS, ROWS, check_filters, found, ids, push, refused,
 
 pytest.importorskip("qdrant_client")
 
+from qdrant_client import QdrantClient, models
+
 from gemb.targets.addresses import address_of
+from gemb.targets.base import MARK
 from gemb.targets.connect import open_target
 
 # Qdrant compares no texts but for being equal, and has no functions.
 PLAIN = [
     (text, wanted)
     for text, wanted in FILTERS
-    if "like" not in text and "length" not in text and "'d'" not in text
+    if not any(word in text for word in ("like", "length(", "lower(", "upper(", "'d'"))
 ]
 
 
@@ -53,6 +56,29 @@ def test_filters(rows: Gemb) -> None:
         check_filters(rows.folder / "rows.gemb", target, plain)
     finally:
         target.close()
+
+
+def test_bad_targets(rows: Gemb) -> None:
+    line = refused(rows, "search", "q", "qdrant:db")
+    assert line == "db has no table of gemb index push"
+    line = refused(rows, "search", "q", "qdrant:db", "--table", "docs")
+    assert line == "collection docs in db is not there, or gemb index push did not make it"
+    assert not (rows.folder / "db").exists()
+    client = QdrantClient(path=str(rows.folder / "db"))
+    vectors = models.VectorParams(size=2, distance=models.Distance.COSINE)
+    client.create_collection("rows", vectors_config=vectors)
+    client.close()
+    line = refused(rows, "index", "push", "rows.gemb", "qdrant:db")
+    assert line.startswith("collection rows in db was not made by gemb index push")
+    push(rows, "rows.gemb", "qdrant:db", "--table", "docs")
+    target = open_target(address_of(f"qdrant:{rows.folder / 'db'}", "docs"))
+    content = target.content
+    target.close()
+    client = QdrantClient(path=str(rows.folder / "db"))
+    client.create_collection("other", vectors_config=vectors, metadata={MARK: content.to_json()})
+    client.close()
+    line = refused(rows, "index", "push", "rows.gemb", "qdrant:db", "--table", "other")
+    assert "collection other in db has other vectors (size is 2, not 768)" in line
 
 
 def test_a_server_that_is_not_there(rows: Gemb) -> None:

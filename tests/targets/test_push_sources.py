@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import zlib
 
+import pytest
+
 from fake_backend import Gemb, write_model
+from gemb.index.schema import COLUMNS, crc
 from pushed_rows import refused
 
 
@@ -26,3 +31,16 @@ def test_an_index_with_drafts(gemb: Gemb) -> None:
         "3 rows of d.gemb have drafts of vectors: gemb index refine d.gemb makes real ones"
     )
     assert not (gemb.folder / "db").exists()
+
+
+@pytest.mark.parametrize("kept", ['{"year": 1999}', "[]"])
+def test_a_damaged_row_is_named(rows: Gemb, kept: str) -> None:
+    """The first has a wrong checksum, the second a right one of what is no row."""
+    (path,) = (rows.folder / "rows.gemb").glob("rows*")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        (values,) = connection.execute(f"SELECT {COLUMNS} FROM rows WHERE slot = 3")
+        digits = crc((*values[:6], kept, values[7])) if kept == "[]" else values[-1]
+        query = "UPDATE rows SET kept = ?, crc = ? WHERE slot = 3"
+        connection.execute(query, (kept, digits))
+    line = refused(rows, "index", "push", "rows.gemb", "lance:db", code=5)
+    assert line == "row 3 of rows.gemb is damaged; gemb index verify rows.gemb says more"
