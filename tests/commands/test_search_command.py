@@ -404,7 +404,7 @@ def test_ctrl_c_keeps_what_was_embedded(shop: Gemb):
     (shop.folder / "many.txt").write_text(texts)
     slow = {"is_bag": True, "max_tokens": 512, "log": str(log)}
     write_model(shop.folder / "model.fake", **slow, sleep_s=0.3)
-    found = shop.start("search", "words", "many.txt", "--lines", "--weak")
+    found = shop.start("search", "words", "many.txt", "--lines", "--weak", "--exact")
     while not log.exists() or len(log.read_text().splitlines()) < 6:
         time.sleep(0.05)
         assert found.poll() is None, found.stderr.read()
@@ -418,7 +418,7 @@ def test_ctrl_c_keeps_what_was_embedded(shop: Gemb):
     done = int(note.split(" ")[3].replace(",", ""))
     log.unlink()
     write_model(shop.folder / "model.fake", **slow)
-    again = shop("search", "words", "many.txt", "--lines", "--weak")
+    again = shop("search", "words", "many.txt", "--lines", "--weak", "--exact")
     assert again.returncode == 0
     embedded = sum(int(line) for line in log.read_text().splitlines())
     assert 0 < embedded <= 3001 - done

@@ -207,7 +207,7 @@ def test_ctrl_c_shows_the_best_so_far(shop: Gemb):
         os.killpg(process, 2)
 
     screen = on_terminal(
-        *(shop, "search", "cancel an order", "many.txt", "--lines", "-k2", "--weak"),
+        *(shop, "search", "cancel an order", "many.txt", "--lines", "-k2", "--weak", "--exact"),
         during=interrupt,
     )
     assert screen.code == 130
