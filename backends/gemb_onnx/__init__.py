@@ -39,9 +39,11 @@ class OnnxBackend(Backend):
         return looks_like_gguf(model) or looks_like_checkpoint(model)
 
     def suits(self, model: Path, runtime: Runtime) -> bool:
-        """Return whether int8 is exact and fast on this processor, and nothing else is asked for.
+        """Return whether this is the fastest engine that is exact here.
 
-        Of a GGUF file fp32 is, too; a model folder in fp32, and all on a GPU, is PyTorch's.
+        A GGUF file: int8 where weights of eight bits are exact, fp32 with AVX2, which computes
+        llama.cpp's types more slowly. A model folder: int8 alone, in fp32 it is PyTorch's, as all
+        is on a GPU.
         """
         if runtime.device not in ("auto", "cpu") or runtime.precision not in PRECISIONS:
             return False
@@ -50,13 +52,14 @@ class OnnxBackend(Backend):
         if runtime.precision == "fp32":
             return True
         try:
-            from gemb_onnx.graph import FULL_RANGE
+            from gemb_onnx.graph import FULL_RANGE, HALF_RANGE
             from gemb_onnx.prepared import can_keep
             from gemb_onnx.probe import weight_range
         except Missing:
             return False
         # Preparing a model anew for each run takes longer than it saves.
-        return can_keep() and weight_range() == FULL_RANGE
+        suited = (FULL_RANGE,) if model.is_dir() else (FULL_RANGE, HALF_RANGE)
+        return can_keep() and weight_range() in suited
 
     def engine(self) -> str:
         """Return the library and its version."""

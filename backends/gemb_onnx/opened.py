@@ -54,6 +54,8 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
         GembError: onnxruntime does not take what was prepared, twice.
     """
     largest = None if runtime.precision == "fp32" else weight_range()
+    if runtime.precision == "auto" and largest != FULL_RANGE:
+        largest = None  # products of AVX2 are as fast in fp32, and nearer
     if runtime.precision == "int8" and largest is None:
         raise UsageError("precision 'int8': this processor's integer products are not exact; fp32")
     dtype = "fp32" if largest is None else "int8"

@@ -34,7 +34,7 @@ def products() -> str:
             return "no exact int8 products on this processor: fp32"
         case most if most == FULL_RANGE:
             return "exact int8 products"
-    return "int8 products that are exact with weights of seven bits (no VNNI)"
+    return "int8 products that are exact with weights of seven bits (no VNNI): fp32"
 
 
 def _is_exact(most: int) -> bool:

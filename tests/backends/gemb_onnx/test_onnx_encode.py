@@ -149,13 +149,17 @@ def test_both_ranges_of_weights_give_the_products_of_numpy(tiny_model, monkeypat
         assert np.abs(rows).max() == largest
         assert np.abs(scales[:, None] * rows - weight).max() <= scales.max() / 2 * 1.001
     vectors = {}
-    for largest in (None, HALF_RANGE):
+    for largest, by_itself in ((FULL_RANGE, "int8"), (HALF_RANGE, "fp32"), (None, "fp32")):
         monkeypatch.setattr("gemb_onnx.opened.weight_range", lambda largest=largest: largest)
         encoder = opened(tiny_model, "auto")
         vectors[largest] = encoder.encode(batch(encoder))
-        assert encoder.profile.dtype == ("fp32" if largest is None else "int8")
+        assert encoder.profile.dtype == by_itself
     assert np.array_equal(vectors[None], opened(tiny_model).encode(batch(opened(tiny_model))))
-    assert (vectors[None] * vectors[HALF_RANGE]).sum(1).min() > 0.985
+    assert np.array_equal(vectors[None], vectors[HALF_RANGE])
+    monkeypatch.setattr("gemb_onnx.opened.weight_range", lambda: HALF_RANGE)
+    halved = opened(tiny_model, "int8")
+    assert halved.profile.dtype == "int8"
+    assert (vectors[None] * halved.encode(batch(halved))).sum(1).min() > 0.985
     monkeypatch.setattr("gemb_onnx.opened.weight_range", lambda: None)
     with pytest.raises(UsageError, match="precision 'int8': this processor's integer products"):
         opened(tiny_model, "int8")
