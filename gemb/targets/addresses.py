@@ -100,8 +100,9 @@ def only_table(names: list[str], address: Address) -> str:
 
 
 def unspoken(message: str) -> str:
-    """Return the first line of another library's message, without a password."""
+    """Return the first line of another library's message, without a password or place in Rust."""
     line = next(iter(message.strip().splitlines()), "")
+    line = re.sub(r", /\S+\.rs:\d+:\d+", "", line)
     for name in SECRETS:
         if secret := os.environ.get(name):
             line = line.replace(secret, "***")

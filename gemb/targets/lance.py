@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from gemb.errors import GembError, UsageError
 from gemb.io.locks import lock_file
+from gemb.io.text import visible
 from gemb.targets.addresses import Address, only_table, unspoken
 from gemb.targets.base import MARK, Content, FoundRow, Part, PushRow
 from gemb.targets.filters import Condition
@@ -34,6 +36,7 @@ SAMPLED_ROWS = 1000  # whose fields are known
 TEXTS = ("id", "path", "line", "last_line", "title", "text", "kept")
 _IDS = 10_000  # at a time
 _KEY = MARK.encode()
+_NAME = re.compile(r"[\w.-]+", re.ASCII)
 M_ARENA_MAX = -8  # of glibc's malloc.h
 ARENAS = 2
 
@@ -64,6 +67,11 @@ class LanceTarget:
                 [name for name in self._names() if self._content(name)], address
             )
             self.name = f"table {self._name} in {self._place}"
+            if not _NAME.fullmatch(self._name):
+                raise UsageError(
+                    f"LanceDB's tables have names of letters of ASCII, digits, _, - and ., not "
+                    f"{visible(self._name, 80)}: name a --table"
+                )
             self._open()
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
@@ -277,7 +285,10 @@ class LanceTarget:
         try:
             yield
         except (RuntimeError, OSError, ValueError) as error:
-            raise GembError(f"{self._place}: {unspoken(str(error))}") from None
+            words = unspoken(str(error))
+            if "No space left" in words:
+                words = "no space left; what was written is kept, and the same command goes on"
+            raise GembError(f"{self._place}: {words}") from None
 
 
 def _bound_arenas() -> None:

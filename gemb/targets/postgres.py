@@ -257,12 +257,13 @@ class PostgresTarget:
 
     def _tables(self) -> list[str]:
         query = (
-            "SELECT objoid::regclass::text FROM pg_description WHERE objsubid = 0 AND "
-            "classoid = 'pg_class'::regclass AND description LIKE %s"
+            "SELECT CASE WHEN pg_table_is_visible(c.oid) THEN '' ELSE n.nspname || '.' END || "
+            "c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE obj_description(c.oid, 'pg_class') LIKE %s"
         )
         with self._talking():
             rows = self._connection.execute(query, (f'%"{MARK}"%',)).fetchall()
-        return [name.replace('"', "") for (name,) in rows]
+        return [name for (name,) in rows]
 
     def _lock(self) -> None:
         """Refuse a table that another push is loading.
@@ -335,7 +336,10 @@ class PostgresTarget:
             yield
         except psycopg.errors.InsufficientPrivilege as error:
             words = unspoken(error.diag.message_primary or str(error))
-            raise GembError(f"{self._place}: {words}; its owner can GRANT it") from None
+            who = "its owner can GRANT it"
+            if "extension" in words:
+                who = "who administers the server runs CREATE EXTENSION vector in this database"
+            raise GembError(f"{self._place}: {words}; {who}") from None
         except psycopg.errors.DiskFull:
             raise GembError(f"{self._place}: no space left on the server") from None
         except psycopg.OperationalError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.targets.base import Content
 
 PART_MEMORY = 64  # MB of the server, for a part: 5,000 rows of 768 numbers are 10 to 20
 COLUMNS = ("id", "path", "line", "last_line", "title", "text", "kept", "hash", "embedding")
 WIDEST = {"vector": 2000, "halfvec": 4000, "bit": 64_000}  # that HNSW takes
 LARGEST = 16_000  # components of a vector or halfvec
+LONGEST_NAME = 63  # bytes
 GRAPH_MEMORY = 1 << 30  # bytes at most, if the server's own setting is less
 LINK_BYTES = 320  # of a row in the graph, beside its vector
 
@@ -66,6 +70,7 @@ def table_statements(table: str, content: Content) -> list[str]:
 def temporary_statements(table: str) -> list[str]:
     """Return what makes the temporary table that a part is copied into, and stays in memory."""
     return [
+        "SET statement_timeout = 0",  # also for the index
         f"SET temp_buffers = '{PART_MEMORY}MB'",
         f"CREATE TEMPORARY TABLE {_part_table(table)} (LIKE {table}) ON COMMIT DELETE ROWS",
     ]
@@ -99,10 +104,9 @@ def index_statements(table: str, content: Content, rows: int, memory: int) -> li
     row_bytes = content.width * content.numbers.itemsize + LINK_BYTES
     needed = min(rows * row_bytes, GRAPH_MEMORY)
     setting = [f"SET LOCAL maintenance_work_mem = '{-(-needed >> 20)}MB'"]
-    name = f'"{table.rpartition(".")[2].strip(chr(34))}_hnsw"'
     return [
         *(setting if needed > memory else []),
-        f"CREATE INDEX {name} ON {table} USING hnsw (embedding {how})",
+        f"CREATE INDEX ON {table} USING hnsw (embedding {how})",
     ]
 
 
@@ -127,6 +131,15 @@ def _part_table(table: str) -> str:
 
 
 def quoted(table: str) -> str:
-    """Return the name of a table, perhaps with its schema, as SQL has it."""
-    parts = [part.replace('"', '""') for part in table.split(".", 1)]
-    return ".".join(f'"{part}"' for part in parts)
+    """Return the name of a table, perhaps with its schema, as SQL has it.
+
+    Raises:
+        UsageError: PostgreSQL would cut it.
+    """
+    parts = table.split(".", 1)
+    if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
+        raise UsageError(
+            f"PostgreSQL's names have at most {LONGEST_NAME} bytes, and {visible(table, 100)} has "
+            "more: name a --table"
+        )
+    return ".".join('"' + part.replace('"', '""') + '"' for part in parts)

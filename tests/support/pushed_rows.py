@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fake_backend import Gemb, write_model
+from gemb.embedding.vectors import VectorSpec
 from gemb.index.reader import Index
 from gemb.index.where import condition_for, matching
+from gemb.models.prompts import for_task
 from gemb.targets.base import Target
 from gemb.targets.filters import parsed, with_kept
 
@@ -129,6 +132,19 @@ def lines_of(vectors: np.ndarray, fingerprint: str, **more: object) -> str:
         for n, vector in enumerate(vectors)
     ]
     return "".join(json.dumps({**row, "fingerprint": fingerprint, **more}) + "\n" for row in rows)
+
+
+def embedded_lines(count: int, dim: int = 8) -> list[bytes]:
+    """Return rows of random vectors as `gemb embed` writes them with the fake model."""
+    spec = VectorSpec(
+        model=f"{zlib.crc32(b'fake'):016x}",
+        prompt=for_task("document", {}).template,
+        dim=dim,
+        dtype="f32",
+        max_tokens=32,
+    )
+    text = lines_of(unit_rows(count, dim), spec.fingerprint)
+    return text.encode().splitlines(keepends=True)
 
 
 def push(gemb: Gemb, *arguments: str, code: int = 0, **more: object) -> dict:

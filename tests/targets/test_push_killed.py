@@ -7,35 +7,18 @@ import random
 import signal
 import subprocess
 import time
-import zlib
 from collections.abc import Callable
 
 import pytest
 
 from fake_backend import Gemb
-from gemb.embedding.vectors import VectorSpec
-from gemb.models.prompts import for_task
 from postgres import Server
-from pushed_rows import lines_of, push, unit_rows
+from pushed_rows import embedded_lines, push
 
 psycopg = pytest.importorskip("psycopg")
 
-DIM = 8
 BATCH = 8192  # lines that a reader gives at a time
 WAIT_S = 200  # where others use the cores
-
-
-def lines(gemb: Gemb, count: int) -> list[bytes]:
-    """Return rows as `gemb embed` writes them with the fake model."""
-    spec = VectorSpec(
-        model=f"{zlib.crc32(b'fake'):016x}",
-        prompt=for_task("document", {}).template,
-        dim=DIM,
-        dtype="f32",
-        max_tokens=32,
-    )
-    text = lines_of(unit_rows(count, DIM), spec.fingerprint)
-    return text.encode().splitlines(keepends=True)
 
 
 def count(database: str, table: str = "piped") -> int:
@@ -81,7 +64,7 @@ def finished(gemb: Gemb, database: str, rows: list[bytes], *, kept: int) -> None
 
 
 def test_gemb_killed_in_the_middle(gemb: Gemb, database: str) -> None:
-    rows = lines(gemb, 12_000)
+    rows = embedded_lines(12_000)
     process = half_way(gemb, database, rows)
     process.kill()
     process.wait()
@@ -89,7 +72,7 @@ def test_gemb_killed_in_the_middle(gemb: Gemb, database: str) -> None:
 
 
 def test_an_interrupt_keeps_what_is_committed(gemb: Gemb, database: str) -> None:
-    rows = lines(gemb, 9000)
+    rows = embedded_lines(9000)
     process = half_way(gemb, database, rows)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=WAIT_S)
@@ -98,7 +81,7 @@ def test_an_interrupt_keeps_what_is_committed(gemb: Gemb, database: str) -> None
 
 
 def test_a_connection_that_drops(gemb: Gemb, database: str) -> None:
-    rows = lines(gemb, 9000)
+    rows = embedded_lines(9000)
     process = half_way(gemb, database, rows)
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute(
@@ -113,7 +96,7 @@ def test_a_connection_that_drops(gemb: Gemb, database: str) -> None:
 
 
 def test_postgresql_killed_in_the_middle(gemb: Gemb, postgres: Server, database: str) -> None:
-    rows = lines(gemb, 12_000)
+    rows = embedded_lines(12_000)
     process = half_way(gemb, database, rows)
     postgres.kill()
     try:
@@ -126,7 +109,7 @@ def test_postgresql_killed_in_the_middle(gemb: Gemb, postgres: Server, database:
 
 
 def test_two_pushes_at_once(gemb: Gemb, database: str) -> None:
-    rows = lines(gemb, 9000)
+    rows = embedded_lines(9000)
     process = half_way(gemb, database, rows)
     (gemb.folder / "piped.jsonl").write_bytes(b"".join(rows))
     done = gemb("index", "push", "piped.jsonl", database)
@@ -138,7 +121,7 @@ def test_two_pushes_at_once(gemb: Gemb, database: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_at_any_moment(gemb: Gemb, postgres: Server, database: str, seed: int) -> None:
-    rows = lines(gemb, 12_000)
+    rows = embedded_lines(12_000)
     (gemb.folder / "piped.jsonl").write_bytes(b"".join(rows))
     chance = random.Random(seed)
     for number in range(3):

@@ -11,7 +11,16 @@ from fake_backend import Gemb
 from gemb.errors import GembError
 from gemb.targets.addresses import address_of
 from gemb.targets.connect import open_target
-from pushed_rows import ROWS, check_filters, found, ids, push, refused, write_rows
+from pushed_rows import (
+    ROWS,
+    check_filters,
+    embedded_lines,
+    found,
+    ids,
+    push,
+    refused,
+    write_rows,
+)
 
 lancedb = pytest.importorskip("lancedb")
 
@@ -64,6 +73,9 @@ def test_bad_targets(rows: Gemb) -> None:
     assert line == "db has no table of gemb index push"
     line = refused(rows, "search", "q", "db/rows.lance")
     assert line == "table rows in db is not there, or gemb index push did not make it"
+    for name in ("a/b", "../up", "\u00fc"):
+        line = refused(rows, "index", "push", "rows.gemb", "lance:db", "--table", name)
+        assert line.endswith(f" digits, _, - and ., not {name}: name a --table")
     assert not (rows.folder / "db").exists()
     database = lancedb.connect(str(rows.folder / "db"))
     database.create_table("rows", data=[{"id": "a", "vector": [1.0, 2.0]}])
@@ -116,6 +128,25 @@ def test_nothing_is_removed_for_a_pipe_that_may_have_broken(rows: Gemb) -> None:
         "--delete needs all rows, and standard input does not say whether they were all: gemb "
         "embed ... -o rows.jsonl, then gemb index push rows.jsonl TARGET --delete"
     )
+
+
+def test_a_full_disk(gemb: Gemb) -> None:
+    disk = gemb.folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs cannot be mounted here")
+    try:
+        (gemb.folder / "v.jsonl").write_bytes(b"".join(embedded_lines(1000, 768)))
+        line = refused(gemb, "index", "push", "v.jsonl", "lance:disk/db", code=5)
+        assert line == (
+            "disk/db: no space left; what was written is kept, and the same command goes on"
+        )
+        subprocess.run(["mount", "-o", "remount,size=40m", str(disk)], check=True)
+        pushed = push(gemb, "v.jsonl", "lance:disk/db")
+        assert (pushed["rows"], pushed["checked"]["wrong"]) == (1000, 0)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_folder_whose_name_ends_in_lance(rows: Gemb) -> None:

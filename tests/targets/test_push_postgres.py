@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -110,7 +111,7 @@ def test_every_type_and_width(rows: Gemb, database: str, kind: str, dim: str | N
         )
         assert connection.execute(query).fetchone() == (f"{kind}({dim or 768})",)
         (definition,) = connection.execute(
-            "SELECT indexdef FROM pg_indexes WHERE indexname = 'rows_hnsw'"
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'rows_embedding_idx'"
         ).fetchone()
         assert ("hamming" if kind == "bit" else f"{kind}_cosine") in definition
     assert ids(rows, "order a parcel", database, "--table", "rows")[0] == "c"
@@ -182,8 +183,15 @@ def test_bad_targets(rows: Gemb, database: str) -> None:
     assert "permission denied for table docs" in line
     with psycopg.connect(database, autocommit=True) as connection:
         connection.execute("ALTER TABLE docs RENAME COLUMN kept TO fields")
+        connection.execute("CREATE DATABASE bare OWNER reader")
     line = refused(rows, "index", "push", "rows.gemb", database, "--table", "docs")
     assert "has other columns (kept is not there)" in line
+    bare = re.sub(r"/db\d+\?", "/bare?", reader)
+    line = refused(rows, "index", "push", "rows.gemb", bare, code=5)
+    assert line.endswith(
+        'permission denied to create extension "vector"; who administers the server runs CREATE '
+        "EXTENSION vector in this database"
+    )
 
 
 def test_another_model_is_refused(rows: Gemb, database: str) -> None:
@@ -218,6 +226,20 @@ def test_a_table_named_as_the_temporary_one(rows: Gemb, database: str) -> None:
     with psycopg.connect(database) as connection:
         assert connection.execute("SELECT count(*) FROM gemb_part").fetchone() == (5,)
     assert push(rows, "rows.gemb", database, "--table", "docs")["added"] == 5
+
+
+def test_names_of_tables(rows: Gemb, database: str) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA other")
+    for name in ('a"b', "other.docs", "x" * 63, "x" * 62 + "y"):
+        assert push(rows, "rows.gemb", database, "--table", name)["rows"] == 5
+        assert ids(rows, "parcel", database, "--table", name)
+    line = refused(rows, "index", "push", "rows.gemb", database, "--table", "ü" * 32)
+    assert line == (
+        f"PostgreSQL's names have at most 63 bytes, and {'ü' * 32} has more: name a --table"
+    )
+    line = refused(rows, "search", "q", database)
+    assert line.endswith(f'with --table: a"b, other.docs, {"x" * 63}, {"x" * 62}y')
 
 
 def test_passages_and_rows_with_ids_do_not_mix(rows: Gemb, database: str) -> None:
