@@ -148,14 +148,24 @@ def by_halves(work: Callable[[Sequence[T]], Iterable[R]], items: Sequence[T]) ->
 class Embedder:
     """An open model with its prompt and width: computes windows, and remembers recent texts."""
 
-    def __init__(self, encoder: Encoder, spec: VectorSpec, *, on_long: str = "truncate") -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        spec: VectorSpec,
+        *,
+        on_long: str = "truncate",
+        passes_over: bool = False,
+    ) -> None:
         """Take an open model, which must be the one of the spec.
 
         Args:
             encoder: the open model.
             spec: of the vectors.
             on_long: what becomes of a text of more than `spec.max_tokens`: truncate, error, skip.
+            passes_over: where the model fails on all texts of a window, these rows fail alone;
+                otherwise the window raises.
         """
+        self._passes_over = passes_over
         self.spec = spec
         self.profile = encoder.profile
         self.on_long = on_long
@@ -205,7 +215,21 @@ class Embedder:
         return Embedder(encoder, spec, on_long=on_long)
 
     def window(self, records: Sequence[Record]) -> Window:
-        """Return the rows of these records, with their vectors."""
+        """Return the rows of these records, with their vectors.
+
+        Raises:
+            GembError: the model fails on all of several texts, and none are to be passed over.
+        """
+        try:
+            return self._window(records)
+        except GembError as error:
+            if not self._passes_over:
+                raise
+            failed = RowError("failed", str(error))
+            rows = [OutputRow(record, error=record.error or failed) for record in records]
+            return Window(rows, np.full((len(rows), self.spec.dim), np.nan, np.float32))
+
+    def _window(self, records: Sequence[Record]) -> Window:
         vectors = np.full((len(records), self.spec.dim), np.nan, np.float32)
         rows = [OutputRow(record, error=record.error) for record in records]
         keys: dict[int, bytes] = {}  # row -> digest of its ids

@@ -47,6 +47,28 @@ def draft_slots(connection: sqlite3.Connection) -> Ints:
     return np.fromiter((slot for (slot,) in rows), np.int64)
 
 
+def misplaced_draft(drafts: Ints, removed: Sequence[int], slots: int) -> int | None:
+    """Return the first slot of a draft that is no row's, None where all are.
+
+    Args:
+        drafts: slots, ascending.
+        removed: slots that are no rows' any more.
+        slots: how many there are.
+    """
+    outside = drafts[(drafts < 0) | (drafts >= slots) | np.isin(drafts, removed)]
+    return int(outside[0]) if len(outside) else None
+
+
+def draft_copies(connection: sqlite3.Connection, slot: int) -> list[int]:
+    """Return the other slots with the text of one, whose vectors are drafts, ascending."""
+    rows = connection.execute(
+        "SELECT slot FROM rows JOIN drafts USING (slot) WHERE vector IS NULL AND slot <> ?1 "
+        "AND digest = (SELECT digest FROM rows WHERE slot = ?1) ORDER BY slot",
+        (slot,),
+    )
+    return [copy for (copy,) in rows]
+
+
 def is_draft(connection: sqlite3.Connection, slot: int) -> bool:
     """Return whether the vector of a slot is a draft."""
     query = "SELECT 1 FROM drafts WHERE slot = ? AND vector IS NULL"

@@ -23,7 +23,7 @@ from gemb.arrays import Rows, Vectors
 from gemb.embedding.vectors import VectorSpec, are_units, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index.codes import Coder
-from gemb.index.drafts import draft_slots, kept_drafts, want
+from gemb.index.drafts import draft_slots, has_drafts, kept_drafts, misplaced_draft, want
 from gemb.index.hits import Hit
 from gemb.index.manifest import (
     NAME,
@@ -103,6 +103,8 @@ class Index:
             is_alive[slots.removed] = False
             self.alive = np.flatnonzero(is_alive)
         with readable(self._path):
+            if manifest.draft and not has_drafts(connection):
+                raise damaged(self._path, "the table of drafts is not there")
             self.drafts = draft_slots(connection)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
         self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)
@@ -210,6 +212,16 @@ class Index:
         """
         with readable(self._path):
             return kept_drafts(self.connection, slots, self.manifest.draft_width)
+
+    def check_drafts(self) -> None:
+        """Refuse drafts that are of no row.
+
+        Raises:
+            GembError: there is one.
+        """
+        slot = misplaced_draft(self.drafts, self.removed, len(self.stored))
+        if slot is not None:
+            raise damaged(self._path, f"row {slot} is a draft, and not there")
 
     def want(self, slots: Sequence[int]) -> None:
         """Say that a search wishes these drafts, best first, were real vectors."""

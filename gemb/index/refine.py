@@ -12,8 +12,9 @@ from sqlite3 import Connection
 from gemb.embedding.pipeline import Embedder, embed, embed_for
 from gemb.embedding.run import Tally
 from gemb.errors import GembError
-from gemb.index.drafts import draft_slots, keep_wanted, wanted
-from gemb.index.manifest import Manifest, wanted_path
+from gemb.index.drafts import draft_copies, draft_slots, keep_wanted, misplaced_draft, wanted
+from gemb.index.manifest import Manifest, rows_path, wanted_path
+from gemb.index.schema import damaged
 from gemb.index.source import source_from_json
 from gemb.index.state import counted
 from gemb.index.sync import ModelOnce, OpenEncoder, finish, writing
@@ -59,7 +60,11 @@ def refine(folder: Path, open_model: OpenEncoder, seconds: float | None = None) 
         OSError: the disk is full; what was committed is there.
     """
     with writing(folder) as (manifest, writer):
-        drafts = set(draft_slots(writer.connection).tolist())
+        slots = draft_slots(writer.connection)
+        if (wrong := misplaced_draft(slots, writer.removed, writer.slots)) is not None:
+            path = rows_path(folder, manifest.generation)
+            raise damaged(path, f"row {wrong} is a draft, and not there")
+        drafts = set(slots.tolist())
         if not drafts:
             return Refined(embedded=0, drafts=0, rows=writer.rows, failed=0)
         model = ModelOnce(manifest.spec, folder, open_model)
@@ -81,6 +86,11 @@ def refine(folder: Path, open_model: OpenEncoder, seconds: float | None = None) 
                 )
             raise
         tally.say()
+        if tally.failed > 1 and not embedded:
+            raise GembError(
+                f"the model fails on all of {tally.failed:,} rows of {visible(str(folder))}; "
+                "gemb doctor tries it"
+            )
         finish(folder, manifest, writer, model.encoder)
         keep_wanted(path, [slot for slot in wanted(path) if slot in drafts])
         return Refined(embedded=embedded, drafts=len(drafts), rows=writer.rows, failed=tally.failed)
@@ -95,9 +105,14 @@ def _refined(
     seconds: float | None,
     tally: Tally,
 ) -> Iterator[int]:
-    """Embed rows and write their vectors; yield the slots of the drafts that they replace."""
+    """Embed rows and write their vectors; yield the slots of the drafts that they replace.
+
+    A row whose text is that of another one gets its vector with it. Rows on which the model fails
+    are passed over, so that they hold up no others, however many they are.
+    """
     source = source_from_json(manifest.source)
-    embedder = Embedder(model(), manifest.spec, on_long=source.on_long)
+    writer.make_lookups("digest")
+    embedder = Embedder(model(), manifest.spec, on_long=source.on_long, passes_over=True)
     records = _records(writer.connection, sorted(drafts), path)
     windows = (
         embed(records, embedder, live=False)
@@ -109,8 +124,11 @@ def _refined(
         for window in windows:
             for index in tally.sort(window.rows, on_long=source.on_long, on_error="skip"):
                 slot = int(window.rows[index].record.id)
-                writer.refine(slot, window.vectors[index], manifest.draft_width)
-                yield slot
+                if slot not in drafts:
+                    continue  # it got its vector with a copy
+                for copy in [slot, *draft_copies(writer.connection, slot)]:
+                    writer.refine(copy, window.vectors[index], manifest.draft_width)
+                    yield copy
             writer.tick()
             progress.add(len(window.rows), tokens=window.tokens)
     writer.commit()

@@ -383,7 +383,7 @@ def finish(folder: Path, manifest: Manifest, writer: Writer, encoder: Encoder | 
         is_known = encoder is not None and len(slots) > 0
         background = measure(stored, spec.dtype, spec, encoder if is_known else None).to_json()
         measured = len(slots) if is_known else 0
-    engine = encoder.profile.engine if encoder is not None else ""
+    engine = encoder.profile.engine if encoder is not None and len(slots) else ""
     manifest = dataclasses.replace(
         manifest,
         engines=tuple(sorted({*manifest.engines, *filter(None, [engine])})),

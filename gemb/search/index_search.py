@@ -61,6 +61,7 @@ class IndexSearch:
         self._criteria = criteria
         self._like = like
         self._source = source_from_json(index.manifest.source)
+        index.check_drafts()
         self._drafts = self._selected(index.drafts)
         self._real = numbers  # rows with real vectors; None: all
         if len(self._drafts):

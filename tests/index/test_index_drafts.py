@@ -438,3 +438,57 @@ def test_what_cannot_be_is_one_line(drafted: Gemb) -> None:
     line = error(drafted, "index", "build", "e.gemb", "v.jsonl", "--draft")
     assert "--draft: these rows come with their vectors; leave it out" in line
     assert not (drafted.folder / "e.gemb.part").exists()
+
+
+def test_rows_on_which_the_model_fails_hold_up_no_others(drafted: Gemb) -> None:
+    for number in range(40):  # they come first, and fill whole windows
+        write_old(drafted.folder / f"docs/!{number:02}.txt", f"poison number{number}")
+    out(drafted, "index", "build", "e.gemb", "docs", "--draft")
+    said = out(drafted, "index", "refine", "e.gemb", code=3)
+    assert said == "+90 vectors (40 of 130 rows are drafts)\n"
+    real = texts_of(drafted.folder / "e.gemb", drafts=False)
+    assert real == {text_of(number) for number in range(90)}
+
+
+def test_a_model_that_fails_on_all_rows_is_an_error(drafted: Gemb) -> None:
+    for number in range(3):
+        write_old(drafted.folder / f"bad/{number:02}.txt", f"poison number{number}")
+    out(drafted, "index", "build", "e.gemb", "bad", "--draft")
+    line = error(drafted, "index", "refine", "e.gemb")
+    assert "the model fails on all of 3 rows of e.gemb; gemb doctor tries it" in line
+    assert info(drafted, "e.gemb")["drafts"] == 3
+
+
+def test_copies_of_a_passage_get_its_vector_together(drafted: Gemb) -> None:
+    copy_of(drafted, 5)
+    out(drafted, "index", "sync", "d.gemb")
+    hits(drafted, " ".join(text_of(5).split()[:20]), "d.gemb")
+    write_model(drafted.model, is_bag=True, max_tokens=512, sleep_s=0.3)
+    out(drafted, "index", "refine", "d.gemb", "--for", "0.2s")
+    assert text_of(5) in texts_of(drafted.folder / "d.gemb", drafts=False)
+    assert text_of(5) not in texts_of(drafted.folder / "d.gemb", drafts=True)
+    check_whole(drafted)
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        ("INSERT INTO drafts VALUES (1000, NULL)", "row 1000 is a draft, and not there"),
+        ("INSERT INTO drafts VALUES (-1, NULL)", "row -1 is a draft, and not there"),
+        ("DROP TABLE drafts", "the table of drafts is not there"),
+    ],
+)
+def test_damaged_drafts_are_one_line(drafted: Gemb, harm: str, message: str) -> None:
+    connection = sqlite3.connect(drafted.folder / "d.gemb/rows.sqlite")
+    connection.execute(harm)
+    connection.commit()
+    connection.close()
+    for command in (("search", "a text", "d.gemb"), ("index", "refine", "d.gemb")):
+        line = error(drafted, *command)
+        assert f"d.gemb/rows.sqlite is damaged ({message}); copy it again, or build" in line
+
+
+def test_the_engine_of_an_index_is_that_of_its_real_vectors(drafted: Gemb) -> None:
+    assert info(drafted)["engines"] == []
+    out(drafted, "index", "refine", "d.gemb", "--for", "0.01s")
+    assert len(info(drafted)["engines"]) == 1
