@@ -8,21 +8,22 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from gemb.commands.options import GroupedCommand, ModelOptions, model_options, quiet_option
+from gemb.commands.search_checks import check, check_files, check_index, check_target
 from gemb.commands.search_options import GROUPS, SearchOptions, search_options
+from gemb.commands.search_output import output_form, standard_output
 from gemb.io import notes
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
     from gemb.search.corpus import Sources
-    from gemb.search.forms import OutputForm, Write
+    from gemb.search.forms import OutputForm
     from gemb.search.queries import Query, SearchJob
     from gemb.targets.addresses import Address
 
@@ -69,7 +70,7 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     not be read, 4 something is absent, 5 the run failed, 130/141/143 stopped by a signal.
     """
     queries, paths = _queries_and_paths(arguments, options)
-    _check(options)
+    check(options)
     is_silent = notes.is_quiet()
     if options.no_messages:
         notes.speak(quiet=True)
@@ -77,13 +78,13 @@ def search(options: SearchOptions, model: ModelOptions, arguments: tuple[str, ..
     address = _address_of(paths, options)
     index = None if address else _index_of(paths)
     if address is not None:
-        _check_target(options)
+        check_target(options)
     elif index is None:
-        _check_files(options, paths)
+        check_files(options, paths)
     else:
-        _check_index(options)
-    write = _writer()
-    form = _form(options, write, is_silent=is_silent)
+        check_index(options)
+    write = standard_output()
+    form = output_form(options, write, is_silent=is_silent)
     job = _job(options, queries, model)
 
     open_model = functools.partial(_encoder, model, job, form, address, index)
@@ -228,138 +229,6 @@ def _address_of(paths: tuple[str, ...], options: SearchOptions) -> Address | Non
     return address
 
 
-def _check(options: SearchOptions) -> None:
-    """Refuse options that do not go together.
-
-    Raises:
-        UsageError: two options do not go together.
-    """
-    if options.lines and options.passages not in (None, "lines"):
-        raise click.UsageError(f"--lines and --passages {options.passages} are given; one of them")
-    if options.hybrid and options.like is not None:
-        raise click.UsageError("--hybrid ranks by the words of a query; --like has none")
-    if options.exact and options.budget is not None:
-        raise click.UsageError("--exact and --budget are given; one of them")
-    _check_form(options)
-    has_context = (options.before, options.after, options.context) != (None,) * 3
-    if options.cite and (options.full or has_context):
-        raise click.UsageError("--cite writes passages as they fit; leave --full, -A, -B, -C out")
-    if options.full and has_context:
-        raise click.UsageError("--full shows whole passages; -A, -B, -C the lines around the best")
-
-
-def _check_form(options: SearchOptions) -> None:
-    """Refuse two forms of output, and what a form has no place for.
-
-    Raises:
-        UsageError: there is one.
-    """
-    forms = {
-        "-l": options.names,
-        "-c": options.count,
-        "--json": options.as_json,
-        "--trec": options.trec,
-        "--cite": options.cite is not None,
-    }
-    chosen = [name for name, is_given in forms.items() if is_given]
-    if len(chosen) > 1:
-        raise click.UsageError(f"{' and '.join(chosen)} are given; one form at a time")
-    form = chosen[0] if chosen else ""
-    if options.queries_from is not None and form in ("-l", "-c", "--cite"):
-        raise click.UsageError(f"{form} is for one query; with -f: --json or --trec")
-    if options.explain and form in ("-l", "-c", "--trec", "--cite"):
-        raise click.UsageError(f"--explain is for hits that are shown, not for {form}")
-    if options.null and form in ("--json", "--trec", "--cite"):
-        raise click.UsageError(f"-0 is for names and lines, not for {form}")
-    if options.null and sys.stdout.isatty():
-        # A name may hold escape codes, which a terminal obeys.
-        raise click.UsageError("-0 writes names as they are, for a program: | xargs -0 ...")
-
-
-def _check_files(options: SearchOptions, paths: Sequence[str]) -> None:
-    """Refuse options that are only for an index.
-
-    Raises:
-        click.UsageError: such an option is given, or a path does not exist.
-    """
-    names = {
-        "--where": options.where is not None,
-        "--accuracy": options.accuracy != "auto",
-        "--force": options.force,
-    }
-    for name, is_given in names.items():
-        if is_given:
-            _check_there(paths)
-            raise click.UsageError(
-                f"{name} is for an index: gemb index build NAME PATH makes one, "
-                "gemb search QUERY NAME searches it"
-            )
-
-
-def _check_index(options: SearchOptions) -> None:
-    """Refuse options that are only for files.
-
-    Raises:
-        click.UsageError: such an option is given.
-    """
-    names = {
-        "--budget": options.budget is not None,
-        "--exact": options.exact,
-        "--explain": options.explain,
-        "-g": bool(options.globs),
-        "--hidden": options.hidden,
-        "--no-ignore": options.no_ignore,
-        "-L": options.follow,
-        "--lines": options.lines,
-        "--passages": options.passages is not None,
-        "-I": options.is_table,
-        "--encoding": bool(options.encoding),
-        "--quoting": options.quoting is not None,
-    }
-    for name, is_given in names.items():
-        if is_given:
-            raise click.UsageError(
-                f"{name} is for files; what an index holds is chosen by gemb index build, "
-                "and --where filters its rows"
-            )
-
-
-def _check_target(options: SearchOptions) -> None:
-    """Refuse options that are not for a database.
-
-    Raises:
-        click.UsageError: such an option is given.
-    """
-    if options.hybrid or options.check_recall is not None:
-        name = "--hybrid" if options.hybrid else "--check-recall"
-        raise click.UsageError(
-            f"{name} is for an INDEX; a database is ranked by meaning alone, and gemb index push "
-            "measures its recall"
-        )
-    _check_index(options)
-
-
-def _check_there(paths: Sequence[str]) -> None:
-    """Refuse a path that does not exist, and suggest an index with a similar name.
-
-    Raises:
-        click.UsageError: a path does not exist.
-    """
-    import difflib
-
-    from gemb.index.manifest import is_index
-
-    for path in map(Path, paths):
-        if str(path) == "-" or path.exists():
-            continue
-        folder = path.parent
-        beside = folder.iterdir() if folder.is_dir() else ()
-        names = [path.name for path in beside if is_index(path)]
-        near = difflib.get_close_matches(path.name, names, 1)
-        hint = f"; did you mean {visible(str(folder / near[0]))}?" if near else ""
-        raise click.UsageError(f"no index {visible(str(path))}{hint}")
-
-
 def _job(options: SearchOptions, queries: list[Query], model: ModelOptions) -> SearchJob:
     from gemb.search.queries import Criteria, SearchJob
     from gemb.texts import BUDGET_S
@@ -429,79 +298,3 @@ def _sources(options: SearchOptions, paths: tuple[str, ...]) -> Sources:
         stream=reading,
         rows=reading if options.is_table else None,
     )
-
-
-def _writer() -> Write:
-    from gemb.io.streams import Stream
-
-    return Stream(None, is_painted=True).write
-
-
-def _form(options: SearchOptions, write: Write, *, is_silent: bool) -> OutputForm:
-    """Return the form in which the hits are written."""
-    import shutil
-
-    from gemb.io import colours
-    from gemb.search.excerpts import LineContext
-
-    is_terminal = sys.stdout.isatty()
-    paint = colours.Paint(is_on=colours.enabled(options.color, sys.stdout))
-    is_many = options.queries_from is not None
-    if is_silent:
-        from gemb.search.forms import Silent
-
-        return Silent()
-    if options.names or options.count:
-        from gemb.search.forms import NameList
-
-        most = None if options.count else (10 if options.top_k is None else options.top_k) or None
-        return NameList(
-            write,
-            paint,
-            is_null=options.null,
-            counts=options.count,
-            most=most,
-            is_terminal=is_terminal,
-        )
-    if options.cite:
-        from gemb.search.cited import CitedSources
-
-        return CitedSources(write, options.cite, is_terminal=is_terminal)
-    if options.trec:
-        from gemb.search.forms import TrecRun
-
-        return TrecRun(write, by_rank=options.hybrid)
-    is_grouped = is_terminal if options.heading is None else options.heading
-    if options.as_json or (is_many and not is_grouped):
-        from gemb.search.forms import JsonHits
-
-        return JsonHits(write, with_query=is_many)
-    before, after = _context(options, is_grouped=is_grouped)
-    is_asked = (options.before, options.after, options.context) != (None,) * 3
-    context = LineContext(before, after, is_inside=not is_asked)
-    if is_grouped and not options.null:
-        from gemb.search.terminal import TerminalHits
-
-        width = shutil.get_terminal_size().columns
-        return TerminalHits(write, context, paint, width, is_whole=options.full, with_query=is_many)
-    from gemb.search.forms import GrepLines
-
-    return GrepLines(
-        write,
-        context,
-        paint,
-        is_null=options.null,
-        is_terminal=is_terminal,
-        with_names=options.with_filename,
-    )
-
-
-def _context(options: SearchOptions, *, is_grouped: bool) -> tuple[int, int]:
-    """Return how many lines are shown before and after the best one."""
-    if options.full:
-        return 1 << 30, 1 << 30
-    if (options.before, options.after, options.context) != (None,) * 3:
-        both = options.context or 0
-        before = both if options.before is None else options.before
-        return before, both if options.after is None else options.after
-    return (1, 2) if is_grouped else (0, 0)
