@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from gemb.errors import UsageError
 from gemb.models.profile import ModelDescription as ModelDescription
@@ -50,6 +50,14 @@ class Encoder(Protocol):
         Any number of sequences, each of 1 to `profile.max_tokens` ids, in any order of length.
         A row whose numbers are not finite is returned as NaN; it spoils no other row.
         """
+
+
+@runtime_checkable
+class Narrowing(Protocol):
+    """An open model that takes less time for fewer components of its vectors."""
+
+    def narrowed(self, dim: int) -> Encoder:
+        """Return the model with vectors of the first `dim` components, of length one again."""
 
 
 @dataclass(frozen=True, kw_only=True)

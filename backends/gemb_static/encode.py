@@ -9,10 +9,13 @@ vector is the same to the last bit in any company.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gemb.models.piece_tokenizer import PieceTokenizer
 from gemb.models.safetensors import StoredTensor, not_finite
 from gemb.models.static import DenseLayer, StaticModel
 from gemb.models.tokenizer import read_tokenizer
@@ -22,9 +25,9 @@ if TYPE_CHECKING:
 
     from gemb.arrays import TokenIds
 
-BLOCK_TEXTS = 64  # whose vectors go through the head together
+BLOCK_TEXTS = 256  # whose vectors go through the head together
 
-ROWS = 4  # of a product
+ROWS = 16  # of a product
 SMALL = 1 << 18  # OpenBLAS threads a product of more multiplications (interface/gemm.c)
 
 LEAST_LENGTH = 1e-12  # a mean of zeros goes through the head as zeros, as in PyTorch
@@ -48,13 +51,29 @@ class StaticEncoder:
         """
         self.profile = model.profile()
         self._tokenizer = read_tokenizer(model.folder / "tokenizer.json", model.table.shape[0])
+        self._pieces = PieceTokenizer.of(self._tokenizer)
         self._table = _rows(model)
         self._head = [layer and _Dense(layer) for layer in model.head]
 
+    def narrowed(self, dim: int) -> StaticEncoder:
+        """Return the model with vectors of the first `dim` components, of length one again."""
+        widths = tuple(width for width in self.profile.matryoshka_dims if width <= dim)
+        narrow = copy(self)
+        narrow.profile = replace(self.profile, dim=dim, matryoshka_dims=widths)
+        narrow._head = [*self._head]
+        last = max((at for at, layer in enumerate(self._head) if layer), default=None)
+        if last is not None and (layer := self._head[last]):
+            narrow._head[last] = layer.first(dim)
+        return narrow
+
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
         """Return each text's ids, int32 [tokens], at least one; nothing is cut."""
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids or [0], np.int32) for encoding in encodings]
+        if self._pieces:
+            ids = self._pieces.tokenize(texts)
+        else:
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+            ids = [np.array(encoding.ids, np.int32) for encoding in encodings]
+        return [own if len(own) else np.zeros(1, np.int32) for own in ids]
 
     def encode(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Return unit vectors, float32 [len(batch), dim], in the order of the batch.
@@ -74,7 +93,7 @@ class StaticEncoder:
         states = self.pooled(batch)
         for layer in self._head:
             states = layer(states) if layer else _units(states, least=LEAST_LENGTH)
-        return _units(states, least=0.0)
+        return _units(states[:, : self.profile.dim], least=0.0)
 
     def pooled(self, batch: Sequence[TokenIds]) -> NDArray[np.float32]:
         """Return the mean of each text's rows, float32 [len(batch), width of the table]."""
@@ -94,8 +113,15 @@ class _Dense:
         padded[: self._size] = weight
         split = padded.reshape(parts, width, size_in)
         self._parts = np.ascontiguousarray(split.transpose(0, 2, 1))  # [parts, in, width]
-        self._bias = _finite(layer.bias) if layer.bias else np.float32(0)
+        self._bias = _finite(layer.bias) if layer.bias else np.zeros(self._size, np.float32)
         self._activation = _ACTIVATIONS[layer.activation]
+
+    def first(self, size: int) -> _Dense:
+        """Return what computes the first components alone."""
+        narrow = copy(self)
+        narrow._size, narrow._bias = size, self._bias[..., :size]
+        narrow._parts = self._parts[: -(-size // self._parts.shape[2])]
+        return narrow
 
     def __call__(self, states: NDArray[np.float32]) -> NDArray[np.float32]:
         groups = -(-len(states) // ROWS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gemb.arrays import Vectors
-from gemb.backend import Runtime
+from gemb.backend import Narrowing, Runtime
 from gemb.embedding.engine import open_engine
 from gemb.embedding.pipeline import by_halves, shortened
 from gemb.embedding.vectors import VectorSpec, are_units
@@ -92,6 +92,8 @@ class DraftModel:
             return None
         prompt = for_task("document", encoder.profile.prompts)
         spec = VectorSpec.of(encoder.profile, prompt, dim=max(widths), dtype="f16")
+        if isinstance(encoder, Narrowing):
+            encoder = encoder.narrowed(spec.dim)
         return DraftModel(encoder=encoder, spec=spec)
 
     def vectors(self, passages: Sequence[tuple[str | None, str]]) -> Vectors:
@@ -110,11 +112,13 @@ class DraftModel:
     def _vectors(self, texts: Sequence[str]) -> Vectors:
         profile = self.encoder.profile
         ids = by_halves(self.encoder.tokenize, texts)
-        good = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
-        batch: list[TokenIds] = [profile.cut(ids[row]) for row in good]  # type: ignore[arg-type]
+        read = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
+        batch: list[TokenIds] = [profile.cut(ids[row]) for row in read]  # type: ignore[arg-type]
+        results = by_halves(self.encoder.encode, batch)
+        good = [at for at, result in enumerate(results) if not isinstance(result, RowError)]
         vectors = np.full((len(texts), self.spec.dim), np.nan, np.float32)
-        for row, result in zip(good, by_halves(self.encoder.encode, batch), strict=True):
-            if not isinstance(result, RowError):
-                vectors[row] = shortened(result[None], self.spec.dim)[0]
+        if good:
+            made: Vectors = np.stack([results[at] for at in good])  # type: ignore[arg-type]
+            vectors[[read[at] for at in good]] = shortened(made, self.spec.dim)
         vectors[~are_units(vectors, "f32", self.spec.dim)] = np.nan
         return vectors

@@ -255,8 +255,11 @@ def _front_matter(lines: list[str]) -> int:
     return 0
 
 
-_CLOSES = re.compile(r"[})\]]|</|(?:end|else|elif|elsif|except|finally|catch|fi|done|esac)\b")
-_HEADS = re.compile(r"@\w|#(?!include|define|if|else|end|!)|//|/\*|\*|--|;|\"\"\"$|\[\[?\w+\]")
+_MARK = re.compile(  # of a line that closes what is open, or of one that heads what follows
+    r"([})\]]|</|(?:end|else|elif|elsif|except|finally|catch|fi|done|esac)\b)"
+    r"|(@\w|#(?!include|define|if|else|end|!)|//|/\*|\*|--|;|\"\"\"$|\[\[?\w+\])"
+)
+CLOSES = 1  # group
 TITLE_LINES = 3  # of the blocks around a passage
 TITLE_CHARS = 72  # of each
 
@@ -276,9 +279,11 @@ def code_units(text: str) -> tuple[list[Unit], list[int]]:
             is_after_gap = True
             start += len(line) + 1
             continue
-        lead = line[: len(line) - len(words)]
-        indent = len(lead) + 3 * lead.count("\t")
-        closes = _CLOSES.match(words) is not None
+        indent = len(line) - len(words)
+        if indent and "\t" in line:
+            indent += 3 * line.count("\t", 0, indent)
+        mark = _MARK.match(words)
+        closes = mark is not None and mark.lastindex == CLOSES
         level = _code_level(indent, before, step, closes, is_after_gap, is_after_head)
         while open_ and (open_[-1][0] > indent or (open_[-1][0] == indent and not closes)):
             open_.pop()
@@ -288,11 +293,15 @@ def code_units(text: str) -> tuple[list[Unit], list[int]]:
         if not closes and words[0] != "{" and (not open_ or open_[-1][0] < indent):
             open_.append((indent, len(units)))
         end = start + len(line.rstrip())
-        for place, (first, last) in enumerate(pieces(text, start, end)):
-            units.append(Unit(first, last, number, 0 if place else level))
+        if end - start <= MOST:
+            units.append(Unit(start, end, number, level))
             around.append(parent)
+        else:
+            for place, (first, last) in enumerate(pieces(text, start, end)):
+                units.append(Unit(first, last, number, 0 if place else level))
+                around.append(parent)
         is_after_gap, before = False, indent
-        is_after_head = _HEADS.match(words) is not None
+        is_after_head = mark is not None and not closes
         start += len(line) + 1
     return units, around
 

@@ -30,7 +30,11 @@ _WORD = re.compile(
 )
 # A name of several words: cancelOrder, HTTPError. It begins at the edge of a word, so that a long
 # run of letters takes no time with the square of its length.
-_HUMPED = re.compile(r"(?<![A-Za-z0-9])[A-Za-z0-9]*?(?:[a-z0-9][A-Z]|[A-Z]{2}[a-z])[A-Za-z0-9]*")
+_HUMPED = re.compile(
+    r"[A-Za-z0-9](?<![A-Za-z0-9].)"  # a class comes first: to where one matches, `re` skips fast
+    r"(?:(?<=[A-Z])(?:[A-Z]++[a-z]|[A-Z]*+[a-z0-9]++[A-Z])|(?<=[a-z0-9])[a-z0-9]*+[A-Z])"
+    r"[A-Za-z0-9]*+"
+)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _SPACELESS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 _NAME = re.compile(r"\w+(?:(?:::|[./\\:-])\w+)*")

@@ -60,7 +60,7 @@ def test_vectors_are_those_of_the_definition(folder) -> None:
 
 def test_neighbours_and_order_change_nothing(folder) -> None:
     encoder = opened(folder)
-    batch = encoder.tokenize(TEXTS) * 20  # several blocks
+    batch = encoder.tokenize(TEXTS) * 60  # several blocks
     assert len(batch) > 2 * BLOCK_TEXTS
     together = encoder.encode(batch)
     alone = np.concatenate([encoder.encode([ids]) for ids in batch])
@@ -282,3 +282,15 @@ def test_a_table_sum_takes_a_million_tokens_a_second(folder) -> None:
     began = time.process_time()
     encoder.encode(batch)
     assert 100_000 / (time.process_time() - began) > 1e6
+
+
+@pytest.mark.parametrize("dim", [1, 5, 7, 8])
+def test_the_first_components_alone_are_those_of_the_whole(folder, dim) -> None:
+    whole = StaticEncoder(open_static(folder))
+    narrow = whole.narrowed(dim)
+    ids = whole.tokenize(["a text", "another one", ""])
+    expected = whole.encode(ids)[:, :dim]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert narrow.profile.dim == dim
+    np.testing.assert_allclose(narrow.encode(ids), expected, atol=1e-5)
+    assert whole.encode(ids).shape == (3, whole.profile.dim)

@@ -1,0 +1,77 @@
+"""The tokenizer that looks pieces up gives the library's ids."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+
+import gemb.models
+from gemb.embedding.drafts import BUNDLED
+from gemb.models import piece_tokenizer
+from gemb.models.piece_tokenizer import PieceTokenizer
+
+SIGNS = [*"aAbe eE01_.,:;()[]\n\t-=\"'#", "  ", "    ", "\n\n", "é", "”", "’s", " ›", "你", "👍🏽"]
+WORDS = ["self", "return", "<bos>", "<pad", "▁", "\x00", "<0x41>", "ConfigParser", "naïve", "мир"]
+
+
+@pytest.fixture(scope="module")
+def library() -> Tokenizer:
+    return Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+
+
+def ids_of(library: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def test_the_ids_are_those_of_the_library(library: Tokenizer) -> None:
+    pieces = PieceTokenizer.of(library)
+    assert pieces
+    dice = random.Random(7)
+    files = sorted(Path(gemb.models.__path__[0]).glob("*.py"))
+    texts = [file.read_text() for file in files]
+    texts += ["".join(dice.choices(SIGNS + WORDS, k=dice.randrange(40))) for _ in range(2000)]
+    texts += ["", " ", "\n", "x" * 3000, "é" * 2000, "”." * 50]
+    for start in range(0, len(texts), 100):
+        some = texts[start : start + 100]
+        assert [ids.tolist() for ids in pieces.tokenize(some)] == ids_of(library, some)
+    assert pieces.tokenize([]) == []
+
+
+def test_what_is_forgotten_is_learned_again(
+    library: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(piece_tokenizer, "MOST_PIECES", 3)
+    pieces = PieceTokenizer.of(library)
+    assert pieces
+    for text in ("one two three four five", "six one", "two seven"):
+        assert [ids.tolist() for ids in pieces.tokenize([text])] == ids_of(library, [text])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"merge": ("s", "(")},  # a token of a letter and a sign
+        {"merge": ("e", "▁")},  # of two words
+        {"normalizer": None},
+        {"ignore_merges": True},
+        {"added": {"content": "word", "lstrip": True}},
+    ],
+)
+def test_a_tokenizer_of_another_form_has_no_pieces(library: Tokenizer, change: dict) -> None:
+    document = json.loads(library.to_str())
+    model = document["model"]
+    if merge := change.get("merge"):
+        model["vocab"]["".join(merge)] = len(model["vocab"])
+        model["merges"].append(list(merge))
+    elif added := change.get("added"):
+        plain = dict(document["added_tokens"][0]) | {"id": len(model["vocab"])}
+        document["added_tokens"].append(plain | added)
+    elif "ignore_merges" in change:
+        model |= change
+    else:
+        document |= change
+    assert PieceTokenizer.of(Tokenizer.from_str(json.dumps(document))) is None
