@@ -27,8 +27,10 @@ OLD_WORDS = {
     "VALUES ('delete', old.slot, old.title, old.text); INSERT INTO words(rowid, title, text) "
     "VALUES (new.slot, new.title, new.text); END",
 }
-_ADD = "INSERT INTO words(rowid, title, text) VALUES (?, ?, ?)"
+_ADD_ROWS, _ROW = "INSERT INTO words(rowid, title, text) VALUES ", "(?, ?, ?)"
+_ADD = _ADD_ROWS + _ROW
 _DROP = "INSERT INTO words(words, rowid, title, text) VALUES ('delete', ?, ?, ?)"
+TOGETHER = 256  # passages that a statement adds; SQLite may bind 999 values, in old versions
 _OF_ROWS = "SELECT slot, id, path, title, text FROM rows"
 
 
@@ -42,15 +44,17 @@ def words_table() -> sqlite3.Connection:
 def add_words(
     connection: sqlite3.Connection, first: int, passages: Sequence[tuple[str | None, str]]
 ) -> None:
-    """Add passages, titles and texts, as the rows `first`, `first` + 1 and so on."""
+    """Add passages, titles and texts, as the rows `first`, `first` + 1 and so on.
+
+    A statement adds many: so long Python's other threads run.
+    """
     connection.execute("BEGIN")
-    connection.executemany(
-        _ADD,
-        (
-            (row, expanded(_utf8(title or "")), expanded(text))
-            for row, (title, text) in enumerate(passages, first)
-        ),
-    )
+    for start in range(0, len(passages), TOGETHER):
+        some = passages[start : start + TOGETHER]
+        values: list[int | str] = []
+        for row, (title, text) in enumerate(some, first + start):
+            values += row, expanded(_utf8(title or "")), expanded(text)
+        connection.execute(_ADD_ROWS + ", ".join([_ROW] * len(some)), values)
     connection.execute("COMMIT")
 
 

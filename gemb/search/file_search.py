@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gemb.arrays import Bools, Floats, Ints, Vectors
-from gemb.embedding.drafts import DraftModel
-from gemb.errors import GembError
 from gemb.index.floor import measure
 from gemb.index.hits import Hit
-from gemb.io.caches import search_cache
-from gemb.io.notes import note
-from gemb.io.text import visible
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth
 from gemb.search.cache import VectorCache
-from gemb.search.corpus import Corpus, PassageTexts
-from gemb.search.first import Drafts, FirstRanking, FirstScores, first_ranking
+from gemb.search.first import FirstRanking, FirstScores, first_ranking
+from gemb.search.first_reading import FirstReader
 from gemb.search.fusion import RAISED, fused, probable_cosines
-from gemb.search.kept_words import words_path
+from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import (
     SPARE,
@@ -48,7 +39,6 @@ if TYPE_CHECKING:
 SAMPLE = 4096  # vectors from which the floor is estimated
 # Of the budget, for new vectors: however long reading took, and where nothing had to be read.
 LEAST_SHARE, MOST_SHARE = 1 / 3, 0.6
-OLD_S = 30 * 86400.0  # after which drafts of another draft model are removed
 
 
 class RankedPassage(NamedTuple):
@@ -108,31 +98,25 @@ class FileSearch:
 
     def rank_first(
         self,
-        open_draft: Callable[[], Encoder | None] = lambda: None,
+        reader: FirstReader,
         read: Callable[[int, int], None] = lambda passages, total: None,
     ) -> None:
         """Rank all passages by words, and by drafts where there is a draft model.
 
         Args:
-            open_draft: opens it; None: there is none.
+            reader: of passages for their words and drafts.
             read: called with the number of passages so far, and of all.
         """
-        corpus, cache = self.texts.corpus, self._cache
-        drafts = None
-        if self._missing or self._criteria.explains:
-            encoder = open_draft()
-            model = DraftModel.of(encoder, cache.spec.dim) if encoder else None
-            drafts = _drafts(model, cache, corpus) if model else None
-        total = len(corpus)
+        total = len(self.texts.corpus)
         self._first = first_ranking(
             self.texts,
-            drafts,
-            kept=words_path(search_cache(), corpus) if cache.is_kept else None,
+            reader,
+            with_drafts=bool(self._missing) or self._criteria.explains,
             read=lambda count: read(count, total),
         )
-        if drafts:
+        if drafts := self._first.drafts:
             self._stages.drafted = drafts.made
-            self._stages.drafts = int((drafts.rows >= 0).sum())
+            self._stages.drafts = int((self._first.draft_rows >= 0).sum())
 
     def answers(
         self, on_window: Callable[[SearchProgress, FileSearch], None] = lambda *_: None
@@ -352,34 +336,6 @@ class FileSearch:
             return first.ranks(number) | {"vector": None if hit.is_estimate else 1 + above}
 
         return [(number, replace(hit, ranks=ranks(number, hit))) for number, hit in numbered]
-
-
-def _drafts(model: DraftModel, cache: VectorCache, corpus: Corpus) -> Drafts:
-    """Return the drafts that are kept; where their cache is damaged it is made anew."""
-    folder = search_cache() / "drafts" if cache.is_kept else None
-    if folder:
-        _remove_old(folder, model.spec.fingerprint)
-    try:
-        drafts = Drafts(model, VectorCache(folder, model.spec, is_said=True), corpus.keys)
-        drafts.scores(np.ones(model.spec.dim, np.float32) / np.float32(model.spec.dim**0.5))
-        return drafts
-    except GembError:
-        assert folder, "vectors in memory are not damaged"
-        own = folder / model.spec.fingerprint
-        note(f"the drafts in {visible(str(own))} are damaged; they are made anew")
-        shutil.rmtree(own, ignore_errors=True)
-        return Drafts(model, VectorCache(folder, model.spec, is_said=True), corpus.keys)
-
-
-def _remove_old(folder: Path, current: str) -> None:
-    """Remove drafts of other draft models that nobody has used for long."""
-    with contextlib.suppress(OSError):
-        for other in folder.iterdir():
-            vectors = other / "vectors.f16"
-            if other.name == current or not vectors.is_file():
-                continue
-            if time.time() - vectors.stat().st_atime > OLD_S:
-                shutil.rmtree(other, ignore_errors=True)
 
 
 def _is_same(hit: Hit, other: Hit) -> bool:

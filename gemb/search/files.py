@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from pathlib import Path
 
-from gemb.embedding.drafts import open_draft
+from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
@@ -22,15 +23,20 @@ from gemb.io.text import visible
 from gemb.models.prompts import for_task
 from gemb.search.answers import NO_FLOOR, QueryHits, exit_code, show
 from gemb.search.cache import PassageTable, VectorCache
-from gemb.search.corpus import Corpus, PassageTexts, Sources, gather
+from gemb.search.corpus import Corpus, Sources, gather, sources_name
 from gemb.search.file_search import FileSearch
+from gemb.search.first_reading import FirstReader
 from gemb.search.forms import OutputForm
+from gemb.search.kept_drafts import Drafts
+from gemb.search.kept_words import KnownWords, words_path
 from gemb.search.live import LiveHits
+from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import ModelOpener, Query, SearchJob, embedded, passage_vector
 from gemb.search.scoring import SearchProgress
 from gemb.search.stages import Stages
 from gemb.texts.walk import Skipped
 
+MODEL = "files and model"  # stage
 STOP_S = 1.0  # that a walk may take to end
 
 
@@ -58,10 +64,13 @@ def run_files(
     live = LiveHits()
     skipped = Skipped()
     stages = Stages()
-    with _gathering(sources, skipped, live) as gathered, stages.timed("files and model"):
+    opened: Future[VectorSpec] = Future()
+    reader = first_reader(search_cache(), sources_name(sources), opened.result)
+    with _gathering(sources, skipped, live, reader, opened) as gathered, stages.timed(MODEL):
         encoder = open_model(job.model)
         prompt = for_task("document", encoder.profile.prompts)
         spec = VectorSpec.of(encoder.profile, prompt, dim=job.dim, dtype="f16")
+        opened.set_result(spec)
         query_prompt = for_task(job.task or "query", encoder.profile.prompts)
         vectors = embedded(queries, encoder, query_prompt, spec.dim)
         corpus, table = gathered.result()
@@ -76,7 +85,7 @@ def run_files(
     try:
         if search.needs_first:
             with stages.timed("words and drafts"):
-                search.rank_first(lambda: open_draft(encoder.profile.fingerprint), live.read)
+                search.rank_first(reader, live.read)
         answers = search.answers(live.show)
     except KeyboardInterrupt:
         live.close()
@@ -85,6 +94,7 @@ def run_files(
         raise
     finally:
         live.close()
+        reader.close()
     # With many queries the model would take too long: the best lines are found by words alone.
     finder = encoder if len(queries) == 1 else None
     for answer in answers:
@@ -107,11 +117,37 @@ def run_files(
     return code if not skipped.failed or (is_silent and not code) else 2
 
 
+def first_reader(folder: Path | None, sources: str, spec: Callable[[], VectorSpec]) -> FirstReader:
+    """Return what reads passages for their words and drafts.
+
+    Args:
+        folder: of the cache; None: nothing is kept.
+        sources: as `sources_name` returns it.
+        spec: waits for the model, and returns what its vectors are.
+    """
+
+    def open_drafts() -> Drafts | None:
+        real = spec()
+        encoder = open_draft(real.model)
+        model = DraftModel.of(encoder, real.dim) if encoder else None
+        return Drafts(model, folder and folder / "drafts") if model else None
+
+    return FirstReader(lambda: KnownWords(words_path(folder, sources)), open_drafts)
+
+
 @contextmanager
 def _gathering(
-    sources: Sources, skipped: Skipped, live: LiveHits
+    sources: Sources,
+    skipped: Skipped,
+    live: LiveHits,
+    reader: FirstReader,
+    opened: Future[VectorSpec],
 ) -> Iterator[Future[tuple[Corpus, PassageTable]]]:
-    """Gather the passages in another thread; where the caller fails the walk is ended."""
+    """Gather the passages in another thread; where the caller fails the walk is ended.
+
+    The reader takes those that are new meanwhile, for words at once, for drafts when the model is
+    `opened`.
+    """
     is_stopped = threading.Event()
 
     def looked(files: int) -> None:
@@ -121,7 +157,7 @@ def _gathering(
 
     def gathered() -> tuple[Corpus, PassageTable]:
         table = PassageTable(search_cache(), f"{sources.kind} {sources.walk.encoding}".strip())
-        return gather(sources, table, skipped, looked), table
+        return gather(sources, table, skipped, looked, reader.take), table
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="gemb-gather")
     future = pool.submit(gathered)
@@ -129,7 +165,9 @@ def _gathering(
         yield future
     except BaseException:
         is_stopped.set()
+        opened.cancel()  # the reader may wait for it
         wait([future], STOP_S)  # what was split is kept
+        reader.close()
         raise
     finally:
         live.close()

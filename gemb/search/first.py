@@ -7,80 +7,25 @@ What words and drafts rank first is worth a real vector.
 from __future__ import annotations
 
 import sqlite3
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
 
-from gemb.arrays import Floats, Ints, Vectors
-from gemb.embedding.drafts import DraftModel
-from gemb.embedding.pipeline import shortened
+from gemb.arrays import Floats, Ints, Rows, Vectors
 from gemb.errors import GembError
 from gemb.index.bm25 import by_words, with_all
-from gemb.index.words import add_words
 from gemb.io.notes import note
-from gemb.search.cache import VectorCache
-from gemb.search.corpus import PassageTexts
+from gemb.search.first_reading import CHUNK, FirstReader
 from gemb.search.fusion import are_telling, fused
-from gemb.search.kept_words import KnownWords, word_keys
+from gemb.search.kept_drafts import Drafts
+from gemb.search.kept_words import word_keys
+from gemb.search.passage_texts import PassageTexts
 from gemb.texts.words import exact_terms, query_terms
 
 ALL = 1 << 40  # rows
-CHUNK = 256  # passages that a thread is given
-AHEAD = 4  # chunks that wait for a thread
-KEEP_S = 2.0  # seconds of drafting that a kill may cost
-
-
-class Drafts:
-    """Drafts of the passages of a search, in a cache."""
-
-    def __init__(self, model: DraftModel, cache: VectorCache, keys: Sequence[bytes]) -> None:
-        """Look up which are there."""
-        self.model = model
-        self._cache = cache
-        self._keys = keys
-        self.rows = cache.find(keys)  # [n], -1: none
-        self.made = 0
-        self._unsaved: list[tuple[bytes, Vectors]] = []
-        self._saved_at = time.monotonic()
-
-    def take(self, numbers: Sequence[int], vectors: Vectors) -> None:
-        """Take new drafts; those of NaN are none."""
-        good = np.flatnonzero(~np.isnan(vectors[:, 0])).tolist()
-        self._unsaved += [(self._keys[numbers[row]], vectors[row]) for row in good]
-        self.made += len(good)
-        if time.monotonic() - self._saved_at > KEEP_S:
-            self.save()
-
-    def save(self) -> None:
-        """Put what was made into the cache."""
-        if self._unsaved:
-            vectors = dict(self._unsaved)  # one of each key
-            self._cache.add(list(vectors), np.stack(list(vectors.values())))
-            self._unsaved.clear()
-        self._saved_at = time.monotonic()
-
-    def done(self) -> None:
-        """Save, and look up the rows of all passages."""
-        self.save()
-        self.rows = self._cache.find(self._keys)
-
-    def scores(self, query: Vectors) -> Floats:
-        """Return the cosines of the drafts with a query of any width, [n]; NaN: no draft.
-
-        Raises:
-            GembError: the cache is damaged.
-        """
-        scores = np.full(len(self.rows), np.nan, np.float32)
-        has_draft = self.rows >= 0
-        short = shortened(query[None], self.model.spec.dim)
-        scores[has_draft] = self._cache.scores(self.rows[has_draft], short)[:, 0]
-        return scores
 
 
 class FirstScores(NamedTuple):
@@ -111,6 +56,7 @@ class FirstRanking:
     table: sqlite3.Connection  # of words: `gemb.index.words.words_table`
     rows: Ints  # [n]: of each passage in the table; -1: it is gone
     drafts: Drafts | None
+    draft_rows: Rows  # [n]: of each passage's draft; -1: it has none
 
     def scores(self, query: str, vector: Vectors) -> FirstScores:
         """Return the scores of all passages.
@@ -132,7 +78,7 @@ class FirstRanking:
         if self.drafts is None:
             return None
         try:
-            return self.drafts.scores(vector)
+            return self.drafts.scores(self.draft_rows, vector)
         except GembError as error:
             note(f"{error}; this search does without drafts", once=True)
             return None
@@ -149,84 +95,53 @@ class FirstRanking:
 
 def first_ranking(
     texts: PassageTexts,
-    drafts: Drafts | None,
+    reader: FirstReader,
     *,
-    kept: Path | None = None,
+    with_drafts: bool = True,
     read: Callable[[int], None] = lambda passages: None,
 ) -> FirstRanking:
-    """Read passages for their words and for drafts, those of which one is not known.
+    """Rank passages by their words, and by drafts; those that the reader lacks are read.
 
     Args:
         texts: of the passages.
-        drafts: gets those that are missing; None: there is no draft model.
-        kept: where the words are kept for later searches; None: they are not.
+        reader: has read some of them, perhaps.
+        with_drafts: rank by drafts, too, where there is a draft model.
         read: called with the number of passages so far. An exception, from it or any other, ends
             the reading; the drafts that were made are kept.
     """
-    keys = word_keys(texts.corpus)
-    words = KnownWords(kept, len(keys))
-    rows = words.find(keys)
-    is_needed = rows < 0
-    if drafts:
-        is_needed |= drafts.rows < 0
-    needed = np.flatnonzero(is_needed).tolist()
-    if needed:
-        _read(texts, needed, words, keys, drafts, read)
-        words.save()
+    try:
+        reader.finish()
+        words, drafts = reader.words(), reader.drafts() if with_drafts else None
+        keys = word_keys(texts.corpus)
+        words.trim(len(keys))
+        is_needed = words.find(keys) < 0
+        if drafts:
+            is_needed |= drafts.whole(texts.corpus.keys) < 0
+        if is_needed.any():
+            _read(texts, np.flatnonzero(is_needed).tolist(), reader, read)
+            words.save()
         rows = words.find(keys)
-    return FirstRanking(table=words.table, rows=rows, drafts=drafts)
+        draft_rows = drafts.find(texts.corpus.keys) if drafts else np.full(len(keys), -1, np.int64)
+    finally:
+        reader.close()
+    return FirstRanking(table=words.table, rows=rows, drafts=drafts, draft_rows=draft_rows)
 
 
 def _read(
-    texts: PassageTexts,
-    needed: Sequence[int],
-    words: KnownWords,
-    keys: Sequence[bytes],
-    drafts: Drafts | None,
-    read: Callable[[int], None],
+    texts: PassageTexts, needed: Sequence[int], reader: FirstReader, read: Callable[[int], None]
 ) -> None:
-    """Put the words of these passages into the table; meanwhile make the drafts that are missing.
-
-    A passage that is gone has no words.
-    """
-    known = len(texts.corpus) - len(needed)
-    with (
-        ThreadPoolExecutor(1, thread_name_prefix="gemb-words") as word_pool,
-        ThreadPoolExecutor(1, thread_name_prefix="gemb-drafts") as draft_pool,
-    ):
-        adding: deque[Future[None]] = deque()
-        drafting: deque[tuple[list[int], Future[Vectors]]] = deque()
-        try:
-            for start in range(0, len(needed), CHUNK):
-                records = {number: texts.record(number) for number in needed[start : start + CHUNK]}
-                here = {number: record for number, record in records.items() if record}
-                new = {
-                    keys[number]: (f"{texts.folder(number)} {record.title or ''}", record.text)
-                    for number, record in here.items()
-                    if not words.has(keys[number])
-                }
-                if new:
-                    first = words.take(list(new))
-                    adding.append(
-                        word_pool.submit(add_words, words.table, first, list(new.values()))
-                    )
-                missing = [number for number in here if drafts and drafts.rows[number] < 0]
-                if drafts and missing:
-                    passages = [(here[number].title, here[number].text) for number in missing]
-                    drafting.append((missing, draft_pool.submit(drafts.model.vectors, passages)))
-                while len(adding) > AHEAD:
-                    adding.popleft().result()
-                while drafts and len(drafting) > AHEAD:
-                    done, future = drafting.popleft()
-                    drafts.take(done, future.result())
-                read(known + start + len(records))
-            while adding:
-                adding.popleft().result()
-            while drafts and drafting:
-                done, future = drafting.popleft()
-                drafts.take(done, future.result())
-        finally:
-            for pool in (word_pool, draft_pool):
-                pool.shutdown(wait=False, cancel_futures=True)
-            if drafts:
-                drafts.done()
+    """Give these passages to the reader; one that is gone has no words."""
+    corpus = texts.corpus
+    known = len(corpus) - len(needed)
+    for start in range(0, len(needed), CHUNK):
+        numbers = needed[start : start + CHUNK]
+        for folder, some in groupby(numbers, texts.folder):
+            records = {number: texts.record(number) for number in some}
+            here = {number: record for number, record in records.items() if record}
+            reader.take(
+                folder,
+                [corpus.keys[number] for number in here],
+                [(record.title, record.text) for record in here.values()],
+            )
+        read(known + start + len(numbers))
+    reader.finish()

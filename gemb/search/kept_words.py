@@ -12,6 +12,7 @@ import hashlib
 import os
 import sqlite3
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,21 +34,22 @@ KEY_BYTES = 16
 class KnownWords:
     """A table of words, and the row of each passage in it; rows of passages that are gone stay."""
 
-    def __init__(self, path: Path | None, count: int) -> None:
-        """Open what is kept; a damaged file is as none, and so is one mostly of what is gone.
+    def __init__(self, path: Path | None) -> None:
+        """Open what is kept; a damaged file is as none.
 
         Args:
             path: of the file; None: nothing is kept.
-            count: of the passages to come.
         """
         self._path = path
         self._rows: dict[bytes, int] = {}
         self._saved = 0  # rows that the file has
-        table = self._kept()
-        if table is None or len(self._rows) > MOST_DEAD * count + LEAST:
+        self.table = self._kept() or _new_table()
+
+    def trim(self, count: int) -> None:
+        """Begin anew where so many passages would be the lesser part of the rows."""
+        if len(self._rows) > MOST_DEAD * count + LEAST:
             self._rows, self._saved = {}, 0
-            table = _new_table()
-        self.table = table
+            self.table = _new_table()
 
     def find(self, keys: list[bytes]) -> Ints:
         """Return the row of each passage, by its `word_keys`; -1: it was not read."""
@@ -102,11 +104,11 @@ class KnownWords:
         return None
 
 
-def words_path(folder: Path, corpus: Corpus) -> Path | None:
-    """Return where the words of these sources are kept; None: they are not, being few."""
-    if len(corpus) < LEAST or corpus.records:
+def words_path(folder: Path | None, sources: str) -> Path | None:
+    """Return where the words of sources are kept; None: they are not."""
+    if folder is None or not sources:
         return None
-    name = f"{VERSION}\0{corpus.sources}".encode("utf-8", "surrogateescape")
+    name = f"{VERSION}\0{sources}".encode("utf-8", "surrogateescape")
     return folder / f"words-{hashlib.blake2b(name, digest_size=12).hexdigest()}"
 
 
@@ -114,12 +116,21 @@ def word_keys(corpus: Corpus) -> list[bytes]:
     """Return what tells the words of each passage: its folder, title and text."""
     keys: list[bytes] = []
     for number, file in enumerate(corpus.files):
-        folder = hashlib.blake2b(os.fsencode(os.path.dirname(file.path)), digest_size=KEY_BYTES)  # noqa: PTH120
-        for passage in corpus.passages_of(number):
-            own = folder.copy()
-            own.update(corpus.keys[passage])
-            keys.append(own.digest())
-    return keys + list(corpus.keys[len(keys) :])
+        folder = os.path.dirname(file.path)  # noqa: PTH120
+        passages = corpus.passages_of(number)
+        keys += word_keys_in(folder, corpus.keys[passages.start : passages.stop])
+    return keys + word_keys_in("", corpus.keys[len(keys) :])
+
+
+def word_keys_in(folder: str, keys: Sequence[bytes]) -> list[bytes]:
+    """Return what tells the words of passages of one folder, by their keys."""
+    start = hashlib.blake2b(os.fsencode(folder), digest_size=KEY_BYTES)
+    all_keys = []
+    for key in keys:
+        own = start.copy()
+        own.update(key)
+        all_keys.append(own.digest())
+    return all_keys
 
 
 def _new_table() -> sqlite3.Connection:

@@ -15,8 +15,9 @@ from gemb.arrays import Floats, Ints, Vectors
 from gemb.embedding.pipeline import Embedder, embed, embed_for
 from gemb.errors import GembError
 from gemb.search.cache import VectorCache, scores_of
-from gemb.search.corpus import Corpus, PassageTexts
+from gemb.search.corpus import Corpus
 from gemb.search.fusion import RAISED
+from gemb.search.passage_texts import PassageTexts
 from gemb.texts.records import Record
 
 if TYPE_CHECKING:

@@ -38,14 +38,15 @@ import numpy as np
 
 from gemb.arrays import Floats, Ints, Vectors
 from gemb.backend import Runtime
-from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.embedding.model import open_model
 from gemb.embedding.vectors import VectorSpec
 from gemb.io.caches import search_cache
 from gemb.models.prompts import for_task
 from gemb.search.cache import PassageTable, VectorCache
-from gemb.search.corpus import Corpus, PassageTexts, Sources, gather
-from gemb.search.first import Drafts, FirstScores, first_ranking
+from gemb.search.corpus import Corpus, Sources, gather
+from gemb.search.files import first_reader
+from gemb.search.first import FirstScores, first_ranking
+from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Query, embedded
 from gemb.search.scoring import embed_missing, split_known
 from gemb.texts.walk import Skipped
@@ -137,10 +138,7 @@ def prepared(questions: Sequence[Question], paths: Sequence[str]) -> Bench:
     cache = VectorCache(folder, spec)
     queries = [Query(str(index), it.text, it.text) for index, it in enumerate(questions)]
     vectors = embedded(queries, encoder, for_task("query", prompts), spec.dim)
-    draft = open_draft(encoder.profile.fingerprint)
-    model = DraftModel.of(draft, spec.dim) if draft else None
-    drafts = Drafts(model, VectorCache(folder, model.spec), corpus.keys) if model else None
-    ranking = first_ranking(texts, drafts)
+    ranking = first_ranking(texts, first_reader(folder, "", lambda: spec))
     first = [ranking.scores(it.text, vector) for it, vector in zip(questions, vectors, strict=True)]
 
     def embed(numbers: Sequence[int]) -> None:

@@ -23,10 +23,12 @@ from gemb.errors import Missing
 from gemb.index.hits import Hit
 from gemb.search import file_search
 from gemb.search.cache import VectorCache
-from gemb.search.corpus import PassageTexts
 from gemb.search.file_search import FileSearch
-from gemb.search.first import Drafts, first_ranking
+from gemb.search.first import first_ranking
+from gemb.search.first_reading import FirstReader
+from gemb.search.kept_drafts import Drafts
 from gemb.search.kept_words import KnownWords
+from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import split_known
 from gemb.search.stages import Stages
@@ -92,7 +94,7 @@ def search(
         Criteria(**{"seconds": 1.0, "is_weak": True, **criteria}),  # type: ignore[arg-type]
     )
     if found.needs_first:
-        found.rank_first(lambda: draft)
+        found.rank_first(files.reader(draft, encoder.spec.dim))
     (answer,) = found.answers()
     return answer.hits
 
@@ -240,12 +242,11 @@ def test_what_is_gone_meanwhile_leaves_neither_draft_nor_words(tree: Path, cache
     files = GatheredFiles("docs", cache=cache)
     model = DraftModel.of(SynonymEncoder(), 64)
     assert model
-    drafts = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
     (tree / "docs/cat.md").rename(tree / "away.md")
-    kept = cache / "words"
-    first = first_ranking(files.texts, drafts, kept=kept)
+    reader = FirstReader(lambda: KnownWords(cache / "words"), lambda: Drafts(model, cache))
+    first = first_ranking(files.texts, reader)
     assert (first.rows < 0).sum() == 1
-    assert (drafts.rows < 0).sum() == 1
+    assert (first.draft_rows < 0).sum() == 1
     assert not first.scores("cat sleeps", np.ones(64, np.float32)).words.any()
     (tree / "away.md").rename(tree / "docs/cat.md")
     assert search("the cat", WordEncoder(), cache=cache, k=1)[0].path == "docs/cat.md"
@@ -264,6 +265,7 @@ def test_reading_that_is_stopped_keeps_its_drafts(
     tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gemb.search.first.CHUNK", 10)
+    monkeypatch.setattr("gemb.search.first_reading.CHUNK", 10)
     files = GatheredFiles("docs", cache=cache)
     model = DraftModel.of(SynonymEncoder(), 64)
     assert model
@@ -272,18 +274,18 @@ def test_reading_that_is_stopped_keeps_its_drafts(
         if passages >= 100:
             raise KeyboardInterrupt
 
-    drafts = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
+    reader = FirstReader(lambda: KnownWords(None), lambda: Drafts(model, cache))
     with pytest.raises(KeyboardInterrupt):
-        first_ranking(files.texts, drafts, read=stop)
-    kept = Drafts(model, VectorCache(cache, model.spec), files.corpus.keys)
-    assert 10 <= (kept.rows >= 0).sum() <= 100
+        first_ranking(files.texts, reader, read=stop)
+    kept = Drafts(model, cache).find(files.corpus.keys)
+    assert 10 <= (kept >= 0).sum() <= 100
 
 
 def test_a_tree_that_changes_meanwhile_loses_what_is_gone(tree: Path) -> None:
     files = GatheredFiles("docs")
     (tree / "docs/00.txt").unlink()
     (tree / "docs/01.txt").write_text("something else")
-    first = first_ranking(files.texts, None)
+    first = first_ranking(files.texts, files.reader())
     scores = first.scores("the cat", np.zeros(64, np.float32))
     assert len(scores.words) == len(files)
     assert files.corpus.files[files.corpus.files_of(np.array([scores.fused.argmax()]))[0]].path == (
@@ -400,7 +402,7 @@ def test_several_queries_share_the_time(tree: Path, cache: Path) -> None:
         encoder,
         Criteria(seconds=0.1, is_weak=True, k=1),
     )
-    found.rank_first()
+    found.rank_first(files.reader())
     assert [answer.hits[0].path for answer in found.answers()] == ["docs/cat.md", "docs/dog.md"]
 
 
@@ -430,7 +432,7 @@ def test_the_budget_is_that_of_the_whole_search(
             Criteria(seconds=6.0),
             stages,
         )
-        found.rank_first()
+        found.rank_first(files.reader())
         found.answers()
     np.testing.assert_allclose(given, [3.6, 3.0, 2.0])  # not once for each query
 
@@ -531,10 +533,11 @@ def test_words_are_read_anew_when_most_of_them_are_of_what_is_gone(
     for turn in range(5):
         write(tree, {f"docs/{number:02}.txt": f"turn{turn} words" for number in range(40)})
         files = GatheredFiles("docs", cache=cache)
-        first = first_ranking(files.texts, None, kept=path)
+        reader = FirstReader(lambda: KnownWords(path), lambda: None)
+        first = first_ranking(files.texts, reader)
         scores = first.scores(f"turn{turn}", np.ones(64, np.float32))
         assert (scores.words > 0).sum() == 40
-        sizes.append(len(KnownWords(path, 1000)))
+        sizes.append(len(KnownWords(path)))
     assert max(sizes) <= 3 * 41 + 10
     assert min(sizes[1:]) == 41
 

@@ -445,7 +445,7 @@ def test_the_most_promising_passages_come_first_and_then_files_whole(
     encoder = WordEncoder()
     files = GatheredFiles("docs")
     _, missing = split_known(files.corpus, files.cache(encoder.spec))
-    first = first_ranking(files.texts, None)
+    first = first_ranking(files.texts, files.reader())
     queries = ["a cat", "a file named quux"]
     scores = [first.scores(query, np.zeros(64, np.float32)).fused for query in queries]
     order = nearest_first(missing, scores)

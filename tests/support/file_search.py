@@ -9,11 +9,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.drafts import DraftModel
 from gemb.embedding.vectors import VectorSpec
 from gemb.index.hits import Hit
+from gemb.io.caches import search_cache
 from gemb.search.cache import PassageTable, VectorCache
-from gemb.search.corpus import PassageTexts, Sources, gather
+from gemb.search.corpus import Sources, gather, sources_name
 from gemb.search.first import first_ranking
+from gemb.search.first_reading import FirstReader
+from gemb.search.kept_drafts import Drafts
+from gemb.search.kept_words import KnownWords, words_path
+from gemb.search.passage_texts import PassageTexts
 from gemb.search.scoring import Ranking, SearchProgress, nearest_first, scored, split_known
 from gemb.texts.walk import Skipped
 from word_encoder import WordEncoder
@@ -42,6 +48,7 @@ class GatheredFiles:
         self.skipped = Skipped()
         chosen = Sources(paths=paths, **sources)
         self._folder = cache
+        self._sources = sources_name(chosen)
         self._table = PassageTable(cache, chosen.kind)
         self.corpus = gather(chosen, self._table, self.skipped, looked)
         self.texts = PassageTexts(self.corpus, self._table, self.skipped)
@@ -55,6 +62,16 @@ class GatheredFiles:
         if spec not in self._caches:
             self._caches[spec] = VectorCache(self._folder, spec, is_said=self._table.has_failed)
         return self._caches[spec]
+
+    def reader(self, draft: WordEncoder | None = None, dim: int = 0) -> FirstReader:
+        """Return what reads the passages, with a draft model of vectors of this width."""
+        model = DraftModel.of(draft, dim) if draft else None
+        folder = self._folder
+        words = words_path(search_cache() if folder else None, self._sources)
+        return FirstReader(
+            lambda: KnownWords(words),
+            lambda: Drafts(model, folder and search_cache() / "drafts") if model else None,
+        )
 
     def missing(self, spec: VectorSpec) -> int:
         """Return how many passages have no vector."""
@@ -75,7 +92,7 @@ class GatheredFiles:
         known, missing = split_known(self.corpus, cache)
         order: list[int] = []
         if missing:
-            first = first_ranking(self.texts, None)
+            first = first_ranking(self.texts, self.reader())
             scores = [first.scores(text, queries[0]).fused for text in words or [""]]
             order = nearest_first(missing, scores)
         yield from scored(
