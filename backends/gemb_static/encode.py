@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BLOCK_TEXTS = 256  # whose vectors go through the head together
 
-ROWS = 16  # of a product
+ROWS = 4  # of a product
 SMALL = 1 << 18  # OpenBLAS threads a product of more multiplications (interface/gemm.c)
 
 LEAST_LENGTH = 1e-12  # a mean of zeros goes through the head as zeros, as in PyTorch

@@ -454,7 +454,9 @@ def test_a_model_that_fails_on_all_rows_is_an_error(drafted: Gemb) -> None:
     for number in range(3):
         write_old(drafted.folder / f"bad/{number:02}.txt", f"poison number{number}")
     out(drafted, "index", "build", "e.gemb", "bad", "--draft")
-    line = error(drafted, "index", "refine", "e.gemb")
+    done = drafted("index", "refine", "e.gemb")
+    assert done.returncode == 5
+    line = done.stderr.decode().splitlines()[-1]
     assert "the model fails on all of 3 rows of e.gemb; gemb doctor tries it" in line
     assert info(drafted, "e.gemb")["drafts"] == 3
 
@@ -484,7 +486,7 @@ def test_damaged_drafts_are_one_line(drafted: Gemb, harm: str, message: str) -> 
     connection.commit()
     connection.close()
     for command in (("search", "a text", "d.gemb"), ("index", "refine", "d.gemb")):
-        line = error(drafted, *command)
+        line = error(drafted, *command, code=5)
         assert f"d.gemb/rows.sqlite is damaged ({message}); copy it again, or build" in line
 
 

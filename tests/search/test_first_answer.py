@@ -19,10 +19,11 @@ from file_search import GatheredFiles
 from file_trees import write
 from gemb.embedding import drafts as draft_models
 from gemb.embedding.drafts import DraftModel, open_draft
-from gemb.errors import Missing
+from gemb.errors import Missing, UsageError
 from gemb.index.hits import Hit
 from gemb.search import file_search
-from gemb.search.cache import VectorCache
+from gemb.search.cache import PassageTable, VectorCache
+from gemb.search.corpus import Sources, gather
 from gemb.search.file_search import FileSearch
 from gemb.search.first import first_ranking
 from gemb.search.first_reading import FirstReader
@@ -32,6 +33,7 @@ from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import split_known
 from gemb.search.stages import Stages
+from gemb.texts.walk import Skipped
 from word_encoder import WordEncoder
 
 CAT = "The cat sleeps on the mat all day."
@@ -555,3 +557,34 @@ def test_words_of_old_trees_make_room(
     search("the cat", encoder, "docs/cat.md", cache=cache, seconds=0.0)
     (new,) = folder.glob("words-*")
     assert new != old
+
+
+def test_what_is_split_now_is_not_read_again(
+    tree: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DraftModel.of(SynonymEncoder(), 64)
+    assert model
+    reader = FirstReader(lambda: KnownWords(None), lambda: Drafts(model, cache))
+    table, skipped = PassageTable(cache, "auto"), Skipped()
+    corpus = gather(Sources(paths=("docs",)), table, skipped, split_now=reader.take)
+    with monkeypatch.context() as patch:
+        patch.setattr(PassageTexts, "record", None)
+        ahead = first_ranking(PassageTexts(corpus, table, skipped), reader)
+    files = GatheredFiles("docs")
+    after = first_ranking(files.texts, files.reader(SynonymEncoder(), 64))
+    query = np.full(64, 1 / 8, np.float32)
+    for kind in ("words", "drafts", "fused"):
+        scores = [getattr(one.scores("the cat", query), kind) for one in (ahead, after)]
+        np.testing.assert_allclose(*scores, atol=1e-6)
+        assert scores[0].any()
+
+
+def test_a_failure_while_files_are_split_ends_the_search(tree: Path) -> None:
+    def fail() -> None:
+        raise UsageError("GEMB_DRAFT: no such model")
+
+    reader = FirstReader(lambda: KnownWords(None), fail)
+    table, skipped = PassageTable(None, "auto"), Skipped()
+    corpus = gather(Sources(paths=("docs",)), table, skipped, split_now=reader.take)
+    with pytest.raises(UsageError, match="no such model"):
+        first_ranking(PassageTexts(corpus, table, skipped), reader)
