@@ -23,7 +23,7 @@ from gemb.arrays import Rows, Vectors
 from gemb.embedding.vectors import VectorSpec, are_units, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index.codes import Coder
-from gemb.index.drafts import draft_slots, has_drafts, kept_drafts, misplaced_draft, want
+from gemb.index.drafts import draft_slots, kept_drafts, misplaced_draft, want
 from gemb.index.hits import Hit
 from gemb.index.manifest import (
     NAME,
@@ -42,6 +42,7 @@ from gemb.index.schema import (
     COLUMNS,
     TO_READ_AGAIN,
     are_of_row,
+    check_has_drafts,
     crc,
     damaged,
     explained,
@@ -103,8 +104,8 @@ class Index:
             is_alive[slots.removed] = False
             self.alive = np.flatnonzero(is_alive)
         with readable(self._path):
-            if manifest.draft and not has_drafts(connection):
-                raise damaged(self._path, "the table of drafts is not there")
+            if manifest.draft:
+                check_has_drafts(connection, self._path)
             self.drafts = draft_slots(connection)
         path = vectors_path(folder, manifest.generation, self.spec.dtype)
         self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)

@@ -300,6 +300,16 @@ def explained(path: Path, error: sqlite3.Error) -> GembError:
     return GembError(f"{shown} is damaged ({visible(words)}); {hint}")
 
 
+def check_has_drafts(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse an index that was built with drafts and has no table of them.
+
+    Raises:
+        GembError: there is none.
+    """
+    if not has_drafts(connection):
+        raise damaged(path, "the table of drafts is not there")
+
+
 def damaged(path: Path, reason: str) -> GembError:
     """Return the error of a database that no command can open."""
     return GembError(

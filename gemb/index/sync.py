@@ -11,7 +11,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +35,7 @@ from gemb.index.manifest import (
     write_manifest,
 )
 from gemb.index.reader import NUMBERS, Index, check_there, mapped
-from gemb.index.schema import explained
+from gemb.index.schema import check_has_drafts, explained, open_to_read, readable
 from gemb.index.source import (
     STDIN,
     PassageSource,
@@ -352,6 +352,9 @@ def writing(folder: Path) -> Iterator[tuple[Manifest, Writer]]:
                 "gemb index build -f"
             )
         check_there(vectors_path(folder, manifest.generation, manifest.spec.dtype))
+        if manifest.draft:  # a writer would make the table that is not there, empty
+            with closing(open_to_read(rows)) as connection, readable(rows):
+                check_has_drafts(connection, rows)
         writer = Writer(folder, manifest)
         try:
             yield manifest, writer

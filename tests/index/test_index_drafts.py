@@ -451,6 +451,7 @@ def test_rows_on_which_the_model_fails_hold_up_no_others(drafted: Gemb) -> None:
 
 
 def test_a_model_that_fails_on_all_rows_is_an_error(drafted: Gemb) -> None:
+    (drafted.folder / "bad").mkdir()
     for number in range(3):
         write_old(drafted.folder / f"bad/{number:02}.txt", f"poison number{number}")
     out(drafted, "index", "build", "e.gemb", "bad", "--draft")
