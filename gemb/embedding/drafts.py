@@ -115,10 +115,13 @@ class DraftModel:
         read = [row for row, tokens in enumerate(ids) if not isinstance(tokens, RowError)]
         batch: list[TokenIds] = [profile.cut(ids[row]) for row in read]  # type: ignore[arg-type]
         results = by_halves(self.encoder.encode, batch)
-        good = [at for at, result in enumerate(results) if not isinstance(result, RowError)]
+        made = {
+            row: result
+            for row, result in zip(read, results, strict=True)
+            if not isinstance(result, RowError)
+        }
         vectors = np.full((len(texts), self.spec.dim), np.nan, np.float32)
-        if good:
-            made: Vectors = np.stack([results[at] for at in good])  # type: ignore[arg-type]
-            vectors[[read[at] for at in good]] = shortened(made, self.spec.dim)
+        if made:
+            vectors[list(made)] = shortened(np.stack(list(made.values())), self.spec.dim)
         vectors[~are_units(vectors, "f32", self.spec.dim)] = np.nan
         return vectors
