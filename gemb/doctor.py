@@ -198,21 +198,21 @@ def _caches() -> Check:
 
 def _leftovers() -> Check:
     """Report what killed runs left in the caches, in the current and in the temporary folder."""
-    found: dict[str, Path] = {}  # by real path
+    paths: dict[str, Path] = {}  # by real path
     folders = [Path(), Path(tempfile.gettempdir())]
     folders += [Path(parent) for parent, _, _ in os.walk(caches_folder())]
     for folder in folders:
-        found |= {os.path.realpath(path): path for path in leftovers(folder)}
-    if not found:
+        paths |= {os.path.realpath(path): path for path in leftovers(folder)}
+    if not paths:
         return Check("leftovers", True, "none")
-    for path in found.values():
+    for path in paths.values():
         name = path.name[1:].rsplit(".", 2)[0]
         if path.suffix == ".old" and not path.with_name(name).exists():
             fix = f"mv -- {shlex.quote(str(path))} {shlex.quote(str(path.with_name(name)))}"
             return Check("leftovers", False, f"{path} is {name}, which a killed run replaced", fix)
-    sizes = {path: folder_size(path) for path in found.values()}
+    sizes = {path: folder_size(path) for path in paths.values()}
     parts = ", ".join(f"{path} {size_in_words(size)}" for path, size in sizes.items())
-    names = shlex.join(map(str, found.values()))
+    names = shlex.join(map(str, paths.values()))
     return Check("leftovers", True, f"{parts}, of killed runs; remove them: rm -r -- {names}")
 
 

@@ -285,7 +285,7 @@ class _Processes(SignalContext):
 
     def failed(self) -> dict[int, int]:
         """Return the codes of those that ended otherwise than well, by rank."""
-        return {rank: code for rank, it in self.by_rank.items() if (code := it.poll())}
+        return {rank: code for rank, process in self.by_rank.items() if (code := process.poll())}
 
     def running(self) -> list[subprocess.Popen[bytes]]:
         return [process for process in self.by_rank.values() if process.poll() is None]

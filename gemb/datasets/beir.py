@@ -101,11 +101,11 @@ def find_judgements(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    found = sorted((folder / "qrels").glob("*.tsv"))
-    if len(found) == 1:
-        return found[0]
-    others = ", ".join(visible(one.name, 40) for one in found)
-    has = f"; its qrels/ has {others}" if found else ""
+    files = sorted((folder / "qrels").glob("*.tsv"))
+    if len(files) == 1:
+        return files[0]
+    others = ", ".join(visible(file.name, 40) for file in files)
+    has = f"; its qrels/ has {others}" if files else ""
     raise UsageError(f"{visible(str(folder))} has no {' and no '.join(names[:2])}{has}")
 
 
@@ -154,9 +154,9 @@ class BeirFolder:
         """Yield a row for each judgement above 0, numbered as the lines of the judgements."""
         queries: Places = {}
         documents: Places = {}
-        for one in judgements(self.qrels):
-            if one.grade > 0:
-                queries[one.query] = documents[one.document] = (0, 0)
+        for judgement in judgements(self.qrels):
+            if judgement.grade > 0:
+                queries[judgement.query] = documents[judgement.document] = (0, 0)
         corpus, questions, _ = self.files
         _find(questions, queries)
         _find(corpus, documents)

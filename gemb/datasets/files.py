@@ -102,13 +102,13 @@ class TrainingFile:
             yield from self._table_rows()
 
     def _judged_rows(self) -> Iterator[RawRow]:
-        found = read_llama_index(self.path, self.written.encoding)
-        for number, (query, documents) in enumerate(found.relevant_docs.items(), 1):
-            texts = [found.corpus.get(document) for document in documents]
-            if query not in found.queries or None in texts:
+        judged = read_llama_index(self.path, self.written.encoding)
+        for number, (query, documents) in enumerate(judged.relevant_docs.items(), 1):
+            texts = [judged.corpus.get(document) for document in documents]
+            if query not in judged.queries or None in texts:
                 yield RawRow(number, None, "it names a query or a document that is not there")
             else:
-                yield RawRow(number, {"query": found.queries[query], "positive": texts})
+                yield RawRow(number, {"query": judged.queries[query], "positive": texts})
 
     def _table_rows(self) -> Iterator[RawRow]:
         """Yield the rows of a table.

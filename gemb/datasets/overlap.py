@@ -56,10 +56,10 @@ class EvaluationTexts:
 
 def texts_of(suite: Suite) -> Iterator[TextsOf]:
     """Yield the texts of evaluation sets."""
-    for one in suite.sets:
-        for number, part in enumerate(one.scored):
-            are_documents = one.kind in ("retrieval", "rerank") and number == 1
-            yield TextsOf(one.name, (text.text for text in part.texts), are_documents)
+    for dataset in suite.sets:
+        for number, part in enumerate(dataset.scored):
+            are_documents = dataset.kind in ("retrieval", "rerank") and number == 1
+            yield TextsOf(dataset.name, (text.text for text in part.texts), are_documents)
 
 
 def evaluation_texts(sets: Iterable[TextsOf]) -> EvaluationTexts:
@@ -70,11 +70,11 @@ def evaluation_texts(sets: Iterable[TextsOf]) -> EvaluationTexts:
         [np.zeros(0, np.uint64)],
     )
     names = []
-    for number, one in enumerate(sets):
-        ids.append(np.frombuffer(b"".join(map(_id, one.texts)), "<u8").astype(np.uint64))
+    for number, dataset in enumerate(sets):
+        ids.append(np.frombuffer(b"".join(map(_id, dataset.texts)), "<u8").astype(np.uint64))
         set_of.append(np.full(len(ids[-1]), number, np.uint32))
-        names.append(one.name)
-        if not one.are_documents:
+        names.append(dataset.name)
+        if not dataset.are_documents:
             never.append(ids[-1])
     all_ids = np.concatenate(ids)
     order = np.argsort(all_ids, kind="stable")
@@ -98,12 +98,12 @@ def overlapping(
         against: the evaluation.
         shared_documents: positives and negatives may be documents of the evaluation.
     """
-    found = [np.zeros(0, np.uint32)]
+    numbers = [np.zeros(0, np.uint32)]
     for begin in range(0, len(rows.texts), BLOCK):
         block = rows.texts[begin : begin + BLOCK]
         hits = _refused(block["id"], block["is_document"], against, shared_documents)
-        found.append(block["row"][hits])
-    return np.unique(np.concatenate(found))
+        numbers.append(block["row"][hits])
+    return np.unique(np.concatenate(numbers))
 
 
 def _refused(
@@ -170,21 +170,21 @@ def refuse_overlap(
     all_rows = [_drawn(rows, overlapping(rows, against)) for rows in sources]
     allowed = [_drawn(rows, overlapping(rows, against, shared_documents=True)) for rows in sources]
     refused = allowed if shared_documents else all_rows
-    found = [
+    affected = [
         (rows, numbers) for rows, numbers in zip(sources, refused, strict=True) if len(numbers)
     ]
-    if not found:
+    if not affected:
         return sum(map(len, all_rows))
-    counts = [f"{len(numbers):,} of {rows.name}" for rows, numbers in found[:NAMED]]
-    if len(found) > NAMED:
-        counts.append(f"{len(found) - NAMED} more sources")
-    place, name, side, text = next(_hits(*found[0], against, shared_documents))
+    counts = [f"{len(numbers):,} of {rows.name}" for rows, numbers in affected[:NAMED]]
+    if len(affected) > NAMED:
+        counts.append(f"{len(affected) - NAMED} more sources")
+    place, name, side, text = next(_hits(*affected[0], against, shared_documents))
     where = ""
     if listing:
         listing.parent.mkdir(parents=True, exist_ok=True)
         with listing.open("w", encoding="utf-8") as file:
-            for one in found:
-                hits = _hits(*one, against, shared_documents)
+            for rows, numbers in affected:
+                hits = _hits(rows, numbers, against, shared_documents)
                 file.writelines("\t".join(hit) + "\n" for hit in hits)
         where = f"; all are in {listing}"
     kind = "" if any(map(len, allowed)) else ", all of them as documents of a corpus"

@@ -242,7 +242,7 @@ class _Writer:
         offset, size = self._line(row) if self._lines else (raw.offset, raw.size)
         document = _ROW_OF_TEXT.pack(self.count, True)
         self._texts.write(folded_ids[0] + _ROW_OF_TEXT.pack(self.count, False))
-        self._texts.write(b"".join(one + document for one in folded_ids[1:]))
+        self._texts.write(b"".join(folded_id + document for folded_id in folded_ids[1:]))
         for which, positive_id in enumerate(positive_ids[:most]):
             place = _PLACE.pack(offset, size, raw.number, which)
             self._rows.write(place + query_id + positive_id)
@@ -349,7 +349,7 @@ class Rows:
         if self._layout:
             return self._layout.row(json_row(Line(0, line, 0, 0)).values or {})
         query, positives, negatives = orjson.loads(line)
-        return query, [Text(*one) for one in positives], [Text(*one) for one in negatives]
+        return query, [Text(*text) for text in positives], [Text(*text) for text in negatives]
 
     def _changed(self, row: int) -> GembError:
         with contextlib.suppress(OSError):  # else the next run would trust it again
@@ -474,7 +474,7 @@ def _index(
     path: Path, source: Source, written: Written, stamp: str, folder: Path, *, strict: bool
 ) -> None:
     file = open_folder(path) if path.is_dir() else open_file(path, written)
-    size = sum(one.stat().st_size for one in file.files)
+    size = sum(part.stat().st_size for part in file.files)
     if size > LONG_BYTES and not source.rows:
         amount = f"{size_in_words(size)} are indexed, once"
         note(f"{shown(path)}: {amount}; plain text at 1.5 GB a minute")

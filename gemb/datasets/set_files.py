@@ -62,12 +62,12 @@ def read_retrieval(folder: Path, encoding: str = "") -> RetrievalFiles:
     qrels = find_judgements(folder, QRELS)
     judged: dict[str, dict[str, float]] = {}
     unknown = total = 0
-    for one in judgements(qrels, encoding):
-        if one.reason:
-            raise UsageError(f"{qrels}, line {one.number}: {one.reason}")
+    for judgement in judgements(qrels, encoding):
+        if judgement.reason:
+            raise UsageError(f"{qrels}, line {judgement.number}: {judgement.reason}")
         total += 1
-        if one.query in queries and one.document in documents:
-            judged.setdefault(one.query, {})[one.document] = one.grade
+        if judgement.query in queries and judgement.document in documents:
+            judged.setdefault(judgement.query, {})[judgement.document] = judgement.grade
         else:
             unknown += 1
     if not total:
@@ -110,7 +110,7 @@ def _settings(path: Path) -> dict[str, str]:
 
 def _read_texts(path: Path, encoding: str, *, may_be_empty: bool) -> dict[str, Text]:
     """Return the texts of a corpus or of queries by id; an empty text is no query."""
-    found: dict[str, Text] = {}
+    texts: dict[str, Text] = {}
     for number, row in _json_lines(path, encoding):
         where = f"{path}, line {number}"
         key, text, title = text_id(row), text_of(row), row.get("title")
@@ -118,12 +118,12 @@ def _read_texts(path: Path, encoding: str, *, may_be_empty: bool) -> dict[str, T
             raise UsageError(f"{where}: no '_id'; it has: {', '.join(row) or 'nothing'}")
         if not isinstance(text, str) or not (may_be_empty or has_visible(text)):
             raise UsageError(f"{where}: no 'text'; it has: {', '.join(row)}")
-        if key in found:
+        if key in texts:
             raise UsageError(f"{where}: the id {key!r} stands there twice")
-        found[key] = Text(text, title if isinstance(title, str) and title.strip() else None)
-    if not found:
+        texts[key] = Text(text, title if isinstance(title, str) and title.strip() else None)
+    if not texts:
         raise UsageError(f"{path}: it is empty")
-    return found
+    return texts
 
 
 def read_llama_index_set(path: Path, encoding: str = "") -> RetrievalFiles:
@@ -132,20 +132,20 @@ def read_llama_index_set(path: Path, encoding: str = "") -> RetrievalFiles:
     Raises:
         UsageError: it is none, or no judgement names ids that exist.
     """
-    found = read_llama_index(path, encoding)
-    pairs = [(query, one) for query, ids in found.relevant_docs.items() for one in ids]
+    texts = read_llama_index(path, encoding)
+    pairs = [(query, key) for query, keys in texts.relevant_docs.items() for key in keys]
     judged: dict[str, dict[str, float]] = {}
     for query, document in pairs:
-        if query in found.queries and document in found.corpus:
+        if query in texts.queries and document in texts.corpus:
             judged.setdefault(query, {})[document] = 1.0
     if not judged:
         raise UsageError(f"{path}: not one of its {len(pairs)} judgements names ids that are there")
     return RetrievalFiles(
         qrels=path,
-        queries={key: Text(text) for key, text in found.queries.items()},
+        queries={key: Text(text) for key, text in texts.queries.items()},
         documents={
-            key: Text(found.corpus[key])
-            for key in sorted(found.corpus, key=lambda key: key.encode(), reverse=True)
+            key: Text(texts.corpus[key])
+            for key in sorted(texts.corpus, key=lambda key: key.encode(), reverse=True)
         },
         judged=judged,
         unknown=len(pairs) - sum(map(len, judged.values())),

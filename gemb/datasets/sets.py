@@ -214,7 +214,7 @@ class Suite:
 
     def fingerprints(self) -> dict[str, str]:
         """Return each set's fingerprint by name."""
-        return {one.name: one.fingerprint for one in self.sets}
+        return {dataset.name: dataset.fingerprint for dataset in self.sets}
 
 
 def builtins() -> dict[str, Path]:
@@ -233,16 +233,16 @@ def open_suite(*specs: str | Path, encoding: str = "") -> Suite:
     Raises:
         UsageError: there is no such path or name, there is no set in it, or a file of it is wrong.
     """
-    found: list[EvaluationSet] = []
+    sets: list[EvaluationSet] = []
     for spec in specs:
         some = list(_sets(_path(spec), encoding))
         if not some:
             raise UsageError(f"{spec}: no evaluation set in it (see gemb eval --help)")
-        found += some
-    if not found:
+        sets += some
+    if not sets:
         raise UsageError("no evaluation set is named")
     name = ", ".join(str(spec) for spec in specs)
-    return Suite(name, _with_one_name_each(found))
+    return Suite(name, _with_one_name_each(sets))
 
 
 def _path(spec: str | Path) -> Path:
@@ -260,19 +260,21 @@ def _path(spec: str | Path) -> Path:
 
 def _with_one_name_each(sets: list[EvaluationSet]) -> tuple[EvaluationSet, ...]:
     """Return the sets; those with the name of another have their folder's before it."""
-    names = [one.name for one in sets]
+    names = [dataset.name for dataset in sets]
     if len(set(names)) == len(names):
         return tuple(sets)
     longer = [
-        replace(one, name=f"{one.path.parent.name}/{one.name}")
-        if names.count(one.name) > 1
-        else one
-        for one in sets
+        replace(dataset, name=f"{dataset.path.parent.name}/{dataset.name}")
+        if names.count(dataset.name) > 1
+        else dataset
+        for dataset in sets
     ]
-    again = [one.name for one in longer]
-    for one in longer:
-        if again.count(one.name) > 1:
-            raise UsageError(f"{one.path}: two sets are named '{one.name}'; rename one of them")
+    again = [dataset.name for dataset in longer]
+    for dataset in longer:
+        if again.count(dataset.name) > 1:
+            raise UsageError(
+                f"{dataset.path}: two sets are named '{dataset.name}'; rename one of them"
+            )
     return tuple(longer)
 
 
@@ -370,14 +372,14 @@ def _grouped(files: Sequence[Path]) -> list[tuple[Path, ...]]:
         name, _, part = file.stem.rpartition("-")
         is_part = bool(name) and part in ("train", *TESTED)
         groups.setdefault(name if is_part else file.stem, {})[part if is_part else ""] = file
-    found: list[tuple[Path, ...]] = []
+    sets: list[tuple[Path, ...]] = []
     for parts in groups.values():
         tested = next((parts[part] for part in TESTED if part in parts), None)
         if tested and "train" in parts:
-            found.append((parts["train"], tested))
+            sets.append((parts["train"], tested))
         else:
-            found += [(file,) for file in parts.values()]
-    return found
+            sets += [(file,) for file in parts.values()]
+    return sets
 
 
 def _classification(files: tuple[Path, ...], encoding: str) -> Classification:

@@ -313,12 +313,12 @@ def exchanged(first: Path, second: Path) -> bool:
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
-    one, other = os.fsencode(first), os.fsencode(second)
+    first_name, second_name = os.fsencode(first), os.fsencode(second)
     try:
         if sys.platform == "darwin":
-            failed = library.renamex_np(one, other, 2)  # RENAME_SWAP
+            failed = library.renamex_np(first_name, second_name, 2)  # RENAME_SWAP
         else:
-            failed = library.renameat2(_HERE, one, _HERE, other, 2)  # RENAME_EXCHANGE
+            failed = library.renameat2(_HERE, first_name, _HERE, second_name, 2)  # RENAME_EXCHANGE
     except AttributeError:  # an old C library
         return False
     if failed:

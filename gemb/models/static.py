@@ -117,7 +117,7 @@ class StaticModel:
         tensors = self.tensors()
         types = {"token_embd": self.table.dtype.lower()}
         if self.dense:
-            types["dense"] = "+".join(sorted({it.weight.dtype.lower() for it in self.dense}))
+            types["dense"] = "+".join(sorted({layer.weight.dtype.lower() for layer in self.dense}))
         paths = {tensor.path for tensor in tensors}
         paths |= {self.folder / name for name in (MODULES, SETTINGS, "tokenizer.json")}
         return ModelDescription(
@@ -132,7 +132,7 @@ class StaticModel:
             vocabulary=self.table.shape[0],
             parameters=sum(tensor.count for tensor in tensors),
             pooling="mean",
-            dense=tuple((it.weight.shape[1], it.weight.shape[0]) for it in self.dense),
+            dense=tuple((layer.weight.shape[1], layer.weight.shape[0]) for layer in self.dense),
             prompts=self.prompts,
             types=types,
             size_bytes=sum(path.stat().st_size for path in paths if path.exists()),
@@ -208,7 +208,9 @@ def _kinds(folder: Path) -> list[tuple[str, str]]:
     path = folder / MODULES
     try:
         modules = read_json_value(path)
-        kinds = [(str(it["type"]).rpartition(".")[2], str(it["path"])) for it in modules]
+        kinds = [
+            (str(module["type"]).rpartition(".")[2], str(module["path"])) for module in modules
+        ]
     except (TypeError, KeyError) as error:
         raise UsageError(f"{path}: not a list of modules: {error}") from error
     outside = [part for _, part in kinds if part and not is_inside(part)]
@@ -278,14 +280,16 @@ def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(it, str) for it in prompts.values()):
+    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
         raise UsageError(f"{folder / SETTINGS}: prompts must map names to texts")
     return PROMPTS | prompts
 
 
 def _widths(folder: Path, settings: Mapping[str, Any], dim: int) -> tuple[int, ...]:
     widths = settings.get("matryoshka_dims", [dim])
-    whole = isinstance(widths, list) and all(type(it) is int and 0 < it <= dim for it in widths)
+    whole = isinstance(widths, list) and all(
+        type(width) is int and 0 < width <= dim for width in widths
+    )
     if not whole or dim not in widths:
         raise UsageError(
             f"{folder / SETTINGS}: matryoshka_dims {widths!r} must be widths up to {dim}, and "
@@ -296,7 +300,7 @@ def _widths(folder: Path, settings: Mapping[str, Any], dim: int) -> tuple[int, .
 
 def _draft_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:
     teachers = settings.get("draft_of", [])
-    if not isinstance(teachers, list) or not all(isinstance(it, str) for it in teachers):
+    if not isinstance(teachers, list) or not all(isinstance(teacher, str) for teacher in teachers):
         raise UsageError(f"{folder / SETTINGS}: draft_of must be a list of fingerprints")
     return tuple(teachers)
 

@@ -69,10 +69,10 @@ def probe(where: object, ids: Callable[[str], int | None], tokens: Sequence[str]
     unknown = tuple(id_of(f"<0x{byte:02X}>") for byte in _UNKNOWN.encode())
     added = {name: number for name in _ADDED if (number := ids(name)) is not None}
     words = [token for token in tokens if len(token.strip(SPACE)) > 1 and "<" not in token]
-    found = {
+    word_ids = {
         word.replace(SPACE, " "): number for word in words if (number := ids(word)) is not None
     }
-    return Probe(around, unknown, added, found)
+    return Probe(around, unknown, added, word_ids)
 
 
 def sampled(size: int) -> range:

@@ -200,8 +200,8 @@ def checked_encoding(name: str) -> str:
         return ""
     try:
         b"a".decode(name, "ignore")  # a codec that makes no text of bytes is a LookupError here
-        found = codecs.lookup(name).name
-        if found.replace("-", "_") in _NOT_TEXT:
+        canonical = codecs.lookup(name).name
+        if canonical.replace("-", "_") in _NOT_TEXT:
             raise LookupError
     except (LookupError, ValueError, UnicodeError):
         import difflib
@@ -211,7 +211,7 @@ def checked_encoding(name: str) -> str:
         near = difflib.get_close_matches(name.lower().replace("-", "_"), sorted(names), 1, 0.5)
         hint = f"did you mean {near[0]}?" if near else "for example cp1252, shift_jis, gb18030"
         raise UsageError(f"unknown encoding '{visible(name, 40)}'; {hint}") from None
-    return "" if found == "utf-8" or found == "utf-8-sig" else found
+    return "" if canonical == "utf-8" or canonical == "utf-8-sig" else canonical
 
 
 def refuse_unmarked(head: bytes, path: str | Path, *, nul_ends: bool = False) -> None:

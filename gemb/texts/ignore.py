@@ -50,19 +50,19 @@ class Rules:
     @staticmethod
     def of_file(data: bytes) -> Rules:
         """Return the rules that a file holds."""
-        found = Rules()
+        rules = Rules()
         text = (data.removeprefix(BOM) + b"\n").decode("latin-1").replace("\r\n", "\n")
         if "\0" in text:  # to git, a line ends there
             text = re.sub(r"\0.*", "", text)
         lines = text.split("\n")
-        found._lines = dict(zip(lines, range(len(lines)), strict=True))  # the last of equal ones
+        rules._lines = dict(zip(lines, range(len(lines)), strict=True))  # the last of equal ones
         if "\n!" not in text and text[0] != "!":
-            found._signs = ("",)
+            rules._signs = ("",)
         special = dict.fromkeys(_SPECIAL_LINES.findall(text))
-        for line in sorted(special, key=found._lines.__getitem__):
-            found._add_line(line, found._lines.pop(line))
-        found._finish()
-        return found
+        for line in sorted(special, key=rules._lines.__getitem__):
+            rules._add_line(line, rules._lines.pop(line))
+        rules._finish()
+        return rules
 
     def _add_line(self, line: str, number: int) -> None:
         if line.startswith("#"):
@@ -211,9 +211,9 @@ class Scope:
             real, name = as_bytes(real), as_bytes(name)
         for layers in (self.own, self.plain, self.git):
             for start, rules in reversed(layers):
-                found = rules.decide(real[start:], name, is_folder=is_folder)
-                if found is not None:
-                    return found
+                is_left_out = rules.decide(real[start:], name, is_folder=is_folder)
+                if is_left_out is not None:
+                    return is_left_out
         return False
 
     def inside(self, folder: str, names: Sequence[str] | set[str], failed: Failed) -> Scope:

@@ -78,10 +78,10 @@ def tokens(pattern: str, *, is_path: bool) -> list[Token] | None:
                 if parts[-2:] != stars:  # **/**/ is as one
                     parts += stars
             case "[":
-                if (found := _one_of(pattern, at + 1)) is None:
+                if (bracket := _one_of(pattern, at + 1)) is None:
                     return None
-                parts.append(found[0])
-                at = found[1]
+                parts.append(bracket[0])
+                at = bracket[1]
             case "?":
                 parts.append(Wild.ONE)
                 at += 1
@@ -98,9 +98,9 @@ def tokens(pattern: str, *, is_path: bool) -> list[Token] | None:
 
 
 def _end_of_plain(pattern: str, at: int) -> int:
-    found = _PLAIN.match(pattern, at)
-    assert found, "it matches no text, too"
-    return found.end()
+    match = _PLAIN.match(pattern, at)
+    assert match, "it matches no text, too"
+    return match.end()
 
 
 def _stars(pattern: str, at: int, *, may_be_deep: bool) -> tuple[list[Token], int]:

@@ -46,23 +46,23 @@ def shard(text: str, environment: Mapping[str, str]) -> Shard:
 
 def _from_scheduler(environment: Mapping[str, str]) -> Shard:
     index, count = 0, 1
-    found = False
+    is_set = False
     if "SLURM_ARRAY_TASK_ID" in environment:
         step = _number(environment, "SLURM_ARRAY_TASK_STEP", 1)
         first = _number(environment, "SLURM_ARRAY_TASK_MIN")
         index = (_number(environment, "SLURM_ARRAY_TASK_ID") - first) // max(1, step)
         count = _number(environment, "SLURM_ARRAY_TASK_COUNT")
-        found = True
+        is_set = True
     if "SLURM_PROCID" in environment:
         tasks = _number(environment, "SLURM_NTASKS")
         index = index * tasks + _number(environment, "SLURM_PROCID")
         count *= tasks
-        found = True
-    if not found and "JOB_COMPLETION_INDEX" in environment:
+        is_set = True
+    if not is_set and "JOB_COMPLETION_INDEX" in environment:
         index = _number(environment, "JOB_COMPLETION_INDEX")
         count = _number(environment, "JOB_COMPLETIONS")
-        found = True
-    if not found:
+        is_set = True
+    if not is_set:
         raise UsageError(
             "--shard auto: neither SLURM_ARRAY_TASK_ID, SLURM_PROCID nor JOB_COMPLETION_INDEX "
             "is set; write --shard I/N"

@@ -42,18 +42,18 @@ class Span(NamedTuple):
 
 def pieces(text: str, start: int, end: int) -> list[tuple[int, int]]:
     """Return the parts, of at most MOST characters, of one line: by sentences, else by words."""
-    found: list[tuple[int, int]] = []
+    parts: list[tuple[int, int]] = []
     while end - start > MOST:
         cut = _cut(text, start, end)
         if cut >= end:
             break
         if part := text[start:cut].rstrip():  # not of the space before a long word
-            found.append((start, start + len(part)))
+            parts.append((start, start + len(part)))
         space = _SPACE.match(text, cut, end)
         start = space.end() if space else cut
     if start < end:
-        found.append((start, end))
-    return found
+        parts.append((start, end))
+    return parts
 
 
 def _cut(text: str, start: int, end: int) -> int:
@@ -66,8 +66,8 @@ def _cut(text: str, start: int, end: int) -> int:
         if last:
             return last
     # After a word that is longer than a passage.
-    found = [one.search(text, window, end) for one in (_SPACE, _ANYWHERE)]
-    return min((match.end() for match in found if match), default=end)
+    matches = [pattern.search(text, window, end) for pattern in (_SPACE, _ANYWHERE)]
+    return min((match.end() for match in matches if match), default=end)
 
 
 def pack(units: Sequence[Unit], first: int, end: int, merge: int = MOST) -> list[Span]:
@@ -101,17 +101,17 @@ def _parts(units: Sequence[Unit], span: Span) -> list[Span]:
 
 def _merged(units: Sequence[Unit], parts: list[Span], merge: int) -> list[Span]:
     """Join neighbours to spans that are about equally long, and no longer than `merge`."""
-    found: list[Span] = []
+    merged: list[Span] = []
     run: list[Span] = []  # parts that are each short enough
     for part in [*parts, None]:
         if part is not None and _size(units, part) <= merge:
             run.append(part)
             continue
-        found += _even(units, run, merge)
+        merged += _even(units, run, merge)
         run = []
         if part is not None:
-            found.append(part)
-    return found
+            merged.append(part)
+    return merged
 
 
 def _even(units: Sequence[Unit], run: list[Span], merge: int) -> list[Span]:
@@ -119,31 +119,31 @@ def _even(units: Sequence[Unit], run: list[Span], merge: int) -> list[Span]:
         return []
     whole = _size(units, Span(run[0].first, run[-1].end))
     wanted = whole / -(-whole // merge)
-    found = [run[0]]
+    spans = [run[0]]
     for part in run[1:]:
-        now, with_it = found[-1], Span(found[-1].first, part.end)
+        now, with_it = spans[-1], Span(spans[-1].first, part.end)
         size, size_with_it = _size(units, now), _size(units, with_it)
         is_nearer = abs(size_with_it - wanted) <= abs(size - wanted)
         if size_with_it <= merge and is_nearer:
-            found[-1] = with_it
+            spans[-1] = with_it
         else:
-            found.append(part)
-    return found
+            spans.append(part)
+    return spans
 
 
 def _without_crumbs(units: Sequence[Unit], spans: list[Span]) -> list[Span]:
     """Join a span of a few words to what follows, else to what precedes."""
-    found: list[Span] = []
+    kept: list[Span] = []
     for span in spans:
-        if found:
-            joined = Span(found[-1].first, span.end)
+        if kept:
+            joined = Span(kept[-1].first, span.end)
             least = LEAST_APART if units[span.first].level >= APART else LEAST
-            is_crumb = min(_size(units, found[-1]), _size(units, span)) < least
+            is_crumb = min(_size(units, kept[-1]), _size(units, span)) < least
             if is_crumb and _size(units, joined) <= MOST:
-                found[-1] = joined
+                kept[-1] = joined
                 continue
-        found.append(span)
-    return found
+        kept.append(span)
+    return kept
 
 
 _HASH = re.compile(r"(#{1,6}|={1,5}|\*{1,6})[ \t]+(\S)(.*)$")

@@ -211,13 +211,13 @@ class _Walker:
 
     def root(self, root: str) -> Iterator[Entry]:
         try:
-            found = os.stat(root)  # noqa: PTH116
+            status = os.stat(root)  # noqa: PTH116
         except (OSError, ValueError) as error:
             self._skipped.failure(root, reason(error))
             return
         real = os.path.abspath(root)  # noqa: PTH100 - resolves no links
-        if stat.S_ISREG(found.st_mode):
-            yield from self._file(root, real, found, is_named=True)
+        if stat.S_ISREG(status.st_mode):
+            yield from self._file(root, real, status, is_named=True)
             return
         scope = around(real, self._rules_failed) if self._how.ignore else Scope()
         prefix = "" if root == "." else root if root.endswith("/") else root + "/"
@@ -249,15 +249,15 @@ class _Walker:
     def _level(self, prefix: str, real: str, scope: Scope, *, is_wanted: bool) -> _Level:
         try:
             with os.scandir(real) as entries:
-                found = sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True)
+                children = sorted(entries, key=lambda entry: os.fsencode(entry.name), reverse=True)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 self._skipped.failure(prefix or ".", reason(error))
-            found = []
+            children = []
         if self._how.ignore:
-            names = {entry.name for entry in found}
+            names = {entry.name for entry in children}
             scope = scope.inside(real, names, self._rules_failed)
-        return _Level(scope, prefix, real.rstrip("/") + "/", found, is_wanted)
+        return _Level(scope, prefix, real.rstrip("/") + "/", children, is_wanted)
 
     def _rules_failed(self, path: str, error: OSError) -> None:
         self._skipped.rules(path, reason(error))
@@ -285,40 +285,42 @@ class _Walker:
         if name == ".git" and not is_bare:
             return True, False
         if self._globs:
-            found = self._globs.decide(path.removeprefix("./"), name, is_folder=is_folder)
-            if found is None:
-                found = self._globs_below.decide(real[self._start :], name, is_folder=is_folder)
-            if found is not None:  # a glob weighs more than all else
-                return found, not found
+            is_left_out = self._globs.decide(path.removeprefix("./"), name, is_folder=is_folder)
+            if is_left_out is None:
+                is_left_out = self._globs_below.decide(
+                    real[self._start :], name, is_folder=is_folder
+                )
+            if is_left_out is not None:  # a glob weighs more than all else
+                return is_left_out, not is_left_out
         if name.startswith(".") and not self._how.hidden:
             return True, False
         return level.scope.leaves_out(real, name, is_folder=is_folder), level.is_wanted
 
     def _found(self, entry: os.DirEntry[str], path: str, real: str) -> Iterator[Entry]:
         try:
-            found = entry.stat(follow_symlinks=self._how.follow)
+            status = entry.stat(follow_symlinks=self._how.follow)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):  # else it has vanished
                 self._skipped.failure(path, reason(error))
             return
-        yield from self._file(path, real, found, is_named=False)
+        yield from self._file(path, real, status, is_named=False)
 
     def _file(
-        self, path: str, real: str, found: os.stat_result, *, is_named: bool
+        self, path: str, real: str, status: os.stat_result, *, is_named: bool
     ) -> Iterator[Entry]:
         if real in self._seen:
             return
         self._seen.add(real)
         most = self._how.most_bytes
-        if 0 < most < found.st_size:
+        if 0 < most < status.st_size:
             if kind := _kind(real, self._how.encoding):
                 self._skipped.file_without_text(kind)
             else:
-                self._skipped.big_file(path, found.st_size, is_named=is_named)
+                self._skipped.big_file(path, status.st_size, is_named=is_named)
             return
         if path.startswith("-"):  # as an option it would be taken
             path = "./" + path
-        yield Entry(path, real, Stamp.of(found), is_named, self._how.encoding)
+        yield Entry(path, real, Stamp.of(status), is_named, self._how.encoding)
 
 
 def reason(error: OSError | ValueError) -> str:
@@ -336,8 +338,8 @@ def _kind(real: str, encoding: str) -> NoText | None:
 
 
 def _identity(real: str) -> tuple[int, int]:
-    found = os.stat(real)  # noqa: PTH116
-    return found.st_dev, found.st_ino
+    status = os.stat(real)  # noqa: PTH116
+    return status.st_dev, status.st_ino
 
 
 def open_text(entry: Entry) -> FileText:

@@ -55,7 +55,7 @@ def query_words(text: str) -> list[str]:
     could take for an operator.
     """
     lower = unicodedata.normalize("NFC", text).lower()
-    runs = "".join(one if _is_of_a_word(one) else " " for one in lower).split()
+    runs = "".join(character if _is_of_a_word(character) else " " for character in lower).split()
     return list(dict.fromkeys(run for run in runs if run.strip("_")))[:MOST]
 
 

@@ -409,7 +409,9 @@ def micro_batches(examples: Sequence[Example], tokens: int) -> Iterator[list[Exa
     """Yield the examples in groups of at most so many tokens, those of like lengths together."""
     group: list[Example] = []
     size = 0
-    for example in sorted(examples, key=lambda it: (len(it.targets), len(it.inputs))):
+    for example in sorted(
+        examples, key=lambda example: (len(example.targets), len(example.inputs))
+    ):
         if group and size + example.tokens > tokens:
             yield group
             group, size = [], 0

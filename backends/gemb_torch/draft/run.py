@@ -344,13 +344,11 @@ class DraftRun:
             return Progress(step=0, order={}), AdamW(self.model, self.recipe.optimizer)
         progress = read_progress(checkpoint)
         stored = read_header(checkpoint / "state" / _WEIGHTS)
-        own = self.model.state_dict()
-        if {name: tuple(it.shape) for name, it in own.items()} != {
-            name: it.shape for name, it in stored.items()
-        }:
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.model.state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in stored.items()}:
             raise UsageError(f"{checkpoint} is of another draft; resume from another checkpoint")
         self.model.load_state_dict(
-            {name: torch.from_numpy(it.float32().copy()) for name, it in stored.items()}
+            {name: torch.from_numpy(tensor.float32().copy()) for name, tensor in stored.items()}
         )
         optimizer = AdamW(self.model, self.recipe.optimizer)
         restore_optimizer(checkpoint, optimizer, progress.step)
@@ -362,9 +360,11 @@ class DraftRun:
         write_state(folder / "state", optimizer, keeper.progress)
         tensors = {
             name: NewTensor(
-                "F32", tuple(it.shape), [it.numpy().astype("<f4").reshape(-1).view(np.uint8)]
+                "F32",
+                tuple(tensor.shape),
+                [tensor.numpy().astype("<f4").reshape(-1).view(np.uint8)],
             )
-            for name, it in self.model.state_dict().items()
+            for name, tensor in self.model.state_dict().items()
         }
         write_file(folder / "state" / _WEIGHTS, tensors)
 

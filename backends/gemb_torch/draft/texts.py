@@ -110,7 +110,7 @@ def pair_sources(
                 queries=[TeacherText(query.render(row.query.text), row.place) for row in examples],
                 positives=positives,
                 positive_ids=rows.positive_ids[numbers],
-                bags=bags_of((it.words for it in positives), tokenizer, longest),
+                bags=bags_of((passage.words for passage in positives), tokenizer, longest),
                 documents=min(len(numbers), round(draft.documents * share)),
             )
         )
@@ -152,7 +152,7 @@ def _passage(place: str, line: bytes) -> Passage:
 
 def taught(passages: Iterable[Passage], prompt: Prompt) -> list[TeacherText]:
     """Return what the teacher sees of documents."""
-    return [TeacherText(prompt.render(it.text, it.title), it.place) for it in passages]
+    return [TeacherText(prompt.render(text, title), place) for text, title, place in passages]
 
 
 def token_texts(tokenizer: Tokenizer, prompt: Prompt) -> list[TeacherText | None]:

@@ -159,12 +159,12 @@ def attend_across(q: Tensor, k: Tensor, v: Tensor, memory: Memory, scale: float)
         memory.inputs.parts(v),
         strict=True,
     ):
-        n, L, each = target.count, target.longest, H // K
-        queries = target.padded(ours[0]).view(n, L, K, each, E).transpose(1, 2).flatten(2, 3)
+        n, L, per_key = target.count, target.longest, H // K
+        queries = target.padded(ours[0]).view(n, L, K, per_key, E).transpose(1, 2).flatten(2, 3)
         keys, values = (source.padded(part).transpose(1, 2) for part in ours[1:])  # [n, K, L', E]
         attended = F.scaled_dot_product_attention(
             queries, keys, values, attn_mask=source.mask, scale=scale
         )
-        attended = attended.view(n, K, L, each, E).transpose(1, 2).reshape(n, L, H, E)
+        attended = attended.view(n, K, L, per_key, E).transpose(1, 2).reshape(n, L, H, E)
         results.append(target.packed(attended))
     return torch.cat(results)

@@ -221,16 +221,16 @@ def attend(
     H, K, E = q.shape[1], k.shape[1], q.shape[2]
     results = []
     for group, *ours in zip(packing.groups, *map(packing.parts, (q, k, v)), strict=True):
-        n, L, each = group.count, group.longest, H // K
+        n, L, per_key = group.count, group.longest, H // K
         queries, keys, values = map(group.padded, ours)
         # The query heads of one key head are so many more queries: no copies of the keys.
-        queries = queries.view(n, L, K, each, E).transpose(1, 2)  # [n, K, L, H/K, E]
+        queries = queries.view(n, L, K, per_key, E).transpose(1, 2)  # [n, K, L, H/K, E]
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)  # [n, K, L, E]
         parts = []
         for span in group.spans(is_sliding=is_sliding):
             mask = span.mask
             if mask is not None and mask.shape[-2] > 1:
-                mask = mask.repeat_interleave(each, -2)
+                mask = mask.repeat_interleave(per_key, -2)
             attended = F.scaled_dot_product_attention(
                 queries[:, :, span.queries].flatten(2, 3),
                 keys[:, :, span.keys],
@@ -238,7 +238,7 @@ def attend(
                 attn_mask=mask,
                 scale=scale,
             )
-            parts.append(attended.view(n, K, -1, each, E))
+            parts.append(attended.view(n, K, -1, per_key, E))
         attended = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         results.append(group.packed(attended.transpose(1, 2).reshape(n, L, H, E)))
     return torch.cat(results)

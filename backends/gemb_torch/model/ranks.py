@@ -118,7 +118,7 @@ class Ranks:
 
     def most(self, number: int) -> int:
         """Return the greatest of the processes' numbers."""
-        return max(int(each) for each in torch.cat(self.gather(torch.tensor([number]))))
+        return int(torch.cat(self.gather(torch.tensor([number]))).max())
 
     def words(self, mine: Sequence[str]) -> list[str]:
         """Return the words of every process, in the order of ranks."""

@@ -103,19 +103,19 @@ def pack_pairs(
     """
     lengths, target_lengths = [len(ids) for ids in inputs], [len(ids) for ids in targets]
     counts = _runs(lengths, target_lengths, max_padding)
-    encoder, decoder = (
-        pack(each, window=window, device=device, max_padding=max_padding, is_causal=is_causal)
-        for each, is_causal in ((lengths, False), (target_lengths, True))
+    encoder = pack(lengths, window=window, device=device, max_padding=max_padding, is_causal=False)
+    decoder = pack(
+        target_lengths, window=window, device=device, max_padding=max_padding, is_causal=True
     )
-    crossing = [
-        pack(each, window=window, device=device, counts=counts)
-        for each in (target_lengths, lengths)
-    ]
+    crossing = (
+        pack(target_lengths, window=window, device=device, counts=counts),
+        pack(lengths, window=window, device=device, counts=counts),
+    )
     shifted = [np.concatenate([[bos], ids[:-1]]) for ids in targets]
     flat = [
-        torch.from_numpy(np.concatenate(each)).to(device) for each in (inputs, shifted, targets)
+        torch.from_numpy(np.concatenate(arrays)).to(device) for arrays in (inputs, shifted, targets)
     ]
-    return Sequences(flat[0], flat[1], flat[2], encoder, decoder, (crossing[0], crossing[1]))
+    return Sequences(flat[0], flat[1], flat[2], encoder, decoder, crossing)
 
 
 def _runs(first: Sequence[int], second: Sequence[int], max_padding: float) -> list[int]:
@@ -155,8 +155,8 @@ def token_losses(states: Tensor, table: Tensor, targets: Tensor) -> tuple[Tensor
     Returns:
         The sum, fp32 [], which has a gradient, and the losses, fp32 [T], which have none.
     """
-    total, each = _TokenLosses.apply(states, table, targets, product_dtype(states))  # type: ignore[no-untyped-call]
-    return total, each
+    total, losses = _TokenLosses.apply(states, table, targets, product_dtype(states))  # type: ignore[no-untyped-call]
+    return total, losses
 
 
 class _TokenLosses(Function):

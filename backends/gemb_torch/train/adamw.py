@@ -10,7 +10,7 @@ Sources: decoupled weight decay, arXiv 1711.05101; `torch.optim.AdamW`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +80,7 @@ class AdamW:
             peak = recipe.head_lr if name.startswith(_HEADS) and recipe.head_lr else recipe.lr
             groups.setdefault((peak, decay), []).append(parameter)
         self.inner = torch.optim.AdamW(
-            [{"params": each, "weight_decay": d, "peak": p} for (p, d), each in groups.items()],
+            [{"params": group, "weight_decay": d, "peak": p} for (p, d), group in groups.items()],
             lr=recipe.lr,
             betas=(recipe.beta1, recipe.beta2),
             eps=recipe.eps,
@@ -248,7 +248,7 @@ class _Rows:
         self.ids = everybody
 
 
-def clip(gradients: Iterable[Tensor], longest: float, shares: Ranks | None = None) -> float:
+def clip(gradients: Sequence[Tensor], longest: float, shares: Ranks | None = None) -> float:
     """Shorten the gradients together to this norm, where it is not 0; return the norm before.
 
     A norm that is not finite is returned as it is, and nothing is shortened.
@@ -258,14 +258,13 @@ def clip(gradients: Iterable[Tensor], longest: float, shares: Ranks | None = Non
         longest: the norm that they may have.
         shares: given where each process has a part of every gradient.
     """
-    each = list(gradients)
-    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in each])
+    norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
     if shares is not None:
         norms = norms.square().sum(0, keepdim=True)
         shares.sum([norms])
         norms.sqrt_()
     norm = float(torch.linalg.vector_norm(norms))
     if longest and math.isfinite(norm) and norm > longest:
-        for gradient in each:
+        for gradient in gradients:
             gradient.mul_(longest / (norm + 1e-6))
     return norm

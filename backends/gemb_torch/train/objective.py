@@ -44,10 +44,10 @@ def objective(loss: Loss, texts: StepVectors) -> tuple[Tensor, dict[str, Tensor]
     As in the paper, contrastive loss and spread-out are added up over the Matryoshka widths, which
     count alike; distillation is at full width alone, and its sides count alike.
     """
-    found = list(parts(loss, texts))
-    assert found, "a recipe without a loss is refused before training"
-    total = torch.stack([part.weight * part.value for part in found]).sum()
-    return total, {part.name: part.value.detach() for part in found}
+    terms = list(parts(loss, texts))
+    assert terms, "a recipe without a loss is refused before training"
+    total = torch.stack([term.weight * term.value for term in terms]).sum()
+    return total, {term.name: term.value.detach() for term in terms}
 
 
 def parts(loss: Loss, texts: StepVectors) -> Iterator[Part]:

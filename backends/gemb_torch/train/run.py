@@ -279,7 +279,7 @@ class TrainingRun:
         # Batches, of each this process's part, and the rows of the token table that they use
         drawn = list(islice(batches, self.recipe.batch.accumulate))
         data_s = time.perf_counter() - started
-        parts = [each.batch for each in drawn]
+        parts = [prepared.batch for prepared in drawn]
         token_ids = ranks.union(row_ids(parts))
         rows = optimizer.leaf(token_ids)
 
@@ -316,7 +316,7 @@ class TrainingRun:
         progress = before.after(drawn[-1].order, tokens=tokens, pairs=pairs, seconds=seconds)
         return ContrastiveMetrics(
             step=step,
-            loss=sum(float(each.loss) for each in computed) / len(computed),
+            loss=sum(float(made.loss) for made in computed) / len(computed),
             parts=mean_parts(computed),
             tokens=progress.tokens,
             tokens_per_s=tokens / seconds,
