@@ -104,11 +104,11 @@ class PieceTokenizer:
         pieces = [[*map(numbers.__getitem__, self._pieces(text))] for text in texts]
         self._learn()
         ends = np.cumsum([len(some) for some in pieces])
-        found = np.fromiter(chain.from_iterable(pieces), np.int32, ends[-1])
-        counts = self._counts.values[found]
+        flat = np.fromiter(chain.from_iterable(pieces), np.int32, ends[-1])
+        counts = self._counts.values[flat]
         stops = np.cumsum(counts)
         ids = self._tokens.values[
-            np.repeat(self._starts.values[found] - stops + counts, counts) + np.arange(counts.sum())
+            np.repeat(self._starts.values[flat] - stops + counts, counts) + np.arange(counts.sum())
         ]
         stops = np.concatenate([[0], stops])[np.concatenate([[0], ends])]
         return [ids[start:stop] for start, stop in pairwise(stops)]
