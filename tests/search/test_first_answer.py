@@ -268,6 +268,7 @@ def test_reading_that_is_stopped_keeps_its_drafts(
 ) -> None:
     monkeypatch.setattr("gemb.search.first.CHUNK", 10)
     monkeypatch.setattr("gemb.search.first_reading.CHUNK", 10)
+    monkeypatch.setattr("gemb.search.first_reading.AHEAD", 1)  # a chunk is done before the next
     files = GatheredFiles("docs", cache=cache)
     model = DraftModel.of(SynonymEncoder(), 64)
     assert model
