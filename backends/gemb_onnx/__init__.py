@@ -39,11 +39,11 @@ class OnnxBackend(Backend):
         return looks_like_gguf(model) or looks_like_checkpoint(model)
 
     def suits(self, model: Path, runtime: Runtime) -> bool:
-        """Return whether this is the fastest engine that is exact here.
+        """Return whether int8 is exact and fast on this processor, and nothing else is asked for.
 
-        A GGUF file: int8 where weights of eight bits are exact, fp32 with AVX2, which computes
-        llama.cpp's types more slowly. A model folder: int8 alone, in fp32 it is PyTorch's, as all
-        is on a GPU.
+        Of a GGUF file fp32 is, too; a model folder in fp32, and all on a GPU, is PyTorch's. With
+        AVX2 alone fp32 is the fastest for a GGUF file, but is prepared for longer, and needs more
+        memory and disk than what llama.cpp saves: it runs where it is asked for.
         """
         if runtime.device not in ("auto", "cpu") or runtime.precision not in PRECISIONS:
             return False
@@ -52,14 +52,13 @@ class OnnxBackend(Backend):
         if runtime.precision == "fp32":
             return True
         try:
-            from gemb_onnx.graph import FULL_RANGE, HALF_RANGE
+            from gemb_onnx.graph import FULL_RANGE
             from gemb_onnx.prepared import can_keep
             from gemb_onnx.probe import weight_range
         except Missing:
             return False
         # Preparing a model anew for each run takes longer than it saves.
-        suited = (FULL_RANGE,) if model.is_dir() else (FULL_RANGE, HALF_RANGE)
-        return can_keep() and weight_range() in suited
+        return can_keep() and weight_range() == FULL_RANGE
 
     def engine(self) -> str:
         """Return the library and its version."""

@@ -35,10 +35,12 @@ def weights_are(monkeypatch):
     return answer
 
 
-def test_the_fastest_exact_engine_is_taken(weights_are, tiny_gguf, tiny_model, monkeypatch) -> None:
+def test_the_fast_engine_is_taken_where_int8_is_exact_and_fast(
+    weights_are, tiny_gguf, tiny_model, monkeypatch
+) -> None:
     for largest, file_runner, folder_runner in (
         (FULL_RANGE, "onnx", "onnx"),
-        (HALF_RANGE, "onnx", "torch"),
+        (HALF_RANGE, "llamacpp", "torch"),
         (None, "llamacpp", "torch"),
     ):
         weights_are(largest)
