@@ -20,6 +20,7 @@ from gemb.search.fusion import RAISED, fused, probable_cosines
 from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Criteria, Query
 from gemb.search.scoring import (
+    SETTLED,
     SPARE,
     Ranking,
     SearchProgress,
@@ -223,11 +224,11 @@ class FileSearch:
     ) -> list[RankedPassage]:
         """Return the best passages of a query, those without a vector among them if time was short.
 
-        That is where fewer than k of each query could be embedded.
+        That is where fewer were embedded than it takes to find that the best ones stay the best.
         """
         ranking = progress.ranking
         is_all = ranking.count >= len(self.texts.corpus)
-        wanted = (self._criteria.k or 0) * len(self.queries)
+        wanted = max(self._criteria.k or 0, SETTLED) * len(self.queries)
         is_enough = k is None or is_all or progress.embedded >= wanted
         if self._criteria.is_hybrid and self._first:
             return self._with_words(index, k, floor, is_enough=is_enough)
