@@ -208,8 +208,8 @@ class Target(Protocol):
             GembError: the database refuses or fails.
         """
 
-    def count(self) -> int:
-        """Return how many rows are there."""
+    def count(self, condition: Condition | None = None) -> int:
+        """Return how many rows are there, or satisfy a condition."""
 
     def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the hash of each of these rows that is there."""

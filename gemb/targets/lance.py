@@ -96,10 +96,10 @@ class LanceTarget:
         self.content = content
         self._check_columns(schema)
 
-    def count(self) -> int:
-        """Return how many rows are there."""
+    def count(self, condition: Condition | None = None) -> int:
+        """Return how many rows are there, or satisfy a condition."""
         with self._talking():
-            return int(self._table.count_rows())
+            return int(self._table.count_rows(sql_of(condition) if condition else None))
 
     def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the hash of each of these rows that is there."""

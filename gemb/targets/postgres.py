@@ -102,9 +102,14 @@ class PostgresTarget:
             for statement in temporary_statements(self._table):
                 self._connection.execute(statement)
 
-    def count(self) -> int:
-        """Return how many rows are there."""
-        return int(self._value(f"SELECT count(*) FROM {self._table}"))
+    def count(self, condition: Condition | None = None) -> int:
+        """Return how many rows are there, or satisfy a condition."""
+        values: list[object] = []
+        where = f"WHERE {sql_of(condition, values)}" if condition else ""
+        query = f"SELECT count(*) FROM {self._table} {where}"
+        with self._talking(), _filtering():
+            ((count,),) = self._connection.execute(query, values).fetchall()
+        return int(count)
 
     def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the hash of each of these rows that is there."""
@@ -239,11 +244,8 @@ class PostgresTarget:
         with self._talking(), self._connection.transaction():
             for setting in self._settings(is_exact=is_exact):
                 self._connection.execute(setting)
-            with self._connection.cursor(binary=True) as cursor:
-                try:
-                    return cursor.execute(query, parameters).fetchall()
-                except psycopg.DataError as error:
-                    raise UsageError(f"--where: {unspoken(str(error))}") from None
+            with self._connection.cursor(binary=True) as cursor, _filtering():
+                return cursor.execute(query, parameters).fetchall()
 
     def _version(self) -> tuple[int, ...]:
         version = self._value("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
@@ -352,6 +354,19 @@ class PostgresTarget:
         except psycopg.Error as error:
             words = unspoken(error.diag.message_primary or str(error))
             raise GembError(f"{self._place}: {words}") from None
+
+
+@contextmanager
+def _filtering() -> Iterator[None]:
+    """Turn what the server says of a filter's values into the user's error.
+
+    Raises:
+        UsageError: it refuses one.
+    """
+    try:
+        yield
+    except psycopg.DataError as error:
+        raise UsageError(f"--where: {unspoken(str(error))}") from None
 
 
 def _tell(diagnostic: psycopg.errors.Diagnostic) -> None:

@@ -95,10 +95,11 @@ class QdrantTarget:
                 )
         self.content = content
 
-    def count(self) -> int:
-        """Return how many rows are there."""
+    def count(self, condition: Condition | None = None) -> int:
+        """Return how many rows are there, or satisfy a condition."""
+        wanted = filter_of(condition) if condition else None
         with self._talking():
-            return int(self._client.count(self._name, exact=True).count)
+            return int(self._client.count(self._name, count_filter=wanted, exact=True).count)
 
     def hashes(self, ids: Sequence[str]) -> Mapping[str, bytes]:
         """Return the hash of each of these rows that is there."""

@@ -45,7 +45,7 @@ def run_target(job: SearchJob, address: Address, open_model: ModelOpener, form: 
         _check_asked(target, content, job)
         condition = condition and _with_fields(target, condition)
         asked = _asked(target, content, job, open_model)
-        count = target.count()
+        count = target.count(condition)
         answers: list[QueryHits] = []
         floor = _floor(content, count, criteria, has_query=job.like is None)
         k = max(1, min(depth(criteria, ALL), count))
@@ -59,7 +59,8 @@ def run_target(job: SearchJob, address: Address, open_model: ModelOpener, form: 
     finally:
         target.close()
     if not count:
-        note(f"{target.name} has no rows")
+        why = "no row passes --where" if condition else "it has no rows"
+        note(f"{target.name}: {why}")
     return exit_code(answers, count, criteria)
 
 
@@ -109,7 +110,14 @@ def _hit(content: Content, found: FoundRow) -> Hit:
 
 
 def _floor(content: Content, count: int, criteria: Criteria, *, has_query: bool) -> float:
-    """Return the least score of an answer: the user's, else above chance where that is known."""
+    """Return the least score of an answer: the user's, else above chance where that is known.
+
+    Args:
+        content: of the target.
+        count: rows that pass the filter.
+        criteria: by which answers are chosen.
+        has_query: False: they are asked for by a row.
+    """
     if criteria.min_score is not None:
         return criteria.min_score
     if content.background is None or content.kind == "bit" or not has_query or not count:

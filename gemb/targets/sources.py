@@ -311,7 +311,7 @@ def file_source(path: str, job: BuildJob, kind: str | None) -> VectorFileSource:
 
 
 def narrowed(content: Content, dim: int) -> Content:
-    """Return a content of narrower vectors.
+    """Return a content of narrower vectors, whose background is unknown: their scores are others.
 
     Raises:
         UsageError: the model was not trained for this width, or the vectors are not so wide.
@@ -325,7 +325,8 @@ def narrowed(content: Content, dim: int) -> Content:
         raise UsageError("--dim: nobody says which model made the vectors; name it with -m")
     profile = plugins.describe(resolve(content.model, download=False))
     check_dims([dim], profile.matryoshka_dims)
-    return dataclasses.replace(content, spec=dataclasses.replace(content.spec, dim=dim))
+    spec = dataclasses.replace(content.spec, dim=dim)
+    return dataclasses.replace(content, spec=spec, background=None)
 
 
 def _as_kind(spec: VectorSpec, kind: str) -> VectorSpec:

@@ -101,8 +101,10 @@ def check_filters(
         with Index.open(index) as opened:
             slots = matching(opened.connection, condition_for(opened.connection, filter_))
             assert {hit.id for hit in opened.hits(slots, np.zeros(len(slots)))} == wanted, filter_
-        passed = target.search(query, 10, with_kept(parsed(filter_), target.fields()))
+        condition = with_kept(parsed(filter_), target.fields())
+        passed = target.search(query, 10, condition)
         assert {found.row.id for found in passed} == wanted, filter_
+        assert target.count(condition) == len(wanted), filter_
 
 
 def write_rows(gemb: Gemb, rows: Sequence[dict]) -> None:
