@@ -276,10 +276,13 @@ def bit_scores(query: NDArray[np.float32], bits: NDArray[np.uint8]) -> NDArray[n
 
 
 def storable(text: str) -> str:
-    """Return a text without what databases do not take: NUL, and halves of characters."""
+    r"""Return a text without what databases do not take: NUL, and bytes that are no UTF-8.
+
+    The latter are written out (\udce9), so that names which differ in them alone stay two.
+    """
     if text.isascii():
         return text.replace("\0", "\ufffd") if "\0" in text else text
-    return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+    return text.replace("\0", "\ufffd").encode("utf-8", "backslashreplace").decode()
 
 
 def storable_json(text: str) -> str:

@@ -19,7 +19,7 @@ from gemb.search.index import ASYMMETRIC
 from gemb.search.index_search import ALL
 from gemb.search.queries import Criteria, ModelOpener, Query, SearchJob, embedded
 from gemb.targets.addresses import Address
-from gemb.targets.base import Content, FoundRow, Target
+from gemb.targets.base import Content, FoundRow, Target, storable
 from gemb.targets.connect import open_target
 from gemb.targets.filters import All, AnyOf, Condition, Field, Not, parsed, with_kept
 
@@ -80,7 +80,7 @@ def _asked(target: Target, content: Content, job: SearchJob, open_model: ModelOp
         UsageError: the model is another one, or there is no such row.
     """
     if job.like is not None:
-        found = target.vector_of(job.like)
+        found = target.vector_of(storable(job.like))
         if found is None:
             raise UsageError(f"no row '{visible(job.like, 80)}' in {target.name}; name an id")
         row, vector = found

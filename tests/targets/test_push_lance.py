@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -120,6 +121,17 @@ def test_a_row_that_fails_is_not_removed(rows: Gemb) -> None:
     pushed = push(rows, "v.jsonl", "lance:db", "--delete", code=3)
     counts = [pushed[name] for name in ("unchanged", "failed", "removed", "rows", "others")]
     assert counts == [2, 1, 1, 3, 1]
+
+
+def test_names_that_differ_in_bytes_that_are_no_utf8(rows: Gemb) -> None:
+    (rows.folder / "docs").mkdir()
+    for name, text in ((b"caf\xe9.txt", "order a parcel"), (b"caf\xe8.txt", "rain")):
+        (rows.folder / "docs" / os.fsdecode(name)).write_text(text + "\n")
+    assert rows("index", "build", "docs.gemb", "docs").returncode == 0
+    assert push(rows, "docs.gemb", "lance:db")["rows"] == 2
+    assert push(rows, "docs.gemb", "lance:db")["unchanged"] == 2
+    like = os.fsdecode(b"docs/caf\xe9.txt:1")
+    assert [hit["text"] for hit in found(rows, "lance:db", "--like", like)] == ["rain"]
 
 
 def test_nothing_is_removed_for_a_pipe_that_may_have_broken(rows: Gemb) -> None:
