@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MANIFEST = "_gemb.json"
 _PART = re.compile(r"part-(\d{6,})-(\d{6,})\.parquet")
-_UNFINISHED = re.compile(r"\.part-\d+-\d+\.parquet\.[0-9a-f]{32}")
+_UNFINISHED = re.compile(r"\.(?:part-\d+-\d+\.parquet|_gemb\.json)\.[0-9a-f]{32}")
 _THREADS = 16  # that read footers
 
 
@@ -156,7 +156,7 @@ class PartFolder:
         return [entry.base_name for entry in entries]
 
     def remove_unfinished(self) -> None:
-        """Remove what killed workers left."""
+        """Remove what killed workers, or a killed driver, left."""
         for name in filter(_UNFINISHED.fullmatch, self.names()):
             self.system.delete_file(f"{self.path}/{name}")
 

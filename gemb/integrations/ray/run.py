@@ -132,6 +132,7 @@ def _take(run: RayRun, folder: PartFolder) -> None:
     folder.make()
     before = Manifest.read(folder)
     if before is None:
+        folder.remove_unfinished()
         if names := sorted(folder.names()):
             raise UsageError(f"{folder.name} holds other files ({names[0]}); name an empty folder")
         if run.resume:

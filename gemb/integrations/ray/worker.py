@@ -24,7 +24,7 @@ from gemb.integrations.ray.embedder import computed
 from gemb.integrations.ray.ids import hashes
 from gemb.integrations.ray.parts import PartCounts, PartFolder, PartKey
 from gemb.io import notes
-from gemb.texts.records import Record
+from gemb.texts.records import Id, Record
 
 TRIES = 4  # that a part has: each but the last ended with its worker
 
@@ -94,12 +94,11 @@ class PartWorker:
             self._begin(key)
             embedder = self._embedder = self._embedder or self._opened()
             records = msgspec.msgpack.decode(row["records"], type=list[Record])
-            counts = write_part(key, records, embedder, self._job, is_last=row["is_last"])
-        ids = hashes(record.id for record in records).tobytes() if self._job.hashes_ids else b""
+            counts, ids = write_part(key, records, embedder, self._job, is_last=row["is_last"])
         return {
             "counts": counts.to_json().decode(),
             "notes": msgspec.json.encode(said).decode(),
-            "ids": ids,
+            "ids": hashes(ids).tobytes() if self._job.hashes_ids else b"",
         }
 
     def _begin(self, key: PartKey) -> None:
@@ -150,8 +149,8 @@ class _Memory:
 
 def write_part(
     key: PartKey, records: Sequence[Record], embedder: Embedder, job: PartJob, *, is_last: bool
-) -> PartCounts:
-    """Embed records, write their part, and return its counts.
+) -> tuple[PartCounts, list[Id]]:
+    """Embed records, write their part, and return its counts and the ids of the rows in it.
 
     Raises:
         SomeRowsFailed: a row has an error, and `on_error` is fail.
@@ -183,4 +182,4 @@ def write_part(
     writer.write([rows[index] for index in written], vectors[written])
     writer.finish()
     job.folder.write(key.name, bytes(output.data))
-    return counts
+    return counts, [rows[index].record.id for index in written]

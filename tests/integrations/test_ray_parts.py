@@ -1,0 +1,97 @@
+"""Parts of a run on Ray, without Ray: what a worker writes and says, what a kill leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gemb.backend import Runtime
+from gemb.embedding.pipeline import Embedder
+from gemb.integrations.ray.files import listed
+from gemb.integrations.ray.parts import MANIFEST, PartFolder, PartKey
+from gemb.integrations.ray.run import RayRun, _take
+from gemb.integrations.ray.worker import PartJob, write_part
+from gemb.models.profile import ModelProfile
+from gemb.texts.inputs import Reading
+from gemb.texts.records import Fields, from_fields
+
+pytest.importorskip("pyarrow")
+
+DIM = 16
+
+
+class Encoder:
+    """A model with one vector for all texts."""
+
+    profile = ModelProfile(
+        dim=DIM,
+        matryoshka_dims=(DIM,),
+        max_tokens=512,
+        closing_tokens=0,
+        prompts={},
+        dtype="fp32",
+        fingerprint="0123456789abcdef",
+    )
+
+    def tokenize(self, texts: list[str]) -> list[np.ndarray]:
+        return [np.array([2, 3], np.int32) for _ in texts]
+
+    def encode(self, batch: list[np.ndarray]) -> np.ndarray:
+        return np.full((len(batch), DIM), DIM**-0.5, np.float32)
+
+
+def part_job(folder: Path, embedder: Embedder, on_error: str) -> PartJob:
+    return PartJob(
+        model="mini",
+        backend="fake",
+        runtime=Runtime(),
+        spec=embedder.spec,
+        task="document",
+        on_long="truncate",
+        on_error=on_error,
+        text_ids=True,
+        hashes_ids=True,
+        folder=PartFolder.of(str(folder)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("on_error", "written"), [("skip", ["a", "b"]), ("inline", ["a", "c", "b", "c"])]
+)
+def test_the_ids_of_a_part_are_those_that_it_holds(
+    tmp_path: Path, on_error: str, written: list[str]
+) -> None:
+    """Ids that repeat are looked for in the parts: that of a row that was left out is in none."""
+    embedder = Embedder.of(Encoder(), "document")
+    rows = [("a", "one"), ("c", ""), ("b", "two"), ("c", "")]
+    fields = Fields(text=("text",), id="id")
+    records = [
+        from_fields({"id": row_id, "text": text}, fields, n, f"line {n}", 1)
+        for n, (row_id, text) in enumerate(rows, 1)
+    ]
+    job = part_job(tmp_path, embedder, on_error)
+    counts, ids = write_part(PartKey(0, 0), records, embedder, job, is_last=True)
+    assert (counts.rows, counts.failed) == (4, 2)
+    assert ids == written == job.folder.ids(PartKey(0, 0))
+
+
+def test_a_run_begins_again_after_a_kill_before_its_first_part(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("one\n")
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    (folder / f".{MANIFEST}.{'0' * 32}").write_bytes(b"{")
+    system, files = listed([str(tmp_path / "texts.txt")])
+    job = part_job(folder, Embedder.of(Encoder(), "document"), "inline")
+    run = RayRun(
+        files=files,
+        system=system,
+        reading=Reading(),
+        part_rows=32,
+        job=job,
+        resume=False,
+        arithmetic="fp32",
+    )
+    _take(run, job.folder)
+    assert [path.name for path in folder.iterdir()] == [MANIFEST]
