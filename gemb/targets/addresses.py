@@ -18,6 +18,7 @@ POSTGRES = ("postgres://", "postgresql://")
 LANCE = "lance:"
 QDRANT = "qdrant:"
 EXAMPLES = "postgres://HOST/DATABASE, lance:FOLDER, NAME.lance or qdrant:URL"
+_HOST = re.compile(r"[\w.-]+:\d+(/|$)")  # with a port
 SECRETS = (  # of which no message may speak
     *("PGPASSWORD", "QDRANT_API_KEY", "LANCEDB_API_KEY"),
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AZURE_STORAGE_KEY"),
@@ -63,8 +64,11 @@ def address_of(text: str, table: str = "") -> Address:
         return Address(kind="postgres", place=_without_secret(text), table=table)
     if text.startswith(QDRANT):
         place = text.removeprefix(QDRANT)
-        if not place:
-            raise UsageError("qdrant: needs a URL, as in qdrant:http://localhost:6333")
+        if not place or place.startswith("//") or _HOST.match(place):  # which is no folder
+            raise UsageError(
+                "qdrant: needs a URL with http:// or https://, as in qdrant:http://localhost:6333, "
+                "or a folder"
+            )
         return Address(kind="qdrant", place=_without_secret(place), table=table)
     if not is_target(text):
         shown = re.sub("//.*@", "//", text.partition("?")[0])

@@ -343,7 +343,10 @@ class PostgresTarget:
                 who = "who administers the server runs CREATE EXTENSION vector in this database"
             raise GembError(f"{self._place}: {words}; {who}") from None
         except psycopg.errors.DiskFull:
-            raise GembError(f"{self._place}: no space left on the server") from None
+            raise GembError(
+                f"{self._place}: no space left on the server; what was committed is kept, and the "
+                "same command goes on"
+            ) from None
         except psycopg.OperationalError as error:
             words = unspoken(error.diag.message_primary or str(error))
             if before:

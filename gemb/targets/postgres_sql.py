@@ -134,8 +134,10 @@ def quoted(table: str) -> str:
     """Return the name of a table, perhaps with its schema, as SQL has it.
 
     Raises:
-        UsageError: PostgreSQL would cut it.
+        UsageError: PostgreSQL would cut it, or psycopg take a part of it for a parameter.
     """
+    if "%" in table:
+        raise UsageError(f"a table's name has no %, as {visible(table, 100)} has: name a --table")
     parts = table.split(".", 1)
     if any(len(os.fsencode(part)) > LONGEST_NAME for part in parts):
         raise UsageError(

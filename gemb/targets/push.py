@@ -196,17 +196,19 @@ def _check(target: Target, job: PushJob, pushed: Pushed, sample: Sample) -> None
     """
     if pushed.others < 0:
         raise NegativeAnswer(
-            f"{target.name} has {pushed.rows:,} rows, {-pushed.others:,} fewer than were written"
+            f"{target.name} has {pushed.rows:,} rows, {-pushed.others:,} fewer than were written: "
+            "does something else remove them? the same command writes what is missing"
         )
     if pushed.others and not job.may_remove:
         note(
-            f"{pushed.others:,} rows of {target.name} are not in the source; --delete removes them"
+            f"{pushed.others:,} rows of {target.name} were not pushed now; --delete removes those "
+            "that are not in the source"
         )
     checked = pushed.checked = read_back(target, job.content, sample)
     if checked.wrong:
         raise NegativeAnswer(
             f"{target.name}: {checked.wrong} of {checked.read} vectors that were read back are not "
-            "what was written"
+            "what was written: does something else write there? push into another --table"
         )
     if job.min_recall is not None and checked.recall < job.min_recall:
         raise NegativeAnswer(

@@ -62,6 +62,13 @@ def test_addresses(text: str, kind: str, place: str | None, table: str, shown: s
     assert address.shown == shown
 
 
+@pytest.mark.parametrize("place", ["", "localhost:6333", "10.0.0.7:6333/", "//localhost:6333"])
+def test_a_host_is_no_folder_of_qdrant(place: str) -> None:
+    with pytest.raises(UsageError, match="qdrant: needs a URL with http://"):
+        address_of(f"qdrant:{place}")
+    assert address_of("qdrant:data:old/db").place == "data:old/db"
+
+
 def test_what_a_library_says_of_a_secret_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     assert unspoken("refused: hunter2\nat line 1") == "refused: ***"

@@ -87,6 +87,10 @@ def test_a_push_writes_what_is_new_or_has_changed(rows: Gemb, database: str) -> 
     pushed = push(rows, "rows.gemb", database)
     assert (pushed["added"], pushed["changed"], pushed["unchanged"]) == (1, 2, 3 - 1)
     assert (pushed["rows"], pushed["others"], pushed["removed"]) == (6, 1, 0)
+    said = rows("index", "push", "rows.gemb", database).stderr
+    assert said.endswith(
+        b"were not pushed now; --delete removes those that are not in the source\n"
+    )
     assert ids(rows, "snows", database, "-k", "1") == ["b"]
     assert ids(rows, "order", database, "--weak", "--where", "year = 2025") == ["a"]
     pushed = push(rows, "rows.gemb", database, "--delete")
@@ -238,6 +242,8 @@ def test_names_of_tables(rows: Gemb, database: str) -> None:
     assert line == (
         f"PostgreSQL's names have at most 63 bytes, and {'ü' * 32} has more: name a --table"
     )
+    line = refused(rows, "index", "push", "rows.gemb", database, "--table", "100%")
+    assert line == "a table's name has no %, as 100% has: name a --table"
     line = refused(rows, "search", "q", database)
     assert line.endswith(f'with --table: a"b, other.docs, {"x" * 63}, {"x" * 62}y')
 
