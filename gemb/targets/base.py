@@ -252,6 +252,9 @@ class Target(Protocol):
             is_exact: compare all vectors, not by the index.
         """
 
+    def cancel(self) -> None:
+        """Give up what another thread waits for in the database."""
+
     def close(self) -> None:
         """Let go of the connection."""
 

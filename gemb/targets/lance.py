@@ -176,6 +176,9 @@ class LanceTarget:
         found = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
         return sorted(found, key=lambda found: -found.score)
 
+    def cancel(self) -> None:
+        """Give up nothing: a write waits for no lock."""
+
     def close(self) -> None:
         """Let go of the lock."""
         if self._lock is not None:

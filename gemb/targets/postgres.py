@@ -7,6 +7,7 @@ transaction, and the next push asks for the hashes of the rows that are there.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -216,6 +217,11 @@ class PostgresTarget:
         with self._talking(), self._connection.cursor(binary=True) as cursor:
             row = cursor.execute(query, (row_id,)).fetchone()
         return (PushRow(*row[:-1]), received(row[-1], self._known)) if row else None
+
+    def cancel(self) -> None:
+        """Let the server give up what another thread waits for, as a lock that somebody has."""
+        with contextlib.suppress(psycopg.Error):  # the server may be gone
+            self._connection.cancel_safe(timeout=CONNECT_S)
 
     def close(self) -> None:
         """Close the connection."""

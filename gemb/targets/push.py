@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,7 +91,7 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     is_new = not target.count()
     bar = CountProgress(source.count, "pushing", "rows")
     try:
-        with ThreadPoolExecutor(1, thread_name_prefix="gemb-push") as writer:
+        with _writer(target) as writer:
             written: Future[None] | None = None
             for rows, vectors in source.parts(target.part_rows):
                 stored = content.stored(vectors)
@@ -118,6 +119,19 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     pushed.others = pushed.rows - keys.count
     _check(target, job, pushed, sample)
     return pushed
+
+
+@contextmanager
+def _writer(target: Target) -> Iterator[ThreadPoolExecutor]:
+    """Give a thread that writes; a signal does not wait for what the database waits for."""
+    with ThreadPoolExecutor(1, thread_name_prefix="gemb-push") as writer:
+        try:
+            yield writer
+        except BaseException as error:
+            if not isinstance(error, Exception):  # else what is at work is written to its end
+                writer.shutdown(wait=False, cancel_futures=True)
+                target.cancel()
+            raise
 
 
 class _Keys:

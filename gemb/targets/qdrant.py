@@ -185,6 +185,9 @@ class QdrantTarget:
             ).points
         return [FoundRow(_row(point.payload or {}), point.score) for point in points]
 
+    def cancel(self) -> None:
+        """Give up nothing: a write waits for no lock."""
+
     def close(self) -> None:
         """Close the connection."""
         if self._client is not None:

@@ -80,6 +80,27 @@ def test_an_interrupt_keeps_what_is_committed(gemb: Gemb, database: str) -> None
     finished(gemb, database, rows, kept=BATCH)
 
 
+def test_an_interrupt_while_the_server_waits_for_a_lock(gemb: Gemb, database: str) -> None:
+    rows = embedded_lines(9000)
+    process = half_way(gemb, database, rows)
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gemb' "
+        "AND datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with (
+        psycopg.connect(database) as holder,
+        psycopg.connect(database, autocommit=True) as watcher,
+    ):
+        holder.execute("LOCK TABLE piped IN EXCLUSIVE MODE")
+        process.stdin.write(b"".join(rows[BATCH:]))
+        process.stdin.close()
+        wait_for(lambda: watcher.execute(waiting).fetchone() == (1,))
+        process.send_signal(signal.SIGINT)
+        assert process.wait(WAIT_S) == 130
+    assert process.stderr.read().splitlines()[-1] == b"gemb: interrupted"
+    finished(gemb, database, rows, kept=BATCH)
+
+
 def test_a_connection_that_drops(gemb: Gemb, database: str) -> None:
     rows = embedded_lines(9000)
     process = half_way(gemb, database, rows)
