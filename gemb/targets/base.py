@@ -204,7 +204,7 @@ class Target(Protocol):
         """Make the table if it is not there.
 
         Raises:
-            UsageError: something else has its name, or it cannot hold these vectors.
+            UsageError: something else has its name, it holds other vectors, or cannot hold these.
             GembError: the database refuses or fails.
         """
 

@@ -79,14 +79,15 @@ class PostgresTarget:
         )
         self._table = quoted(address.table or only_table(self._tables(), address))
         self.name = f"table {self._table} in {self._place}"
-        self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
-        comment = self._value("SELECT obj_description(%s, 'pg_class')", self._oid)
-        self.content = Content.from_json(comment)
+        self._open()
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the extension and the table where they are not there."""
         check_width(content, with_index=with_index)
         self._lock()
+        self._open()  # another push may have made it meanwhile
+        if self.content is not None:
+            content.check_same(self.content, self.name)
         if self._oid is None:
             self._check_extension()
             with self._talking(), self._connection.transaction():
@@ -235,6 +236,12 @@ class PostgresTarget:
     @property
     def _kind(self) -> str:
         return self._known.kind
+
+    def _open(self) -> None:
+        """Read the newest state of the table."""
+        self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
+        comment = self._value("SELECT obj_description(%s, 'pg_class')", self._oid)
+        self.content = Content.from_json(comment)
 
     def _settings(self, *, is_exact: bool) -> list[str]:
         if is_exact:

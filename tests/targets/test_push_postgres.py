@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
 from fake_backend import Gemb, write_model
+from gemb.errors import GembError, UsageError
 from gemb.targets.addresses import address_of
 from gemb.targets.connect import open_target
 from gemb.targets.filters import parsed
@@ -195,6 +197,31 @@ def test_bad_targets(rows: Gemb, database: str) -> None:
     assert line.endswith(
         'permission denied to create extension "vector"; who administers the server runs CREATE '
         "EXTENSION vector in this database"
+    )
+
+
+def test_a_table_that_another_push_made_meanwhile(rows: Gemb, database: str) -> None:
+    early = open_target(address_of(database, "rows"))
+    try:
+        push(rows, "rows.gemb", database)
+        made = open_target(address_of(database))
+        content = made.content
+        made.close()
+        with pytest.raises(UsageError, match="holds vectors of type halfvec, not vector"):
+            early.prepare(replace(content, kind="vector"), with_index=False)
+        early.prepare(content, with_index=False)
+        assert early.count() == 5
+    finally:
+        early.close()
+
+
+def test_a_full_disk_of_the_server_says_what_to_do(database: str) -> None:
+    target = open_target(address_of(database, "rows"))
+    with pytest.raises(GembError) as raised, target._talking():
+        raise psycopg.errors.DiskFull("could not extend file")
+    target.close()
+    assert str(raised.value).endswith(
+        "no space left on the server; what was committed is kept, and the same command goes on"
     )
 
 
