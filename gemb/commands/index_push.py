@@ -16,6 +16,7 @@ from gemb.commands.params import ModelReference
 from gemb.commands.printing import print_json
 from gemb.errors import SomeRowsFailed
 from gemb.io.notes import answer
+from gemb.io.text import visible
 from gemb.models.references import DEFAULT
 
 if TYPE_CHECKING:
@@ -158,10 +159,17 @@ def _opened(
     from gemb.index.manifest import is_index
     from gemb.index.reader import Index
     from gemb.index.source import VectorSource
+    from gemb.integrations.ray.parts import MANIFEST
     from gemb.io.paths import current_folder
     from gemb.targets.sources import IndexSource, file_source
 
     path = Path(source)
+    if (path / MANIFEST).is_file():
+        raise click.UsageError(
+            f"{visible(source)} is a folder of parts, which are pushed one by one: for part in "
+            f"{visible(source.rstrip('/'))}/part-*; do gemb index push $part TARGET --table NAME; "
+            "done"
+        )
     if source != "-" and (is_index(path) or path.is_dir() or not path.exists()):
         if is_named or prompt is not None:
             raise click.UsageError(

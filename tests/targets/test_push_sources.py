@@ -44,3 +44,13 @@ def test_a_damaged_row_is_named(rows: Gemb, kept: str) -> None:
         connection.execute(query, (kept, digits))
     line = refused(rows, "index", "push", "rows.gemb", "lance:db", code=5)
     assert line == "row 3 of rows.gemb is damaged; gemb index verify rows.gemb says more"
+
+
+def test_a_folder_of_parts_is_pushed_by_the_part(gemb: Gemb) -> None:
+    (gemb.folder / "vectors").mkdir()
+    (gemb.folder / "vectors" / "_gemb.json").write_text("{}")
+    line = refused(gemb, "index", "push", "vectors/", "lance:db")
+    assert line.startswith(
+        "vectors/ is a folder of parts, which are pushed one by one: for part in vectors/part-*; "
+        "do gemb index push $part TARGET --table NAME; done"
+    )
