@@ -61,6 +61,8 @@ class PostgresTarget:
             GembError: the server cannot be reached.
         """
         self._place = address.shown
+        self._oid: int | None = None
+        self.content: Content | None = None
         with self._talking(before="cannot be reached"):
             self._connection = psycopg.connect(
                 address.place,
