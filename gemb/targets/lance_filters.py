@@ -23,6 +23,13 @@ from gemb.targets.filters import (
     is_long,
 )
 
+# Of a text in JSON, in the order in which they are replaced: a backslash, which may stand before one
+# of the letters, is meanwhile a character that JSON never has as such. Other control characters,
+# as ESC, stay escaped.
+_ESCAPES = (
+    *(("\\\\", "\x01"), ('\\"', '"'), ("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")),
+    *(("\\b", "\b"), ("\\f", "\f"), ("\x01", "\\")),
+)
 NO_NUMBER = "-1.7e308"  # in the place of a text that is none: another number than any constant
 
 
@@ -113,16 +120,17 @@ def _raw(field: Field) -> str:
     """Return a field as JSON text, or a column as text."""
     if field.is_column:
         return f"cast({field.name} AS string)"
-    found = [f"nullif(json_extract(kept, {path}), 'null')" for path in _paths(field)]
-    return found[0] if len(found) == 1 else f"coalesce({', '.join(found)})"
+    values = [f"nullif(json_extract(kept, {path}), 'null')" for path in _paths(field)]
+    return values[0] if len(values) == 1 else f"coalesce({', '.join(values)})"
 
 
 def _text(field: Field) -> str:
     """Return a field as text."""
     text = _raw(field)
     if not field.is_column:
-        unquoted = f"regexp_replace({text}, '^\"(.*)\"$', '$1')"
-        text = f"replace(replace({unquoted}, '\\\"', '\"'), '\\\\', '\\')"
+        text = f"regexp_replace({text}, '^\"(.*)\"$', '$1')"
+        for escaped, char in _ESCAPES:
+            text = f"replace({text}, {literal(escaped)}, {literal(char)})"
     return _in_case(field.function, text) if field.function else text
 
 

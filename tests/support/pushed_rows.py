@@ -18,7 +18,14 @@ from gemb.targets.base import Target
 from gemb.targets.filters import parsed, with_kept
 
 ROWS = [
-    {"id": "a", "text": "cancel an order", "lang": "en", "year": 2024, "tags": ["x", "y"]},
+    {
+        "id": "a",
+        "text": "cancel an order",
+        "lang": "en",
+        "year": 2024,
+        "tags": ["x", "y"],
+        "code": "c:\\new\tline",  # with a backslash before the letter of an escape
+    },
     {
         "id": "b",
         "text": "it rains in the north",
@@ -88,6 +95,10 @@ FILTERS = [
     ("lower(place) = 'Über den bergen'", {"c"}),
     ("upper(place) = 'ÜBER DEN BERGEN'", {"c"}),
     ("note like 'TWO%\\'", {"b"}),
+    ("note like 'two\n\"lines%'", {"b"}),
+    ("length(note) = 13", {"b"}),
+    ("code like 'c:\\new\tline%'", {"a"}),
+    ("lower(code) > 'c:\\new\t'", {"a"}),
 ]
 BAG = {"is_bag": True, "max_tokens": 512}
 
