@@ -15,7 +15,7 @@ from gemb.integrations.ray.run import RayRun, _take
 from gemb.integrations.ray.worker import PartJob, write_part
 from gemb.models.profile import ModelProfile
 from gemb.texts.inputs import Reading
-from gemb.texts.records import Fields, from_fields
+from gemb.texts.records import Fields, Record, RowError, from_fields
 
 pytest.importorskip("pyarrow")
 
@@ -95,3 +95,20 @@ def test_a_run_begins_again_after_a_kill_before_its_first_part(tmp_path: Path) -
     )
     _take(run, job.folder)
     assert [path.name for path in folder.iterdir()] == [MANIFEST]
+
+
+def test_a_part_ends_after_so_many_characters_of_texts_and_titles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = pytest.importorskip("gemb.integrations.ray.source")
+    monkeypatch.setattr(source, "PART_CHARS", 10)
+    error = RowError("too_long", "it is too long")
+    records = [
+        Record(1, "line 1", "é" * 9),
+        Record(2, "line 2", "b", title="c"),
+        Record(3, "line 3", "d" * 4, title="e" * 6),
+        Record(4, "line 4", "f" * 100, error=error),  # its text is left out
+        Record(5, "line 5", "g"),
+    ]
+    cut = [([record.id for record in part], last) for part, last in source.parts(records, 3)]
+    assert cut == [([1, 2], False), ([3], False), ([4, 5], True)]

@@ -146,9 +146,11 @@ def _workers(resources: dict[str, float], options: ClusterOptions) -> int:
         room = min(room, int(gpus / options.gpus + 1e-6))
     needed = max(1, options.workers)
     if room < needed:
-        each = f"{options.cpus} CPUs" + (f" and {options.gpus:g} GPUs" if options.gpus else "")
+        room_of_one = f"{options.cpus} CPUs" + (
+            f" and {options.gpus:g} GPUs" if options.gpus else ""
+        )
         raise UsageError(
-            f"{needed} workers of {each} each do not fit: the cluster has {cpus:g} CPUs and "
+            f"{needed} workers of {room_of_one} each do not fit: the cluster has {cpus:g} CPUs and "
             f"{gpus:g} GPUs; give fewer --workers, -j or --gpus"
         )
     return options.workers or room

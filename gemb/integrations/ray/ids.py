@@ -14,8 +14,8 @@ LIMIT = 1 << 20  # hashes that are kept: 8 MiB
 def hashes(ids: Iterable[object]) -> NDArray[np.uint64]:
     """Return 64 bits of each id."""
     digests = b"".join(
-        hashlib.blake2b(str(one).encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        for one in ids
+        hashlib.blake2b(str(row_id).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for row_id in ids
     )
     return np.frombuffer(digests, "<u8")
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 MANIFEST = "_gemb.json"
+PART_CHARS = 8 << 20  # of texts and titles: a part ends there, if it has not so many rows
 _PART = re.compile(r"part-(\d{6,})-(\d{6,})\.parquet")
 _UNFINISHED = re.compile(r"\.(?:part-\d+-\d+\.parquet|_gemb\.json)\.[0-9a-f]{32}")
 _THREADS = 16  # that read footers

@@ -19,6 +19,7 @@ from gemb.integrations.ray.files import InputFile
 from gemb.integrations.ray.ids import IdSample, hashes
 from gemb.integrations.ray.parts import (
     MANIFEST,
+    PART_CHARS,
     Manifest,
     PartCounts,
     PartFolder,
@@ -75,6 +76,7 @@ class RayRun:
             "--on-long": job.on_long,
             "--on-error": job.on_error,
             "--part-rows": self.part_rows,
+            "characters of a part": PART_CHARS,
             "--input-format": reading.format,
             "separator": reading.separator.decode(),
             "--encoding": reading.encoding,
@@ -247,10 +249,10 @@ def _finish(run: RayRun, folder: PartFolder, totals: Totals, sample: IdSample) -
 def _say_repeated(folder: PartFolder, sample: IdSample) -> None:
     repeated = set(sample.repeated.tolist())
     example = next(
-        one
+        row_id
         for key in folder.parts()
-        for one in folder.ids(key)
-        if int(hashes([one])[0]) in repeated
+        for row_id in folder.ids(key)
+        if int(hashes([row_id])[0]) in repeated
     )
     count = f"{len(repeated)}" if sample.is_all else f"over {len(repeated)}"
     warn(

@@ -18,6 +18,7 @@ from ray.data.datasource import FileBasedDatasource
 
 from gemb.errors import GembError
 from gemb.integrations.ray import failures
+from gemb.integrations.ray.parts import PART_CHARS
 from gemb.io import notes
 from gemb.texts.inputs import Reading, read_opened
 from gemb.texts.records import Record
@@ -25,7 +26,6 @@ from gemb.texts.records import Record
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-PART_BYTES = 8 << 20  # of a part's input: it ends there, if it has not so many rows
 SCHEMA = pyarrow.schema(
     [
         ("file", pyarrow.int64()),
@@ -97,12 +97,13 @@ def parts(records: Iterable[Record | None], rows: int) -> Iterator[tuple[list[Re
     for record in records:
         if record is None:
             continue
-        if len(part) == rows or size >= PART_BYTES:
+        if len(part) == rows or size >= PART_CHARS:
             yield part, False
             part, size = [], 0
         # The text of an error has no vector, and may be what cannot be encoded.
-        part.append(_without_text(record) if record.error else record)
-        size += len(record.text)
+        row = _without_text(record) if record.error else record
+        part.append(row)
+        size += len(row.text) + len(row.title or "")
     yield part, True
 
 
