@@ -57,12 +57,13 @@ class PostgresTarget:
         """Connect, and read what the table holds.
 
         Raises:
-            UsageError: no table is named, and there is not one of gemb.
+            UsageError: the address is wrong, or no table is named, and there is not one of gemb.
             GembError: the server cannot be reached.
         """
         self._place = address.shown
         self._oid: int | None = None
         self.content: Content | None = None
+        self._kept = ""  # what messages of a push say of it
         with self._talking(before="cannot be reached"):
             self._connection = psycopg.connect(
                 address.place,
@@ -86,6 +87,7 @@ class PostgresTarget:
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the extension and the table where they are not there."""
         check_width(content, with_index=with_index)
+        self._kept = "; what was committed is kept, and the same command goes on"
         self._lock()
         self._open()  # another push may have made it meanwhile
         if self.content is not None:
@@ -197,10 +199,10 @@ class PostgresTarget:
             scores = bit_scores(vector, bits).tolist()
         else:
             scores = [row[-1] for row in rows]
-        found = [
+        answers = [
             FoundRow(PushRow(*row[:-1]), score) for row, score in zip(rows, scores, strict=True)
         ]
-        return sorted(found, key=lambda found: -found.score)[:k]
+        return sorted(answers, key=lambda answer: -answer.score)[:k]
 
     def fields(self) -> set[str]:
         """Return the names of the kept fields of the first rows."""
@@ -289,10 +291,20 @@ class PostgresTarget:
             GembError: one is.
         """
         deadline = time.monotonic() + LOCK_S
-        while not self._value("SELECT pg_try_advisory_lock(hashtext(%s))", f"gemb {self._table}"):
+        lock = f"gemb {self._whole_name()}"
+        while not self._value("SELECT pg_try_advisory_lock(hashtext(%s))", lock):
             if time.monotonic() > deadline:
                 raise GembError(f"{self.name}: another gemb index push is loading it")
             time.sleep(LOOK_S)
+
+    def _whole_name(self) -> str:
+        """Return the name of the table with its schema: `docs` may be that of `public.docs`."""
+        query = (
+            "SELECT coalesce((SELECT relnamespace FROM pg_class WHERE oid = to_regclass(%s)), "
+            "to_regnamespace(current_schema()::text)::oid)::regnamespace::text"
+        )
+        schema = self._value(query, self._table)
+        return self._table if "." in self._table else f"{quoted(schema)}.{self._table}"
 
     def _check_extension(self) -> None:
         """Refuse a server without pgvector.
@@ -347,6 +359,7 @@ class PostgresTarget:
             before: what the server does not do, where nothing is written yet.
 
         Raises:
+            UsageError: the address is wrong.
             GembError: the server refuses, fails, or is gone.
         """
         try:
@@ -358,19 +371,18 @@ class PostgresTarget:
                 who = "who administers the server runs CREATE EXTENSION vector in this database"
             raise GembError(f"{self._place}: {words}; {who}") from None
         except psycopg.errors.DiskFull:
-            raise GembError(
-                f"{self._place}: no space left on the server; what was committed is kept, and the "
-                "same command goes on"
-            ) from None
+            raise GembError(f"{self._place}: no space left on the server{self._kept}") from None
         except psycopg.OperationalError as error:
             words = unspoken(error.diag.message_primary or str(error))
+            if before and words.startswith("invalid "):  # a value in the address
+                raise UsageError(f"{self._place}: {words}") from None
             if before:
                 raise GembError(f"{self._place} {before}: {words}") from None
-            raise GembError(
-                f"{self._place}: {words}; what was committed is kept, and the same command goes on"
-            ) from None
+            raise GembError(f"{self._place}: {words}{self._kept}") from None
         except psycopg.Error as error:
             words = unspoken(error.diag.message_primary or str(error))
+            if before:  # the address cannot be read
+                raise UsageError(f"{self._place}: {words}") from None
             raise GembError(f"{self._place}: {words}") from None
 
 

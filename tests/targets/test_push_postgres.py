@@ -68,8 +68,8 @@ def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
     assert "at pg_sleep" in line
     done = rows("search", "parcel", database, "--where", "jear = 2024")
     assert (
-        b"no field jear in the first rows; there are: big, lang, line, meta, note, paid, path, "
-        b"place, tags, year" in done.stderr
+        b"no field jear in the first rows; there are: big, code, lang, line, meta, note, paid, "
+        b"path, place, tags, year" in done.stderr
     )
     assert ids(rows, "rain", database, "--weak", "--where", "path = '/north'") == ["b"]
 
@@ -170,6 +170,12 @@ def test_bad_targets(rows: Gemb, database: str) -> None:
     line = refused(rows, "index", "push", "rows.gemb", "postgres:///db?host=/nowhere", code=5)
     assert line.startswith("postgres:///nowhere/db cannot be reached: ")
     assert "hunter2" not in line
+    for more, words in (
+        ("&foo=1", 'invalid URI query parameter: "foo"'),
+        ("&sslmode=foo", 'invalid sslmode value: "foo"'),
+    ):
+        line = refused(rows, "index", "push", "rows.gemb", f"postgres:///db?host=/nowhere{more}")
+        assert line == f"postgres:///nowhere/db: {words}"
     line = refused(rows, "index", "push", "rows.gemb", "mysql://host/db")
     assert "mysql://host/db is no target; name postgres://HOST/DATABASE" in line
     line = refused(rows, "search", "q", database)
@@ -215,14 +221,57 @@ def test_a_table_that_another_push_made_meanwhile(rows: Gemb, database: str) -> 
         early.close()
 
 
-def test_a_full_disk_of_the_server_says_what_to_do(database: str) -> None:
-    target = open_target(address_of(database, "rows"))
-    with pytest.raises(GembError) as raised, target._talking():
-        raise psycopg.errors.DiskFull("could not extend file")
-    target.close()
-    assert str(raised.value).endswith(
-        "no space left on the server; what was committed is kept, and the same command goes on"
-    )
+def test_a_push_that_the_server_ends_says_what_to_do_and_a_search_does_not(
+    rows: Gemb, database: str
+) -> None:
+    push(rows, "rows.gemb", database)
+    target = open_target(address_of(database))
+
+    def said(error: psycopg.Error) -> str:
+        with pytest.raises(GembError) as raised, target._talking():
+            raise error
+        return str(raised.value).partition(": ")[2]
+
+    full = psycopg.errors.DiskFull("could not extend file")
+    cancelled = psycopg.errors.QueryCanceled("canceling statement due to user request")
+    try:
+        assert said(full) == "no space left on the server"
+        assert said(cancelled) == "canceling statement due to user request"
+        target.prepare(target.content, with_index=False)
+        for error, words in (
+            (full, "no space left on the server"),
+            (cancelled, "canceling statement due to user request"),
+        ):
+            assert said(error) == (
+                f"{words}; what was committed is kept, and the same command goes on"
+            )
+    finally:
+        target.close()
+
+
+@pytest.mark.parametrize(("table", "other"), [("docs", "public.docs"), ("more.docs", "docs")])
+@pytest.mark.parametrize("is_there", [True, False])
+def test_two_names_of_one_table_have_one_lock(
+    rows: Gemb, database: str, monkeypatch: pytest.MonkeyPatch, table: str, other: str, is_there
+) -> None:
+    monkeypatch.setattr("gemb.targets.postgres.LOCK_S", 0)
+    with psycopg.connect(database, autocommit=True) as connection:
+        name = connection.info.dbname
+        connection.execute("CREATE SCHEMA more")
+        if table == "more.docs":  # the first schema in which docs is looked for
+            connection.execute(f"ALTER DATABASE {name} SET search_path = more, public")
+    push(rows, "rows.gemb", database, "--table", "rows")
+    if is_there:
+        push(rows, "rows.gemb", database, "--table", table)
+    first, second = (open_target(address_of(database, name)) for name in (table, other))
+    made = open_target(address_of(database, "rows"))
+    try:
+        first.prepare(made.content, with_index=False)
+        with pytest.raises(GembError, match="another gemb index push is loading it"):
+            second.prepare(made.content, with_index=False)
+    finally:
+        for target in (first, second, made):
+            target.close()
 
 
 def test_another_model_is_refused(rows: Gemb, database: str) -> None:
