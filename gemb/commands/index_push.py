@@ -199,6 +199,7 @@ def _plan(address: Address, job: PushJob, rows: int) -> list[str]:
         from gemb.targets.postgres_sql import dry_run
 
         return dry_run(address.table, job.content, rows, with_index=job.with_index)
+    job.content.refuse_bits({"lance": "LanceDB", "qdrant": "Qdrant"}[address.kind])
     spec = job.content.spec
     lines = [
         f"make table {address.table} in {address.shown}: vectors of {spec.dim} {job.content.kind}",

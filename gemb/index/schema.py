@@ -34,7 +34,7 @@ from gemb.texts.words import VERSION
 # In the order of `IndexRow.columns`.
 COLUMNS = "id, path, line, last_line, title, text, kept, digest, crc"
 Column = int | str | bytes | None
-_WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
+WHOLE_NUMBER = re.compile("0|-?[1-9][0-9]{0,18}")
 _NONE = type(None)
 _TYPES: tuple[set[Any], ...] = (  # of the values of `COLUMNS`
     *({int, str, _NONE}, {str, bytes, _NONE}, {int, _NONE}, {int, _NONE}, {str, _NONE}),
@@ -121,7 +121,7 @@ def id_columns(row_id: Id) -> list[Column]:
     """Return the forms in which an id may be stored: 7 and "7" are one id, and "07" is another."""
     text = str(row_id)
     columns: list[Column] = [path_column(text)]  # bytes, which no id is: it is no UTF-8
-    if _WHOLE.fullmatch(text) and abs(int(text)) <= LARGEST:
+    if WHOLE_NUMBER.fullmatch(text) and abs(int(text)) <= LARGEST:
         columns.append(int(text))
     return columns
 

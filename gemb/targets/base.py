@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import UsageError
+from gemb.index.schema import WHOLE_NUMBER
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ KINDS = ("vector", "halfvec", "bit")  # of numbers in a target: pgvector's words
 KIND_OF = {"f32": "vector", "f16": "halfvec", "int8": "halfvec", "ubinary": "bit"}
 IDS = ("text", "number", "place")
 _NUL = re.compile(r"(?<!\\)((?:\\\\)*)\\u0000")
-_WHOLE = re.compile("0|-?[1-9][0-9]{0,18}")
 
 
 class PushRow(NamedTuple):
@@ -109,6 +109,15 @@ class Content:
         """The type of a stored number."""
         return np.dtype({"vector": "<f4", "halfvec": "<f2", "bit": "u1"}[self.kind])
 
+    def refuse_bits(self, database: str) -> None:
+        """Refuse signs for a database that has no such vectors.
+
+        Raises:
+            UsageError: they are signs.
+        """
+        if self.kind == "bit":
+            raise UsageError(f"--type bit is for PostgreSQL; {database} takes vector or halfvec")
+
     def stored(self, vectors: NDArray[Any]) -> NDArray[Any]:
         """Return floats [n, D], D at least `spec.dim`, in the target's type: [n, width]."""
         dim = self.spec.dim
@@ -189,7 +198,7 @@ class Content:
         """Return the id of a row as the source has it."""
         if self.ids == "place":
             return None
-        is_number = self.ids == "number" and _WHOLE.fullmatch(row.id)
+        is_number = self.ids == "number" and WHOLE_NUMBER.fullmatch(row.id)
         return int(row.id) if is_number else row.id
 
 

@@ -76,8 +76,7 @@ class LanceTarget:
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the table if it is not there."""
-        if content.kind == "bit":
-            raise UsageError("--type bit is for PostgreSQL; LanceDB takes vector or halfvec")
+        content.refuse_bits("LanceDB")
         schema = _schema(content)
         with self._talking():
             self._take_lock()
@@ -173,8 +172,8 @@ class LanceTarget:
             # The index looks into some partitions, where a filter may leave few rows.
             rows = self._nearest(vector, k, condition, is_exact=True)
         scores = (_vectors(rows).astype(np.float32) @ vector).tolist()
-        found = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
-        return sorted(found, key=lambda found: -found.score)
+        answers = [FoundRow(row, score) for row, score in zip(_rows(rows), scores, strict=True)]
+        return sorted(answers, key=lambda answer: -answer.score)
 
     def cancel(self) -> None:
         """Give up nothing: a write waits for no lock."""

@@ -66,8 +66,7 @@ class QdrantTarget:
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
         """Make the collection if it is not there."""
-        if content.kind == "bit":
-            raise UsageError("--type bit is for PostgreSQL; Qdrant takes vector or halfvec")
+        content.refuse_bits("Qdrant")
         is_half = content.kind == "halfvec"
         vectors = models.VectorParams(
             size=content.spec.dim,

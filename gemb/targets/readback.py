@@ -63,7 +63,7 @@ def read_back(target: Target, content: Content, sample: Sample) -> ReadBack:
         row_id not in there or there[row_id].tobytes() != vector.tobytes()
         for row_id, vector in rows
     )
-    found = wanted = 0
+    hit = wanted = 0
     queries = rows[:QUERIES]
     for _, stored in queries:
         (vector,) = content.vectors(stored[None])
@@ -71,6 +71,6 @@ def read_back(target: Target, content: Content, sample: Sample) -> ReadBack:
         least = min((row.score for row in exact), default=0.0) - EQUAL
         answers = target.search(vector, K)
         wanted += len(exact)
-        found += sum(row.score >= least for row in answers)
-    recall = found / wanted if wanted else 0.0
+        hit += sum(row.score >= least for row in answers)
+    recall = hit / wanted if wanted else 0.0
     return ReadBack(read=len(rows), wrong=wrong, queries=len(queries), k=K, recall=round(recall, 4))

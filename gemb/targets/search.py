@@ -80,10 +80,10 @@ def _asked(target: Target, content: Content, job: SearchJob, open_model: ModelOp
         UsageError: the model is another one, or there is no such row.
     """
     if job.like is not None:
-        found = target.vector_of(storable(job.like))
-        if found is None:
+        named = target.vector_of(storable(job.like))
+        if named is None:
             raise UsageError(f"no row '{visible(job.like, 80)}' in {target.name}; name an id")
-        row, vector = found
+        row, vector = named
         query = Query(job.like, row.text, job.like)
         return _Asked([query], content.vectors(vector[None]), None, (row.id,))
     queries = list(job.queries)
@@ -95,10 +95,10 @@ def _asked(target: Target, content: Content, job: SearchJob, open_model: ModelOp
     return _Asked(queries, vectors, encoder if len(queries) == 1 else None)
 
 
-def _hit(content: Content, found: FoundRow) -> Hit:
-    row = found.row
+def _hit(content: Content, answer: FoundRow) -> Hit:
+    row = answer.row
     return Hit(
-        score=found.score,
+        score=answer.score,
         text=row.text,
         path=row.path and shown_path(row.path, content.base),
         line=row.line,

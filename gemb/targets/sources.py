@@ -38,10 +38,9 @@ from gemb.io.text import visible
 from gemb.models.profile import check_dims
 from gemb.models.references import resolve
 from gemb.targets.base import KIND_OF, Content, PushRow, Rows, storable, storable_json
-from gemb.texts.records import RESERVED, Id
+from gemb.texts.records import RESERVED, TEXT_NAMES, Id
 
 STDIN = "-"
-TEXT_FIELDS = ("text", "contents")  # of a row of vectors, where no option names one
 
 
 class Source(Protocol):
@@ -242,9 +241,9 @@ class VectorFileSource:
         if row_id is None or row_id == "":
             place = f"{self._name}, {self._reader.unit} {number}"
             raise UsageError(f"{place}: no id, by which a table knows a row; gemb embed --id-field")
-        texts = [str(fields[name]) for name in TEXT_FIELDS if fields.get(name) is not None]
+        texts = [str(fields[name]) for name in TEXT_NAMES if fields.get(name) is not None]
         title = fields.get("title")
-        taken = {*RESERVED, *TEXT_FIELDS, "title"}
+        taken = {*RESERVED, *TEXT_NAMES, "title"}
         kept = {name: value for name, value in fields.items() if name not in taken}
         return PushRow(
             storable(str(row_id)),

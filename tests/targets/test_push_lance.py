@@ -68,8 +68,10 @@ def test_types_and_widths(rows: Gemb, kind: str) -> None:
 
 
 def test_bad_targets(rows: Gemb) -> None:
-    line = refused(rows, "index", "push", "rows.gemb", "lance:db", "--type", "bit")
-    assert line.startswith("--type bit is for PostgreSQL")
+    for target, database in (("lance:db", "LanceDB"), ("qdrant:db", "Qdrant")):
+        for more in (["-n"], []) if target == "lance:db" else (["-n"],):
+            line = refused(rows, "index", "push", "rows.gemb", target, "--type", "bit", *more)
+            assert line == f"--type bit is for PostgreSQL; {database} takes vector or halfvec"
     line = refused(rows, "search", "q", "lance:db")
     assert line == "db has no table of gemb index push"
     line = refused(rows, "search", "q", "db/rows.lance")
