@@ -23,9 +23,9 @@ from gemb.targets.filters import (
     is_long,
 )
 
-# Of a text in JSON, in the order in which they are replaced: a backslash, which may stand before one
-# of the letters, is meanwhile a character that JSON never has as such. Other control characters,
-# as ESC, stay escaped.
+# Of a text in JSON, in the order in which they are replaced: a backslash, which may stand before
+# one of the letters, is meanwhile a character that JSON never has as such. Other control
+# characters, as ESC, stay escaped.
 _ESCAPES = (
     *(("\\\\", "\x01"), ('\\"', '"'), ("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r")),
     *(("\\b", "\b"), ("\\f", "\f"), ("\x01", "\\")),
