@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 
 from gemb.backend import Runtime
 from gemb.embedding.pipeline import Embedder
+from gemb.errors import UsageError
+from gemb.integrations.ray.cluster import ClusterOptions
 from gemb.integrations.ray.files import listed
-from gemb.integrations.ray.parts import MANIFEST, PartFolder, PartKey
-from gemb.integrations.ray.run import RayRun, _take
+from gemb.integrations.ray.parts import LOCK_NAME, MANIFEST, PartFolder, PartKey
+from gemb.integrations.ray.run import RayRun, _take, run_on_ray
 from gemb.integrations.ray.worker import PartJob, write_part
 from gemb.models.profile import ModelProfile
 from gemb.texts.inputs import Reading
@@ -77,24 +80,50 @@ def test_the_ids_of_a_part_are_those_that_it_holds(
     assert ids == written == job.folder.ids(PartKey(0, 0))
 
 
-def test_a_run_begins_again_after_a_kill_before_its_first_part(tmp_path: Path) -> None:
+def ray_run(tmp_path: Path, *, resume: bool) -> RayRun:
     (tmp_path / "texts.txt").write_text("one\n")
-    folder = tmp_path / "vectors"
-    folder.mkdir()
-    (folder / f".{MANIFEST}.{'0' * 32}").write_bytes(b"{")
     system, files = listed([str(tmp_path / "texts.txt")])
-    job = part_job(folder, Embedder.of(Encoder(), "document"), "inline")
-    run = RayRun(
+    return RayRun(
         files=files,
         system=system,
         reading=Reading(),
         part_rows=32,
-        job=job,
-        resume=False,
+        job=part_job(tmp_path / "vectors", Embedder.of(Encoder(), "document"), "inline"),
+        resume=resume,
         arithmetic="fp32",
     )
-    _take(run, job.folder)
+
+
+def test_a_run_begins_again_after_a_kill_before_its_first_part(tmp_path: Path) -> None:
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    (folder / f".{MANIFEST}.{'0' * 32}").write_bytes(b"{")
+    (folder / LOCK_NAME).write_text("1 on a machine\n")  # nobody has it
+    run = ray_run(tmp_path, resume=False)
+    with run.job.folder.locked():
+        _take(run, run.job.folder)
     assert [path.name for path in folder.iterdir()] == [MANIFEST]
+
+
+def test_a_second_driver_of_a_folder_is_refused(tmp_path: Path) -> None:
+    run = ray_run(tmp_path, resume=True)
+    run.job.folder.make()
+    words = (
+        f"vectors is being written by process {os.getpid()} on {os.uname().nodename}: wait for it, "
+        "stop it, or name another folder"
+    )
+    with run.job.folder.locked(), pytest.raises(UsageError) as raised:
+        run_on_ray(run, ClusterOptions(address="", workers=1, cpus=1, gpus=0))
+    assert str(raised.value).endswith(words)
+    assert not list((tmp_path / "vectors").iterdir())
+
+
+@pytest.mark.parametrize("named", ["docs", "docs/caf\udce9.txt"])
+def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, named: str) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "caf\udce9.txt").write_text("one\n")
+    with pytest.raises(UsageError, match=r"/docs/caf\S+\.txt: Ray takes no name that is not UTF-8"):
+        listed([str(tmp_path / named)])
 
 
 def test_a_part_ends_after_so_many_characters_of_texts_and_titles(

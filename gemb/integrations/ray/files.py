@@ -43,13 +43,18 @@ def resolved(path: str) -> tuple[FileSystem, str]:
     """Return the file system of a path or an address, and the path on it.
 
     Raises:
-        UsageError: Arrow knows no such address.
+        UsageError: Arrow knows no such address, or the name is not UTF-8.
     """
     import pyarrow
     from pyarrow.fs import FileSystem, LocalFileSystem
 
+    whole = path if is_remote(path) else os.path.abspath(path)  # noqa: PTH100
+    try:
+        whole.encode()
+    except UnicodeEncodeError:
+        raise _no_utf8(whole) from None
     if not is_remote(path):
-        return LocalFileSystem(), os.path.abspath(path)  # noqa: PTH100
+        return LocalFileSystem(), whole
     try:
         system, inner = FileSystem.from_uri(path)
     except (pyarrow.ArrowException, ValueError, ImportError) as error:
@@ -66,7 +71,8 @@ def listed(paths: Sequence[str]) -> tuple[FileSystem, list[InputFile]]:
     In folders, names that begin with a dot or an underscore are left out.
 
     Raises:
-        UsageError: one is not there, a folder is empty, or they are on several file systems.
+        UsageError: one is not there, a folder is empty, a name is not UTF-8, or they are on several
+            file systems.
     """
     files: list[InputFile] = []
     system: FileSystem | None = None
@@ -96,16 +102,26 @@ def _files(system: FileSystem, path: str, inner: str) -> Iterator[InputFile]:
         yield _input_file(info, path)
         return
     inside = system.get_file_info(FileSelector(inner, recursive=True))
-    names = sorted(
-        (entry.path[len(inner) :].lstrip("/"), entry)
-        for entry in inside
-        if entry.type != FileType.Directory
-    )
+    try:
+        names = sorted(
+            (entry.path[len(inner) :].lstrip("/"), entry)
+            for entry in inside
+            if entry.type != FileType.Directory
+        )
+    except UnicodeDecodeError as error:
+        raise _no_utf8(os.fsdecode(error.object)) from None
     names = [(name, entry) for name, entry in names if not re.search(r"(?:^|/)[._]", name)]
     if not names:
         raise UsageError(f"{path}: no files in this folder")
     for name, entry in names:
         yield _input_file(entry, f"{path.rstrip('/')}/{name}")
+
+
+def _no_utf8(path: str) -> UsageError:
+    return UsageError(
+        f"{visible(shown_address(path))}: Ray takes no name that is not UTF-8; rename it, or leave "
+        "--engine ray out"
+    )
 
 
 def _input_file(info: FileInfo, label: str) -> InputFile:

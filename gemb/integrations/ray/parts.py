@@ -13,6 +13,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +25,13 @@ from gemb.embedding.vectors import META
 from gemb.errors import GembError, UsageError
 from gemb.integrations.ray.files import resolved, shown_address
 from gemb.io.atomic import naming, sync_folder
+from gemb.io.locks import LOCK, locked
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 MANIFEST = "_gemb.json"
+LOCK_NAME = f".{LOCK}"  # readers of folders leave names with a dot out
 PART_CHARS = 8 << 20  # of texts and titles: a part ends there, if it has not so many rows
 _PART = re.compile(r"part-(\d{6,})-(\d{6,})\.parquet")
 _UNFINISHED = re.compile(r"\.(?:part-\d+-\d+\.parquet|_gemb\.json)\.[0-9a-f]{32}")
@@ -150,11 +153,29 @@ class PartFolder:
             self.system.create_dir(self.path, recursive=not self.is_local)
 
     def names(self) -> list[str]:
-        """Return the names of all files in it."""
+        """Return the names of all files in it, but for its lock."""
         from pyarrow.fs import FileSelector
 
         entries = self.system.get_file_info(FileSelector(self.path, allow_not_found=True))
-        return [entry.base_name for entry in entries]
+        return [entry.base_name for entry in entries if entry.base_name != LOCK_NAME]
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Let no second run write here while the block runs; a store has no locks.
+
+        Raises:
+            UsageError: another one does.
+            OSError: nothing can be written here.
+        """
+
+        def held(holder: str) -> None:
+            raise UsageError(
+                f"{self.name} is being written by process {holder or 'unknown'}: wait for it, stop "
+                "it, or name another folder"
+            )
+
+        if not self.is_local:
+            return nullcontext()
+        return locked(Path(self.path) / LOCK_NAME, held, removes=True)
 
     def remove_unfinished(self) -> None:
         """Remove what killed workers, or a killed driver, left."""

@@ -95,12 +95,20 @@ def run_on_ray(run: RayRun, options: ClusterOptions) -> None:
 
     Raises:
         SomeRowsFailed: all was written, and some rows have no vector.
-        UsageError: the folder holds another run, or the cluster is too small.
+        UsageError: the folder holds another run, another process writes there, or the cluster is
+            too small.
         Missing: Ray, or a cluster, is not there.
         GembError: the run failed; what is written stays.
     """
+    folder = run.job.folder
+    folder.make()
+    with folder.locked():
+        _take(run, folder)
+        _run(run, options)
+
+
+def _run(run: RayRun, options: ClusterOptions) -> None:
     folder, totals, sample = run.job.folder, Totals(run.job.spec.max_tokens), IdSample()
-    _take(run, folder)
     progress = InputProgress(run.total)
     if run.resume:
         _count_done(run, totals, sample, progress)
@@ -131,7 +139,6 @@ def _take(run: RayRun, folder: PartFolder) -> None:
     Raises:
         UsageError: it holds something else, or this run, and `resume` is not asked for.
     """
-    folder.make()
     before = Manifest.read(folder)
     if before is None:
         folder.remove_unfinished()
