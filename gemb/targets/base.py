@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from gemb.embedding.vectors import VectorSpec, unpacked
 from gemb.errors import UsageError
 from gemb.index.schema import WHOLE_NUMBER
+from gemb.index.where import COLUMNS
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
     from gemb.targets.filters import Condition
 
 MARK = "gemb push"
+MOST_FIELDS = 1000  # whose names a table keeps
 VERSION = 1
 KINDS = ("vector", "halfvec", "bit")  # of numbers in a target: pgvector's words for f32, f16, bits
 KIND_OF = {"f32": "vector", "f16": "halfvec", "int8": "halfvec", "ubinary": "bit"}
@@ -91,6 +93,7 @@ class Content:
     query_task: str = "query"
     ids: str = "text"  # of `IDS`; place: rows are passages, whose id is path:line
     base: str = "/"  # relative paths start here
+    fields: tuple[str, ...] = ()  # that rows keep: their names, `MOST_FIELDS` at most
     background: Mapping[str, object] | None = None  # scores of what is irrelevant; None: unknown
 
     def vectors(self, stored: NDArray[Any]) -> NDArray[np.float32]:
@@ -108,6 +111,15 @@ class Content:
     def numbers(self) -> np.dtype[Any]:
         """The type of a stored number."""
         return np.dtype({"vector": "<f4", "halfvec": "<f2", "bit": "u1"}[self.kind])
+
+    def with_fields_of(self, kept: Iterable[str]) -> Content:
+        """Return a content that has the names of the fields in these JSON objects, too.
+
+        Of very many, those that hide a column of their name come first.
+        """
+        names = {*self.fields, *(name for text in set(kept) for name in orjson.loads(text))}
+        ordered = sorted(names, key=lambda name: (name not in COLUMNS, name))
+        return replace(self, fields=tuple(ordered[:MOST_FIELDS]))
 
     def refuse_bits(self, database: str) -> None:
         """Refuse signs for a database that has no such vectors.
@@ -147,7 +159,8 @@ class Content:
                 raise UsageError(f"a newer gemb wrote it (format {version}): pip install -U gemb")
             del entries["fingerprint"]
             spec = VectorSpec(**entries.pop("spec"))
-            content = Content(spec=spec, **entries)
+            fields = tuple(entries.pop("fields", ()))
+            content = Content(spec=spec, fields=fields, **entries)
         except (ValueError, TypeError, KeyError, AttributeError):
             return None
         return content if content._is_possible() else None
@@ -155,7 +168,7 @@ class Content:
     def _is_possible(self) -> bool:
         from gemb.models.prompts import TASKS
 
-        texts = (self.model, self.base)
+        texts = (self.model, self.base, *self.fields)
         return (
             self.spec.is_possible()
             and self.kind in KINDS
@@ -217,6 +230,9 @@ class Target(Protocol):
             GembError: the database refuses or fails.
         """
 
+    def describe(self, content: Content) -> None:
+        """Let the table, which is there, say this of itself."""
+
     def count(self, condition: Condition | None = None) -> int:
         """Return how many rows are there, or satisfy a condition."""
 
@@ -234,9 +250,6 @@ class Target(Protocol):
 
     def finish(self, *, with_index: bool) -> None:
         """Make the index for search, if it is wanted and not there, and what else is due."""
-
-    def fields(self) -> set[str]:
-        """Return the names of the kept fields of some rows."""
 
     def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
         """Return a row and its stored vector [width]; None: there is none of this id."""

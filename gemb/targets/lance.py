@@ -1,7 +1,7 @@
 """LanceDB: a table of Arrow batches in a folder or a bucket.
 
-What the vectors are is metadata of the table's schema. A part is one version of the table: it is
-there as a whole or not at all.
+What the vectors are is metadata of the table's schema, and, once it has changed, of the column of
+ids. A part is one version of the table: it is there as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ PART_ROWS = 5000
 INDEXED_ROWS = 100_000  # fewer are compared one by one, which takes milliseconds
 PROBES = 64  # partitions that a search looks into
 REFINED = 20  # candidates for each answer whose vectors decide
-SAMPLED_ROWS = 1000  # whose fields are known
 TEXTS = ("id", "path", "line", "last_line", "title", "text", "kept")
 _IDS = 10_000  # at a time
 _KEY = MARK.encode()
@@ -88,12 +87,19 @@ class LanceTarget:
         if self._table is None:
             with self._talking():
                 self._table = self._database.create_table(self._name, schema=schema)
+            self.content = content
         elif self.content is None:
             raise UsageError(
                 f"{self.name} was not made by gemb index push; name another with --table"
             )
-        self.content = content
         self._check_columns(schema)
+
+    def describe(self, content: Content) -> None:
+        """Change the metadata of the column of ids: that of the schema stays as it was made."""
+        with self._talking():
+            update = {"path": "id", "metadata": {MARK: content.to_json()}}
+            self._table.update_field_metadata(update)
+        self.content = content
 
     def count(self, condition: Condition | None = None) -> int:
         """Return how many rows are there, or satisfy a condition."""
@@ -137,14 +143,6 @@ class LanceTarget:
                 self._table.create_index(
                     metric="dot", vector_column_name="embedding", index_type="IVF_SQ"
                 )
-
-    def fields(self) -> set[str]:
-        """Return the names of the kept fields of some rows."""
-        import orjson
-
-        with self._talking():
-            rows = self._table.search().select(["kept"]).limit(SAMPLED_ROWS).to_arrow()
-        return {name for text in rows["kept"].to_pylist() for name in orjson.loads(text)}
 
     def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
         """Return a row and its stored vector."""
@@ -250,8 +248,11 @@ class LanceTarget:
 
     def _content(self, table: str) -> Content | None:
         """Return what a table says that it holds."""
-        metadata = self._database.open_table(table).schema.metadata or {}
-        return Content.from_json(metadata.get(_KEY, b"").decode())
+        schema = self._database.open_table(table).schema
+        number = schema.get_field_index("id")
+        changed = (number >= 0 and schema.field(number).metadata) or {}
+        text = changed.get(_KEY) or (schema.metadata or {}).get(_KEY, b"")
+        return Content.from_json(text.decode())
 
     def _of_ids(self, ids: Sequence[str], columns: list[str]) -> Any:  # noqa: ANN401
         """Return some columns of the rows that have these ids."""

@@ -28,6 +28,7 @@ from gemb.targets.postgres_filters import sql_of
 from gemb.targets.postgres_sql import (
     check_width,
     column_types,
+    comment_statement,
     copy_statement,
     index_statements,
     quoted,
@@ -44,7 +45,6 @@ CONNECT_S = 20
 GONE_S = 2  # after which the server sees that a client was killed
 LOOK_S = 0.2
 LOCK_S = 5  # that another push may take to end
-SAMPLED_ROWS = 1000  # whose fields are known
 _IDS = 10_000  # fetched at a time
 
 
@@ -98,15 +98,21 @@ class PostgresTarget:
                 for statement in table_statements(self._table, content):
                     self._connection.execute(statement)
             self._oid = self._value("SELECT to_regclass(%s)::oid", self._table)
+            self.content = content
         elif self.content is None:
             raise UsageError(
                 f"{self.name} was not made by gemb index push; name another with --table"
             )
-        self.content = content
         self._check_columns(content)
         with self._talking():
             for statement in temporary_statements(self._table):
                 self._connection.execute(statement)
+
+    def describe(self, content: Content) -> None:
+        """Change the comment of the table."""
+        with self._talking():
+            self._connection.execute(comment_statement(self._table, content))
+        self.content = content
 
     def count(self, condition: Condition | None = None) -> int:
         """Return how many rows are there, or satisfy a condition."""
@@ -203,15 +209,6 @@ class PostgresTarget:
             FoundRow(PushRow(*row[:-1]), score) for row, score in zip(rows, scores, strict=True)
         ]
         return sorted(answers, key=lambda answer: -answer.score)[:k]
-
-    def fields(self) -> set[str]:
-        """Return the names of the kept fields of the first rows."""
-        query = (
-            "SELECT DISTINCT jsonb_object_keys(kept) FROM "
-            f"(SELECT kept FROM {self._table} LIMIT {SAMPLED_ROWS}) AS sample"
-        )
-        with self._talking():
-            return {name for (name,) in self._connection.execute(query).fetchall()}
 
     def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
         """Return a row and its stored vector; None: there is none of this id."""
@@ -374,8 +371,9 @@ class PostgresTarget:
             raise GembError(f"{self._place}: no space left on the server{self._kept}") from None
         except psycopg.OperationalError as error:
             words = unspoken(error.diag.message_primary or str(error))
-            if before and words.startswith("invalid "):  # a value in the address
-                raise UsageError(f"{self._place}: {words}") from None
+            wrong = words.removeprefix("connection is bad: ")
+            if before and wrong.startswith("invalid "):  # a value in the address
+                raise UsageError(f"{self._place}: {wrong}") from None
             if before:
                 raise GembError(f"{self._place} {before}: {words}") from None
             raise GembError(f"{self._place}: {words}{self._kept}") from None

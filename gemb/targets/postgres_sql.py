@@ -59,12 +59,17 @@ def table_statements(table: str, content: Content) -> list[str]:
         for name, kind in column_types(content).items()
     ]
     columns[0] = '    id text COLLATE "C" PRIMARY KEY'
-    comment = content.to_json().replace("'", "''")
     return [
         "CREATE EXTENSION IF NOT EXISTS vector",
         f"CREATE TABLE {table} (\n" + ",\n".join(columns) + "\n)",
-        f"COMMENT ON TABLE {table} IS '{comment}'",
+        comment_statement(table, content),
     ]
+
+
+def comment_statement(table: str, content: Content) -> str:
+    """Return what lets the table say what it holds."""
+    comment = content.to_json().replace("'", "''")
+    return f"COMMENT ON TABLE {table} IS '{comment}'"
 
 
 def temporary_statements(table: str) -> list[str]:

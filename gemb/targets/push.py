@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import note
 from gemb.io.progress import CountProgress
 from gemb.io.text import visible
-from gemb.targets.base import Content, Part, Target, content_hashes
+from gemb.targets.base import Content, Part, Rows, Target, content_hashes
 from gemb.targets.readback import ReadBack, Sample, read_back
 from gemb.targets.sources import Source
 
@@ -77,11 +79,12 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     """Write what the target has not, and check what it has.
 
     Raises:
-        UsageError: the target holds other vectors, or an id repeats.
+        UsageError: there is no row, the target holds other vectors, or an id repeats.
         GembError: the target refuses or fails.
         NegativeAnswer: what is there is not what was written, or recall is too low.
     """
     content = job.content
+    parts = _parts(source, target.part_rows)
     target.prepare(content, with_index=job.with_index)
     pushed, sample = Pushed(), Sample()
     keys = _Keys(must_differ=not source.has_unique_ids)
@@ -91,7 +94,7 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     try:
         with _writer(target) as writer:
             written: Future[None] | None = None
-            for rows, vectors in source.parts(target.part_rows):
+            for rows, vectors in parts:
                 stored = content.stored(vectors)
                 part = Part(rows, stored, content_hashes(rows, stored), is_new)
                 keys.add(rows.ids)
@@ -107,7 +110,7 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     pushed.failed = source.failed
     pushed.load_s = time.monotonic() - began
     if not keys.count:
-        raise UsageError("there is no row to push" + (", for all failed" if source.failed else ""))
+        raise _no_row(source)
     if job.may_remove:
         pushed.removed = _remove(target, keys, source.failed_ids, job.may_remove)
     began = time.monotonic()
@@ -117,6 +120,26 @@ def push(source: Source, target: Target, job: PushJob) -> Pushed:
     pushed.others = pushed.rows - keys.count
     _check(target, job, pushed, sample)
     return pushed
+
+
+def _parts(source: Source, size: int) -> Iterator[tuple[Rows, NDArray[Any]]]:
+    """Return the parts of a source that is not empty.
+
+    Raises:
+        UsageError: no row of it has a vector.
+    """
+    parts = source.parts(size)
+    if source.is_pipe:  # so that a target that refuses does it before all is embedded
+        return parts
+    first = next(parts, None)
+    if first is None:
+        raise _no_row(source)
+    return chain(iter([first]), parts)  # which lets go of the first part
+
+
+def _no_row(source: Source) -> UsageError:
+    why = f": all {source.failed:,} have no vector" if source.failed else ""
+    return UsageError(f"{source.name} has no row to push{why}")
 
 
 @contextmanager
@@ -171,6 +194,10 @@ class _Keys:
 def _write(part: Part, target: Target, pushed: Pushed) -> None:
     """Write the rows of a part that the target has not, or has otherwise."""
     ids = part.rows.ids
+    assert target.content is not None, "it is prepared"
+    content = target.content.with_fields_of(part.rows.kept)
+    if content != target.content:
+        target.describe(content)
     there = {} if part.is_new else target.hashes(ids)
     wanted = [
         number

@@ -31,7 +31,6 @@ from gemb.targets.qdrant_filters import filter_of
 PART_ROWS = 500  # of one request: some megabytes of JSON
 INDEXED_KB = 10_000  # of vectors in a segment, from which on Qdrant makes its graph
 EF_SEARCH = 200  # rows that a search of the graph keeps
-SAMPLED_ROWS = 1000  # whose fields are known
 TIMEOUT_S = 120
 LOOK_S = 0.5  # between two looks at a graph in the making
 PAYLOAD = (*PushRow._fields, "hash")
@@ -92,6 +91,12 @@ class QdrantTarget:
                     optimizers_config=models.OptimizersConfigDiff(indexing_threshold=0),
                     metadata={MARK: content.to_json()},
                 )
+            self.content = content
+
+    def describe(self, content: Content) -> None:
+        """Change the metadata of the collection."""
+        with self._talking():
+            self._client.update_collection(self._name, metadata={MARK: content.to_json()})
         self.content = content
 
     def count(self, condition: Condition | None = None) -> int:
@@ -145,12 +150,6 @@ class QdrantTarget:
             self._client.update_collection(self._name, optimizers_config=config)
             while self._client.get_collection(self._name).status == models.CollectionStatus.YELLOW:
                 time.sleep(LOOK_S)
-
-    def fields(self) -> set[str]:
-        """Return the names of the kept fields of some rows."""
-        with self._talking():
-            points, _ = self._client.scroll(self._name, limit=SAMPLED_ROWS, with_payload=["kept"])
-        return {name for point in points for name in (point.payload or {}).get("kept", {})}
 
     def vector_of(self, row_id: str) -> tuple[PushRow, NDArray[Any]] | None:
         """Return a row and its stored vector."""

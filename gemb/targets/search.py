@@ -43,7 +43,7 @@ def run_target(job: SearchJob, address: Address, open_model: ModelOpener, form: 
         if content is None:
             raise UsageError(f"{target.name} is not there, or gemb index push did not make it")
         _check_asked(target, content, job)
-        condition = condition and _with_fields(target, condition)
+        condition = condition and _with_fields(content, condition)
         asked = _asked(target, content, job, open_model)
         count = target.count(condition)
         answers: list[QueryHits] = []
@@ -176,14 +176,14 @@ def _check_model(target: Target, content: Content, encoder: Encoder, job: Search
     )
 
 
-def _with_fields(target: Target, condition: Condition) -> Condition:
+def _with_fields(content: Content, condition: Condition) -> Condition:
     """Return a filter that knows which of its fields are kept; a note names those of no row."""
-    known = target.fields()
+    known = content.fields
     names = {field.name for field in _fields_of(condition) if not field.is_column}
     for name in sorted(names):
         if name not in known and name.partition(".")[0] not in known:
-            there = ", ".join(visible(name, 40) for name in sorted(known)[:20]) or "none"
-            note(f"--where: no field {visible(name, 40)} in the first rows; there are: {there}")
+            there = ", ".join(visible(name, 40) for name in known[:20]) or "none"
+            note(f"--where: no field {visible(name, 40)} in any row; there are: {there}")
     return with_kept(condition, known)
 
 

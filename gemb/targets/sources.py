@@ -6,9 +6,9 @@ import dataclasses
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -41,19 +41,24 @@ from gemb.targets.base import KIND_OF, Content, PushRow, Rows, storable, storabl
 from gemb.texts.records import RESERVED, TEXT_NAMES, Id
 
 STDIN = "-"
+PART_BYTES = 16 << 20  # of texts, titles and kept fields: a part of fewer rows ends there
+
+T = TypeVar("T")
 
 
 class Source(Protocol):
     """Rows with vectors."""
 
+    name: str  # in messages
     content: Content  # with the source's own width
     count: int | None  # of rows; None: unknown until they are read
+    is_pipe: bool  # its rows come as they are made; the first vector is there
     failed: int  # rows without a vector so far
     failed_ids: set[str]  # of these
     has_unique_ids: bool  # it is known that no id repeats
 
     def parts(self, size: int) -> Iterator[tuple[Rows, NDArray[Any]]]:
-        """Yield all rows that have a vector, `size` at most at a time.
+        """Yield all rows that have a vector, `size` or some `PART_BYTES` at most at a time.
 
         With them come their vectors, [n, D], of length one, in f16 or f32 numbers.
 
@@ -68,6 +73,7 @@ class IndexSource:
 
     failed = 0
     has_unique_ids = True
+    is_pipe = False
 
     def __init__(self, index: Index, kind: str | None) -> None:
         """Check that each row has an id of its own.
@@ -76,12 +82,12 @@ class IndexSource:
             UsageError: several rows have one, or vectors are drafts.
         """
         self._index = index
+        self.name = visible(str(index.folder))
         self.failed_ids: set[str] = set()
         if len(index.drafts):
-            folder = visible(str(index.folder))
             raise UsageError(
-                f"{len(index.drafts):,} rows of {folder} have drafts of vectors: gemb index refine "
-                f"{folder} makes real ones"
+                f"{len(index.drafts):,} rows of {self.name} have drafts of vectors: gemb index "
+                f"refine {self.name} makes real ones"
             )
         self.count: int | None = index.count
         manifest = index.manifest
@@ -111,10 +117,10 @@ class IndexSource:
             cursor = self._index.connection.execute(
                 f"SELECT slot, {COLUMNS} FROM rows ORDER BY slot"
             )
-            while found := cursor.fetchmany(size):
-                slots, *columns = zip(*found, strict=True)
+            for part in _cut(cursor, size, lambda row: row[5:8]):
+                slots, *columns = zip(*part, strict=True)
                 stored = gathered(self._index.stored, np.array(slots, np.int64))
-                self._check(found, columns, stored)
+                self._check(part, columns, stored)
                 ids, paths, lines, last_lines, titles, texts, kept, _, _ = columns
                 names = [path_of(path) for path in paths]
                 places = zip(ids, names, lines, strict=True)
@@ -162,9 +168,9 @@ class IndexSource:
         if not are_of_rows(columns):
             are_whole &= [are_of_row(row[1:]) for row in rows]
         for row in np.flatnonzero(~are_whole).tolist():
-            folder = visible(str(self._index.folder))
             raise GembError(
-                f"row {rows[row][0]} of {folder} is damaged; gemb index verify {folder} says more"
+                f"row {rows[row][0]} of {self.name} is damaged; gemb index verify {self.name} says "
+                "more"
             )
 
     def _kind_of_ids(self) -> str:
@@ -180,7 +186,7 @@ class IndexSource:
         )
         for row_id, count in self._read(query):
             raise UsageError(
-                f"{count} rows of {visible(str(self._index.folder))} have the id "
+                f"{count} rows of {self.name} have the id "
                 f"'{visible(str(row_id), 80)}', and a table has each once; build the index with "
                 "--id-field"
             )
@@ -203,8 +209,9 @@ class VectorFileSource:
             UsageError: they are of another model than the one that is named, or of none.
         """
         self._reader = reader
-        self._name = name
+        self.name = name
         self.count = reader.count
+        self.is_pipe = isinstance(reader, _StdinReader)
         self.failed = 0
         self.failed_ids: set[str] = set()
         identity = identity_of(reader.description, job)
@@ -231,15 +238,17 @@ class VectorFileSource:
             self.failed += len(vectors) - len(good)
             failed = (batch.fields[n].get("id") for n in np.flatnonzero(has_failed).tolist())
             self.failed_ids.update(storable(str(row_id)) for row_id in failed if row_id is not None)
-            for first in range(0, len(good), size):
-                chosen = good[first : first + size]
-                rows = [self._row(batch.fields[n], batch.numbers[n]) for n in chosen.tolist()]
-                yield Rows.of(rows), vectors[chosen]
+            rows = (self._row(batch.fields[n], batch.numbers[n]) for n in good.tolist())
+            first = 0
+            for part in _cut(rows, size, lambda row: (row.title, row.text, row.kept)):
+                chosen = good[first : first + len(part)]
+                yield Rows.of(part), vectors[chosen]
+                first += len(part)
 
     def _row(self, fields: Mapping[str, Any], number: int) -> PushRow:
         row_id = fields.get("id")
         if row_id is None or row_id == "":
-            place = f"{self._name}, {self._reader.unit} {number}"
+            place = f"{self.name}, {self._reader.unit} {number}"
             raise UsageError(f"{place}: no id, by which a table knows a row; gemb embed --id-field")
         texts = [str(fields[name]) for name in TEXT_NAMES if fields.get(name) is not None]
         title = fields.get("title")
@@ -258,7 +267,21 @@ class VectorFileSource:
     def _check_fingerprints(self, rows: Sequence[Mapping[str, Any]]) -> None:
         ours = self._reader.description.fingerprint
         if any(fields.get("fingerprint", ours) != ours for fields in rows):
-            raise UsageError(f"{self._name} has vectors of several models or prompts")
+            raise UsageError(f"{self.name} has vectors of several models or prompts")
+
+
+def _cut(rows: Iterable[T], size: int, texts: Callable[[T], Iterable[object]]) -> Iterator[list[T]]:
+    """Yield rows by the part: `size` of them, or fewer whose texts have `PART_BYTES` in memory."""
+    part: list[T] = []
+    part_bytes = 0
+    for row in rows:
+        part.append(row)
+        part_bytes += sum(map(sys.getsizeof, texts(row)))
+        if len(part) == size or part_bytes >= PART_BYTES:
+            yield part
+            part, part_bytes = [], 0
+    if part:
+        yield part
 
 
 def _first_id(reader: VectorReader) -> object:

@@ -112,7 +112,7 @@ def check_filters(
         with Index.open(index) as opened:
             slots = matching(opened.connection, condition_for(opened.connection, filter_))
             assert {hit.id for hit in opened.hits(slots, np.zeros(len(slots)))} == wanted, filter_
-        condition = with_kept(parsed(filter_), target.fields())
+        condition = with_kept(parsed(filter_), target.content.fields)
         passed = target.search(query, 10, condition)
         assert {found.row.id for found in passed} == wanted, filter_
         assert target.count(condition) == len(wanted), filter_

@@ -68,8 +68,8 @@ def test_filters_are_bound_as_parameters(rows: Gemb, database: str) -> None:
     assert "at pg_sleep" in line
     done = rows("search", "parcel", database, "--where", "jear = 2024")
     assert (
-        b"no field jear in the first rows; there are: big, code, lang, line, meta, note, paid, "
-        b"path, place, tags, year" in done.stderr
+        b"no field jear in any row; there are: line, path, big, code, lang, meta, note, paid, "
+        b"place, tags, year" in done.stderr
     )
     assert ids(rows, "rain", database, "--weak", "--where", "path = '/north'") == ["b"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
+import subprocess
+import sys
 import zlib
 
 import pytest
 
 from fake_backend import Gemb, write_model
 from gemb.index.schema import COLUMNS, crc
-from pushed_rows import refused
+from pushed_rows import build, refused, write_rows
 
 
 def test_an_index_with_drafts(gemb: Gemb) -> None:
@@ -54,3 +56,60 @@ def test_a_folder_of_parts_is_pushed_by_the_part(gemb: Gemb) -> None:
         "vectors/ is a folder of parts, which are pushed one by one: for part in vectors/part-*; "
         "do gemb index push $part TARGET --table NAME; done"
     )
+
+
+PARTS = """
+import sys
+import gemb.targets.sources
+from gemb.targets.lance import LanceTarget
+
+whole = LanceTarget.upsert
+
+
+def upsert(self, part):
+    print(*part.rows.ids, file=sys.stderr)
+    return whole(self, part)
+
+
+LanceTarget.upsert = upsert
+gemb.targets.sources.PART_BYTES = 1000
+sys.argv[0] = "gemb"
+from gemb.cli import main
+
+main()
+"""
+
+
+def test_parts_end_after_so_many_bytes_of_texts(gemb: Gemb) -> None:
+    pytest.importorskip("lancedb")
+    lines = [{"id": row_id, "text": f"{row_id} " * 150} for row_id in "abcdefgh"]
+    lines[3]["title"] = "t" * 1000
+    lines[5]["note"] = "\u4e2d" * 500  # each is two bytes in memory
+    build(gemb, lines)
+    done = gemb("embed", "rows.jsonl", "--id-field", "id", "--keep", "all", "-o", "v.jsonl")
+    assert done.returncode == 0, done.stderr
+    for name, parts in {
+        "rows.gemb": ["a b c", "d", "e f", "g h"],
+        "v.jsonl": ["a b c d", "e f", "g h"],  # without the texts
+    }.items():
+        table = name.replace(".", "_")
+        done = subprocess.run(
+            [sys.executable, "-c", PARTS, "index", "push", name, "lance:db", "--table", table],
+            cwd=gemb.folder,
+            env=gemb.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.decode().splitlines() == parts, name
+        assert b"8 of 8 vectors read back are equal" in done.stdout
+
+
+def test_no_row_to_push_is_said_before_a_table_is_made(gemb: Gemb) -> None:
+    build(gemb)
+    write_rows(gemb, [{"id": "a", "text": "poison"}, {"id": "b", "text": "poison"}])
+    assert gemb("embed", "rows.jsonl", "--id-field", "id", "-o", "v.npz").returncode == 3
+    line = refused(gemb, "index", "push", "v.npz", "lance:db")
+    assert line == "v.npz has no row to push: all 2 have no vector"
+    assert not (gemb.folder / "db").exists()

@@ -20,7 +20,9 @@ WAIT_S = 60
 class Parts:
     """A source of parts of one row, with these ids; an exception in their place is raised."""
 
+    name = "parts"
     count = None
+    is_pipe = False
     failed = 0
     has_unique_ids = False
     content = Content(
@@ -47,7 +49,7 @@ class Table:
 
     name = "table docs"
     part_rows = 1
-    content = None
+    content: Content | None = None
 
     def __init__(self, *, fails_at: int = 100, is_locked: bool = False) -> None:
         self.ids: list[str] = []
@@ -56,7 +58,7 @@ class Table:
         self.cancelled = threading.Event()
 
     def prepare(self, content: Content, *, with_index: bool) -> None:
-        pass
+        self.content = content
 
     def count(self) -> int:
         return len(self.ids)
