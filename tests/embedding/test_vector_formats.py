@@ -182,3 +182,28 @@ def test_every_csv_reader_reads_back_ids_and_fields_with_line_ends(gemb: Gemb):
     again = gemb("embed", "v.csv", "--text-field", "text", "--id-field", "id", "-q")
     assert (again.returncode, again.stderr) == (0, b"")
     assert [json.loads(line)["id"] for line in again.stdout.splitlines()] == odd
+
+
+@pytest.mark.parametrize(("kind", "most"), [("lines", 3000), ("parquet", 4500)])
+def test_a_batch_ends_after_so_many_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, most: int
+) -> None:
+    texts = [f"{number}" * 1000 for number in range(7)]
+    vectors = np.eye(7, 8, dtype=np.float32)
+    path = tmp_path / {"lines": "v.jsonl"}.get(kind, "v.parquet")
+    if kind == "lines":
+        rows = zip(range(7), texts, vectors.tolist(), strict=True)
+        names = ("id", "text", "embedding")
+        path.write_text(
+            "".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+        )
+    else:
+        pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        embedding = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), 8)
+        table = pa.table({"id": list(range(7)), "text": texts, "embedding": embedding})
+        parquet.write_table(table, path, use_dictionary=False)
+    monkeypatch.setattr(f"gemb.embedding.formats.{kind}.BATCH_BYTES", most)
+    batches = list(open_vectors(path).batches())
+    assert [len(batch.fields) for batch in batches] == [3, 3, 1]
+    assert [row["text"] for batch in batches for row in batch.fields] == texts
+    assert np.array_equal(np.concatenate([batch.stored for batch in batches]), vectors)

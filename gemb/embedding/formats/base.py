@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from gemb.embedding.pipeline import OutputRow
 
 BATCH = 8192  # rows that a reader gives at a time
+BATCH_BYTES = 32 << 20  # of a file: with these a reader gives fewer rows
 
 
 @dataclass(frozen=True, kw_only=True)

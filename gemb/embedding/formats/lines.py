@@ -18,6 +18,7 @@ from gemb.arrays import Vectors
 from gemb.embedding import DTYPES
 from gemb.embedding.formats.base import (
     BATCH,
+    BATCH_BYTES,
     Description,
     FileLayout,
     RowBatch,
@@ -91,7 +92,7 @@ class JsonLinesReader(VectorReader):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.description = Description(dim=0)
-        for number, fields in self._rows():
+        for number, fields, _ in self._rows():
             embedding, dtype = fields.get("embedding"), fields.get("dtype", "f32")
             if embedding is None:
                 continue
@@ -114,25 +115,27 @@ class JsonLinesReader(VectorReader):
         numbers: list[int] = []
         rows: list[Mapping[str, Any]] = []
         vectors: list[NDArray[Any] | None] = []
+        line_bytes = 0
 
         def batch() -> RowBatch:
             has_vector = np.array([vector is not None for vector in vectors], np.bool_)
             numbers_of = [blank if vector is None else vector for vector in vectors]
             return RowBatch(numbers, rows, np.stack(numbers_of), has_vector)
 
-        for number, row in self._rows():
+        for number, row, size in self._rows():
             embedding = row.pop("embedding", None)
             numbers.append(number)
             rows.append(row)
             vectors.append(None if embedding is None else self._checked(embedding, row, number))
-            if len(rows) == BATCH:
+            line_bytes += size
+            if len(rows) == BATCH or line_bytes >= BATCH_BYTES:
                 yield batch()
-                numbers, rows, vectors = [], [], []
+                numbers, rows, vectors, line_bytes = [], [], [], 0
         if rows:
             yield batch()
 
-    def _rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield the number of each line that is not blank, from 1, and its fields."""
+    def _rows(self) -> Iterator[tuple[int, dict[str, Any], int]]:
+        """Yield the number of each line that is not blank, from 1, its fields, and its bytes."""
         for number, line in enumerate(self._lines(), 1):
             if line.isspace():
                 continue
@@ -142,7 +145,7 @@ class JsonLinesReader(VectorReader):
                 fields = None
             if not isinstance(fields, dict):
                 raise UsageError(f"{self._place(number)}: no row of vectors")
-            yield number, fields
+            yield number, fields, len(line)
 
     def _lines(self) -> Iterator[bytes]:
         """Yield the lines of the file, from the first."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gemb.arrays import Vectors
 from gemb.embedding.formats.base import (
     BATCH,
+    BATCH_BYTES,
     Description,
     FileLayout,
     RowBatch,
@@ -135,7 +136,10 @@ class ParquetReader(VectorReader):
             if (name == "id" or name not in RESERVED) and (fields is None or name in fields)
         ]
         first = 1
-        for table in self._file.iter_batches(BATCH, columns=[*names, "embedding"]):
+        groups = self._file.metadata
+        size = sum(groups.row_group(n).total_byte_size for n in range(groups.num_row_groups))
+        most = max(1, min(BATCH, BATCH_BYTES * groups.num_rows // max(1, size)))
+        for table in self._file.iter_batches(most, columns=[*names, "embedding"]):
             embedding = table.column("embedding")
             has_vector = ~np.asarray(embedding.is_null(), np.bool_)
             flat = embedding.flatten().to_numpy(zero_copy_only=False)  # the null rows left out
