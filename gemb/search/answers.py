@@ -32,7 +32,8 @@ class QueryHits:
     vector: NDArray[np.float32]  # of the query, [dim]
     hits: list[Hit]  # that reach the floor, best first
     floor: float  # NO_FLOOR: there is none
-    best_below: float | None  # the best score that does not reach it; None: nothing was left out
+    best_below: float | None  # the best score that does not reach it; None: all reach it
+    is_sure: bool = True  # False: too few passages have a vector to tell what is relevant
 
 
 def depth(criteria: Criteria, most: int) -> int:
@@ -49,6 +50,7 @@ def above(
     criteria: Criteria,
     *,
     best_are_tested: bool = True,
+    is_sure: bool = True,
 ) -> QueryHits:
     """Return the hits that reach the floor, at most `criteria.k`; if `is_weak`, the others, too.
 
@@ -65,6 +67,8 @@ def above(
         floor: the least score.
         criteria: of the answers.
         best_are_tested: what has an estimate for a score is less promising than what has a vector.
+        is_sure: so many were tested that there is no answer if none of them is one; else all
+            hits are returned where none that was tested reaches the floor.
     """
     words_count = criteria.is_hybrid or criteria.min_score is None
     stems = wanted_stems(query.text)
@@ -80,7 +84,11 @@ def above(
             reached.append(hit)
         else:
             below.append(hit.score)
-    if below and all(hit.is_estimate for hit in reached) and not criteria.is_weak:
+    is_open = bool(below) and all(hit.is_estimate for hit in reached)  # none that was tested is one
+    is_unsure = is_open and not is_sure and criteria.min_score is None
+    if is_unsure:
+        reached = list(hits)
+    elif is_open:
         reached = [] if best_are_tested else [hit for hit in reached if hit.score > max(below)]
     return QueryHits(
         query=query,
@@ -88,6 +96,7 @@ def above(
         hits=reached[: criteria.k],
         floor=floor,
         best_below=max(below, default=None),
+        is_sure=not is_unsure,
     )
 
 
@@ -116,13 +125,18 @@ def show(
 
 
 def exit_code(answers: Sequence[QueryHits], count: int, criteria: Criteria) -> int:
-    """Return 0 where a query has an answer, else 1, as grep; a note says what the floor left out.
+    """Return 0 where a query has an answer, else 1, as grep; notes say what the floor left out.
 
     Args:
         answers: of all queries.
         count: passages or rows that were searched.
         criteria: by which they were chosen.
     """
+    if not all(answer.is_sure for answer in answers):
+        note(
+            "there was too little time to tell what is relevant; the same search goes on from "
+            "here, and --budget 30s gives it more"
+        )
     empty = [answer for answer in answers if not answer.hits]
     below = [answer for answer in empty if answer.best_below is not None]
     if below:

@@ -222,14 +222,9 @@ class FileSearch:
     def _ranked(
         self, index: int, progress: SearchProgress, k: int | None, floor: float = NO_FLOOR
     ) -> list[RankedPassage]:
-        """Return the best passages of a query, those without a vector among them if time was short.
-
-        That is where fewer were embedded than it takes to find that the best ones stay the best.
-        """
+        """Return the best passages of a query, estimates among them where time was short."""
         ranking = progress.ranking
-        is_all = ranking.count >= len(self.texts.corpus)
-        wanted = max(self._criteria.k or 0, SETTLED) * len(self.queries)
-        is_enough = k is None or is_all or progress.embedded >= wanted
+        is_enough = k is None or self._is_enough(progress)
         if self._criteria.is_hybrid and self._first:
             return self._with_words(index, k, floor, is_enough=is_enough)
         tested = [RankedPassage(number, score) for number, score in ranking.best(index)]
@@ -249,6 +244,12 @@ class FileSearch:
             for number in best[: (k or 0) + SPARE].tolist()
         ]
         return sorted([*tested, *estimated], key=lambda row: -row.score - float(raised[row.number]))
+
+    def _is_enough(self, progress: SearchProgress) -> bool:
+        """Return whether so many passages have a vector that the others hold no better answer."""
+        is_all = progress.ranking.count >= len(self.texts.corpus)
+        wanted = max(self._criteria.k or 0, SETTLED) * len(self.queries)
+        return is_all or progress.is_settled or progress.embedded >= wanted
 
     def _with_words(
         self, index: int, k: int | None, floor: float, *, is_enough: bool
@@ -325,7 +326,8 @@ class FileSearch:
         hits = [hit for _, hit in numbered]
         if self._like is not None:
             hits = [hit for hit in hits if not _is_same(hit, self._like)][: criteria.k]
-        return above(query, vector, hits, floor, criteria)
+        is_sure = self._criteria.seconds is None or self._is_enough(progress)
+        return above(query, vector, hits, floor, criteria, is_sure=is_sure)
 
     def _explained(self, index: int, numbered: Sequence[tuple[int, Hit]]) -> list[tuple[int, Hit]]:
         """Return the hits with their ranks by words, drafts and real vectors."""

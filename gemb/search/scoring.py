@@ -290,6 +290,7 @@ class SearchProgress(NamedTuple):
     embedded: int  # in this run
     tokens: int  # of these
     left_s: float | None  # seconds that are left at most; None: till all are embedded
+    is_settled: bool = False  # the best ones have not changed for long
 
 
 def scored(
@@ -333,15 +334,14 @@ def scored(
     tokens = count = 0
     began = time.monotonic()
     add_known(ranking, known, cache, queries)
-    yield SearchProgress(ranking, total, count, tokens, seconds)
-    if not order or seconds == 0:
-        return
     # Passages since the best ones have changed.
     are_best = {number for number, _ in ranking.best(0)[: ranking.judged]} if before else set()
     places = (at for at, number in enumerate(reversed(before)) if number in are_best)
     same = next(places, len(before))
     most = SETTLED * len(queries)
-    if seconds is not None and same >= most:
+    is_settled = seconds is not None and same >= most
+    yield SearchProgress(ranking, total, count, tokens, seconds, is_settled)
+    if not order or seconds == 0 or is_settled:
         return
     try:
         steps = embed_missing(order, missing, texts, cache, encoder, seconds)
@@ -352,9 +352,10 @@ def scored(
                 tokens += embedded.tokens
                 count += len(embedded.vectors)
                 left_s = None if seconds is None else max(0.0, seconds + began - time.monotonic())
-                yield SearchProgress(ranking, total, count, tokens, left_s)
                 same = 0 if is_new else same + len(embedded.vectors)
-                if seconds is not None and same >= most:
+                is_settled = seconds is not None and same >= most
+                yield SearchProgress(ranking, total, count, tokens, left_s, is_settled)
+                if is_settled:
                     break
     except GembError as error:
         # Where others were compared, those are left on which the model failed before.

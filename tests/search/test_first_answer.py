@@ -22,6 +22,7 @@ from gemb.embedding.drafts import DraftModel, open_draft
 from gemb.errors import Missing, UsageError
 from gemb.index.hits import Hit
 from gemb.search import file_search
+from gemb.search.answers import QueryHits, above, exit_code
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import Sources, gather
 from gemb.search.file_search import FileSearch
@@ -30,7 +31,7 @@ from gemb.search.first_reading import FirstReader
 from gemb.search.kept_drafts import Drafts
 from gemb.search.kept_words import KnownWords
 from gemb.search.passage_texts import PassageTexts
-from gemb.search.queries import Criteria, Query
+from gemb.search.queries import Criteria, Query, from_words
 from gemb.search.scoring import split_known
 from gemb.search.stages import Stages
 from gemb.texts.walk import Skipped
@@ -261,6 +262,33 @@ def test_estimates_are_no_answer_where_what_was_tested_is_none(tree: Path, cache
     low = search("noun7 noun8", encoder, cache=cache, min_score=0.01, **given)
     assert low
     assert all(hit.score >= 0.01 for hit in low)
+
+
+def test_too_few_vectors_do_not_say_that_nothing_is_relevant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    vector = np.zeros(2, np.float32)
+    tested, estimate = Hit(score=0.3, text="x"), Hit(score=0.2, text="y", is_estimate=True)
+
+    def answer(hits: list[Hit], *, is_sure: bool, **criteria: float) -> QueryHits:
+        return above(from_words("absent"), vector, hits, 0.4, Criteria(**criteria), is_sure=is_sure)
+
+    unsure = answer([tested, estimate], is_sure=False)
+    assert unsure.hits == [tested, estimate]
+    assert exit_code([unsure], 99, Criteria()) == 0
+    assert "too little time to tell what is relevant" in capsys.readouterr().err
+    for sure in (
+        answer([tested, estimate], is_sure=True),
+        answer(
+            [tested, estimate], is_sure=False, min_score=0.4
+        ),  # a floor that was asked for is one
+    ):
+        assert sure.hits == []
+        assert exit_code([sure], 99, Criteria()) == 1
+        assert "nothing relevant: the best of 99 scores 0.30, under 0.40" in capsys.readouterr().err
+    good = Hit(score=0.5, text="z")
+    found = answer([good, tested, estimate], is_sure=False)
+    assert (found.hits, found.is_sure) == ([good, estimate], True)
 
 
 def test_reading_that_is_stopped_keeps_its_drafts(
