@@ -235,7 +235,7 @@ def _scores(
     options: ModelOptions,
     label: str,
 ) -> Scores:
-    from gemb.embedding.pipeline import text_progress
+    from gemb.embedding.text_vectors import text_progress
     from gemb.evaluation.evaluate import evaluate as measure
 
     with text_progress(label) as progress:

@@ -1,8 +1,7 @@
 """Texts to vectors: in order, in growing windows, repeats computed once, errors kept to their row.
 
 While a second thread computes a window, the next one is read: Ctrl-C takes effect at once, and a
-fast device does not wait for input. `Embedder` computes a window, `embed` a stream of records,
-`text_vectors` a list of them.
+fast device does not wait for input. `Embedder` computes a window, `embed` a stream of records.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -22,7 +20,6 @@ from gemb.arrays import Vectors
 from gemb.embedding.vectors import VectorSpec, are_units
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import note
-from gemb.io.progress import CountProgress
 from gemb.io.text import visible
 from gemb.models.profile import cut_ids
 from gemb.models.prompts import PLAIN, Prompt, PromptedTexts, for_task
@@ -436,77 +433,3 @@ def _first_bytes(records: Iterator[Record], size: int) -> list[Record]:
         if size <= 0 or len(window) == WINDOW_ROWS:
             break
     return window
-
-
-class Done(NamedTuple):
-    """What was embedded since the last call."""
-
-    texts: int
-    tokens: int
-    characters: int
-    all_texts: int
-    all_characters: int
-
-
-ProgressCallback = Callable[[Done], None]
-
-
-class NoVector(GembError):
-    """The model gives no vector for a text that must have one."""
-
-
-def text_vectors(
-    records: Sequence[Record], encoder: Encoder, progress: ProgressCallback | None = None
-) -> tuple[Vectors, int]:
-    """Return unit vectors, float32 [N, dim], and how many texts were cut to what the model takes.
-
-    Args:
-        records: their ids are 0, 1, ..., N - 1; their texts have their prompt already.
-        encoder: the open model.
-        progress: called as texts are embedded.
-
-    Raises:
-        NoVector: a text has none.
-    """
-    profile = encoder.profile
-    vectors = np.empty((len(records), profile.dim), np.float32)
-    embedder = Embedder.of(encoder, "none")
-    # Texts of one length share a batch; the longest come first, so that the time left, which is
-    # estimated from characters, does not grow towards the end.
-    ordered = sorted(records, key=lambda record: -len(record.text))
-    characters = sum(len(record.text) for record in records)
-    cut = 0
-    for window in embed(ordered, embedder, live=False):
-        for row in window.rows:
-            if row.error:
-                place, reason = row.record.place, row.error.message
-                raise NoVector(f"a text of {place} has no vector: {reason}")
-            cut += row.is_cut
-        vectors[[int(row.record.id) for row in window.rows]] = window.vectors
-        if progress:
-            tokens = sum(row.tokens for row in window.rows)
-            size = sum(len(row.record.text) for row in window.rows)
-            progress(Done(len(window.rows), tokens, size, len(records), characters))
-    return vectors, cut
-
-
-@contextmanager
-def text_progress(label: str) -> Iterator[ProgressCallback]:
-    """Yield a function to call as texts get vectors; the bar appears at the first call.
-
-    Args:
-        label: what is embedded, in words.
-    """
-    bar: CountProgress | None = None
-
-    def show(batch: Done) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = CountProgress(batch.all_texts, label, "texts", work=batch.all_characters)
-        bar.add(batch.texts, batch.tokens, batch.characters)
-
-    try:
-        yield show
-    finally:
-        if bar is not None:
-            bar.close()

@@ -16,7 +16,8 @@ import numpy as np
 from gemb.arrays import Doubles, Rows, Vectors
 from gemb.datasets.sets import Classification, EvaluationSet, Part, Retrieval, SentencePairs, Suite
 from gemb.embedding import DTYPES
-from gemb.embedding.pipeline import ProgressCallback, shortened, text_vectors
+from gemb.embedding.pipeline import shortened
+from gemb.embedding.text_vectors import ProgressCallback, text_vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.errors import UsageError
 from gemb.evaluation.linear_probe import folded, predictions

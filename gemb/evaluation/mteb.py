@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gemb.embedding.pipeline import shortened, text_vectors
+from gemb.embedding.pipeline import shortened
+from gemb.embedding.text_vectors import text_vectors
 from gemb.errors import Missing, UsageError
 from gemb.models.profile import check_dims
 from gemb.models.prompts import NO_TITLE, Prompt, for_task

@@ -192,7 +192,7 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
         kept = np.lib.format.read_array(file, allow_pickle=False)
         if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
             return kept
-    from gemb.embedding.pipeline import NoVector, text_vectors
+    from gemb.embedding.text_vectors import NoVector, text_vectors
 
     records = [Record(number, repr(PROBES[number]), text) for number, text in enumerate(texts)]
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gemb.backend import Runtime
-from gemb.embedding.pipeline import text_progress
+from gemb.embedding.text_vectors import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation.agreement import compare_vectors, encoded, prompted_ids
 from gemb.evaluation.evaluate import evaluate

@@ -18,7 +18,7 @@ from gemb import __version__
 from gemb.backend import Runtime
 from gemb.datasets.sets import Suite
 from gemb.embedding.engine import open_engine
-from gemb.embedding.pipeline import text_progress
+from gemb.embedding.text_vectors import text_progress
 from gemb.errors import UsageError
 from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.scores import Scores

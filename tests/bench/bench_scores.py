@@ -31,7 +31,7 @@ from scored_models import MODELS, Described, Own, chosen, describe
 from timed_models import Times, measured
 
 from gemb.datasets.sets import Suite, open_suite
-from gemb.embedding.pipeline import text_progress
+from gemb.embedding.text_vectors import text_progress
 from gemb.errors import GembError
 from gemb.evaluation.evaluate import evaluate
 from gemb.evaluation.scores import MetricRow, Scores

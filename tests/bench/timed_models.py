@@ -156,7 +156,7 @@ class _Worker:
 
 def _work(spec: str) -> Callable[[Sequence[str]], None]:
     """Return what embeds texts as documents."""
-    from gemb.embedding.pipeline import text_vectors
+    from gemb.embedding.text_vectors import text_vectors
     from gemb.models.prompts import for_task
     from gemb.texts.records import Record
 
