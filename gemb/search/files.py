@@ -75,14 +75,14 @@ def run_files(
         vectors = embedded(queries, encoder, query_prompt, spec.dim)
         corpus, table = gathered.result()
     texts = PassageTexts(corpus, table, skipped)
-    cache = VectorCache(search_cache(), spec, is_said=table.has_failed)
     like: Hit | None = None
-    if job.like is not None:
-        like = texts.hit_at(*file_and_line(job.like))
-        queries = [Query(job.like, like.text, job.like)]
-        vectors = passage_vector(like.text, like.title, encoder, prompt, spec.dim)
-    search = FileSearch(texts, cache, queries, vectors, encoder, job.criteria, stages, like)
     try:
+        cache = VectorCache(search_cache(), spec, is_said=table.has_failed)
+        if job.like is not None:
+            like = texts.hit_at(*file_and_line(job.like))
+            queries = [Query(job.like, like.text, job.like)]
+            vectors = passage_vector(like.text, like.title, encoder, prompt, spec.dim)
+        search = FileSearch(texts, cache, queries, vectors, encoder, job.criteria, stages, like)
         if search.needs_first:
             with stages.timed("words and drafts"):
                 search.rank_first(reader, live.read)

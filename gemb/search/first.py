@@ -119,7 +119,7 @@ def first_ranking(
             is_needed |= drafts.whole(texts.corpus.keys) < 0
         if is_needed.any():
             _read(texts, np.flatnonzero(is_needed).tolist(), reader, read)
-            words.save()
+        words.save()
         rows = words.find(keys)
         draft_rows = drafts.find(texts.corpus.keys) if drafts else np.full(len(keys), -1, np.int64)
     finally:

@@ -80,14 +80,16 @@ class FirstReader:
             keys: of the passages in a cache of vectors.
             passages: titles and texts.
         """
-        chunk = self._chunk
-        chunk.word_keys += word_keys_in(folder, keys)
-        chunk.keys += keys
-        chunk.heads += [f"{folder} {title or ''}" for title, _ in passages]
-        chunk.passages += passages
-        chunk.size += sum(len(text) for _, text in passages)
-        if len(chunk.keys) >= CHUNK:
-            self._hand_over()
+        for start in range(0, len(keys), CHUNK):  # of a long file
+            part = slice(start, start + CHUNK)
+            chunk = self._chunk
+            chunk.word_keys += word_keys_in(folder, keys[part])
+            chunk.keys += keys[part]
+            chunk.heads += [f"{folder} {title or ''}" for title, _ in passages[part]]
+            chunk.passages += passages[part]
+            chunk.size += sum(len(text) for _, text in passages[part])
+            if len(chunk.keys) >= CHUNK:
+                self._hand_over()
 
     def _hand_over(self) -> None:
         chunk, self._chunk = self._chunk, _Chunk()

@@ -26,12 +26,14 @@ from gemb.search.answers import QueryHits, above, exit_code
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import Sources, gather
 from gemb.search.file_search import FileSearch
+from gemb.search.files import run_files
 from gemb.search.first import first_ranking
-from gemb.search.first_reading import FirstReader
+from gemb.search.first_reading import CHUNK, FirstReader
+from gemb.search.forms import Silent
 from gemb.search.kept_drafts import Drafts
 from gemb.search.kept_words import KnownWords
 from gemb.search.passage_texts import PassageTexts
-from gemb.search.queries import Criteria, Query, from_words
+from gemb.search.queries import Criteria, Query, SearchJob, from_words
 from gemb.search.scoring import split_known
 from gemb.search.stages import Stages
 from gemb.texts.walk import Skipped
@@ -593,12 +595,15 @@ def test_what_is_split_now_is_not_read_again(
 ) -> None:
     model = DraftModel.of(SynonymEncoder(), 64)
     assert model
-    reader = FirstReader(lambda: KnownWords(None), lambda: Drafts(model, cache))
+    monkeypatch.setattr("gemb.search.kept_words.LEAST", 1)
+    words = cache / "words"
+    reader = FirstReader(lambda: KnownWords(words), lambda: Drafts(model, cache))
     table, skipped = PassageTable(cache, "auto"), Skipped()
     corpus = gather(Sources(paths=("docs",)), table, skipped, split_now=reader.take)
     with monkeypatch.context() as patch:
         patch.setattr(PassageTexts, "record", None)
         ahead = first_ranking(PassageTexts(corpus, table, skipped), reader)
+    assert len(KnownWords(words)) == 1 + ahead.rows.max(), "the next search reads none again"
     files = GatheredFiles("docs")
     after = first_ranking(files.texts, files.reader(SynonymEncoder(), 64))
     query = np.full(64, 1 / 8, np.float32)
@@ -617,3 +622,37 @@ def test_a_failure_while_files_are_split_ends_the_search(tree: Path) -> None:
     corpus = gather(Sources(paths=("docs",)), table, skipped, split_now=reader.take)
     with pytest.raises(UsageError, match="no such model"):
         first_ranking(PassageTexts(corpus, table, skipped), reader)
+
+
+def test_a_long_file_is_read_in_parts() -> None:
+    sizes: list[int] = []
+    drafts = SimpleNamespace(make=lambda keys, _: sizes.append(len(keys)), save=lambda: None)
+    words = KnownWords(None)
+    reader = FirstReader(lambda: words, lambda: drafts)  # type: ignore[arg-type,return-value]
+    keys = [number.to_bytes(16, "little") for number in range(1000)]
+    reader.take("docs", keys, [(None, f"text {number}") for number in range(1000)])
+    reader.finish()
+    reader.close()
+    assert (sum(sizes), len(words)) == (1000, 1000)
+    assert max(sizes) < 2 * CHUNK
+
+
+def test_a_search_like_nothing_keeps_the_drafts_that_were_made(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[FirstReader] = []
+    close = FirstReader.close
+    monkeypatch.setattr(FirstReader, "close", lambda self: closed.append(self) or close(self))
+    job = SearchJob(
+        queries=[],
+        like="docs/no.txt:1",
+        criteria=Criteria(),
+        task=None,
+        dim=None,
+        model="",
+        force=False,
+    )
+    sources = Sources(paths=("docs",))
+    with pytest.raises(UsageError, match="not among the files"):
+        run_files(job, sources, lambda _: WordEncoder(), Silent(), is_silent=False)
+    assert closed
