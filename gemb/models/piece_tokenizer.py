@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from gemb.arrays import TokenIds
 
 MOST_PIECES = 1 << 19  # that are remembered, in about 100 MB
+MOST_CHARS = (
+    1 << 24
+)  # of these: a line of Chinese is one piece, and so is a text with a special token
 _SPACE = "▁"
 _ASCII = r" *+(?:[A-Za-z]++|[^A-Za-z\n ]++)|\n++| ++"
 # Typographic marks share tokens with letters and with ASCII's marks: such words stay whole.
-_OTHER = r" *+[^\n \x80-\U0010ffff]*+[\x80-\U0010ffff][^\n ]*"
+# They begin where a word does, so that a long word of ASCII is looked through once.
+_OTHER = r"(?: ++|(?<![^\n ]))[^\n \x80-\U0010ffff]*+[\x80-\U0010ffff][^\n ]*"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
@@ -95,9 +99,13 @@ class PieceTokenizer:
         if not texts:
             return []
         with self._lock:
-            if len(self._numbers) > MOST_PIECES:
+            if len(self._numbers) > MOST_PIECES or self._chars > MOST_CHARS:
                 self._forget()
-            return self._ids(texts)
+            try:
+                return self._ids(texts)
+            except BaseException:  # pieces may have numbers, and no ids
+                self._forget()
+                raise
 
     def _ids(self, texts: Sequence[str]) -> list[TokenIds]:
         numbers = self._numbers
@@ -134,10 +142,12 @@ class PieceTokenizer:
         self._starts.add((len(self._tokens.values) + np.cumsum(counts) - counts).tolist())
         self._counts.add(counts.tolist())
         self._tokens.add([*chain.from_iterable(ids)])
+        self._chars += sum(map(len, new))
 
     def _forget(self) -> None:
         self._numbers = _Numbers()
         self._tokens, self._starts, self._counts = _Grown(), _Grown(), _Grown()
+        self._chars = 0  # of all pieces
 
 
 def _is_plain(tokenizer: Tokenizer) -> bool:
@@ -152,7 +162,7 @@ def _is_plain(tokenizer: Tokenizer) -> bool:
         and normalizer is not None
         and json.loads(normalizer.__getstate__()) == _NORMALIZER
         # A split at spaces, of which the normalizer has left none.
-        and (split is None or (split["type"], split["pattern"]) == ("Split", {"String": " "}))
+        and (split is None or (split["type"], split.get("pattern")) == ("Split", {"String": " "}))
     )
 
 

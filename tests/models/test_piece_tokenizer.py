@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -27,6 +28,21 @@ def ids_of(library: Tokenizer, texts: list[str]) -> list[list[int]]:
     return [one.ids for one in library.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+class Watched:
+    """The library, which says what it was given, and fails where it is told to."""
+
+    def __init__(self, library: Tokenizer) -> None:
+        self.given: list[str] = []
+        self.fails = False
+        self._library = library
+
+    def encode_batch_fast(self, texts: list[str], *, add_special_tokens: bool) -> list[Any]:
+        if self.fails:
+            raise MemoryError
+        self.given += texts
+        return self._library.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+
+
 def test_the_ids_are_those_of_the_library(library: Tokenizer) -> None:
     pieces = PieceTokenizer.of(library)
     assert pieces
@@ -34,26 +50,57 @@ def test_the_ids_are_those_of_the_library(library: Tokenizer) -> None:
     files = sorted(Path(gemb.models.__path__[0]).glob("*.py"))
     texts = [file.read_text() for file in files]
     texts += ["".join(dice.choices(SIGNS + WORDS, k=dice.randrange(40))) for _ in range(2000)]
-    texts += ["", " ", "\n", "x" * 3000, "é" * 2000, "”." * 50]
+    texts += [
+        "",
+        " ",
+        "\n",
+        "x" * 3000,
+        "é" * 2000,
+        "”." * 50,
+        "a." * 500 + " é\n  é",
+        "a\r\n\tb\u200b c",
+    ]
     for start in range(0, len(texts), 100):
         some = texts[start : start + 100]
         assert [ids.tolist() for ids in pieces.tokenize(some)] == ids_of(library, some)
     assert pieces.tokenize([]) == []
 
 
+@pytest.mark.parametrize("bound", ["MOST_PIECES", "MOST_CHARS"])
 def test_what_is_forgotten_is_learned_again(
-    library: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    library: Tokenizer, monkeypatch: pytest.MonkeyPatch, bound: str
 ) -> None:
-    monkeypatch.setattr(piece_tokenizer, "MOST_PIECES", 3)
-    pieces = PieceTokenizer.of(library)
-    assert pieces
-    for text in ("one two three four five", "six one", "two seven"):
+    monkeypatch.setattr(piece_tokenizer, bound, 3)
+    watched = Watched(library)
+    pieces = PieceTokenizer(watched, ["▁"])  # type: ignore[arg-type]
+    for text in ("one two three four five", "six two", "two seven"):
         assert [ids.tolist() for ids in pieces.tokenize([text])] == ids_of(library, [text])
+    assert watched.given.count(" two") == 2
+
+
+def test_after_a_failure_the_ids_are_those_of_the_library(library: Tokenizer) -> None:
+    watched = Watched(library)
+    pieces = PieceTokenizer(watched, ["▁"])  # type: ignore[arg-type]
+    pieces.tokenize(["one two"])
+    watched.fails = True
+    with pytest.raises(MemoryError):
+        pieces.tokenize(["two three four"])
+    watched.fails = False
+    texts = ["three five", "six two one"]
+    assert [ids.tolist() for ids in pieces.tokenize(texts)] == ids_of(library, texts)
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {
+            "pre_tokenizer": {
+                "type": "Metaspace",
+                "replacement": "▁",
+                "prepend_scheme": "never",
+                "split": True,
+            }
+        },
         {"merge": ("s", "(")},  # a token of a letter and a sign
         {"merge": ("e", "▁")},  # of two words
         {"normalizer": None},
