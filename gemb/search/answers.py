@@ -68,12 +68,12 @@ def above(
         criteria: of the answers.
         best_are_tested: what has an estimate for a score is less promising than what has a vector.
         is_sure: so many were tested that there is no answer if none of them is one; else all
-            hits are returned where none that was tested reaches the floor.
+            hits are returned where none that was tested reaches the floor, and no hit is no answer.
     """
     words_count = criteria.is_hybrid or criteria.min_score is None
     stems = wanted_stems(query.text)
     reached: list[Hit] = []
-    below: list[float] = []
+    below: list[Hit] = []
     for hit in hits:
         if (
             criteria.is_weak
@@ -83,19 +83,20 @@ def above(
         ):
             reached.append(hit)
         else:
-            below.append(hit.score)
-    is_open = bool(below) and all(hit.is_estimate for hit in reached)  # none that was tested is one
-    is_unsure = is_open and not is_sure and criteria.min_score is None
+            below.append(hit)
+    tested = [hit.score for hit in below if not hit.is_estimate]
+    is_open = bool(tested) and all(hit.is_estimate for hit in reached)  # none of them is one
+    is_unsure = not is_sure and criteria.min_score is None and (is_open or not hits)
     if is_unsure:
         reached = list(hits)
     elif is_open:
-        reached = [] if best_are_tested else [hit for hit in reached if hit.score > max(below)]
+        reached = [] if best_are_tested else [hit for hit in reached if hit.score > max(tested)]
     return QueryHits(
         query=query,
         vector=vector,
         hits=reached[: criteria.k],
         floor=floor,
-        best_below=max(below, default=None),
+        best_below=max((hit.score for hit in below), default=None),
         is_sure=not is_unsure,
     )
 

@@ -203,7 +203,7 @@ class Embedded(NamedTuple):
 
 
 def embed_missing(
-    order: Sequence[int],
+    order: Iterable[int],
     missing: MissingPassages,
     texts: PassageTexts,
     cache: VectorCache,
@@ -273,7 +273,7 @@ def _save(unsaved: list[tuple[bytes, Vectors]], cache: VectorCache) -> None:
         unsaved.clear()
 
 
-def _records(order: Sequence[int], texts: PassageTexts) -> Iterator[Record]:
+def _records(order: Iterable[int], texts: PassageTexts) -> Iterator[Record]:
     for number in order:
         record = texts.record(number)
         if record is None:
@@ -290,7 +290,7 @@ class SearchProgress(NamedTuple):
     embedded: int  # in this run
     tokens: int  # of these
     left_s: float | None  # seconds that are left at most; None: till all are embedded
-    is_settled: bool = False  # the best ones have not changed for long
+    is_settled: bool = False  # the best ones have not changed for long, or nothing is left
 
 
 def scored(
@@ -344,7 +344,8 @@ def scored(
     if not order or seconds == 0 or is_settled:
         return
     try:
-        steps = embed_missing(order, missing, texts, cache, encoder, seconds)
+        left = iter(order)
+        steps = embed_missing(left, missing, texts, cache, encoder, seconds)
         with closing(steps):
             for embedded in steps:
                 scores = scores_of(embedded.vectors, queries)
@@ -357,6 +358,9 @@ def scored(
                 yield SearchProgress(ranking, total, count, tokens, left_s, is_settled)
                 if is_settled:
                     break
+            else:
+                if ranking.count < total and next(left, None) is None:  # gone, failed, or copies
+                    yield SearchProgress(ranking, total, count, tokens, 0.0, is_settled=True)
     except GembError as error:
         # Where others were compared, those are left on which the model failed before.
         if not ranking.count:

@@ -34,7 +34,7 @@ from gemb.search.kept_drafts import Drafts
 from gemb.search.kept_words import KnownWords
 from gemb.search.passage_texts import PassageTexts
 from gemb.search.queries import Criteria, Query, SearchJob, from_words
-from gemb.search.scoring import split_known
+from gemb.search.scoring import SearchProgress, split_known
 from gemb.search.stages import Stages
 from gemb.texts.walk import Skipped
 from word_encoder import WordEncoder
@@ -291,6 +291,37 @@ def test_too_few_vectors_do_not_say_that_nothing_is_relevant(
     good = Hit(score=0.5, text="z")
     found = answer([good, tested, estimate], is_sure=False)
     assert (found.hits, found.is_sure) == ([good, estimate], True)
+    nothing = answer([], is_sure=False)
+    assert exit_code([nothing], 99, Criteria()) == 1
+    assert "too little time" in capsys.readouterr().err
+    better = Hit(score=0.5, text="z", is_estimate=True)
+    untested = answer([better, estimate], is_sure=False, min_score=0.4)
+    assert untested.hits == [better]
+
+
+@pytest.mark.parametrize("seconds", [None, 60.0])
+def test_where_nothing_is_left_there_is_no_estimate(tree: Path, seconds: float | None) -> None:
+    write(tree, {"few/bad.txt": "poison cat", "few/a.txt": CAT, "few/b.txt": "A dog."})
+    encoder = WordEncoder()
+    hits = search("the cat", encoder, "few", seconds=seconds)
+    assert {hit.path for hit in hits} == {"few/a.txt", "few/b.txt"}
+    files = GatheredFiles("few")
+    *_, last = files.steps(encoder.queries("cat"), encoder, ["cat"], seconds=seconds)
+    assert (last.ranking.count, last.total, last.is_settled) == (2, 3, True)
+
+
+def test_what_has_copies_is_settled_when_one_of_each_has_a_vector(tree: Path) -> None:
+    write(tree, {"few/LICENSE": CAT, "few/COPYING": CAT, "few/b.txt": "A dog."})
+    files, encoder = GatheredFiles("few"), WordEncoder()
+    query = Query("1", "the cat", "the query")
+    vectors, cache = encoder.queries(query.text), files.cache(encoder.spec)
+    criteria = Criteria(seconds=60.0, is_weak=True)
+    found = FileSearch(files.texts, cache, [query], vectors, encoder, criteria)
+    found.rank_first(files.reader())
+    steps: list[SearchProgress] = []
+    found.answers(lambda progress, _: steps.append(progress))
+    assert steps[-1].ranking.count < steps[-1].total
+    assert steps[-1].is_settled
 
 
 def test_reading_that_is_stopped_keeps_its_drafts(
