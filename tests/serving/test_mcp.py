@@ -15,6 +15,7 @@ from file_trees import write
 from gemb import Model
 from gemb.commands.manual import topics
 from gemb.errors import UsageError
+from gemb.search.interface import SearchHit
 from gemb.serving.tools import Tools
 from index_cases import error
 
@@ -274,3 +275,13 @@ def test_it_ends_with_0_when_the_agent_closes_its_input(gemb):
     process = gemb.start("mcp")
     assert process.communicate(b"no json\n", timeout=60)[0].count(b"\n") <= 1
     assert process.returncode == 0
+
+
+def test_the_hits_of_one_search_keep_their_order(tools, monkeypatch):
+    hits = [
+        SearchHit(score=score, text=f"passage {score}", path="docs/cat.md", line=1, best_line=1)
+        for score in (0.4, 0.6)
+    ]
+    monkeypatch.setattr("gemb.serving.tools.search", lambda *_, **__: hits)
+    answer = tools.search(QUESTION)
+    assert answer.index("passage 0.4") < answer.index("passage 0.6")
