@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from gemb.arrays import TokenIds
 
 MOST_PIECES = 1 << 19  # that are remembered, in about 100 MB
-MOST_CHARS = (
-    1 << 24
-)  # of these: a line of Chinese is one piece, and so is a text with a special token
+# Of these: a line of Chinese is one piece, and so is a text with a special token.
+MOST_CHARS = 1 << 24
 _SPACE = "▁"
 _ASCII = r" *+(?:[A-Za-z]++|[^A-Za-z\n ]++)|\n++| ++"
 # Typographic marks share tokens with letters and with ASCII's marks: such words stay whole.
