@@ -74,12 +74,12 @@ def by_words(
             (TITLE, match),
         )
         passing = ranked if rows is None else (row for row in ranked if _is_among(row[0], rows))
-        found = list(islice(passing, k))
+        best = list(islice(passing, k))
         ranked.close()
         last = connection.execute("SELECT max(id) FROM words_docsize").fetchone()[0] or 0
     required = np.array(list(_required(counts).values()))
     least = share * _idf(required, last + 1).sum()
-    good = [(slot, score) for slot, score in found if score >= least]
+    good = [(slot, score) for slot, score in best if score >= least]
     return Ranked(
         np.array([slot for slot, _ in good], np.int64),
         np.array([score for _, score in good], np.float64),
@@ -136,6 +136,6 @@ def _counts(connection: sqlite3.Connection, words: Sequence[str]) -> dict[str, i
 def _match(counts: Mapping[str, int]) -> str:
     """Return the query in FTS5's language, empty where no row has any of the words."""
     rarest = sorted((word for word in counts if counts[word]), key=lambda word: counts[word])
-    sums = accumulate(counts[word] for word in rarest)
-    chosen = [word for word, found in zip(rarest, sums, strict=True) if found <= MOST_FOUND]
+    totals = accumulate(counts[word] for word in rarest)
+    chosen = [word for word, total in zip(rarest, totals, strict=True) if total <= MOST_FOUND]
     return " OR ".join(chosen) or " AND ".join(rarest)

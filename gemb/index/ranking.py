@@ -128,15 +128,15 @@ def ranked(
     candidates = max(how.candidates, reranked)
     nearest = nearest_codes(coder.codes(queries), codes, count=candidates, rows=rows)
     weights = coder.weights(queries)
-    found = []
+    answers = []
     for number, near in enumerate(nearest):
         near = near if rows is None else rows[near]
         estimates = _estimates(codes, near, weights[number])
         best = np.sort(near[np.argpartition(-estimates, reranked - 1)[:reranked]])
-        found.append(exact(queries[number : number + 1], stored, k=k, rows=best))
+        answers.append(exact(queries[number : number + 1], stored, k=k, rows=best))
     return Found(
-        np.concatenate([each.rows for each in found]),
-        np.concatenate([each.scores for each in found]),
+        np.concatenate([answer.rows for answer in answers]),
+        np.concatenate([answer.scores for answer in answers]),
     )
 
 

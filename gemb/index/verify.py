@@ -137,12 +137,12 @@ def _drafts(index: Index, path: Path) -> Finding:
         return Finding("drafts", False, str(error))
     alive = rows if index.alive is None else index.alive
     is_draft = np.isin(alive, index.drafts)
-    one = 127 if index.spec.dtype == "int8" else 1
+    unit = 127 if index.spec.dtype == "int8" else 1
     if width < index.spec.dim:
         for at in range(0, len(alive), AT_A_TIME):
             part = alive[at : at + AT_A_TIME]
             tails = np.asarray(index.stored[part])[:, width:]
-            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, one))
+            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, unit))
             bad += part[looks != is_draft[at : at + AT_A_TIME]].tolist()
     if bad:
         return Finding("drafts", False, f"{name}: row {bad[0]} is not what it was; build it anew")

@@ -66,10 +66,10 @@ class FirstRanking:
             vector: of the query, [dim].
         """
         count = 1 + int(self.rows.max(initial=-1))
-        found = by_words(self.table, query, ALL, share=0, terms=query_terms(query))
+        ranked = by_words(self.table, query, ALL, share=0, terms=query_terms(query))
         by_row = np.zeros(count + 1, np.float32)  # the last one is of those that are gone
-        is_here = found.rows < count
-        by_row[found.rows[is_here]] = found.scores[is_here]
+        is_here = ranked.rows < count
+        by_row[ranked.rows[is_here]] = ranked.scores[is_here]
         words = by_row[self.rows]
         drafts = self._draft_scores(vector)
         return FirstScores(words, drafts, fused(drafts, words))

@@ -230,10 +230,10 @@ def search_index(
     for first in range(0, len(queries), BATCH):
         batch = vectors[first : first + BATCH]
         nearest = search.nearest(batch, search.depth)
-        for query, vector, found in zip(
+        for query, vector, ranked in zip(
             queries[first : first + BATCH], batch, nearest, strict=True
         ):
-            hits = search.hits(query, vector, found)
+            hits = search.hits(query, vector, ranked)
             yield above(query, vector, hits, floor, criteria, best_are_tested=False)
 
 

@@ -108,15 +108,15 @@ class Tools:
             target = self._inside(path)
             is_whole = target in indexes
             folders, indexes = ([], [target]) if is_whole else ([target], [])
-        found: list[list[SearchHit]] = []
+        answers: list[list[SearchHit]] = []
         if folders:
-            found.append(search(question, folders, k=k, model=self._opened(), budget=SECONDS))
+            answers.append(search(question, folders, k=k, model=self._opened(), budget=SECONDS))
         for index in self._opened_indexes():
             if index.folder in indexes:
-                found.append(index.search(question, k))
-        if len(found) == 1:  # in an order of its own: very names come first
-            return found[0]
-        return _best([hit for hits in found for hit in hits], k)
+                answers.append(index.search(question, k))
+        if len(answers) == 1:  # in an order of its own: very names come first
+            return answers[0]
+        return _best([hit for hits in answers for hit in hits], k)
 
     def _like(self, name: str, line: str, k: int) -> list[SearchHit]:
         """Return the passages of the folders that are like the one at a line."""

@@ -75,15 +75,15 @@ def _is_code(text: str) -> bool:
 
 
 def _lines(text: str) -> list[Passage]:
-    found: list[Passage] = []
+    passages: list[Passage] = []
     start = 0
     for number, line in enumerate(text.split("\n"), 1):
         words = line.strip()
         if words:
             first = start + line.index(words[0])
-            found.append(Passage(first, first + len(words), number, number, None))
+            passages.append(Passage(first, first + len(words), number, number, None))
         start += len(line) + 1
-    return found
+    return passages
 
 
 def _code(text: str, name: str) -> list[Passage]:
@@ -97,38 +97,38 @@ def _code(text: str, name: str) -> list[Passage]:
 
 def _headed(text: str, name: str, marks: str) -> list[Passage]:
     units, sections = heading_units(text, marks)
-    found: list[Passage] = []
+    passages: list[Passage] = []
     for span, path in _sections(units, sections):
         title = " › ".join([name, *path])
-        found += [_passage(units, part, title) for part in pack(units, span.first, span.end)]
-    return found
+        passages += [_passage(units, part, title) for part in pack(units, span.first, span.end)]
+    return passages
 
 
 def _sections(units: list[Unit], sections: list[Section]) -> list[tuple[Span, tuple[str, ...]]]:
     """Return the sections; neighbours that are short are joined, under what they share."""
-    found: list[tuple[Span, tuple[str, ...]]] = []
+    joined: list[tuple[Span, tuple[str, ...]]] = []
     ends = [section.first for section in sections[1:]] + [len(units)]
     for section, end in zip(sections, ends, strict=True):
         if section.first == end:
             continue
-        if found:
-            (first, last), path = found[-1]
+        if joined:
+            (first, last), path = joined[-1]
             is_head = path == section.path[: len(path)]  # this section is inside the one before
             if is_head and units[last - 1].end - units[first].start < LEAST:
-                found[-1] = Span(first, end), section.path
+                joined[-1] = Span(first, end), section.path
                 continue
             size = units[end - 1].end - units[first].start
             shared = _shared(path, section.path)
             if size <= MERGE_SECTIONS and shared:
-                found[-1] = Span(first, end), shared
+                joined[-1] = Span(first, end), shared
                 continue
-        found.append((Span(section.first, end), section.path))
-    return found
+        joined.append((Span(section.first, end), section.path))
+    return joined
 
 
-def _shared(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+def _shared(path: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
     """Return what two paths of headings begin with."""
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(path, other, strict=False))
     return tuple(heading for heading, _ in same)
 
 
