@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -71,13 +71,12 @@ def check_files(options: SearchOptions, paths: Sequence[str]) -> None:
         "--accuracy": options.accuracy != "auto",
         "--force": options.force,
     }
-    for name, is_given in names.items():
-        if is_given:
-            _check_there(paths)
-            raise click.UsageError(
-                f"{name} is for an index: gemb index build NAME PATH makes one, "
-                "gemb search QUERY NAME searches it"
-            )
+    if name := _given(names):
+        _check_there(paths)
+        raise click.UsageError(
+            f"{name} is for an index: gemb index build NAME PATH makes one, "
+            "gemb search QUERY NAME searches it"
+        )
 
 
 def check_index(options: SearchOptions) -> None:
@@ -100,12 +99,16 @@ def check_index(options: SearchOptions) -> None:
         "--encoding": bool(options.encoding),
         "--quoting": options.quoting is not None,
     }
-    for name, is_given in names.items():
-        if is_given:
-            raise click.UsageError(
-                f"{name} is for files; what an index holds is chosen by gemb index build, "
-                "and --where filters its rows"
-            )
+    if name := _given(names):
+        raise click.UsageError(
+            f"{name} is for files; what an index holds is chosen by gemb index build, "
+            "and --where filters its rows"
+        )
+
+
+def _given(names: Mapping[str, bool]) -> str | None:
+    """Return the first option that is given."""
+    return next((name for name, is_given in names.items() if is_given), None)
 
 
 def check_target(options: SearchOptions) -> None:

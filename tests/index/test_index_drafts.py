@@ -384,6 +384,14 @@ def test_an_index_that_cannot_be_written_is_searched(drafted: Gemb) -> None:
         folder.chmod(0o700)
 
 
+def harm_rows(gemb: Gemb, statement: str) -> None:
+    """Change the stored rows of an index behind gemb's back."""
+    connection = sqlite3.connect(gemb.folder / "d.gemb/rows.sqlite")
+    connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
 @pytest.mark.parametrize(
     ("harm", "name"),
     [
@@ -393,10 +401,7 @@ def test_an_index_that_cannot_be_written_is_searched(drafted: Gemb) -> None:
     ],
 )
 def test_verify_sees_what_is_no_draft(drafted: Gemb, harm: str, name: str) -> None:
-    connection = sqlite3.connect(drafted.folder / "d.gemb/rows.sqlite")
-    connection.execute(harm)
-    connection.commit()
-    connection.close()
+    harm_rows(drafted, harm)
     done = drafted("index", "verify", "d.gemb", "--rows", "0")
     assert done.returncode == 1
     bad = [line.split()[1] for line in done.stdout.decode().splitlines() if "BAD" in line]
@@ -482,10 +487,7 @@ def test_copies_of_a_passage_get_its_vector_together(drafted: Gemb) -> None:
     ],
 )
 def test_damaged_drafts_are_one_line(drafted: Gemb, harm: str, message: str) -> None:
-    connection = sqlite3.connect(drafted.folder / "d.gemb/rows.sqlite")
-    connection.execute(harm)
-    connection.commit()
-    connection.close()
+    harm_rows(drafted, harm)
     for command in (("search", "a text", "d.gemb"), ("index", "refine", "d.gemb")):
         line = error(drafted, *command, code=5)
         assert f"d.gemb/rows.sqlite is damaged ({message}); copy it again, or build" in line
