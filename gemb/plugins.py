@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from gemb.errors import Missing, UsageError
 from gemb.io.notes import warn
+from gemb.io.packages import entry_points
 
 if TYPE_CHECKING:
     from gemb.backend import Backend, ModelDescription, Runtime
@@ -31,18 +32,15 @@ def backends() -> Mapping[str, Backend]:
 
     One that fails to import is named on stderr.
     """
-    from importlib.metadata import entry_points
-
     loaded: dict[str, Backend] = {}
-    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    for entry in sorted(entry_points(GROUP), key=lambda entry: entry.name):
         try:
             loaded[entry.name] = entry.load()()
         except Exception as error:  # a foreign plugin may raise anything
             _failed[entry.name] = f"{type(error).__name__}: {error}"
-            dist = entry.dist.name if entry.dist else "unknown package"
             warn(
-                f"backend '{entry.name}' of {dist} does not import ({_failed[entry.name]}); "
-                "it is left out"
+                f"backend '{entry.name}' of {entry.package} does not import "
+                f"({_failed[entry.name]}); it is left out"
             )
     return dict(sorted(loaded.items(), key=lambda item: -item[1].rank))
 

@@ -42,10 +42,10 @@ def install(monkeypatch):
 
     def install(*classes):
         entries = [
-            SimpleNamespace(name=kind.name, load=lambda kind=kind: kind, dist=None)
+            SimpleNamespace(name=kind.name, load=lambda kind=kind: kind, package="test")
             for kind in classes
         ]
-        monkeypatch.setattr("importlib.metadata.entry_points", lambda group: entries)
+        monkeypatch.setattr(plugins, "entry_points", lambda group: entries)
         plugins.backends.cache_clear()
         plugins._failed.clear()
 

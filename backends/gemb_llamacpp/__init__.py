@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
 from gemb.errors import Missing, UsageError
+from gemb.io.packages import version
 
 if TYPE_CHECKING:
     from gemb.backend import Importance, Quantization, TensorPlan
@@ -115,8 +115,7 @@ class LlamaCppBackend(Backend):
 
         try:
             library = native.llama()
-            installed = version("llama-cpp-python")
-        except (Missing, PackageNotFoundError) as error:
+        except Missing as error:
             return [Check("llama-cpp-python", False, str(error), _INSTALL)]
         folder = Path(library._lib._name).parent
         is_known = any(
@@ -125,7 +124,7 @@ class LlamaCppBackend(Backend):
         )
         gpu = "GPU" if library.llama_supports_gpu_offload() else "no GPU"
         checks = [
-            Check("llama-cpp-python", True, f"{installed}, {gpu}"),
+            Check("llama-cpp-python", True, f"{version('llama-cpp-python')}, {gpu}"),
             Check(
                 "gemma-embedding",
                 is_known,

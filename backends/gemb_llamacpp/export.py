@@ -21,11 +21,11 @@ from gemb.errors import UsageError
 from gemb.io.notes import note
 from gemb.models.adapter import file_of
 from gemb.models.card import in_file, title_of
-from gemb.models.checkpoint import GGUF_POOLINGS, Checkpoint, open_checkpoint
+from gemb.models.checkpoint import Checkpoint, open_checkpoint
 from gemb.models.config import PATTERN
 from gemb.models.gguf import KEY_DEFAULT_PROMPT, KEY_WIDTH, check_both_kinds
 from gemb.models.gguf_header import F16_REASON
-from gemb.models.gguf_keys import ARCHITECTURE
+from gemb.models.gguf_keys import ARCHITECTURE, POOLINGS
 from gemb.models.qat import GGUF_KEY, Types, file_types, folder_types, in_words, keeps
 from gemb.models.safetensors import StoredTensor
 from gemb.models.tensors import gguf_name, tensor_class
@@ -109,10 +109,10 @@ def export(source: Path, target: Path | None, outtype: str, *, weights: bool = T
 def _check(checkpoint: Checkpoint) -> None:
     """Refuse a model that the file cannot hold."""
     source, config = checkpoint.folder, checkpoint.config
-    if checkpoint.pooling not in GGUF_POOLINGS:
+    if checkpoint.pooling not in POOLINGS:
         raise UsageError(
             f"{source}: {checkpoint.pooling} pooling: a GGUF file has no place for it; only "
-            f"{', '.join(GGUF_POOLINGS)} can be exported"
+            f"{', '.join(POOLINGS)} can be exported"
         )
     if config.query_pre_attn_scalar != config.head_dim:
         raise UsageError(
@@ -153,7 +153,7 @@ def _add_metadata(writer: gguf.GGUFWriter, checkpoint: Checkpoint, types: Types)
     writer.add_sliding_window(config.sliding_window)
     if config.is_sliding != tuple((i + 1) % PATTERN != 0 for i in range(config.num_hidden_layers)):
         writer.add_sliding_window_pattern(list(config.is_sliding))
-    writer.add_pooling_type(gguf.PoolingType(GGUF_POOLINGS[checkpoint.pooling]))
+    writer.add_pooling_type(gguf.PoolingType(POOLINGS[checkpoint.pooling]))
     for dense, (size_in, size_out) in zip(("dense_2", "dense_3"), checkpoint.dense, strict=True):
         writer.add_dense_features_dims(dense, size_in, size_out)
     writer.add_array("gemb.matryoshka_dims", list(checkpoint.matryoshka_dims))

@@ -33,10 +33,13 @@ class OnnxBackend(Backend):
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path looks like a GGUF file or a model folder."""
-        from gemb.models.checkpoint import looks_like_checkpoint
         from gemb.models.gguf_header import looks_like_gguf
 
-        return looks_like_gguf(model) or looks_like_checkpoint(model)
+        if looks_like_gguf(model):
+            return True
+        from gemb.models.checkpoint import looks_like_checkpoint
+
+        return looks_like_checkpoint(model)
 
     def suits(self, model: Path, runtime: Runtime) -> bool:
         """Return whether int8 is exact and fast on this processor, and nothing else is asked for.

@@ -4,9 +4,9 @@
     N = B L tokens                H query heads          M width of a vector
     K key/value heads             E width of a head
 
-All sequences of a run have the same length, so nothing is padded, and a text's numbers do not
-depend on its neighbours: integer products are exact, every other operation acts on one token or one
-sequence of a length that is its own.
+All sequences of a run have the same length, so nothing is padded: tokens are rows [N, D], but where
+attention parts them by sequence. A text's numbers do not depend on its neighbours: integer products
+are exact, every other operation acts on one token or one sequence of a length that is its own.
 
 In int8 a weight has one scale for each row, and an activation one for each token: its largest
 number becomes 127, and 128 is added, since the processors' instruction multiplies unsigned by
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 WEIGHTS = "weights.bin"
-VERSION = 3  # of the graph: one more where the same model would be written otherwise
+VERSION = 4  # of the graph: one more where the same model would be written otherwise
 FULL_RANGE = 127  # of int8 weights
 HALF_RANGE = 63  # where two products of a full byte overflow the sum of 16 bits (AVX2)
 
 _ALIGNMENT = 4096  # of a weight in its file: whole pages can be mapped
-_FLOAT, _MICROSOFT = 1, "com.microsoft"
+_MICROSOFT = "com.microsoft"
 
 
 def write_graph(numbers: Numbers, graph: Path, weight_range: int | None) -> None:
@@ -98,14 +98,15 @@ class _Encoder:
         """Return the graph of `layer_graph`."""
         hidden = self._shape.hidden
         x, *normed = self._layer(self._begun(), layer)
-        self._graph.output(x, "float32", ["B", "L", hidden])
-        for states in normed:
-            reach = self._add("ReduceMax", self._add("Abs", states), self._ints([0, 1]), keepdims=0)
+        states = self._reshaped(x, self._batch, self._length, [hidden])
+        self._graph.output(states, "float32", ["B", "L", hidden])
+        for rows in normed:
+            reach = self._add("ReduceMax", self._add("Abs", rows), self._ints([0]), keepdims=0)
             self._graph.output(reach, "float32", [hidden])
         return self._graph
 
     def _begun(self) -> str:
-        """Return the input states [B, L, D] of a graph that has its inputs and constants."""
+        """Return the input states [N, D] of a graph that has its inputs and constants."""
         shape = self._shape
         x = self._graph.input("states", "float32", ["B", "L", shape.hidden])
         self._mask = self._graph.input("mask", "float32", ["L", "L"])
@@ -114,14 +115,15 @@ class _Encoder:
         self._largest = self._constant(np.float32(127))
         self._tiny = self._constant(np.float32(1e-30))  # the scale of a token of zeros is no zero
         self._middle = self._constant(np.uint8(128))
+        self._one = self._constant(np.float32(1))
         self._turns = {
             is_sliding: self._rotation(shape.local_theta if is_sliding else shape.theta)
             for is_sliding in (True, False)
         }
-        return x
+        return self._reshaped(x, [-1, shape.hidden])
 
     def _layer(self, x: str, layer: int) -> tuple[str, str, str]:
-        """Return the residual stream after a layer, and its two normed states, all [B, L, D]."""
+        """Return the residual stream after a layer, and its two normed states, all [N, D]."""
         prefix = f"layers.{layer}"
         before = self._normed(x, f"{prefix}.input_layernorm")
         attended = self._attention(before, f"{prefix}.self_attn", self._shape.is_sliding[layer])
@@ -142,11 +144,8 @@ class _Encoder:
     def _attention(self, normed: str, prefix: str, is_sliding: bool) -> str:
         shape = self._shape
         H, K, E = shape.heads, shape.key_heads, shape.head_dim
-        qkv = self._product(normed, [f"{prefix}.{part}_proj" for part in "qkv"])
-        heads = self._reshaped(qkv, self._batch, self._length, [H + 2 * K, E])
-        # Every head [L, E] stands alone from here on: [B, heads, L, E].
-        heads = self._add("Transpose", heads, perm=[0, 2, 1, 3])
-        q, k, v = self._split(heads, [H, K, K], axis=1)
+        q, k, v = self._products(normed, [f"{prefix}.{part}_proj" for part in "qkv"])
+        q, k, v = self._parted(q, H), self._parted(k, K), self._parted(v, K)
         q_norm = self._numbers.norm(f"{prefix}.q_norm") * np.float32(shape.scale)
         q = self._rotated(self._normalized(q, q_norm), is_sliding)
         k = self._rotated(self._normalized(k, self._numbers.norm(f"{prefix}.k_norm")), is_sliding)
@@ -161,19 +160,26 @@ class _Encoder:
         attended = self._add("MatMul", self._add("Softmax", scores, axis=-1), v)
         attended = self._reshaped(attended, self._batch, [H, -1, E])
         attended = self._add("Transpose", attended, perm=[0, 2, 1, 3])
-        attended = self._reshaped(attended, self._batch, self._length, [H * E])
-        return self._product(attended, [f"{prefix}.o_proj"])
+        return self._products(self._reshaped(attended, [-1, H * E]), [f"{prefix}.o_proj"])[0]
+
+    def _parted(self, rows: str, heads: int) -> str:
+        """Return rows [N, heads E] by sequence and head, [B, heads, L, E]."""
+        width = self._shape.head_dim
+        if heads == 1:
+            return self._reshaped(rows, self._batch, [1], self._length, [width])
+        parts = self._reshaped(rows, self._batch, self._length, [heads, width])
+        return self._add("Transpose", parts, perm=[0, 2, 1, 3])
 
     def _feed_forward(self, normed: str, prefix: str) -> str:
-        inner = self._product(normed, [f"{prefix}.gate_proj", f"{prefix}.up_proj"])
-        gate, up = self._split(inner, [self._shape.inner] * 2, axis=-1)
+        gate, up = self._products(normed, [f"{prefix}.gate_proj", f"{prefix}.up_proj"])
         gated = self._add("Mul", self._add("Gelu", gate, approximate="tanh"), up)
-        return self._product(gated, [f"{prefix}.down_proj"])
+        return self._products(gated, [f"{prefix}.down_proj"])[0]
 
     def _pooled(self, x: str) -> tuple[int, str]:
         """Return the width M of a vector, and the vectors before they are normalized, [B, M]."""
         numbers, shape = self._numbers, self._shape
         states = self._normalized(x, np.ones(shape.hidden, np.float32))
+        states = self._reshaped(states, self._batch, self._length, [shape.hidden])
         # Of one sequence alone onnxruntime adds in another order: so there are two at least.
         states = self._add("Concat", states, states, axis=0)
         last_norm = numbers.norm("norm").astype(np.float64)
@@ -208,24 +214,31 @@ class _Encoder:
 
     # Products
 
-    def _product(self, states: str, names: Sequence[str]) -> str:
-        """Return states [B, L, in] times the matrices, their results side by side, [B, L, out]."""
+    def _products(self, rows: str, names: Sequence[str]) -> list[str]:
+        """Return rows [N, in] times each of the matrices, [N, out] of it."""
         matrices = [self._numbers.matrix(name) for name in names]
-        weight = matrices[0] if len(matrices) == 1 else np.concatenate(matrices)
         if self._range is None:
-            return self._add("MatMul", states, self._stored(weight.T))
-        rows = self._reshaped(states, [-1, weight.shape[1]])
+            return [self._add("MatMul", rows, self._stored(matrix.T)) for matrix in matrices]
         high = self._add("ReduceMax", rows, self._ints([1]))
         low = self._add("Neg", self._add("ReduceMin", rows, self._ints([1])))
         scale = self._add("Div", self._add("Max", high, low, self._tiny), self._largest)  # [N, 1]
         scales = self._reshaped(scale, [-1])
         middles = self._add("Expand", self._middle, self._add("Shape", scales))
         rounded = self._add("QuantizeLinear", rows, scales, middles, axis=0)
-        scale_of_rows, integers = rounded_rows(weight, self._range)
-        sums = self._add("MatMulInteger", rounded, self._stored(integers.T), self._middle)
-        product = self._add("Mul", self._add("Cast", sums, to=_FLOAT), scale)
-        product = self._add("Mul", product, self._stored(scale_of_rows))
-        return self._reshaped(product, self._batch, self._length, [len(weight)])
+        return [self._add("Mul", self._product(rounded, matrix), scale) for matrix in matrices]
+
+    def _product(self, rounded: str, matrix: Floats) -> str:
+        """Return bytes [N, in] times a matrix that is rounded, too, [N, out]."""
+        scales, integers = rounded_rows(matrix, self._range)
+        return self._graph.add(
+            "MatMulIntegerToFloat",
+            rounded,
+            self._stored(integers.T),
+            self._one,
+            self._stored(scales),
+            self._middle,
+            domain=_MICROSOFT,
+        )[0]
 
     # Nodes
 
@@ -248,11 +261,6 @@ class _Encoder:
         begin = self._ints([0])  # the position of the first token
         turns = self._turns[is_sliding]
         return self._graph.add("RotaryEmbedding", heads, begin, *turns, domain=_MICROSOFT)[0]
-
-    def _split(self, x: str, sizes: list[int], axis: int) -> list[str]:
-        return self._graph.add(
-            "Split", x, self._ints(sizes), outputs=len(sizes), attributes={"axis": axis}
-        )
 
     def _reshaped(self, x: str, *sizes: str | list[int]) -> str:
         """Return x in another shape: names of sizes in the graph, and numbers."""

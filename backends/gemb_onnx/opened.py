@@ -18,14 +18,10 @@ from gemb.backend import Runtime
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import process_folder, scratch_folder
 from gemb.io.machine import processor_kind
-from gemb.models.checkpoint import Checkpoint
-from gemb.models.config import MOST_TOKENIZER, read_json
-from gemb.models.from_gguf import tokenizer_files
 from gemb.models.gguf import GgufModel
 from gemb.models.quick_tokenizer import LazyTokenizer, QuickTokenizer, quick_arrays
 from gemb_onnx.encode import OnnxEncoder, raw_vectors
 from gemb_onnx.graph import FULL_RANGE, VERSION, write_graph
-from gemb_onnx.numbers import FolderNumbers, GgufNumbers, Numbers
 from gemb_onnx.prepared import of_process, prepared, remove
 from gemb_onnx.probe import weight_range
 from gemb_onnx.runtime import library, session, write_tuned
@@ -35,6 +31,9 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
     from tokenizers import Tokenizer
+
+    from gemb.models.checkpoint import Checkpoint
+    from gemb_onnx.numbers import Numbers
 
 TOKENIZER = "tokenizer.json"
 GRAPH, WEIGHTS, VECTOR = "tuned.onnx", "tuned.bin", "vector.npy"
@@ -59,14 +58,14 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     if runtime.precision == "int8" and largest is None:
         raise UsageError("precision 'int8': this processor's integer products are not exact; fp32")
     dtype = "fp32" if largest is None else "int8"
-    if isinstance(model, Checkpoint):
-        profile = model.profile(dtype)
-    else:
+    if isinstance(model, GgufModel):
         profile = replace(model.profile(), dtype=dtype)
+    else:
+        profile = model.profile(dtype)
     bits = "-7bit" if largest not in (None, FULL_RANGE) else ""
     made_by = f"{library().__version__}-{VERSION}-{processor_kind()}"
     name = f"{profile.fingerprint}-{dtype}{bits}-{made_by}"
-    numbers = FolderNumbers(model) if isinstance(model, Checkpoint) else GgufNumbers(model)
+    numbers = _numbers(model)
     fill = partial(_fill, model, numbers, largest)
     folder = prepared(name, fill)
     for is_last in (False, True):
@@ -82,6 +81,16 @@ def open_encoder(model: Checkpoint | GgufModel, runtime: Runtime) -> OnnxEncoder
     return OnnxEncoder(numbers, graph, tokenizer, profile, runtime.threads)
 
 
+def _numbers(model: Checkpoint | GgufModel) -> Numbers:
+    if isinstance(model, GgufModel):
+        from gemb_onnx.gguf_numbers import GgufNumbers
+
+        return GgufNumbers(model)
+    from gemb_onnx.folder_numbers import FolderNumbers
+
+    return FolderNumbers(model)
+
+
 def _tokenizer(model: Checkpoint | GgufModel, folder: Path) -> LazyTokenizer:
     """Return the tokenizer of a model whose prepared folder this is."""
     load = partial(_library_tokenizer, model, folder)
@@ -93,7 +102,7 @@ def _tokenizer(model: Checkpoint | GgufModel, folder: Path) -> LazyTokenizer:
 def _library_tokenizer(model: Checkpoint | GgufModel, folder: Path) -> Tokenizer:
     from gemb.models.tokenizer import load_tokenizer
 
-    if isinstance(model, Checkpoint):
+    if not isinstance(model, GgufModel):
         return load_tokenizer(model.file(TOKENIZER), model.config.vocab_size)
     path = folder / TOKENIZER
     if not path.is_file():  # the cache was removed since the model was opened
@@ -104,6 +113,8 @@ def _library_tokenizer(model: Checkpoint | GgufModel, folder: Path) -> Tokenizer
 
 def _write_tokenizer(model: GgufModel, path: Path) -> Mapping[str, Any]:
     """Write a file's tokenizer as tokenizer.json, and return what was written."""
+    from gemb.models.from_gguf import tokenizer_files
+
     tokenizer = tokenizer_files(model.header, model.max_tokens)[TOKENIZER]
     path.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
     return tokenizer
@@ -149,12 +160,14 @@ def _fill(
             if shutil.disk_usage(folder).free < needed:  # the library does not say so
                 reason = os.strerror(errno.ENOSPC)
                 raise OSError(errno.ENOSPC, reason, str(folder)) from error
-            path = model.folder if isinstance(model, Checkpoint) else model.header.path
+            path = model.header.path if isinstance(model, GgufModel) else model.folder
             raise GembError(f"{path}: onnxruntime does not run its graph: {error}") from error
     np.save(folder / VECTOR, vector)
     if isinstance(model, GgufModel):
         tokenizer = _write_tokenizer(model, folder / TOKENIZER)
     else:
+        from gemb.models.config import MOST_TOKENIZER, read_json
+
         tokenizer = read_json(model.file(TOKENIZER), MOST_TOKENIZER)
     _library_tokenizer(model, folder)  # refuses what is not Gemma's
     arrays: dict[str, Any] = dict(quick_arrays(tokenizer) or {})

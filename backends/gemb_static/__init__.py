@@ -7,13 +7,12 @@ May import: `gemb`, but not its command line.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import ClassVar
 
 from gemb.backend import Backend, Check, Encoder, ModelDescription, Runtime
 from gemb.errors import UsageError
-from gemb.models.static import looks_like_static, open_static
+from gemb.io.packages import version
 
 PRECISIONS = ("auto", "fp32")
 
@@ -27,6 +26,10 @@ class StaticBackend(Backend):
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path is a folder whose first module is a StaticEmbedding."""
+        if not model.is_dir():
+            return False
+        from gemb.models.static import looks_like_static
+
         return looks_like_static(model)
 
     def open(self, model: Path, runtime: Runtime) -> Encoder:
@@ -39,12 +42,15 @@ class StaticBackend(Backend):
             raise UsageError(f"precision '{runtime.precision}'; static has {', '.join(PRECISIONS)}")
         if runtime.device not in ("auto", "cpu"):
             raise UsageError(f"device '{runtime.device}'; static has auto, cpu")
+        from gemb.models.static import open_static
         from gemb_static.encode import StaticEncoder
 
         return StaticEncoder(open_static(model))
 
     def describe(self, model: Path) -> ModelDescription:
         """Return what the folder's files say of it."""
+        from gemb.models.static import open_static
+
         return open_static(model).description()
 
     def engine(self) -> str:
@@ -53,7 +59,6 @@ class StaticBackend(Backend):
 
     def checks(self) -> list[Check]:
         """Return the version of the tokenizers."""
-        try:
-            return [Check("tokenizers", True, version("tokenizers"))]
-        except PackageNotFoundError as error:
-            return [Check("tokenizers", False, str(error), "pip install tokenizers")]
+        if installed := version("tokenizers"):
+            return [Check("tokenizers", True, installed)]
+        return [Check("tokenizers", False, "it is not installed", "pip install tokenizers")]

@@ -9,15 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from gemb.backend import Backend, Check, Cut, Encoder, ModelDescription, Runtime, Training
 from gemb.io.atomic import scratch_folder
 from gemb.io.machine import has_gpu
-from gemb.models.checkpoint import looks_like_checkpoint, open_checkpoint
-from gemb.models.gguf_header import looks_like_gguf
+from gemb.io.packages import version
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Recipe
@@ -35,7 +33,13 @@ class TorchBackend(Backend):
 
     def can_open(self, model: Path) -> bool:
         """Return whether the path looks like a model folder or a GGUF file."""
-        return looks_like_checkpoint(model) or looks_like_gguf(model)
+        from gemb.models.gguf_header import looks_like_gguf
+
+        if looks_like_gguf(model):
+            return True
+        from gemb.models.checkpoint import looks_like_checkpoint
+
+        return looks_like_checkpoint(model)
 
     def suits(self, model: Path, runtime: Runtime) -> bool:
         """Return whether the model is a folder, or a file that a GPU is to run."""
@@ -52,6 +56,7 @@ class TorchBackend(Backend):
             UsageError: the model would be computed wrongly, or the precision or device cannot be.
         """
         _load_torch()
+        from gemb.models.checkpoint import open_checkpoint
         from gemb_torch.model.encode import open_encoder
 
         if model.is_dir():
@@ -97,11 +102,9 @@ class TorchBackend(Backend):
         """Return whether torch and tokenizers are here, and the device that `auto` would choose."""
         checks = []
         for library in self.requires:
-            try:
-                checks.append(Check(library, True, version(library)))
-            except PackageNotFoundError:
-                # It is an extra: without it the other backend still embeds.
-                checks.append(Check(library, True, f"not installed (optional: {_FIX})"))
+            # It is an extra: without it the other backends still embed.
+            detail = version(library) or f"not installed (optional: {_FIX})"
+            checks.append(Check(library, True, detail))
         if all("optional" not in check.detail for check in checks):
             checks.append(_device())
         return checks

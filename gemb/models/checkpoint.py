@@ -44,16 +44,14 @@ from gemb.models.config import (
     whole_number,
 )
 from gemb.models.fingerprint import fingerprint
-from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
+from gemb.models.profile import CARD_DIMS, CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import ModelPrompts
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
 from gemb.models.tensors import tensor_class
 
-CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
 # As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
-GGUF_POOLINGS = {"mean": 1, "first": 2, "last": 3}  # llama.h, enum llama_pooling_type
 ATTENTION_HEADS = 4  # learned queries of attention pooling (arXiv 2509.20354, ablations)
 MODULE_SETTINGS = (  # of the Transformer module: the first that is there, as sentence-transformers
     "sentence_bert_config.json",

@@ -16,7 +16,7 @@ from typing import Any
 from gemb.errors import UsageError
 from gemb.models.adapter import file_of
 from gemb.models.card import history_of, known_as, licence_of, write_card
-from gemb.models.checkpoint import CARD_DIMS, backbone_tensors, check_shapes, expected_shapes
+from gemb.models.checkpoint import backbone_tensors, check_shapes, expected_shapes
 from gemb.models.config import read_config, read_optional_json, whole_number, write_json
 from gemb.models.folder import config_of, copy_files, write_modules
 from gemb.models.from_gguf import unpack
@@ -33,6 +33,7 @@ from gemb.models.gguf import check_shapes as check_gguf_shapes
 from gemb.models.gguf import expected_shapes as gguf_shapes
 from gemb.models.gguf_header import GgufHeader, looks_like_gguf, read_header
 from gemb.models.gguf_keys import ARCHITECTURE, check_kind
+from gemb.models.profile import CARD_DIMS
 from gemb.models.prompts import DICTIONARY
 from gemb.models.safetensors import NewTensor, lazily, write_file
 from gemb.models.tokenizer_json import check_marks, read_tokenizer

@@ -135,8 +135,9 @@ def _write_weights(model: GgufModel, target: Path) -> None:
 
 def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
     """Yield the bytes of a tensor's 32-bit values, some rows at a time."""
-    import gguf
     import numpy as np
+
+    from gemb.models.gguf_blocks import unpacked
 
     if len(info.shape) == 1:  # a norm
         values = np.frombuffer(data, "<f4", info.shape[0], info.offset) - np.float32(1)
@@ -144,9 +145,8 @@ def _float32(data: mmap.mmap, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
         return
     rows = info.shape[1]
     packed = np.frombuffer(data, np.uint8, info.size_bytes, info.offset).reshape(rows, -1)
-    kind = gguf.GGMLQuantizationType[info.type.upper()]
     for begin in range(0, rows, _ROWS):
-        wide = gguf.dequantize(packed[begin : begin + _ROWS], kind)
+        wide = unpacked(packed[begin : begin + _ROWS], info.type)
         yield np.ascontiguousarray(wide, "<f4").view(np.uint8).reshape(-1)
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
-from gemb.models.checkpoint import CARD_DIMS, GGUF_POOLINGS
 from gemb.models.config import PATTERN
 from gemb.models.fingerprint import fingerprint
 from gemb.models.gguf_header import Array, GgufHeader, Scalar, TensorInfo, read_header, strings
-from gemb.models.gguf_keys import ARCHITECTURE, EXPORT, check_architecture, wrong
-from gemb.models.profile import CLOSING_TOKENS, ModelDescription, ModelProfile
+from gemb.models.gguf_keys import ARCHITECTURE, EXPORT, POOLINGS, check_architecture, wrong
+from gemb.models.profile import CARD_DIMS, CLOSING_TOKENS, ModelDescription, ModelProfile
 from gemb.models.prompts import CARD, ModelPrompts
 from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.models.tensors import tensor_class
@@ -261,10 +260,10 @@ def equal(header: GgufHeader, name: str, right: int, *, optional: bool = False) 
 def pooling(header: GgufHeader) -> str:
     """Return how the tokens' states become one, as a recipe names it."""
     value, kind = _get(header, "pooling_type")
-    for name, code in GGUF_POOLINGS.items():
+    for name, code in POOLINGS.items():
         if kind == "uint32" and value == code:
             return name
-    right = ", ".join(f"{code} ({name})" for name, code in GGUF_POOLINGS.items())
+    right = ", ".join(f"{code} ({name})" for name, code in POOLINGS.items())
     raise wrong(header, f"{ARCHITECTURE}.pooling_type is {_show(value)} ({kind}), none of {right}")
 
 

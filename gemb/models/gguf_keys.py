@@ -15,6 +15,7 @@ from gemb.io.text import visible
 from gemb.models.gguf_header import Array, GgufHeader, Scalar
 
 ARCHITECTURE = "gemma-embedding"
+POOLINGS = {"mean": 1, "first": 2, "last": 3}  # llama.h, enum llama_pooling_type
 EXPORT = "make one from the model folder: gemb export-gguf FOLDER -o NEW.gguf"
 
 _REFUSED = {

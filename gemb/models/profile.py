@@ -12,6 +12,7 @@ from gemb.errors import UsageError
 if TYPE_CHECKING:
     from gemb.arrays import TokenIds
 
+CARD_DIMS = (768, 512, 256, 128)  # the sizes EmbeddingGemma-300M was trained for (model card)
 CLOSING_TOKENS = 1  # Gemma's tokenizer ends a text with EOS
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
-from gemb.models.adapter import is_adapter
 from gemb.models.config import read_json
 from gemb.models.tensors import CLASSES, QAT_TYPES
 
@@ -51,6 +50,8 @@ def folder_types(folder: Path) -> dict[str, str]:
     Raises:
         UsageError: there is no config.json, or it names other types than gemb has.
     """
+    from gemb.models.adapter import is_adapter  # which a GGUF file does not need
+
     if is_adapter(folder):  # its change leaves the numbers that the types can hold
         return {}
     path = folder / "config.json"

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 from gemb.errors import UsageError
-from gemb.models.checkpoint import GGUF_POOLINGS
+from gemb.models.gguf_keys import POOLINGS
 from gemb.recipe.keys import to_plain
 from gemb.recipe.layers import layer_choice
 from gemb.recipe.names import resolve_data
@@ -191,7 +191,7 @@ def _memory(recipe: Recipe) -> Iterator[Problem]:
 def _quantized(recipe: Recipe) -> Iterator[Problem]:
     if not recipe.qat:
         return
-    if recipe.pooling not in GGUF_POOLINGS:
+    if recipe.pooling not in POOLINGS:
         yield "qat", f"trains for a GGUF file, which has no {recipe.pooling} pooling"
     if set(to_plain(recipe.qat).values()) == {"f32"}:
         yield "qat", "rounds nothing: every type is f32; null switches it off"

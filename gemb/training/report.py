@@ -18,6 +18,7 @@ import numpy as np
 from gemb.arrays import Doubles
 from gemb.errors import Missing
 from gemb.io.atomic import new_file
+from gemb.io.packages import version
 from gemb.io.text import duration
 from gemb.training.record import RunRecord, Score, ScoreKey, Similarity, SourceSummary, read_run
 
@@ -219,13 +220,7 @@ def _number(value: float, form: str, sign: str = "") -> str:
 
 
 def _versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = []
-    for library in LIBRARIES:
-        try:
-            versions.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            continue
+    installed = [(library, version(library)) for library in LIBRARIES]
+    versions = [f"{library} {number}" for library, number in installed if number]
     versions.append(f"Python {platform.python_version()}")
     return f"Written by {', '.join(versions)} on {platform.system()} {platform.machine()}."

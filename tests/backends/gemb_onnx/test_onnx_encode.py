@@ -20,8 +20,8 @@ from gemb.io.caches import engines_cache
 from gemb.models.checkpoint import open_checkpoint
 from gemb_onnx import OnnxBackend, prepared, probe, runtime
 from gemb_onnx.encode import passes, raw_vectors, window_mask
+from gemb_onnx.folder_numbers import FolderNumbers
 from gemb_onnx.graph import FULL_RANGE, HALF_RANGE, rounded_rows, write_graph
-from gemb_onnx.numbers import FolderNumbers
 from gemb_onnx.runtime import session
 from gemb_onnx.smoothing import Smoothed
 from gemb_torch import TorchBackend
@@ -129,7 +129,7 @@ def test_channels_that_reach_far_are_evened_out(tiny_model, tmp_path, monkeypatc
         raw = raw_vectors(numbers, same, ids[None])[0]
         assert np.abs(raw / np.linalg.norm(raw) - vector).max() < 1e-5
     losses = []
-    monkeypatch.setattr("gemb_onnx.opened.FolderNumbers", Uneven)
+    monkeypatch.setattr("gemb_onnx.folder_numbers.FolderNumbers", Uneven)
     for smoothed in (Smoothed, lambda numbers: numbers):
         monkeypatch.setattr("gemb_onnx.opened.Smoothed", smoothed)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / str(len(losses))))
