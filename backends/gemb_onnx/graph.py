@@ -225,11 +225,11 @@ class _Encoder:
         scales = self._reshaped(scale, [-1])
         middles = self._add("Expand", self._middle, self._add("Shape", scales))
         rounded = self._add("QuantizeLinear", rows, scales, middles, axis=0)
-        return [self._add("Mul", self._product(rounded, matrix), scale) for matrix in matrices]
+        weights = (rounded_rows(matrix, self._range) for matrix in matrices)
+        return [self._add("Mul", self._product(rounded, *pair), scale) for pair in weights]
 
-    def _product(self, rounded: str, matrix: Floats) -> str:
-        """Return bytes [N, in] times a matrix that is rounded, too, [N, out]."""
-        scales, integers = rounded_rows(matrix, self._range)
+    def _product(self, rounded: str, scales: Floats, integers: NDArray[np.int8]) -> str:
+        """Return bytes [N, in] times rows of integers [out, in], each times its scale, [N, out]."""
         return self._graph.add(
             "MatMulIntegerToFloat",
             rounded,
