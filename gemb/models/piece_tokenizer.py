@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from threading import Lock
 from typing import TYPE_CHECKING
@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 MOST_PIECES = 1 << 19  # that are remembered, in about 100 MB
 # Of these: a line of Chinese is one piece, and so is a text with a special token.
 MOST_CHARS = 1 << 24
+# Of a pattern that takes no time to make; Gemma's have 6,400 names of up to 20 characters.
+MOST_SPECIAL, LONGEST_SPECIAL = 20_000, 64
 _SPACE = "▁"
 _ASCII = r" *+(?:[A-Za-z]++|[^A-Za-z\n ]++)|\n++| ++"
 # Typographic marks share tokens with letters and with ASCII's marks: such words stay whole.
 # They begin where a word does, so that a long word of ASCII is looked through once.
 _OTHER = r"(?: ++|(?<![^\n ]))[^\n \x80-\U0010ffff]*+[\x80-\U0010ffff][^\n ]*"
 _NORMALIZER = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 
 
 class _Numbers(dict[str, int]):
@@ -71,7 +73,7 @@ class PieceTokenizer:
     def __init__(self, tokenizer: Tokenizer, special: Sequence[str]) -> None:
         """See `PieceTokenizer.of`; a text with one of `special` in it is one piece."""
         self._tokenizer = tokenizer
-        self._special = special
+        self._special = re.compile(any_of(special))
         self._ascii, self._any = re.compile(_ASCII), re.compile(f"{_OTHER}|{_ASCII}")
         self._lock = Lock()
         self._forget()
@@ -85,12 +87,14 @@ class PieceTokenizer:
         names = {token.content for token in added}
         is_ascii, is_other = (re.compile(pattern).fullmatch for pattern in (_ASCII, _OTHER))
         for token in tokenizer.get_vocab():
-            if token in names or _BYTE.fullmatch(token):
+            if token in names or token in _BYTES:
                 continue
             text = token.replace(_SPACE, " ")
             if not (is_ascii if text.isascii() else is_other)(text):
                 return None
         special = [name for name in names if name.strip("\n" + _SPACE)]
+        if len(special) > MOST_SPECIAL or any(len(name) > LONGEST_SPECIAL for name in special):
+            return None
         return PieceTokenizer(tokenizer, [_SPACE, *special])
 
     def tokenize(self, texts: Sequence[str]) -> list[TokenIds]:
@@ -121,7 +125,7 @@ class PieceTokenizer:
         return [ids[start:stop] for start, stop in pairwise(stops)]
 
     def _pieces(self, text: str) -> list[str]:
-        if any(name in text for name in self._special):
+        if self._special.search(text):
             return [text]
         if text.isascii():
             return self._ascii.findall(text)
@@ -149,6 +153,23 @@ class PieceTokenizer:
         self._chars = 0  # of all pieces
 
 
+def any_of(names: Iterable[str]) -> str:
+    """Return the pattern of a text that begins with one of some names, none of them empty.
+
+    It branches where the names differ, so that a place in a text is looked at once, however many
+    names there are: models have thousands of them, which begin alike.
+    """
+    by_first: dict[str, set[str]] = {}
+    for name in names:
+        by_first.setdefault(name[0], set()).add(name[1:])
+    # Where a name ends, the longer ones need not be looked for.
+    branches = [
+        re.escape(first) + ("" if "" in rests else any_of(rests))
+        for first, rests in sorted(by_first.items())
+    ]
+    return branches[0] if len(branches) == 1 else f"(?:{'|'.join(branches)})"
+
+
 def _is_plain(tokenizer: Tokenizer) -> bool:
     """Return whether spaces become ▁, and then pairs are joined by rank alone."""
     model, normalizer, splitter = tokenizer.model, tokenizer.normalizer, tokenizer.pre_tokenizer
@@ -158,6 +179,8 @@ def _is_plain(tokenizer: Tokenizer) -> bool:
         and not (model.dropout or model.ignore_merges)
         and not (model.continuing_subword_prefix or model.end_of_word_suffix)
         and model.byte_fallback
+        # A character that lacks a byte is unknown, and of several in a row one token is made.
+        and all(tokenizer.token_to_id(byte) is not None for byte in _BYTES)
         and normalizer is not None
         and json.loads(normalizer.__getstate__()) == _NORMALIZER
         # A split at spaces, of which the normalizer has left none.

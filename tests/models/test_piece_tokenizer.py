@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,8 @@ def test_after_a_failure_the_ids_are_those_of_the_library(library: Tokenizer) ->
         {"merge": ("e", "▁")},  # of two words
         {"normalizer": None},
         {"ignore_merges": True},
+        {"without": "<0x41>"},
+        {"added": {"content": "<" + "long" * 300 + ">"}},
         {"added": {"content": "word", "lstrip": True}},
     ],
 )
@@ -117,8 +120,29 @@ def test_a_tokenizer_of_another_form_has_no_pieces(library: Tokenizer, change: d
     elif added := change.get("added"):
         plain = dict(document["added_tokens"][0]) | {"id": len(model["vocab"])}
         document["added_tokens"].append(plain | added)
+    elif byte := change.get("without"):
+        model["vocab"]["another"] = model["vocab"].pop(byte)
     elif "ignore_merges" in change:
         model |= change
     else:
         document |= change
     assert PieceTokenizer.of(Tokenizer.from_str(json.dumps(document))) is None
+
+
+def test_one_pattern_finds_what_any_of_many_names_finds() -> None:
+    dice = random.Random(3)
+    names = [f"<unused{number}>" for number in range(6000)]
+    names += ["<b>", "<body>", "<b", "a.c", "[x]", "(?:", "▁", "\\d"]
+    some = [*names[::500], *names[6000:], "<unused", "abc", "<", ">", "bo", "dy>", "1", " ", "x"]
+    pattern = re.compile(piece_tokenizer.any_of(names))
+    texts = ["".join(dice.choices(some[:-1], k=dice.randrange(6))) for _ in range(3000)]
+    texts += some
+    answers = [bool(pattern.search(text)) for text in texts]
+    assert answers == [any(name in text for name in names) for text in texts]
+    assert {True, False} == set(answers)
+
+
+def test_a_long_text_of_beginnings_of_names_is_looked_through_once() -> None:
+    names = [f"<unused{number}>" for number in range(6000)]
+    pattern = re.compile(piece_tokenizer.any_of(names))
+    assert not pattern.search("<unused" * 300_000)  # 6,000 searches of 2 MB would take minutes
