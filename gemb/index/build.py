@@ -340,8 +340,8 @@ def _fill(
             writer.make_lookups()
         elif not isinstance(source, PassageSource) and source.id is not None:
             writer.make_lookups("id")
-        state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
-        changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None, draft)
+        state = State(manifest, writer.connection, writer.slots, writer.removed, writer, draft)
+        changes = update(state, lambda: encoder or open_encoder(), lambda *counts: None)
         if not changes.rows:
             raise UsageError(
                 f"{visible(described(source.paths))}: nothing to index"

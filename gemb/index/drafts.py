@@ -1,7 +1,8 @@
 """Rows of an index whose vectors are drafts, and those that searches wish had real ones.
 
 A draft stands in the place of a row's vector, with zeros behind it: so it is as long as the others,
-and its product with a query is that of the draft. The table `drafts` names such rows. When a row
+and its product with a query is that of the draft. Where the draft model fails all are zeros, as no
+vector is. The table `drafts` names such rows. When a row
 gets its real vector, in a slot of its own, the table keeps the draft: from rows that have both a
 search tells what the drafts of the others are worth.
 
@@ -16,10 +17,12 @@ import os
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from gemb.arrays import Ints, Vectors
+from gemb.arrays import Bools, Ints, Vectors
 from gemb.io.atomic import new_file
 
 DRAFTS = """CREATE TABLE drafts(
@@ -104,16 +107,16 @@ def draft_of(data: object, width: int) -> Vectors:
 
 
 def padded(drafts: Vectors, dim: int) -> Vectors:
-    """Return drafts, [n, width], as vectors of the index, [n, dim].
-
-    A row of NaN, on which the draft model fails, becomes one that is like no other.
-    """
+    """Return drafts, [n, width], as vectors of the index, [n, dim]; of a row of NaN all zeros."""
     vectors = np.zeros((len(drafts), dim), np.float32)
     vectors[:, : drafts.shape[1]] = drafts
-    failed = np.isnan(drafts).any(axis=1)
-    vectors[failed] = 0
-    vectors[failed, dim - 1] = 1
+    vectors[np.isnan(drafts).any(axis=1)] = 0
     return vectors
+
+
+def have_failed(stored: NDArray[Any]) -> Bools:
+    """Return which drafts, [n, dim] as they are stored, the draft model could not make, [n]."""
+    return np.asarray(~stored.any(axis=1))
 
 
 def want(path: Path, slots: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ from gemb.arrays import Rows, Vectors
 from gemb.embedding.vectors import VectorSpec, are_units, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.index.codes import Coder
-from gemb.index.drafts import draft_slots, kept_drafts, misplaced_draft, want
+from gemb.index.drafts import draft_slots, have_failed, kept_drafts, misplaced_draft, want
 from gemb.index.hits import Hit
 from gemb.index.manifest import (
     NAME,
@@ -236,13 +236,14 @@ class Index:
             return version_of_words(self.connection) != VERSION
 
     def unit_vectors(self, rows: Rows) -> NDArray[np.float32]:
-        """Return the vectors of slots, float32 [n, dim], of length one.
+        """Return the vectors of slots, float32 [n, dim], of length one; NaN: a draft that failed.
 
         Raises:
             GembError: one is damaged.
         """
         vectors = unpacked(self._units(rows), self.spec.dtype, self.spec.dim)
-        units: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):
+            units: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
         return units
 
     def stale(self, hit: Hit) -> str | None:
@@ -309,13 +310,26 @@ class Index:
         """Return stored vectors, [n, dim] as they are stored.
 
         Raises:
-            GembError: one is not of length 1: no model made it.
+            GembError: one is not of length 1, and no draft that failed: no model made it.
         """
         stored = gathered(self.stored, rows)
-        bad = np.flatnonzero(~are_units(stored, self.spec.dtype, self.spec.dim))
-        if len(bad):
-            raise damaged_vector(str(self.folder), int(rows[bad[0]]))
+        bad = ~self.are_whole(rows, stored)
+        if bad.any():
+            raise damaged_vector(str(self.folder), int(rows[np.argmax(bad)]))
         return stored
+
+    def are_whole(self, rows: Rows, stored: NDArray[Any]) -> NDArray[np.bool_]:
+        """Return which vectors may be as they were written, [n]: units, and drafts that failed.
+
+        Args:
+            rows: their slots, [n].
+            stored: of the slots, [n, dim].
+        """
+        are_good = are_units(stored, self.spec.dtype, self.spec.dim)
+        if self.manifest.draft and not are_good.all():
+            may_fail = np.isin(rows, self.drafts) | np.isin(rows, self.removed)
+            are_good |= have_failed(stored) & may_fail
+        return are_good
 
     def _has_lookup(self, name: str) -> bool:
         query = "SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?"

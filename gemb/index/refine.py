@@ -122,15 +122,18 @@ def _refined(
     progress = CountProgress(len(drafts), "refining", "rows")
     with closing(progress), closing(windows):
         for window in windows:
-            for index in tally.sort(window.rows, on_long=source.on_long, on_error="skip"):
-                slot = int(window.rows[index].record.id)
-                if slot not in drafts:
+            slots = [int(row.record.id) for row in window.rows]
+            good = tally.sort(window.rows, on_long=source.on_long, on_error="skip")
+            done = len(slots) - len(good)  # on the others the model failed
+            for index in good:
+                if slots[index] not in drafts:
                     continue  # it got its vector with a copy
-                for copy in [slot, *draft_copies(writer.connection, slot)]:
+                for copy in [slots[index], *draft_copies(writer.connection, slots[index])]:
                     writer.refine(copy, window.vectors[index], manifest.draft_width)
+                    done += 1
                     yield copy
             writer.tick()
-            progress.add(len(window.rows), tokens=window.tokens)
+            progress.add(done, tokens=window.tokens)
     writer.commit()
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gemb.embedding.drafts import DraftModel
 from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.run import Tally
 from gemb.embedding.store import KEY_BYTES, key_of
@@ -112,12 +113,19 @@ class RowLookup:
             after = self._last[digest] = row.slot
         return None
 
-    def twin(self, digest: bytes) -> int | None:
-        """Return the first row of this digest, claimed or not: its vector is the same."""
+    def twin(self, digest: bytes, committed: int) -> int | None:
+        """Return the last of the committed rows of this digest, claimed or not.
+
+        Its vector is the same, and a real one where any of them has one: real vectors come later
+        than drafts, and all drafts of a text are refined together.
+        """
         if not self.slots:
             return None
-        query = "SELECT slot, digest, crc FROM rows WHERE digest = ? ORDER BY slot LIMIT 1"
-        row = self._first(query, digest)
+        query = (
+            "SELECT slot, digest, crc FROM rows WHERE digest = ? AND slot < ? "
+            "ORDER BY slot DESC LIMIT 1"
+        )
+        row = self._first(query, digest, committed)
         return row.slot if row else None
 
     def of_path(self, path: str | bytes | None) -> list[Known]:
@@ -179,14 +187,24 @@ class State:
         slots: int,
         removed: Sequence[int],
         writer: Writer | None,
+        draft: DraftModel | None,
     ) -> None:
-        """Look at what the index holds: `slots` slots, of which the connection knows the rows."""
+        """Look at what the index holds.
+
+        Args:
+            manifest: of the index.
+            connection: to its rows.
+            slots: how many there are, of which the connection knows the rows.
+            removed: slots that are no rows' any more.
+            writer: None: the index is only looked at.
+            draft: makes drafts for new rows; None: these get real vectors.
+        """
         self.spec = manifest.spec
         self.splitting = manifest.splitting
         self.source = source_from_json(manifest.source)
         self.prompt = Prompt(manifest.spec.prompt)
         self.changes = Changes(unit="files" if isinstance(self.source, PassageSource) else "rows")
-        self.makes_drafts = manifest.draft is not None
+        self.draft = draft
         self.tally = Tally(manifest.spec.max_tokens)
         self.skipped = Skipped()
         self.connection = connection
@@ -235,15 +253,16 @@ class State:
             self.changes.taken += 1
             self._write(new, new.stored)
             return False
-        twin = self.lookup.twin(new.row.digest)
-        if twin is not None and (self.writer is None or self.writer.has_stored(twin)):
+        committed = self.writer.committed if self.writer else self.lookup.slots
+        twin = self.lookup.twin(new.row.digest, committed)
+        if twin is not None:
             is_twin_draft = is_draft(self.connection, twin)
-            if self.makes_drafts or not is_twin_draft:
+            if self.draft or not is_twin_draft:
                 self.changes.copied += 1
                 stored = self.writer.stored(twin) if self.writer else None
                 self._write(new, stored, is_draft=is_twin_draft)
                 return False
-        if self.makes_drafts:
+        if self.draft:
             self.changes.drafted += 1
         else:
             self.changes.embedded += 1

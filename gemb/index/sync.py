@@ -92,12 +92,11 @@ def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Change
             manifest = dataclasses.replace(manifest, model=kept_reference(job.model))
         model = ModelOnce(manifest.spec, job.folder, open_model)
         writer.make_lookups()
-        state = State(manifest, writer.connection, writer.slots, writer.removed, writer)
-        draft = draft_for(manifest) if state.makes_drafts else None
-        state.makes_drafts = draft is not None
+        draft = draft_for(manifest)
+        state = State(manifest, writer.connection, writer.slots, writer.removed, writer, draft)
         before = writer.slots
         try:
-            changes = update(state, model, may_remove, draft)
+            changes = update(state, model, may_remove)
         except BaseException:
             if writer.committed > before:
                 note(
@@ -111,7 +110,7 @@ def sync(job: SyncJob, open_model: OpenEncoder, may_remove: MayRemove) -> Change
 
 
 def look(job: SyncJob) -> Changes:
-    """Return what a sync would do. Nothing is written, and no model is opened.
+    """Return what a sync would do. Nothing is written; the draft model alone is opened.
 
     Raises:
         UsageError: as `sync`.
@@ -120,7 +119,8 @@ def look(job: SyncJob) -> Changes:
     with Index.open(job.folder) as index:
         source = _source(job, index.manifest)
         manifest = dataclasses.replace(index.manifest, source=source.to_json())
-        state = State(manifest, index.connection, len(index.stored), index.removed, None)
+        draft = draft_for(manifest)
+        state = State(manifest, index.connection, len(index.stored), index.removed, None, draft)
         return update(state, _no_model, lambda *counts: None)
 
 
@@ -152,7 +152,9 @@ def _source(job: SyncJob, manifest: Manifest) -> Source:
 
 
 def draft_for(manifest: Manifest) -> DraftModel | None:
-    """Open the draft model of an index; None, with a note, where it is not here any more."""
+    """Open the draft model of an index; None where it has none, or it is not here: a note."""
+    if manifest.draft is None:
+        return None
     encoder = open_draft(manifest.spec.model)
     draft = DraftModel.of(encoder, manifest.spec.dim) if encoder else None
     if draft and manifest.draft == described_draft(draft):
@@ -206,7 +208,6 @@ def update(
     state: State,
     open_encoder: OpenEncoder,
     may_remove: MayRemove,
-    draft: DraftModel | None = None,
 ) -> Changes:
     """Bring an index up to date with its source; without a writer only count.
 
@@ -216,7 +217,6 @@ def update(
         state: of the index.
         open_encoder: called when the first text needs a vector.
         may_remove: asked before rows (of files: files) are removed.
-        draft: makes drafts of vectors, where `state` wants drafts.
 
     Raises:
         UsageError: the source cannot be read, or `may_remove` forbids.
@@ -235,7 +235,7 @@ def update(
             rows = source_rows(source)
             records = row_changes(state, rows, may_remove, have_ids=source.id is not None)
     try:
-        _embed(state, records, open_encoder, draft)
+        _embed(state, records, open_encoder)
         if writer:
             writer.commit()
     except OSError:
@@ -266,13 +266,11 @@ def _vector_rows(state: State, source: VectorSource) -> Iterator[SourceRow]:
         progress.close()
 
 
-def _embed(
-    state: State, records: Iterator[Record], open_encoder: OpenEncoder, draft: DraftModel | None
-) -> None:
+def _embed(state: State, records: Iterator[Record], open_encoder: OpenEncoder) -> None:
     """Give the records vectors, or drafts, and write the rows that wait for them."""
     first = next(records, None)
-    if first is not None and draft:
-        _draft(state, itertools.chain([first], records), draft)
+    if first is not None and state.draft:
+        _draft(state, itertools.chain([first], records), state.draft)
     elif first is not None:
         embedder = Embedder(open_encoder(), state.spec, on_long=state.source.on_long)
         progress = InputProgress(state.total)

@@ -109,9 +109,9 @@ def _blocks(index: Index, column: str, array: NDArray[Any], path: Path) -> Findi
 
 def _lengths(index: Index, path: Path) -> Finding:
     """Look for vectors that are not of length 1: no model made them, whatever their checksum."""
-    spec = index.spec
     for first in range(0, len(index.stored), AT_A_TIME):
-        bad = ~are_units(index.stored[first : first + AT_A_TIME], spec.dtype, spec.dim)
+        part = index.stored[first : first + AT_A_TIME]
+        bad = ~index.are_whole(np.arange(first, first + len(part)), part)
         if bad.any():
             row = first + int(np.argmax(bad))
             where = f"{visible(str(path))}: the vector of row {row} is not of length 1"
@@ -120,10 +120,7 @@ def _lengths(index: Index, path: Path) -> Finding:
 
 
 def _drafts(index: Index, path: Path) -> Finding:
-    """Look whether the rows that are drafts are those that look like drafts.
-
-    A draft has zeros behind its width, where a failed one has a single 1 (of int8: 127).
-    """
+    """Look whether the rows that are drafts are those with zeros behind the width of drafts."""
     width, rows = index.manifest.draft_width, np.arange(len(index.stored))
     name = visible(str(path))
     try:
@@ -137,12 +134,11 @@ def _drafts(index: Index, path: Path) -> Finding:
         return Finding("drafts", False, str(error))
     alive = rows if index.alive is None else index.alive
     is_draft = np.isin(alive, index.drafts)
-    unit = 127 if index.spec.dtype == "int8" else 1
     if width < index.spec.dim:
         for at in range(0, len(alive), AT_A_TIME):
             part = alive[at : at + AT_A_TIME]
             tails = np.asarray(index.stored[part])[:, width:]
-            looks = (tails[:, :-1] == 0).all(axis=1) & np.isin(tails[:, -1], (0, unit))
+            looks = ~tails.any(axis=1)
             bad += part[looks != is_draft[at : at + AT_A_TIME]].tolist()
     if bad:
         return Finding("drafts", False, f"{name}: row {bad[0]} is not what it was; build it anew")
@@ -154,7 +150,7 @@ def _is_unit(data: object, width: int) -> bool:
         draft = draft_of(data, width)
     except sqlite3.DatabaseError:
         return False
-    return bool(are_units(draft[None], "f32", width)[0]) or not draft[: width - 1].any()
+    return bool(are_units(draft[None], "f32", width)[0])
 
 
 def _database(index: Index, path: Path) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from gemb.arrays import Ints, Vectors
 from gemb.embedding.vectors import packed, unpacked
 from gemb.index.codes import Coder
 from gemb.index.drafts import NUMBERS as NUMBERS_OF_DRAFTS
+from gemb.index.drafts import have_failed
 from gemb.index.manifest import Manifest, codes_path, rows_path, vectors_path
 from gemb.index.reader import NUMBERS, check_there, coder_of, mapped, read_slots
 from gemb.index.schema import (
@@ -145,10 +146,6 @@ class Writer:
             self._pending.append(stored)
             self._pending_bytes += stored.nbytes
 
-    def has_stored(self, slot: int) -> bool:
-        """Return whether `stored` has this slot: it was committed."""
-        return slot < self._committed
-
     def stored(self, slot: int) -> NDArray[Any]:
         """Return the vector of a committed slot as it is stored, [1, dim]."""
         return self._vectors.read(slot, 1)
@@ -159,21 +156,22 @@ class Writer:
         Args:
             slot: of the row; it is removed.
             vector: a unit vector.
-            width: of the draft, which stays beside the vector.
+            width: of the draft, which stays beside the vector, unless it failed.
         """
         with readable(self._rows_path):
             query = f"SELECT {COLUMNS} FROM rows WHERE slot = ?"
             columns = self.connection.execute(query, (slot,)).fetchone()
         if columns is None or crc(columns[:-1]) != columns[-1]:
             raise damaged(self._rows_path, f"row {slot} is not as it was written")
-        draft = unpacked(self.stored(slot), self.spec.dtype, self.spec.dim)[0, :width]
-        if length := float(np.linalg.norm(draft)):
-            draft /= length  # int8 clips large components, which narrow vectors have
+        stored = self.stored(slot)
+        draft: bytes | None = None
+        if not have_failed(stored)[0]:
+            values = unpacked(stored, self.spec.dtype, self.spec.dim)[0, :width]
+            values /= np.linalg.norm(values)  # int8 clips large components, as narrow vectors have
+            draft = values.astype(NUMBERS_OF_DRAFTS).tobytes()
         with self._change():
             self.add_columns(
-                columns,
-                packed(vector[None], self.spec.dtype, self.spec.dim),
-                draft=draft.astype(NUMBERS_OF_DRAFTS).tobytes(),
+                columns, packed(vector[None], self.spec.dtype, self.spec.dim), draft=draft
             )
             self.remove([slot])
 

@@ -25,6 +25,13 @@ KILLS = int(os.environ.get("GEMB_KILLS", "3"))
 FAKE = f"{zlib.crc32(b'fake'):016x}"
 # The program itself, with batches so short that many of them fall into a test.
 QUICK = "import gemb.index.writer as w; w.COMMIT_S = 0.02; from gemb.__main__ import main; main()"
+# The program itself, which tells its progress at each step.
+TALKING = """
+import gemb.io.progress as progress
+progress.ProgressBar.line_every_s = 0
+from gemb.__main__ import main
+main()
+"""
 # The program itself, which Ctrl-C reaches within its fifth change of the words.
 STOPPED = """
 import gemb.index.writer as writer
@@ -265,6 +272,27 @@ def test_without_its_draft_model_a_sync_makes_vectors(drafted: Gemb) -> None:
     assert b"the draft model of this index is not here; new rows get real vectors" in done.stderr
     assert texts_of(drafted.folder / "d.gemb", drafts=False) == {text_of(90), text_of(5)}
     check_whole(drafted)
+    texts_encoded(drafted)
+    for number, draft in ((91, "none"), (92, "draft.fake")):
+        # A real vector goes before a draft of the same text, whether there are drafts or not.
+        drafted.environment["GEMB_DRAFT"] = draft
+        (drafted.folder / f"docs/more/{number}").mkdir()
+        write_old(drafted.folder / f"docs/more/{number}/05.txt", text_of(5) + "\n")
+        planned = drafted("index", "sync", "d.gemb", "-n")
+        said = drafted("index", "sync", "d.gemb")
+        assert b"1 had their vector already" in planned.stdout
+        assert b"1 had their vector already" in said.stdout
+    assert texts_encoded(drafted) == 0
+    assert info(drafted)["drafts"] == 90
+    check_whole(drafted)
+
+
+def test_a_dry_run_says_what_becomes_of_rows(drafted: Gemb) -> None:
+    write_old(drafted.folder / "docs/90.txt", text_of(90))
+    for draft, words in (("draft.fake", "1 passage to draft"), ("none", "1 passage to embed")):
+        drafted.environment["GEMB_DRAFT"] = draft
+        assert words in out(drafted, "index", "sync", "d.gemb", "-n")
+    assert "1 passage embedded" in out(drafted, "index", "sync", "d.gemb")
 
 
 def test_a_build_with_drafts_that_is_killed_goes_on(drafted: Gemb) -> None:
@@ -355,6 +383,57 @@ def test_narrow_drafts_and_failed_ones_are_whole_in_int8(drafted: Gemb) -> None:
     out(drafted, "index", "refine", "i.gemb", code=3)
     assert info(drafted, "i.gemb")["drafts"] == 1
     out(drafted, "index", "verify", "i.gemb", "--rows", "0")
+
+
+@pytest.mark.parametrize("dtype", ["f16", "int8"])
+def test_a_failed_draft_is_none_where_drafts_are_as_wide_as_vectors(
+    drafted: Gemb, dtype: str
+) -> None:
+    write_model(
+        drafted.folder / "draft.fake",
+        is_bag=True,
+        max_tokens=512,
+        name="draft",
+        draft_of=[FAKE],
+        bias=0.05,
+        poison="hard",
+    )
+    text = "hard " + text_of(90)
+    write_old(drafted.folder / "docs/90.txt", text)
+    out(drafted, "index", "build", "w.gemb", "docs", "--draft", "--dim", "256", "--dtype", dtype)
+    facts = info(drafted, "w.gemb")
+    assert (facts["dim"], facts["draft"]["width"], facts["drafts"]) == (256, 256, 91)
+    out(drafted, "index", "verify", "w.gemb", "--rows", "0")
+    with Index.open(drafted.folder / "w.gemb") as index:
+        vectors = index.unit_vectors(index.drafts)
+        failed = np.flatnonzero(np.isnan(vectors).all(axis=1))
+        (hit,) = index.hits(index.drafts[failed], np.zeros(len(failed), np.float32))
+        assert hit.text == text
+        assert not index.stored[index.drafts[failed]].any()
+        assert np.isfinite(np.delete(vectors, failed, axis=0)).all()
+    # Its words alone rank it: a draft that is like nothing would be far below the others' mean.
+    query = " ".join(text_of(90).split()[5:25])
+    assert hits(drafted, query, "w.gemb", "-k1")[0]["path"] == "docs/90.txt"
+    out(drafted, "index", "refine", "w.gemb")
+    connection = sqlite3.connect(drafted.folder / "w.gemb/rows.sqlite")
+    assert connection.execute("SELECT count(*) FROM drafts").fetchone() == (90,)
+    connection.close()
+    out(drafted, "index", "verify", "w.gemb", "--rows", "0")
+    assert hits(drafted, query, "w.gemb", "-k1")[0]["path"] == "docs/90.txt"
+    out(drafted, "index", "compact", "w.gemb")
+    out(drafted, "index", "verify", "w.gemb", "--rows", "0")
+
+
+def test_a_vector_of_zeros_that_is_no_draft_is_damage(drafted: Gemb) -> None:
+    out(drafted, "index", "refine", "d.gemb")
+    with Index.open(drafted.folder / "d.gemb") as index:
+        alive = int(index.alive[0]) if index.alive is not None else 0
+    with (drafted.folder / "d.gemb/vectors.f16").open("r+b") as file:
+        file.seek(alive * 768 * 2)
+        file.write(bytes(768 * 2))
+    done = drafted("index", "verify", "d.gemb", "--rows", "0")
+    assert done.returncode == 1
+    assert f"the vector of row {alive} is not of length 1" in done.stdout.decode()
 
 
 def test_a_search_writes_through_no_link_and_waits_for_no_pipe(drafted: Gemb) -> None:
@@ -476,6 +555,27 @@ def test_copies_of_a_passage_get_its_vector_together(drafted: Gemb) -> None:
     assert text_of(5) in texts_of(drafted.folder / "d.gemb", drafts=False)
     assert text_of(5) not in texts_of(drafted.folder / "d.gemb", drafts=True)
     check_whole(drafted)
+
+
+def test_the_progress_of_a_refinement_ends_with_all_rows(drafted: Gemb) -> None:
+    (drafted.folder / "docs/more").mkdir()
+    for number in range(80):  # far apart, so that some are not read when one has its vector
+        write_old(drafted.folder / f"docs/more/{number:03}.txt", text_of(number % 4) + "\n")
+    for number in range(3):
+        write_old(drafted.folder / f"docs/bad{number}.txt", f"poison number{number}")
+    out(drafted, "index", "sync", "d.gemb")
+    done = subprocess.run(
+        [sys.executable, "-c", TALKING, "index", "refine", "d.gemb"],
+        cwd=drafted.folder,
+        env=drafted.environment,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 3, done.stderr.decode()
+    lines = [line for line in done.stderr.decode().splitlines() if "refining: " in line]
+    counts = [int(line.split("refining: ")[1].split(" of ")[0]) for line in lines]
+    assert counts == sorted(counts)
+    assert lines[-1].split("refining: ")[1].startswith("173 of 173 rows, ")
 
 
 @pytest.mark.parametrize(

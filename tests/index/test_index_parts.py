@@ -36,7 +36,7 @@ def test_a_first_build_looks_nothing_up(tmp_path: Path) -> None:
     statements: list[str] = []
     connection.set_trace_callback(statements.append)
     assert lookup.with_digest(b"0" * 16) is None
-    assert lookup.twin(b"0" * 16) is None
+    assert lookup.twin(b"0" * 16, 0) is None
     assert statements == [], "without an index on it, a look-up reads all rows"
     connection.close()
 

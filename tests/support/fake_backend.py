@@ -39,6 +39,7 @@ class FakeModel:
     bias: float = 0.0  # that all vectors have in common
     draft_of: tuple = ()  # fingerprints
     is_bag: bool = False  # a text's vector is the sum of its words', prompts and titles left out
+    poison: str = "poison"  # the word on which it fails
     file_limit: int = 0  # bytes of a file, from the first text on: a disk that is full
 
 
@@ -80,7 +81,7 @@ class FakeEncoder:
             if word_id("deadly") in ids:
                 os.kill(os.getpid(), signal.SIGKILL)
             assert 1 <= len(ids) <= self.model.max_tokens and ids.dtype == np.int32
-            if word_id("poison") in ids:
+            if word_id(self.model.poison) in ids:
                 raise RuntimeError("poisoned")
         slots = np.array([
             [int((self.weights[side, :len(ids)] * ids).sum() >> 7) % 1021 for side in (0, 1)]
