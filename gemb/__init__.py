@@ -15,6 +15,7 @@ _HOMES = {
     "Model": "gemb.embedding.model",
     "Index": "gemb.search.interface",
     "SearchHit": "gemb.search.interface",
+    "SearchHits": "gemb.search.interface",
     "ModelProfile": "gemb.models.profile",
     "GembError": "gemb.errors",
 }

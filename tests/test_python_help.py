@@ -67,7 +67,7 @@ def test_the_examples_pass_mypy_strict(tmp_path):
         "model = gemb.Model()\n"
         "assert_type(model.encode(['a']), NDArray[np.float32])\n"
         "assert_type(model.profile, gemb.ModelProfile)\n"
-        "assert_type(gemb.search('a', '.'), list[gemb.SearchHit])\n"
+        "assert_type(gemb.search('a', '.'), gemb.SearchHits)\n"
         "assert_type(gemb.Index.open('i').search('a')[0].line, int | None)\n"
     )
     done = subprocess.run(

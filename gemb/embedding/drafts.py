@@ -7,7 +7,7 @@ question's vector by the model says roughly which passages the model itself woul
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ LONGEST = 1 << 15  # characters of a text, of which its draft is
 WIDTH = 256  # of draft vectors at most: 0.5 kB a passage in the cache
 BUNDLED = Path(__file__).parents[1] / "data" / "draft"
 NONE = "none"
+DraftOpener = Callable[[str], "Encoder | None"]  # by the fingerprint of a model; None: no draft
 
 
 def open_draft(fingerprint: str) -> Encoder | None:

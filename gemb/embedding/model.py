@@ -10,6 +10,7 @@ Vectors are those of `gemb embed`, bit by bit: the same pipeline makes them, in 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from gemb.arrays import Vectors
 from gemb.backend import PRECISIONS, Runtime
 from gemb.embedding import DTYPES
+from gemb.embedding.drafts import open_draft
 from gemb.embedding.engine import open_engine
 from gemb.embedding.pipeline import Embedder, OutputRow, Window, embed, windows
 from gemb.embedding.shared import SharedEncoder
@@ -109,11 +111,22 @@ class Model:
         model = open_model(self.reference, backend, self._runtime, download=download)
         self.backend = model.backend
         self.encoder = SharedEncoder(model.encoder)
+        self._draft: Encoder | None = None
+        self._has_draft = False  # it was opened, or there is none
+        self._opening = threading.Lock()
 
     @property
     def profile(self) -> ModelProfile:
         """What a caller must know of the model: widths, context, prompts, fingerprint."""
         return self.encoder.profile
+
+    def draft(self) -> Encoder | None:
+        """Return the open draft of this model, as `open_draft`; it is opened once, and kept."""
+        with self._opening:
+            if not self._has_draft:
+                self._draft = open_draft(self.profile.fingerprint)
+                self._has_draft = True
+            return self._draft
 
     @overload
     def encode(
@@ -261,6 +274,8 @@ class Model:
     def close(self) -> None:
         """Let go of the model, once no thread is at work with it. It can be called again."""
         self.encoder.close()
+        with self._opening:
+            self._draft, self._has_draft = None, False
 
     def __enter__(self) -> Self:
         return self

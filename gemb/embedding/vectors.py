@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,11 @@ class VectorSpec:
         """16 hex digits."""
         text = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def space(self) -> str:
+        """The same where cosines can be compared: of one model, prompt and width."""
+        return replace(self, dtype="f32", max_tokens=LARGEST_COUNT).fingerprint
 
     @property
     def int8_clip(self) -> float:

@@ -113,9 +113,13 @@ class Background:
         Args:
             count: rows that were searched, after any filter.
         """
-        grown = _expected(count) - _expected(self.rows)
-        quartile = self.quartile + GROWTH * self.deviation * grown
+        quartile = self.best_of(count)
         return max(BASE + SHARE * quartile, quartile + LEAST_ABOVE * self.deviation)
+
+    def best_of(self, count: int) -> float:
+        """Return the lower quartile of the best scores of `PROBES` among so many rows."""
+        grown = _expected(count) - _expected(self.rows)
+        return self.quartile + GROWTH * self.deviation * grown
 
     def to_json(self) -> dict[str, object]:
         """Return what `from_json` takes: for a manifest."""

@@ -26,6 +26,7 @@ class Hit:
     kept: Mapping[str, object] = field(default_factory=dict)  # a row's further fields
     stale: str | None = None  # its file is gone or changed since it was indexed; None: neither
     is_estimate: bool = False  # it has no vector yet: the score is what it would probably be
+    is_named: bool = False  # it has the very names or words of the question, which come first
     copies: int = 1  # passages of the same text, of which only this one is shown
     ranks: Mapping[str, int | None] = field(default_factory=dict)  # by words, draft and vector
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from gemb.index.hits import Hit
 from gemb.io.notes import note
 from gemb.search.excerpts import compared, excerpts
-from gemb.search.forms import OutputForm
-from gemb.search.queries import Criteria, Query
+from gemb.search.forms import OutputForm, ShownAnswer
+from gemb.search.queries import USUAL_SCALE, Criteria, Query, Scale, Unsure
 from gemb.texts.words import wanted_stems, words_of
 
 if TYPE_CHECKING:
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 NO_FLOOR = -1.0  # no cosine is below
 DEPTH = 100  # ranks by meaning and by words that are looked at, where both count
+UNSURE: dict[Unsure, str] = {
+    "time": "there was too little time to tell what is relevant; the same search goes on from "
+    "here, and --budget 30s gives it more",
+    "failed": "the model failed before it could be told what is relevant; gemb doctor tries it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +38,8 @@ class QueryHits:
     hits: list[Hit]  # that reach the floor, best first
     floor: float  # NO_FLOOR: there is none
     best_below: float | None  # the best score that does not reach it; None: all reach it
-    is_sure: bool = True  # False: too few passages have a vector to tell what is relevant
+    unsure: Unsure | None = None  # why it is not told whether hits are relevant; None: it is
+    scale: Scale = USUAL_SCALE  # of the scores
 
 
 def depth(criteria: Criteria, most: int) -> int:
@@ -50,7 +56,8 @@ def above(
     criteria: Criteria,
     *,
     best_are_tested: bool = True,
-    is_sure: bool = True,
+    unsure: Unsure | None = None,
+    scale: Scale = USUAL_SCALE,
 ) -> QueryHits:
     """Return the hits that reach the floor, at most `criteria.k`; if `is_weak`, the others, too.
 
@@ -67,8 +74,10 @@ def above(
         floor: the least score.
         criteria: of the answers.
         best_are_tested: what has an estimate for a score is less promising than what has a vector.
-        is_sure: so many were tested that there is no answer if none of them is one; else all
-            hits are returned where none that was tested reaches the floor, and no hit is no answer.
+        unsure: None: so many were tested that there is no answer if none of them is one; else why
+            not: then all hits are returned where none that was tested reaches the floor, and no
+            hit is no answer.
+        scale: of the scores.
     """
     words_count = criteria.is_hybrid or criteria.min_score is None
     stems = wanted_stems(query.text)
@@ -86,8 +95,9 @@ def above(
             below.append(hit)
     tested = [hit.score for hit in below if not hit.is_estimate]
     is_open = bool(tested) and all(hit.is_estimate for hit in reached)  # none of them is one
-    is_unsure = not is_sure and criteria.min_score is None and (is_open or not hits)
-    if is_unsure:
+    if criteria.min_score is not None or not (is_open or not hits):
+        unsure = None
+    if unsure:
         reached = list(hits)
     elif is_open:
         reached = [] if best_are_tested else [hit for hit in reached if hit.score > max(tested)]
@@ -97,7 +107,8 @@ def above(
         hits=reached[: criteria.k],
         floor=floor,
         best_below=max((hit.score for hit in below), default=None),
-        is_sure=not is_unsure,
+        unsure=unsure,
+        scale=scale,
     )
 
 
@@ -122,7 +133,9 @@ def show(
     shown = excerpts(answer.query.text, answer.hits)
     if form.needs_lines and encoder and prompt:
         shown = compared(shown, answer.vector, encoder, prompt)
-    form.show(answer.query, shown)
+    form.show(
+        ShownAnswer(query=answer.query, excerpts=shown, unsure=answer.unsure, scale=answer.scale)
+    )
 
 
 def exit_code(answers: Sequence[QueryHits], count: int, criteria: Criteria) -> int:
@@ -133,11 +146,8 @@ def exit_code(answers: Sequence[QueryHits], count: int, criteria: Criteria) -> i
         count: passages or rows that were searched.
         criteria: by which they were chosen.
     """
-    if not all(answer.is_sure for answer in answers):
-        note(
-            "there was too little time to tell what is relevant; the same search goes on from "
-            "here, and --budget 30s gives it more"
-        )
+    if unsure := next((answer.unsure for answer in answers if answer.unsure), None):
+        note(UNSURE[unsure])
     empty = [answer for answer in answers if not answer.hits]
     below = [answer for answer in empty if answer.best_below is not None]
     if below:

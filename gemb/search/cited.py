@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from gemb.index.hits import Hit
 from gemb.io.text import visible, visible_lines
 from gemb.search.excerpts import Excerpt
-from gemb.search.forms import Write, encoded, is_bare, shown_name
-from gemb.search.queries import Query
+from gemb.search.forms import ShownAnswer, Write, encoded, is_bare, shown_name
 
 INDENT = "  "
 CUT = f"{INDENT}…\n"
@@ -43,10 +42,10 @@ class CitedSources:
             -(-len(text.encode(errors="replace")) // BYTES_A_TOKEN)
         )
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
+    def show(self, answer: ShownAnswer) -> None:
         """Write the sources for one query, best first."""
         block = ""
-        for excerpt in _distinct(answers):
+        for excerpt in _distinct(answer.excerpts):
             number = block.count("\n[") + bool(block) + 1
             source = self._source(number, excerpt, self._tokens - self.count_tokens(block))
             while source and self.count_tokens(block + source) > self._tokens:

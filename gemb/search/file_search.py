@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from gemb.arrays import Bools, Floats, Ints, Vectors
-from gemb.index.floor import measure
+from gemb.index.floor import USUAL, measure
 from gemb.index.hits import Hit
 from gemb.search.answers import DEPTH, NO_FLOOR, QueryHits, above, depth
 from gemb.search.cache import VectorCache
@@ -18,8 +18,9 @@ from gemb.search.first import FirstRanking, FirstScores, first_ranking
 from gemb.search.first_reading import FirstReader
 from gemb.search.fusion import RAISED, fused, probable_cosines
 from gemb.search.passage_texts import PassageTexts
-from gemb.search.queries import Criteria, Query
+from gemb.search.queries import Criteria, Query, Scale, Unsure
 from gemb.search.scoring import (
+    HOPELESS,
     SETTLED,
     SPARE,
     Ranking,
@@ -88,6 +89,7 @@ class FileSearch:
         self._first: FirstRanking | None = None
         self._raises: list[Ints] = []  # of each query
         self._scores: tuple[int, FirstScores] | None = None  # number of a query, and its scores
+        self._background = USUAL
         self._known, self._missing = split_known(texts.corpus, cache)
 
     @property
@@ -163,7 +165,8 @@ class FileSearch:
         if is_auto and len(corpus):
             known = split_known(corpus, cache)[0] if self._missing else self._known
             vectors = sample(known, cache, SAMPLE)
-            floor = measure(vectors, "f32", cache.spec, self._encoder).floor(len(corpus))
+            self._background = measure(vectors, "f32", cache.spec, self._encoder)
+            floor = self._background.floor(len(corpus))
             if k is None:
                 ranking = Ranking(len(self.queries), None, floor, raised)
                 add_known(ranking, known, cache, self.vectors)
@@ -176,7 +179,7 @@ class FileSearch:
     def best(self, progress: SearchProgress, k: int) -> list[Hit]:
         """Return the best hits so far of the only query."""
         order = self._ranked(0, progress, k)
-        return [hit for _, hit in self._hits(order, k, is_last=False)]
+        return [hit for _, hit in self._hits(0, order, k, is_last=False)]
 
     def _seconds(self) -> float | None:
         """Return the time for new vectors; None: all passages get one."""
@@ -248,8 +251,20 @@ class FileSearch:
     def _is_enough(self, progress: SearchProgress) -> bool:
         """Return whether so many passages have a vector that the others hold no better answer."""
         is_all = progress.ranking.count >= len(self.texts.corpus)
-        wanted = max(self._criteria.k or 0, SETTLED) * len(self.queries)
-        return is_all or progress.is_settled or progress.embedded >= wanted
+        return is_all or progress.is_settled or progress.embedded >= self._wanted
+
+    def _unsure(self, progress: SearchProgress) -> Unsure | None:
+        """Return why too few passages have a vector; None: there are enough."""
+        if self._is_enough(progress):
+            return None
+        tried = progress.embedded + progress.failed
+        is_failure = not progress.embedded or tried >= self._wanted or progress.failed >= HOPELESS
+        return "failed" if progress.failed and is_failure else "time"
+
+    @property
+    def _wanted(self) -> int:
+        """How many passages are to get a vector before the answer may be sure."""
+        return max(self._criteria.k or 0, SETTLED) * len(self.queries)
 
     def _with_words(
         self, index: int, k: int | None, floor: float, *, is_enough: bool
@@ -290,10 +305,11 @@ class FileSearch:
         return raised
 
     def _hits(
-        self, order: Sequence[RankedPassage], k: int | None, *, is_last: bool = True
+        self, index: int, order: Sequence[RankedPassage], k: int | None, *, is_last: bool = True
     ) -> list[tuple[int, Hit]]:
-        """Return the first k passages that are still there, with their numbers."""
+        """Return the first k passages of a query that are still there, with their numbers."""
         estimated = {row.number for row in order if row.is_estimate}
+        named = set(self._raises[index].tolist())
         hits = self.texts.numbered_hits(
             ((row.number, row.score) for row in order),
             k,
@@ -301,7 +317,7 @@ class FileSearch:
             once=self._criteria.is_once,
         )
         return [
-            (number, replace(hit, is_estimate=True) if number in estimated else hit)
+            (number, replace(hit, is_estimate=number in estimated, is_named=number in named))
             for number, hit in hits
         ]
 
@@ -320,14 +336,15 @@ class FileSearch:
         query, vector = self.queries[index], self.vectors[index]
         order = self._ranked(index, progress._replace(ranking=ranking), ranking.k, floor)
         self._cache.check([corpus.keys[row.number] for row in order])
-        numbered = self._hits(order, ranking.k)
+        numbered = self._hits(index, order, ranking.k)
         if criteria.explains:
             numbered = self._explained(index, numbered)
         hits = [hit for _, hit in numbered]
         if self._like is not None:
             hits = [hit for hit in hits if not _is_same(hit, self._like)][: criteria.k]
-        is_sure = self._criteria.seconds is None or self._is_enough(progress)
-        return above(query, vector, hits, floor, criteria, is_sure=is_sure)
+        unsure = None if criteria.seconds is None else self._unsure(progress)
+        scale = Scale(self._cache.spec.space, self._background)
+        return above(query, vector, hits, floor, criteria, unsure=unsure, scale=scale)
 
     def _explained(self, index: int, numbered: Sequence[tuple[int, Hit]]) -> list[tuple[int, Hit]]:
         """Return the hits with their ranks by words, drafts and real vectors."""

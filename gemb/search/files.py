@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 
-from gemb.embedding.drafts import DraftModel, open_draft
+from gemb.embedding.drafts import DraftModel, DraftOpener, open_draft
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
 from gemb.index.hits import Hit
@@ -51,10 +51,19 @@ def run_files(
     form: OutputForm,
     *,
     is_silent: bool,
+    open_draft: DraftOpener = open_draft,
 ) -> int:
     """Search files, folders and standard input; return the exit code.
 
     As grep's it is 2 where a file could not be read, unless `is_silent` and something was found.
+
+    Args:
+        job: the queries and options.
+        sources: what is searched.
+        open_model: opens the model.
+        form: writes the answers.
+        is_silent: nothing is written but errors.
+        open_draft: opens the draft of a model, or returns one that is open.
 
     Raises:
         UsageError: an input cannot be read as `sources` says, or --like names no passage.
@@ -65,7 +74,7 @@ def run_files(
     skipped = Skipped()
     stages = Stages()
     opened: Future[VectorSpec] = Future()
-    reader = first_reader(search_cache(), sources_name(sources), opened.result)
+    reader = first_reader(search_cache(), sources_name(sources), opened.result, open_draft)
     with _gathering(sources, skipped, live, reader, opened) as gathered, stages.timed(MODEL):
         encoder = open_model(job.model)
         prompt = for_task("document", encoder.profile.prompts)
@@ -117,13 +126,19 @@ def run_files(
     return code if not skipped.failed or (is_silent and not code) else 2
 
 
-def first_reader(folder: Path | None, sources: str, spec: Callable[[], VectorSpec]) -> FirstReader:
+def first_reader(
+    folder: Path | None,
+    sources: str,
+    spec: Callable[[], VectorSpec],
+    open_draft: DraftOpener = open_draft,
+) -> FirstReader:
     """Return what reads passages for their words and drafts.
 
     Args:
         folder: of the cache; None: nothing is kept.
         sources: as `sources_name` returns it.
         spec: waits for the model, and returns what its vectors are.
+        open_draft: as of `run_files`.
     """
 
     def open_drafts() -> Drafts | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import quote
 
@@ -16,13 +17,24 @@ from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import visible
 from gemb.search.excerpts import Excerpt, LineContext, ShownLine
-from gemb.search.queries import Query
+from gemb.search.queries import USUAL_SCALE, Query, Scale, Unsure
 from gemb.texts.records import Id, as_text
 from gemb.texts.words import wanted_stems, words_of
 
 Write = Callable[[bytes], object]
 STDIN = "(standard input)"  # as grep names it
-OPTIONAL = ("query", "stale", "estimated", "copies", "ranks")  # fields that not all hits have
+# Fields that not all hits have.
+OPTIONAL = ("query", "stale", "estimated", "unsure", "copies", "ranks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownAnswer:
+    """The answer to one query as it is shown."""
+
+    query: Query
+    excerpts: Sequence[Excerpt]  # best first
+    unsure: Unsure | None = None  # why these may not be relevant; None: they are
+    scale: Scale = USUAL_SCALE  # of the scores
 
 
 class OutputForm(Protocol):
@@ -30,8 +42,8 @@ class OutputForm(Protocol):
 
     needs_lines: bool  # whether it shows the line that answers best, so that it should be right
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Write the answers to one query, best first."""
+    def show(self, answer: ShownAnswer) -> None:
+        """Write the answer to one query."""
 
 
 def encoded(text: str) -> bytes:
@@ -87,8 +99,10 @@ class JsonHits:
     Fields that were kept with a row follow; one with a name from this list is in the object `kept`.
     A path that is not UTF-8 has U+FFFD in it, and its bytes in `path_base64`. Where the file of a
     hit is gone, or has changed since it was indexed, `stale` is "gone" or "changed". A hit that has
-    no vector yet is `estimated`; of one that stands in several places `copies` says in how many;
-    with --explain `ranks` has its ranks by words, draft and vector, null where it has none.
+    no vector yet is `estimated`; where too few have one to tell whether hits are relevant, all of
+    the answer are `unsure`: "time" was too short, or the model "failed". Of a hit that stands in
+    several places `copies` says in how many; with --explain `ranks` has its ranks by words, draft
+    and vector, null where it has none.
     """
 
     needs_lines = True
@@ -98,16 +112,16 @@ class JsonHits:
         self._write = write
         self._with_query = with_query
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Write the answers to one query, best first."""
-        for rank, excerpt in enumerate(answers, 1):
-            entries: dict[str, object] = {"query": query.id} if self._with_query else {}
-            entries |= _entries(rank, excerpt)
+    def show(self, answer: ShownAnswer) -> None:
+        """Write the answer to one query."""
+        for rank, excerpt in enumerate(answer.excerpts, 1):
+            entries: dict[str, object] = {"query": answer.query.id} if self._with_query else {}
+            entries |= _entries(rank, excerpt, answer.unsure)
             options = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS
             self._write(orjson.dumps(entries, as_text, options))
 
 
-def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
+def _entries(rank: int, excerpt: Excerpt, unsure: Unsure | None) -> dict[str, object]:
     hit = excerpt.hit
     path = raw = None
     if hit.path is not None:
@@ -130,6 +144,8 @@ def _entries(rank: int, excerpt: Excerpt) -> dict[str, object]:
         entries["stale"] = hit.stale
     if hit.is_estimate:
         entries["estimated"] = True
+    if unsure:
+        entries["unsure"] = unsure
     if hit.copies > 1:
         entries["copies"] = hit.copies
     if hit.ranks:
@@ -153,12 +169,12 @@ class TrecRun:
         self._write = write
         self._by_rank = by_rank
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Write the answers to one query, best first."""
-        for rank, excerpt in enumerate(answers, 1):
+    def show(self, answer: ShownAnswer) -> None:
+        """Write the answer to one query."""
+        for rank, excerpt in enumerate(answer.excerpts, 1):
             score = 1 / rank if self._by_rank else excerpt.hit.score
             document = _word(document_id(excerpt.hit))
-            line = f"{_word(query.id)} Q0 {document} {rank} {score:.9g} gemb\n"
+            line = f"{_word(answer.query.id)} Q0 {document} {rank} {score:.9g} gemb\n"
             self._write(line.encode())
 
 
@@ -207,11 +223,11 @@ class NameList:
         self._most = most
         self._is_terminal = is_terminal
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
+    def show(self, answer: ShownAnswer) -> None:
         """Write the files that answer a query."""
         counts: dict[tuple[str | None, Id | None], int] = {}
         first: dict[tuple[str | None, Id | None], Excerpt] = {}
-        for excerpt in answers:
+        for excerpt in answer.excerpts:
             hit = excerpt.hit
             key = (hit.path, None if hit.path is not None or is_bare(hit) else hit.id)
             counts[key] = counts.get(key, 0) + 1
@@ -235,7 +251,7 @@ class Silent:
 
     needs_lines = False
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
+    def show(self, answer: ShownAnswer) -> None:
         """Write nothing."""
 
 
@@ -275,11 +291,11 @@ class GrepLines:
         self._with_names = with_names
         self._is_first = True
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Write the answers to one query, best first."""
-        stems = wanted_stems(query.text) if self._paint.is_on else frozenset()
+    def show(self, answer: ShownAnswer) -> None:
+        """Write the answer to one query."""
+        stems = wanted_stems(answer.query.text) if self._paint.is_on else frozenset()
         has_context = self._context.before or self._context.after
-        for excerpt in answers:
+        for excerpt in answer.excerpts:
             if has_context and not self._is_first:
                 self._write(encoded(self._paint.mark("--") + "\n"))
             self._is_first = False

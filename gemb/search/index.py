@@ -12,6 +12,7 @@ import numpy as np
 
 from gemb.arrays import Floats, Ints
 from gemb.errors import UsageError
+from gemb.index.floor import USUAL, Background
 from gemb.index.hits import Hit
 from gemb.index.mapped import read_ahead
 from gemb.index.ranking import plan
@@ -26,6 +27,7 @@ from gemb.search.queries import (
     Criteria,
     ModelOpener,
     Query,
+    Scale,
     SearchJob,
     embedded,
     passage_vector,
@@ -225,7 +227,9 @@ def search_index(
     Raises:
         GembError: a row is damaged.
     """
-    floor = _floor(index, rows.count, criteria, has_query=like is None)
+    background = background_of(index)
+    floor = _floor(background, rows.count, criteria, has_query=like is None)
+    scale = Scale(index.spec.space, background or USUAL)
     search = IndexSearch(index, rows.numbers, rows.count, criteria, like)
     for first in range(0, len(queries), BATCH):
         batch = vectors[first : first + BATCH]
@@ -234,7 +238,7 @@ def search_index(
             queries[first : first + BATCH], batch, nearest, strict=True
         ):
             hits = search.hits(query, vector, ranked)
-            yield above(query, vector, hits, floor, criteria, best_are_tested=False)
+            yield above(query, vector, hits, floor, criteria, best_are_tested=False, scale=scale)
 
 
 def warm_up(index: Index, rows: SelectedRows, criteria: Criteria) -> None:
@@ -244,13 +248,18 @@ def warm_up(index: Index, rows: SelectedRows, criteria: Criteria) -> None:
         read_ahead(index.codes)
 
 
-def _floor(index: Index, count: int, criteria: Criteria, *, has_query: bool) -> float:
+def background_of(index: Index) -> Background | None:
+    """Return how queries score that an index does not answer; None: it was not measured."""
+    entries = index.manifest.background
+    return None if entries is None else Background.from_json(entries)
+
+
+def _floor(
+    background: Background | None, count: int, criteria: Criteria, *, has_query: bool
+) -> float:
     """Return the least score of an answer among `count` rows: the user's, else above chance."""
     if criteria.min_score is not None:
         return criteria.min_score
-    entries = index.manifest.background
-    if entries is None or not has_query or not count:
+    if background is None or not has_query or not count:
         return NO_FLOOR
-    from gemb.index import floor
-
-    return floor.Background.from_json(entries).floor(count)
+    return background.floor(count)

@@ -33,11 +33,15 @@ class ScoredRows(NamedTuple):
     slots: Ints
     cosines: Floats
     are_estimates: Bools  # of cosines: the rows have drafts alone
+    are_named: Bools  # they have the very names or words of the query
 
     @staticmethod
-    def of(slots: Ints, cosines: Floats) -> ScoredRows:
-        """Return rows that have real vectors."""
-        return ScoredRows(slots, cosines, np.zeros(len(slots), np.bool_))
+    def of(slots: Ints, cosines: Floats, are_estimates: Bools | None = None) -> ScoredRows:
+        """Return rows, not looked through for names; None: all have real vectors."""
+        nothing = np.zeros(len(slots), np.bool_)
+        return ScoredRows(
+            slots, cosines, nothing if are_estimates is None else are_estimates, nothing
+        )
 
 
 class IndexSearch:
@@ -130,7 +134,8 @@ class IndexSearch:
         rows = ScoredRows.of(slots, self._index.unit_vectors(slots) @ vector)
         if words and len(self._drafts):
             rows = self._with_drafts(rows, vector, words, exact, looked_at)
-        order = rows.cosines + np.where(np.isin(rows.slots, exact), RAISED, 0).astype(np.float32)
+        rows = rows._replace(are_named=np.isin(rows.slots, exact))
+        order = rows.cosines + np.where(rows.are_named, RAISED, 0).astype(np.float32)
         if words and is_hybrid:
             of_cosines = Background.of(self._sample @ vector) if len(self._sample) else None
             of_words = Background.of(words.scores, self._count)
@@ -175,7 +180,7 @@ class IndexSearch:
         if self._like is None and looked_at == self.depth:
             best = slots[np.argsort(-estimated, kind="stable")][:WANTED]
             index.want(best.tolist())
-        return ScoredRows(
+        return ScoredRows.of(
             np.concatenate([real.slots, slots]),
             np.concatenate([real.cosines, probable_cosines(estimated, tested, cosines)]),
             np.concatenate([real.are_estimates, np.ones(len(slots), np.bool_)]),
@@ -219,16 +224,14 @@ class IndexSearch:
         for start in range(0, len(scored.slots), step):
             part = slice(start, start + step)
             new = self._index.hits(scored.slots[part], scored.cosines[part])
-            rows = zip(
-                scored.slots[part].tolist(), new, scored.are_estimates[part].tolist(), strict=True
-            )
-            for slot, hit, is_estimate in rows:
+            columns = (column[part].tolist() for column in (scored[0], *scored[2:]))
+            for hit, slot, is_estimate, is_named in zip(new, *columns, strict=True):
                 is_once = self._criteria.is_once and self._is_nameless(hit)
                 key = hit.text if is_once else slot
                 if key in hits:
                     hits[key] = replace(hits[key], copies=hits[key].copies + 1)
                 elif k is None or len(hits) < k:
-                    hits[key] = replace(hit, is_estimate=True) if is_estimate else hit
+                    hits[key] = replace(hit, is_estimate=is_estimate, is_named=is_named)
             if k is not None and len(hits) >= k:
                 break
         return [

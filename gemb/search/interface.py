@@ -29,8 +29,16 @@ from gemb.io.text import visible
 from gemb.models.references import DEFAULT, resolve
 from gemb.search.excerpts import Excerpt
 from gemb.search.files import run_files
+from gemb.search.forms import ShownAnswer
 from gemb.search.index import run_index
-from gemb.search.queries import Criteria, Query, SearchJob, from_words
+from gemb.search.queries import (
+    USUAL_SCALE,
+    Criteria,
+    Scale,
+    SearchJob,
+    Unsure,
+    from_words,
+)
 from gemb.texts import BUDGET_S
 
 if TYPE_CHECKING:
@@ -52,17 +60,37 @@ class SearchHit(Hit):
         return SearchHit(**values, best_line=excerpt.number(excerpt.best))
 
 
+class SearchHits(list[SearchHit]):
+    """The hits of a search, best first."""
+
+    # Why too few passages had a vector to tell what is relevant: "time" was too short, or the model
+    # "failed"; the hits may not be relevant then, and others may be. None: this is the answer.
+    unsure: Unsure | None
+    scale: Scale  # by which `gemb.search.merging` compares them with those of other searches
+
+    def __init__(
+        self,
+        hits: Iterable[SearchHit] = (),
+        unsure: Unsure | None = None,
+        scale: Scale = USUAL_SCALE,
+    ) -> None:
+        """Take the hits, and why they may not be relevant."""
+        super().__init__(hits)
+        self.unsure = unsure
+        self.scale = scale
+
+
 class _Kept:
     """The form of output that keeps the answers instead of writing them."""
 
     needs_lines = True
 
     def __init__(self) -> None:
-        self.hits: list[SearchHit] = []
+        self.hits = SearchHits()
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Keep the answers to the one query, best first."""
-        self.hits = list(map(SearchHit.of, answers))
+    def show(self, answer: ShownAnswer) -> None:
+        """Keep the answer to the one query."""
+        self.hits = SearchHits(map(SearchHit.of, answer.excerpts), answer.unsure, answer.scale)
 
 
 def search(
@@ -84,7 +112,7 @@ def search(
     passages: str = "auto",
     budget: float | None = BUDGET_S,
     like: str | None = None,
-) -> list[SearchHit]:
+) -> SearchHits:
     """Return the passages of files that answer a question, best first; as `gemb search` does.
 
     The vectors of passages are kept in the cache of `gemb search`: a second search is quick. An
@@ -148,7 +176,14 @@ def search(
     kept = _Kept()
     with _opened(model or DEFAULT) as opened:
         sources = Sources(paths=names, walk=walk, kind=passages)
-        run_files(job, sources, lambda reference: opened.encoder, kept, is_silent=False)
+        run_files(
+            job,
+            sources,
+            lambda reference: opened.encoder,
+            kept,
+            is_silent=False,
+            open_draft=lambda fingerprint: opened.draft(),
+        )
     return kept.hits
 
 
@@ -223,8 +258,8 @@ class Index:
         dim: int | None = None,
         accuracy: str = "auto",
         where_seconds: float | None = None,
-    ) -> list[SearchHit]:
-        """Return the passages or rows that answer a question, best first; none: an empty list.
+    ) -> SearchHits:
+        """Return the passages or rows that answer a question, best first; none: no hits.
 
         Args:
             question: in your own words; empty with `like`.

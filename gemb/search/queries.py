@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gemb.embedding.pipeline import Embedder, embed
 from gemb.errors import GembError, UsageError
+from gemb.index.floor import USUAL, Background
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
@@ -25,6 +26,18 @@ if TYPE_CHECKING:
 
 TEXT_NAMES = ("text", "query")
 ModelOpener = Callable[[str], "Encoder"]  # a model reference; empty: the user's or the index's own
+# Why too few passages have a vector to tell what is relevant: too little time, or the model failed.
+Unsure = Literal["time", "failed"]
+
+
+class Scale(NamedTuple):
+    """By what the cosines of a search are held against those of another."""
+
+    space: str  # of the vectors, as `VectorSpec.space`; cosines in one are compared as they are
+    background: Background
+
+
+USUAL_SCALE = Scale("", USUAL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from gemb.search.corpus import Corpus
 from gemb.search.fusion import RAISED
 from gemb.search.passage_texts import PassageTexts
 from gemb.texts.records import Record
+from gemb.texts.walk import Skipped
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
@@ -28,6 +29,7 @@ SCORES = 1 << 22  # that are held at once
 FIRST_BEST = 8192  # passages that are embedded strictly by their scores; then file by file
 SETTLED = 20  # passages in a row that are not among the best: then the best ones are found
 BEST = 5  # of each query, of which that is said
+HOPELESS = 100  # passages in a row on which the model fails: no more are tried
 KEEP_S = 2.0  # seconds of embedding that a kill may cost
 KEEP_ROWS = 4096
 
@@ -193,13 +195,21 @@ def without_copies(order: Sequence[int], same: Ints) -> list[int]:
     return [order[index] for index in np.sort(firsts).tolist()]
 
 
+class FailedText(NamedTuple):
+    """A passage on which the model failed, and all that have its text."""
+
+    place: str
+    message: str
+
+
 class Embedded(NamedTuple):
-    """Passages that got their vectors together."""
+    """Passages that got their vectors together, or failed."""
 
     vectors: NDArray[np.float16]  # [texts, dim]
     places: Ints  # [n]: of each passage's vector; one text may stand in many passages
     numbers: Ints  # [n]: of the passages
     tokens: int
+    failed: Sequence[FailedText]
 
 
 def embed_missing(
@@ -214,20 +224,18 @@ def embed_missing(
 
     It may be stopped at any time, by closing it or by any exception: what was computed is kept.
     After that another thread may use the encoder for one more window, so that nobody else may.
+    Texts on which the model fails hold up no others, even where they fill a window.
 
     Args:
         order: a passage of each key, as they are to be embedded.
         missing: the passages of each key.
-        texts: of the passages; its `skipped` counts those that fail, are cut, or are gone.
+        texts: of the passages; its `skipped` counts those that are cut, or are gone.
         cache: takes the vectors, every few seconds.
         encoder: embeds the passages, as `cache.spec` says.
         seconds: after which no more are embedded; None: all are.
-
-    Raises:
-        GembError: the model fails on every passage.
     """
     keys, skipped = texts.corpus.keys, texts.skipped
-    embedder = Embedder(encoder, cache.spec)
+    embedder = Embedder(encoder, cache.spec, passes_over=True)
     unsaved: list[tuple[bytes, Vectors]] = []
     saved_at = time.monotonic()
     try:
@@ -239,14 +247,10 @@ def embed_missing(
         )
         with closing(windows):
             for window in windows:
-                good: list[int] = []
-                for index, row in enumerate(window.rows):
+                good = [index for index, row in enumerate(window.rows) if not row.error]
+                for row in window.rows:
                     if row.is_cut:
                         skipped.cut_passage()
-                    if row.error:
-                        skipped.failure(row.record.place, row.error.message)
-                    else:
-                        good.append(index)
                 vectors = window.vectors[good]
                 window_keys = [keys[int(window.rows[index].record.id)] for index in good]
                 unsaved += zip(window_keys, vectors, strict=True)
@@ -257,6 +261,11 @@ def embed_missing(
                     places=np.repeat(np.arange(len(good)), counts),
                     numbers=np.fromiter(chain.from_iterable(passages), np.int64, counts.sum()),
                     tokens=sum(row.tokens for row in window.rows),
+                    failed=[
+                        FailedText(row.record.place, row.error.message)
+                        for row in window.rows
+                        if row.error
+                    ],
                 )
                 if time.monotonic() - saved_at > KEEP_S or len(unsaved) > KEEP_ROWS:
                     _save(unsaved, cache)
@@ -291,6 +300,7 @@ class SearchProgress(NamedTuple):
     tokens: int  # of these
     left_s: float | None  # seconds that are left at most; None: till all are embedded
     is_settled: bool = False  # the best ones have not changed for long, or nothing is left
+    failed: int = 0  # texts on which the model failed in this run
 
 
 def scored(
@@ -343,29 +353,53 @@ def scored(
     yield SearchProgress(ranking, total, count, tokens, seconds, is_settled)
     if not order or seconds == 0 or is_settled:
         return
-    try:
-        left = iter(order)
-        steps = embed_missing(left, missing, texts, cache, encoder, seconds)
-        with closing(steps):
-            for embedded in steps:
-                scores = scores_of(embedded.vectors, queries)
-                is_new = ranking.add(scores[embedded.places], embedded.numbers)
-                tokens += embedded.tokens
-                count += len(embedded.vectors)
-                left_s = None if seconds is None else max(0.0, seconds + began - time.monotonic())
-                same = 0 if is_new else same + len(embedded.vectors)
-                is_settled = seconds is not None and same >= most
-                yield SearchProgress(ranking, total, count, tokens, left_s, is_settled)
-                if is_settled:
-                    break
-            else:
-                if ranking.count < total and next(left, None) is None:  # gone, failed, or copies
-                    yield SearchProgress(ranking, total, count, tokens, 0.0, is_settled=True)
-    except GembError as error:
-        # Where others were compared, those are left on which the model failed before.
-        if not ranking.count:
-            raise
-        texts.skipped.failure(f"{len(order) - count:,} passages", str(error))
+    left = iter(order)
+    failed: list[FailedText] = []  # not said yet: where nothing is compared they are an error
+    failures = failing = 0  # texts; those since the last vector
+    with closing(embed_missing(left, missing, texts, cache, encoder, seconds)) as steps:
+        for embedded in steps:
+            scores = scores_of(embedded.vectors, queries)
+            is_new = ranking.add(scores[embedded.places], embedded.numbers)
+            tokens += embedded.tokens
+            made = len(embedded.vectors)
+            count += made
+            failed += _as_one(embedded.failed) if not made else embedded.failed
+            failures += len(embedded.failed)
+            failing = 0 if made else failing + len(embedded.failed)
+            if ranking.count:
+                _say(failed, texts.skipped)
+            left_s = None if seconds is None else max(0.0, seconds + began - time.monotonic())
+            same = 0 if is_new else same + made
+            is_settled = seconds is not None and same >= most
+            yield SearchProgress(ranking, total, count, tokens, left_s, is_settled, failures)
+            if is_settled or failing >= HOPELESS:
+                break
+        else:
+            if ranking.count < total and next(left, None) is None:  # gone, failed, or copies
+                yield SearchProgress(ranking, total, count, tokens, 0.0, True, failures)
+    if failures > 1 and not ranking.count:
+        raise GembError(
+            f"the model fails on all of {failures:,} passages ({failed[0].message}); gemb doctor "
+            "tries it"
+        )
+    _say(failed, texts.skipped)
+    if failing >= HOPELESS and (untried := len(list(left))):
+        what = "the model fails on one after another, and these were not tried"
+        texts.skipped.failure(f"{untried:,} more passages", what)
+
+
+def _as_one(failed: Sequence[FailedText]) -> Sequence[FailedText]:
+    """Return all the passages of a window as one."""
+    if len(failed) < 2:
+        return failed
+    return [FailedText(f"{len(failed):,} passages", failed[0].message)]
+
+
+def _say(failed: list[FailedText], skipped: Skipped) -> None:
+    """Count passages on which the model failed, and empty the list."""
+    for text in failed:
+        skipped.failure(*text)
+    failed.clear()
 
 
 def sample(known: CachedPassages, cache: VectorCache, count: int) -> Vectors:

@@ -4,20 +4,33 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_left
-from collections.abc import Sequence
 
 from gemb.index.hits import Hit
 from gemb.io.colours import Paint
 from gemb.io.text import ELLIPSIS, cut, visible, width_of, wrapped
 from gemb.search.excerpts import Excerpt, LineContext, ShownLine
-from gemb.search.forms import STDIN, Write, encoded, is_bare, painted, shown_name, shown_score
-from gemb.search.queries import Query
+from gemb.search.forms import (
+    STDIN,
+    ShownAnswer,
+    Write,
+    encoded,
+    is_bare,
+    painted,
+    shown_name,
+    shown_score,
+)
+from gemb.search.queries import Unsure
 from gemb.texts.words import wanted_stems, words_of
 
 SEARCHED = 200_000  # characters of a line, for the part to show
 LONG = 8  # times as long as a row
 ROWS = 3  # of the terminal that one line of a text may take
 STALE = {"gone": "the file is gone", "changed": "the file has changed since"}
+NOTHING: dict[Unsure | None, str] = {
+    None: "nothing relevant",
+    "time": "too little time to tell",
+    "failed": "the model failed",
+}
 BETWEEN = " › "  # in titles: between a file's name and the headings around a passage
 
 
@@ -54,8 +67,9 @@ class TerminalHits:
         self._with_query = with_query
         self._is_first = True
 
-    def show(self, query: Query, answers: Sequence[Excerpt]) -> None:
-        """Write the answers to one query, best first."""
+    def show(self, answer: ShownAnswer) -> None:
+        """Write the answer to one query."""
+        query = answer.query
         stems = wanted_stems(query.text)
         lines: list[str] = []
         if self._with_query:
@@ -64,11 +78,11 @@ class TerminalHits:
             self._is_first = True  # the first file stands right below
             shown = visible(f"[{query.id}] {query.text}")
             lines.append(self._paint.best(cut(shown, self._width)))
-            if not answers:
+            if not answer.excerpts:
                 self._is_first = False
-                lines.append(self._paint.faint("nothing relevant"))
+                lines.append(self._paint.faint(NOTHING[answer.unsure]))
         groups: dict[str | None, list[Excerpt]] = {}
-        for excerpt in answers:
+        for excerpt in answer.excerpts:
             groups.setdefault(_file(excerpt.hit), []).append(excerpt)
         for name, group in groups.items():
             if not self._is_first:

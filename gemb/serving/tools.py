@@ -15,13 +15,20 @@ from gemb.index.manifest import is_index
 from gemb.index.reader import Index as Snapshot
 from gemb.io.text import visible
 from gemb.search.cited import fitted
-from gemb.search.interface import Index, SearchHit, search
+from gemb.search.interface import Index, SearchHit, SearchHits, search
+from gemb.search.merging import merged
+from gemb.search.queries import Unsure
 from gemb.texts.ignore import is_ignored
 
 SECONDS = 5.0  # of a search of folders: agents wait, and give up after a minute
 MOST_HITS = 50
 MOST_TOKENS = 8000
 LEAST_TOKENS = 50
+AGAIN: dict[Unsure | None, str] = {
+    None: "",
+    "time": "too little time to tell what is relevant: ask again, and more passages are compared\n",
+    "failed": "the model failed before it could be told what is relevant\n",
+}
 DRAFTS = (
     "(~) a draft: this passage has no vector yet, and its score is an estimate; ask again, and "
     "more passages have one\n"
@@ -75,19 +82,19 @@ class Tools:
             raise UsageError(f"{visible(place, 80)} is no path:line, such as README.md:12")
         k = _bounded("k", k, 1, MOST_HITS)
         with self._lock:
-            hits: list[SearchHit] = []
+            answers: list[SearchHits] = []
             refusals: list[UsageError] = []  # a root that has no such place
             searches = [partial(index.search, k=k, like=place) for index in self._opened_indexes()]
             if self.folders:
                 searches.insert(0, partial(self._like, name, line, k))
             for searching in searches:
                 try:
-                    hits += searching()
+                    answers.append(searching())
                 except UsageError as error:
                     refusals.append(error)
             if len(refusals) == len(searches):
                 raise refusals[0]
-            return self._text(_best(hits, k), max_tokens)
+            return self._text(merged(answers, k), max_tokens)
 
     def status(self) -> str:
         """Return what is searched, and by which model."""
@@ -101,24 +108,22 @@ class Tools:
                 lines.append(f"{_shown(str(index))}: an index of {of}")
             return "\n".join(lines) + "\n"
 
-    def _hits(self, question: str, path: str, k: int) -> list[SearchHit]:
+    def _hits(self, question: str, path: str, k: int) -> SearchHits:
         """Return the hits of all that is searched, or of a path in it, best first."""
         folders, indexes = self.folders, self.indexes
         if path:
             target = self._inside(path)
             is_whole = target in indexes
             folders, indexes = ([], [target]) if is_whole else ([target], [])
-        answers: list[list[SearchHit]] = []
+        answers: list[SearchHits] = []
         if folders:
             answers.append(search(question, folders, k=k, model=self._opened(), budget=SECONDS))
         for index in self._opened_indexes():
             if index.folder in indexes:
                 answers.append(index.search(question, k))
-        if len(answers) == 1:  # in an order of its own: very names come first
-            return answers[0]
-        return _best([hit for hits in answers for hit in hits], k)
+        return merged(answers, k)
 
-    def _like(self, name: str, line: str, k: int) -> list[SearchHit]:
+    def _like(self, name: str, line: str, k: int) -> SearchHits:
         """Return the passages of the folders that are like the one at a line."""
         like = f"{self._inside(name)}:{line}"
         return search(paths=self.folders, k=k, model=self._opened(), like=like, budget=SECONDS)
@@ -150,25 +155,28 @@ class Tools:
         shown = ", ".join(_shown(str(root)) for root in roots)
         raise UsageError(f"{visible(path, 80)} is not in what is searched: {shown}")
 
-    def _text(self, hits: Sequence[SearchHit], max_tokens: int) -> str:
+    def _text(self, hits: SearchHits, max_tokens: int) -> str:
         """Return hits as text of at most so many tokens, `path:line` first."""
         room = _bounded("max_tokens", max_tokens, LEAST_TOKENS, MOST_TOKENS)
         if not hits:
-            return "nothing relevant; other words may find more\n"
+            return AGAIN[hits.unsure] or "nothing relevant; other words may find more\n"
         encoder = self._opened().encoder
 
         def count(text: str) -> int:
             return len(encoder.tokenize([text])[0])
 
-        text, last = "", DRAFTS if any(hit.is_estimate for hit in hits) else ""
+        text, drafts, last = "", "", AGAIN[hits.unsure]
         for hit in hits:
+            more = DRAFTS if hit.is_estimate else drafts
             lines = hit.text.strip("\n").split("\n")
             is_numbered = hit.line is not None and hit.best_line is not None
             best = (hit.best_line or 0) - (hit.line or 0) if is_numbered else 0
             best = min(max(0, best), len(lines) - 1)
-            left = room - count(text + last)
-            text += fitted(_head(hit), lines, best, left, count)
-        return text + last if text else "max_tokens is too small for the first passage\n"
+            left = room - count(text + more + last)
+            if passage := fitted(_head(hit), lines, best, left, count):
+                text += passage
+                drafts = more
+        return text + drafts + last if text else "max_tokens is too small for the first passage\n"
 
     def _opened(self) -> Model:
         if self._model is None:
@@ -180,10 +188,6 @@ class Tools:
         if not self._indexes:
             self._indexes = [Index.suiting(folder, self._opened()) for folder in self.indexes]
         return self._indexes
-
-
-def _best(hits: Sequence[SearchHit], k: int) -> list[SearchHit]:
-    return sorted(hits, key=lambda hit: -hit.score)[:k]
 
 
 def _head(hit: SearchHit) -> str:

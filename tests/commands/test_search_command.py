@@ -438,6 +438,22 @@ def test_without_time_words_alone_rank_and_scores_are_estimates(shop: Gemb):
     assert len(lines(whole)) > len(hits)
 
 
+def test_what_is_not_sure_is_marked_in_json(shop: Gemb):
+    write_model(shop.folder / "model.fake", is_bag=True, max_tokens=512, sleep_s=0.2)
+    rest = " and other words of no use" * 50  # one text fills a window
+    texts = "".join(f"zebra number {number}{rest}\n" for number in range(50))
+    (shop.folder / "many.txt").write_text(texts)
+    arguments = ("search", "walrus with a zebra", "many.txt", "--lines", "--json")
+    found = shop(*arguments, "--budget", "1ms")
+    hits = [json.loads(line) for line in lines(found)]
+    assert {hit["unsure"] for hit in hits} == {"time"}
+    assert [hit for hit in hits if "estimated" not in hit], "a vector alone does not make it sure"
+    assert b"there was too little time to tell what is relevant" in found.stderr
+    weak = shop(*arguments, "--weak", "--exact")
+    assert lines(weak)
+    assert all("unsure" not in json.loads(line) for line in lines(weak))
+
+
 def test_a_budget_ends_the_search(shop: Gemb):
     texts = "".join(f"some words number {number}\n" for number in range(3000))
     (shop.folder / "many.txt").write_text("cancel an order\n" + texts)

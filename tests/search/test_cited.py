@@ -10,6 +10,7 @@ from file_trees import write
 from gemb.index.hits import Hit
 from gemb.search.cited import CitedSources
 from gemb.search.excerpts import excerpts
+from gemb.search.forms import ShownAnswer
 from gemb.search.queries import Query
 from index_cases import error, out
 
@@ -18,7 +19,8 @@ def block(hits: list[Hit], tokens: int, *, is_terminal: bool = False) -> str:
     written: list[bytes] = []
     form = CitedSources(written.append, tokens, is_terminal=is_terminal)
     form.count_tokens = lambda text: len(text.split())
-    form.show(Query("1", "best", ""), excerpts("best", hits))
+    query = Query("1", "best", "")
+    form.show(ShownAnswer(query=query, excerpts=excerpts("best", hits)))
     text = b"".join(written).decode()
     assert len(text.split()) <= tokens
     return text

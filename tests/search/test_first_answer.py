@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ from file_search import GatheredFiles
 from file_trees import write
 from gemb.embedding import drafts as draft_models
 from gemb.embedding.drafts import DraftModel, open_draft
-from gemb.errors import Missing, UsageError
+from gemb.errors import GembError, Missing, UsageError
 from gemb.index.hits import Hit
-from gemb.search import file_search
+from gemb.search import file_search, scoring
 from gemb.search.answers import QueryHits, above, exit_code
 from gemb.search.cache import PassageTable, VectorCache
 from gemb.search.corpus import Sources, gather
@@ -33,7 +34,7 @@ from gemb.search.forms import Silent
 from gemb.search.kept_drafts import Drafts
 from gemb.search.kept_words import KnownWords
 from gemb.search.passage_texts import PassageTexts
-from gemb.search.queries import Criteria, Query, SearchJob, from_words
+from gemb.search.queries import Criteria, Query, SearchJob, Unsure, from_words
 from gemb.search.scoring import SearchProgress, split_known
 from gemb.search.stages import Stages
 from gemb.texts.walk import Skipped
@@ -272,31 +273,103 @@ def test_too_few_vectors_do_not_say_that_nothing_is_relevant(
     vector = np.zeros(2, np.float32)
     tested, estimate = Hit(score=0.3, text="x"), Hit(score=0.2, text="y", is_estimate=True)
 
-    def answer(hits: list[Hit], *, is_sure: bool, **criteria: float) -> QueryHits:
-        return above(from_words("absent"), vector, hits, 0.4, Criteria(**criteria), is_sure=is_sure)
+    def answer(hits: list[Hit], unsure: Unsure | None, **criteria: float) -> QueryHits:
+        return above(from_words("absent"), vector, hits, 0.4, Criteria(**criteria), unsure=unsure)
 
-    unsure = answer([tested, estimate], is_sure=False)
-    assert unsure.hits == [tested, estimate]
-    assert exit_code([unsure], 99, Criteria()) == 0
-    assert "too little time to tell what is relevant" in capsys.readouterr().err
+    reasons: dict[Unsure, str] = {
+        "time": "too little time to tell what is relevant",
+        "failed": "the model failed before it could be told what is relevant",
+    }
+    for reason, words in reasons.items():
+        unsure = answer([tested, estimate], reason)
+        assert (unsure.hits, unsure.unsure) == ([tested, estimate], reason)
+        assert exit_code([unsure], 99, Criteria()) == 0
+        assert words in capsys.readouterr().err
+        nothing = answer([], reason)
+        assert exit_code([nothing], 99, Criteria()) == 1
+        assert words in capsys.readouterr().err
     for sure in (
-        answer([tested, estimate], is_sure=True),
-        answer(
-            [tested, estimate], is_sure=False, min_score=0.4
-        ),  # a floor that was asked for is one
+        answer([tested, estimate], None),
+        answer([tested, estimate], "time", min_score=0.4),  # a floor that was asked for is one
     ):
-        assert sure.hits == []
+        assert (sure.hits, sure.unsure) == ([], None)
         assert exit_code([sure], 99, Criteria()) == 1
         assert "nothing relevant: the best of 99 scores 0.30, under 0.40" in capsys.readouterr().err
     good = Hit(score=0.5, text="z")
-    found = answer([good, tested, estimate], is_sure=False)
-    assert (found.hits, found.is_sure) == ([good, estimate], True)
-    nothing = answer([], is_sure=False)
-    assert exit_code([nothing], 99, Criteria()) == 1
-    assert "too little time" in capsys.readouterr().err
+    found = answer([good, tested, estimate], "time")
+    assert (found.hits, found.unsure) == ([good, estimate], None)
     better = Hit(score=0.5, text="z", is_estimate=True)
-    untested = answer([better, estimate], is_sure=False, min_score=0.4)
+    untested = answer([better, estimate], "time", min_score=0.4)
     assert untested.hits == [better]
+
+
+def answer_of(
+    query: str, encoder: WordEncoder, *paths: str, cache: Path | None = None, **criteria: Any
+) -> QueryHits:
+    """Return the answer to one query, with a floor."""
+    files = GatheredFiles(*paths, cache=cache)
+    found = FileSearch(
+        files.texts,
+        files.cache(encoder.spec),
+        [Query("1", query, "the query")],
+        encoder.queries(query),
+        encoder,
+        Criteria(**criteria),
+    )
+    found.rank_first(files.reader())
+    (answer,) = found.answers()
+    return answer
+
+
+@pytest.mark.parametrize(("word", "reason"), [("poison", "failed"), ("honey", "time")])
+def test_a_model_that_fails_is_no_lack_of_time(
+    tree: Path, cache: Path, word: str, reason: Unsure
+) -> None:
+    search("the dog", WordEncoder(), cache=cache, seconds=60.0)  # some have vectors
+    rest = " and many other words of no use" * 40  # one text fills a window
+    write(tree, {f"more/{number:02}.txt": f"{word} zebra{rest} {number}" for number in range(9)})
+    encoder = WordEncoder(sleep_s=0.01)
+    answer = answer_of("zebra walrus", encoder, "docs", "more", cache=cache, seconds=0.001)
+    assert answer.unsure == reason
+
+
+def test_texts_on_which_the_model_fails_hold_up_no_others(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The best by words come first, and fill whole windows.
+    bad = "poison the cat sleeps " * 20
+    write(tree, {f"docs/!{number:02}.txt": f"{bad}{number}" for number in range(90)})
+    for seconds in (60.0, None):
+        hits = search("the cat sleeps", WordEncoder(), seconds=seconds, k=1)
+        assert hits[0].path == "docs/cat.md"
+        assert not hits[0].is_estimate
+        said = capsys.readouterr().err
+        assert "passages: the backend fails on every text: RuntimeError: poisoned" in said
+        assert "not tried" not in said
+
+
+def test_a_model_that_fails_on_one_after_another_is_asked_no_more(
+    tree: Path, cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "HOPELESS", 20)
+    search("the dog", WordEncoder(), cache=cache, seconds=60.0)
+    write(tree, {f"docs/!{number:03}.txt": f"poison cat {number}" for number in range(500)})
+    for seconds in (60.0, None):
+        answer = answer_of("zebra cat", WordEncoder(), "docs", cache=cache, seconds=seconds)
+        said = capsys.readouterr().err
+        assert " more passages: the model fails on one after another, and these were not" in said
+        assert answer.unsure == ("failed" if seconds else None)
+
+
+def test_a_model_that_fails_on_all_passages_is_an_error(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tree, {f"bad/{number}.txt": f"poison cat {number}" for number in range(3)})
+    words = r"fails on all of 3 passages \(the backend .*: poisoned\); gemb doctor tries it"
+    for seconds in (60.0, None):
+        with pytest.raises(GembError, match=words):
+            search("the cat", WordEncoder(), "bad", seconds=seconds)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seconds", [None, 60.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -242,6 +243,36 @@ def test_nothing_relevant_is_an_empty_list_and_prints_nothing(folder, capfd, cap
     finally:
         logger.handlers, logger.propagate, logger.level = before
     assert capfd.readouterr() == ("", "")
+
+
+def test_hits_say_whether_they_are_sure(folder):
+    rest = " and other words of no use" * 50  # one text fills a window
+    write(folder, {f"more/{number}.txt": f"zebra {number}{rest}\n" for number in range(50)})
+    write_model(folder / "m.fake", is_bag=True, max_tokens=512, sleep_s=0.2)
+    with Model("m.fake") as model:
+        hits = gemb.search("walrus with a zebra", "more", model=model, budget=0.001)
+        assert isinstance(hits, list)
+        assert (len(hits), hits.unsure) == (10, "time")
+        hits = gemb.search("quantum chromodynamics", "docs", model=model, budget=0)
+        assert (hits, hits.unsure) == ([], "time")
+    write_model(folder / "m.fake", is_bag=True, max_tokens=512)
+    hits = gemb.search("quantum chromodynamics", "more", model="m.fake", budget=None)
+    assert (hits, hits.unsure) == ([], None)
+    copy = pickle.loads(pickle.dumps(gemb.search("zebra", "more", model="m.fake")))
+    assert copy.unsure is None
+    assert copy[0].path.startswith("more/")
+
+
+def test_an_open_model_keeps_its_draft_open(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "gemb.embedding.model.open_draft", lambda fingerprint: opened.append(fingerprint)
+    )
+    with Model("m.fake") as model:
+        for question in ("the cat sleeps", "the dog barks"):
+            assert gemb.search(question, "docs", model=model, budget=0.0)
+            write(folder, {"docs/new.md": f"{question}: new words"})
+        assert opened == [model.profile.fingerprint]
 
 
 def test_a_file_named_like_standard_input_is_a_file(folder):

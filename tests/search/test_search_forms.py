@@ -18,8 +18,8 @@ from gemb.io.colours import Paint
 from gemb.io.text import cut, width_of, wrapped
 from gemb.models.prompts import Prompt
 from gemb.search.excerpts import Excerpt, LineContext, compared, excerpts
-from gemb.search.forms import GrepLines, JsonHits, NameList, OutputForm, TrecRun
-from gemb.search.queries import Query
+from gemb.search.forms import GrepLines, JsonHits, NameList, OutputForm, ShownAnswer, TrecRun
+from gemb.search.queries import Query, Unsure
 from gemb.search.terminal import TerminalHits, part_with
 from gemb.texts.words import wanted_stems, words_of
 from word_encoder import WordEncoder
@@ -38,10 +38,16 @@ def hit(**changes: object) -> Hit:
     return Hit(**{**settings, **changes})  # type: ignore[arg-type]
 
 
-def shown(make: object, hits: Sequence[Hit], words: str = "refund an order") -> bytes:
+def shown(
+    make: object,
+    hits: Sequence[Hit],
+    words: str = "refund an order",
+    unsure: Unsure | None = None,
+) -> bytes:
     written: list[bytes] = []
     form: OutputForm = make(written.append)  # type: ignore[operator]
-    form.show(Query("q 1", words, "the query"), excerpts(words, hits))
+    query = Query("q 1", words, "the query")
+    form.show(ShownAnswer(query=query, excerpts=excerpts(words, hits), unsure=unsure))
     return b"".join(written)
 
 
@@ -254,6 +260,13 @@ def test_a_terminal_shows_files_by_their_best_hit_with_scores_and_lines():
     ]
 
 
+def test_of_many_queries_a_terminal_says_why_one_has_no_hits():
+    assert terminal([], with_query=True).splitlines()[1:] == ["nothing relevant"]
+    make = lambda w: TerminalHits(w, LineContext(1, 2), PLAIN, 60, with_query=True)  # noqa: E731
+    assert shown(make, [], unsure="time").endswith(b"\ntoo little time to tell\n")
+    assert shown(make, [], unsure="failed").endswith(b"\nthe model failed\n")
+
+
 def test_colours_are_those_of_grep_and_the_best_line_is_bold():
     one = hit(text="a refund here", line=1, last_line=1)
     lines = terminal([one], is_on=True).splitlines()
@@ -327,6 +340,13 @@ def test_json_lines_have_the_passage_its_place_and_what_was_kept():
         "nested": {"a": [1]},
         "kept": {"score": "own"},
     }
+    estimate = hit(is_estimate=True, kept={"unsure": "own"})
+    unsure = json.loads(shown(JsonHits, [estimate], unsure="time"))
+    assert (unsure["estimated"], unsure["unsure"], unsure["kept"]) == (
+        True,
+        "time",
+        {"unsure": "own"},
+    )
     with_query = shown(lambda write: JsonHits(write, with_query=True), [one])
     assert list(json.loads(with_query))[:2] == ["query", "rank"]
 

@@ -15,7 +15,7 @@ from file_trees import write
 from gemb import Model
 from gemb.commands.manual import topics
 from gemb.errors import UsageError
-from gemb.search.interface import SearchHit
+from gemb.search.interface import SearchHit, SearchHits
 from gemb.serving.tools import Tools
 from index_cases import error
 
@@ -282,6 +282,59 @@ def test_the_hits_of_one_search_keep_their_order(tools, monkeypatch):
         SearchHit(score=score, text=f"passage {score}", path="docs/cat.md", line=1, best_line=1)
         for score in (0.4, 0.6)
     ]
-    monkeypatch.setattr("gemb.serving.tools.search", lambda *_, **__: hits)
+    monkeypatch.setattr("gemb.serving.tools.search", lambda *_, **__: SearchHits(hits))
     answer = tools.search(QUESTION)
     assert answer.index("passage 0.4") < answer.index("passage 0.6")
+
+
+@pytest.mark.parametrize(
+    ("unsure", "line"),
+    [
+        ("time", "too little time to tell what is relevant: ask again, and more passages are "),
+        ("failed", "the model failed before it could be told what is relevant"),
+    ],
+)
+def test_an_answer_says_that_it_is_not_sure(tools, monkeypatch, unsure, line):
+    found = [SearchHit(score=0.2, text=f"passage {n} " * 30, is_estimate=n > 3) for n in range(9)]
+    for hits in (found, []):
+        monkeypatch.setattr(
+            "gemb.serving.tools.search", lambda *_, hits=hits, **__: SearchHits(hits, unsure)
+        )
+        answer = tools.search(QUESTION, max_tokens=150)
+        assert answer.splitlines()[-1].startswith(line)
+        assert len(answer.splitlines()) > 1 or not hits
+        with Model("m.fake") as model:
+            assert len(model.encoder.tokenize([answer])[0]) <= 150
+        assert "nothing relevant" not in answer
+
+
+def test_drafts_are_explained_where_one_is_shown(tools, monkeypatch):
+    found = [SearchHit(score=0.6, text="a passage", path="a.md", line=1, best_line=1)]
+    found += [SearchHit(score=0.2, text="other words " * 60, is_estimate=True)]
+    monkeypatch.setattr("gemb.serving.tools.search", lambda *_, **__: SearchHits(found))
+    assert "(~) a draft" not in tools.search(QUESTION, max_tokens=90)
+    assert tools.search(QUESTION, max_tokens=900).splitlines()[-1].startswith("(~) a draft")
+
+
+def test_the_draft_model_is_opened_once(tools, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "gemb.embedding.model.open_draft", lambda fingerprint: opened.append(fingerprint)
+    )
+    for n in range(3):
+        write(Path(), {f"docs/new{n}.md": f"A new text about the number {n}.\n"})
+        tools.search(QUESTION)
+    assert len(opened) == 1
+
+
+def test_very_names_come_first_whatever_source_has_them(gemb, folder):
+    write(folder, {"wiki/a.md": "seasonalBanner is a flag of many other things and words here.\n"})
+    gemb.folder = folder
+    assert gemb("index", "build", "-q", "w.gemb", "wiki", "-m", "m.fake").returncode == 0
+    write(folder, {"docs/b.md": "where the other words of no use stand\n"})
+    tools = Tools(["docs", "w.gemb"], "m.fake")
+    answer = tools.search("where is the seasonalBanner")
+    heads = [line for line in answer.splitlines() if not line.startswith(" ")]
+    (name, score), (other, higher) = (line.rstrip(")").split(":1 (") for line in heads[:2])
+    assert (name, other) == ("wiki/a.md", "docs/b.md")
+    assert score < higher
