@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 WEIGHTS = "weights.bin"
-VERSION = 4  # of the graph: one more where the same model would be written otherwise
+VERSION = 5  # of the graph: one more where the same model would be written otherwise
 FULL_RANGE = 127  # of int8 weights
 HALF_RANGE = 63  # where two products of a full byte overflow the sum of 16 bits (AVX2)
 
@@ -218,7 +218,7 @@ class _Encoder:
         """Return rows [N, in] times each of the matrices, [N, out] of it."""
         matrices = [self._numbers.matrix(name) for name in names]
         if self._range is None:
-            return [self._add("MatMul", rows, self._stored(matrix.T)) for matrix in matrices]
+            return [self._add("Gemm", rows, self._stored(matrix), transB=1) for matrix in matrices]
         high = self._add("ReduceMax", rows, self._ints([1]))
         low = self._add("Neg", self._add("ReduceMin", rows, self._ints([1])))
         scale = self._add("Div", self._add("Max", high, low, self._tiny), self._largest)  # [N, 1]

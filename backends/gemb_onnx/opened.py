@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -149,6 +150,15 @@ def _self_test(numbers: Numbers, graph: onnxruntime.InferenceSession) -> NDArray
 def _fill(
     model: Checkpoint | GgufModel, numbers: Numbers, largest: int | None, folder: Path
 ) -> None:
+    with ThreadPoolExecutor(1) as beside:  # Python's work beside that of the libraries
+        tokenizer = beside.submit(_fill_tokenizer, model, folder)
+        _fill_graph(model, numbers, largest, folder)
+        tokenizer.result()
+
+
+def _fill_graph(
+    model: Checkpoint | GgufModel, numbers: Numbers, largest: int | None, folder: Path
+) -> None:
     with scratch_folder("graph", folder) as scratch:
         plain = scratch / "plain.onnx"
         write_graph(numbers if largest is None else Smoothed(numbers), plain, largest)
@@ -163,6 +173,9 @@ def _fill(
             path = model.header.path if isinstance(model, GgufModel) else model.folder
             raise GembError(f"{path}: onnxruntime does not run its graph: {error}") from error
     np.save(folder / VECTOR, vector)
+
+
+def _fill_tokenizer(model: Checkpoint | GgufModel, folder: Path) -> None:
     if isinstance(model, GgufModel):
         tokenizer = _write_tokenizer(model, folder / TOKENIZER)
     else:

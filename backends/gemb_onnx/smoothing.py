@@ -23,6 +23,7 @@ from gemb_onnx.graph import layer_graph
 from gemb_onnx.runtime import session
 
 if TYPE_CHECKING:
+    import onnxruntime
     from numpy.typing import NDArray
 
     from gemb_onnx.numbers import Numbers
@@ -52,6 +53,8 @@ class Smoothed:
         """Take a model's numbers."""
         self._layers = _Layers(numbers)
         self._factors: dict[str, Floats] = {}  # by the norm's name
+        # By the graph's bytes: all sliding layers have the same graph, and all others.
+        self._sessions: dict[bytes, onnxruntime.InferenceSession] = {}
         self._measured = 0  # layers
         self.shape, self.tokens = numbers.shape, numbers.tokens
         self.token_rows = numbers.token_rows
@@ -80,8 +83,10 @@ class Smoothed:
 
     def _measure(self, layer: int) -> None:
         graph, weights = layer_graph(self._layers, layer)
-        opened = session(graph, is_tuned=True)
-        self._inputs["states"], *reaches = opened.run(None, self._inputs | weights)
+        if graph not in self._sessions:
+            self._sessions[graph] = session(graph, is_tuned=True)
+        outputs = self._sessions[graph].run(None, self._inputs | weights)
+        self._inputs["states"], *reaches = outputs
         for norm, reach in zip(dict.fromkeys(_NORM_BEFORE.values()), reaches, strict=True):
             self._factors[f"{layer}.{norm}"] = _factors(reach)
 

@@ -250,9 +250,8 @@ def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[list[str]]:
     merges: list[tuple[float, int, list[str]]] = []
     for token, score in zip(tokens, scores, strict=True):
         for at in range(1, len(token)):
-            left, right = token[:at], token[at:]
-            if left in known and right in known:
-                merges.append((-score, -at, [left, right]))
+            if token[:at] in known and token[at:] in known:
+                merges.append((-score, -at, [token[:at], token[at:]]))
     # Stable: of equals, the token of the lower id. The right part's length follows from the token.
     merges.sort(key=lambda merge: (merge[0], merge[1], -len(merge[2][1])))
     return [parts for _, _, parts in merges]

@@ -168,19 +168,22 @@ def quick_arrays(tokenizer: Mapping[str, Any]) -> Arrays | None:
     merges = [
         tuple(merge.split(" ")) if isinstance(merge, str) else merge for merge in model["merges"]
     ]
-    pairs = [vocabulary[left] << 32 | vocabulary[right] for left, right in merges]
+    lefts, rights, joined = np.array(
+        [(vocabulary[left], vocabulary[right], vocabulary[left + right]) for left, right in merges],
+        np.uint64,
+    ).T
+    pairs = lefts << np.uint64(32) | rights
+    ranks = np.argsort(pairs, kind="stable")
     # Of a pair that stands twice the later one counts, as in the library's map.
-    last = {pair: rank for rank, pair in enumerate(pairs)}
-    sorted_pairs = sorted(last)
-    ranks = [last[pair] for pair in sorted_pairs]
+    ranks = ranks[np.append(pairs[ranks[1:]] != pairs[ranks[:-1]], True)]
     chars = sorted((ord(token), number) for token, number in vocabulary.items() if len(token) == 1)
     return {
         "chars": np.array([char for char, _ in chars], np.uint32),
         "char_ids": np.array([number for _, number in chars], np.int32),
         "bytes": np.array([vocabulary[token] for token in byte_tokens], np.int32),
-        "pairs": np.array(sorted_pairs, np.uint64),
-        "ranks": np.array(ranks, np.int32),
-        "joined": np.array([vocabulary["".join(merges[rank])] for rank in ranks], np.int32),
+        "pairs": pairs[ranks],
+        "ranks": ranks.astype(np.int32),
+        "joined": joined[ranks].astype(np.int32),
         "around": np.array(around, np.int32),
         "added": np.frombuffer("\0".join(token["content"] for token in added).encode(), np.uint8),
     }
