@@ -94,7 +94,8 @@ _TYPES = {
     "tokenizer.ggml.tokens": "array of string",
     **{f"tokenizer.ggml.{role}_token_id": "uint32" for role in _ROLES},
 }
-_CLOSED = ("split.", "tokenizer.ggml.")  # beginnings of keys of which all are listed
+# Beginnings of keys of which all are listed; `tensor_extra` changes the arithmetic of tensors.
+_CLOSED = ("general.tensor_extra.", "split.", "tokenizer.ggml.")
 
 
 def wrong(header: GgufHeader, fault: str) -> UsageError:

@@ -7,6 +7,7 @@ row of the table is a way to rank the passages; a file counts where it is among 
     draft                draft vectors
     words and draft      both, as the first answer of `gemb search`
     N vectors            the first N of these get real vectors, which decide
+    wordllama            cosines of another table of token vectors, where its package is installed
     all                  every passage has a real vector (--all: takes long the first time)
 
     python tests/bench/bench_search_questions.py [--vectors 10,20,40] [--all] [--cold 10]
@@ -29,12 +30,13 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
+from other_models import OTHERS, Absent
 
 from gemb.arrays import Floats, Ints, Vectors
 from gemb.backend import Runtime
@@ -53,6 +55,7 @@ from gemb.texts.walk import Skipped
 
 QUESTIONS = Path(__file__).with_name("search_questions.jsonl")
 FIRST = 3  # files
+TABLES = ("wordllama-256", "tokenlearn-static-64")  # of `other_models`
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Bench:
     cache: VectorCache
     first: Sequence[FirstScores]
     embed: Callable[[Sequence[int]], None]  # gives passages real vectors
+    text: Callable[[int], str]  # of a passage, its title before it
 
     def cosines(self, numbers: Ints, question: int) -> Floats:
         """Return the cosines of passages that have a vector."""
@@ -110,6 +114,8 @@ def main() -> None:
     if bench.first[0].drafts is not None:
         row("draft", lambda index: best(np.nan_to_num(bench.first[index].drafts, nan=-1.0)))
         row("words and draft", lambda index: best(bench.first[index].fused))
+    for label, cosines in by_other_tables(bench):
+        row(label, lambda index, cosines=cosines: best(cosines[index]))
     counts = [int(count) for count in arguments.vectors.split(",") if count]
     for count in [*counts, *([len(bench.corpus)] if arguments.all else [])]:
         chosen = [best(scores.fused)[:count] for scores in bench.first]
@@ -148,7 +154,29 @@ def prepared(questions: Sequence[Question], paths: Sequence[str]) -> Bench:
         for _ in embed_missing(new, missing, texts, cache, encoder):
             pass
 
-    return Bench(questions, vectors, corpus, cache, first, embed)
+    def text(number: int) -> str:
+        record = texts.record(number)
+        assert record is not None, "a file of the library has changed"
+        return " ".join(filter(None, (record.title, record.text)))
+
+    return Bench(questions, vectors, corpus, cache, first, embed, text)
+
+
+def by_other_tables(bench: Bench) -> Iterator[tuple[str, Floats]]:
+    """Yield the name and the cosines [Q, passages] of the static encoders that are installed."""
+    for other in OTHERS:
+        if other.name not in TABLES:
+            continue
+        try:
+            other.paths  # noqa: B018 - whether they are there
+        except Absent:
+            continue
+        began = time.perf_counter()
+        encode = other.load()
+        passages = encode([bench.text(number) for number in range(len(bench.corpus))])
+        asked = encode([question.text for question in bench.questions])
+        label = f"{other.name}, {time.perf_counter() - began:.1f} s for all passages"
+        yield label, asked @ passages.T
 
 
 def best(scores: Floats) -> Ints:

@@ -341,6 +341,9 @@ def decided_by(whole: bytes, broken: bytes) -> str:
     for name in before.keys() | after.keys():
         if before.get(name) != after.get(name) and name.decode().startswith(DECIDES):
             return name.decode()
+    types = [[(tensor.name, tensor.type) for tensor in parts.tensors] for parts in (right, file)]
+    if types[0] != types[1]:  # f16 and bf16 are of one size
+        return "the types"
     return "the numbers" if right.data != file.data[: len(right.data)] else ""
 
 

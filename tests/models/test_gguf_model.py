@@ -70,6 +70,7 @@ U16, U32, F32, STRING, BOOL = (
         ({f"{KEY}attention.key_length_swa": (32, U32)}, "key_length_swa is not EmbeddingGemma's"),
         ({f"{KEY}attention.scale": (0.5, F32)}, "attention.scale is not EmbeddingGemma's"),
         ({f"{KEY}a\nb": (1, U32)}, "a⏎b is not EmbeddingGemma's"),
+        ({"general.tensor_extra.prec_a4": (1, U32)}, "prec_a4 is not EmbeddingGemma's"),
         ({f"{KEY}vocab_size": (368, U32)}, "vocab_size is 368 .*, not 369"),
         ({f"{KEY}attention.causal": (True, BOOL)}, "causal is True, and EmbeddingGemma reads both"),
         ({f"{KEY}attention.causal": (0, U32)}, "causal is 0 .uint32., not bool"),
