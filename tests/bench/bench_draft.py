@@ -6,7 +6,8 @@
 Queries are embedded by the model with its query prompt, documents by each draft; scores are their
 cosines. `words` is gemb's BM25; both together are as in a search of files: the sum of the scores,
 each standardised over the documents of a query, that of the words by `WORDS`. `--real` embeds the
-documents by the model, too, which takes minutes, and keeps the vectors in gemb's cache of teachers.
+documents by the model, too, which takes minutes, and keeps the vectors in gemb's cache of teachers;
+`--first N` then ranks as a search does that has the time for N real vectors of a query.
 DEV has the BEIR folders of `SETS` in retrieval/.
 """
 
@@ -121,6 +122,22 @@ def line(
     return f"| {name} | {width} | {' | '.join(cells)} |"
 
 
+def staged(
+    sets: Sequence[Set], queries: Sequence[Matrix], draft: Embed, real: Embed, most: int
+) -> list[tuple[float, float]]:
+    """Return the measures where the first documents by words and draft are ranked by the model."""
+    pairs = []
+    for one, vectors in zip(sets, queries, strict=True):
+        drafts = cut(vectors, vectors.shape[1]) @ cut(draft(one.name), vectors.shape[1]).T
+        cosines = vectors @ real(one.name).T
+        for query, words in enumerate(one.words):
+            fused = standardised(drafts[query]) + WORDS * standardised(words)
+            beyond = np.argsort(-fused, kind="stable")[most:]
+            cosines[query, beyond] = fused[beyond] - 1e3  # all of them behind the first ones
+        pairs.append(measures(cosines, one.relevant))
+    return pairs
+
+
 def _mean(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     gain, recall = np.mean(pairs, axis=0)
     return float(gain), float(recall)
@@ -161,6 +178,7 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--real", action="store_true")
+    parser.add_argument("--first", type=int, nargs="*", default=[], help="numbers of vectors")
     parser.add_argument("--queries", type=int, default=400)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--widths", type=int, nargs="+", default=[768, 256])
@@ -193,6 +211,10 @@ def main() -> None:
         for name, embed in rows.items()
         for width in options.widths
     ]
+    for most in options.first if options.real and options.drafts else ():
+        pairs = staged(sets, queries, next(iter(rows.values())), rows[options.model], most)
+        cells = " | ".join(map(_pair, [_mean(pairs), *pairs]))
+        lines.append(f"| words and draft, then {most} real | | {cells} |")
     print("\n".join(lines))
 
 
