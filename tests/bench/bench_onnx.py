@@ -1,6 +1,6 @@
 """Tokens a second of the ONNX backend beside the other one that opens the model, and its vectors.
 
-    python tests/bench/bench_onnx.py --texts FILE|FOLDER [MODEL]
+    python tests/bench/bench_onnx.py --texts FILE|FOLDER|--varied [MODEL]
 
 The engines take turns (A B C A B C ...) on the same token ids, texts of about 22 and about 200
 tokens: llama.cpp and ONNX Runtime on a GGUF file, PyTorch and ONNX Runtime on a model folder. Speed
@@ -9,14 +9,16 @@ least, and a second of the clock; a ratio is the median of those of each turn. C
 vectors of the ONNX backend in fp32. `of the limit` is the share of the integer operations that
 onnxruntime's own product of 512 x 768 by 768 x 1152 does in a second of processor time.
 
-With --passes the tokens of a pass vary instead, with --threads 1 and 2 their speeds by the clock
-can be compared.
+With --varied the cosines alone are printed, of the 200 texts of tests/support/varied_texts.py
+(code, many scripts, single signs). With --passes the tokens of a pass vary instead, with --threads
+1 and 2 their speeds by the clock can be compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,12 +28,15 @@ from pathlib import Path
 import numpy as np
 from bench_llamacpp import KINDS, choose
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+
 import gemb_onnx.encode
 from gemb.backend import Encoder, Runtime
 from gemb.models.references import bundled
 from gemb.plugins import named
 from gemb_onnx.protobuf import Graph
 from gemb_onnx.runtime import session
+from varied_texts import VARIED_TEXTS
 
 FILE_ENGINES = (("llamacpp", "auto"), ("onnx", "fp32"), ("onnx", "int8"))
 FOLDER_ENGINES = (("torch", "bf16"), ("torch", "fp32"), ("onnx", "fp32"), ("onnx", "int8"))
@@ -107,6 +112,18 @@ def compare(encoders: dict[str, Encoder], texts: dict[str, list[str]], turns: in
             )
 
 
+def agree(encoders: dict[str, Encoder]) -> None:
+    """Print the cosines to fp32 of 200 varied texts."""
+    vectors = {
+        engine: encoder.encode(encoder.tokenize(VARIED_TEXTS))
+        for engine, encoder in encoders.items()
+    }
+    print("| 200 varied texts | mean cosine | least |\n|---|---|---|")
+    for engine, rows in vectors.items():
+        cosines = (rows * vectors["onnx fp32"]).sum(1)
+        print(f"| {engine} | {cosines.mean():.4f} | {cosines.min():.4f} |")
+
+
 def vary_passes(encoder: Encoder, texts: dict[str, list[str]], turns: int) -> None:
     """Print the speed of int8 by how many tokens a pass has."""
     print("| texts | " + " | ".join(map(str, PASSES)) + " |\n|---|" + "---|" * len(PASSES))
@@ -126,13 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--texts", type=Path, required=True)
+    parser.add_argument("--texts", type=Path, help="a file of texts, or a folder of such")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--passes", action="store_true")
+    parser.add_argument("--varied", action="store_true")
     parser.add_argument("model", type=Path, nargs="?", default=bundled())
     options = parser.parse_args()
-    texts = choose(options.texts, bundled(), {"short": 200, "long": 30})
+    if not options.varied and not options.texts:
+        parser.error("--texts or --varied")
     print(processor())
     engines = FOLDER_ENGINES if options.model.is_dir() else FILE_ENGINES
     encoders = {
@@ -142,6 +161,10 @@ def main() -> None:
         for name, precision in engines
         if not options.passes or precision == "int8"
     }
+    if options.varied:
+        agree(encoders)
+        return
+    texts = choose(options.texts, bundled(), {"short": 200, "long": 30})
     if options.passes:
         vary_passes(encoders["onnx int8"], texts, options.turns)
     else:
