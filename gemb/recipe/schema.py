@@ -308,6 +308,9 @@ class Evaluation(Block, frozen=True, kw_only=True):
     data: Annotated[
         str, Meta(description="folder or built-in set; empty: no evaluation, no verdict")
     ] = ""
+    encoding: Annotated[
+        str, Meta(description="of its files, if they are not UTF-8: cp1252, shift_jis")
+    ] = ""
     every_steps: Annotated[
         Count, Meta(description="between evaluations in the run; 0: only first and last")
     ] = 0

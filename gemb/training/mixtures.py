@@ -42,6 +42,7 @@ from gemb.io.notes import is_quiet, note, quieter
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Mixtures, Recipe
+from gemb.texts.contents import checked_encoding
 from gemb.weights.ingredients import IngredientSpec, open_ingredients
 from gemb.weights.soup import LOSES_TYPES, loses_types, write_soup
 from gemb.weights.soup_scores import Scorer, compared
@@ -239,7 +240,8 @@ def _average(recipe: Recipe, training: Training, folders: Sequence[Path]) -> Non
     write_soup(ingredients, run.model)
     if loses_types(ingredients):
         note(LOSES_TYPES)
-    scorer = Scorer(suite=open_suite(recipe.eval.data), near=run.path, runtime=training.runtime)
+    suite = open_suite(recipe.eval.data, encoding=checked_encoding(recipe.eval.encoding))
+    scorer = Scorer(suite=suite, near=run.path, runtime=training.runtime)
     with quieter():
         comparison = compared(ingredients, ingredients, scorer, "mean", run.model)
     for ingredient, score in zip(ingredients, comparison.scores, strict=True):

@@ -173,12 +173,14 @@ def test_where_text_is_wanted_a_number_is_the_text_as_written(recipe):
         ("eval: {data: [x]}", "eval.data must be text, not a list"),
         (
             "eval:",
-            "eval must be a block with the keys data, every_steps, dims, shared_documents, not "
+            "eval must be a block with the keys data, encoding, every_steps, dims, "
+            "shared_documents, not "
             "empty",
         ),
         (
             "eval: null",
-            "eval must be a block with the keys data, every_steps, dims, shared_documents, not "
+            "eval must be a block with the keys data, encoding, every_steps, dims, "
+            "shared_documents, not "
             "null",
         ),
         (

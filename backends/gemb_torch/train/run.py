@@ -38,6 +38,7 @@ from gemb.models.tokenizer import load_tokenizer
 from gemb.recipe.qat import check_model, qat_types
 from gemb.recipe.run_folder import RunFolder
 from gemb.recipe.schema import Recipe
+from gemb.texts.contents import checked_encoding
 from gemb.training.log import StepMetrics
 from gemb.training.preflight import preflight
 from gemb.training.report import write_report
@@ -126,7 +127,8 @@ class TrainingRun:
         torch.set_num_threads(training.runtime.threads or max(1, cores() // ranks.count))
 
         # Data
-        self.suite = open_suite(recipe.eval.data) if recipe.eval.data else None
+        encoding = checked_encoding(recipe.eval.encoding)
+        self.suite = open_suite(recipe.eval.data, encoding=encoding) if recipe.eval.data else None
         self.sources = ranks.first_then_all(partial(open_sources, recipe, strict=training.strict))
         self.teacher = distillation_teacher(recipe, training)
         self.steps = recipe.run.steps or max(

@@ -206,6 +206,20 @@ def test_a_run_that_made_its_model_worse_says_so_each_time(train, tmp_path):
     assert json.loads(told.stdout) == json.loads((run / "verdict.json").read_text())
 
 
+def test_an_evaluation_set_may_have_an_encoding_of_its_own(train, tmp_path):
+    rows = [f"Ma\u00df {n}\tGr\u00f6\u00dfe {n}\t{n % 5}.0" for n in range(12)]
+    lines = ["sentence1\tsentence2\tscore", *rows]
+    (tmp_path / "sts.tsv").write_bytes("\n".join(lines).encode("cp1252"))
+    words = ("eval.data=sts.tsv", "run.steps=1", "-o", "run")
+    refused = train(*words)
+    assert refused.returncode == 2
+    assert "sts.tsv" in refused.stderr
+    assert train(*words, "eval.encoding=cp1252").returncode == 0
+    unknown = train(*words[:2], "-o", "other", "eval.encoding=cp12520")
+    assert (unknown.returncode, unknown.stdout) == (2, "")
+    assert "unknown encoding 'cp12520'; did you mean cp1252" in unknown.stderr
+
+
 def test_two_runs_do_not_train_in_one_folder(train, start, tmp_path):
     run = tmp_path / "run"
     words = ("run.steps=100000", "checkpoint.every_steps=0", "-o", "run")
