@@ -10,11 +10,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from zipfile import Path as ZipPath
+
+    Folder = Path | ZipPath
 
 
 class EntryPoint(NamedTuple):
@@ -59,22 +64,32 @@ def entry_points(group: str) -> Iterator[EntryPoint]:
                 yield EntryPoint(name.strip(), target.strip(), package)
 
 
-def _folders() -> dict[str, Path]:
+def _folders() -> dict[str, Folder]:
     """Return each package's folder by its normal name: the first on the path."""
-    folders: dict[str, Path] = {}
+    folders: dict[str, Folder] = {}
     for place in dict.fromkeys(sys.path):
         with suppress(OSError):
-            for folder in Path(place).iterdir():
+            for folder in _inside(place):
                 if folder.suffix in (".dist-info", ".egg-info"):
                     folders.setdefault(_normal(folder.stem.partition("-")[0]), folder)
     return folders
+
+
+def _inside(place: str) -> Iterable[Folder]:
+    """Return what is in a folder, or in a zip file."""
+    path = Path(place)
+    if not path.is_file():
+        return path.iterdir()
+    import zipfile
+
+    return zipfile.Path(path).iterdir() if zipfile.is_zipfile(path) else ()
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def _version_inside(folder: Path) -> str | None:
+def _version_inside(folder: Folder) -> str | None:
     for file in ("METADATA", "PKG-INFO"):
         with suppress(OSError, UnicodeDecodeError):
             if line := re.search(r"(?m)^Version: *(\S+)", (folder / file).read_text("utf-8")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from importlib import metadata
 
 import pytest
@@ -60,3 +61,28 @@ def test_a_folder_without_a_version_in_its_name_has_it_inside(tmp_path, monkeypa
     info.joinpath("PKG-INFO").write_text("Metadata-Version: 2.1\nName: plain\nVersion: 3.4\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert version("plain") == "3.4"
+
+
+def test_a_package_in_a_zip_file_is_found(tmp_path, monkeypatch):
+    archive = tmp_path / "plugins.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("odd_zipped.py", "kind = 7\n")
+        file.writestr(
+            "odd_zipped-1.5.dist-info/entry_points.txt", "[a.group]\nodd=odd_zipped:kind\n"
+        )
+        file.writestr("odd_bare-2.0.dist-info/METADATA", "Name: odd_bare\nVersion: 2.0\n")
+    monkeypatch.syspath_prepend(str(archive))
+    assert (version("odd-zipped"), version("odd-bare")) == ("1.5", "2.0")
+    (entry,) = entry_points("a.group")
+    assert (entry.package, entry.load()) == ("odd-zipped", 7)
+    del sys.modules["odd_zipped"]
+
+
+def test_places_and_files_that_cannot_be_read_are_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no zip file")
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    (tmp_path / "broken-1.0.dist-info" / "entry_points.txt").write_bytes(b"[a.group]\n\xff=x:y\n")
+    for place in (tmp_path, tmp_path / "file", tmp_path / "absent"):
+        monkeypatch.syspath_prepend(str(place))
+    assert version("broken") == "1.0"
+    assert list(entry_points("a.group")) == []
