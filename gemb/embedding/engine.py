@@ -2,7 +2,8 @@
 
 A library may be built wrongly for a processor, and then gives vectors that look like any others. So
 the vector of one text by the bundled model is stored, and an engine has to come near it, once for
-each of its versions, precisions and kinds of processor; the cache remembers that it did.
+each version of its library and of gemb, each precision and each kind of processor; the cache
+remembers that it did.
 
 Engines round differently, so the vectors that two of them give to one text with one model are
 alike, but not equal. Those that agree as `AGREEMENT` says may stand beside each other in a cache or
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gemb import __version__
 from gemb.backend import Runtime
 from gemb.errors import GembError, Missing, UsageError
 from gemb.io.atomic import new_file
@@ -112,7 +114,7 @@ def wrong(backend: Backend, encoder: Encoder, runtime: Runtime) -> str:
     model = bundled()
     if not model.is_file() or not backend.can_open(model) or not backend.suits(model, runtime):
         return ""
-    parts = (backend.name, backend.engine(), encoder.profile.dtype, runtime.device)
+    parts = (backend.name, backend.engine(), encoder.profile.dtype, runtime.device, __version__)
     words = "-".join(part.replace(" ", "-").replace("/", "-") for part in parts if part)
     passed = engines_cache() / f"{words}-{processor_kind()}-{known.fingerprint}.passed"
     if passed.is_file():
