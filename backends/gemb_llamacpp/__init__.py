@@ -39,7 +39,7 @@ class LlamaCppBackend(Backend):
 
     def engine(self) -> str:
         """Return the library and its version."""
-        return f"llama-cpp-python {version('llama_cpp_python')}"
+        return f"llama-cpp-python {version('llama-cpp-python') or 'of unknown version'}"
 
     def open(self, model: Path, runtime: Runtime) -> Encoder:
         """Return the open file.
@@ -122,9 +122,10 @@ class LlamaCppBackend(Backend):
             b"gemma-embedding" in path.read_bytes()
             for path in sorted(folder.glob("libllama.*"))[:1]
         )
+        installed = version("llama-cpp-python") or "unknown version"
         gpu = "GPU" if library.llama_supports_gpu_offload() else "no GPU"
         checks = [
-            Check("llama-cpp-python", True, f"{version('llama-cpp-python')}, {gpu}"),
+            Check("llama-cpp-python", True, f"{installed}, {gpu}"),
             Check(
                 "gemma-embedding",
                 is_known,

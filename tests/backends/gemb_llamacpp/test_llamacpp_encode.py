@@ -325,6 +325,13 @@ def test_doctor_names_the_library_and_what_it_was_built_for():
     assert found["built for"].detail == " ".join(native.features())
 
 
+def test_a_library_without_a_record_of_its_installation_is_of_unknown_version(monkeypatch):
+    monkeypatch.setattr("gemb_llamacpp.version", lambda package: None)
+    backend = named("llamacpp")
+    assert backend.engine() == "llama-cpp-python of unknown version"
+    assert backend.checks()[0].detail.startswith("unknown version, ")
+
+
 def test_memory_is_given_back(tiny_gguf):
     """llama.cpp fills a float for each token of the vocabulary and the batch; none is kept."""
     if sys.platform != "linux":
