@@ -1,7 +1,7 @@
 """The ONNX Runtime backend: GGUF files and model folders on a CPU, in int8 where that is exact.
 
-Importing this loads no library. `numbers` reads a model, `graph` writes it as ONNX, `prepared`
-keeps that, `encode` runs it.
+Importing this loads no library. `gguf_numbers` and `folder_numbers` read a model, `graph` writes it
+as ONNX, `prepared` keeps that, `encode` runs it.
 May import: `gemb`, but not its command line.
 """
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -320,6 +321,44 @@ def test_many_processes_prepare_once(tiny_model, cache) -> None:
     assert [process.returncode for process in running] == [0, 0, 0]
     assert b"".join(outputs) == b"made\n"
     assert not list(engines_cache().glob("*.lock"))
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), GembError("no graph")])
+def test_what_ends_the_preparation_waits_for_the_tokenizer_and_leaves_nothing(
+    tiny_gguf, monkeypatch, reason
+) -> None:
+    has_begun, has_ended = threading.Event(), threading.Event()
+    workers = []
+
+    def write_tokenizer(*_: object) -> None:
+        workers.append(threading.current_thread())
+        has_begun.set()
+        has_ended.wait(60)
+        raise UsageError("no tokenizer")
+
+    def write_graph(*_: object) -> None:
+        has_begun.wait(60)
+        has_ended.set()
+        raise reason
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gemb_onnx.opened._write_tokenizer", write_tokenizer)
+        patched.setattr("gemb_onnx.opened.write_graph", write_graph)
+        with pytest.raises(type(reason)):
+            opened(tiny_gguf, "int8")
+    assert not list(engines_cache().iterdir())
+    assert not workers[0].is_alive()
+    opened(tiny_gguf, "int8")
+
+
+def test_a_tokenizer_that_is_refused_leaves_nothing(tiny_gguf, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UsageError("no tokenizer of Gemma's")
+
+    monkeypatch.setattr("gemb_onnx.opened._write_tokenizer", refuse)
+    with pytest.raises(UsageError, match="no tokenizer of Gemma's"):
+        opened(tiny_gguf, "int8")
+    assert not list(engines_cache().iterdir())
 
 
 def test_what_is_refused(tiny_model, tmp_path, monkeypatch) -> None:
