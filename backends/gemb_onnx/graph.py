@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 WEIGHTS = "weights.bin"
-VERSION = 5  # of the graph: one more where the same model would be written otherwise
+VERSION = 6  # of the graph: one more where the same model would be written otherwise
 FULL_RANGE = 127  # of int8 weights
 HALF_RANGE = 63  # where two products of a full byte overflow the sum of 16 bits (AVX2)
 

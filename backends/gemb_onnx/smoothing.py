@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 TOKENS = 64  # of the text at random
 _BOS = 2  # of every model of this kind; its states are unlike all others
+# Rows with the bytes of every vocabulary of this kind (EmbeddingGemma: 238 to 493, mini: 40 to
+# 295), into which signs are cut that have no token: their states are unlike those of words.
+_BYTES = (40, 512)
 _MOST = 16  # of a factor, and one over it of the least
 _NORM_BEFORE = {  # of the matrices of a layer that multiply a normed state
     "self_attn.q_proj": "input_layernorm",
@@ -58,8 +61,7 @@ class Smoothed:
         self._measured = 0  # layers
         self.shape, self.tokens = numbers.shape, numbers.tokens
         self.token_rows = numbers.token_rows
-        ids = np.random.default_rng(0).integers(numbers.tokens, size=(1, TOKENS), dtype=np.int32)
-        ids[0, 0] = _BOS
+        ids = _text(numbers.tokens)
         self._inputs = first_inputs(numbers, ids)
 
     def matrix(self, name: str) -> Floats:
@@ -109,6 +111,16 @@ class _Layers:
         if name not in self._kept:
             self._kept[name] = self._numbers.matrix(name)
         return self._kept[name]
+
+
+def _text(tokens: int) -> NDArray[np.int32]:
+    """Return ids [1, TOKENS] of a vocabulary of so many tokens: BOS, bytes for a quarter, words."""
+    chance = np.random.default_rng(0)
+    ids = chance.integers(tokens, size=(1, TOKENS), dtype=np.int32)
+    first, end = min(_BYTES[0], tokens - 1), min(_BYTES[1], tokens)
+    ids[0, 1 : 1 + TOKENS // 4] = chance.integers(first, end, size=TOKENS // 4)
+    ids[0, 0] = _BOS
+    return ids
 
 
 def _place(name: str) -> tuple[int, str]:

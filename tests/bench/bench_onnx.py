@@ -115,7 +115,9 @@ def compare(encoders: dict[str, Encoder], texts: dict[str, list[str]], turns: in
 def agree(encoders: dict[str, Encoder]) -> None:
     """Print the cosines to fp32 of 200 varied texts."""
     vectors = {
-        engine: encoder.encode(encoder.tokenize(VARIED_TEXTS))
+        engine: encoder.encode(
+            [ids[: encoder.profile.max_tokens] for ids in encoder.tokenize(VARIED_TEXTS)]
+        )
         for engine, encoder in encoders.items()
     }
     print("| 200 varied texts | mean cosine | least |\n|---|---|---|")
