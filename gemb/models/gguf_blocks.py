@@ -31,12 +31,10 @@ def unpacked(packed: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """
     rows = len(packed)
     match kind:
-        case "f32":
-            return np.ascontiguousarray(packed).view("<f4")
-        case "f16":
-            return np.ascontiguousarray(packed).view("<f2").astype(np.float32)
-        case "bf16":
-            return (np.ascontiguousarray(packed).view("<u2").astype("<u4") << 16).view("<f4")
+        case "f32" | "f16" | "bf16":
+            from gemb.models.safetensors import decoded
+
+            return decoded(np.ascontiguousarray(packed).reshape(-1), kind.upper()).reshape(rows, -1)
         case "q8_0":  # a scale, and 32 signed bytes
             blocks = packed.reshape(rows, -1, _SCALE + 32)
             numbers = blocks[..., _SCALE:].view(np.int8)
