@@ -227,6 +227,12 @@ def leftovers(folder: Path) -> list[Path]:
     )
 
 
+def is_unused(folder: Path) -> bool:
+    """Return whether a folder holds nothing but the lock and the parts of runs that were killed."""
+    part = re.compile(rf"\..+\.{_PART}")
+    return all(path.name == locks.LOCK or part.fullmatch(path.name) for path in folder.iterdir())
+
+
 @contextmanager
 def naming(file: Path | str) -> Iterator[None]:
     """Add the name of this file to system errors that the block raises."""

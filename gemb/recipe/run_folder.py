@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemb.errors import UsageError
 from gemb.io import locks
-from gemb.io.atomic import new_file
+from gemb.io.atomic import is_unused, new_file
 
 if TYPE_CHECKING:
     from gemb.recipe.schema import Recipe
@@ -114,7 +114,7 @@ class RunFolder:
 
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path} is a file; name a folder for the run")
-        if self.path.is_dir() and not self.recipe.is_file() and self._holds_others():
+        if self.path.is_dir() and not self.recipe.is_file() and not is_unused(self.path):
             raise UsageError(f"{self.path} is no run and not empty; name another folder")
         self.path.mkdir(parents=True, exist_ok=True)
         with locks.locked_run(self.path):
@@ -135,9 +135,6 @@ class RunFolder:
         with new_file(path) as part:
             text = json.dumps(value, ensure_ascii=False, indent=1)
             part.write_text(text + "\n", encoding="utf-8")
-
-    def _holds_others(self) -> bool:
-        return any(path.name != locks.LOCK for path in self.path.iterdir())
 
     def _check_same(self, recipe: Recipe) -> None:
         from gemb.recipe.file import load

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 from gemb.errors import GembError, Missing, NegativeAnswer, SomeRowsFailed, Stopped, UsageError
 from gemb.io import locks
-from gemb.io.atomic import new_file
+from gemb.io.atomic import is_unused, new_file
 from gemb.io.notes import answer, note
 from gemb.io.signals import SignalContext
 from gemb.io.text import duration
@@ -219,16 +219,16 @@ def run_chain(run: ChainRun, options: StageOptions) -> list[tuple[str, ...]]:
     path = run.path
     if path.exists() and not path.is_dir():
         raise UsageError(f"{path} is a file; name a folder for the chain's run")
-    files = {file.name for file in path.iterdir()} if path.exists() else set()
-    if files - {locks.LOCK} and "chain.yaml" not in files:
+    if path.exists() and not (path / "chain.yaml").is_file() and not is_unused(path):
         raise UsageError(f"{path} is no run of a chain and not empty; name another folder")
     if absent := run.absent_inputs(run.statuses()):
         raise Missing(absent)
-    (path / "stages").mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     rows: list[tuple[str, ...]] = [("STAGE", "KIND", "WAS", "TIME", "MADE")]
     with locks.locked_run(path), Signals() as signals:
         with new_file(path / "chain.yaml") as part:
             part.write_text(dump_chain(run.chain), encoding="utf-8")
+        (path / "stages").mkdir(exist_ok=True)
         for name in run.redone:
             (path / "stages" / f"{name}.json").unlink(missing_ok=True)
         run = ChainRun(run.chain, path)

@@ -215,6 +215,14 @@ def test_a_stage_that_fails_ends_the_chain_with_its_code(go, work):
     )
 
 
+def test_a_run_that_was_killed_before_it_had_written_its_chain_goes_on(go, work):
+    (work / "run").mkdir()
+    (work / "run/lock").write_text("4711")
+    (work / "run/.chain.yaml.4711-01234567.part").write_text("stages:")
+    assert states(go(SOUPS, "-o", "run"))["same"] == "new"
+    assert not list((work / "run").glob(".*"))
+
+
 def test_a_folder_of_others_is_left_alone(go, work):
     (work / "mine").mkdir()
     (work / "mine/letter.txt").write_text("dear")

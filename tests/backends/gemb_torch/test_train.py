@@ -476,6 +476,10 @@ def test_a_run_is_not_overwritten_and_not_continued_with_another_recipe(train, t
     assert foreign.returncode == 2
     assert "is no checkpoint of new: name a folder in new/checkpoints" in foreign.stderr
     assert not (tmp_path / "new").exists()
+    (tmp_path / "begun").mkdir()  # and killed while it wrote its recipe
+    (tmp_path / "begun" / ".recipe.yaml.4711-01234567.part").write_text("")
+    assert train("run.steps=2", "-o", "begun").returncode == 0
+    assert not list((tmp_path / "begun").glob(".*"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert "is no run and not empty" in train("-o", "full").stderr
