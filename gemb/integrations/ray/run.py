@@ -121,11 +121,13 @@ def _run(run: RayRun, options: ClusterOptions) -> None:
                         progress.add(counts.rows, tokens=counts.tokens, size=counts.size)
     except BaseException:
         progress.close()
+        kept = 0  # also those whose counts have not come back from their workers
         with contextlib.suppress(OSError):
             folder.remove_unfinished()
-        if totals.parts:
+            kept = len(folder.parts())
+        if kept:
             note(
-                f"{folder.name} keeps the {totals.parts} parts that are done: "
+                f"{folder.name} keeps the {kept} parts that are done: "
                 "the same command with --resume goes on from there"
             )
         raise
