@@ -9,22 +9,18 @@ document and grade, with tabs or blanks between.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-
-from gemb.datasets.files import RawRow, open_file
+from gemb.datasets.files import RawRow
+from gemb.datasets.identified import IdentifiedTexts
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.contents import shown
 from gemb.texts.lines import Line, file_lines
-from gemb.texts.records import TEXT_NAMES
 
-ID_NAMES = ("_id", "id", "docid")  # the first that a line has
 COLUMNS = "query-id, corpus-id, score"
 SCORE_NAMES = ("score", "relevance", "label", "grade", "rel", "qrel")
 
@@ -109,20 +105,6 @@ def find_judgements(folder: Path, names: Sequence[str]) -> Path:
     raise UsageError(f"{visible(str(folder))} has no {' and no '.join(names[:2])}{has}")
 
 
-def text_of(row: Mapping[str, object]) -> object:
-    """Return the text of a line of corpus.jsonl or queries.jsonl, None where it has none."""
-    return next((row[name] for name in TEXT_NAMES if name in row), None)
-
-
-def text_id(row: Mapping[str, object]) -> str | None:
-    """Return the id of a line of corpus.jsonl or queries.jsonl, None where it has none."""
-    key = next((row[name] for name in ID_NAMES if name in row), None)
-    return str(key) if isinstance(key, str | int) and not isinstance(key, bool) else None
-
-
-Places = dict[str, tuple[int, int]]  # id -> offset and size of its line; of size 0: not found
-
-
 @dataclass
 class BeirFolder:
     """A folder of queries, documents and judgements; every judgement above 0 is a row.
@@ -152,29 +134,28 @@ class BeirFolder:
 
     def rows(self) -> Iterator[RawRow]:
         """Yield a row for each judgement above 0, numbered as the lines of the judgements."""
-        queries: Places = {}
-        documents: Places = {}
-        for judgement in judgements(self.qrels):
-            if judgement.grade > 0:
-                queries[judgement.query] = documents[judgement.document] = (0, 0)
+        relevant = {
+            (line.query, line.document) for line in judgements(self.qrels) if line.grade > 0
+        }
         corpus, questions, _ = self.files
-        _find(questions, queries)
-        _find(corpus, documents)
-        with questions.open("rb") as query_file, corpus.open("rb") as document_file:
+        with (
+            IdentifiedTexts(questions, {query for query, _ in relevant}) as queries,
+            IdentifiedTexts(corpus, {document for _, document in relevant}) as documents,
+        ):
+            del relevant
             for number, query, document, grade, reason in judgements(self.qrels):
                 if not reason and grade <= 0:
                     continue
-                if not queries.get(query, (0, 0))[1]:
-                    reason = reason or f"query '{visible(query, 40)}' is not in queries.jsonl"
-                elif not documents.get(document, (0, 0))[1]:
+                if not reason and query not in queries:
+                    reason = f"query '{visible(query, 40)}' is not in queries.jsonl"
+                elif not reason and document not in documents:
                     reason = f"document '{visible(document, 40)}' is not in corpus.jsonl"
                 if reason:
                     yield RawRow(number, None, reason)
                     continue
-                question = _read(query_file.fileno(), queries[query])
-                answer = _read(document_file.fileno(), documents[document])
-                values = {"query": text_of(question), "positive": text_of(answer)}
-                yield RawRow(number, {**values, "title": answer.get("title")})
+                answer = documents[document]
+                texts = {"query": queries[query]["text"], "positive": answer["text"]}
+                yield RawRow(number, {**texts, "title": answer["title"]})
 
 
 def open_folder(path: Path) -> BeirFolder:
@@ -190,25 +171,3 @@ def open_folder(path: Path) -> BeirFolder:
             "name a file, or a source for each file of the folder"
         )
     return BeirFolder(path, find_judgements(path, ("qrels/train.tsv", "qrels.tsv")))
-
-
-def _find(path: Path, places: Places) -> None:
-    """Set the places of the ids that are in a file; of an id that stands there twice, the first."""
-    file = open_file(path)
-    if not file.in_place:
-        raise UsageError(
-            f"{shown(path)} is compressed or not UTF-8; its lines are read in place: gunzip it, "
-            "or iconv -t utf-8"
-        )
-    for row in file.rows():
-        if row.values is None:
-            continue  # if a judgement names it, that is missed by its id
-        key = text_id(row.values)
-        if key is not None and places.get(key) == (0, 0):
-            places[key] = (row.offset, row.size)
-
-
-def _read(fd: int, place: tuple[int, int]) -> dict[str, object]:
-    offset, size = place
-    values: dict[str, object] = orjson.loads(os.pread(fd, size, offset))
-    return values

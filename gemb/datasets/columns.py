@@ -7,7 +7,8 @@ Recognised by the names of its columns:
   (query, positive) and those of sentence-transformers' data sets (its "Dataset Overview":
   anchor/positive, question/answer, sentence1/sentence2, ...).
 - FlagEmbedding: query, pos[], neg[] (its README, "Data format").
-- Tevatron: query, positive_passages[], negative_passages[], each with text and title.
+- Tevatron: query, positive_passages[], negative_passages[], each with text and title; those of
+  Tevatron 2, which names documents by id, come joined (`gemb.datasets.tevatron`).
 - DPR: question, positive_ctxs[], hard_negative_ctxs[], each with text and title (its README).
 - all-nli: anchor, entailment, contradiction; SimCSE: sent0, sent1, hard_neg.
 """
@@ -28,8 +29,8 @@ SCORES = ("score", "scores", "label", "labels", "similarity", "similarity_score"
 ACCEPTED = (
     "query and positive (or anchor, question, sentence1 with positive, answer, sentence2, passage, "
     "document, response), perhaps negatives and title; FlagEmbedding's query, pos, neg; Tevatron's "
-    "query, positive_passages, negative_passages; DPR's question, positive_ctxs; anchor, "
-    "entailment, contradiction; a BEIR folder"
+    "query, positive_passages, negative_passages, or query_text, positive_document_ids; DPR's "
+    "question, positive_ctxs; anchor, entailment, contradiction; a BEIR folder"
 )
 MOST_POSITIVES = 1 << 16  # of one query in one row
 
@@ -132,11 +133,6 @@ def recognise(columns: Collection[str], where: str) -> Layout:
         UsageError: none fits, two would, or a score says that not every pair is a positive one.
     """
     layout = known(columns, where)
-    if layout is None and "positive_document_ids" in columns:
-        raise UsageError(
-            f"{where}: Tevatron 2 names documents by id; put their texts into the rows, as "
-            "positive_passages and negative_passages with text and title"
-        )
     if layout is None:
         names = ", ".join(visible(column, 40) for column in list(columns)[:12]) or "none"
         raise UsageError(

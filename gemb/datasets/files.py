@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, NamedTuple
 
 from gemb.datasets.columns import ACCEPTED, known
@@ -210,9 +211,11 @@ def open_file(path: Path, written: Written = AS_USUAL) -> TrainingFile:
     Raises:
         UsageError: it is none that can be read.
     """
-    if not path.is_file():
-        raise UsageError(f"{shown(path)} is no file and no folder: a source is read more than once")
     try:
+        if not S_ISREG(path.stat().st_mode):
+            raise UsageError(
+                f"{shown(path)} is no file and no folder: a source is read more than once"
+            )
         with path.open("rb") as file:
             head = file.read(1 << 12)
     except OSError as error:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import BadRow, Layout, known
-from gemb.datasets.files import AS_USUAL, RawRow, Written, open_file
-from gemb.datasets.rows import KEPT_BAD, Readable, bad_row_stops, name_of, written_as
+from gemb.datasets.files import AS_USUAL, RawRow, Written
+from gemb.datasets.rows import KEPT_BAD, bad_row_stops
+from gemb.datasets.sources import Readable, name_of, open_readable, written_as
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.recipe.names import resolve_data
@@ -119,7 +119,7 @@ class PlainTexts:
     @property
     def files(self) -> tuple[Path, ...]:
         """All that is read."""
-        return open_folder(self.path).files if self.path.is_dir() else (self.path,)
+        return (self.path,) if self._is_lines() else self._readable().files
 
     def read(self) -> Iterator[str]:
         """Yield the texts.
@@ -141,6 +141,9 @@ class PlainTexts:
             why = ": ".join(self.bad[0]) if self.bad else "it is empty"
             raise UsageError(f"{shown(self.path)} has no text; {why}")
 
+    def _readable(self) -> Readable:
+        return open_readable(self.source, self.path, self._written)
+
     def _is_lines(self) -> bool:
         plain = self.path.name.lower().removesuffix(".gz")
         return self.path.is_file() and plain.endswith(LINES)
@@ -156,9 +159,7 @@ class PlainTexts:
                 yield text
 
     def _rows(self) -> Iterator[str | RawRow]:
-        file: Readable = (
-            open_folder(self.path) if self.path.is_dir() else open_file(self.path, self._written)
-        )
+        file = self._readable()
         for raw in file.rows():
             if raw.values is None:
                 yield raw

@@ -18,32 +18,32 @@ import dataclasses
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from gemb.datasets.beir import open_folder
 from gemb.datasets.columns import MOST_POSITIVES, BadRow, Layout, Row, recognise
-from gemb.datasets.files import AS_USUAL, RawRow, Written, json_row, open_file
+from gemb.datasets.files import AS_USUAL, RawRow, Written, json_row
+from gemb.datasets.sources import Readable, name_of, open_readable, written_as
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file, new_folder
 from gemb.io.caches import writable
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
-from gemb.io.text import size_in_words, visible
+from gemb.io.text import size_in_words
 from gemb.models.prompts import Prompt, custom, for_task
 from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
-from gemb.texts.contents import checked_encoding, shown
+from gemb.texts.contents import shown
 from gemb.texts.examples import Example, Text, digest, folded
 from gemb.texts.lines import Line
 
@@ -109,28 +109,6 @@ TEXT = np.dtype(
 
 _PLACE = Struct("<QIIH")
 _ROW_OF_TEXT = Struct("<I?")
-
-
-class Readable(Protocol):
-    """A file, or a folder, of training data."""
-
-    note: str  # how its columns were found
-    path: Path
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-
-    @property
-    def name(self) -> str:
-        """What it is, in words."""
-
-    @property
-    def in_place(self) -> bool:
-        """Whether a row can be read again from its offset and size."""
-
-    def rows(self) -> Iterator[RawRow]:
-        """Yield all rows, bad ones too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,76 +353,54 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
     """
     path = resolve_data(source.path)
     written = written_as(source, path, written)
-    stamp = _stamp(path, source, written)
+    file = open_readable(source, path, written)
+    stamp = _stamp(file.files, source, written)
     # The index of a file that has changed takes the place of the old one.
     name = orjson.dumps(
         [os.fsdecode(path.resolve()).encode(errors="replace").decode(), source.rows]
     )
     key = blake2b(name, digest_size=8).hexdigest()
     folder = cache / f"rows-{key}"
-    about = _load(folder, stamp, path)
+    about = _load(folder, stamp, file.files)
     if about is None:
         cache = writable(cache)
         folder = cache / folder.name
         # The ranks of a run begin together. The lock is beside the folder, which is replaced.
         lock = folder.with_suffix(".lock")
         with locked(lock, waiting(f"is indexing {shown(path)}")):
-            about = _load(folder, stamp, path)
+            about = _load(folder, stamp, file.files)
             if about is None:
                 for part in cache.glob(f".{folder.name}.*"):
                     shutil.rmtree(part)  # of a process that was killed: no other is here
                 with new_folder(folder) as part:
-                    _index(path, source, written, stamp, part, strict=strict)
-                about = _load(folder, stamp, path)
+                    _index(file, source, written, stamp, part, strict=strict)
+                about = _load(folder, stamp, file.files)
     assert about is not None, f"the index of {path} was written, and cannot be read"
     if strict and about.bad_count:
         raise bad_row_stops(*about.bad[0])
     return Rows(source, folder, about)
 
 
-def written_as(source: Source, path: Path, written: Written = AS_USUAL) -> Written:
-    """Return how the texts of a source are written, where it names an encoding.
-
-    Raises:
-        UsageError: there is no such encoding, or the path is a folder.
-    """
-    if not source.encoding:
-        return written
-    if path.is_dir():
-        raise UsageError(f"{shown(path)}: 'encoding' is for files; a BEIR folder is UTF-8")
-    return written._replace(encoding=checked_encoding(source.encoding))
-
-
-def name_of(source: Source) -> str:
-    """Return the source's name in reports: its own, or the stem of its path."""
-    stem = Path(source.path).name.removesuffix(".gz")
-    return visible(source.name or Path(stem).stem or source.path)
-
-
-def _stamp(path: Path, source: Source, written: Written) -> str:
+def _stamp(files: Sequence[Path], source: Source, written: Written) -> str:
     """Return what makes an index stale when it changes."""
     try:
-        stamps = [(os.path.realpath(file), *Stamp.of(file.stat())) for file in _files(path)]
+        stamps = [(os.path.realpath(file), *Stamp.of(file.stat())) for file in files]
     except OSError as error:
-        raise UsageError(f"{shown(path)} cannot be read: {error.strerror}") from None
+        raise UsageError(f"{shown(files[0])} cannot be read: {error.strerror}") from None
     return orjson.dumps([VERSION, source.rows, list(written), stamps]).decode()
 
 
-def _files(path: Path) -> Sequence[Path]:
-    return open_folder(path).files if path.is_dir() else (path,)
-
-
-def _content(path: Path) -> str:
+def _content(files: Sequence[Path]) -> str:
     """Return a hash of the bytes of a source's files."""
     hashed = blake2b(digest_size=16)
-    for file in _files(path):
+    for file in files:
         with file.open("rb", buffering=0) as opened:
             while part := opened.read(1 << 20):
                 hashed.update(part)
     return hashed.hexdigest()
 
 
-def _load(folder: Path, stamp: str, path: Path) -> About | None:
+def _load(folder: Path, stamp: str, files: Sequence[Path]) -> About | None:
     """Return the index in a folder if it is of the source as it is now, else None."""
     try:
         about = About(**orjson.loads((folder / ABOUT).read_bytes()))
@@ -454,7 +410,7 @@ def _load(folder: Path, stamp: str, path: Path) -> About | None:
             # Another mode, or a copy of the file: its bytes decide.
             if _without_inodes(about.stamp) != _without_inodes(stamp):
                 return None
-            if about.content != _content(path):
+            if about.content != _content(files):
                 return None
             about = dataclasses.replace(about, stamp=stamp)
             with contextlib.suppress(OSError), new_file(folder / ABOUT) as part:
@@ -471,14 +427,13 @@ def _without_inodes(stamp: str) -> object:
 
 
 def _index(
-    path: Path, source: Source, written: Written, stamp: str, folder: Path, *, strict: bool
+    file: Readable, source: Source, written: Written, stamp: str, folder: Path, *, strict: bool
 ) -> None:
-    file = open_folder(path) if path.is_dir() else open_file(path, written)
     size = sum(part.stat().st_size for part in file.files)
     if size > LONG_BYTES and not source.rows:
         amount = f"{size_in_words(size)} are indexed, once"
-        note(f"{shown(path)}: {amount}; plain text at 1.5 GB a minute")
-    content = _content(path)
+        note(f"{shown(file.path)}: {amount}; plain text at 1.5 GB a minute")
+    content = _content(file.files)
     write_index(file, folder, stamp, rows=source.rows, strict=strict, content=content)
-    if _stamp(path, source, written) != stamp:
-        raise UsageError(f"{shown(path)} changed while it was read; start again")
+    if _stamp(file.files, source, written) != stamp:
+        raise UsageError(f"{shown(file.path)} changed while it was read; start again")

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemb.datasets.beir import COLUMNS, find_judgements, judgements, text_id, text_of
+from gemb.datasets.beir import COLUMNS, find_judgements, judgements
 from gemb.datasets.columns import SCORES
 from gemb.datasets.files import read_llama_index
+from gemb.datasets.identified import text_id, text_of
 from gemb.errors import UsageError
 from gemb.texts.contents import shown
 from gemb.texts.examples import Text

@@ -98,7 +98,8 @@ class Stage:
     def inputs(self) -> tuple[str, ...]:
         """The models and data that it reads, each once; of a command every argument."""
         if self.recipe:
-            data = (source.path for source in self.recipe.data)
+            data = [source.path for source in self.recipe.data]
+            data += [source.corpus for source in self.recipe.data]
             texts: Iterable[str] = (*data, *self.recipe.held_out, self.recipe.eval.data)
         else:  # `-m`, `--data=dev/`, `model=0.5`
             parts = (word.partition("=") for word in self.command[1:])
@@ -137,7 +138,14 @@ def resolved_recipe(recipe: Recipe, path: Callable[[str, str], Path]) -> Recipe:
     return replace(
         recipe,
         init=replace(recipe.init, model=resolved(recipe.init.model, path)),
-        data=tuple(replace(source, path=resolved(source.path, path)) for source in recipe.data),
+        data=tuple(
+            replace(
+                source,
+                path=resolved(source.path, path),
+                corpus=resolved(source.corpus, path),
+            )
+            for source in recipe.data
+        ),
         held_out=tuple(resolved(text, path) for text in recipe.held_out),
         loss=loss,
         eval=replace(recipe.eval, data=resolved(recipe.eval.data, path)),

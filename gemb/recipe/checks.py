@@ -137,10 +137,11 @@ def _sources(recipe: Recipe) -> Iterator[Problem]:
     for i, source in enumerate(recipe.data):
         if not source.path.strip():
             yield f"data.{i}.path", "is empty; name a file, a folder or @sample/NAME"
-        try:
-            resolve_data(source.path)
-        except UsageError as error:
-            yield f"data.{i}.path", f"is not there: {error}"
+        for key, path in (("path", source.path), ("corpus", source.corpus)):
+            try:
+                resolve_data(path)
+            except UsageError as error:
+                yield f"data.{i}.{key}", f"is not there: {error}"
         if source.name and names.setdefault(source.name, i) != i:
             yield f"data.{i}.name", f"'{source.name}' is the name of data.{names[source.name]}, too"
         for side in ("query", "positive"):

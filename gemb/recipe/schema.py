@@ -90,6 +90,10 @@ class Source(Block, frozen=True, kw_only=True):
     encoding: Annotated[
         str, Meta(description="of a file that is not UTF-8: cp1252, shift_jis; empty: UTF-8")
     ] = ""
+    corpus: Annotated[
+        str,
+        Meta(description="documents that its rows name by id; empty: corpus.jsonl beside it"),
+    ] = ""
 
 
 class Batch(Block, frozen=True, kw_only=True):

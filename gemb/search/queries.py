@@ -114,7 +114,7 @@ def _query(text: str, number: int, place: str) -> Query:
     if not text.startswith("{"):
         return Query(str(number), text, place)
 
-    from gemb.datasets.beir import text_id
+    from gemb.datasets.identified import text_id
 
     row, error = json_value(text.encode())
     if error:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from gemb.datasets.beir import judgements
 from gemb.datasets.rows import open_source
 from gemb.datasets.sets import open_suite
 from gemb.errors import UsageError
 from gemb.recipe.schema import Source
+from gemb.texts.examples import Text
 
 DPR = {
     "dataset": "nq",
@@ -159,7 +162,7 @@ def test_dpr_titles_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.jsonl", json.dumps(TEVATRON_2), "Tevatron 2 names documents by id"),
+        ("a.jsonl", json.dumps(TEVATRON_2), "its rows name documents by id, and there is no "),
         ("a.tsv", "premise\thypothesis\tlabel", "3 columns, and the first line names none known"),
         ("a.tsv", "1185869\t0\t2942565", "3 columns, and the first line names none known"),
         ("a.tsv", "what is it\tA kettle boils.\t0.5", "3 columns, and the first line names none"),
@@ -174,6 +177,87 @@ def test_what_is_no_pair_is_refused_by_name(
 ) -> None:
     with pytest.raises(UsageError, match=words):
         rows(write(tmp_path, name, data + "\n"))
+
+
+DOCUMENTS = (
+    {"docid": "p2", "text": "A lamp gives light.", "title": None},
+    {"docid": "p1", "text": "A kettle boils water.", "title": "Kettle"},
+    {"docid": 7, "contents": "Tea is green."},
+    {"docid": "image", "text": None},
+)
+
+
+def tevatron_rows(folder: Path, *changes: dict[str, object], corpus: str = "corpus.jsonl") -> Path:
+    write(folder, corpus, "".join(json.dumps(document) + "\n" for document in DOCUMENTS))
+    lines = "".join(json.dumps(TEVATRON_2 | change) + "\n" for change in changes)
+    return write(folder, "train.jsonl", lines)
+
+
+def test_tevatrons_ids_are_those_of_the_corpus_beside_the_rows(tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {}, {"positive_document_ids": [7, "p2"]})
+    opened = open_source(Source(path=str(path)), tmp_path / "cache", strict=True)
+    assert [
+        (row.query.text, row.positive, row.negatives) for row in map(opened.__getitem__, range(3))
+    ] == [
+        (
+            "what boils water",
+            Text("A kettle boils water.", "Kettle"),
+            (Text("A lamp gives light."),),
+        ),
+        ("what boils water", Text("Tea is green."), (Text("A lamp gives light."),)),
+        ("what boils water", Text("A lamp gives light."), (Text("A lamp gives light."),)),
+    ]
+    assert opened.format == "Tevatron 2 JSONL with corpus.jsonl (query, positive, negative)"
+
+
+def test_a_corpus_of_another_name_stands_in_the_recipe(tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {}, corpus="wiki/docs.jsonl")
+    source = Source(path=str(path), corpus=str(tmp_path / "wiki/docs.jsonl"))
+    assert len(open_source(source, tmp_path / "cache", strict=True)) == 1
+    pairs = write(tmp_path, "pairs.jsonl", json.dumps(DPR) + "\n")
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels.tsv"):
+        folder = write(tmp_path / "beir", name, "").parent
+    for needless in (pairs, folder):
+        with pytest.raises(UsageError, match="leave out 'corpus'"):
+            open_source(
+                structs.replace(source, path=str(needless)), tmp_path / "cache", strict=True
+            )
+
+
+def test_a_changed_corpus_is_joined_anew(tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {})
+    assert rows(path)[0][1] == "A kettle boils water."
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text(corpus.read_text().replace("A kettle", "A boiler"))
+    assert rows(path)[0][1] == "A boiler boils water."
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"positive_document_ids": ["p9"]}, "document 'p9' is not in corpus.jsonl"),
+        ({"negative_document_ids": ["p9"]}, "document 'p9' is not in corpus.jsonl"),
+        ({"positive_document_ids": "p1"}, "'positive_document_ids' is no list of ids"),
+        ({"positive_document_ids": [None]}, "'positive_document_ids' is no list of ids"),
+        ({"positive_document_ids": []}, "'positive' is empty"),
+        ({"positive_document_ids": ["image"]}, "'positive' is an object without a text, not text"),
+        ({"query_text": None}, "'query' is empty"),
+    ],
+)
+def test_a_row_whose_documents_are_not_there_is_left_out(
+    change: dict[str, object], reason: str, tmp_path: Path
+) -> None:
+    path = tevatron_rows(tmp_path, {}, change)
+    opened = open_source(Source(path=str(path)), tmp_path / "cache", strict=False)
+    assert (len(opened), opened.bad) == (1, [("train.jsonl:2", reason)])
+
+
+def test_a_compressed_corpus_is_refused_by_name(tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {})
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(gzip.compress(corpus.read_bytes()))
+    with pytest.raises(UsageError, match=r"corpus\.jsonl is compressed"):
+        rows(path)
 
 
 def test_a_file_of_llama_index_is_a_retrieval_set(tmp_path: Path) -> None:

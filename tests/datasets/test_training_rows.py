@@ -407,7 +407,7 @@ def test_an_index_that_does_not_fit_its_file_is_made_again_the_next_time(tmp_pat
     (index,) = (one for one in (tmp_path / "cache").glob("rows-*") if one.is_dir())
     about = orjson.loads((index / "about.json").read_bytes())
     write(path, json_lines(ROWS).replace(b"blue light", b"BLUE LIGHT"))
-    about["stamp"] = _stamp(path, rows.source, AS_USUAL)  # as of a disk that keeps no times
+    about["stamp"] = _stamp([path], rows.source, AS_USUAL)  # as of a disk that keeps no times
     (index / "about.json").write_bytes(orjson.dumps(about))
     with pytest.raises(GembError, match="changed after it was indexed; start again"):
         opened(path)[0]
