@@ -51,7 +51,7 @@ from gemb_torch.train.adamw import AdamW, clip, rate
 from gemb_torch.train.finite import refuse
 from gemb_torch.train.gradients import CPU_PADDING, CUDA_PADDING
 from gemb_torch.train.keeper import Keeper, run_folder
-from gemb_torch.train.speed import moment_bytes, peak_bytes
+from gemb_torch.train.speed import memory_words, moment_bytes, peak_bytes
 from gemb_torch.train.state import (
     Progress,
     read_progress,
@@ -200,7 +200,7 @@ class AdaptationRun:
             f"objective  {self.settings.objective}: {objective}",
             f"steps      {self.steps:,} of about {tokens:,} tokens, {len(examples):,} texts",
             f"about {tokens_per_s:,.0f} tokens/s: {duration(self.steps * tokens / tokens_per_s)} "
-            f"for {self.steps:,} steps, {peak / 1e9:.1f} GB of memory",
+            f"for {self.steps:,} steps, {memory_words(peak, self.device, self.ranks.count)}",
         ]
         show = notes.answer if dry_run else notes.show
         show("\n".join(lines))

@@ -55,7 +55,7 @@ from gemb_torch.train.gradients import Computed, Gradients
 from gemb_torch.train.keeper import Keeper, run_folder
 from gemb_torch.train.measure import first_pairs, in_line, logged
 from gemb_torch.train.objective import objective, trains_widths
-from gemb_torch.train.speed import speed
+from gemb_torch.train.speed import memory_words, speed
 from gemb_torch.train.start import (
     check_dims,
     distillation_teacher,
@@ -213,11 +213,10 @@ class TrainingRun:
         batch = replace(self.maker, teacher=None).make(next(self.order()))
         tokens_per_s, peak = speed(batch, self.gradients, self.optimizer, self.rounding)
         if self.ranks.is_first:
-            where = f" in each of {self.ranks.count} processes" if self.ranks.count > 1 else ""
             show(
                 f"about {tokens_per_s:,.0f} tokens/s: "
                 f"{duration(check.total_tokens / tokens_per_s)} for {self.steps:,} steps, "
-                f"{peak / 1e9:.1f} GB of memory{where}"
+                f"{memory_words(peak, self.gradients.device, self.ranks.count)}"
             )
 
     def fill_teacher(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gemb.io.machine import memory
+from gemb.io.notes import warn
 from gemb_torch.model.rounding import Rounding
 from gemb_torch.model.sharding import local
 from gemb_torch.train.adamw import AdamW
@@ -78,6 +81,26 @@ def _sum_of_first(vectors: StepVectors) -> tuple[Tensor, dict[str, Tensor]]:
 def moment_bytes(parameters: Iterable[Tensor]) -> int:
     """Return the memory of AdamW's two moments, fp32, of this process's share of the parameters."""
     return sum(local(parameter).numel() * 2 * 4 for parameter in parameters)
+
+
+def memory_words(peak: int, device: torch.device, processes: int) -> str:
+    """Return what a run needs, in words; of what this machine has not there is a warning.
+
+    Args:
+        peak: bytes of each process.
+        device: whose memory they are of.
+        processes: of the run, as many on this machine as `LOCAL_WORLD_SIZE` says.
+    """
+    usable = memory()
+    needed = peak * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cpu" and usable and needed > usable.total:
+        limit = ", the limit of its control group" if usable.is_limited else ""
+        warn(
+            f"it needs about {needed / 1e9:.1f} GB of memory, and this machine has "
+            f"{usable.total / 1e9:.1f} GB{limit}; a smaller batch.micro_tokens takes less"
+        )
+    where = f" in each of {processes} processes" if processes > 1 else ""
+    return f"{peak / 1e9:.1f} GB of memory{where}"
 
 
 def peak_bytes(device: torch.device) -> int:
