@@ -91,12 +91,21 @@ def candidates(model: Path, name: str = "auto", runtime: Runtime | None = None) 
         name = os.environ.get("GEMB_BACKEND") or "auto"
     if name != "auto" and not name.startswith("-"):
         return [_opener(model, name)]
+    if name.startswith("-"):
+        _check_left_out(name[1:])
     openers = [backend for backend in _openers(model) if f"-{backend.name}" != name]
     present = list(filter(is_present, openers))
     if not present:
         return [checked((openers or _openers(model))[0])]
     runtime = runtime or Runtime()
     return sorted(present, key=lambda backend: not backend.suits(model, runtime))
+
+
+@cache
+def _check_left_out(name: str) -> None:
+    """Warn where the backend that is to be left out is none, once."""
+    if name not in backends() and name not in _failed:
+        warn(f"GEMB_BACKEND=-{name} leaves none out; installed: {', '.join(sorted(backends()))}")
 
 
 def describe(model: Path) -> ModelDescription:

@@ -156,3 +156,12 @@ def test_the_environment_names_a_backend_or_leaves_one_out(install, monkeypatch)
     monkeypatch.setenv("GEMB_BACKEND", "none")
     with pytest.raises(UsageError, match="no backend 'none'; installed: high, low"):
         plugins.for_model(MODEL)
+
+
+def test_one_to_leave_out_that_is_not_there_is_told_once(install, monkeypatch, capsys):
+    install(backend("low"), backend("high", rank=9))
+    monkeypatch.setenv("GEMB_BACKEND", "-hihg")
+    for _ in range(2):
+        assert plugins.for_model(MODEL).name == "high"
+    words = "gemb: warning: GEMB_BACKEND=-hihg leaves none out; installed: high, low\n"
+    assert capsys.readouterr().err == words
