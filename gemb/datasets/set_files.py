@@ -12,6 +12,7 @@ from gemb.datasets.columns import SCORES
 from gemb.datasets.files import read_llama_index
 from gemb.datasets.identified import text_id, text_of
 from gemb.errors import UsageError
+from gemb.models.config import read_json_value
 from gemb.texts.contents import shown
 from gemb.texts.examples import Text
 from gemb.texts.inputs import format_by_name
@@ -92,14 +93,9 @@ def read_retrieval(folder: Path, encoding: str = "") -> RetrievalFiles:
 
 def _settings(path: Path) -> dict[str, str]:
     """Return what set.json says; nothing where there is none."""
-    import orjson
-
     if not path.exists():
         return {}
-    try:
-        settings = orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
-        raise UsageError(f"{path}: no valid JSON: {error}") from None
+    settings = read_json_value(path)
     choices: dict[str, tuple[str, ...]] = {"kind": KINDS, "task": tuple(TASKS)}
     for key, value in settings.items() if isinstance(settings, dict) else [("", settings)]:
         if key not in choices:

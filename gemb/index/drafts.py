@@ -23,7 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gemb.arrays import Bools, Ints, Vectors
+from gemb.errors import UsageError
 from gemb.io.atomic import new_file
+from gemb.io.foreign import open_regular
 
 DRAFTS = """CREATE TABLE drafts(
     slot INTEGER PRIMARY KEY,
@@ -133,8 +135,9 @@ def want(path: Path, slots: Sequence[int]) -> None:
 def wanted(path: Path) -> list[int]:
     """Return the slots that searches want: those first that many searches ranked high."""
     try:
-        data = path.read_bytes()[:MOST_WANTED]
-    except OSError:
+        with open_regular(path) as file:
+            data = file.read(MOST_WANTED)
+    except (OSError, UsageError):
         return []
     weights: dict[int, float] = {}
     rank = 0

@@ -19,6 +19,7 @@ from typing import Any
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
+from gemb.io.foreign import json_value
 from gemb.io.locks import LOCK
 from gemb.io.paths import current_folder
 from gemb.io.text import visible
@@ -151,9 +152,9 @@ def read_manifest(folder: Path) -> Manifest:
             ) from None
         raise UsageError(_no_index(folder)) from None
     try:
-        entries = json.loads(data)
+        entries = json_value(data, path)
         version = entries[MARK]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (UsageError, KeyError, TypeError):
         raise _damaged(path) from None
     if isinstance(version, int) and version > FORMAT:
         raise UsageError(
@@ -172,7 +173,7 @@ def read_manifest(folder: Path) -> Manifest:
         entries.setdefault("draft", None)
         manifest = Manifest(spec=spec, **{name: entries[name] for name in known})
         _check(manifest)
-    except (ValueError, KeyError, TypeError, UsageError):
+    except (ValueError, KeyError, TypeError, ArithmeticError, UsageError):
         raise _damaged(path) from None
     return manifest
 

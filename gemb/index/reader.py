@@ -96,6 +96,8 @@ class Index:
         self.connection = connection
         self._path = rows_path(folder, manifest.generation)
         slots = read_slots(connection, self._path, least=manifest.slots)
+        path = vectors_path(folder, manifest.generation, self.spec.dtype)
+        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)
         self.count = slots.committed - len(slots.removed)
         self.removed = slots.removed
         self.alive = None
@@ -107,8 +109,6 @@ class Index:
             if manifest.draft:
                 check_has_drafts(connection, self._path)
             self.drafts = draft_slots(connection)
-        path = vectors_path(folder, manifest.generation, self.spec.dtype)
-        self.stored = mapped(path, NUMBERS[self.spec.dtype], slots.committed, self.spec.dim)
         self.coder = coder_of(folder, manifest)
         self.codes = None
         if self.coder and slots.is_coded:
@@ -398,6 +398,11 @@ def read_slots(connection: sqlite3.Connection, path: Path, *, least: int) -> Slo
             if not (removed[-1] if removed else -1) < slot < count:
                 raise damaged(path, f"row {slot} is removed, and there are {count}")
             removed.append(slot)
+        for table, column in (("rows", "slot"), ("words_docsize", "id")):
+            ends = f"SELECT min({column}), max({column}) FROM {table}"
+            for slot in connection.execute(ends).fetchone():
+                if slot is not None and not (isinstance(slot, int) and 0 <= slot < count):
+                    raise damaged(path, f"row {slot} is in {table}, and there are {count}")
     return Slots(count, removed, is_coded)
 
 

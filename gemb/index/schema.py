@@ -192,6 +192,7 @@ _OF_WORDS = {  # what FTS5 makes for the table of words
     "words_docsize": "CREATE TABLE 'words_docsize'(id INTEGER PRIMARY KEY, sz BLOB)",
     "words_config": "CREATE TABLE 'words_config'(k PRIMARY KEY, v) WITHOUT ROWID",
 }
+_STATISTICS = ("sqlite_stat1", "sqlite_stat4")  # what ANALYZE writes
 CACHE_KIB = 128 << 10  # of pages, for a writer: random keys of millions of rows
 BUSY_S = 60.0  # a checkpoint of another process is over by then
 
@@ -319,6 +320,10 @@ def damaged(path: Path, reason: str) -> GembError:
 
 
 def _connected(path: Path, how: str) -> sqlite3.Connection:
+    for beside in ("", "-journal", "-wal", "-shm"):
+        file = path.with_name(path.name + beside)
+        if file.exists() and not file.is_file():  # SQLite would wait for a pipe, deaf to signals
+            raise damaged(file, "it is no regular file")
     # `?`, `#` and `%` in a path would be read as the address' own.
     has_locks = has_record_locks(path.parent)
     address = f"{path.absolute().as_uri()}?{how}{'' if has_locks else '&nolock=1'}"
@@ -355,11 +360,15 @@ def _check_schema(connection: sqlite3.Connection, path: Path) -> None:
         GembError: they are others.
         UsageError: its words are of a newer gemb.
     """
-    query = "SELECT type, name, tbl_name, sql FROM sqlite_schema WHERE name NOT GLOB 'sqlite_stat*'"
-    there = {
-        str(name): (kind, table, _plain(str(sql)))
-        for kind, name, table, sql in connection.execute(query)
-    }
+    there: dict[str, tuple[str, str, str]] = {}
+    for kind, name, table, sql in connection.execute(
+        "SELECT type, name, tbl_name, sql FROM sqlite_schema"
+    ):
+        if kind == "table" and name in _STATISTICS:
+            continue
+        if name in there:  # a trigger may have the name of a table
+            raise damaged(path, f"{name} stands there twice")
+        there[str(name)] = (kind, table, _plain(str(sql)))
     right = _schema()
     words_version = version_of_words(connection)
     if words_version > VERSION:

@@ -18,6 +18,7 @@ from gemb.errors import GembError, UsageError
 from gemb.index.manifest import check_types, is_index, real_path, shown_path
 from gemb.io.text import visible
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS, inputs
+from gemb.texts.contents import checked_encoding
 from gemb.texts.inputs import Reading
 from gemb.texts.passages import split
 from gemb.texts.records import Fields, Id, Record, unfit
@@ -159,8 +160,9 @@ def source_from_json(entries: Mapping[str, object]) -> Source:
         choices = {"format": INPUT_FORMATS, "split": PASSAGE_KINDS, "on_long": ON_LONG}
         if any(values[name] not in choices[name] for name in choices.keys() & values.keys()):
             raise TypeError("an option that there is not")
+        checked_encoding(values.get("encoding", ""))
         return source(**values)
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, UsageError):
         raise GembError("the manifest names no source; build the index anew") from None
 
 

@@ -148,6 +148,12 @@ def _source(job: SyncJob, manifest: Manifest) -> Source:
                 f"{visible(path)} is not there: nothing was changed; for other files: gemb index "
                 f"sync {shown} FILE|DIR"
             )
+        is_streamed = path != STDIN and not os.path.isfile(path) and not os.path.isdir(path)  # noqa: PTH112, PTH113
+        if is_streamed and not job.paths:  # an index may be somebody else's
+            raise UsageError(
+                f"{visible(path)} is a pipe or a device; name it, if you mean it: gemb index sync "
+                f"{shown} {visible(path)}"
+            )
     return source
 
 

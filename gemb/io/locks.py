@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ LOCK = "lock"  # in the folder of a run, an index or a store
 # or returns in order to wait.
 Held = Callable[[str], None]
 
+_OPENED = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a network disk without locks
 _said: set[Path] = set()  # folders on such a disk, which are named once
 
@@ -39,8 +41,12 @@ def lock_file(path: Path, on_held: Held) -> int:
     """
     while True:
         # What a link leads to would be written over.
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        file = os.open(path, _OPENED, 0o666)
         try:
+            if not stat.S_ISREG(os.fstat(file).st_mode):
+                raise UsageError(
+                    f"{visible(str(path))}: no regular file, where a lock is; remove it"
+                )
             _lock(file, path, on_held)
             if _has_name(file, path):
                 return file
@@ -97,7 +103,7 @@ def try_lock(path: Path) -> int | None:
 def has_record_locks(folder: Path) -> bool:
     """Return whether the disk of a folder with a lock file has the locks that SQLite takes."""
     try:
-        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return True
     try:

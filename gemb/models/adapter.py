@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from gemb.errors import Missing, UsageError
 from gemb.io.notes import note, warn
+from gemb.io.text import visible
 from gemb.models.config import read_json, whole_number
 from gemb.models.hub_cache import ADAPTER
 from gemb.models.hub_cache import WEIGHTS as _WHOLE
@@ -61,6 +62,7 @@ _PART = re.compile(
     r"(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_embedding_A|lora_embedding_B|base_layer)"
     r"(\.weight)?"
 )
+_LONGEST_NAME = 256  # of a tensor: a stranger's expressions are held against it
 _Patterns = list[tuple[re.Pattern[str], float]]
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
@@ -272,8 +274,8 @@ class _Adapter:
         tensors = dict(self.base)
         modules: dict[str, dict[str, StoredTensor]] = {}
         for name, tensor in stored.items():
-            if not name.startswith(_PREFIX):
-                raise self._unknown(name)
+            if not name.startswith(_PREFIX) or len(name) > _LONGEST_NAME:
+                raise self._unknown(visible(name, 80))
             part = _PART.fullmatch(name.removeprefix(_PREFIX))
             if part is None or part["part"] == "base_layer":
                 self._replace(tensors, name, tensor)

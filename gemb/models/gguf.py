@@ -23,7 +23,7 @@ from gemb.models.profile import CARD_DIMS, CLOSING_TOKENS, ModelDescription, Mod
 from gemb.models.prompts import CARD, ModelPrompts
 from gemb.models.qat import GGUF_KEY, gguf_types
 from gemb.models.tensors import tensor_class
-from gemb.models.token_probe import MARKS, Probe, probe, sampled
+from gemb.models.token_probe import LONGEST_TOKEN, MARKS, Probe, probe, sampled
 
 KEY_DEFAULT_PROMPT = "gemb.default_prompt_name"
 KEY_WIDTH = "gemb.truncate_dim"
@@ -402,6 +402,8 @@ def _check_tokens(header: GgufHeader, tokens: list[bytes], ids: Mapping[bytes, i
         raise wrong(header, "a token holds a NUL byte")  # its end, to llama.cpp
     if len(ids) != len(tokens):
         raise wrong(header, f"{len(tokens) - len(ids)} tokens occur twice")
+    if (longest := max(map(len, tokens))) > LONGEST_TOKEN:
+        raise wrong(header, f"a token of {longest} bytes; a right one has {LONGEST_TOKEN} at most")
     missing = [byte for byte in range(256) if b"<0x%02X>" % byte not in ids]
     if missing:
         raise wrong(header, f"{len(missing)} byte tokens are missing, <0x{missing[0]:02X}> first")

@@ -24,6 +24,7 @@ _UNKNOWN = "\U0010fffd"  # in no vocabulary: a character of private use
 # change, and spaces at both ends.
 _TEXT = " A b  C\td\n\nE e\u0301 \ufb01 Ｗide — ’ \u200b. 12,345 "
 _TAGS = ("table", "tr", "td", "h1", "h2", "blockquote", "strong", "em", "b", "i", "sub", "code")
+LONGEST_TOKEN = 1024  # of characters or bytes; all ways to part one are looked through
 MARKS = (  # of Gemma's added tokens; a trimmed vocabulary has some of them
     *("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>"),
     *(f"<{slash}{tag}>" for tag in _TAGS for slash in ("", "/")),

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _PREFIX = re.compile(r'"continuing_subword_prefix"\s*:\s*(?!null\b|""|\s)')
 _ESCAPED = re.compile(r"\\u00[2-7]")  # an escape of a letter, which no library writes
 
+_MOST_GROWTH, _MOST_STEPS = 64, 100  # of a normalizer
+
 
 def load_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
     """Return Gemma's tokenizer, as `read_tokenizer` does.
@@ -73,6 +75,7 @@ def _text(path: Path) -> str:
 def _tokenizer(path: Path, text: str, vocab_size: int) -> Tokenizer:
     with _readable(path):
         tokenizer = Tokenizer.from_str(_without_tokens_beyond(vocab_size, text))
+    _check_growth(path, tokenizer)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     size = tokenizer.get_vocab_size()
@@ -115,6 +118,21 @@ def _check_patterns(path: Path, tokenizer: Tokenizer) -> None:
     for part in (tokenizer.normalizer, tokenizer.pre_tokenizer):
         if part is not None and b'"Regex"' in part.__getstate__():
             raise UsageError(f"{path}: a regular expression, which Gemma's tokenizer does not have")
+
+
+def _check_growth(path: Path, tokenizer: Tokenizer) -> None:
+    """Refuse a normalizer that makes texts much longer: forty doublings take for ever."""
+    steps = [json.loads(tokenizer.normalizer.__getstate__())] if tokenizer.normalizer else []
+    growth = 1.0
+    for count, step in enumerate(steps):
+        steps += step.get("normalizers", [])
+        replaced = step.get("pattern", {}).get("String", "")
+        growth *= max(1.0, len(step.get("content", "")) / max(1, len(replaced)))
+        if growth > _MOST_GROWTH or count > _MOST_STEPS:
+            raise UsageError(
+                f"{path}: its normalizer makes a text over {_MOST_GROWTH} times as long, or has "
+                f"over {_MOST_STEPS} steps; that is no tokenizer of a model: fetch the file again"
+            )
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[TokenIds]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from gemb.errors import UsageError
 from gemb.models.config import MOST_TOKENIZER, read_json
-from gemb.models.token_probe import MARKS
+from gemb.models.token_probe import LONGEST_TOKEN, MARKS
 
 _FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
@@ -69,7 +69,11 @@ def _is_object(value: object) -> bool:
 
 
 def _is_vocabulary(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_id, value.values()))
+    return (
+        isinstance(value, dict)
+        and all(map(_is_id, value.values()))
+        and max(map(len, value), default=0) <= LONGEST_TOKEN
+    )
 
 
 def _are_merges(value: object) -> bool:

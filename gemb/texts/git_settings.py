@@ -13,6 +13,7 @@ Failed = Callable[[str, OSError], object]
 
 _LONGEST = 1 << 20  # bytes of a file of settings; a longer one is none
 _DEEPEST = 10  # files that include one another, as git has it
+_MOST_FILES = 100  # that one file of settings includes, those of the included ones counted
 _ESCAPED = {"n": "\n", "t": "\t", "b": "\b"}
 
 
@@ -66,7 +67,7 @@ def excludes_file(folder: str, git: Path, common: Path) -> Path | None:
     """
     path: str | None = None
     for file in _files(git, common):
-        for key, value in _settings(file):
+        for key, value in _settings(file, []):
             if key == "core.excludesfile":
                 path = value
     for key, value in _of_environment():
@@ -109,8 +110,15 @@ def _expanded(path: str) -> str:
     return os.path.expanduser(path)  # noqa: PTH111 - unknown user
 
 
-def _settings(path: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
-    """Yield keys in lower case and values of a file and of those that it includes, in order."""
+def _settings(path: Path, read: list[Path], depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yield keys in lower case and values of a file and of those that it includes, in order.
+
+    Args:
+        path: of the file.
+        read: the files before it, to which it is added: one may include itself many times.
+        depth: how many include it.
+    """
+    read.append(path)
     try:
         data = opened(path, _LONGEST)
     except (OSError, ValueError):
@@ -120,8 +128,8 @@ def _settings(path: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
     for key, value in _parsed(os.fsdecode(data)):
         if key != "include.path":
             yield key, value
-        elif value and depth < _DEEPEST:
-            yield from _settings(path.parent / _expanded(value), depth + 1)
+        elif value and depth < _DEEPEST and len(read) < _MOST_FILES:
+            yield from _settings(path.parent / _expanded(value), read, depth + 1)
 
 
 _SECTION = re.compile(r'\[[ \t]*([\w.-]+)(?:[ \t]+"((?:[^"\\\n]|\\.)*)")?[ \t]*\]')

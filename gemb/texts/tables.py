@@ -285,7 +285,8 @@ class ParquetFile:
         if file is None and (path == STDIN or not Path(path).is_file()):
             raise UsageError("Parquet is read from a file, not from a pipe: -I parquet FILE")
         self._name = shown(path)
-        self._failures = (pyarrow.ArrowException, OSError)
+        # Of ArrowException's kinds some are Python's: a text that is no UTF-8, a time beyond years.
+        self._failures = (pyarrow.ArrowException, OSError, ValueError, OverflowError, LookupError)
         try:
             self._file = parquet.ParquetFile(path if file is None else file)
         except self._failures as error:

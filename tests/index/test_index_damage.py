@@ -213,6 +213,93 @@ def test_a_name_that_is_no_utf8_is_damage(work: Gemb) -> None:
         assert "is damaged" in error(work, *command, code=5)
 
 
+ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT x FROM c"
+
+
+@pytest.mark.parametrize(("name", "table"), [("sqlite_statx", "rows"), ("removed", "rows")])
+def test_a_trigger_under_another_things_name_is_none_of_gembs(
+    work: Gemb, name: str, table: str
+) -> None:
+    body = f"AFTER INSERT ON {table} BEGIN SELECT count(*) FROM ({ENDLESS}); END"
+    run_sql(
+        work.folder / "i.gemb",
+        "PRAGMA writable_schema = ON",
+        f"INSERT INTO sqlite_schema VALUES('trigger', '{name}', '{table}', 0, "
+        f"'CREATE TRIGGER {name} {body}')",
+    )
+    for command in COMMANDS:
+        assert "rows.sqlite is damaged (" in error(work, *command, code=5)
+
+
+def test_statistics_of_sqlite_are_no_harm(work: Gemb) -> None:
+    run_sql(work.folder / "i.gemb", "ANALYZE")
+    out(work, "index", "verify", "i.gemb", "--rows", "0")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("beside", ["-journal", "-wal", "-shm", ""])
+def test_a_pipe_in_the_place_of_a_file_of_sqlite_hangs_nothing(work: Gemb, beside: str) -> None:
+    path = work.folder / f"i.gemb/rows.sqlite{beside}"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    for command in COMMANDS:
+        line = error(work, *command, code=5)
+        assert f"rows.sqlite{beside} is " in line, line
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_a_lock_hangs_nothing(work: Gemb) -> None:
+    (work.folder / "i.gemb/lock").unlink(missing_ok=True)
+    os.mkfifo(work.folder / "i.gemb/lock")
+    out(work, "search", "order", "i.gemb")
+    line = error(work, "index", "sync", "i.gemb", "--yes", code=2)
+    assert line == "gemb: i.gemb/lock: no regular file, where a lock is; remove it"
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_the_place_of_what_searches_want_hangs_nothing(work: Gemb) -> None:
+    os.mkfifo(work.folder / "i.gemb/wanted.bin")
+    out(work, "index", "compact", "i.gemb")
+
+
+@pytest.mark.timeout(60)
+def test_a_manifest_names_no_pipe_to_read(work: Gemb) -> None:
+    os.mkfifo(work.folder / "pipe")
+    source = {"kind": "rows", "base": str(work.folder), "paths": [str(work.folder / "pipe")]}
+    write_manifest(work.folder / "i.gemb", source=source)
+    line = error(work, "index", "sync", "i.gemb", "-n", code=2)
+    assert "/pipe is a pipe or a device; name it, if you mean it: gemb index sync" in line
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE rows SET slot = -1000000 WHERE slot = 1",
+        "UPDATE rows SET slot = 1000000 WHERE slot = 1",
+        "INSERT INTO words(rowid, title, text) VALUES(4611686018427387904, 'order', 'order')",
+        "INSERT INTO words_docsize VALUES(9223372036854775807, x'0101')",
+        "UPDATE blocks SET count = 4000000000",
+    ],
+)
+def test_a_row_that_is_none_is_damage(work: Gemb, statement: str) -> None:
+    run_sql(work.folder / "i.gemb", statement)
+    for command in COMMANDS:
+        line = error(work, *command, code=5)
+        assert "is damaged (" in line or "is cut short" in line, (command, line)
+
+
+def test_a_number_of_a_manifest_may_be_too_large_for_python(work: Gemb) -> None:
+    path = work.folder / "i.gemb/manifest.json"
+    background = {"quartile": 0.1, "deviation": 0.1, "rows": 10**400}
+    write_manifest(work.folder / "i.gemb", background=background)
+    assert "manifest.json is damaged" in error(work, "search", "order", "i.gemb", code=5)
+    vectors = json.loads(path.read_text())["vectors"]
+    write_manifest(
+        work.folder / "i.gemb", background=None, vectors=vectors | {"prompt": "\ud800 {text}"}
+    )
+    assert "manifest.json is damaged" in error(work, "search", "order", "i.gemb", code=5)
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -230,6 +317,8 @@ def test_a_name_that_is_no_utf8_is_damage(work: Gemb) -> None:
         {"source": {"kind": "passages", "base": 1, "paths": ["docs"]}},
         {"source": {"kind": "passages", "base": "/", "paths": "docs"}},
         {"source": {"kind": "rows", "base": "/", "paths": [], "format": "exe"}},
+        {"source": {"kind": "rows", "base": "/", "paths": [], "encoding": "base64_codec"}},
+        {"source": {"kind": "passages", "base": "/\ud800", "paths": ["docs"]}},
         {"coder": {"kind": "quantile bits", "dim": 1, "levels": 1, "thresholds": "", "gaps": ""}},
         {"synced": 5},
     ],

@@ -204,6 +204,25 @@ def test_a_file_is_read_up_to_its_bound(tmp_path: Path):
     assert "5 B, and such a file has at most 4 B" in refusal(lambda: read_bytes(path, 4))
 
 
+@pytest.mark.timeout(60)
+def test_a_normalizer_that_makes_texts_longer_and_longer_is_refused(folder: Path):
+    path = folder / "tokenizer.json"
+    right = json.loads(path.read_bytes())["normalizer"]
+    doubling = {"type": "Replace", "pattern": {"String": "Q"}, "content": "QQ"}
+    change_json(path, normalizer={"type": "Sequence", "normalizers": [doubling] * 40 + [right]})
+    said = refusal(lambda: load_tokenizer(path, 10**6))
+    assert "its normalizer makes a text over 64 times as long" in said
+
+
+def test_a_token_of_a_megabyte_is_refused(folder: Path):
+    path = folder / "tokenizer.json"
+    model = json.loads(path.read_bytes())["model"]
+    token = next(token for token in model["vocab"] if len(token) > 2)
+    model["vocab"]["a" * (1 << 20)] = model["vocab"].pop(token)
+    change_json(path, model=model)
+    assert "model.vocab" in refusal(lambda: read_tokenizer(path))
+
+
 # Tensors
 
 

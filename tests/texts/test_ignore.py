@@ -284,6 +284,15 @@ def test_a_worktree_has_the_rules_of_its_repository(here: Path) -> None:
     assert names(here / "other") == [f"{here}/other/y"]
 
 
+@pytest.mark.timeout(20)
+def test_settings_that_include_themselves_many_times_end(here: Path) -> None:
+    more = "[include]\n" + "path = config\n" * 8
+    write(here, "rules", content="b\nrules\n")
+    write(here, "a", "b")
+    write(here, ".git/config", content=f"[core]\nexcludesFile = {here}/rules\n{more}")
+    assert names(".") == ["a"]
+
+
 @pytest.mark.parametrize("what", ["pipe", "folder", "link to /dev/zero", "itself"])
 def test_settings_and_rules_that_are_no_files_do_no_harm(here: Path, what: str) -> None:
     write(here, "x")

@@ -28,7 +28,10 @@ class VectorFile(NamedTuple):
 def holds_vectors(path: Path) -> bool:
     """Return whether a file holds vectors that `gemb embed` wrote. Reads little."""
     form = format_of(path)
-    return bool(form and form.reader and path.is_file() and form.reader_class.recognizes(path))
+    if not form or not form.reader or not path.is_file():
+        return False
+    with readable(path):
+        return form.reader_class.recognizes(path)
 
 
 def open_vectors(path: Path) -> VectorReader:
