@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from gemb.datasets.files import RawRow
+from gemb.datasets.files import AS_USUAL, RawRow, Written
 from gemb.datasets.identified import IdentifiedTexts
 from gemb.errors import UsageError
 from gemb.io.text import visible
@@ -114,6 +114,7 @@ class BeirFolder:
 
     path: Path
     qrels: Path
+    written: Written = AS_USUAL  # how the texts of its files are
     note: str = ""
     in_place: bool = False
 
@@ -135,21 +136,25 @@ class BeirFolder:
     def rows(self) -> Iterator[RawRow]:
         """Yield a row for each judgement above 0, numbered as the lines of the judgements."""
         relevant = {
-            (line.query, line.document) for line in judgements(self.qrels) if line.grade > 0
+            (line.query, line.document)
+            for line in judgements(self.qrels, self.written.encoding)
+            if line.grade > 0
         }
         corpus, questions, _ = self.files
         with (
-            IdentifiedTexts(questions, {query for query, _ in relevant}) as queries,
-            IdentifiedTexts(corpus, {document for _, document in relevant}) as documents,
+            IdentifiedTexts(questions, {query for query, _ in relevant}, self.written) as queries,
+            IdentifiedTexts(corpus, {text for _, text in relevant}, self.written) as documents,
         ):
             del relevant
-            for number, query, document, grade, reason in judgements(self.qrels):
+            for number, query, document, grade, reason in judgements(
+                self.qrels, self.written.encoding
+            ):
                 if not reason and grade <= 0:
                     continue
                 if not reason and query not in queries:
-                    reason = f"query '{visible(query, 40)}' is not in queries.jsonl"
+                    reason = f"query {queries.absent(query)}"
                 elif not reason and document not in documents:
-                    reason = f"document '{visible(document, 40)}' is not in corpus.jsonl"
+                    reason = f"document {documents.absent(document)}"
                 if reason:
                     yield RawRow(number, None, reason)
                     continue
@@ -158,7 +163,7 @@ class BeirFolder:
                 yield RawRow(number, {**texts, "title": answer["title"]})
 
 
-def open_folder(path: Path) -> BeirFolder:
+def open_folder(path: Path, written: Written = AS_USUAL) -> BeirFolder:
     """Return the BEIR folder at a path.
 
     Raises:
@@ -170,4 +175,4 @@ def open_folder(path: Path) -> BeirFolder:
             f"{shown(path)} is no BEIR folder: it has no {' and no '.join(absent)}; "
             "name a file, or a source for each file of the folder"
         )
-    return BeirFolder(path, find_judgements(path, ("qrels/train.tsv", "qrels.tsv")))
+    return BeirFolder(path, find_judgements(path, ("qrels/train.tsv", "qrels.tsv")), written)

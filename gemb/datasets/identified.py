@@ -12,12 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import orjson
-
-from gemb.datasets.files import open_file
-from gemb.errors import UsageError
+from gemb.datasets.files import AS_USUAL, Written, open_file
+from gemb.io.text import visible
 from gemb.texts.contents import shown
 from gemb.texts.records import TEXT_NAMES
+from gemb.texts.tables import json_value
 
 ID_NAMES = ("_id", "id", "docid")  # the first that a line has
 
@@ -40,33 +39,43 @@ def as_id(value: object) -> str | None:
 class IdentifiedTexts:
     """Those of a file's texts that are asked for, by id; each is read when it is asked for.
 
-    Memory grows with the ids that are asked for, not with the file.
+    Memory grows with the ids that are asked for, not with the file; of a file that cannot be read
+    in place (gzip, Parquet, another encoding) also with their texts.
     """
 
-    def __init__(self, path: Path, ids: Collection[str]) -> None:
+    def __init__(self, path: Path, ids: Collection[str], written: Written = AS_USUAL) -> None:
         """Find the lines; of an id that stands there twice, the first counts.
 
         Args:
-            path: JSON lines.
+            path: JSON lines, or another file of rows.
             ids: of what will be read.
+            written: how its texts are written.
 
         Raises:
-            UsageError: the file cannot be read in place.
+            UsageError: the file cannot be read.
         """
-        file = open_file(path)
-        if not file.in_place:
-            raise UsageError(
-                f"{shown(path)} is compressed, not UTF-8 or no JSON lines; its lines are read in "
-                "place: gunzip it, iconv -t utf-8, or write it as JSONL"
-            )
+        file = open_file(path, written)
+        self._name = shown(path.name)
+        self._unread = ""  # where the first line that cannot be read is, and why
+        self._texts: dict[str, dict[str, object]] = {}
         self._places: dict[str, tuple[int, int]] = {}  # id -> offset and size of its line
         for row in file.rows():
             if row.values is None:
-                continue  # if somebody names it, that is missed by its id
+                self._unread = self._unread or f"{self._name}:{row.number}: {row.reason}"
+                continue
             key = text_id(row.values)
-            if key is not None and key in ids and key not in self._places:
+            if key is None or key not in ids or key in self:
+                continue
+            if file.in_place:
                 self._places[key] = (row.offset, row.size)
+            else:
+                self._texts[key] = _text_and_title(row.values)
         self._fd = os.open(path, os.O_RDONLY)
+
+    def absent(self, key: str) -> str:
+        """Return in words that a text is not there, and why that may be."""
+        why = f"; a line of it cannot be read ({self._unread})" if self._unread else ""
+        return f"'{visible(key, 40)}' is not in {self._name}{why}"
 
     def __enter__(self) -> Self:
         """Return self."""
@@ -83,7 +92,7 @@ class IdentifiedTexts:
 
     def __contains__(self, key: str) -> bool:
         """Return whether the file has this id, which was asked for."""
-        return key in self._places
+        return key in self._places or key in self._texts
 
     def __getitem__(self, key: str) -> dict[str, object]:
         """Return text and title, as they stand in the file.
@@ -91,6 +100,12 @@ class IdentifiedTexts:
         Raises:
             KeyError: it is not there.
         """
+        if key in self._texts:
+            return self._texts[key]
         offset, size = self._places[key]
-        line: dict[str, object] = orjson.loads(os.pread(self._fd, size, offset))
-        return {"text": text_of(line), "title": line.get("title")}
+        line, _ = json_value(os.pread(self._fd, size, offset))
+        return _text_and_title(line)
+
+
+def _text_and_title(row: Mapping[str, object]) -> dict[str, object]:
+    return {"text": text_of(row), "title": row.get("title")}

@@ -114,7 +114,7 @@ class PlainTexts:
         self.name = name_of(self.source)
         if not self.path.exists():
             raise UsageError(f"{shown(self.path)}: no such file or folder of texts")
-        self._written = written_as(self.source, self.path)
+        self._written = written_as(self.source)
 
     @property
     def files(self) -> tuple[Path, ...]:

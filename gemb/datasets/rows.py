@@ -209,7 +209,7 @@ class _Writer:
         try:
             row = self.layout.row(raw.values)
             query_id = digest(row[0])
-            positive_ids = [digest(text) for text, _ in row[1]]
+            positive_ids = [digest(positive.words) for positive in row[1]]
             folded_ids = _folded_ids(row)
         except BadRow as fault:
             self._leave_out(raw, str(fault))
@@ -247,7 +247,7 @@ class _Writer:
 
 def _folded_ids(row: Row) -> list[bytes]:
     query, positives, negatives = row
-    texts = [query, *(text for text, _ in positives), *(text for text, _ in negatives)]
+    texts = [query, *(text.words for text in (*positives, *negatives))]
     return [digest(folded(text)) for text in texts]
 
 
@@ -278,7 +278,7 @@ class Rows:
 
     @property
     def positive_ids(self) -> NDArray[np.uint64]:
-        """Hashes of the positives without their titles, uint64 [rows]."""
+        """Hashes of the positives, of their titles where they have no text, uint64 [rows]."""
         ids: NDArray[np.uint64] = self._table["positive_id"]
         return ids
 
@@ -316,7 +316,7 @@ class Rows:
         which = int(entry["positive"])
         try:
             query, positives, negatives = self._parse(line)
-            ids = digest(query) + digest(positives[which].text)
+            ids = digest(query) + digest(positives[which].words)
         except (BadRow, ValueError, IndexError, TypeError):
             raise self._changed(row) from None
         if ids != entry["query_id"].tobytes() + entry["positive_id"].tobytes():
@@ -352,7 +352,7 @@ def open_source(source: Source, cache: Path, written: Written = AS_USUAL, *, str
         Missing: Parquet without pyarrow.
     """
     path = resolve_data(source.path)
-    written = written_as(source, path, written)
+    written = written_as(source, written)
     file = open_readable(source, path, written)
     stamp = _stamp(file.files, source, written)
     # The index of a file that has changed takes the place of the old one.

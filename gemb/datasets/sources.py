@@ -57,7 +57,7 @@ def open_readable(source: Source, path: Path, written: Written) -> Readable:
         UsageError: it is none that can be read, or its corpus is not there or not needed.
     """
     if path.is_dir():
-        folder = open_folder(path)
+        folder = open_folder(path, written)
         if source.corpus:
             raise UsageError(f"{shown(path)}: a BEIR folder has a corpus; leave out 'corpus'")
         return folder
@@ -69,16 +69,14 @@ def open_readable(source: Source, path: Path, written: Written) -> Readable:
     return file
 
 
-def written_as(source: Source, path: Path, written: Written = AS_USUAL) -> Written:
+def written_as(source: Source, written: Written = AS_USUAL) -> Written:
     """Return how the texts of a source are written, where it names an encoding.
 
     Raises:
-        UsageError: there is no such encoding, or the path is a folder.
+        UsageError: there is no such encoding.
     """
     if not source.encoding:
         return written
-    if path.is_dir():
-        raise UsageError(f"{shown(path)}: 'encoding' is for files; a BEIR folder is UTF-8")
     return written._replace(encoding=checked_encoding(source.encoding))
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from gemb.datasets.files import RawRow, TrainingFile
 from gemb.datasets.identified import IdentifiedTexts, as_id
 from gemb.errors import UsageError
-from gemb.io.text import visible
 from gemb.texts.contents import shown
 
 QUERY, POSITIVES, NEGATIVES = "query_text", "positive_document_ids", "negative_document_ids"
@@ -76,7 +75,7 @@ class TevatronFile:
         for row in self.rows_file.rows():
             values = row.values or {}
             named.update(_ids(values, POSITIVES) or (), _ids(values, NEGATIVES) or ())
-        with IdentifiedTexts(self.corpus, named) as documents:
+        with IdentifiedTexts(self.corpus, named, self.rows_file.written) as documents:
             del named
             for row in self.rows_file.rows():
                 yield row if row.values is None else self._joined(row.number, row.values, documents)
@@ -91,8 +90,7 @@ class TevatronFile:
                 return RawRow(number, None, f"'{column}' is no list of ids")
             for key in ids:
                 if key not in documents:
-                    place = shown(self.corpus.name)
-                    return RawRow(number, None, f"document '{visible(key, 40)}' is not in {place}")
+                    return RawRow(number, None, f"document {documents.absent(key)}")
             texts[side] = [documents[key] for key in ids]
         return RawRow(number, texts)
 

@@ -23,6 +23,11 @@ class Text(NamedTuple):
     text: str
     title: str | None = None
 
+    @property
+    def words(self) -> str:
+        """By which two are the same: the text, or the title where there is no text."""
+        return self.text or self.title or ""
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -72,7 +77,7 @@ class TextSpool:
 
     def add(self, text: Text) -> int:
         """Return the text's number; a new one's is the next, from 0."""
-        number = self._numbers.setdefault(same_text(text.text), len(self))
+        number = self._numbers.setdefault(same_text(text.words), len(self))
         if number == len(self):
             line = orjson.dumps(tuple(text))
             write_all(partial(os.write, self._file), line)

@@ -252,12 +252,62 @@ def test_a_row_whose_documents_are_not_there_is_left_out(
     assert (len(opened), opened.bad) == (1, [("train.jsonl:2", reason)])
 
 
-def test_a_compressed_corpus_is_refused_by_name(tmp_path: Path) -> None:
-    path = tevatron_rows(tmp_path, {})
-    corpus = tmp_path / "corpus.jsonl"
-    corpus.write_bytes(gzip.compress(corpus.read_bytes()))
-    with pytest.raises(UsageError, match=r"corpus\.jsonl is compressed"):
-        rows(path)
+def test_a_corpus_is_read_however_it_is_written(tmp_path: Path) -> None:
+    right = rows(tevatron_rows(tmp_path / "plain", {}))
+    corpus = (tmp_path / "plain/corpus.jsonl").read_text()
+    for number, data in enumerate(
+        (
+            gzip.compress(corpus.encode()),
+            corpus.encode("utf-16"),
+            corpus.replace('"docid": 7', '"score": NaN, "docid": 7').encode(),
+        )
+    ):
+        path = tevatron_rows(tmp_path / f"{number}", {}, {"positive_document_ids": [7]})
+        path.with_name("corpus.jsonl").write_bytes(data)
+        assert rows(path)[0] == right[0]
+        assert rows(path)[1][1] == "Tea is green."
+
+
+@pytest.mark.parametrize("corpus", ["docs.jsonl", "docs.parquet"])
+def test_a_corpus_of_another_kind_or_encoding(corpus: str, tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {"positive_document_ids": ["p2"]}, corpus="docs.jsonl")
+    documents = [{"docid": "p2", "text": "Caf\u00e9"}]
+    if corpus.endswith("parquet"):
+        pyarrow = pytest.importorskip("pyarrow")
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pyarrow.Table.from_pylist(documents), tmp_path / corpus
+        )
+    else:
+        line = json.dumps(documents[0], ensure_ascii=False)
+        (tmp_path / corpus).write_bytes(line.encode("cp1252"))
+    source = Source(path=str(path), corpus=str(tmp_path / corpus), encoding="cp1252")
+    opened = open_source(source, tmp_path / "cache", strict=True)
+    assert opened[0].positive.text == "Caf\u00e9"
+
+
+def test_a_line_of_the_corpus_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tevatron_rows(tmp_path, {}, {"positive_document_ids": ["p9"]})
+    with (tmp_path / "corpus.jsonl").open("ab") as file:
+        file.write(b'{"docid": "p9", "text": "Caf\xe9"}\n')
+    opened = open_source(Source(path=str(path)), tmp_path / "cache", strict=False)
+    ((_, reason),) = opened.bad
+    assert reason.startswith(
+        "document 'p9' is not in corpus.jsonl; a line of it cannot be read (corpus.jsonl:5: "
+    )
+
+
+def test_a_title_without_a_text_is_a_passage(tmp_path: Path) -> None:
+    passages = [{"title": "Kettle", "text": ""}, {"title": "Lamp", "text": ""}]
+    negatives = [{"title": "Tea", "text": ""}]
+    row = {"query": "q", "positive_passages": passages, "negative_passages": negatives}
+    path = write(tmp_path, "a.jsonl", json.dumps(row) + "\n")
+    opened = open_source(Source(path=str(path)), tmp_path / "cache", strict=True)
+    assert [opened[number].positive for number in range(2)] == [
+        Text("", "Kettle"),
+        Text("", "Lamp"),
+    ]
+    assert opened[0].negatives == (Text("", "Tea"),)
+    assert len(set(opened.positive_ids.tolist())) == 2
 
 
 def test_a_file_of_llama_index_is_a_retrieval_set(tmp_path: Path) -> None:
