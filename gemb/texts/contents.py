@@ -12,13 +12,12 @@ import shlex
 import zlib
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
-from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 from gemb.errors import UsageError
 from gemb.io.text import visible
+from gemb.texts.foreign import DOCUMENTS, OFFICE, foreign
 
 LOOKED_AT = 8192  # bytes: a NUL in them makes a file of a folder binary, as for git and grep
 DECODING = 3  # version of the rules by which bytes become text
@@ -38,92 +37,10 @@ _MAY_BE_MARK = b"\xff\xfe\xef\0"  # first bytes of a mark: four bytes decide
 UNDECODED = "\udcff"  # stands for bytes that are not valid in their encoding
 _UNMARKED_BYTES = 4096  # that are looked at for UTF-16 and UTF-32 without a mark
 _NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7")
+_ISO_2022 = re.compile(rb"\x1b\$(?:[@B]|\)C)")
+_CONTROLS = re.compile(rb"\0\0|[\x01-\x06\x0e-\x1a\x1c-\x1f]")
 _PIECE = 1 << 18  # bytes that are decompressed at a time
 
-
-class _Foreign(NamedTuple):
-    """A format that holds no text as it stands."""
-
-    magic: bytes  # pattern of the first bytes
-    name: str
-    way: str  # what makes text of it; {file} and {stem} are quoted for a shell
-    by_pipe: str = ""  # the same for standard input
-
-
-_TABLE_WAY = "convert it to Parquet"
-_UNPACK = "unpack it, and name its files"
-_FOREIGN = (
-    _Foreign(rb"\x28\xb5\x2f\xfd", "compressed", "zstdcat {file} > {stem}", "zstdcat"),
-    _Foreign(rb"BZh[1-9]1AY&SY", "compressed", "bzcat {file} > {stem}", "bzcat"),
-    _Foreign(rb"\xfd7zXZ", "compressed", "xzcat {file} > {stem}", "xzcat"),
-    _Foreign(rb"\x04\x22\x4d\x18", "compressed", "lz4cat {file} > {stem}", "lz4cat"),
-    _Foreign(rb"\x1f\x9d", "compressed", "zcat {file} > {stem}", "zcat"),
-    _Foreign(rb"\x5d\0\0.{2}", "compressed", "xzcat --format=lzma {file} > {stem}", "lzcat"),
-    _Foreign(rb"%PDF-", "a PDF file", "pdftotext {file} {stem}.txt", "pdftotext - -"),
-    _Foreign(rb"%!PS", "a PostScript file", "ps2ascii {file} {stem}.txt", "ps2ascii"),
-    _Foreign(rb"\{\\rtf", "an RTF document", "pandoc -t plain {file} -o {stem}.txt"),
-    _Foreign(
-        rb"PK(\x03\x04|\x05\x06|\x07\x08)",
-        "a zip archive, an Office document or NumPy's .npz",
-        "unpack it, or save the document as text or CSV",
-    ),
-    _Foreign(
-        rb"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old Office document", "save it as text or CSV"
-    ),
-    _Foreign(rb"(?s).{257}ustar", "a tar archive", _UNPACK, "tar -xO"),
-    _Foreign(rb"7z\xbc\xaf\x27\x1c", "a 7z archive", _UNPACK),
-    _Foreign(rb"Rar!\x1a\x07", "a RAR archive", _UNPACK),
-    _Foreign(rb"ARROW1", "an Arrow file", f"{_TABLE_WAY}: pyarrow.feather.read_table"),
-    _Foreign(
-        rb"\xff\xff\xff\xff.{2,3}\0",
-        "an Arrow stream, as datasets keeps it",
-        f"{_TABLE_WAY}: datasets.Dataset.from_file({{file}}).to_parquet(...)",
-    ),
-    _Foreign(rb"FEA1", "a Feather file", f"{_TABLE_WAY}: pandas.read_feather"),
-    _Foreign(rb"ORC(?=[\0-\x1f])", "an ORC file", f"{_TABLE_WAY}: pandas.read_orc"),
-    _Foreign(rb"Obj\x01", "an Avro file", _TABLE_WAY),
-    _Foreign(
-        rb"SQLite format 3\0",
-        "an SQLite database",
-        "sqlite3 -json {file} 'select ...' | jq -c '.[]' > {stem}.jsonl",
-    ),
-    _Foreign(rb"\x93NUMPY", "a NumPy array", "it has numbers, no texts"),
-    _Foreign(
-        rb"\x80[\x02-\x05](?=[\x00-\x1f\x28\x58\x5d\x63\x7d\x8a-\x95])|\([ld]p0\n|ccopy_reg\n",
-        "a Python pickle",
-        "write its texts as JSON lines",
-    ),
-    _Foreign(rb"\x89HDF\r\n|MATLAB 5\.0 MAT-file", "an HDF5 or MATLAB file", _TABLE_WAY),
-    _Foreign(rb"AT&TFORM", "a DjVu document", "djvutxt {file} {stem}.txt"),
-    _Foreign(rb"GGUF[\x01-\x09]\0", "a GGUF model", "name a file of texts"),
-    _Foreign(rb"(?s).{4}\0\0\0\0\{", "a safetensors file", "name a file of texts"),
-    _Foreign(
-        rb"\x89PNG|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF(?s:.{4})WEBP|BM(?s:.{4})\0\0\0\0",
-        "an image",
-        "tesseract {file} {stem} reads what is written in it",
-    ),
-    _Foreign(
-        rb"ID3[\x02-\x04]|OggS\0|fLaC\0|RIFF(?s:.{4})(WAVE|AVI )|(?s:.{4})ftyp|\x1a\x45\xdf\xa3",
-        "sound or video",
-        "gemb takes texts",
-    ),
-    _Foreign(
-        rb"\x7fELF|MZ[\x00-\xff]\0|\0asm|\xca\xfe\xba\xbe\0|\xcf\xfa\xed\xfe",
-        "a program",
-        "gemb takes texts",
-    ),
-    _Foreign(rb"version https://git-lfs", "a Git LFS pointer, not the file", "git lfs pull"),
-)
-
-_DOCUMENTS = (
-    *("a PDF file", "a PostScript file", "an RTF document", "an old Office document"),
-    "a DjVu document",
-)
-# A zip archive whose first file is one that Office and LibreOffice put first.
-_OFFICE = re.compile(
-    rb"(?s)PK\x03\x04.{26}(\[Content_Types\]\.xml|_rels/|docProps/|word/|xl/|ppt/|"
-    rb"mimetypeapplication/(vnd\.oasis|epub))"
-)
 
 Blocks = Iterator[bytes | None]  # None: a live input idles
 
@@ -145,22 +62,23 @@ def is_parquet(head: bytes) -> bool:
     return head.startswith(_PARQUET)
 
 
-def _foreign(head: bytes) -> _Foreign | None:
-    return next((form for magic, form in _magics() if magic.match(head)), None)
+def refuse_foreign(head: bytes, path: str | Path, *, is_inner: bool = False) -> None:
+    """Raise UsageError where a file or stream that begins so is none that can be read as text.
 
-
-@cache
-def _magics() -> tuple[tuple[re.Pattern[bytes], _Foreign], ...]:
-    """Return the patterns compiled: a search asks them of every file."""
-    return tuple((re.compile(form.magic), form) for form in _FOREIGN)
-
-
-def refuse_foreign(head: bytes, path: str | Path) -> None:
-    """Raise UsageError where a file or stream that begins so is none that can be read as text."""
+    Args:
+        head: the first bytes.
+        path: for the message.
+        is_inner: these bytes were decompressed.
+    """
     name = shown(path)
+    form = foreign(head)
+    if is_inner and (form or is_parquet(head)):
+        inner = form.name if form else "a Parquet file"
+        raise UsageError(f"{name} holds {inner}, no lines of text: gunzip it first")
     if is_parquet(head):
-        raise UsageError(f"{name} is a Parquet file: name it .parquet, or give -I parquet")
-    form = _foreign(head)
+        is_named = os.fspath(path).lower().endswith(".parquet")
+        way = "it is no file of lines" if is_named else "name it .parquet, or give -I parquet"
+        raise UsageError(f"{name} is a Parquet file: {way}")
     if form is None:
         return
     is_packed = form.name == "compressed"
@@ -250,22 +168,65 @@ def _unmarked_encoding(head: bytes) -> str:
         others = sum(byte < 9 or 13 < byte < 32 for byte in head[low : 2 * pairs : 2])
         if pairs >= 2 and marks >= 0.8 * pairs and others <= 0.3 * pairs:
             return encoding
-        if _is_east_asian(head[: 2 * pairs], encoding):
+        if _is_indic(head[: 2 * pairs], encoding) or _is_wide(head[: 2 * pairs], encoding):
             return encoding
     return ""
 
 
-_EAST_ASIAN = re.compile("[\n\r\x20-\x7e\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]")
+# East Asian letters, signs and emoji.
+_WIDE = re.compile(
+    "[\n\r\x20-\x7e\u2000-\u2bff\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\ufe00-\ufe0f\uff00-\uffef"
+    "\U0001f000-\U0001faff\U00020000-\U0003ffff]"
+)
 
 
-def _is_east_asian(head: bytes, encoding: str) -> bool:
-    """Return whether bytes that are no UTF-8 are Chinese, Japanese or Korean in UTF-16."""
+def _is_wide(head: bytes, encoding: str) -> bool:
+    """Return whether bytes that are no UTF-8 are Chinese, Japanese, Korean or emoji in UTF-16."""
     try:
         head[:-3].decode()
     except UnicodeDecodeError:
         text = head.decode(encoding, "replace")
-        return len(_EAST_ASIAN.findall(text)) > 0.9 * len(text)
+        return len(_WIDE.findall(text)) > 0.9 * len(text)
     return False
+
+
+def _is_indic(head: bytes, encoding: str) -> bool:
+    """Return whether bytes are UTF-16 of a script of India, whose blocks begin with tab to CR."""
+    text = head.decode(encoding, "replace")
+    letters = sum("\u0900" <= sign <= "\u0dff" and sign.isprintable() for sign in text)
+    others = sum(" " <= sign <= "~" or sign in "\n\r\u0964\u200c\u200d" for sign in text)
+    return letters >= others and letters + others > 0.9 * len(text)
+
+
+def _refuse_no_utf8(head: bytes, path: str | Path, *, nul_ends: bool) -> None:
+    """Raise UsageError where bytes are no UTF-8 although they may be valid as such."""
+    refuse_unmarked(head, path, nul_ends=nul_ends)
+    _refuse_stateful(head, path)
+    if not nul_ends:
+        _refuse_binary(head, path)
+
+
+def _refuse_stateful(head: bytes, path: str | Path) -> None:
+    """Raise UsageError where bytes are a 7-bit encoding of East Asia, by its escapes."""
+    if match := _ISO_2022.search(head[:LOOKED_AT]):
+        encoding = "iso2022_kr" if match[0].endswith(b"C") else "iso2022_jp"
+        name = encoding.upper().replace("ISO", "ISO-").replace("_", "-")
+        iconv = f"iconv -f {name} -t utf-8"
+        raise UsageError(f"{shown(path)} is {name}: --encoding {encoding}, or {iconv}")
+
+
+def _refuse_binary(head: bytes, path: str | Path) -> None:
+    """Raise UsageError where the first bytes have NULs, several in a row or among control codes.
+
+    A lone NUL in a text is one more character.
+    """
+    head = head[:LOOKED_AT]
+    if b"\0" in head and _CONTROLS.search(head):
+        file = "" if path == STDIN else f" < {shlex.quote(shown(path))}"
+        raise UsageError(
+            f"{shown(path)} is binary, not text: it holds NUL and other control codes; "
+            f"of a text with stray NULs: tr -d '\\000'{file} | gemb embed"
+        )
 
 
 def _undecoded(error: UnicodeError) -> tuple[str, int]:
@@ -313,13 +274,13 @@ def plain(
         return
     if not is_inner and head and os.fspath(path).lower().endswith(".gz"):
         raise UsageError(f"{shown(path)}: no whole gzip file: it does not begin as one")
-    refuse_foreign(head, path)
+    refuse_foreign(head, path, is_inner=is_inner)
     if not encoding or head.startswith(BOM) or marked_encoding(head):
         encoding = marked_encoding(head)
     if encoding:
         yield from _decoded(chain([head], stream), encoding)
         return
-    refuse_unmarked(head, path, nul_ends=nul_ends)
+    _refuse_no_utf8(head, path, nul_ends=nul_ends)
     if head := head.removeprefix(BOM):
         yield head
     yield from stream
@@ -376,8 +337,8 @@ def no_text(head: bytes, encoding: str = "") -> NoText | None:
     """Return what a file of a folder is that begins so, with `LOOKED_AT` bytes; None: text."""
     if marked_encoding(head):
         return None
-    form = _foreign(head)
-    if form and (form.name in _DOCUMENTS or _OFFICE.match(head)):
+    form = foreign(head)
+    if form and (form.name in DOCUMENTS or OFFICE.match(head)):
         return NoText.DOCUMENT
     is_nul_text = encoding.startswith(("utf-16", "utf-32"))
     is_binary = form or is_gzip(head) or is_parquet(head)

@@ -25,7 +25,7 @@ def opened(path: Path, longest: int) -> bytes | None:
     """
     try:
         file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a name with a NUL
         return None
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket

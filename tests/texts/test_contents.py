@@ -85,7 +85,15 @@ def test_excel_unicode_text_is_a_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize(
     "text",
-    ["alpha release notes\nbeta\n", "заметки о выпуске\nещё\n", "发布说明一二三四\n第二行说明\n"],
+    [
+        "alpha release notes\nbeta\n",
+        "заметки о выпуске\nещё\n",
+        "发布说明一二三四\n第二行说明\n",
+        "मंगल लाल ग्रह है\nशुक्र गर्म है\n",
+        "செவ்வாய் சிவப்பு\nவெள்ளி\n",
+        "അരുണൻ ചുവന്ന\nശുക്രൻ\n",
+        "🚀🔥 😀\n🌍🌎\n",
+    ],
 )
 def test_utf16_and_utf32_without_a_mark_are_refused_by_name(
     encoding: str, text: str, tmp_path: Path
@@ -227,6 +235,16 @@ FOREIGN = [
     ("a.gguf", lambda _: b"GGUF\3\0\0\0", "is a GGUF model"),
     ("a.bin", lambda _: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     ("a.mp4", lambda _: b"\0\0\0\x18ftypmp42\0\0\0\0", "is sound or video"),
+    ("a.mp3", lambda _: b"\xff\xfb\x90\x64\0\0", "is sound or video"),
+    ("a.heic", lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "is an image"),
+    ("a.psd", lambda _: b"8BPS\0\1\0\0", "is an image"),
+    ("a.woff2", lambda _: b"wOF2\0\1\0\0", "is a font"),
+    ("a.deb", lambda _: b"!<arch>\ndebian-binary   1410122664\n", "is an archive"),
+    ("a.db-wal", lambda _: b"\x37\x7f\x06\x82\0\x2d\xe2\x18", "is the log of an SQLite database"),
+    ("a.sav", lambda _: b"$FL2@(#) SPSS DATA FILE", "is data of R, SPSS"),
+    ("a.lzo", lambda _: b"\x89LZO\0\r\n\x1a\n", "is compressed: lzop -dc"),
+    ("b.gguf", lambda _: b"GGUF\0\0\0\3\0\0", "is a GGUF model"),
+    ("d.pkl", lambda _: pickle.dumps(Path("x"), 0), "is a Python pickle"),
 ]
 
 
@@ -246,6 +264,41 @@ def test_a_known_binary_format_is_refused_by_name_with_the_way_out(
             reader(path)
     assert no_text(data[:8192])
     assert not marked_encoding(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x1b\0\0\0\x02text\0\x0c\0\0\0Mars is red\0\0",
+        b"CDF\x01\0\0\0\0",
+        pickle.dumps([{"text": "Mars"}], 1),
+        b"a line\n" + bytes(40) + b"another line\n",
+    ],
+    ids=["BSON", "NetCDF", "pickle", "hole"],
+)
+def test_nuls_in_a_row_or_among_control_codes_are_no_text(data: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", data)
+    for reader in (read, lambda path: list(text_lines(path)), lambda path: list(file_lines(path))):
+        with pytest.raises(UsageError, match=r"a.txt is binary, not text: .*tr -d"):
+            reader(path)
+    assert read(write(tmp_path, "b.txt", b"a\0\0b\0"), separator=b"\0")
+
+
+def test_a_foreign_format_inside_of_gzip_is_unpacked_first(tmp_path: Path) -> None:
+    for data, words in ((PDF, "a PDF file"), (b"PAR1\x15\4", "a Parquet file")):
+        with pytest.raises(UsageError, match=f"a.gz holds {words}.*: gunzip it first"):
+            read(write(tmp_path, "a.gz", gzip.compress(data)))
+
+
+def test_japanese_of_seven_bits_is_refused_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.txt", "火星は赤い\n金星\n".encode("iso2022_jp"))
+    with pytest.raises(UsageError, match=r"a.txt is ISO-2022-JP: --encoding iso2022_jp"):
+        read(path)
+    texts = read(path, encoding=checked_encoding("iso2022_jp"))
+    assert [text for _, text in texts] == ["火星は赤い", "金星"]
+    assert read(write(tmp_path, "b.txt", b"\x1b[31mred\x1b[0m $B\n")) == [
+        (1, "\x1b[31mred\x1b[0m $B")
+    ]
 
 
 def test_words_that_begin_like_a_format_are_text(tmp_path: Path) -> None:

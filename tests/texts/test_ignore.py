@@ -293,6 +293,13 @@ def test_settings_that_include_themselves_many_times_end(here: Path) -> None:
     assert names(".") == ["a"]
 
 
+def test_a_folder_of_settings_whose_name_has_a_nul_is_none(here: Path) -> None:
+    write(here, "x")
+    (here / ".git").mkdir()
+    (here / ".git/commondir").write_bytes(b"a\0b\n")
+    assert names(".") == ["x"]
+
+
 @pytest.mark.parametrize("what", ["pipe", "folder", "link to /dev/zero", "itself"])
 def test_settings_and_rules_that_are_no_files_do_no_harm(here: Path, what: str) -> None:
     write(here, "x")
