@@ -67,6 +67,15 @@ FORMS = (  # the first that fits counts
     ),
 )
 
+# By one of these the first row of a table is known for names of columns, not for texts.
+NAMES_OF_COLUMNS = frozenset(
+    (
+        *(name for form in FORMS for name in (*form.queries, *form.positives, form.negative)),
+        *SCORES,
+        *("text", "contents", "title", "id", "_id", "docid", "negative", "negatives"),
+    )
+) - {""}
+
 Row = tuple[str, list[Text], list[Text]]  # query, positives, negatives
 
 _NEGATIVE = re.compile(r"(?:negatives?|contradictions?|hard_neg(?:ative)?s?)(?:_(\d+))?")
@@ -152,7 +161,7 @@ def known(columns: Collection[str], where: str) -> Layout | None:
         positive = _chosen(form.positives, columns, "positive", where) if query else ""
         if not query or not positive:
             continue
-        scores = [name for name in SCORES if name in columns]
+        scores = [name for name in columns if name.strip().lower() in SCORES]
         if scores and positive != form.positives[0]:
             raise UsageError(
                 f"{where}: its column '{scores[0]}' grades the pairs, and training takes positive "

@@ -10,14 +10,21 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any, NamedTuple
 
-from gemb.datasets.columns import ACCEPTED, known
+from gemb.datasets.columns import ACCEPTED, NAMES_OF_COLUMNS, known
 from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.contents import BOM, is_gzip, is_parquet, is_plain, refuse_foreign, shown
 from gemb.texts.inputs import format_by_name
 from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import RowError
-from gemb.texts.tables import Cells, ParquetFile, json_value, table_rows
+from gemb.texts.tables import (
+    Cells,
+    ParquetFile,
+    column_name,
+    json_value,
+    refuse_twice,
+    table_rows,
+)
 
 UNNAMED = ("query", "positive", "negative")  # columns of a table without names: two, or all
 _LLAMA_INDEX = re.compile(rb'\s*\{\s*"(queries|corpus|relevant_docs|mode)"\s*:\s*[{"]')
@@ -130,12 +137,14 @@ class TrainingFile:
         if first.error:
             reason = first.error.message
             raise UsageError(f"{where}:{first.number}: the first row cannot be read: {reason}")
-        columns = [cell.strip().lower() for cell in first.cells]
-        if not known(columns, where):
-            if len(columns) != 2 and not _is_triplet(first.cells):
+        columns = [column_name(cell).lower() for cell in first.cells]
+        if not known(columns, where) and "text" not in columns:
+            has_names = not NAMES_OF_COLUMNS.isdisjoint(columns)
+            if has_names or (len(columns) != 2 and not _is_triplet(first.cells)):
                 names = ", ".join(visible(cell, 40) for cell in first.cells[:12])
+                fault = "no query and positive" if has_names else "none known"
                 raise UsageError(
-                    f"{where}: {len(columns)} columns, and the first line names none known "
+                    f"{where}: {len(columns)} columns, and the first line names {fault} "
                     f"({names}); accepted: {ACCEPTED}; without names: two columns, "
                     "query and positive, or three, query, positive and negative"
                 )
@@ -143,8 +152,7 @@ class TrainingFile:
             self.note = f"; without column names, so its first line is a row: {line}"
             yield from _by_name(chain([first], rows), UNNAMED[: len(columns)])
             return
-        if len(set(columns)) < len(columns):
-            raise UsageError(f"{where}: two columns have the same name")
+        refuse_twice(columns, where)
         yield from _by_name(rows, columns)
 
 

@@ -218,10 +218,10 @@ def _refuse_stateful(head: bytes, path: str | Path) -> None:
 def _refuse_binary(head: bytes, path: str | Path) -> None:
     """Raise UsageError where the first bytes have NULs, several in a row or among control codes.
 
-    A lone NUL in a text is one more character.
+    A lone NUL in a text is one more character, and what a mark begins is text.
     """
     head = head[:LOOKED_AT]
-    if b"\0" in head and _CONTROLS.search(head):
+    if b"\0" in head and not head.startswith(BOM) and _CONTROLS.search(head):
         file = "" if path == STDIN else f" < {shlex.quote(shown(path))}"
         raise UsageError(
             f"{shown(path)} is binary, not text: it holds NUL and other control codes; "

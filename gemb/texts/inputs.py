@@ -19,10 +19,9 @@ from typing import IO
 
 from gemb.errors import UsageError
 from gemb.io.notes import note, warn
-from gemb.io.text import visible
 from gemb.texts.contents import STDIN, is_plain, plain, shown
+from gemb.texts.json_files import RAW, is_json_object, refuse_pretty
 from gemb.texts.lines import Line, Lines, read_blocks, read_lines, split
-from gemb.texts.notebooks import SUFFIX as NOTEBOOK
 from gemb.texts.records import (
     TEXT_NAMES,
     Fields,
@@ -34,7 +33,15 @@ from gemb.texts.records import (
     has_field,
     unfit,
 )
-from gemb.texts.tables import DELIMITERS, Cells, ParquetFile, json_value, table_rows
+from gemb.texts.tables import (
+    DELIMITERS,
+    Cells,
+    ParquetFile,
+    column_name,
+    json_value,
+    refuse_twice,
+    table_rows,
+)
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -45,6 +52,7 @@ SUFFIXES = {
 }
 
 Records = Iterator[Record | None]
+_BLANK_LINES = 1000  # before the line that tells the format, in memory at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,18 +174,19 @@ def read_opened(file: IO[bytes], path: str, reading: Reading, label: str | None)
 
 
 def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Records:
-    for first in lines:
-        if first is not None:
-            break
-        yield None
-    else:
+    peeked: list[Line | None] = []
+    yield from _until_line(lines, peeked)
+    if not peeked:
         return
-    peeked: list[Line | None] = [first]
+    first = peeked[-1]
+    assert first is not None, "it is a line"
     name, form = shown(path), format_of(path, reading)
     if reading.separator == b"\n" and (form == "jsonl" or reading.format == "auto"):
         if first.data.strip() in (b"{", b"["):
+            before = len(peeked)
             yield from _until_line(lines, peeked)
-            _refuse_pretty(peeked, path)
+            if len(peeked) > before or path.lower().endswith(".json"):
+                refuse_pretty(first, peeked[-1], path, names_options=reading.names_options)
         if form == "lines":
             form = _format_by_line(first, path, reading)
     lines = itertools.chain(peeked, lines)
@@ -197,79 +206,30 @@ def _records(lines: Lines, path: str, reading: Reading, label: str | None) -> Re
 
 def _until_line(lines: Lines, peeked: list[Line | None]) -> Records:
     """Add the next line that is not blank, and those before it; yield None where input idles."""
+    most = len(peeked) + _BLANK_LINES
     for line in lines:
         if line is None:
             yield None
             continue
         peeked.append(line)
-        if line.data.strip():
+        if line.data.strip() or len(peeked) > most:
             return
-
-
-def _refuse_pretty(peeked: Sequence[Line | None], path: str) -> None:
-    """Refuse JSON that goes over several lines.
-
-    Raises:
-        UsageError: an object or array begins in the first line and goes on in the next one.
-    """
-    first, last = peeked[0], peeked[-1]
-    assert first is not None, "it is a line"
-    assert last is not None, "it is a line"
-    begins = (b'"', b"{", b"[", b"}", b"]")
-    goes_on = len(peeked) > 1 and last.data.strip().startswith(begins)
-    if not goes_on and not path.lower().endswith(".json"):
-        return
-    if first.data.strip() == b"[":
-        raise UsageError(f"{shown(path)} is one JSON array; {_array_hint(path)}; {_RAW}")
-    file = "" if path == STDIN else f" {shlex.quote(shown(path))}"
-    if path.lower().endswith(NOTEBOOK):
-        raise UsageError(
-            f"{shown(path)} is a notebook: gemb search reads its cells, and so does "
-            "gemb index build --passages auto; its lines: "
-            f"jq -r '.cells[].source[]'{file} | gemb embed; {_RAW}"
-        )
-    raise UsageError(
-        f"{shown(path)} is a JSON object over several lines; "
-        f"of it make lines: jq -c .{file} | gemb embed; {_RAW}"
-    )
-
-
-_RAW = "-I lines takes it raw"
 
 
 def _format_by_line(first: Line, path: str, reading: Reading) -> str:
     """Return the format that the first line shows: lines or jsonl.
 
     Raises:
-        UsageError: it begins a JSON array of rows.
+        UsageError: it begins JSON that is none of one object a line.
     """
-    name, is_json = shown(path), path.lower().endswith(".json")
-    if first.error:
-        if is_json:
-            raise UsageError(f"{name}: its first line has {first.size} bytes; {_array_hint(path)}")
-        return "lines"
-    begin = first.data.lstrip()[:1]
-    value = json_value(first.data)[0] if begin in (b"{", b"[") else None
-    is_rows = isinstance(value, list) and bool(value) and isinstance(value[0], dict)
-    if is_rows or (is_json and begin == b"["):
-        raise UsageError(f"{name} is one JSON array; {_array_hint(path)}; {_RAW}")
-    if is_json and begin == b"{" and not isinstance(value, dict):
-        raise UsageError(
-            f"{name}: its first line is not a whole JSON object; of objects over several lines "
-            f"make lines: jq -c . {shlex.quote(name)} | gemb embed; {_RAW}"
-        )
-    if isinstance(value, dict):
-        if reading.names_options:
-            note(f"{name} is read as JSON lines, for its first line is one; {_RAW}")
+    has_options = reading.names_options
+    if is_json_object(first, path, names_options=has_options):
+        if has_options:
+            note(f"{shown(path)} is read as JSON lines, for its first line is one; {RAW}")
         return "jsonl"
-    if b"\0" in first.data and reading.names_options:
-        note(f"{name} holds NUL bytes; for texts that end in NUL: -0")
+    if b"\0" in first.data and has_options:
+        note(f"{shown(path)} holds NUL bytes; for texts that end in NUL: -0")
     return "lines"
-
-
-def _array_hint(path: str) -> str:
-    file = "" if path == STDIN else f" {shlex.quote(shown(path))}"
-    return f"of an array make lines: jq -c '.[]'{file} | gemb embed"
 
 
 def _text_records(lines: Lines, label: str | None) -> Records:
@@ -360,9 +320,8 @@ def _column_names(row: Cells, name: str) -> list[str]:
         raise UsageError(
             f"{name}: the row of column names is no valid UTF-8; --encoding names another encoding"
         )
-    columns = [cell.strip().strip("\ufeff\u200b").strip() for cell in row.cells]
-    if twice := [column for column in columns if column and columns.count(column) > 1]:
-        raise UsageError(f"{name}: two columns have the same name, '{visible(twice[0], 40)}'")
+    columns = [column_name(cell) for cell in row.cells]
+    refuse_twice(columns, name)
     return columns
 
 
@@ -384,7 +343,7 @@ def _parquet_records(table: ParquetFile, path: str, fields: Fields, label: str |
         UsageError: a column that was named is not there.
     """
     with table:
-        stripped = [column.strip() for column in table.columns]
+        stripped = [column_name(column) for column in table.columns]
         named = _as_named(stripped, fields)
         fields = _settled(fields, named, shown(path))
         is_renamed = named != table.columns

@@ -23,10 +23,12 @@ from gemb.texts.records import RowError
 ROWS = 1024  # of a Parquet file at a time
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 QUOTINGS = ("csv", "none")  # whether quotes hold a cell together, or are characters like others
-_OTHER_DELIMITERS = ",;\t|"
+_OTHER_DELIMITERS = ",;\t|^~¦\x1f\x01"
 _MOSTLY = 0.8  # of these are alike
 _PEEKED = 20  # lines by which another delimiter is told
-_SEPARATOR_LINE = re.compile(rb'"?sep=([^\w"\s]|\t| )"?', re.IGNORECASE)  # as Excel writes it
+# As Excel writes it, or with a tab in words.
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\w"\s]|\t| |\\t)"?', re.IGNORECASE)
+_INVISIBLE = " \t\r\n\v\f\ufeff\u200b"
 
 
 def json_value(data: bytes, *, lenient: bool = False) -> tuple[Any, RowError | None]:
@@ -80,8 +82,8 @@ class Cells(NamedTuple):
 def table_rows(lines: Lines, form: str, name: str, quoting: str = "") -> Iterator[Cells | None]:
     """Yield the rows of a file that is called CSV or TSV, the one with column names too.
 
-    Where the first line says so (`sep=;`), or the columns are parted by another of `,`, `;`, tab
-    and `|` in every line that is looked at, that is the delimiter.
+    Where the first line says so (`sep=;`), or the columns are parted by another of
+    `_OTHER_DELIMITERS` in every line that is looked at, that is the delimiter.
 
     Args:
         lines: of the table.
@@ -99,8 +101,8 @@ def table_rows(lines: Lines, form: str, name: str, quoting: str = "") -> Iterato
         if first is None or not (first.error or first.data.strip()):
             yield None
             continue
-        if separator := _SEPARATOR_LINE.fullmatch(first.data.strip(b" ")):
-            delimiter = separator[1].decode(errors="surrogateescape")
+        if first.data[:5].lstrip(b'"').lower().startswith(b"sep="):
+            delimiter = _named_delimiter(first, name)
         else:
             peeked = [first]
             if _other_delimiters(first, delimiter, is_quoted=is_quoted):
@@ -112,6 +114,37 @@ def table_rows(lines: Lines, form: str, name: str, quoting: str = "") -> Iterato
         break
     rows = cell_rows(chain(peeked, lines), delimiter, quoted=is_quoted)
     yield from rows if is_quoted or quoting else _watched(rows, name)
+
+
+def _named_delimiter(line: Line, name: str) -> str:
+    """Return the delimiter that a line `sep=;` names.
+
+    Raises:
+        UsageError: it names none of one character.
+    """
+    text = line.data.decode(errors="replace").strip(" ")
+    match = _SEPARATOR_LINE.fullmatch(text)
+    if match is None:
+        raise UsageError(
+            f"{name}: its first line, {visible(text, 40)!r}, names no delimiter of one character; "
+            "write it as sep=; or leave it out"
+        )
+    return "\t" if match[1] == "\\t" else match[1]
+
+
+def column_name(cell: str) -> str:
+    """Return the name of a column without blanks and marks around it."""
+    return cell.strip().strip(_INVISIBLE).strip()
+
+
+def refuse_twice(columns: Sequence[str], name: str) -> None:
+    """Refuse a table of which two columns have the same name; several may have none.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if twice := [column for column in columns if column and columns.count(column) > 1]:
+        raise UsageError(f"{name}: two columns have the same name, '{visible(twice[0], 40)}'")
 
 
 def _other_delimiters(line: Line, delimiter: str, *, is_quoted: bool) -> list[str]:
@@ -159,7 +192,9 @@ def _is_mostly_even(widths: Sequence[int]) -> bool:
 
 
 def _sign(delimiter: str) -> str:
-    return "tabs" if delimiter == "\t" else f"'{delimiter}'"
+    if delimiter < " ":
+        return "tabs" if delimiter == "\t" else f"U+{ord(delimiter):04X}"
+    return f"'{delimiter}'"
 
 
 def _watched(rows: Iterable[Cells | None], name: str) -> Iterator[Cells | None]:
@@ -292,6 +327,7 @@ class ParquetFile:
         except self._failures as error:
             raise self._unreadable(error) from None
         self.columns: list[str] = self._file.schema_arrow.names
+        refuse_twice([column_name(column) for column in self.columns], self._name)
 
     def __enter__(self) -> ParquetFile:
         return self

@@ -151,6 +151,17 @@ def test_training_data_is_known_by_its_makers_names(
     assert rows(write(tmp_path, name, data + "\n"))[0] == row
 
 
+@pytest.mark.parametrize(
+    "header",
+    ['"\ufeffquery",positive', "query,\u200bpositive", "query\u00a0,Positive ", ",query,positive,"],
+    ids=["quoted mark", "no width", "blanks", "without names"],
+)
+def test_names_of_columns_are_trimmed_as_in_all_tables(header: str, tmp_path: Path) -> None:
+    cells = ["1", "a", "b", "2"] if header.startswith(",") else ["a", "b"]
+    path = write(tmp_path, "a.csv", f"{header}\n{','.join(cells)}\n")
+    assert rows(path) == [("a", "b", ())]
+
+
 def test_dpr_titles_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path, "a.jsonl", json.dumps(DPR) + "\n")
     found = open_source(Source(path=str(path)), tmp_path / "cache", strict=True)
@@ -163,7 +174,11 @@ def test_dpr_titles_are_kept(tmp_path: Path) -> None:
     ("name", "data", "words"),
     [
         ("a.jsonl", json.dumps(TEVATRON_2), "its rows name documents by id, and there is no "),
-        ("a.tsv", "premise\thypothesis\tlabel", "3 columns, and the first line names none known"),
+        ("a.tsv", "premise\thypothesis\tlabel", "3 columns, .* names no query and positive"),
+        ("a.csv", "id,text\n1,a kettle\n", "no training data by its columns"),
+        ("a.csv", "question,url\na,b\n", "2 columns, .* names no query and positive"),
+        ("a.csv", "query,positive,query\na,b,c\n", "two columns have the same name, 'query'"),
+        ("a.jsonl", '{"sentence1":"a","sentence2":"b","Score":1}', "'Score' grades the pairs"),
         ("a.tsv", "1185869\t0\t2942565", "3 columns, and the first line names none known"),
         ("a.tsv", "what is it\tA kettle boils.\t0.5", "3 columns, and the first line names none"),
         ("a.jsonl", '{"set":["a"]}', "its 'set' is not a list of two texts"),

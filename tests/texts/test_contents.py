@@ -388,8 +388,32 @@ def test_pretty_printed_json_is_refused(name: str, data: str, words: str, tmp_pa
 
 
 def test_an_object_of_json_that_begins_with_a_field_is_refused_too(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="its first line is not a whole JSON object"):
-        read(write(tmp_path, "a.json", '{"text": "one",\n "id": 1}\n'))
+    for name in ("a.json", "a.txt"):
+        with pytest.raises(UsageError, match="its first line is not a whole JSON object"):
+            read(write(tmp_path, name, '{"text": "one",\n "id": 1}\n'))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('\n\n{\n  "text": "one"\n}\n', "is a JSON object over several lines"),
+        ('{ "id": 1,\n  "text": "one" }\n', "first line is not a whole JSON object"),
+        ('{"text": "one"},\n{"text": "two"},\n', "first line is not a whole JSON object"),
+        ('{"text": "one"}{"text": "two"}\n', "first line is not a whole JSON object"),
+        ('[{"text": "one"},\n{"text": "two"}]\n', "is one JSON array"),
+    ],
+)
+def test_json_in_other_shapes_is_refused_in_a_file_of_any_name(
+    data: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        read(write(tmp_path, "a.txt", data))
+
+
+def test_blank_lines_before_json_lines_hide_nothing(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "a.txt", '\n \n{"text": "one"}\n')) == [(3, "one")]
+    assert read(write(tmp_path, "b.txt", "\n\none\n")) == [(1, "empty"), (2, "empty"), (3, "one")]
+    assert len(read(write(tmp_path, "c.txt", "\n" * 3000 + "one\n"))) == 3001
 
 
 def test_lines_of_code_that_begin_with_a_brace_are_text(tmp_path: Path) -> None:

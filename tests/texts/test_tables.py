@@ -178,6 +178,35 @@ def test_null_and_bytes_are_named_as_what_they_are(tmp_path: Path) -> None:
     assert as_json({"a": b"\0\xff"}) == '{"a":"AP8="}'
 
 
+def test_two_columns_of_parquet_with_one_name_are_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    for number, names in enumerate((["text", "text"], ["text", "text "])):
+        path = tmp_path / f"{number}.parquet"
+        columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+        parquet.write_table(pyarrow.Table.from_arrays(columns, names), path)
+        with pytest.raises(UsageError, match="two columns have the same name, 'text'"):
+            read(path)
+
+
+@pytest.mark.parametrize("sign", ["\x1f", "\x01", "^", "~", "¦"])
+def test_rarer_delimiters_are_seen(sign: str, tmp_path: Path, capsys) -> None:
+    path = write(tmp_path, "a.csv", f"id{sign}text\n1{sign}A lamp, red\n2{sign}A kettle\n")
+    assert read(path) == ["A lamp, red", "A kettle"]
+    shown = f"U+{ord(sign):04X}" if sign < " " else f"'{sign}'"
+    assert f"its columns are parted by {shown}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["sep=", "sep=;,", "sep=tab", "SEP=xy"])
+def test_a_line_that_names_no_delimiter_is_refused(line: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="names no delimiter of one character"):
+        read(write(tmp_path, "a.csv", f"{line}\nid;text\n1;A lamp\n"))
+
+
+def test_a_tab_is_named_in_words(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "a.csv", "sep=\\t\nid\ttext\n1\tA lamp, red\n")) == ["A lamp, red"]
+
+
 def test_fields_inside_of_fields_are_named_with_dots(tmp_path: Path) -> None:
     rows = write(
         tmp_path,

@@ -30,7 +30,7 @@ from gemb.embedding.vectors import NUMBERS
 from gemb.errors import UsageError
 from gemb.io.streams import Output
 from gemb.io.text import visible
-from gemb.texts.records import as_json
+from gemb.texts.records import as_json, as_text
 
 FIRST_LINES = 1000  # among which there is a row with a vector, if a file holds any
 
@@ -61,7 +61,7 @@ class JsonLinesWriter:
                     line["dtype"] = self._layout.spec.dtype
                 line["task"] = self._layout.task
                 line["fingerprint"] = self._fingerprint
-            lines.append(dumps(line, str, option))
+            lines.append(dumps(line, as_text, option))
         self._output.write(b"".join(lines))
 
     def finish(self) -> None:
