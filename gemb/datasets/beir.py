@@ -9,6 +9,7 @@ document and grade, with tabs or blanks between.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,12 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.contents import shown
 from gemb.texts.lines import Line, file_lines
+from gemb.texts.tables import column_name
 
 COLUMNS = "query-id, corpus-id, score"
 SCORE_NAMES = ("score", "relevance", "label", "grade", "rel", "qrel")
+_DOCUMENT_NAMES = re.compile(r"(corpus|doc|document|passage|p)[ _-]?(id|no)?$")
+_QUERY_NAMES = re.compile(r"(query|question|topic|q)[ _-]?(id|no)?$")
 
 
 class Judgement(NamedTuple):
@@ -39,10 +43,15 @@ def judgements(path: Path, encoding: str = "") -> Iterator[Judgement]:
     """Yield every line that is not blank, wrong ones too.
 
     A pair that was judged before with another grade is wrong; the same again is not.
+
+    Raises:
+        UsageError: the columns are named, and in another order.
     """
     grades: dict[int, float] = {}  # of a pair, by its hash
+    is_first = True
     for line in file_lines(path, encoding):
-        judgement = _judgement(line)
+        judgement = _judgement(line, path, is_first=is_first)
+        is_first = is_first and not line.data.strip()
         if judgement is None:
             continue
         _, query, document, grade, reason = judgement
@@ -56,8 +65,8 @@ def judgements(path: Path, encoding: str = "") -> Iterator[Judgement]:
         yield judgement
 
 
-def _judgement(line: Line) -> Judgement | None:
-    """Return what a line says, None where it is blank or names the columns."""
+def _judgement(line: Line, path: Path, *, is_first: bool) -> Judgement | None:
+    """Return what a line says, None where it is blank or, the first one, names the columns."""
     number = line.number
     text, error = line.text()
     if error:
@@ -73,7 +82,11 @@ def _judgement(line: Line) -> Judgement | None:
             f"{len(cells)} columns, not {COLUMNS} with tabs between, or TREC's four",
         )
     query, document, score = (cell.strip(" ") for cell in cells)
-    if number == 1 and score.lower() in SCORE_NAMES:
+    names = [column_name(cell.strip('"')).lower() for cell in (query, document, score)]
+    if is_first and names[2] in SCORE_NAMES:
+        if _DOCUMENT_NAMES.match(names[0]) or _QUERY_NAMES.match(names[1]):
+            order = ", ".join(visible(name, 40) for name in names)
+            raise UsageError(f"{shown(path)}: its columns are {order}; they must be {COLUMNS}")
         return None
     try:
         grade = float(score)

@@ -127,7 +127,7 @@ class Layout:
         """Return what was recognised among these columns, and what is not used."""
         used = [self.query, self.positive, *self.negatives(columns), self.title]
         used = [column for column in dict.fromkeys(used) if column in columns]
-        rest = sorted(visible(column, 40) for column in columns if column not in used)
+        rest = sorted(visible(column, 40) for column in columns if column and column not in used)
         lists = ["pos", "neg", "negatives", "positive_passages", "negative_passages"]
         lists += ["positive_ctxs", "hard_negative_ctxs"]
         named = ", ".join(column + "[]" * (column in lists) for column in used)

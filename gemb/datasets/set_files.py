@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,18 @@ from gemb.datasets.columns import SCORES
 from gemb.datasets.files import read_llama_index
 from gemb.datasets.identified import text_id, text_of
 from gemb.errors import UsageError
+from gemb.io.text import visible
 from gemb.models.config import read_json_value
 from gemb.texts.contents import shown
 from gemb.texts.examples import Text
 from gemb.texts.inputs import format_by_name
 from gemb.texts.lines import file_lines, text_lines
-from gemb.texts.records import has_visible, unfit
-from gemb.texts.tables import Cells, json_value, table_rows
+from gemb.texts.records import as_json, has_visible, unfit
+from gemb.texts.tables import Cells, column_name, json_value, refuse_twice, table_rows
 
 KINDS = ("retrieval", "rerank")
 QRELS = ("qrels.tsv", *(f"qrels/{part}.tsv" for part in ("test", "dev", "val", "validation")))
+SENTENCES = ("sentence1", "sentence2")
 TASKS = {  # what set.json calls a task -> the prompt of the queries
     "retrieval": "query",
     "code": "code",
@@ -130,7 +132,12 @@ def read_llama_index_set(path: Path, encoding: str = "") -> RetrievalFiles:
         UsageError: it is none, or no judgement names ids that exist.
     """
     texts = read_llama_index(path, encoding)
-    pairs = [(query, key) for query, keys in texts.relevant_docs.items() for key in keys]
+    for key, text in texts.queries.items():
+        if not has_visible(text):
+            raise UsageError(f"{shown(path)}: the query '{visible(key, 40)}' is empty")
+    pairs = dict.fromkeys(
+        (query, key) for query, keys in texts.relevant_docs.items() for key in keys
+    )
     judged: dict[str, dict[str, float]] = {}
     for query, document in pairs:
         if query in texts.queries and document in texts.corpus:
@@ -158,7 +165,7 @@ def has_sentence_pairs(path: Path, encoding: str = "") -> bool:
         UsageError: the file is no text.
     """
     first = next((row for row in _table_cells(path, encoding) if row is not None), None)
-    names = [cell.strip().lower() for cell in first.cells] if first else []
+    names = _names(first.cells) if first else []
     return {"sentence1", "sentence2"} <= set(names) and any(name in names for name in SCORES)
 
 
@@ -173,8 +180,22 @@ def _table_cells(path: Path, encoding: str) -> Iterator[Cells | None]:
         if not names:
             names = list(row)
             yield Cells(number, names, None, 0)
-        values = [row.get(name) for name in names]
-        yield Cells(number, ["" if value is None else str(value) for value in values], None, 0)
+        yield Cells(
+            number, [_as_cell(name, row.get(name), path, number) for name in names], None, 0
+        )
+
+
+def _as_cell(name: str, value: object, path: Path, number: int) -> str:
+    """Return a field of JSON lines as a cell.
+
+    Raises:
+        UsageError: it is a sentence, and no text.
+    """
+    if isinstance(value, str):
+        return value
+    if column_name(name).lower() in SENTENCES and value is not None:
+        raise UsageError(f"{shown(path)}, line {number}: '{visible(name, 40)}' is no text")
+    return "" if value is None else as_json(value)
 
 
 def read_table(path: Path, encoding: str = "") -> Table:
@@ -189,7 +210,8 @@ def read_table(path: Path, encoding: str = "") -> Table:
     rows = (_checked(row, path) for row in _table_cells(path, encoding) if row is not None)
     first = next(rows, None)
     header = first.cells if first else [""]
-    names = [name.strip().lower() for name in header]
+    names = _names(header)
+    refuse_twice([name for name in names if name in SENTENCES], shown(path))
     left, right = [], []
     scores: list[float] = []
     if len(header) == 2:  # bitext: the header may be absent
@@ -215,13 +237,20 @@ def read_table(path: Path, encoding: str = "") -> Table:
                 f"{path}, line {row.number}: {len(row.cells)} columns; "
                 f"the first line has {len(header)}"
             )
-        left.append(row.cells[columns[0]])
-        right.append(row.cells[columns[1]])
+        for texts, column in zip((left, right), columns, strict=True):
+            if not has_visible(row.cells[column]):
+                what = f"'{names[column]}'" if score is not None else f"column {column + 1}"
+                raise UsageError(f"{shown(path)}, line {row.number}: {what} is empty")
+            texts.append(row.cells[column])
         if score is not None:
             scores.append(_number(row.cells[score], path, row.number))
     if len(left) < 2:
         raise UsageError(f"{path}: {len(left)} pairs; at least two are needed")
     return Table(left, right, None if score is None else scores)
+
+
+def _names(cells: Sequence[str]) -> list[str]:
+    return [column_name(cell).lower() for cell in cells]
 
 
 def _checked(row: Cells, path: Path) -> Cells:
@@ -240,10 +269,15 @@ def read_labelled(path: Path, encoding: str = "") -> list[tuple[str, str]]:
     rows = []
     for number, row in _json_lines(path, encoding):
         text, label = row.get("text"), row.get("label")
-        if not isinstance(text, str) or not isinstance(label, str | int):
+        if "text" not in row or "label" not in row:
             raise UsageError(
                 f"{path}, line {number}: no 'text' and 'label'; it has: {', '.join(row)}"
             )
+        if not isinstance(text, str) or not isinstance(label, str | int):
+            name, kind = (
+                ("label", "text or whole number") if isinstance(text, str) else ("text",) * 2
+            )
+            raise UsageError(f"{path}, line {number}: '{name}' is no {kind}")
         rows.append((text, str(label)))
     if not rows:
         raise UsageError(f"{path}: it is empty")

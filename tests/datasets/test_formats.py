@@ -75,9 +75,26 @@ def test_judgements_are_those_of_beir_or_of_trec(line: str, tmp_path: Path) -> N
     assert judgement[1:] == ("q1", "d1", 1.0, "")
 
 
-@pytest.mark.parametrize("header", ["query-id\tcorpus-id\tscore", "qid\titer\tdocid\trel"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        "query-id\tcorpus-id\tscore",
+        "qid\titer\tdocid\trel",
+        "\n\nquery-id\tcorpus-id\tScore",
+        '"query-id"\t"corpus-id"\t"score"',
+    ],
+)
 def test_a_header_of_judgements_is_none_of_them(header: str, tmp_path: Path) -> None:
     assert len(list(judgements(write(tmp_path, "q.tsv", f"{header}\nq1\td1\t1\n")))) == 1
+
+
+@pytest.mark.parametrize("header", ["corpus-id\tquery-id\tscore", "docid\t0\tqid\trel"])
+def test_judgements_whose_columns_are_named_in_another_order_are_refused(
+    header: str, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "q.tsv", f"{header}\n1\t2\t1\n")
+    with pytest.raises(UsageError, match=r"its columns are .*; they must be query-id, corpus-id"):
+        list(judgements(path))
 
 
 @pytest.mark.parametrize("line", ["q1 d1", "q1\t0\td1\t1\t2", "a b c d"])
@@ -123,6 +140,43 @@ def test_scored_sentence_pairs_are_an_sts_set_in_every_table(
         (found,) = open_suite(spec).sets
         assert (found.kind, found.units, list(found.answers)) == ("sts", 3, [4.5, 1.0, 0.5])
         assert [text.text for text in found.parts[0].texts] == [left for left, *_ in STS]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.csv", "sentence1,sentence1,sentence2,score\na,b,c,1\n", "the same name, 'sentence1'"),
+        ("a.csv", "sentence1,sentence2,score\na,b,1\n,d,2\n", "line 3: 'sentence1' is empty"),
+        ("a.tsv", "one\ttwo\nthree\t\u200b\n", "line 2: column 2 is empty"),
+        ("a.jsonl", '{"sentence1":"a","sentence2":["b"],"score":1}\n', "'sentence2' is no text"),
+        ("a.jsonl", '{"sentence1":"a","sentence2":7,"score":1}\n', "'sentence2' is no text"),
+        ("a.jsonl", '{"sentence1":"a","sentence2":null,"score":1}\n', "'sentence2' is empty"),
+        ("a.jsonl", '{"text":"a","label":0.5}\n', "line 1: 'label' is no text or whole number"),
+        ("a.jsonl", '{"text":7,"label":"x"}\n', "line 1: 'text' is no text"),
+        (
+            "a.json",
+            '{"queries": {"q": ""}, "corpus": {"d": "x"}, "relevant_docs": {"q": ["d"]}}',
+            "the query 'q' is empty",
+        ),
+    ],
+)
+def test_what_is_no_text_of_a_set_is_refused_by_name(
+    name: str, data: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        open_suite(write(tmp_path, name, data))
+
+
+def test_a_quoted_mark_before_the_names_of_a_set_is_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", '"\ufeffsentence1",sentence2,score\na,b,1\nc,d,3\n')
+    (found,) = open_suite(path).sets
+    assert found.units == 2
+
+
+def test_a_judgement_that_stands_twice_names_no_unknown_id(tmp_path: Path) -> None:
+    parts = {"queries": {"q": "a"}, "corpus": {"d": "x"}, "relevant_docs": {"q": ["d", "d"]}}
+    (found,) = open_suite(write(tmp_path, "qa.json", json.dumps(parts))).sets
+    assert not found.left_out
 
 
 def test_other_tables_beside_the_sets_of_a_folder_are_none(tmp_path: Path) -> None:
