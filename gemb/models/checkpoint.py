@@ -23,7 +23,6 @@ from typing import Any
 
 from gemb.errors import UsageError
 from gemb.io.foreign import read_bytes
-from gemb.io.paths import is_inside
 from gemb.models.adapter import (
     CONFIG,
     adapter_in_words,
@@ -33,6 +32,7 @@ from gemb.models.adapter import (
     merged,
     sources,
 )
+from gemb.models.backbone import other_weights, stored_backbone
 from gemb.models.card import history_of, known_as, licence_of, reaching
 from gemb.models.config import (
     MOST_TOKENIZER,
@@ -52,6 +52,11 @@ from gemb.models.tensors import tensor_class
 
 # As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
 POOLINGS = {"mean": "mean", "first": "cls", "last": "lasttoken", "attention": "attention"}
+_DENSE_USUAL: dict[str, object] = {  # of a dense layer, as sentence-transformers 6 has them
+    "module_input_name": "sentence_embedding",
+    "module_output_name": "sentence_embedding",
+    "use_residual": False,
+}
 ATTENTION_HEADS = 4  # learned queries of attention pooling (arXiv 2509.20354, ablations)
 MODULE_SETTINGS = (  # of the Transformer module: the first that is there, as sentence-transformers
     "sentence_bert_config.json",
@@ -160,13 +165,13 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(file_of(folder, "config.json"))
     _check_modules(file_of(folder, "modules.json"))
     pooling = read_pooling(file_of(folder, "1_Pooling/config.json"))
-    tensors = _stored_backbone(base_of(folder))
+    tensors = stored_backbone(base_of(folder))
     dense = [dense_size(file_of(folder, f"{path}/config.json")) for path in ("2_Dense", "3_Dense")]
     own_files = ["1_Pooling"] if pooling == "attention" else []
     for path in [*own_files, "2_Dense", "3_Dense"]:
         weights = file_of(folder, f"{path}/model.safetensors")
         if not weights.is_file():
-            raise UsageError(f"{weights}: missing; gemb reads no pytorch_model.bin")
+            raise UsageError(f"{weights}: missing{other_weights(weights.parent)}")
         for name, tensor in read_header(weights).items():
             tensors[f"{path}.{name}"] = tensor
     (in_first, middle), (in_second, out) = dense
@@ -308,7 +313,8 @@ def _check_modules(path: Path) -> None:
         )
     try:
         modules = read_json_value(path)
-        kinds = [module["type"].rpartition(".")[2] for module in modules]
+        types = [str(module["type"]) for module in modules]
+        kinds = [kind.rpartition(".")[2] for kind in types]
         paths = [str(module["path"]) for module in modules]
     except (TypeError, KeyError, AttributeError) as error:
         raise UsageError(f"{path}: not a list of modules: {error}") from error
@@ -317,6 +323,12 @@ def _check_modules(path: Path) -> None:
         raise UsageError(
             f"{path}: modules {', '.join(kinds)}{without}; "
             "EmbeddingGemma has Transformer, Pooling, Dense, Dense, Normalize"
+        )
+    if strange := [kind for kind in types if not kind.startswith("sentence_transformers.")]:
+        raise UsageError(f"{path}: module {strange[0]} is code of its own, which gemb does not run")
+    if paths[0].strip("./"):
+        raise UsageError(
+            f"{path}: the Transformer is in {paths[0]}; gemb reads it beside this file"
         )
     expected = ["1_Pooling", "2_Dense", "3_Dense"]
     if paths[1:4] != expected:
@@ -327,7 +339,8 @@ def dense_size(path: Path) -> tuple[int, int]:
     """Return the widths in and out of a dense layer, from its config.json.
 
     Raises:
-        UsageError: it is missing or broken, or has a bias or an activation.
+        UsageError: it is missing or broken, has a bias or an activation, or takes or gives what is
+            no vector of a text.
     """
     raw = read_json(path)
     activation = str(raw.get("activation_function", "torch.nn.modules.activation.Tanh"))
@@ -335,6 +348,9 @@ def dense_size(path: Path) -> tuple[int, int]:
         raise UsageError(f"{path}: activation {activation}; gemb has Identity alone")
     if raw.get("bias", True):
         raise UsageError(f"{path}: a bias; EmbeddingGemma's dense layers have none")
+    for key, usual in _DENSE_USUAL.items():
+        if raw.get(key) not in (None, usual):
+            raise UsageError(f"{path}: {key} is {raw[key]!r}; gemb has {usual!r} alone")
     return whole_number(path, raw, "in_features"), whole_number(path, raw, "out_features")
 
 
@@ -347,31 +363,8 @@ def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
         UsageError: a file is missing or broken.
         Missing: an adapter's base is not here.
     """
-    tensors = _stored_backbone(base_of(folder))
+    tensors = stored_backbone(base_of(folder))
     return merged(folder, tensors) if is_adapter(folder) else tensors
-
-
-def _stored_backbone(folder: Path) -> dict[str, StoredTensor]:
-    whole = folder / "model.safetensors"
-    index = folder / "model.safetensors.index.json"
-    # As transformers: an index that is left beside a whole file is an old one.
-    if index.exists() and not whole.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise UsageError(f"{index}: weight_map must map tensors to files")
-        outside = [name for name in weight_map.values() if not is_inside(name)]
-        if outside:
-            raise UsageError(f"{index}: {outside[0]!r} is no file in the model folder")
-        files = [folder / name for name in sorted(set(weight_map.values()))]
-    else:
-        files = [whole]
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        if not file.is_file():
-            raise UsageError(f"{file}: missing from the model folder")
-        for name, tensor in read_header(file).items():
-            tensors[name.removeprefix("model.")] = tensor
-    return tensors
 
 
 def check_shapes(

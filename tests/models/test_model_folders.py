@@ -222,3 +222,60 @@ def test_a_folder_that_sentence_transformers_saved_gives_its_vectors(model, tmp_
     finally:
         encoder.close()
     np.testing.assert_allclose(vectors, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("2_Dense/config.json", "use_residual", True),
+        ("2_Dense/config.json", "module_input_name", "token_embeddings"),
+        ("3_Dense/config.json", "module_output_name", "other"),
+    ],
+)
+def test_a_dense_layer_that_computes_otherwise_is_refused(
+    model: Path, file: str, key: str, value: object
+) -> None:
+    edit(model / file, **{key: value})
+    with pytest.raises(UsageError, match=f"{file}: {key} is {value!r}"):
+        open_checkpoint(model)
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"type": "its_own.Transformer"}, "its_own.Transformer is code of its own"),
+        ({"path": "0_Transformer"}, "the Transformer is in 0_Transformer"),
+    ],
+)
+def test_a_transformer_of_its_own_code_or_folder_is_refused(
+    model: Path, entry: dict[str, str], words: str
+) -> None:
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0] |= entry
+    (model / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(UsageError, match=words):
+        open_checkpoint(model)
+
+
+def test_a_tensor_that_stands_twice_is_refused(model: Path) -> None:
+    tensors = load_file(model / "model.safetensors")
+    twice = tensors | {"model.norm.weight": -tensors["norm.weight"]}
+    save_file(twice, model / "model.safetensors")
+    with pytest.raises(UsageError, match=r"tensor norm.weight stands twice, in model.safetensors"):
+        open_checkpoint(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pytorch_model.bin", "pytorch_model.bin is a pickle.* save it again"),
+        ("model.fp16.safetensors", "model.fp16.safetensors is there: name it model.safetensors"),
+        ("model-00001-of-00002.safetensors", r"fetch model.safetensors.index.json"),
+    ],
+)
+def test_weights_under_another_name_are_named_with_the_way_out(
+    model: Path, name: str, words: str
+) -> None:
+    (model / "model.safetensors").rename(model / name)
+    with pytest.raises(UsageError, match=f"model.safetensors: missing .*{words}"):
+        open_checkpoint(model)
