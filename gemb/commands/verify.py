@@ -123,12 +123,24 @@ def _compare_files(a: Path, b: Path) -> tuple[Agreement, float]:
 
 def _read_texts(path: Path, encoding: str) -> tuple[str, ...]:
     from gemb.texts.contents import shown
-    from gemb.texts.lines import text_lines
+    from gemb.texts.inputs import Reading, read
+    from gemb.texts.records import Fields
+    from gemb.weights.measure import check_texts
 
-    texts = tuple(text for _, text in text_lines(str(path), encoding))
+    name = shown(str(path))
+    check_texts(str(path))
+    fields = Fields(title="title", title_may_lack=True)
+    reading = Reading(fields=fields, names_options=False, encoding=encoding)
+    texts: list[str] = []
+    for record in read([str(path)], reading):
+        if record is None or (record.error and record.error.code == "empty"):
+            continue
+        if record.error:
+            raise UsageError(f"{name}, {record.place}: {record.error.message}")
+        texts.append(record.text)
     if not texts:
-        raise UsageError(f"{shown(str(path))}: no text to compare the models on")
-    return texts
+        raise UsageError(f"{name}: no text to compare the models on")
+    return tuple(texts)
 
 
 def _table(agreement: Agreement) -> str:

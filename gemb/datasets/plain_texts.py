@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from gemb.datasets.columns import BadRow, Layout, known
@@ -20,12 +21,14 @@ from gemb.recipe.names import resolve_data
 from gemb.recipe.schema import Source
 from gemb.texts.contents import is_gzip, shown
 from gemb.texts.inputs import format_by_name
-from gemb.texts.lines import file_lines
+from gemb.texts.json_files import is_json_object, refuse_pretty
+from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import has_visible
 from gemb.texts.tables import json_value
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
 COUNTED = ("query", "positive", "negative", "title", "text")  # fields of JSON lines
+TABLES = ("csv", "tsv", "parquet")
 BATCH_CHARACTERS = 2_000_000
 
 
@@ -52,13 +55,13 @@ class Texts:
                 count += len(batch)
                 batch, size = [], 0
         if not batch and not count:
-            raise UsageError(f"{self.name}: no text in it (JSON fields: {', '.join(COUNTED)})")
+            raise UsageError(f"{self.name}: no text in it (fields: {', '.join(COUNTED)})")
         if batch:
             yield batch
 
 
 def counted_texts(path: Path, encoding: str = "") -> Texts:
-    """Return the texts of a file whose tokens are counted: its lines, or of JSON lines `COUNTED`.
+    """Return the texts of a file whose tokens are counted: its lines, or of rows `COUNTED`.
 
     Reading raises UsageError where the file is missing or broken.
 
@@ -70,19 +73,67 @@ def counted_texts(path: Path, encoding: str = "") -> Texts:
 
 
 def _counted(path: Path, encoding: str) -> Iterator[str]:
-    is_json = format_by_name(path) == "jsonl"
-    for line in file_lines(path, encoding):
+    form = format_by_name(path)
+    if form in TABLES:
+        yield from _counted_cells(path, encoding)
+        return
+    lines, is_json = (
+        _told(path, encoding) if form != "jsonl" else (file_lines(path, encoding), True)
+    )
+    for line in lines:
         if line.error:
             raise UsageError(f"{shown(path)}:{line.number}: {line.error.message}")
+        if not line.data or line.data.isspace():
+            continue
         if is_json:
             row, error = json_value(line.data, lenient=True)
             if error or not isinstance(row, dict):
                 reason = f": {error.message}" if error else ""
                 raise UsageError(f"{shown(path)}:{line.number}: no JSON object{reason}")
-            values = [row.get(name) for name in COUNTED]
-            yield from (_whole(value) for value in values if isinstance(value, str) and value)
-        elif line.data and not line.data.isspace():
+            yield from _fields_counted(row)
+        else:
             yield line.data.decode(errors="replace")
+
+
+def _counted_cells(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the texts of a table's rows."""
+    for row in open_file(path, Written(encoding)).rows():
+        if row.values is None:
+            raise UsageError(f"{shown(path)}:{row.number}: {row.reason}")
+        yield from _fields_counted(row.values)
+
+
+def _fields_counted(values: Mapping[str, object]) -> Iterator[str]:
+    texts = [values.get(name) for name in COUNTED]
+    yield from (_whole(text) for text in texts if isinstance(text, str) and text)
+
+
+def _told(path: Path, encoding: str) -> tuple[Iterator[Line], bool]:
+    """Return the lines of a file, and whether they are JSON lines by the first one.
+
+    Raises:
+        UsageError: they are JSON that is none of one object a line.
+    """
+    lines = file_lines(path, encoding)
+    peeked = _until_line(lines)
+    if not peeked:
+        return lines, False
+    first = peeked[-1]
+    if first.data.strip() in (b"{", b"["):
+        peeked += _until_line(lines)
+        refuse_pretty(first, peeked[-1], str(path), names_options=False)
+    is_json = is_json_object(first, str(path), names_options=False)
+    return chain(peeked, lines), is_json
+
+
+def _until_line(lines: Iterator[Line]) -> list[Line]:
+    """Return the next line that is not blank, and those before it."""
+    taken: list[Line] = []
+    for line in lines:
+        taken.append(line)
+        if line.error or line.data.strip():
+            break
+    return taken
 
 
 def _whole(text: str) -> str:

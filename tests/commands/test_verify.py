@@ -152,6 +152,20 @@ def test_texts_that_cannot_be_read_are_refused_with_their_line(gemb):
         assert message in answer.stderr
 
 
+def test_texts_are_read_as_in_all_commands(gemb):
+    (gemb.folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": ""}\n{"text": "two"}\n')
+    (gemb.folder / "texts.csv").write_text("id;text\n1;one\n2;two\n")
+    for name in ("texts.jsonl", "texts.csv"):
+        answer = gemb("verify", "--json", "--texts", name, "model.fake", "model.fake")
+        assert json.loads(answer.stdout)["count"] == 2
+    (gemb.folder / "pretty.json").write_text('{\n"text": "one"\n}\n')
+    answer = gemb("verify", "--texts", "pretty.json", "model.fake", "model.fake")
+    assert answer.returncode == 2
+    assert b"is a JSON object over several lines; of it make lines: jq -c . pretty.json\n" in (
+        answer.stderr
+    )
+
+
 def test_the_worst_text_keeps_its_quotes(gemb):
     (gemb.folder / "texts.txt").write_text("say 'nested\n")
     answer = gemb("verify", "--texts", "texts.txt", "model.fake", "model.fake")

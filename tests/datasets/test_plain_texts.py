@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pytest
 
-from gemb.datasets.plain_texts import PlainTexts
+from gemb.datasets.plain_texts import PlainTexts, counted_texts
 from gemb.errors import UsageError
 from gemb.recipe.schema import Source
 
@@ -111,3 +111,42 @@ class TestTokens:
         second = tokenized(texts(path), tokenizer, "digest", cache)
         assert (len(second), second.stamp != first.stamp) == (2, True)
         assert tokenized(texts(path), tokenizer, "other", cache).stamp != second.stamp
+
+
+def counted(path, data):
+    path.write_bytes(data if isinstance(data, bytes) else data.encode())
+    return list(counted_texts(path).read())
+
+
+def test_the_texts_of_tables_and_json_lines_are_counted_and_no_names_or_signs(tmp_path):
+    table = "id;text\n1;a lamp, red\n2;\n"
+    assert counted(tmp_path / "a.csv", table) == ["a lamp, red"]
+    assert counted(tmp_path / "a.tsv", "query\tpositive\turl\na\tb\tx\n") == ["a", "b"]
+    rows = '\n{"text": "a"}\n\n{"query": "b", "n": 1}\n'
+    for name in ("a.jsonl", "a.txt", "a.log"):
+        assert counted(tmp_path / name, rows) == ["a", "b"]
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a", None], "n": [1, 2]}), tmp_path / "a.parquet")
+    assert list(counted_texts(tmp_path / "a.parquet").read()) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ('{\n  "text": "one"\n}\n', "is a JSON object over several lines"),
+        ('[{"text": "one"}]\n', "is one JSON array"),
+        ('{"text": "one",\n "id": 1}\n', "first line is not a whole JSON object"),
+        (b"CDF\x01\0\0\0\0", "is binary, not text"),
+    ],
+)
+def test_what_is_no_text_is_not_counted(data, words, tmp_path):
+    with pytest.raises(UsageError, match=words) as refusal:
+        counted(tmp_path / "a.txt", data)
+    assert "-I lines" not in str(refusal.value)
+
+
+def test_a_table_with_a_column_of_texts_adapts(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,text\n1,a lamp\n")
+    assert list(texts(path).read()) == ["a lamp"]
