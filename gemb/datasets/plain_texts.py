@@ -24,7 +24,7 @@ from gemb.texts.inputs import format_by_name
 from gemb.texts.json_files import is_json_object, refuse_pretty
 from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import has_visible
-from gemb.texts.tables import json_value
+from gemb.texts.tables import json_value, table_rows
 
 LINES = (".txt", ".text", ".md")  # names of files whose lines are texts
 COUNTED = ("query", "positive", "negative", "title", "text")  # fields of JSON lines
@@ -96,11 +96,22 @@ def _counted(path: Path, encoding: str) -> Iterator[str]:
 
 
 def _counted_cells(path: Path, encoding: str) -> Iterator[str]:
-    """Yield the texts of a table's rows."""
-    for row in open_file(path, Written(encoding)).rows():
-        if row.values is None:
-            raise UsageError(f"{shown(path)}:{row.number}: {row.reason}")
-        yield from _fields_counted(row.values)
+    """Yield the texts of a table's rows: of `COUNTED` columns, or of the only one."""
+    if format_by_name(path) != "parquet":
+        cells = table_rows(file_lines(path, encoding), format_by_name(path), shown(path))
+        rows = (row for row in cells if row)
+        first = next(rows, None)
+        if first and not first.error and len(first.cells) == 1:
+            for row in rows:
+                if row.error or len(row.cells) != 1:
+                    reason = row.error.message if row.error else f"{len(row.cells)} columns, not 1"
+                    raise UsageError(f"{shown(path)}:{row.number}: {reason}")
+                yield _whole(row.cells[0])
+            return
+    for raw in open_file(path, Written(encoding)).rows():
+        if raw.values is None:
+            raise UsageError(f"{shown(path)}:{raw.number}: {raw.reason}")
+        yield from _fields_counted(raw.values)
 
 
 def _fields_counted(values: Mapping[str, object]) -> Iterator[str]:

@@ -72,6 +72,18 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def check_config(folder: Path) -> None:
+    """Refuse the weights of an adapter without its settings, which would be passed over.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if (folder / WEIGHTS).is_file() and not is_adapter(folder):
+        raise UsageError(
+            f"{folder}: {WEIGHTS} without {CONFIG}: fetch that, or move the adapter elsewhere"
+        )
+
+
 def has_weights(folder: Path) -> bool:
     """Return whether the folder holds a model's weights, or says where they are."""
     return any((folder / name).is_file() for name in _WHOLE)
@@ -264,6 +276,7 @@ class _Adapter:
         if self.layers is not None and not all(isinstance(n, int) for n in self.layers):
             raise UsageError(f"{path}: layers_to_transform must be numbers, not {layers!r}")
         self.changed = 0
+        self.whole: set[str] = set()  # modules that are replaced
 
     def in_words(self) -> str:
         count = f"{self.changed} matri{'ces' if self.changed != 1 else 'x'}"
@@ -314,6 +327,7 @@ class _Adapter:
                 f"{list(tensors[known].shape)}: the adapter is of another model"
             )
         tensors[known] = tensor
+        self.whole.add(known.rpartition(".")[0])
 
     def _change(
         self, module: str, base: StoredTensor, parts: Mapping[str, StoredTensor]
@@ -373,6 +387,12 @@ class _Adapter:
             raise UsageError(
                 f"{self.path.parent / WEIGHTS}: it holds no tensor of LoRA; fetch the adapter again"
             )
+        present = changed | self.whole
+        modules_of_base = {name.rpartition(".")[0] for name in self.base}
+        for name in self.replaced if isinstance(self.replaced, tuple) else ():
+            saved = {module for module in modules_of_base if _ends(module, (name,))}
+            if saved and not saved & present:
+                raise self._incomplete(name, "modules_to_save")
         if not isinstance(self.targets, tuple) or isinstance(self.excluded, str):
             return
         used = {target for target in self.targets if any(_ends(m, (target,)) for m in changed)}
@@ -381,10 +401,13 @@ class _Adapter:
             expected = len(tensor.shape) == 2 and _ends(module, used) and self._is_target(module)
             whole = isinstance(self.replaced, tuple) and _ends(module, self.replaced)
             if expected and not whole and module not in changed:
-                raise UsageError(
-                    f"{self.path.parent / WEIGHTS}: no tensors of {module}, which target_modules "
-                    "names; fetch the adapter again"
-                )
+                raise self._incomplete(module, "target_modules")
+
+    def _incomplete(self, module: str, key: str) -> UsageError:
+        return UsageError(
+            f"{self.path.parent / WEIGHTS}: no tensors of {module}, which {key} names; "
+            "fetch the adapter again"
+        )
 
     def _unknown(self, name: str) -> UsageError:
         return UsageError(

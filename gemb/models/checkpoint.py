@@ -27,6 +27,7 @@ from gemb.models.adapter import (
     CONFIG,
     adapter_in_words,
     base_of,
+    check_config,
     file_of,
     is_adapter,
     merged,
@@ -165,6 +166,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     config = read_config(file_of(folder, "config.json"))
     _check_modules(file_of(folder, "modules.json"))
     pooling = read_pooling(file_of(folder, "1_Pooling/config.json"))
+    check_config(folder)
     tensors = stored_backbone(base_of(folder))
     dense = [dense_size(file_of(folder, f"{path}/config.json")) for path in ("2_Dense", "3_Dense")]
     own_files = ["1_Pooling"] if pooling == "attention" else []
@@ -222,16 +224,21 @@ def _max_tokens(folder: Path, config: GemmaConfig) -> int:
     transformer = read_optional_json(path)
     if transformer.get("do_lower_case"):
         raise UsageError(f"{path}: do_lower_case is not supported")
+    tokenizer_path = file_of(folder, "tokenizer_config.json")
+    tokenizer = read_optional_json(tokenizer_path)
+    if tokenizer.get("truncation_side") not in (None, "right"):
+        raise UsageError(
+            f"{tokenizer_path}: truncation_side is {tokenizer['truncation_side']!r}; "
+            "gemb cuts long texts at their end: 'right'"
+        )
     for key in ("processor_kwargs", "tokenizer_args"):  # of version 6, and before it
         arguments = transformer.get(key)
         if isinstance(arguments, dict) and arguments.get("model_max_length") is not None:
             return min(most, _length(path, arguments, "model_max_length"))
     if transformer.get("max_seq_length") is not None:
         return min(most, _length(path, transformer, "max_seq_length"))
-    path = file_of(folder, "tokenizer_config.json")
-    tokenizer = read_optional_json(path)
     if tokenizer.get("model_max_length") is not None:
-        return min(most, _length(path, tokenizer, "model_max_length"))
+        return min(most, _length(tokenizer_path, tokenizer, "model_max_length"))
     return most
 
 
@@ -363,6 +370,7 @@ def backbone_tensors(folder: Path) -> dict[str, StoredTensor]:
         UsageError: a file is missing or broken.
         Missing: an adapter's base is not here.
     """
+    check_config(folder)
     tensors = stored_backbone(base_of(folder))
     return merged(folder, tensors) if is_adapter(folder) else tensors
 

@@ -122,6 +122,10 @@ def test_the_texts_of_tables_and_json_lines_are_counted_and_no_names_or_signs(tm
     table = "id;text\n1;a lamp, red\n2;\n"
     assert counted(tmp_path / "a.csv", table) == ["a lamp, red"]
     assert counted(tmp_path / "a.tsv", "query\tpositive\turl\na\tb\tx\n") == ["a", "b"]
+    assert counted(tmp_path / "b.csv", 'body\n"a lamp, red"\na kettle\n') == [
+        "a lamp, red",
+        "a kettle",
+    ]
     rows = '\n{"text": "a"}\n\n{"query": "b", "n": 1}\n'
     for name in ("a.jsonl", "a.txt", "a.log"):
         assert counted(tmp_path / name, rows) == ["a", "b"]

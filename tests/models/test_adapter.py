@@ -193,6 +193,22 @@ def test_modules_that_were_trained_whole_are_exchanged(tiny_model, tmp_path):
     assert_equal(folder, expected(tiny_model, tensors, dict.fromkeys(MODULES, 2.0)) | own)
 
 
+def test_a_module_that_was_trained_whole_and_is_not_there_is_named(tiny_model, tmp_path):
+    tensors = factors(tiny_model, dict.fromkeys(MODULES, RANK))
+    path = write_adapter(tmp_path / "a", tiny_model, tensors, modules_to_save=["norm", "lm_head"])
+    with pytest.raises(UsageError, match="no tensors of norm, which modules_to_save names"):
+        open_checkpoint(path)
+
+
+def test_weights_of_an_adapter_without_its_settings_are_not_passed_over(
+    tiny_model, adapter, tmp_path
+):
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "beside"))
+    shutil.copy(adapter / "adapter_model.safetensors", folder)
+    with pytest.raises(UsageError, match=r"adapter_model.safetensors without adapter_config"):
+        open_checkpoint(folder)
+
+
 @pytest.mark.parametrize(
     "wrapper", ["model.", "0.auto_model.", "0.model.", "model.language_model."]
 )

@@ -279,3 +279,11 @@ def test_weights_under_another_name_are_named_with_the_way_out(
     (model / "model.safetensors").rename(model / name)
     with pytest.raises(UsageError, match=f"model.safetensors: missing .*{words}"):
         open_checkpoint(model)
+
+
+def test_a_tokenizer_that_cuts_the_beginning_is_refused(model: Path) -> None:
+    edit(model / "tokenizer_config.json", truncation_side="left")
+    with pytest.raises(UsageError, match=r"tokenizer_config.json: truncation_side is 'left'"):
+        open_checkpoint(model)
+    edit(model / "tokenizer_config.json", truncation_side="right")
+    open_checkpoint(model)
