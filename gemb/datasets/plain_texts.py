@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from gemb.datasets.columns import BadRow, Layout, known
-from gemb.datasets.files import AS_USUAL, RawRow, Written
+from gemb.datasets.files import AS_USUAL, RawRow, Written, open_file
 from gemb.datasets.rows import KEPT_BAD, bad_row_stops
 from gemb.datasets.sources import Readable, name_of, open_readable, written_as
 from gemb.errors import UsageError
