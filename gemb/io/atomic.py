@@ -93,9 +93,15 @@ def new_file(target: Path) -> Iterator[Path]:
 
     Raises:
         UsageError: `target` is a folder.
+        OSError: it is a pipe or a device, or a link to one, which other programs need as it is; or
+            the disk refuses it.
     """
+    from gemb.io.paths import is_stream
+
     if target.is_dir():
         raise UsageError(f"{target} is a folder; name a file in it")
+    if is_stream(target):
+        raise OSError(errno.EINVAL, "no regular file", str(target))
     target = Path(os.path.realpath(target))
     part = target
     try:

@@ -276,3 +276,19 @@ def test_without_locks_on_the_disk_no_part_is_taken_for_a_leftover(tmp_path, mon
         pass
     assert leftovers(tmp_path) == []
     assert names(tmp_path) == [".f.1-0123abcd.part", "f"]
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(is_link, tmp_path):
+    """As root a link to /dev/null would replace the device for every program."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    target = tmp_path / "link" if is_link else pipe
+    if is_link:
+        target.symlink_to(pipe)
+    with pytest.raises(OSError, match="no regular file") as raised, new_file(target):
+        pytest.fail("it was taken")
+    assert raised.value.filename == str(target)
+    assert pipe.is_fifo()
+    with pytest.raises(OSError, match="no regular file"), new_file(Path("/dev/fd/99")):
+        pytest.fail("it was taken")
