@@ -53,7 +53,7 @@ def repository_folders(folder: str) -> tuple[Path, Path]:
             git = git.parent / os.fsdecode(data).removeprefix("gitdir:").strip()
         data = opened(git / "commondir", _LONGEST)
         return git, git / os.fsdecode(data).strip() if data else git
-    except (OSError, ValueError):  # a NUL in a name
+    except OSError:
         return git, git
 
 
@@ -107,6 +107,8 @@ def _of_environment() -> Iterator[tuple[str, str]]:
 
 
 def _expanded(path: str) -> str:
+    if "\0" in path:  # no user's name
+        return path
     return os.path.expanduser(path)  # noqa: PTH111 - unknown user
 
 

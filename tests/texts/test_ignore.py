@@ -317,3 +317,26 @@ def test_settings_and_rules_that_are_no_files_do_no_harm(here: Path, what: str) 
             case _:
                 path.symlink_to("/dev/zero")
     assert names(".") == ["x"]
+
+
+def test_settings_that_include_one_another_again_and_again_are_read_up_to_a_bound(
+    here: Path,
+) -> None:
+    write(here, "x", "y", content="text\n")
+    write(here, ".git/config", content="[include]\n" + "path = config\n" * 200)
+    write(here, "rules", content="y\n")
+    write(here.parent, "home/.gitconfig", content="[core]\nexcludesFile = rules\n")
+    began = time.process_time()
+    assert names(".") == ["rules", "x"]
+    assert time.process_time() - began < 8
+
+
+@pytest.mark.parametrize("name", ["a\0b", "~a\0b/c", "~", "a/" * 3000])
+def test_a_name_that_no_file_has_is_no_file_of_rules(here: Path, name: str) -> None:
+    write(here, "x")
+    write(here, ".git/config", content=f"[include]\npath = {name}\n[core]\nexcludesfile = {name}")
+    assert names(".") == ["x"]
+    (here / ".git/config").unlink()
+    (here / ".git").rmdir()
+    write(here, ".git", content=f"gitdir: {name}\n")
+    assert names(".") == ["x"]
