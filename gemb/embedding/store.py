@@ -15,6 +15,7 @@ float32.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -214,6 +215,9 @@ def _halves(keys: bytes) -> NDArray[np.uint64]:
 
 def _write(path: Path, start: int, data: bytes) -> None:
     """Make the file `start` bytes and then the data, on the disk."""
+    # A pipe would hold us up, and what a link leads to would be written over.
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.EINVAL, "no regular file", str(path))
     with naming(path), path.open("ab", buffering=0) as file:
         file.truncate(start)
         write_all(file.write, data)

@@ -33,6 +33,7 @@ corpus.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -44,6 +45,7 @@ from numpy.typing import NDArray
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.caches import search_cache
+from gemb.io.foreign import read_bytes
 from gemb.models.prompts import for_task
 from gemb.texts.records import Record
 
@@ -187,14 +189,16 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
         GembError: the model fails on them.
     """
     from gemb.embedding.store import key_of
+    from gemb.embedding.vectors import are_units
 
     prompt = for_task("query", encoder.profile.prompts)
     texts = [prompt.render(probe) for probe in PROBES]
     key = key_of("\0".join((encoder.profile.fingerprint, *texts))).hex()
     path = search_cache() / f"probes-{key}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError), path.open("rb") as file:
-        kept = np.lib.format.read_array(file, allow_pickle=False)
-        if kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32:
+    with contextlib.suppress(OSError, UsageError, ValueError, EOFError):
+        kept = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
+        is_right = kept.shape == (len(PROBES), encoder.profile.dim) and kept.dtype == np.float32
+        if is_right and are_units(kept, "f32", kept.shape[1]).all():
             return kept
     from gemb.embedding.text_vectors import NoVector, text_vectors
 
@@ -203,7 +207,7 @@ def probe_vectors(encoder: Encoder) -> NDArray[np.float32]:
         vectors, _ = text_vectors(records, encoder)
     except NoVector as error:
         raise GembError(f"which scores chance explains cannot be measured: {error}") from None
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, UsageError):  # something else has the name
         path.parent.mkdir(parents=True, exist_ok=True)
         with new_file(path) as part, part.open("wb") as file:
             np.save(file, vectors)

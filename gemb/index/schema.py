@@ -24,6 +24,7 @@ from gemb.errors import GembError, UsageError
 from gemb.index.drafts import DRAFTS, has_drafts
 from gemb.index.manifest import LARGEST
 from gemb.index.words import OLD_WORDS, WORDS, remake_words, version_of_words
+from gemb.io.foreign import check_database
 from gemb.io.locks import has_record_locks
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
@@ -325,6 +326,10 @@ def _connected(path: Path, how: str) -> sqlite3.Connection:
         if file.exists() and not file.is_file():  # SQLite would wait for a pipe, deaf to signals
             raise damaged(file, "it is no regular file")
     # `?`, `#` and `%` in a path would be read as the address' own.
+    try:
+        check_database(path)
+    except UsageError as error:
+        raise damaged(path, str(error)) from None
     has_locks = has_record_locks(path.parent)
     address = f"{path.absolute().as_uri()}?{how}{'' if has_locks else '&nolock=1'}"
     connection = sqlite3.connect(address, BUSY_S, isolation_level=None, uri=True)

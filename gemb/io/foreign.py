@@ -7,6 +7,7 @@ may be nested deeper than Python follows, and hold halves of characters that not
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -48,6 +49,21 @@ def open_regular(path: Path) -> BinaryIO:
     """
     check_regular(path)
     return path.open("rb")
+
+
+def check_database(path: Path) -> None:
+    """Refuse a database whose file, or one that SQLite reads beside it, is no regular one.
+
+    SQLite opens a journal and a log whatever they are, and waits for a pipe. What is missing is
+    right: the database may be new.
+
+    Raises:
+        OSError: one cannot be looked at.
+        UsageError: one is a folder, a pipe, a device or a socket, or a link without an end.
+    """
+    for end in ("", "-journal", "-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            check_regular(path.with_name(path.name + end))
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes:

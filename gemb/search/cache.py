@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from gemb.arrays import Rows, Vectors
 from gemb.embedding.store import VectorStore
 from gemb.embedding.vectors import VectorSpec
-from gemb.errors import GembError
+from gemb.errors import GembError, UsageError
+from gemb.io.foreign import check_database
 from gemb.io.machine import cores
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
@@ -90,10 +91,11 @@ class PassageTable:
             return
         try:
             self._open(folder)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, UsageError, sqlite3.Error) as error:
             self._give_up(error)
 
     def _open(self, folder: Path) -> None:
+        check_database(self._path)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             writable = [path for path in (folder, self._path) if path.exists()]
@@ -152,8 +154,8 @@ class PassageTable:
 
     def _give_up(self, error: Exception) -> None:
         """Go on without the table."""
-        reason = getattr(error, "strerror", None) or str(error)
-        note(f"the cache {self._path} cannot be used ({reason.lower()}); this search does without")
+        reason = str(error) if isinstance(error, UsageError) else _reason(error)
+        note(f"the cache {self._path} cannot be used ({reason}); this search does without")
         self.has_failed = True
         self.close()
 
@@ -232,6 +234,10 @@ class PassageTable:
                 f"the cache {self._path} cannot be written ({error}); "
                 "the next search reads the files again"
             )
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error).lower()
 
 
 def unpacked(passages: bytes) -> NDArray[Any]:

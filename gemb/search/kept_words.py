@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from gemb.arrays import Ints
+from gemb.errors import UsageError
 from gemb.index.words import words_table
 from gemb.io.atomic import new_file
+from gemb.io.foreign import read_bytes
 from gemb.search.corpus import Corpus
 from gemb.texts.words import VERSION
 
@@ -74,7 +76,7 @@ class KnownWords:
         new = len(self._rows) - self._saved
         if not self._path or new <= NEW * self._saved or len(self._rows) < LEAST:
             return
-        with contextlib.suppress(OSError, sqlite3.Error):
+        with contextlib.suppress(OSError, UsageError, sqlite3.Error):
             self.table.execute("BEGIN")
             self.table.executemany(
                 "INSERT INTO passages VALUES (?, ?)",
@@ -89,8 +91,9 @@ class KnownWords:
     def _kept(self) -> sqlite3.Connection | None:
         if not self._path:
             return None
-        with contextlib.suppress(OSError, sqlite3.Error, MemoryError, OverflowError):
-            data = self._path.read_bytes()
+        damage = (OSError, UsageError, sqlite3.Error, MemoryError, OverflowError)
+        with contextlib.suppress(*damage):
+            data = read_bytes(self._path, CRC_BYTES + MOST_BYTES)
             crc, data = data[:CRC_BYTES], data[CRC_BYTES:]
             if data and zlib.crc32(data).to_bytes(CRC_BYTES, "little") == crc:
                 table = _new_table()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -164,10 +165,32 @@ def test_the_probes_are_embedded_once_for_a_model(cache):
     assert len(list(cache.iterdir())) == 2
 
 
+def zeros(file):
+    """Return a file of vectors that are none."""
+    data = file.read_bytes()
+    return data[:128] + bytes(len(data) - 128)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+def test_something_else_under_the_name_of_the_probes_is_done_without(cache, kind):
+    vectors = probe_vectors(Encoder())
+    (file,) = cache.iterdir()
+    file.unlink()
+    os.mkfifo(file) if kind == "pipe" else file.mkdir()
+    assert np.array_equal(probe_vectors(Encoder()), vectors)
+
+
 def test_a_damaged_cache_of_probes_is_written_again(cache):
     vectors = probe_vectors(Encoder())
     (file,) = cache.iterdir()
-    for damage in (b"", b"PK\x03\x04 no archive", file.read_bytes()[:-5], b"\x93NUMPY"):
+    for damage in (
+        b"",
+        b"PK\x03\x04 no archive",
+        file.read_bytes()[:-5],
+        b"\x93NUMPY",
+        zeros(file),
+    ):
         file.write_bytes(damage)
         encoder = Encoder()
         assert np.array_equal(probe_vectors(encoder), vectors)

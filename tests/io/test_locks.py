@@ -166,3 +166,9 @@ def test_a_full_disk_takes_the_lock_without_the_name(tmp_path, monkeypatch):
     monkeypatch.setattr(locks.os, "pwrite", pwrite)
     with locked(tmp_path / LOCK, refuse):
         assert (tmp_path / LOCK).read_bytes() == b""
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_place_of_a_lock_holds_no_reader_up(tmp_path):
+    os.mkfifo(tmp_path / LOCK)
+    assert locks.has_record_locks(tmp_path) in (True, False)

@@ -235,3 +235,35 @@ def test_another_model_has_vectors_of_its_own(pets: Path, tmp_path: Path) -> Non
     assert files.missing(other.spec) == 3
     files.search(other.queries("cat"), other)
     assert files.missing(other.spec) == files.missing(SPEC) == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("file", ["keys.bin", "vectors.f16", "passages.sqlite-journal"])
+def test_a_pipe_in_the_cache_holds_no_search_up(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    cache = tmp_path / "cache"
+    first = search(str(pets), cache)
+    path = cache / file if file.startswith("passages") else cache / SPEC.fingerprint / file
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert search(str(pets), cache)[0] == first[0]
+    said = capsys.readouterr().err
+    assert "no regular file" in said
+    assert str(cache) in said
+    assert len(said.splitlines()) == 1
+
+
+def test_what_a_link_in_the_cache_leads_to_is_not_written_over(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    first = search(str(pets), cache)
+    path = cache / SPEC.fingerprint / "keys.bin"
+    path.unlink()
+    mine = tmp_path / "mine"
+    mine.write_bytes(b"mine")
+    path.symlink_to(mine)
+    assert search(str(pets), cache)[0] == first[0]
+    assert mine.read_bytes() == b"mine"
+    assert "no regular file" in capsys.readouterr().err
