@@ -339,6 +339,7 @@ def check_tokenizer(header: GgufHeader) -> dict[bytes, int]:
         array = data.get(f"tokenizer.ggml.{key}")
         if not isinstance(array, Array) or (array.type, array.length) != (kind, len(tokens)):
             raise wrong(header, f"tokenizer.ggml.{key} is not one {kind} for each token")
+    _check_scores(header)
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     _check_tokens(header, tokens, ids)
     _check_marks(header, ids)
@@ -368,13 +369,27 @@ def _check_tokenizer_kind(header: GgufHeader) -> None:
             raise wrong(header, f"tokenizer.ggml.{key} is set")
 
 
-def _check_marks(header: GgufHeader, ids: Mapping[bytes, int]) -> None:
-    """Refuse a file in whose texts `<eos>` or `<h1>` would not be found as they stand."""
-    array = header.metadata["tokenizer.ggml.token_type"]
+def _bytes_of(header: GgufHeader, key: str) -> memoryview:
+    """Return the bytes of an array, which is there."""
+    array = header.metadata[key]
     assert isinstance(array, Array), "it has been checked"
     with header.path.open("rb") as file:
         file.seek(array.begin)
-        types = memoryview(file.read(array.end - array.begin)).cast("i")
+        return memoryview(file.read(array.end - array.begin))
+
+
+def _check_scores(header: GgufHeader) -> None:
+    """Refuse scores by which llama.cpp would not find the tokens that the merges lead to."""
+    scores = _bytes_of(header, "tokenizer.ggml.scores").cast("f")
+    if not all(map(math.isfinite, scores)):
+        raise wrong(header, "a token has a score that is no number")
+    if len(set(scores)) == 1:
+        raise wrong(header, "all tokens have one score")
+
+
+def _check_marks(header: GgufHeader, ids: Mapping[bytes, int]) -> None:
+    """Refuse a file in whose texts `<eos>` or `<h1>` would not be found as they stand."""
+    types = _bytes_of(header, "tokenizer.ggml.token_type").cast("i")
     for mark in MARKS:
         number = ids.get(mark.encode())
         if number is not None and types[number] not in _FOUND:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -114,10 +114,38 @@ def _check_prefix(path: Path, text: str) -> None:
 
 
 def _check_patterns(path: Path, tokenizer: Tokenizer) -> None:
-    """Refuse regular expressions, which may take for ever on a text; Gemma's has none."""
+    """Refuse what may take for ever on a text: regular expressions, and steps that make it longer.
+
+    Gemma's has neither. It exchanges a space for one other character.
+    """
     for part in (tokenizer.normalizer, tokenizer.pre_tokenizer):
-        if part is not None and b'"Regex"' in part.__getstate__():
+        if part is None:
+            continue
+        state = part.__getstate__()
+        if b'"Regex"' in state:
             raise UsageError(f"{path}: a regular expression, which Gemma's tokenizer does not have")
+        for step in _steps(json.loads(state)):
+            if _lengthens(step):
+                raise UsageError(
+                    f"{path}: a step {step.get('type')} that makes texts longer, which Gemma's "
+                    "tokenizer does not have"
+                )
+
+
+def _steps(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the steps of a normalizer, or of what cuts a text before its tokens."""
+    inner = part.get("normalizers") or part.get("pretokenizers")
+    if inner is None:
+        yield part
+    for step in inner or ():
+        yield from _steps(step)
+
+
+def _lengthens(step: dict[str, Any]) -> bool:
+    """Return whether a step may make a text longer: a row of such steps makes it endless."""
+    if step["type"] == "Replace":
+        return len(step["content"]) > 1 or not step["pattern"]["String"]
+    return step["type"] in ("Prepend", "ByteLevel", "Precompiled")
 
 
 def _check_growth(path: Path, tokenizer: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,9 @@ U16, U32, F32, STRING, BOOL = (
         ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix is True"),
         ({"tokenizer.ggml.eos_token_id": 5000}, "eos_token_id is 5000 of 369 tokens"),
         ({"tokenizer.ggml.scores": [0.0, 1.0]}, "scores is not one float32 for each token"),
+        ({"tokenizer.ggml.scores": [math.nan] * 369}, "a token has a score that is no number"),
+        ({"tokenizer.ggml.scores": [*range(368), math.inf]}, "a score that is no number"),
+        ({"tokenizer.ggml.scores": [0.0] * 369}, "all tokens have one score"),
         ({"tokenizer.ggml.token_type": [1]}, "token_type is not one int32 for each token"),
         ({"tokenizer.ggml.tokens": ["a", "b"]}, "not one float32 for each token"),
         ({"gemb.matryoshka_dims": [48, 96]}, "matryoshka_dims"),

@@ -417,6 +417,36 @@ def test_a_regular_expression_in_a_tokenizer_is_not_run(folder: Path, part: str)
     assert "a regular expression, which Gemma's tokenizer does not have" in said
 
 
+LONGER = {
+    "normalizer": [
+        {"type": "Replace", "pattern": {"String": " "}, "content": "z" * 1_000_000},
+        {"type": "Replace", "pattern": {"String": ""}, "content": "z"},
+        {"type": "Prepend", "prepend": "z" * 1_000_000},
+    ],
+    "pre_tokenizer": [
+        {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": True,
+            "use_regex": False,
+        }
+    ],
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("part", "step"), [(p, step) for p in LONGER for step in LONGER[p]])
+def test_a_step_that_makes_texts_longer_is_not_run(folder: Path, part: str, step: dict):
+    names = {"normalizer": "normalizers", "pre_tokenizer": "pretokenizers"}
+    right = json.loads((folder / "tokenizer.json").read_text())[part]
+    for value in (step, {"type": "Sequence", names[part]: [right, *[step] * 30]}):
+        change_json(folder / "tokenizer.json", **{part: value})
+        said = refusal(lambda: load_tokenizer(folder / "tokenizer.json", 369))
+        assert f"a step {step['type']} that makes texts longer" in said
+    change_json(folder / "tokenizer.json", **{part: {"type": "Sequence", names[part]: [right]}})
+    load_tokenizer(folder / "tokenizer.json", 369)
+
+
 BROKEN = [
     ({"model": 5}, "model"),
     ({"model": {"type": "Unigram"}}, "a Unigram model; Gemma's tokenizer is BPE"),
