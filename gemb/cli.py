@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
@@ -96,6 +97,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGHUP, _terminate)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
         signal.signal(signal.SIGINT, _on_sigint)
+    _hide_warnings()
     if None in (sys.stdin, sys.stdout, sys.stderr):  # one was closed before the start
         from gemb.io.streams import stand_in_for_closed
 
@@ -119,6 +121,12 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError):  # stderr may be closed: the code is still returned
             click.echo(visible(f"gemb: {line}"), err=True)
     _leave(code)
+
+
+def _hide_warnings() -> None:
+    """Hide NumPy's warnings of numbers in damaged files; gemb looks at what is made of them."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore", RuntimeWarning)
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
@@ -210,8 +218,10 @@ def _memory_line(error: BaseException) -> str:
 
 def _os_line(error: OSError) -> str:
     """Return one line for what the operating system refused."""
+    from gemb.io.paths import is_nowhere
+
     is_relative = not os.path.isabs(os.fsdecode(error.filename or ""))  # noqa: PTH117
-    if isinstance(error, FileNotFoundError) and is_relative and _is_nowhere():
+    if isinstance(error, FileNotFoundError) and is_relative and is_nowhere():
         return "the current folder has been removed; cd to another one"
     where = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error)
@@ -221,12 +231,3 @@ def _os_line(error: OSError) -> str:
         errno.EACCES: "; check its permissions",
     }.get(error.errno or 0, "")
     return f"{where}{reason.lower()}{hint}"
-
-
-def _is_nowhere() -> bool:
-    """Return whether the current folder was removed."""
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        return True
-    return False

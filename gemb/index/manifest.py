@@ -21,7 +21,7 @@ from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.foreign import json_value
 from gemb.io.locks import LOCK
-from gemb.io.paths import current_folder
+from gemb.io.paths import current_folder, is_nowhere
 from gemb.io.text import visible
 from gemb.models.prompts import TASKS
 
@@ -289,6 +289,8 @@ def shown_path(path: str, base: str) -> str:
     if here == base or os.path.isabs(path):  # noqa: PTH117
         return path
     absolute = os.path.normpath(os.path.join(base, path))  # noqa: PTH118
+    if is_nowhere():
+        return absolute
     if absolute.startswith(here.rstrip("/") + "/"):
         return os.path.relpath(absolute, here)
     return absolute

@@ -80,6 +80,15 @@ def current_folder(paths: Iterable[str] = ()) -> str:
         raise
 
 
+def is_nowhere() -> bool:
+    """Return whether the current folder has been removed: no path begins there any more."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return True
+    return False
+
+
 def status_of(path: Path | int) -> os.stat_result | None:
     """Return the status of a path or a descriptor, None where there is nothing."""
     try:

@@ -344,6 +344,17 @@ def test_a_width_that_is_none_is_damage(work: Gemb) -> None:
         assert "manifest.json is damaged" in error(work, "search", "order", "i.gemb", code=5)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder"])
+@pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])
+def test_what_lies_beside_the_database_holds_no_command_up(work: Gemb, end: str, kind: str) -> None:
+    path = work.folder / f"i.gemb/rows.sqlite{end}"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path) if kind == "pipe" else path.mkdir()
+    for command in (("search", "order", "i.gemb"), ("index", "info", "i.gemb")):
+        assert "i.gemb/rows.sqlite is damaged" in error(work, *command, code=5)
+    assert f"rows.sqlite{end}" in error(work, "index", "sync", "i.gemb", code=5)
+
+
 def damage_vector(folder: Path, row: int, factor: float) -> None:
     vectors = np.fromfile(folder / "vectors.f16", "<f2").reshape(-1, 768)
     vectors[row] *= np.float16(factor)
@@ -351,7 +362,7 @@ def damage_vector(folder: Path, row: int, factor: float) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--hybrid"], ["--min-score", "-1", "-k", "0"]])
-@pytest.mark.parametrize("factor", [400, np.nan, 0, 0.5])
+@pytest.mark.parametrize("factor", [400, np.inf, np.nan, 0, 0.5])
 def test_a_search_ranks_no_damaged_vector(work: Gemb, more: list[str], factor: float) -> None:
     ask = ("search", "order", "i.gemb", "--json", *more)
     first = json.loads(out(work, *ask).splitlines()[0])

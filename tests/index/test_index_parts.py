@@ -103,3 +103,16 @@ def test_a_path_is_shown_as_one_types_it_here(
     monkeypatch.setattr("os.getcwd", lambda: here)
     assert shown_path(path, "/base") == shown
     assert path in kept_paths(shown, "/base")
+
+
+def test_a_kept_path_is_absolute_where_the_current_folder_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    assert shown_path("d/x", str(tmp_path / "gone")) == "d/x"
+    assert shown_path("d/x", str(tmp_path)) == f"{tmp_path}/d/x"
+    (tmp_path / "gone").rmdir()
+    assert shown_path("d/x", str(tmp_path)) == f"{tmp_path}/d/x"
+    monkeypatch.chdir("/")
+    assert shown_path("d/x", "/base") == "base/d/x"
