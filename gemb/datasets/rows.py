@@ -36,6 +36,7 @@ from gemb.datasets.sources import Readable, name_of, open_readable, written_as
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file, new_folder
 from gemb.io.caches import writable
+from gemb.io.foreign import read_bytes
 from gemb.io.locks import locked, waiting
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
@@ -403,7 +404,7 @@ def _content(files: Sequence[Path]) -> str:
 def _load(folder: Path, stamp: str, files: Sequence[Path]) -> About | None:
     """Return the index in a folder if it is of the source as it is now, else None."""
     try:
-        about = About(**orjson.loads((folder / ABOUT).read_bytes()))
+        about = About(**orjson.loads(read_bytes(folder / ABOUT)))
         if sizes(folder) != about.sizes:
             return None
         if about.stamp != stamp:
@@ -415,7 +416,7 @@ def _load(folder: Path, stamp: str, files: Sequence[Path]) -> About | None:
             about = dataclasses.replace(about, stamp=stamp)
             with contextlib.suppress(OSError), new_file(folder / ABOUT) as part:
                 part.write_bytes(orjson.dumps(about))
-    except (OSError, ValueError, TypeError):
+    except (OSError, UsageError, ValueError, TypeError):
         return None
     return about
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
 from gemb.arrays import Doubles
 from gemb.errors import UsageError
 from gemb.evaluation.metrics import LEAST_UNITS, Form, Interval, Statistic, interval
+from gemb.io.foreign import check_types
 
 MARK = "gemb_scores"  # the key of the format's version
 
@@ -198,7 +200,9 @@ class Scores:
             document = orjson.loads(path.read_bytes())
             if document.get(MARK) != 1:
                 raise ValueError
-            return _from_json(document)
+            scores = _from_json(document)
+            _check(scores)
+            return scores
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
                 f"{path}: no scores that gemb eval -o wrote (--json alone has not what a "
@@ -224,9 +228,45 @@ def _from_json(document: dict[str, Any]) -> Scores:
             for entry in document["sets"]
         ),
         sizes=tuple(Size(**size) for size in document["sizes"]),
-        rows=tuple(MetricRow(**row) for row in document["rows"]),
+        rows=tuple(
+            MetricRow(**{**row, "value": math.nan if row["value"] is None else row["value"]})
+            for row in document["rows"]
+        ),
         evidence=evidence,
     )
+
+
+def _check(scores: Scores) -> None:
+    """Refuse what `save` does not write: the file may be somebody else's.
+
+    Raises:
+        TypeError: a value is of another type.
+        ValueError: it is not allowed.
+        KeyError: a score of a set is missing.
+    """
+    for part in (scores, *scores.sets, *scores.rows):
+        check_types(type(part), vars(part))
+    for size in scores.sizes:
+        if not (type(size.dim) is int and size.dim > 0 and isinstance(size.dtype, str)):
+            raise ValueError("a size")
+    if not scores.sets or not scores.sizes:
+        raise ValueError("no scores")
+    main = {(row.set, row.metric, *_size(row)) for row in scores.rows}
+    for dataset in scores.sets:
+        if dataset.seed < 0:
+            raise ValueError("a fingerprint")
+        for size in scores.sizes:
+            if (dataset.name, dataset.metric, *size) not in main:
+                raise KeyError("a main score")
+            _check_statistic(scores.evidence[dataset.name, size])
+
+
+def _check_statistic(statistic: Statistic) -> None:
+    values, gold = statistic.values, statistic.gold
+    if statistic.form not in get_args(Form):
+        raise ValueError("a form")
+    if values.ndim != 1 or not len(values) or (gold is not None and gold.shape != values.shape):
+        raise ValueError("the values of a set")
 
 
 def check_target(path: Path) -> None:

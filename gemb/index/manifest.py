@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
-from gemb.io.foreign import json_value
+from gemb.io.foreign import check_types, json_value
 from gemb.io.locks import LOCK
 from gemb.io.paths import current_folder, is_nowhere
 from gemb.io.text import visible
@@ -27,7 +27,6 @@ from gemb.models.prompts import TASKS
 
 FORMAT = 2  # 1: that of version 0.1.0, without checksums of files and a count of slots
 DTYPES = ("f16", "int8", "f32")
-LARGEST = (1 << 63) - 1  # integer of SQLite
 MARK = "gemb index"
 NAME = "manifest.json"
 HALF = f".{NAME}."  # begins the name of one that a kill left half-written
@@ -36,19 +35,6 @@ _VECTORS = re.compile(r"vectors(\.[0-9]+)?\.(f16|f32|int8)")
 SPLITTING_OF_0_1 = 2  # gemb 0.1.0 did not keep it
 LIMIT = 16 << 20  # bytes; a coder's thresholds are the largest entry
 TASK_OF_ITS_OWN = "custom"  # of documents with a prompt of the user's own
-
-# Type of an entry, as its field is annotated -> whether a value is of it.
-_FITS: Mapping[str, Callable[[object], bool]] = {
-    "str": lambda value: isinstance(value, str),
-    "str | None": lambda value: value is None or isinstance(value, str),
-    "bool": lambda value: isinstance(value, bool),
-    "int": lambda value: type(value) is int and 0 <= value <= LARGEST,
-    "tuple[str, ...]": lambda value: (
-        isinstance(value, list | tuple) and all(isinstance(member, str) for member in value)
-    ),
-    "Mapping[str, object]": lambda value: isinstance(value, dict),
-    "Mapping[str, object] | None": lambda value: value is None or isinstance(value, dict),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,18 +162,6 @@ def read_manifest(folder: Path) -> Manifest:
     except (ValueError, KeyError, TypeError, ArithmeticError, UsageError):
         raise _damaged(path) from None
     return manifest
-
-
-def check_types(kind: type[Any], values: Mapping[str, object]) -> None:
-    """Refuse values that are not of the types of a dataclass's fields.
-
-    Raises:
-        TypeError: one is of another type.
-    """
-    for field in fields(kind):
-        fits = _FITS.get(str(field.type))
-        if fits and field.name in values and not fits(values[field.name]):
-            raise TypeError(f"{field.name} is no {field.type}")
 
 
 def _check(manifest: Manifest) -> None:

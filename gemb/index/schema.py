@@ -22,9 +22,8 @@ import orjson
 
 from gemb.errors import GembError, UsageError
 from gemb.index.drafts import DRAFTS, has_drafts
-from gemb.index.manifest import LARGEST
 from gemb.index.words import OLD_WORDS, WORDS, remake_words, version_of_words
-from gemb.io.foreign import check_database
+from gemb.io.foreign import LARGEST, check_database
 from gemb.io.locks import has_record_locks
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from gemb.embedding.formats.read import holds_vectors
 from gemb.errors import GembError, UsageError
-from gemb.index.manifest import check_types, is_index, real_path, shown_path
+from gemb.index.manifest import is_index, real_path, shown_path
+from gemb.io.foreign import check_types
 from gemb.io.text import visible
 from gemb.texts import INPUT_FORMATS, PASSAGE_KINDS, inputs
 from gemb.texts.contents import checked_encoding

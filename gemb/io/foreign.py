@@ -12,6 +12,8 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +22,23 @@ from gemb.io.atomic import naming
 from gemb.io.text import size_in_words
 
 MOST = 16 << 20  # bytes of a file of settings, or a model card
+
+LARGEST = (1 << 63) - 1  # whole number of SQLite, and of what gemb keeps
+
+# Type of an entry, as its field is annotated -> whether a value is of it.
+_FITS: Mapping[str, Callable[[object], bool]] = {
+    "str": lambda value: isinstance(value, str),
+    "str | None": lambda value: value is None or isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "int": lambda value: type(value) is int and 0 <= value <= LARGEST,
+    "float": lambda value: type(value) in (int, float),
+    "float | None": lambda value: value is None or type(value) in (int, float),
+    "tuple[str, ...]": lambda value: (
+        isinstance(value, list | tuple) and all(isinstance(member, str) for member in value)
+    ),
+    "Mapping[str, object]": lambda value: isinstance(value, dict),
+    "Mapping[str, object] | None": lambda value: value is None or isinstance(value, dict),
+}
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -82,6 +101,18 @@ def read_bytes(path: Path, most: int = MOST) -> bytes:
             f"{size_in_words(most)}; it is broken, or another file"
         )
     return data
+
+
+def check_types(kind: type[Any], values: Mapping[str, object]) -> None:
+    """Refuse values that are not of the types of a dataclass's fields.
+
+    Raises:
+        TypeError: one is of another type.
+    """
+    for field in fields(kind):
+        fits = _FITS.get(str(field.type))
+        if fits and field.name in values and not fits(values[field.name]):
+            raise TypeError(f"{field.name} is no {field.type}")
 
 
 def json_value(data: bytes, where: object, *, unique: bool = False) -> Any:  # noqa: ANN401

@@ -15,6 +15,7 @@ import orjson
 
 from gemb.errors import UsageError
 from gemb.io.atomic import naming, new_file, write_all
+from gemb.io.foreign import open_regular
 
 OPTIONS = orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
@@ -85,7 +86,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 def _whole_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (step, line with its end); broken lines may stand at the end alone."""
     broken = 0
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, 1):
             step = _step(line)
             if step is None:

@@ -38,6 +38,7 @@ from gemb.datasets.sets import open_suite
 from gemb.errors import Missing, UsageError
 from gemb.evaluation.scores import Scores
 from gemb.io.atomic import new_file
+from gemb.io.foreign import read_bytes
 from gemb.io.notes import is_quiet, note, quieter
 from gemb.recipe.file import dump
 from gemb.recipe.run_folder import RunFolder
@@ -313,7 +314,7 @@ def read_trials(path: Path) -> list[Trial]:
                 ),
                 score=float(entry["score"]),
             )
-            for entry in json.loads(path.read_bytes())["trials"]
+            for entry in json.loads(read_bytes(path))["trials"]
         ]
     except (ValueError, TypeError, KeyError) as error:
         raise UsageError(f"{path}: no mixtures that gemb train wrote: {error}") from error

@@ -16,6 +16,7 @@ import orjson
 from numpy.typing import NDArray
 
 from gemb.errors import UsageError
+from gemb.io.foreign import check_regular
 from gemb.training.log import read_metrics
 
 COLUMNS = ("loss", "lr", "grad_norm", "tokens", "tokens_per_s", "pairs_per_s", "data_s", "step_s")
@@ -241,14 +242,19 @@ def _recipe(text: str, path: Path) -> dict[str, Any]:
 
 
 def _text(path: Path) -> str:
-    return path.read_text("utf-8", "replace") if path.exists() else ""
+    return _bytes(path).decode("utf-8", "replace") if path.exists() else ""
+
+
+def _bytes(path: Path) -> bytes:
+    check_regular(path)  # a run may be somebody else's
+    return path.read_bytes()
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        document = orjson.loads(path.read_bytes())
+        document = orjson.loads(_bytes(path))
     except orjson.JSONDecodeError:
         raise UsageError(f"{path} is no JSON; remove it, or make it again") from None
     return document if isinstance(document, dict) else {}

@@ -374,6 +374,7 @@ def spoil(folder: Path, change: Callable[[Path], object]) -> None:
     "change",
     [
         lambda index: (index / "about.json").unlink(),
+        lambda index: ((index / "about.json").unlink(), os.mkfifo(index / "about.json")),
         lambda index: (index / "about.json").write_bytes(b'{"stamp":'),
         lambda index: (index / "rows.bin").write_bytes(b""),
         lambda index: os.truncate(index / "lines.jsonl", 10),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -191,3 +192,34 @@ def test_scores_are_read_only_from_a_file_that_has_the_evidence(tmp_path):
             Scores.load(path)
     with pytest.raises(UsageError, match=r"^no such file: .*gone.json$"):
         Scores.load(tmp_path / "gone.json")
+
+
+CHANGES = [
+    (("rows", 0, "dim"), []),
+    (("rows", 0, "value"), "x"),
+    (("sizes", 0, "dim"), [768]),
+    (("sizes",), []),
+    (("sets",), []),
+    (("sets", 0, "name"), "other"),
+    (("sets", 0, "fingerprint"), "-1"),
+    (("evidence", 0, "dtype"), -1),
+    (("evidence", 0, "form"), "median"),
+    (("evidence", 0, "values"), [[1.0]]),
+    (("evidence", 0, "gold"), [1.0]),
+    (("texts",), None),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), CHANGES)
+def test_scores_that_gemb_did_not_write_are_refused(place, value, tmp_path):
+    path = tmp_path / "scores.json"
+    scores({"a": np.linspace(0, 1, 12)}).save(path)
+    Scores.load(path)
+    document = json.loads(path.read_text())
+    part = document
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    path.write_text(json.dumps(document))
+    with pytest.raises(UsageError, match=r"scores.json: no scores that gemb eval -o wrote"):
+        Scores.load(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from gemb.evaluation.similarities import similarities
 from gemb.evaluation.verdict import verdict
 from gemb.training.log import MetricsLog
 from gemb.training.preflight import Lengths, Preflight, Rendered, SourceCheck
+from gemb.training.record import read_run
 from gemb.training.report import write_report
 from html_page import Page
 
@@ -432,3 +434,12 @@ def test_a_library_that_is_absent_is_named(run: Path, library: str, monkeypatch)
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(Missing, match=rf"a report requires {library}.*pip install 'gemb\[torch\]'"):
         write_report(run)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["recipe.yaml", "preflight.json", "metrics.jsonl"])
+def test_a_pipe_among_the_files_of_a_run_is_named(run: Path, name: str) -> None:
+    (run / name).unlink(missing_ok=True)
+    os.mkfifo(run / name)
+    with pytest.raises(UsageError, match=f"{name}: no regular file"):
+        read_run(run)
