@@ -320,15 +320,11 @@ def damaged(path: Path, reason: str) -> GembError:
 
 
 def _connected(path: Path, how: str) -> sqlite3.Connection:
-    for beside in ("", "-journal", "-wal", "-shm"):
-        file = path.with_name(path.name + beside)
-        if file.exists() and not file.is_file():  # SQLite would wait for a pipe, deaf to signals
-            raise damaged(file, "it is no regular file")
-    # `?`, `#` and `%` in a path would be read as the address' own.
     try:
         check_database(path)
     except UsageError as error:
         raise damaged(path, str(error)) from None
+    # `?`, `#` and `%` in a path would be read as the address' own.
     has_locks = has_record_locks(path.parent)
     address = f"{path.absolute().as_uri()}?{how}{'' if has_locks else '&nolock=1'}"
     connection = sqlite3.connect(address, BUSY_S, isolation_level=None, uri=True)

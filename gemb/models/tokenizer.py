@@ -158,7 +158,7 @@ def _check_growth(path: Path, tokenizer: Tokenizer) -> None:
         growth *= max(1.0, len(step.get("content", "")) / max(1, len(replaced)))
         if growth > _MOST_GROWTH or count > _MOST_STEPS:
             raise UsageError(
-                f"{path}: its normalizer makes a text over {_MOST_GROWTH} times as long, or has "
+                f"{path}: a normalizer that makes texts longer, over {_MOST_GROWTH} times, or has "
                 f"over {_MOST_STEPS} steps; that is no tokenizer of a model: fetch the file again"
             )
 

@@ -244,7 +244,7 @@ def test_a_pipe_in_the_place_of_a_file_of_sqlite_hangs_nothing(work: Gemb, besid
     os.mkfifo(path)
     for command in COMMANDS:
         line = error(work, *command, code=5)
-        assert f"rows.sqlite{beside} is " in line, line
+        assert f"rows.sqlite{beside}" in line, line
 
 
 @pytest.mark.timeout(60)
@@ -342,17 +342,6 @@ def test_a_width_that_is_none_is_damage(work: Gemb) -> None:
     for harm in ({"dim": "768"}, {"dim": 0}, {"dtype": "ubinary"}, {"prompt": None}, {"model": 1}):
         write_manifest(work.folder / "i.gemb", vectors={**manifest["vectors"], **harm})
         assert "manifest.json is damaged" in error(work, "search", "order", "i.gemb", code=5)
-
-
-@pytest.mark.parametrize("kind", ["pipe", "folder"])
-@pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])
-def test_what_lies_beside_the_database_holds_no_command_up(work: Gemb, end: str, kind: str) -> None:
-    path = work.folder / f"i.gemb/rows.sqlite{end}"
-    path.unlink(missing_ok=True)
-    os.mkfifo(path) if kind == "pipe" else path.mkdir()
-    for command in (("search", "order", "i.gemb"), ("index", "info", "i.gemb")):
-        assert "i.gemb/rows.sqlite is damaged" in error(work, *command, code=5)
-    assert f"rows.sqlite{end}" in error(work, "index", "sync", "i.gemb", code=5)
 
 
 def damage_vector(folder: Path, row: int, factor: float) -> None:

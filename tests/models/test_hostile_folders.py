@@ -211,7 +211,7 @@ def test_a_normalizer_that_makes_texts_longer_and_longer_is_refused(folder: Path
     doubling = {"type": "Replace", "pattern": {"String": "Q"}, "content": "QQ"}
     change_json(path, normalizer={"type": "Sequence", "normalizers": [doubling] * 40 + [right]})
     said = refusal(lambda: load_tokenizer(path, 10**6))
-    assert "its normalizer makes a text over 64 times as long" in said
+    assert "a normalizer that makes texts longer, over 64 times" in said
 
 
 def test_a_token_of_a_megabyte_is_refused(folder: Path):
@@ -442,7 +442,7 @@ def test_a_step_that_makes_texts_longer_is_not_run(folder: Path, part: str, step
     for value in (step, {"type": "Sequence", names[part]: [right, *[step] * 30]}):
         change_json(folder / "tokenizer.json", **{part: value})
         said = refusal(lambda: load_tokenizer(folder / "tokenizer.json", 369))
-        assert f"a step {step['type']} that makes texts longer" in said
+        assert "that makes texts longer" in said
     change_json(folder / "tokenizer.json", **{part: {"type": "Sequence", names[part]: [right]}})
     load_tokenizer(folder / "tokenizer.json", 369)
 
