@@ -5,13 +5,16 @@ import csv
 import dataclasses
 import io
 import json
+import os
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gemb.embedding.formats.base import FileLayout
-from gemb.embedding.formats.read import read_vectors
+from gemb.embedding.formats.read import open_vectors, read_vectors
 from gemb.embedding.formats.table import FORMATS
 from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import DTYPES, VectorSpec, packed, sidecar, unpacked
@@ -216,6 +219,97 @@ def test_files_that_hold_no_vectors_are_refused_in_one_line(tmp_path: Path) -> N
     refused("f.npy", flat.getvalue(), r"shape \[3\] is not \[rows, dim\]")
     with pytest.raises(UsageError, match="no such file"):
         read_vectors(tmp_path / "absent.npy")
+
+
+def npy_header(shape: tuple[int, ...], dtype: str = "<f4", *, by_columns: bool = False) -> bytes:
+    header = io.BytesIO()
+    about = {"descr": dtype, "fortran_order": by_columns, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, about)
+    return header.getvalue()
+
+
+def write_npz(path: Path, **members: bytes) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, data in members.items():
+            archive.writestr(f"{name}.npy", data)
+
+
+def test_an_encrypted_archive_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, vectors=unit_rows(2))
+    data = bytearray(path.read_bytes())
+    data[6] |= 1
+    data[data.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"no vectors can be read from it: File .* is encrypted"):
+        read_vectors(path)
+
+
+def test_an_archive_is_read_a_batch_at_a_time_however_much_it_holds(tmp_path: Path) -> None:
+    count = 100_000  # 300 MB
+    path = tmp_path / "a.npz"
+    write_npz(path, vectors=npy_header((count, 768)) + bytes(count * 768 * 4))
+    tracemalloc.start()
+    try:
+        reader = open_vectors(path)
+        assert sum(len(batch.numbers) for batch in reader.batches()) == count
+        assert tracemalloc.get_traced_memory()[1] < 128 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"vectors": npy_header((1, 1 << 30)) + bytes(9)}, "vectors has a row of 4.29 GB"),
+        ({"vectors": npy_header((9, 2)) + bytes(9)}, "vectors is shorter than its header says"),
+        ({"vectors": npy_header((1, 2)) + bytes(9)}, "vectors is longer than its header says"),
+        ({"vectors": npy_header((-1, 2))}, "vectors has the shape"),
+        ({"vectors": npy_header((1, 2)) + bytes(8), "ids": npy_header((0,))}, "different lengths"),
+        ({"vectors": npy_header((1, 2)) + bytes(8), "ids": npy_header(())}, "ids is no list"),
+        ({"vectors": b"", "meta": npy_header((), f"<U{1 << 28}") + b"{}"}, "meta is no text"),
+        (
+            {"vectors": npy_header((1 << 20, 768), by_columns=True) + bytes(9)},
+            "1048576 rows stored by columns of 3.22 GB",
+        ),
+    ],
+)
+def test_an_archive_whose_arrays_are_not_what_they_say_is_refused(
+    members: dict[str, bytes], message: str, tmp_path: Path
+) -> None:
+    write_npz(tmp_path / "a.npz", **members)
+    with pytest.raises(UsageError, match=message):
+        read_vectors(tmp_path / "a.npz")
+
+
+def test_an_archive_of_another_program_is_read_by_rows_and_by_columns(tmp_path: Path) -> None:
+    rows = unit_rows(5)
+    for order in ("C", "F"):
+        path = tmp_path / f"{order}.npz"
+        np.savez_compressed(
+            path, vectors=np.asarray(rows, order=order), ids=np.array(list("abcde"))
+        )
+        file = read_vectors(path)
+        np.testing.assert_array_equal(file.vectors, rows)
+        assert list(file.ids) == list("abcde")
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.f32"])
+def test_a_sidecar_that_is_no_small_regular_file_is_refused(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    np.save(tmp_path / "a.npy", unit_rows(2))
+    (tmp_path / "a.f32").write_bytes(unit_rows(2).tobytes())
+    beside = sidecar(path)
+    with beside.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(
+        UsageError, match=f"{beside.name}: 1.1e\\+03 GB, and such a file has at most"
+    ):
+        read_vectors(path)
+    beside.unlink()
+    os.mkfifo(beside)
+    with pytest.raises(UsageError, match=f"{beside.name}: no regular file"):
+        read_vectors(path)
 
 
 def test_json_lines_that_are_no_rows_of_one_width_are_refused_with_their_line(

@@ -6,11 +6,12 @@ A failed row is NaN, or zeros in int8 and ubinary; it is read back as the same.
 from __future__ import annotations
 
 import io
+import math
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from gemb.arrays import Vectors
 from gemb.embedding.formats.base import (
     BATCH,
+    BATCH_BYTES,
     Description,
     FileLayout,
     RowBatch,
@@ -32,8 +34,15 @@ from gemb.embedding.pipeline import OutputRow
 from gemb.embedding.vectors import NUMBERS, VectorSpec
 from gemb.io.atomic import naming, write_all
 from gemb.io.streams import AtomicFile, Output, Sink
+from gemb.io.text import size_in_words
 from gemb.texts.records import Id
 
+META = "meta"  # of an archive's arrays: the JSON text that describes the others
+MOST_BY_COLUMNS = 1 << 30  # bytes of such an array, which is read whole
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
 NPY_HEADER = 128  # bytes; numpy pads its header to a multiple of 64
 COPY = 1 << 20  # bytes at a time
 EPOCH = (1980, 1, 1, 0, 0, 0)  # a zip's first moment: equal runs give equal bytes
@@ -168,7 +177,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 
 class ArrayReader(VectorReader):
-    """Rows of one array, and their ids where there are any.
+    """Rows of one array.
 
     An array on the disk is mapped, so that a file of any size can be read.
     """
@@ -185,7 +194,7 @@ class NpyReader(ArrayReader):
     def __init__(self, path: Path) -> None:
         self.path = path
         self._array = np.lib.format.open_memmap(path, mode="r")
-        self.description = description_beside(path) or _plain(self._array)
+        self.description = description_beside(path) or _plain(self._array.shape)
         self.count = len(self._array)
 
 
@@ -204,35 +213,113 @@ class F32Reader(ArrayReader):
 
 
 class NpzReader(VectorReader):
-    """An archive of arrays, whose vectors are in memory while they are read."""
+    """An archive of arrays, read a batch at a time: it may hold far more than it is long."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with np.load(path, allow_pickle=False) as arrays:
-            self.description = (
-                Description.from_json(str(arrays["meta"]))
-                if "meta" in arrays
-                else _plain(arrays["vectors"])
-            )
+        with zipfile.ZipFile(path) as archive:
+            if f"{META}.npy" in archive.namelist():
+                with _Member(archive, META) as meta:
+                    self.description = Description.from_json(meta.text())
+            else:
+                with _Member(archive, "vectors") as vectors:
+                    self.description = _plain(vectors.shape)
 
     def _batches(self, fields: Collection[str] | None) -> Iterator[RowBatch]:
-        with np.load(self.path, allow_pickle=False) as arrays:
-            vectors, ids = arrays["vectors"], arrays.get("ids", None)
-        yield from _batches(vectors, ids)
+        with zipfile.ZipFile(self.path) as archive, ExitStack() as stack:
+            has_ids = "ids.npy" in archive.namelist()
+            names = ("vectors", "ids") if has_ids else ("vectors",)
+            members = [stack.enter_context(_Member(archive, name)) for name in names]
+            count = members[0].count
+            if any(member.count != count for member in members):
+                raise ValueError("its arrays are of different lengths")
+            step = min(member.most_rows for member in members)
+            for first in range(0, count, step):
+                rows, *ids = (member.rows(min(step, count - first)) for member in members)
+                texts = ids[0].tolist() if ids else ()
+                numbers = range(first + 1, first + 1 + len(rows))
+                described = [{"id": row_id} for row_id in texts] if ids else [{}] * len(rows)
+                yield RowBatch(numbers, described, rows, np.ones(len(rows), np.bool_))
+            for member in members:
+                member.check_end()
 
 
-def _batches(array: NDArray[Any], ids: NDArray[Any] | None = None) -> Iterator[RowBatch]:
+class _Member:
+    """An array of an archive, whose numbers are read in their order, so many at a time."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
+        self._name = name
+        self._file = archive.open(f"{name}.npy")
+        version = np.lib.format.read_magic(self._file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is a .npy of version {'.'.join(map(str, version))}")
+        self.shape, self._is_by_columns, self._dtype = _HEADERS[version](self._file)
+        if self._dtype.hasobject:
+            raise ValueError(f"Python objects in {name}")
+        if min(self.shape, default=0) < 0:
+            raise ValueError(f"{name} has the shape {list(self.shape)}")
+        self._row_bytes = math.prod(self.shape[1:]) * self._dtype.itemsize
+        self._is_by_columns &= len(self.shape) > 1
+
+    def __enter__(self) -> _Member:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._file.close()
+
+    @property
+    def count(self) -> int:
+        """How many rows it has."""
+        if not self.shape:
+            raise ValueError(f"{self._name} is no list")
+        return self.shape[0]
+
+    @property
+    def most_rows(self) -> int:
+        """How many rows may be read at once."""
+        if self._is_by_columns:
+            return max(1, self.count)
+        return max(1, min(BATCH, BATCH_BYTES // max(1, self._row_bytes)))
+
+    def rows(self, count: int) -> NDArray[Any]:
+        """Return the next rows; all of them, where they are stored by columns."""
+        shape = (count, *self.shape[1:])
+        most = MOST_BY_COLUMNS if self._is_by_columns else BATCH_BYTES
+        if count * self._row_bytes > most:
+            what = f"{count} rows stored by columns" if self._is_by_columns else "a row"
+            raise ValueError(f"{self._name} has {what} of {size_in_words(count * self._row_bytes)}")
+        flat = np.frombuffer(self._read(count * self._row_bytes), self._dtype)
+        return flat.reshape(shape, order="F" if self._is_by_columns else "C")
+
+    def text(self) -> str:
+        """Return the one text that it holds."""
+        if self.shape or self._dtype.kind != "U" or self._dtype.itemsize > BATCH_BYTES:
+            raise ValueError(f"{self._name} is no text")
+        data = np.frombuffer(self._read(self._dtype.itemsize), self._dtype)
+        self.check_end()
+        return str(data[0])
+
+    def check_end(self) -> None:
+        """Refuse more than the header says: only at its end the archive's checksum is compared."""
+        if self._file.read(1):
+            raise ValueError(f"{self._name} is longer than its header says")
+
+    def _read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ValueError(f"{self._name} is shorter than its header says")
+        return data
+
+
+def _batches(array: NDArray[Any]) -> Iterator[RowBatch]:
     for first in range(0, len(array), BATCH):
         rows = np.array(array[first : first + BATCH])
-        fields: list[dict[str, object]] = [{}] * len(rows)
-        if ids is not None:
-            fields = [{"id": row_id} for row_id in ids[first : first + BATCH].tolist()]
         numbers = range(first + 1, first + 1 + len(rows))
-        yield RowBatch(numbers, fields, rows, np.ones(len(rows), np.bool_))
+        yield RowBatch(numbers, [{}] * len(rows), rows, np.ones(len(rows), np.bool_))
 
 
-def _plain(array: NDArray[Any]) -> Description:
+def _plain(shape: Sequence[int]) -> Description:
     """Return the description of an array that nothing describes."""
-    if array.ndim != 2:
-        raise ValueError(f"shape {list(array.shape)} is not [rows, dim]")
-    return Description(dim=array.shape[1])
+    if len(shape) != 2:
+        raise ValueError(f"shape {list(shape)} is not [rows, dim]")
+    return Description(dim=shape[1])

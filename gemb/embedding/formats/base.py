@@ -34,6 +34,7 @@ from gemb.embedding.vectors import (
     unpacked,
 )
 from gemb.errors import UsageError
+from gemb.io.foreign import read_bytes
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
@@ -165,8 +166,7 @@ DAMAGE = (
     ArithmeticError,
     EOFError,
     LookupError,
-    NotImplementedError,
-    RecursionError,
+    RuntimeError,  # of a file that is encrypted, of a method that is not there, of deep JSON
     SyntaxError,
     TypeError,
     ValueError,
@@ -208,7 +208,7 @@ def description_beside(path: Path) -> Description | None:
         UsageError: gemb did not write the sidecar.
     """
     beside = sidecar(path)
-    return Description.from_json(beside.read_bytes()) if beside.is_file() else None
+    return Description.from_json(read_bytes(beside)) if beside.exists() else None
 
 
 def no_description(path: Path) -> UsageError:
