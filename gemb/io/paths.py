@@ -11,6 +11,8 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 
+MOST_NAME = 255  # bytes of a name in a folder that disks take
+MOST_PATH = 4095  # bytes of a path that the system takes
 LINKS = 40  # that Linux follows in one path
 EFFECTIVE_IDS = os.access in os.supports_effective_ids
 
@@ -113,7 +115,9 @@ def _hops(path: Path) -> Iterator[Path]:
 
 
 def is_inside(name: object) -> bool:
-    """Return whether a name that a file or a user gives leads to nothing outside its folder."""
+    """Return whether a name that a file or a user gives can be in its folder, and not outside."""
     if not isinstance(name, str) or not name or "\0" in name or name.startswith("/"):
         return False
-    return ".." not in name.split("/")
+    parts = name.encode("utf-8", "surrogatepass").split(b"/")
+    is_short = sum(map(len, parts), len(parts) - 1) <= MOST_PATH
+    return is_short and all(part != b".." and len(part) <= MOST_NAME for part in parts)

@@ -44,7 +44,8 @@ class HubName:
         for kind, name in (("revision", self.revision), ("file", self.file or "-")):
             if not is_inside(name):
                 raise UsageError(
-                    f"{self}: the {kind} '{name}' leaves the repository; write it as the hub does"
+                    f"{self}: the {kind} '{name}' leaves the repository, or is too long; "
+                    "write it as the hub does"
                 )
 
     def __str__(self) -> str:
@@ -81,7 +82,7 @@ def find(name: HubName) -> Path | None:
         return None
     if name.file:
         path = snapshot / name.file
-        return path if path.is_file() else None
+        return path if _is_file(path) else None
     return None if missing_files(snapshot) else snapshot
 
 
@@ -119,7 +120,7 @@ def missing_files(folder: Path) -> list[str]:
         needed += sorted({str(name) for name in weight_map.values()})
     else:
         needed.append("model.safetensors")
-    return [name for name in needed if not is_inside(name) or not (folder / name).is_file()]
+    return [name for name in needed if not is_inside(name) or not _is_file(folder / name)]
 
 
 def cached_names() -> Iterator[HubName]:
@@ -140,6 +141,14 @@ def cached_names() -> Iterator[HubName]:
 
 def _commits(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("snapshots/*"))
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether it is a file that one can see."""
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long, or its folder may not be entered
+        return False
 
 
 def _json(path: Path) -> object:

@@ -123,13 +123,22 @@ def test_modules_that_are_no_list_of_modules(folder: Path, modules: object):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/dev/zero", "a/../../b", "", 5, {}, [], None]
+    "name",
+    ["../x.safetensors", "/dev/zero", "a/../../b", "", 5, {}, [], None, "x" * 300, "y/" * 3000],
 )
 def test_weights_outside_the_folder_are_refused(folder: Path, name: object):
     index = {"weight_map": {"a": "model.safetensors", "b": name}}
     (folder / "model.safetensors").rename(folder / "part.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     assert f"{name!r} is no file in the model folder" in refusal(lambda: open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "\N{SNOWMAN}" * 90, "y/" * 2000 + "z"])
+def test_a_file_whose_name_no_disk_takes_is_missing(folder: Path, name: str):
+    index = {"weight_map": {"a": name}}
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert missing_files(folder) == [name]
 
 
 def test_a_module_outside_the_folder_is_missing(folder: Path):

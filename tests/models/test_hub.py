@@ -270,10 +270,11 @@ def test_sizes_are_shown_in_powers_of_ten(size, shown):
         "org/repo@../../../x:m.gguf",
         "org/repo@/etc",
         "org/repo:..",
+        f"org/repo:{'a' * 256}.gguf",
     ],
 )
 def test_a_name_that_leaves_the_repository_is_refused(reference: str):
-    with pytest.raises(UsageError, match="leaves the repository; write it as the hub does"):
+    with pytest.raises(UsageError, match="leaves the repository, or is too long; write it"):
         locate(reference)
 
 
