@@ -19,7 +19,7 @@ from gemb.io.atomic import leftovers
 from gemb.io.caches import cache_sizes, caches_folder, folder_size
 from gemb.io.machine import cores, memory
 from gemb.io.text import size_in_words
-from gemb.models.hub_cache import cache_folder, is_offline
+from gemb.models.hub_cache import cache_folder, is_offline, left_downloads
 from gemb.models.references import DEFAULT, bundled, bundled_draft, local_references, resolve
 from gemb.plugins import backends, candidates, describe
 
@@ -203,6 +203,7 @@ def _leftovers() -> Check:
     folders += [Path(parent) for parent, _, _ in os.walk(caches_folder())]
     for folder in folders:
         paths |= {os.path.realpath(path): path for path in leftovers(folder)}
+    paths |= {os.path.realpath(path): path for path in left_downloads()}
     if not paths:
         return Check("leftovers", True, "none")
     for path in paths.values():

@@ -11,6 +11,7 @@ import glob
 import hashlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,17 +22,20 @@ from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 from gemb.errors import GembError, Missing, UsageError
+from gemb.io.caches import folder_size
 from gemb.io.locks import lock_file
 from gemb.io.notes import note
 from gemb.io.paths import is_inside
 from gemb.io.text import size_in_words, visible
 from gemb.models.hub_cache import (
     ADAPTER,
+    PARTIAL,
     WEIGHTS,
     HubName,
     cache_folder,
     find,
     is_offline,
+    partial_blobs,
     repo_folder,
     snapshot_folder,
 )
@@ -167,9 +171,14 @@ def remove(name: HubName) -> int:
     cache = scan_cache_dir(cache_folder())
     repos = [repo for repo in cache.repos if repo.repo_path == folder]
     commits = [revision.commit_hash for repo in repos for revision in repo.revisions]
+    if not commits:  # a first download was stopped, or the library takes the folder for damaged
+        size = folder_size(folder)
+        shutil.rmtree(folder)
+        return size
+    size = sum(map(folder_size, partial_blobs(folder)))
     strategy = cache.delete_revisions(*commits)
     strategy.execute()
-    return int(strategy.expected_freed_size)
+    return size + int(strategy.expected_freed_size)
 
 
 def is_needed(name: str) -> bool:
@@ -341,7 +350,7 @@ def _fetch_blob(plan: PullPlan, file: HubFile) -> None:
 
 
 def _partial(blob: Path) -> Path:
-    return blob.with_name(f"{blob.name}.gemb-partial")
+    return blob.with_name(blob.name + PARTIAL)
 
 
 def _append_rest(plan: PullPlan, file: HubFile, stream: BinaryIO) -> None:

@@ -20,11 +20,13 @@ from pathlib import Path
 from gemb.errors import UsageError
 from gemb.io.caches import user_folder
 from gemb.io.foreign import json_value, read_bytes
+from gemb.io.locks import is_held
 from gemb.io.paths import is_inside
 
 PREFIX = "models--"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # a LoRA adapter, as PEFT saves it
+PARTIAL = ".gemb-partial"  # how the name of a blob that is being downloaded ends
 MOST_NAME = 4096  # bytes of a file in refs
 
 
@@ -137,6 +139,17 @@ def cached_names() -> Iterator[HubName]:
                 yield HubName(repo, "", revision)
             for path in sorted(snapshot.rglob("*.gguf")):
                 yield HubName(repo, path.relative_to(snapshot).as_posix(), revision)
+
+
+def partial_blobs(folder: Path) -> list[Path]:
+    """Return what downloads have written so far, of one repository, by their names."""
+    return sorted((folder / "blobs").glob(f"*{PARTIAL}"))
+
+
+def left_downloads() -> Iterator[Path]:
+    """Yield what downloads that were stopped left in the cache; the next one may go on with it."""
+    for folder in sorted(cache_folder().glob(PREFIX + "*")):
+        yield from (path for path in partial_blobs(folder) if not is_held(path))
 
 
 def _commits(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from fake_backend import write_model
 from gemb import doctor
 from gemb.doctor import BATCH_TOLERANCE, SELF_TEST_TEXTS
 from gemb.evaluation.agreement import compare
+from gemb.io.locks import locked
 from gemb.models.checkpoint import open_checkpoint
 from tiny_static import write_tiny_static
 
@@ -168,6 +169,16 @@ def test_what_killed_runs_left_is_named_with_its_size(gemb, tmp_path):
     assert found["detail"].startswith(".m.gguf.12-0123abcd.part 2.5 MB, ")
     for part in (".gemb-quantize-a_b1c2d3 0 B", ".rows-01.7-0123abcd.part 1 kB, of killed runs"):
         assert part in found["detail"]
+
+
+def test_what_a_stopped_download_left_is_named_unless_it_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    blob = tmp_path / "models--org--model" / "blobs" / "b1.gemb-partial"
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"12345")
+    assert f"{blob} 5 B" in doctor._leftovers().detail
+    with locked(blob, lambda holder: None):
+        assert str(blob) not in doctor._leftovers().detail
 
 
 def test_a_model_that_a_killed_run_moved_away_is_to_be_moved_back(gemb):

@@ -245,6 +245,28 @@ def test_a_removed_model_is_gone_and_another_revision_keeps_its_files(tmp_path, 
     assert not repo.exists()
 
 
+def test_a_download_that_never_came_to_a_snapshot_is_removed_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    blobs = tmp_path / "models--org--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / "b1.gemb-partial").write_bytes(b"12345")
+    assert remove(HubName("org/model")) == 5
+    assert not blobs.parent.exists()
+
+
+def test_what_a_stopped_download_left_beside_a_snapshot_is_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--org--model"
+    for folder in ("blobs", "refs", "snapshots/c1"):
+        (repo / folder).mkdir(parents=True)
+    (repo / "refs" / "main").write_text("c1")
+    (repo / "blobs" / "b1").write_bytes(b"1234567")
+    (repo / "blobs" / "b2.gemb-partial").write_bytes(b"12345")
+    (repo / "snapshots/c1/config.json").symlink_to("../../blobs/b1")
+    assert remove(HubName("org/model")) == 12
+    assert not repo.exists()
+
+
 def test_a_digest_is_gits_for_small_files(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(b"hello\n")
