@@ -36,7 +36,8 @@ IN_MEMORY = 1 << 48  # rows from here on are in memory
 BLOCK = 1 << 18  # numbers that are widened to float32 at once: 1 MB stays in a core's cache
 FEW = 8  # queries that are multiplied one by one
 HIGHEST = 1.01  # what no cosine of float16 vectors reaches
-SCHEMA = 4
+SCHEMA = 5
+_COLUMNS = "real, size, mtime_ns, ctime_ns, inode, flags, passages"
 BUSY_S = 10.0  # another search writes for milliseconds
 
 # One passage. Characters and lines fit: a file of 4 GB is no text.
@@ -178,26 +179,34 @@ class PassageTable:
             return {}
         path = os.fsencode(real)
         inside = path.rstrip(b"/") + b"/"
-        with self._failing():
-            rows = self._database.execute(
-                "SELECT real, size, mtime_ns, ctime_ns, inode, flags, passages, crc FROM files"
-                " WHERE rules = ?1 AND (real = ?2 OR (real > ?3 AND real < ?4))",
-                (self._rules, path, inside, inside[:-1] + b"0"),  # 0 follows the slash
+        return {
+            file.real: file._replace(titles="[]")  # of all files they would take much room
+            for file in self._whole_rows(
+                "(real = ?2 OR (real > ?3 AND real < ?4))",
+                (path, inside, inside[:-1] + b"0"),  # 0 follows the slash
             )
-            files = ((FileRow(*row), crc) for *row, crc in rows)
-            return {file.real: file for file, crc in files if zlib.crc32(file.passages) == crc}
-        return {}
+        }
 
     def titles(self, real: str) -> list[str]:
         """Return the titles of a file's passages."""
-        if self._database:
-            with self._failing():
-                row = self._database.execute(
-                    "SELECT titles FROM files WHERE rules = ? AND real = ?",
-                    (self._rules, os.fsencode(real)),
-                ).fetchone()
-                return list(json.loads(row[0])) if row else []
+        for file in self._whole_rows("real = ?2", (os.fsencode(real),)):
+            return list(json.loads(file.titles))
         return []
+
+    def _whole_rows(self, condition: str, values: tuple[bytes, ...]) -> Iterator[FileRow]:
+        """Yield the rows that a condition chooses, without those that are damaged."""
+        if not self._database:
+            return
+        with self._failing():
+            # As bytes, since SQLite refuses all rows for one that is no UTF-8.
+            rows = self._database.execute(
+                f"SELECT {_COLUMNS}, CAST(titles AS BLOB), crc FROM files"
+                f" WHERE rules = ?1 AND {condition}",
+                (self._rules, *values),
+            )
+            for *others, passages, titles, crc in rows:
+                if _crc(others, passages, titles) == crc:
+                    yield FileRow._make((*others, passages, titles.decode()))
 
     def put(self, rows: Sequence[FileRow]) -> None:
         """Store files, except those that may change again with the same size and time."""
@@ -205,7 +214,10 @@ class PassageTable:
         settled = [row for row in rows if row.stamp.is_settled(now)]
         self._change(
             "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [(self._rules, *row, zlib.crc32(row.passages)) for row in settled],
+            [
+                (self._rules, *row, _crc(row[:-2], row.passages, row.titles.encode()))
+                for row in settled
+            ],
         )
 
     def forget(self, paths: Iterable[bytes]) -> None:
@@ -238,6 +250,15 @@ class PassageTable:
 
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error).lower()
+
+
+def _crc(others: Sequence[object], passages: object, titles: object) -> int | None:
+    """Return the CRC-32 of a row's columns, types and all; None: one is not of its type."""
+    if not isinstance(passages, bytes) or not isinstance(titles, bytes):
+        return None
+    if len(passages) % FIELDS.itemsize:
+        return None
+    return zlib.crc32(passages, zlib.crc32(titles, zlib.crc32(repr(tuple(others)).encode())))
 
 
 def unpacked(passages: bytes) -> NDArray[Any]:

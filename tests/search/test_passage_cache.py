@@ -105,6 +105,44 @@ def test_a_row_with_a_flipped_bit_is_made_anew(pets: Path, tmp_path: Path) -> No
     assert search(str(pets), cache) == (first[0], 0)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "titles = '[1'",
+        "titles = 5",
+        "titles = NULL",
+        "titles = CAST(x'ff' AS TEXT)",
+        "titles = '[\"another\"]'",
+        "passages = CAST('abc' AS TEXT)",
+        "passages = NULL",
+        "passages = 7",
+        "passages = x'00', crc = 0",
+        "flags = 1",
+        "flags = 'a'",
+        "mtime_ns = mtime_ns + 1",
+        "inode = x'00'",
+        "crc = 'x'",
+    ],
+)
+def test_a_row_that_is_not_as_it_was_written_is_as_none(
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    cache = tmp_path / "cache"
+    first = search(str(pets), cache)
+    table = PassageTable(cache, "auto")
+    real = str(pets / "cat.txt")
+    before = table.under(str(pets))
+    assert os.fsencode(real) in before
+    database = sqlite3.connect(cache / "passages.sqlite", isolation_level=None)
+    database.execute(f"UPDATE files SET {change} WHERE real = ?", (os.fsencode(real),))
+    database.close()
+    assert table.under(str(pets)).keys() == before.keys() - {os.fsencode(real)}
+    assert table.titles(real) == []
+    assert search(str(pets), cache) == (first[0], 0)
+    assert table.under(str(pets)) == before
+    assert capsys.readouterr().err == ""
+
+
 def test_a_table_of_an_older_version_is_replaced(pets: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()
