@@ -282,23 +282,23 @@ def readable(path: Path) -> Iterator[None]:
 
 def explained(path: Path, error: sqlite3.Error) -> GembError:
     """Return what SQLite says of a database in words for the user."""
-    words = str(error)
-    shown = visible(str(path))
-    if "full" in words:
-        return GembError(f"{shown}: no space left; free some, or write elsewhere")
-    if "disk I/O" in words:  # also a limit on the size of files
-        hint = "is the disk full, a limit (ulimit -f) reached, or the disk failing?"
-        return GembError(f"{shown}: the system did not read or write it; {hint}")
-    if "readonly" in words:
-        return GembError(f"{shown} cannot be written to; check its permissions")
-    if "locked" in words:
-        return GembError(f"{shown} is locked by another process; try again")
-    if "unable to open" in words:
-        folder = visible(str(path.parent))
-        return GembError(f"{shown} cannot be opened; check the permissions of {folder}")
-    folder = visible(str(path.parent))
+    shown, folder = visible(str(path)), visible(str(path.parent))
+    # Not by its words, which quote what the database holds. Python's own errors have no code: they
+    # are of values that it cannot take.
+    match getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return GembError(f"{shown}: no space left; free some, or write elsewhere")
+        case sqlite3.SQLITE_IOERR:  # also a limit on the size of files
+            hint = "is the disk full, a limit (ulimit -f) reached, or the disk failing?"
+            return GembError(f"{shown}: the system did not read or write it; {hint}")
+        case sqlite3.SQLITE_READONLY:
+            return GembError(f"{shown} cannot be written to; check its permissions")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return GembError(f"{shown} is locked by another process; try again")
+        case sqlite3.SQLITE_CANTOPEN:
+            return GembError(f"{shown} cannot be opened; check the permissions of {folder}")
     hint = f"gemb index verify {folder} says what is left" if path.is_file() else "build it anew"
-    return GembError(f"{shown} is damaged ({visible(words)}); {hint}")
+    return GembError(f"{shown} is damaged ({visible(str(error))}); {hint}")
 
 
 def check_has_drafts(connection: sqlite3.Connection, path: Path) -> None:

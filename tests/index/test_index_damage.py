@@ -8,6 +8,7 @@ import random
 import shutil
 import sqlite3
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from fake_backend import Gemb, write_model
 from gemb.errors import GembError
 from gemb.index.manifest import _checksum
+from gemb.index.schema import explained
 from gemb.index.verify import verify
 from index_cases import error, inside, out
 
@@ -523,3 +525,35 @@ def test_of_two_rows_with_one_id_none_is_taken_without_a_word(gemb: Gemb) -> Non
     done = gemb("index", "rm", "i.gemb", "1", "--yes")
     assert done.stdout.startswith(b"-2 rows")
     assert b"2 rows have the id '1'" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["a full moon", "a locked door", "disk I/O, readonly"])
+def test_a_damaged_cell_is_damage_whatever_its_words(work: Gemb, words: str) -> None:
+    database = sqlite3.connect(work.folder / "i.gemb" / "rows.sqlite")
+    with database:
+        cell = words.encode().hex() + "ff"
+        database.execute(f"UPDATE rows SET text = CAST(x'{cell}' AS TEXT)")
+    database.close()
+    line = error(work, "search", "order", "i.gemb", code=5)
+    assert "rows.sqlite is damaged (Could not decode to UTF-8" in line
+
+
+def test_what_sqlite_says_of_the_system_is_said_by_its_code(tmp_path: Path) -> None:
+    path = tmp_path / "rows.sqlite"
+
+    def said(write: Callable[[], object]) -> str:
+        with pytest.raises(sqlite3.Error) as raised:
+            write()
+        return str(explained(path, raised.value))
+
+    absent = tmp_path / "absent" / "rows.sqlite"
+    assert "cannot be opened; check" in said(lambda: sqlite3.connect(absent))
+    database = sqlite3.connect(path, isolation_level=None, timeout=0)
+    database.execute("CREATE TABLE t(a)")
+    database.execute("PRAGMA max_page_count = 3")
+    many = "INSERT INTO t VALUES (zeroblob(100000))"
+    assert "no space left" in said(lambda: database.execute(many))
+    reader = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0)
+    assert "cannot be written to" in said(lambda: reader.execute(many))
+    database.execute("BEGIN EXCLUSIVE")
+    assert "is locked by another" in said(lambda: reader.execute("SELECT * FROM t"))
