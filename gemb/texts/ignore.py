@@ -7,6 +7,7 @@ they are looked for: ripgrep's manual.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -15,7 +16,18 @@ from pathlib import Path
 
 from gemb.texts.contents import BOM
 from gemb.texts.git_settings import Failed, excludes_file, opened, repository_folders
-from gemb.texts.patterns import Automaton, PathAutomaton, Wild, spellings, tokens
+from gemb.texts.patterns import (
+    MOST_ROOM,
+    MOST_TOKENS,
+    Automaton,
+    PathAutomaton,
+    Token,
+    TooLong,
+    Wild,
+    room_of,
+    spellings,
+    tokens,
+)
 
 _SPECIAL = re.compile(r"[*?\[\\]")
 _SPECIAL_LINES = re.compile(r"^.*(?:[*?\[\\].*| )$", re.MULTILINE)
@@ -41,6 +53,8 @@ class Rules:
         self._beginnings: dict[str, list[int]] = {}
         self._middles: dict[str, list[int]] = {}
         self._signs: tuple[str, ...] = ("", "!")  # of the lines
+        self._room = MOST_ROOM  # that is left for the automata
+        self._passed_over: dict[str, None] = {}  # why
         self._by_name = Automaton()
         self._by_path = PathAutomaton()
         for number, (rule, is_out) in enumerate(rules):
@@ -83,7 +97,11 @@ class Rules:
         pattern = rule.removesuffix("/")
         is_of_folders = pattern != rule
         is_path = "/" in pattern
-        parts = tokens(pattern.removeprefix("/"), is_path=is_path)
+        try:
+            parts = tokens(pattern.removeprefix("/"), is_path=is_path)
+        except TooLong:
+            self._passed_over[f"a pattern of more than {MOST_TOKENS:,} parts"] = None
+            return
         if parts is None:
             return
         if is_path and parts[:2] == [Wild.FOLDERS, "/"]:  # of any folder, as a name is
@@ -93,14 +111,30 @@ class Rules:
         if not parts:
             return
         if is_path:
-            self._by_path.add(parts, value, is_of_folders=is_of_folders)
+            self._hold(self._by_path, parts, value, is_of_folders=is_of_folders)
             return
         before, after = parts[0] is Wild.SOME, len(parts) > 1 and parts[-1] is Wild.SOME
         texts = list(spellings(parts[before : len(parts) - after]))
         for text in texts:
             self._put(self._table(before, after), text, value, is_of_folders=is_of_folders)
         if not texts:
-            self._by_name.add(parts, value, is_of_folders=is_of_folders)
+            self._hold(self._by_name, parts, value, is_of_folders=is_of_folders)
+
+    def _hold(
+        self, automaton: Automaton, parts: Sequence[Token], value: int, *, is_of_folders: bool
+    ) -> None:
+        """Give a pattern to an automaton, as long as there is room."""
+        self._room -= room_of(parts)
+        if self._room < 0:
+            self._passed_over[f"what follows {MOST_ROOM:,} characters of patterns"] = None
+            return
+        automaton.add(parts, value, is_of_folders=is_of_folders)
+
+    @property
+    def passed_over(self) -> str:
+        """Which rules do not hold since they would take too much memory, in words; mostly empty."""
+        reasons = " and ".join(self._passed_over)
+        return f"{reasons} is passed over" if reasons else ""
 
     def _table(self, before: object, after: object) -> dict[str, list[int]]:
         """Return where a text with a star before or after it is looked up."""
@@ -292,4 +326,7 @@ def _read(path: Path, failed: Failed) -> Rules:
     except OSError as error:
         failed(str(path), error)
         return Rules(())
-    return Rules.of_file(data or b"")
+    rules = Rules.of_file(data or b"")
+    if rules.passed_over:
+        failed(str(path), OSError(errno.E2BIG, rules.passed_over))
+    return rules

@@ -31,7 +31,14 @@ _CLASSES = {  # of ASCII, as git has them
     "upper": ("AZ",),
     "xdigit": ("09", "AF", "af"),
 }
+MOST_TOKENS = 4096  # of a pattern; a path has so many bytes
+MOST_ROOM = 1 << 20  # of the patterns of a file, as `room_of` counts it
+_CLASS_ROOM = 16  # each class is asked about each character
 _MOST_SPELLINGS = 16  # of a pattern with classes, such as *.py[cod]: that many are looked up
+
+
+class TooLong(ValueError):
+    """A pattern has more than `MOST_TOKENS` tokens."""
 
 
 class Wild(Enum):
@@ -64,6 +71,9 @@ def tokens(pattern: str, *, is_path: bool) -> list[Token] | None:
     Args:
         pattern: without `!`, the slash at its beginning and the one at its end.
         is_path: it is held against a path, not a name.
+
+    Raises:
+        TooLong: they are too many.
     """
     # git compares what stands before the first special character by itself, and takes ** there for
     # one at a beginning: foo**/bar is foobar, too.
@@ -71,6 +81,8 @@ def tokens(pattern: str, *, is_path: bool) -> list[Token] | None:
     parts: list[Token] = [pattern[:start]] if start else []
     at, size = start, len(pattern)
     while at < size:
+        if len(parts) > MOST_TOKENS:
+            raise TooLong
         match pattern[at]:
             case "*":
                 is_first = at == start or pattern[at - 1] == "/"
@@ -121,7 +133,7 @@ def _one_of(pattern: str, at: int) -> tuple[OneOf, int] | None:
     size = len(pattern)
     is_negated = at < size and pattern[at] in "!^"
     at += is_negated
-    ranges: list[str] = []
+    ranges: dict[str, None] = {}  # a class of a megabyte has few that differ
     before = ""  # a character that may begin a range
     is_first = True
     while at < size and (is_first or pattern[at] != "]"):
@@ -132,14 +144,14 @@ def _one_of(pattern: str, at: int) -> tuple[OneOf, int] | None:
             if at == size:
                 return None
             before = pattern[at]
-            ranges.append(before * 2)
+            ranges[before * 2] = None
         elif character == "-" and before and at + 1 < size and pattern[at + 1] != "]":
             at += 1
             if pattern[at] == "\\":
                 at += 1
                 if at == size:
                     return None
-            ranges.append(before + pattern[at])
+            ranges[before + pattern[at]] = None
             before = ""
         elif character == "[" and at + 1 < size and pattern[at + 1] == ":":
             end = pattern.find("]", at + 2)
@@ -147,13 +159,21 @@ def _one_of(pattern: str, at: int) -> tuple[OneOf, int] | None:
             named = ("[[",) if before else _CLASSES.get(pattern[at + 2 : end - 1])
             if end < 0 or named is None:
                 return None
-            ranges += named
+            ranges |= dict.fromkeys(named)
             at = at if before else end
         else:
             before = character
-            ranges.append(character * 2)
+            ranges[character * 2] = None
         at += 1
     return (OneOf(tuple(ranges), is_negated), at + 1) if at < size else None
+
+
+def room_of(parts: Sequence[Token]) -> int:
+    """Return how much of `MOST_ROOM` a pattern takes."""
+    return sum(
+        len(part) if isinstance(part, str) else _CLASS_ROOM if isinstance(part, OneOf) else 1
+        for part in parts
+    )
 
 
 def spellings(parts: Sequence[Token]) -> Iterator[str]:

@@ -205,6 +205,8 @@ class _Walker:
         globs = [(glob.removeprefix("!"), glob.startswith("!")) for glob in how.globs]
         self._globs = Rules(globs)  # of paths as the user types them
         self._globs_below = Rules(globs)  # of paths relative to the root
+        if self._globs.passed_over:
+            skipped.failure("-g", self._globs.passed_over)
         self._above: set[tuple[int, int]] = set()  # folders that were gone through
         self._start = 0  # of a path relative to the root in an absolute one
         self._needs_glob = any(not glob.startswith("!") for glob in how.globs)

@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,57 @@ def test_a_file_of_rules_beyond_the_bound_is_named_and_has_none(
     assert capsys.readouterr().err == (
         f"gemb: warning: {here}/.ignore: longer than 32 MiB; what it leaves out is taken\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ("x/" + "a*" * 400_000, "a pattern of more than 4,096 parts is passed over"),
+        ("*?" * 3000 + "b", "a pattern of more than 4,096 parts is passed over"),
+        ("[ab]x*" * 2000, "a pattern of more than 4,096 parts is passed over"),
+        (
+            "\n".join(f"q*{'u' * 250}*{number}" for number in range(6_000)),
+            "what follows 1,048,576 characters of patterns is passed over",
+        ),
+        (
+            "\n".join("[!q]" * 100 + str(number) for number in range(700)),
+            "what follows 1,048,576 characters of patterns is passed over",
+        ),
+    ],
+)
+def test_patterns_that_take_too_much_are_passed_over_and_the_others_hold(
+    here: Path, capsys: pytest.CaptureFixture[str], rules: str, message: str
+) -> None:
+    write(here, "x", "y", "s1.tmp")
+    (here / ".ignore").write_text(f"s*.t?p\n{rules}\ny\n")
+    began = time.process_time()
+    tracemalloc.start()
+    assert names(".") == ["x"]
+    assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    tracemalloc.stop()
+    assert time.process_time() - began < 6
+    assert capsys.readouterr().err == (
+        f"gemb: warning: {here}/.ignore: {message}; what it leaves out is taken\n"
+    )
+
+
+def test_a_class_of_megabytes_takes_no_more_than_its_characters() -> None:
+    data = f"[{'a-yb-xc-w' * 200_000}]*x".encode()
+    tracemalloc.start()
+    rules = Rules.of_file(data)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    assert rules.decide("box", "box", is_folder=False)
+
+
+def test_a_glob_that_takes_too_much_is_a_failure(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(here, "x")
+    skipped = Skipped()
+    assert list(walk(["."], Walk(globs=("*a" * 5000,)), skipped)) == []
+    assert skipped.failed == 1
+    assert "-g: a pattern of more than 4,096 parts is passed over" in capsys.readouterr().err
 
 
 def test_gitignore_counts_in_a_repository_alone_and_ignore_everywhere(here: Path) -> None:
