@@ -135,6 +135,7 @@ def _one_of(pattern: str, at: int) -> tuple[OneOf, int] | None:
     at += is_negated
     ranges: dict[str, None] = {}  # a class of a megabyte has few that differ
     before = ""  # a character that may begin a range
+    end = 0  # of a named class
     is_first = True
     while at < size and (is_first or pattern[at] != "]"):
         is_first = False
@@ -154,7 +155,7 @@ def _one_of(pattern: str, at: int) -> tuple[OneOf, int] | None:
             ranges[before + pattern[at]] = None
             before = ""
         elif character == "[" and at + 1 < size and pattern[at + 1] == ":":
-            end = pattern.find("]", at + 2)
+            end = end if end >= at + 2 else pattern.find("]", at + 2)  # looked for once
             before = "" if end > at + 2 and pattern[end - 1] == ":" else "["
             named = ("[[",) if before else _CLASSES.get(pattern[at + 2 : end - 1])
             if end < 0 or named is None:
