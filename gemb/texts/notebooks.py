@@ -17,6 +17,7 @@ _PLACES = (  # keys around a source, from the outermost
     ["worksheets", "cells", "input"],
 )
 _CELLS = (["cells"], ["worksheets", "cells"])
+_DEEPEST = 6  # objects and arrays around a source: worksheets, cells and lines are arrays
 _TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]')  # numbers and names do not matter
 
 
@@ -79,5 +80,5 @@ def _sources(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _named(keys: list[str | None]) -> list[str]:
-    """Return the keys of the objects alone."""
-    return [key for key in keys if key is not None]
+    """Return the keys of the objects alone; none where no source stands so deep."""
+    return [] if len(keys) > _DEEPEST else [key for key in keys if key is not None]

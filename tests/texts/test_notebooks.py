@@ -116,3 +116,18 @@ def test_a_folder_has_the_cells_of_its_notebooks(tmp_path: Path) -> None:
     shown = [texts[0][passage.start : passage.end] for passage in passages]
     assert "".join(shown).replace("\n", "") == "".join(SOURCE)
     assert passages[0].line == notebook(indent=1).split("\n").index('    "# Orders\\n",') + 1
+
+
+def test_what_is_nested_deeply_costs_no_more_than_what_is_not() -> None:
+    deep = '{"a":' * 900 + "[" + '"b",' * 100_000 + '"b"]' + "}" * 900
+    data = f'{{"cells": [{{"source": ["one"], "metadata": {deep}}}]}}'
+    began = time.process_time()
+    assert notebook_text(data) == "one\n"
+    assert time.process_time() - began < 1.5
+
+
+def test_the_deepest_source_is_one_of_a_worksheet() -> None:
+    cells = [{"input": ["one\n", "two"]}, {"source": ["three"], "outputs": [{"source": ["no"]}]}]
+    text = notebook_text(json.dumps({"worksheets": [{"cells": cells}]}))
+    assert text is not None
+    assert text.split() == ["one", "two", "three"]
