@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from gemb.errors import GembError, Missing
+from gemb.io.text import visible_lines
 
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR
 DONTNEED = 4  # Linux's MADV_DONTNEED
@@ -190,7 +191,7 @@ def _log(level: int, text: bytes | None, _data: object) -> None:
     if _log_lines is not None:
         _log_lines.append(line)
     if _is_verbose and sys.stderr is not None:
-        sys.stderr.write(line)
+        sys.stderr.write(visible_lines(line))  # it quotes the file
     if level == _ERROR and line.strip():
         _errors.append(" ".join(line.split()))
 

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import json
 import re
 import sys
 import time
@@ -31,7 +32,7 @@ from starlette.responses import Response
 
 from gemb.errors import UsageError
 from gemb.io.notes import warn
-from gemb.io.text import visible
+from gemb.io.text import visible, visible_lines
 from gemb.serving.bodies import Bodies, Told
 from gemb.serving.metrics import Metrics
 from gemb.serving.refusals import ClientGone, Refused
@@ -272,7 +273,7 @@ class Guard:
     ) -> None:
         if not self.log_json:
             if failure:
-                sys.stderr.write(failure)
+                self._write(visible_lines(failure))  # it may quote the request
             return
         entries: dict[str, object] = {
             "time": round(time.time(), 3),
@@ -286,8 +287,12 @@ class Guard:
         }
         if failure:
             entries["error"] = failure
+        self._write(json.dumps(entries, separators=(",", ":")) + "\n")  # all of it in ASCII
+
+    @staticmethod
+    def _write(lines: str) -> None:
         with contextlib.suppress(OSError):  # who reads the log may have gone
-            sys.stderr.write(orjson.dumps(entries).decode() + "\n")
+            sys.stderr.write(lines)
             sys.stderr.flush()
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import sys
 import time
 
 import pytest
@@ -292,3 +293,48 @@ def test_errors_in_json_are_short(served):
     reply = served.embed("x", model="m" * 100_000)
     assert len(reply.body) < 1000
     assert json.loads(reply.body)
+
+
+@pytest.mark.parametrize("log_json", [False, True])
+def test_a_bug_is_logged_without_what_a_terminal_obeys(log_json: bool, capsys) -> None:
+    async def broken(_request: Request) -> Response:
+        raise ValueError("of the request: \x1b]0;PWNED\x07 \x9b \ud800")
+
+    guard = Guard(
+        {("GET", "/health"): broken},
+        Access(),
+        Bodies(Limits()),
+        Metrics(lambda: 0),
+        log_json=log_json,
+    )
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": "/health",
+        "state": {},
+        "headers": [(b"host", b"localhost")],
+        "query_string": b"",
+    }
+    statuses = []
+
+    async def send(message: dict) -> None:
+        statuses.append(message.get("status"))
+
+    asyncio.run(guard(scope, None, send))
+    assert statuses[0] == 500
+    said = capsys.readouterr().err
+    assert said.replace("\n", "").isascii()
+    assert said.replace("\n", "").isprintable()
+    assert "PWNED" in said
+    if log_json:
+        assert "\x1b]0;PWNED\x07 \x9b" in json.loads(said)["error"]
+
+
+def test_a_log_that_nobody_reads_does_not_cost_the_answer(monkeypatch) -> None:
+    class Gone:
+        def write(self, _text: str) -> None:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    guard = Guard({}, Access(), Bodies(Limits()), Metrics(lambda: 0))
+    guard._log({"method": "GET", "path": "/"}, "1", 500, 0.0, Told(), "Traceback")

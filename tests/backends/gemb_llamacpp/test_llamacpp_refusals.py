@@ -88,3 +88,9 @@ def test_random_bytes_behind_a_whole_header_give_numbers_or_nan(tiny_gguf, tmp_p
     rows = encoder.encode(encoder.tokenize(["a b c", "the quick brown fox"]))
     lengths = np.linalg.norm(rows, axis=1)
     assert (np.isnan(lengths) | (abs(lengths - 1) < 1e-5)).all()
+
+
+def test_what_the_librarys_log_quotes_of_a_file_is_not_obeyed_by_a_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(native, "_is_verbose", True)
+    native._log(2, b"notice = \x1b]0;PWNED\x07 \xc2\x9b\xe2\x80\xae\tend\r\n", None)
+    assert capsys.readouterr().err == "notice = \\x1b]0;PWNED\\x07 \\x9b\\u202e\tend\n"
