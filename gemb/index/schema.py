@@ -28,7 +28,7 @@ from gemb.io.locks import has_record_locks
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
-from gemb.texts.records import Id, as_text
+from gemb.texts.records import Id, as_text, is_too_deep
 from gemb.texts.words import VERSION
 
 # In the order of `IndexRow.columns`.
@@ -90,9 +90,11 @@ def are_of_rows(columns: Sequence[Sequence[object]]) -> bool:
 
 def _is_object(kept: Any) -> bool:  # noqa: ANN401
     try:
-        return isinstance(orjson.loads(kept), dict)
+        fields = orjson.loads(kept)
     except ValueError:
         return False
+    # orjson reads what it cannot write.
+    return isinstance(fields, dict) and not any(map(is_too_deep, fields.values()))
 
 
 def kept_json(kept: Mapping[str, object]) -> str:

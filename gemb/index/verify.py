@@ -19,7 +19,7 @@ from gemb.errors import GembError
 from gemb.index.drafts import draft_of
 from gemb.index.manifest import codes_path, rows_path, vectors_path
 from gemb.index.reader import Index
-from gemb.index.schema import COLUMNS, crc, readable, stored_files
+from gemb.index.schema import COLUMNS, are_of_row, crc, readable, stored_files
 from gemb.index.state import counted
 from gemb.index.sync import OpenEncoder, check_model
 from gemb.index.words import TOKENIZER, title_words, version_of_words
@@ -174,7 +174,11 @@ def _rows(index: Index) -> tuple[str, str]:
     if said != "ok":
         raise sqlite3.DatabaseError(" ".join(str(said).split()))
     query = f"SELECT slot, {COLUMNS} FROM rows"
-    bad = [row[0] for row in index.connection.execute(query) if crc(row[1:-1]) != row[-1]]
+    bad = [
+        row[0]
+        for row in index.connection.execute(query)
+        if crc(row[1:-1]) != row[-1] or not are_of_row(row[1:])
+    ]
     some = ", ".join(map(str, bad[:SHOWN])) + (", ..." if len(bad) > SHOWN else "")
     return (
         f"{counted(index.count, 'row')} as written",

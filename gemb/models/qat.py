@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from gemb.errors import UsageError
+from gemb.io.foreign import json_value
+from gemb.io.text import visible
 from gemb.models.config import read_json
 from gemb.models.tensors import CLASSES, QAT_TYPES
 
 CONFIG_KEY = "gemb_qat"
 GGUF_KEY = "gemb.qat"
+_SHOWN = 200  # characters of what stands in its place, in a message
 
 Types = Mapping[str, str]  # of CLASSES -> q4_0, q8_0, bf16 or f32; empty: not trained so
 
@@ -37,8 +40,12 @@ def trained_types(raw: Mapping[str, Any], where: object) -> dict[str, str]:
         return {}
     is_whole = isinstance(types, dict) and set(types) == set(CLASSES)
     if not is_whole or not all(type_ in QAT_TYPES for type_ in types.values()):
+        try:
+            shown = visible(json.dumps(types), _SHOWN)
+        except RecursionError:  # it is nested almost as deeply as can be read
+            shown = "nested deeply"
         raise UsageError(
-            f"{where}: {CONFIG_KEY} is {json.dumps(types)}; it must give {', '.join(CLASSES)} one "
+            f"{where}: {CONFIG_KEY} is {shown}; it must give {', '.join(CLASSES)} one "
             f"of {', '.join(QAT_TYPES)} each"
         )
     return dict(types)
@@ -71,10 +78,8 @@ def gguf_types(types: Types, stated: object, path: Path) -> dict[str, str]:
     """
     if stated is None:
         return {}
-    try:
-        trained = trained_types({CONFIG_KEY: json.loads(str(stated))}, path)
-    except ValueError as error:
-        raise UsageError(f"{path}: {GGUF_KEY} is no JSON: {error}") from error
+    value = json_value(str(stated).encode("utf-8", "surrogatepass"), f"{path}: {GGUF_KEY}")
+    trained = trained_types({CONFIG_KEY: value}, path)
     # A program that quantized the file again may have left the key as it was.
     return trained if keeps(types, trained) else {}
 

@@ -105,7 +105,8 @@ def _check_prefix(path: Path, text: str) -> None:
     """Refuse a prefix of subwords: tokenizers cuts it off tokens that have none, and aborts."""
     has_prefix = _PREFIX.search(text) is not None
     if _ESCAPED.search(text):  # the key may be written in escapes
-        model = json_value(text.encode(), path).get("model")
+        tokenizer = json_value(text.encode(), path)
+        model = tokenizer.get("model") if isinstance(tokenizer, dict) else None
         has_prefix = isinstance(model, dict) and bool(model.get("continuing_subword_prefix"))
     if has_prefix:
         raise UsageError(

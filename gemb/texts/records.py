@@ -120,7 +120,7 @@ def _kept_fields(
     """Return the fields to keep, or why one of them cannot be written."""
     kept = _kept(values, fields)
     for name, value in kept.items():
-        if _is_too_deep(value):
+        if is_too_deep(value):
             return {}, RowError("bad_field", f"field '{name}' is nested over {DEEPEST} deep")
         if name in fields.keep and isinstance(value, float) and not is_writable(value):
             return {}, RowError("bad_field", f"field '{name}' is {_kind(value)}; JSON has none")
@@ -207,7 +207,8 @@ def as_text(value: object) -> str:
     return str(value)
 
 
-def _is_too_deep(value: object) -> bool:
+def is_too_deep(value: object) -> bool:
+    """Return whether a kept field has more levels than `DEEPEST`."""
     level = [value]
     for _ in range(DEEPEST):
         level = [

@@ -14,6 +14,7 @@ the present settings. Contents are compared, not times. Settings that do not cha
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -34,6 +35,7 @@ from gemb.io.signals import SignalContext
 from gemb.io.text import duration
 from gemb.models import hub_cache
 from gemb.models import references as models
+from gemb.models.config import read_json
 from gemb.models.fingerprint import path_fingerprint
 from gemb.recipe.chain import (
     RUN_MODELS,
@@ -109,10 +111,10 @@ class ChainRun:
         if stage.name in self.redone or not file.is_file():
             return {}
         try:
-            record = json.loads(file.read_bytes())
-        except ValueError:
-            record = None
-        if not isinstance(record, dict):
+            record = read_json(file)
+        except UsageError:
+            record = {}
+        if not _is_record(record):
             raise UsageError(f"{file} is no JSON of gemb's; remove it, and its stage is run again")
         return record
 
@@ -268,6 +270,13 @@ def _run_stage(
     if code:
         signals.check(stage.name)
         raise _failure(stage, code, run)
+
+
+def _is_record(record: Mapping[str, object]) -> bool:
+    """Return whether it has what `_run_stage` writes."""
+    seconds = record.get("seconds", 0.0)
+    are_objects = all(isinstance(record.get(key), dict) for key in ("settings", "inputs"))
+    return are_objects and isinstance(seconds, int | float) and 0 <= seconds < math.inf
 
 
 def _put_away(folder: Path, stage: Stage) -> None:

@@ -17,7 +17,7 @@ import pytest
 from fake_backend import Gemb, write_model
 from gemb.errors import GembError
 from gemb.index.manifest import _checksum
-from gemb.index.schema import explained
+from gemb.index.schema import COLUMNS, crc, explained
 from gemb.index.verify import verify
 from index_cases import error, inside, out
 
@@ -557,3 +557,24 @@ def test_what_sqlite_says_of_the_system_is_said_by_its_code(tmp_path: Path) -> N
     assert "cannot be written to" in said(lambda: reader.execute(many))
     database.execute("BEGIN EXCLUSIVE")
     assert "is locked by another" in said(lambda: reader.execute("SELECT * FROM t"))
+
+
+@pytest.mark.parametrize(("levels", "is_right"), [(200, True), (201, False), (300, False)])
+def test_a_kept_field_is_no_deeper_than_can_be_written(
+    work: Gemb, levels: int, is_right: bool
+) -> None:
+    path = work.folder / "i.gemb" / "rows.sqlite"
+    database = sqlite3.connect(path, isolation_level=None)
+    for slot, *columns in database.execute(f"SELECT slot, {COLUMNS} FROM rows").fetchall():
+        columns[6] = '{"a":' + "[" * levels + "]" * levels + "}"
+        values = (columns[6], crc(tuple(columns[:-1])), slot)
+        database.execute("UPDATE rows SET kept = ?, crc = ? WHERE slot = ?", values)
+    database.close()
+    if is_right:
+        out(work, "search", "order", "i.gemb", "--json")
+        out(work, "index", "verify", "i.gemb")
+        return
+    assert "is damaged" in error(work, "search", "order", "i.gemb", "--json", code=5)
+    answer = work("index", "verify", "i.gemb")
+    assert answer.returncode == 1
+    assert b"rows damaged" in answer.stdout

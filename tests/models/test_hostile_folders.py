@@ -409,6 +409,13 @@ def test_a_prefix_of_subwords_never_reaches_the_library(folder: Path):
         load_tokenizer(path, 369)
 
 
+@pytest.mark.parametrize("text", ['["\\u0041"]', '"\\u0041"', "[" * 100_000 + '"\\u0041"'])
+def test_a_tokenizer_that_is_no_object_is_refused(folder: Path, text: str):
+    path = folder / "tokenizer.json"
+    path.write_text(text)
+    assert refusal(lambda: load_tokenizer(path, 369)).startswith(f"{path}: ")
+
+
 @pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer"])
 def test_a_regular_expression_in_a_tokenizer_is_not_run(folder: Path, part: str):
     pattern = {"Regex": "(a*)*b"}

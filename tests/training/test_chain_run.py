@@ -385,3 +385,24 @@ def test_the_mini_chain_runs_to_its_end(tmp_path):
     assert set(states(again).values()) == {"done"}
     for name in ("quantize/model-q4_0.gguf", "export-qat/model.gguf", "eval-qat/scores.json"):
         assert (tmp_path / "run" / name).is_file()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a": 1}',
+        "[1]",
+        "{",
+        "[" * 100_000,
+        '{"settings": {}, "inputs": []}',
+        '{"settings": {}, "inputs": {}, "seconds": "1"}',
+        '{"settings": {}, "inputs": {}, "seconds": NaN}',
+    ],
+)
+def test_a_record_of_others_is_named_with_the_way_out(tmp_path: Path, text: str):
+    chain = read_chain(read_text(SOUPS, Place("my.yaml")), (), lambda words: None)
+    run = ChainRun(chain, tmp_path)
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "one.json").write_text(text)
+    with pytest.raises(UsageError, match=r"stages/one.json is no JSON of gemb's; remove it"):
+        run.status(chain["one"])

@@ -24,6 +24,7 @@ from gemb.evaluation.agreement import bar_for
 from gemb.models.from_gguf import unpack
 from gemb.models.gguf import open_gguf
 from gemb.models.gguf_header import TENSORS
+from gemb.models.qat import gguf_types
 from gemb.weights import measure as quantize_measure
 from gemb.weights import mix as quantize_search
 from gemb.weights.types import FILE_TYPES, WANTS_IMPORTANCE, quantization, rule
@@ -536,7 +537,7 @@ def test_other_types_than_those_trained_for_are_refused(
     assert _tensors(target)["blk.0.attn_q.weight"].tensor_type.name == "Q4_0"
     for wrong in ({"ffn": "q4_0"}, QAT | {"ffn": "q9"}, "q4_0", [1]):
         bad = _trained(monkeypatch, tiny_model, tmp_path / "bad.gguf", wrong)
-        with pytest.raises(UsageError, match=r"bad.gguf: gemb.qat is "):
+        with pytest.raises(UsageError, match=r"bad.gguf: gemb.qat(?: is |: not JSON)"):
             _gemb(bad, "-o", target, "-f")
 
 
@@ -756,3 +757,10 @@ def test_rules_and_types_are_read_in_any_case():
     assert quantization(" Q4_K ").type == "q4_k_m"
     assert quantization("E4_A8_F4_P4").type == "q4_0"
     assert set(TENSORS) >= {kind.base for kind in FILE_TYPES.values()}
+
+
+@pytest.mark.parametrize("stated", ["[" * 100_000, "[" * 900 + "]" * 900, "{", 5, "\ud800"])
+def test_a_mark_that_names_no_types_is_refused(stated: object):
+    with pytest.raises(UsageError, match=r"^m.gguf: gemb.qat") as error:
+        gguf_types({}, stated, Path("m.gguf"))
+    assert len(str(error.value)) < 500
