@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from io import FileIO
 from pathlib import Path
 
+from gemb.io.stamps import Stamp
+
 SPAN = 512  # bytes
 SPANS = 3  # that are read: beginning, middle and end of each tensor
 _MANY = 2048  # spans of a large file
@@ -50,7 +52,7 @@ def path_fingerprint(path: Path) -> str:
     """Return 16 hex digits of a file, or of all files in a folder, with their names.
 
     Files of up to 64 MiB are hashed whole. Of a larger file spans and the size are hashed, and the
-    modification time, too, where it holds no weights: a table may change in one line.
+    `Stamp`, too, where it holds no weights: a table may change in one line.
 
     Raises:
         OSError: it cannot be read.
@@ -66,7 +68,7 @@ def path_fingerprint(path: Path) -> str:
                     digest.update(part)
                 continue
             if file.suffix not in _WEIGHTS:
-                digest.update(str(file.stat().st_mtime_ns).encode())
+                digest.update(repr(Stamp.of(file.stat())).encode())
             for span in range(_MANY):
                 opened.seek(span * (size - SPAN) // (_MANY - 1))
                 digest.update(opened.read(SPAN))

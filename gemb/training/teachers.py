@@ -25,6 +25,7 @@ from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
 from gemb.io.notes import note, warn
 from gemb.io.progress import CountProgress
+from gemb.io.stamps import Stamp
 from gemb.models.fingerprint import fingerprint
 from gemb.models.prompts import CARD, TASKS, Prompt, for_task
 from gemb.models.references import resolve
@@ -264,9 +265,9 @@ class FileTeacher(Teacher):
         """
         self.reference = reference
         paths = _paths(reference)
-        times = [str(path.stat().st_mtime_ns).encode() for path in paths]
-        sizes = [(path, 0, path.stat().st_size) for path in paths]
-        self.fingerprint = fingerprint([b"file of vectors", *times], sizes)
+        stamps = [Stamp.of(path.stat()) for path in paths]
+        spans = [(path, 0, stamp.size) for path, stamp in zip(paths, stamps, strict=True)]
+        self.fingerprint = fingerprint([b"file of vectors", repr(stamps).encode()], spans)
         self.prompts = {}
         self.dim = _dim(paths)
         self._store = VectorStore(cache / self.fingerprint, self.dim)

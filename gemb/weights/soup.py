@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from gemb import __version__
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import copy_file, naming, new_folder
+from gemb.io.stamps import Stamp
 from gemb.models.adapter import MergedTensor, sources
 from gemb.models.card import reaching, soup_history, write_card
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
@@ -250,7 +251,7 @@ class _OpenModel:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._files: dict[Path, FileIO] = {}
-        self._before: dict[Path, tuple[int, int]] = {}
+        self._before: dict[Path, os.stat_result] = {}
 
     def __enter__(self) -> _OpenModel:
         tensors = self._checkpoint.tensors.values()
@@ -278,12 +279,15 @@ class _OpenModel:
             GembError: there is one.
         """
         for path, state in self._state().items():
-            if state != self._before[path]:
+            before = self._before[path]
+            stamp = Stamp.of(state)
+            if state.st_nlink != before.st_nlink:  # removed or replaced, which changes its ctime
+                stamp = stamp._replace(ctime_ns=before.st_ctime_ns)
+            if stamp != Stamp.of(before):
                 raise GembError(f"{path}: it was written to while it was read; try again")
 
-    def _state(self) -> dict[Path, tuple[int, int]]:
-        states = {path: os.fstat(file.fileno()) for path, file in self._files.items()}
-        return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
+    def _state(self) -> dict[Path, os.stat_result]:
+        return {path: os.fstat(file.fileno()) for path, file in self._files.items()}
 
 
 def _averaged(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import shutil
+from hashlib import blake2b
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from gemb.datasets.plain_texts import PlainTexts, counted_texts
 from gemb.errors import UsageError
 from gemb.recipe.schema import Source
+from rewritten import rewrite
 
 
 def texts(path, **more) -> PlainTexts:
@@ -111,6 +115,34 @@ class TestTokens:
         second = tokenized(texts(path), tokenizer, "digest", cache)
         assert (len(second), second.stamp != first.stamp) == (2, True)
         assert tokenized(texts(path), tokenizer, "other", cache).stamp != second.stamp
+
+    def test_a_file_whose_time_was_set_back_is_another_and_a_copy_is_not(self, tmp_path, tokenizer):
+        from gemb_torch.adapt.order import tokenized
+
+        path, cache = tmp_path / "a.txt", tmp_path / "cache"
+        path.write_text("the red planet\n")
+        first = tokenized(texts(path), tokenizer, "digest", cache)
+        rewrite(path, b"red", b"sky")
+        second = tokenized(texts(path), tokenizer, "digest", cache)
+        assert second.tokens.tolist() != first.tokens.tolist()
+        assert second.stamp != first.stamp
+        path.rename(tmp_path / "b.txt")
+        shutil.copy(tmp_path / "b.txt", path)
+        assert tokenized(texts(path), tokenizer, "digest", cache).stamp == second.stamp
+
+    def test_a_checkpoint_of_version_0_1_still_counts(self, tmp_path, tokenizer):
+        from gemb_torch.adapt.order import tokenized
+
+        path = tmp_path / "a.txt"
+        path.write_text("the red planet\n")
+        store = tokenized(texts(path), tokenizer, "digest", tmp_path / "cache")
+        about = path.stat()
+        files = [(os.path.realpath(path), about.st_size, about.st_mtime_ns)]
+        written = json.dumps([1, texts(path).source.rows, "digest", files])
+        assert store.former == blake2b(written.encode(), digest_size=8).hexdigest()
+        assert store.is_at(store.former)
+        assert store.is_at(store.stamp)
+        assert not store.is_at("0" * 16)
 
 
 def counted(path, data):

@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from gemb.errors import UsageError
+from gemb.models import fingerprint
 from gemb.models.checkpoint import open_checkpoint
 from gemb.models.fingerprint import path_fingerprint
 from gemb.recipe.chain import read_chain
 from gemb.recipe.yaml_text import Place, read_text
 from gemb.training.chain_run import ChainRun
+from rewritten import rewrite
 from tiny_model import TinyShape, write_tiny_model
 
 Answer = subprocess.CompletedProcess[str]
@@ -265,6 +267,17 @@ def test_a_fingerprint_is_of_names_and_bytes(tmp_path):
         file.seek(40 << 20)
         file.write(b"x" * 100_000)
     assert path_fingerprint(large) != first
+
+
+def test_a_large_table_whose_time_was_set_back_is_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(fingerprint, "_WHOLE", 1000)
+    monkeypatch.setattr(fingerprint, "_MANY", 2)
+    table = tmp_path / "large.jsonl"
+    table.write_bytes(b"a" * 1000 + b"one" + b"a" * 1000)
+    first = path_fingerprint(table)
+    assert path_fingerprint(table) == first
+    rewrite(table, b"one", b"two")
+    assert path_fingerprint(table) != first
 
 
 TRAINED = """\

@@ -21,6 +21,7 @@ from gemb.io.caches import rows_cache, teachers_cache
 from gemb.models.prompts import for_task
 from gemb.training.teacher import TeacherText
 from gemb.training.teachers import open_teacher
+from rewritten import rewrite
 
 TEXTS = ["the quick brown fox", "a red planet", "what is it", "der Hund", "日本語", "sum of x"]
 LONG = "the quick brown fox jumps over the lazy dog " * 60
@@ -442,6 +443,15 @@ def test_a_changed_file_is_read_anew(gemb, tmp_path):
     before = open_teacher(str(path), tmp_path / "cache", Runtime())
     lines = path.read_text().replace("a red planet", "a new planet")
     path.write_text(lines)
+    after = open_teacher(str(path), tmp_path / "cache", Runtime())
+    assert before.fingerprint != after.fingerprint
+    assert after.missing([document("a new planet"), document("a red planet")]) == 1
+
+
+def test_a_changed_file_whose_time_was_set_back_is_read_anew(gemb, tmp_path):
+    path = vectors_file(gemb, "v.jsonl")
+    before = open_teacher(str(path), tmp_path / "cache", Runtime())
+    rewrite(path, b"a red planet", b"a new planet")
     after = open_teacher(str(path), tmp_path / "cache", Runtime())
     assert before.fingerprint != after.fingerprint
     assert after.missing([document("a new planet"), document("a red planet")]) == 1

@@ -25,6 +25,7 @@ from gemb.weights import soup
 from gemb.weights.ingredients import IngredientSpec, open_ingredients
 from gemb.weights.soup import MANIFEST, plan, write_soup
 from model_files import WEIGHTS, contents, numbers, rewritten
+from rewritten import rewrite
 from tiny_model import TinyShape, write_tiny_model
 
 
@@ -300,6 +301,15 @@ def test_a_model_that_is_written_to_while_it_is_read_is_an_error(three, tmp_path
     with pytest.raises(GembError, match=r"model.safetensors: it was written to while it was read"):
         cook([model, three[1]], tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_a_model_whose_time_was_set_back_was_written_to_all_the_same(three, tmp_path, monkeypatch):
+    model = shutil.copytree(three[0], tmp_path / "model")
+    weights = model / "model.safetensors"
+    end = weights.read_bytes()[-8:]
+    _meanwhile(monkeypatch, lambda: rewrite(weights, end, bytes(8)))
+    with pytest.raises(GembError, match=r"model.safetensors: it was written to while it was read"):
+        cook([model, three[1]], tmp_path / "s")
 
 
 @pytest.mark.parametrize(("value", "word"), [(np.nan, "nan"), (np.inf, "inf")])

@@ -29,6 +29,7 @@ from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
 from gemb.io.caches import writable
 from gemb.io.notes import note
+from gemb.io.stamps import Stamp
 from gemb.io.text import size_in_words
 from gemb.texts.contents import shown
 from gemb.training.ul2 import SHORTEST, Task, choose, spans, taken_apart
@@ -44,7 +45,8 @@ class TokenStore:
     name: str
     format: str  # what was recognised, in words
     weight: float | None  # share of the texts, relative; None: by their number
-    stamp: str  # changes when source or tokenizer do
+    stamp: str  # of the tokens: a copy of the source has the same
+    former: str  # what checkpoints of version 0.1 hold in its place
     tokens: NDArray[np.int32]
     ends: NDArray[np.int64]  # of each text in `tokens`
     bad_count: int
@@ -52,6 +54,10 @@ class TokenStore:
 
     def __len__(self) -> int:
         return len(self.ends)
+
+    def is_at(self, stamp: object) -> bool:
+        """Return whether a checkpoint was of these tokens."""
+        return stamp in (self.stamp, self.former)
 
 
 def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path) -> TokenStore:
@@ -68,9 +74,9 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
         OSError: the cache cannot be written.
     """
     source = texts.source
-    stamp = _stamp(texts, digest)
+    stamp, former = _stamps(texts, digest)
     name = json.dumps([os.fspath(texts.path.resolve()), source.rows, digest])
-    folder = cache / blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
+    folder = cache / _short(name.encode("utf-8", "replace"))
     about = _about(folder, stamp)
     if about is None:
         folder = writable(cache) / folder.name
@@ -78,7 +84,7 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
         if size > _LONG_BYTES and not source.rows:
             note(f"{shown(texts.path)}: {size_in_words(size)} are tokenized, once")
         with new_folder(folder) as part:
-            _fill(part, texts, tokenizer, stamp)
+            _fill(part, texts, tokenizer, stamp, digest)
         about = _about(folder, stamp)
         assert about is not None, f"{folder} was written, and cannot be read"
     if texts.strict and about["bad"]:
@@ -88,7 +94,8 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
         name=texts.name,
         format=about["format"],
         weight=source.weight,
-        stamp=blake2b(stamp.encode(), digest_size=8).hexdigest(),
+        stamp=about["content"],
+        former=former,
         tokens=np.memmap(folder / "tokens.bin", np.int32, "r"),
         ends=np.memmap(folder / "ends.bin", np.int64, "r"),
         bad_count=about["bad_count"],
@@ -96,13 +103,22 @@ def tokenized(texts: PlainTexts, tokenizer: Tokenizer, digest: str, cache: Path)
     )
 
 
-def _stamp(texts: PlainTexts, digest: str) -> str:
+def _stamps(texts: PlainTexts, digest: str) -> tuple[str, str]:
+    """Return what makes the tokens stale when it changes, and the stamp of older checkpoints."""
     try:
         abouts = [(os.path.realpath(path), path.stat()) for path in texts.files]
     except OSError as error:
         raise UsageError(f"{shown(texts.path)} cannot be read: {error.strerror}") from None
-    of_files = [(name, about.st_size, about.st_mtime_ns) for name, about in abouts]
-    return json.dumps([_VERSION, texts.source.rows, digest, of_files])
+    stamps = [(name, *Stamp.of(about)) for name, about in abouts]
+    former = [stamp[:3] for stamp in stamps]
+    return (
+        json.dumps([_VERSION, texts.source.rows, digest, stamps]),
+        _short(json.dumps([_VERSION, texts.source.rows, digest, former]).encode()),
+    )
+
+
+def _short(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()
 
 
 def _about(folder: Path, stamp: str) -> dict[str, Any] | None:
@@ -113,20 +129,25 @@ def _about(folder: Path, stamp: str) -> dict[str, Any] | None:
     return about if about.get("stamp") == stamp else None
 
 
-def _fill(folder: Path, texts: PlainTexts, tokenizer: Tokenizer, stamp: str) -> None:
+def _fill(folder: Path, texts: PlainTexts, tokenizer: Tokenizer, stamp: str, digest: str) -> None:
     end = 0
+    content = blake2b(digest.encode(), digest_size=8)
     with (folder / "tokens.bin").open("wb") as tokens, (folder / "ends.bin").open("wb") as ends:
         for batch in Texts(texts.name, texts.read).batches():
             encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             sizes = np.array([len(encoding.ids) for encoding in encoded], np.int64)
             for encoding in encoded:
-                tokens.write(np.array(encoding.ids, np.int32).data)
+                ids = np.array(encoding.ids, np.int32).data
+                content.update(ids)
+                tokens.write(ids)
+            content.update(sizes.data)
             ends.write((end + sizes.cumsum()).data)
             end += int(sizes.sum())
     if not end:
         raise UsageError(f"{shown(texts.path)}: its texts have no token")
     about = {
         "stamp": stamp,
+        "content": content.hexdigest(),
         "format": texts.format,
         "bad_count": texts.bad_count,
         "bad": texts.bad,
@@ -240,7 +261,7 @@ class TextOrder:
             UsageError: a source, or the tokenizer, has changed since.
         """
         for store, stamp in zip(self.stores, state["stamps"], strict=True):
-            if store.stamp != stamp:
+            if not store.is_at(stamp):
                 raise UsageError(
                     f"{store.name} changed since the checkpoint: a run that went on would see "
                     "other texts; put it back, or begin a new run"

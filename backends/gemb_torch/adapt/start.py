@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from gemb.datasets.plain_texts import PlainTexts, Texts
 from gemb.errors import UsageError
 from gemb.io.atomic import new_folder
+from gemb.io.stamps import Stamp
 from gemb.models import references as models
 from gemb.models.adapter import base_of
 from gemb.models.checkpoint import Checkpoint, open_checkpoint
@@ -86,4 +87,4 @@ def _files(source: Path) -> list[list[str | int]]:
     folders = dict.fromkeys((source, base_of(source))) if source.is_dir() else ()
     paths = sorted(path for folder in folders for path in folder.glob("*")) or [source]
     abouts = [(path.name, path.stat()) for path in paths if path.is_file()]
-    return [[name, about.st_size, about.st_mtime_ns] for name, about in abouts]
+    return [[name, *Stamp.of(about)] for name, about in abouts]

@@ -23,6 +23,8 @@ from gemb.models.checkpoint import open_checkpoint
 from gemb.recipe.file import load
 from gemb.training.log import read_metrics
 from gemb.training.record import read_run
+from gemb_torch.adapt.start import _files
+from rewritten import rewrite
 from tiny_decoder import write_tiny_decoder
 from tiny_model import TEXT
 
@@ -303,6 +305,14 @@ def test_texts_that_changed_since_the_checkpoint_are_refused(train, tmp_path, te
     done = train(*options)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert f"{own}: no such file or folder of texts" in done.stderr
+
+
+def test_a_decoder_whose_time_was_set_back_is_another(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1}')
+    before = _files(tmp_path)
+    assert _files(tmp_path) == json.loads(json.dumps(before)) == before
+    rewrite(tmp_path / "config.json", b"1", b"2")
+    assert _files(tmp_path) != before
 
 
 @pytest.mark.parametrize(
