@@ -28,7 +28,7 @@ from torch import Tensor
 from gemb.backend import Training
 from gemb.errors import UsageError
 from gemb.io import notes
-from gemb.io.atomic import process_folder
+from gemb.io.atomic import copy_file, process_folder
 from gemb.io.caches import teachers_cache
 from gemb.io.machine import cores
 from gemb.io.notes import note
@@ -379,7 +379,7 @@ class DraftRun:
             matryoshka_dims=_widths(self.recipe.loss.matryoshka, self.taught_by.dim),
             draft_of=[self.taught_by.fingerprint],
         )
-        shutil.copyfile(self.tokenizer_path, part / "tokenizer.json")
+        copy_file(self.tokenizer_path, part / "tokenizer.json")
         sources = ", ".join(source.name for source in self.sources)
         change = (
             f"Made by gemb as a draft of {self.recipe.init.model} ({self.taught_by.fingerprint}): "

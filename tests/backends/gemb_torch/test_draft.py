@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -205,6 +207,17 @@ def test_the_tokenizer_of_a_gguf_file_is_its_folders(recipe, tiny_gguf, tmp_path
     whole = DraftRun(recipe, Training(run=tmp_path / "run", dry_run=True))
     assert (drawn.documents.ids == whole.documents.ids).all()
     assert drawn.tokens == whole.tokens
+
+
+def test_a_full_disk_names_the_file_that_was_written(recipe, tmp_path, monkeypatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="No space left") as error:
+        run(recipe, tmp_path / "run")
+    assert Path(error.value.filename).is_relative_to(tmp_path / "run")
+    assert error.value.filename.endswith("tokenizer.json")
 
 
 def test_bags_are_the_counts_of_the_first_tokens(tiny_model) -> None:
