@@ -245,6 +245,14 @@ def test_an_encrypted_archive_is_refused_in_one_line(tmp_path: Path) -> None:
         read_vectors(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_archive_is_packed_as_numpy_packs(tmp_path: Path, method: int) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w", method) as archive:
+        archive.writestr("vectors.npy", npy_header((1, 2)) + bytes(8))
+    with pytest.raises(UsageError, match=f"vectors is compressed by method {method}"):
+        read_vectors(tmp_path / "a.npz")
+
+
 def test_an_archive_is_read_a_batch_at_a_time_however_much_it_holds(tmp_path: Path) -> None:
     count = 100_000  # 300 MB
     path = tmp_path / "a.npz"

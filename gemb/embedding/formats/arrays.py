@@ -249,7 +249,11 @@ class _Member:
 
     def __init__(self, archive: zipfile.ZipFile, name: str) -> None:
         self._name = name
-        self._file = archive.open(f"{name}.npy")
+        about = archive.getinfo(f"{name}.npy")
+        if about.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile inflates what others have packed without a bound.
+            raise ValueError(f"{name} is compressed by method {about.compress_type}")
+        self._file = archive.open(about)
         version = np.lib.format.read_magic(self._file)
         if version not in _HEADERS:
             raise ValueError(f"{name} is a .npy of version {'.'.join(map(str, version))}")
