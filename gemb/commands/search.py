@@ -152,7 +152,8 @@ def _queries_and_paths(
         raise click.UsageError("-f FILE and --like are both given; one at a time")
     if any(query_sources) or options.check_recall is not None:
         paths = arguments
-        queries = read_queries(options.queries_from) if options.queries_from is not None else []
+        asked = options.queries_from
+        queries = [] if asked is None else read_queries(asked, options.encoding)
     elif not arguments:
         click.echo(click.get_current_context().get_usage() + NO_QUERY, err=True)
         raise click.exceptions.Exit(2)

@@ -98,7 +98,8 @@ OPTIONS = (
         "queries_from",
         type=click.Path(),
         metavar="FILE",
-        help="Many queries: JSON lines with text and perhaps _id, or lines; - is standard input.",
+        help="Many queries: JSON lines, CSV, TSV or Parquet with text and perhaps _id, or lines; "
+        "- is standard input.",
     ),
     click.option(
         "--like", metavar="ID|FILE:LINE", help="Find what is like a row, or a passage of a file."

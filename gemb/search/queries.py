@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -15,16 +16,16 @@ from gemb.index.floor import USUAL, Background
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.models.prompts import Prompt
-from gemb.texts.contents import shown
-from gemb.texts.lines import text_lines
+from gemb.texts.contents import STDIN, shown
+from gemb.texts.lines import file_lines, text_lines
 from gemb.texts.records import Record
-from gemb.texts.tables import json_value
+from gemb.texts.tables import ParquetFile, json_value, table_rows
 
 if TYPE_CHECKING:
     from gemb.backend import Encoder
 
 
-TEXT_NAMES = ("text", "query")
+TEXT_NAMES = ("text", "query", "contents")
 ModelOpener = Callable[[str], "Encoder"]  # a model reference; empty: the user's or the index's own
 # Why too few passages have a vector to tell what is relevant: too little time, or the model failed.
 Unsure = Literal["time", "failed"]
@@ -89,18 +90,23 @@ def from_words(text: str) -> Query:
     return Query("1", _checked(text, "the query"), "the query")
 
 
-def read_queries(path: str) -> list[Query]:
-    """Return the queries of a file, in order: JSON lines with `text` and perhaps `_id`, or lines.
+def read_queries(path: str, encoding: str = "") -> list[Query]:
+    """Return the queries of a file, in order, with their ids, or the numbers of their lines.
+
+    Of JSON lines, of a table whose columns have names and of Parquet the fields are `text` (or
+    `query`) and perhaps `_id`; a table without names has two columns, id and text, as MS MARCO's.
+    Else each line is a query.
 
     Args:
         path: the file; - is standard input.
+        encoding: of a file without a byte-order mark, as `checked_encoding` returns it.
 
     Raises:
         UsageError: there is no such file, no query in it, an empty one, or an id twice.
+        Missing: Parquet without pyarrow.
     """
     queries: dict[str, Query] = {}  # by id
-    for number, line in text_lines(path):
-        query = _query(line.strip(), number, f"{shown(path)}, line {number}")
+    for query in _queries(path, encoding):
         if query.id in queries:
             before = queries[query.id].place.rpartition(", ")[2]
             raise UsageError(f"{query.place}: the id {query.id!r} is that of {before}, too")
@@ -110,20 +116,59 @@ def read_queries(path: str) -> list[Query]:
     return list(queries.values())
 
 
-def _query(text: str, number: int, place: str) -> Query:
-    if not text.startswith("{"):
+def _queries(path: str, encoding: str) -> Iterator[Query]:
+    from gemb.texts.inputs import format_by_name
+
+    form = format_by_name(Path(path)) if path != STDIN else ""
+    where = shown(path)
+    if form == "parquet":
+        with ParquetFile(path) as table:
+            for number, row in enumerate(table.rows(), 1):
+                yield _of_row(row, number, f"{where}, row {number}")
+    elif form in ("csv", "tsv"):
+        yield from _of_table(path, form, encoding)
+    else:
+        for number, line in text_lines(path, encoding):
+            yield _of_line(line.strip(), number, f"{where}, line {number}")
+
+
+def _of_table(path: str, form: str, encoding: str) -> Iterator[Query]:
+    names: list[str] = []
+    for cells in filter(None, table_rows(file_lines(path, encoding), form, shown(path))):
+        place = f"{shown(path)}, line {cells.number}"
+        if not names and not cells.error:
+            names = [cell.strip().lower() for cell in cells.cells]
+            if not {*names}.isdisjoint(TEXT_NAMES):
+                continue
+            if len(names) != 2:
+                has = ", ".join(visible(name, 40) for name in names)
+                raise UsageError(f"{place}: no column 'text' or 'query'; it has: {has}")
+            names = ["_id", "text"]
+        row, error = cells.by_name(names)
+        if error:
+            raise UsageError(f"{place}: {error.message}")
+        yield _of_row(row, cells.number, place)
+
+
+def _of_line(text: str, number: int, place: str) -> Query:
+    if not text.startswith(("{", "[{")):
         return Query(str(number), text, place)
-
-    from gemb.datasets.identified import text_id
-
     row, error = json_value(text.encode())
     if error:
         raise UsageError(f"{place}: no valid JSON: {error.message}")
+    if isinstance(row, list):
+        raise UsageError(f"{place}: a JSON array; queries are JSON lines: jq -c '.[]'")
+    return _of_row(row, number, place)
+
+
+def _of_row(row: Mapping[str, object], number: int, place: str) -> Query:
+    from gemb.datasets.identified import text_id
+
     query = next((row[name] for name in TEXT_NAMES if isinstance(row.get(name), str)), None)
     if query is None:
         has = ", ".join(visible(name, 40) for name in row) or "nothing"
         raise UsageError(f"{place}: no 'text' or 'query'; it has: {has}")
-    return Query(text_id(row) or str(number), _checked(query, place), place)
+    return Query(text_id(row) or str(number), _checked(str(query), place), place)
 
 
 def _checked(text: str, place: str) -> str:

@@ -122,6 +122,44 @@ def test_many_queries_make_a_run_with_the_ids_of_rows(rows: Gemb):
     assert float(table[0][4]) > float(table[1][4])
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("q.tsv", "q1\tcancel an order\nq2\tparcel\n"),
+        ("q.tsv", "ID\tQuery\nq1\tcancel an order\nq2\tparcel\n"),
+        ("q.csv", '_id,text,x\nq1,"cancel an order",\nq2,parcel,1\n'),
+        ("q.csv", "text;id\ncancel an order;q1\nparcel;q2\n"),
+        ("q.jsonl", '{"docid":"q1","contents":"cancel an order"}\n{"id":"q2","query":"parcel"}'),
+    ],
+)
+def test_queries_are_read_from_what_people_hold(rows: Gemb, name: str, data: str):
+    (rows.folder / name).write_text(data)
+    found = rows("search", "-f", name, "rows.gemb", "--trec", "-k1", "--weak")
+    table = [line.split() for line in found.stdout.decode().splitlines()]
+    assert [line[0] for line in table] == ["q1", "q2"], found.stderr
+    assert table[0][2] == "a"
+
+
+def test_queries_have_the_encoding_that_is_named(rows: Gemb):
+    (rows.folder / "q.tsv").write_bytes("q1\tcaf\u00e9\n".encode("cp1252"))
+    found = rows("search", "-f", "q.tsv", "rows.jsonl", "--encoding", "cp1252", "--json", "--weak")
+    assert found.returncode == 0, found.stderr
+    assert "valid UTF-8" in refused(rows, "-f", "q.tsv", "rows.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("q.tsv", "a\tb\tc\n", "q.tsv, line 1: no column 'text' or 'query'; it has: a, b, c"),
+        ("q.tsv", "q1\ta\nq2\n", "q.tsv, line 2: 1 columns; the first line has 2"),
+        ("q", '[{"text": "a"}]\n', "q, line 1: a JSON array; queries are JSON lines: jq -c '.[]'"),
+    ],
+)
+def test_queries_that_are_none_are_refused(rows: Gemb, name: str, data: str, words: str):
+    (rows.folder / name).write_text(data)
+    assert words in refused(rows, "-f", name, "rows.gemb")
+
+
 def test_the_model_is_the_one_of_the_index_where_none_is_named(rows: Gemb):
     write_model(rows.folder / "other.fake", **BAG, name="other")
     rows.environment["GEMB_MODEL"] = "other.fake"
