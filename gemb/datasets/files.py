@@ -15,6 +15,7 @@ from gemb.errors import UsageError
 from gemb.io.text import visible
 from gemb.texts.contents import BOM, is_gzip, is_parquet, is_plain, refuse_foreign, shown
 from gemb.texts.inputs import format_by_name
+from gemb.texts.json_files import refuse_pretty
 from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import RowError
 from gemb.texts.tables import (
@@ -238,11 +239,22 @@ def open_file(path: Path, written: Written = AS_USUAL) -> TrainingFile:
         kind = "jsonl"
     if kind == "jsonl" and is_llama_index(head):
         kind = "llamaindex"
+    if kind == "jsonl":
+        _refuse_pretty(path, written)
     if not kind:
         raise UsageError(
             f"{shown(path)}: what is it? Name it .jsonl, .csv or .tsv (.gz too), or .parquet"
         )
     return TrainingFile(path, kind, is_packed, is_plain(head, written.encoding), written)
+
+
+def _refuse_pretty(path: Path, written: Written) -> None:
+    """Refuse JSON over several lines: of an array the last row alone would be a line's."""
+    lines = file_lines(path, written.encoding)
+    told = (line for line in lines if not line.error and line.data.strip())
+    first = next(told, None)
+    if first and first.data.strip() in (b"[", b"{"):
+        refuse_pretty(first, next(told, first), str(path), names_options=False)
 
 
 def json_row(line: Line) -> RawRow:

@@ -89,9 +89,17 @@ def refuse_foreign(head: bytes, path: str | Path, *, is_inner: bool = False) -> 
         if "{file}" in way:
             way = "name the file" if is_packed else "make text of it first"
     else:
-        stem = shlex.quote(visible(Path(path).stem))
+        stem = shlex.quote(visible(_free_stem(Path(path))))
         way = form.way.replace("{file}", shlex.quote(name)).replace("{stem}", stem)
     raise UsageError(f"{name} is {what}: {way}")
+
+
+def _free_stem(path: Path) -> str:
+    """Return the name without its end; longer, where what is made of it would replace a file."""
+    stem = path.stem
+    while any(Path(stem + end).exists() for end in ("", ".txt", ".jsonl")):
+        stem += "-text"
+    return stem
 
 
 def marked_encoding(head: bytes) -> str:

@@ -238,6 +238,12 @@ def test_dpr_titles_are_kept(tmp_path: Path) -> None:
         ("a.jsonl", '{"set":["a"]}', "its 'set' is not a list of two texts"),
         ("a.jsonl", '{"set":["a",2]}', "its 'set' is not a list of two texts"),
         ("a.json", '{"queries": {"q": 1}, "corpus": {}}', "no data of LlamaIndex"),
+        (
+            "a.jsonl",
+            f"[\n{json.dumps(DPR)},\n{json.dumps(DPR)}\n]",
+            "is one JSON array; of an array",
+        ),
+        ("a.json", json.dumps(DPR, indent=1), "is a JSON object over several lines; of it make"),
         ("a.json", '{"queries": {"q": "a"', "no valid JSON"),
     ],
 )

@@ -255,7 +255,7 @@ REFUSED: list[tuple[str, bytes, str]] = [
         r"no training data by its columns \(text, label\);",
     ),
     ("a.jsonl", b'{"\\u001b[2Jx": "t"}\n', r"columns \(\\x1b\[2Jx\); accepted: query and positive"),
-    ("a.jsonl", b'[\n{"query": "q",\n', "bad JSON; rows are objects, one a line: jq -c"),
+    ("a.jsonl", b'[\n{"query": "q",\n', "is one JSON array; of an array make lines: jq -c"),
     ("a.json", json.dumps(ROWS).encode(), "not of two or three texts; rows are objects, one a"),
     ("a.tsv", b"sentence1\tsentence2\tscore\na\tb\t5\n", "'score' grades the pairs"),
     ("a.jsonl", b'{"query": "q", "answer": "p", "document": "d"}', "answer or document"),

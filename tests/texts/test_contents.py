@@ -431,3 +431,16 @@ def test_nan_in_a_field_that_is_not_asked_for_harms_nothing(tmp_path: Path) -> N
     assert read(path, fields=Fields(keep=("score",)))[0] == (1, "bad_field")
     assert read(write(tmp_path, "b.jsonl", '{"text": NaN}\n')) == [(1, "bad_field")]
     assert read(write(tmp_path, "c.jsonl", '{"text": "a", "b": NaN\n')) == [(1, "bad_json")]
+
+
+def test_the_way_out_replaces_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, data, way in (
+        ("dump", b"\x28\xb5\x2f\xfd", "zstdcat dump > dump-text"),
+        ("p.txt", b"%PDF-1.7", "pdftotext p.txt p-text.txt"),
+        ("rows.zst", b"\x28\xb5\x2f\xfd", "zstdcat rows.zst > rows"),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UsageError) as refused:
+            refuse_foreign(data, name)
+        assert str(refused.value).endswith(f": {way}")
