@@ -59,7 +59,7 @@ class StaticEncoder:
         """Return the model with vectors of the first `dim` components, of length one again."""
         widths = tuple(width for width in self.profile.matryoshka_dims if width <= dim)
         narrow = copy(self)
-        narrow.profile = replace(self.profile, dim=dim, matryoshka_dims=widths)
+        narrow.profile = replace(self.profile, dim=dim, default_dim=dim, matryoshka_dims=widths)
         narrow._head = [*self._head]
         last = max((at for at, layer in enumerate(self._head) if layer), default=None)
         if last is not None and (layer := self._head[last]):

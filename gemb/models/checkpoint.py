@@ -49,6 +49,7 @@ from gemb.models.profile import CARD_DIMS, CLOSING_TOKENS, ModelDescription, Mod
 from gemb.models.prompts import ModelPrompts
 from gemb.models.qat import folder_types
 from gemb.models.safetensors import StoredTensor, read_header
+from gemb.models.settings import SETTINGS, default_dim_of, matryoshka_dims_of, prompts_of
 from gemb.models.tensors import tensor_class
 
 # As a recipe names it, and as sentence-transformers does; `attention` is gemb's own.
@@ -71,7 +72,7 @@ MODULE_SETTINGS = (  # of the Transformer module: the first that is there, as se
 # Files beside the weights that a run reads.
 SMALL_FILES = (
     "config.json",
-    "config_sentence_transformers.json",
+    SETTINGS,
     "modules.json",
     "sentence_bert_config.json",
     "tokenizer.json",
@@ -136,7 +137,7 @@ class Checkpoint:
 
     def fingerprint(self) -> str:
         """Return the 16 hex digits of `gemb.models.fingerprint`."""
-        files = ["config.json", "tokenizer.json", "config_sentence_transformers.json"]
+        files = ["config.json", "tokenizer.json", SETTINGS]
         if self.pooling != "mean":  # what means had before there was a choice stays theirs
             files.append("1_Pooling/config.json")
         paths = [self.file(name) for name in files]
@@ -184,32 +185,20 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if is_adapter(folder):
         tensors = merged(folder, tensors)
     check_shapes(folder, tensors, expected_shapes(config, dense, pooling))
-    settings = read_optional_json(file_of(folder, "config_sentence_transformers.json"))
-    default_dim = _default_dim(folder, settings, out)
+    settings = read_optional_json(file_of(folder, SETTINGS))
+    default_dim = default_dim_of(folder, settings, out)
+    known_dims = CARD_DIMS if out == CARD_DIMS[0] else (out,)
     return Checkpoint(
         folder=folder,
         config=config,
         pooling=pooling,
         dense=(dense[0], dense[1]),
-        prompts=_prompts(folder, settings),
-        matryoshka_dims=_matryoshka_dims(folder, settings, out, default_dim),
+        prompts=prompts_of(folder, settings),
+        matryoshka_dims=matryoshka_dims_of(folder, settings, default_dim, known_dims),
         default_dim=default_dim,
         max_tokens=_max_tokens(folder, config),
         tensors=tensors,
     )
-
-
-def _prompts(folder: Path, settings: Mapping[str, Any]) -> ModelPrompts:
-    prompts = settings.get("prompts") or {}
-    default = settings.get("default_prompt_name") or ""
-    texts = prompts.values() if isinstance(prompts, dict) else [0]
-    if not isinstance(default, str) or not all(isinstance(p, str | None) for p in texts):
-        raise UsageError(
-            f"{folder}/config_sentence_transformers.json: prompts must map names to texts, and "
-            "default_prompt_name be one of the names"
-        )
-    named = {name: text or "" for name, text in prompts.items()}
-    return ModelPrompts(named, default=default, model=str(folder))
 
 
 def _max_tokens(folder: Path, config: GemmaConfig) -> int:
@@ -247,34 +236,6 @@ def _length(path: Path, raw: Mapping[str, Any], key: str) -> int:
     value = raw[key]
     is_whole = isinstance(value, float) and value.is_integer()
     return whole_number(path, {key: int(value)} if is_whole else raw, key, most=1 << 128)
-
-
-def _default_dim(folder: Path, settings: Mapping[str, Any], dim: int) -> int:
-    """Return the width that the folder gives vectors: sentence-transformers' `truncate_dim`."""
-    if settings.get("truncate_dim") is None:
-        return dim
-    path = folder / "config_sentence_transformers.json"
-    return min(dim, whole_number(path, settings, "truncate_dim"))
-
-
-def _matryoshka_dims(
-    folder: Path, settings: Mapping[str, Any], dim: int, default_dim: int
-) -> tuple[int, ...]:
-    """Return the trained widths: the folder's own, which is gemb's key, or the model card's.
-
-    The width that the folder gives vectors is one of them.
-    """
-    dims = settings.get("matryoshka_dims")
-    if dims is None:
-        known = CARD_DIMS if dim == CARD_DIMS[0] else (dim,)
-        return tuple(sorted({*known, default_dim}, reverse=True))
-    whole = isinstance(dims, list) and all(type(d) is int and 0 < d <= dim for d in dims)
-    if not whole or dim not in dims:
-        raise UsageError(
-            f"{folder}/config_sentence_transformers.json: matryoshka_dims {dims!r} must be widths "
-            f"up to {dim}, and {dim} itself"
-        )
-    return tuple(sorted({*dims, default_dim}, reverse=True))
 
 
 def expected_shapes(

@@ -188,6 +188,18 @@ def for_task(task: str, prompts: Mapping[str, str]) -> Prompt:
     return Prompt(template + "{text}")
 
 
+def with_plain(prompts: ModelPrompts) -> ModelPrompts:
+    """Return the prompts of a model that was not trained with the card's words.
+
+    A task that has none gets the default prompt, or no words.
+    """
+    plain = prompts[prompts.default] if prompts.default else ""
+    others = {
+        names[0]: plain for task, names in TASKS.items() if names and not _name(task, prompts)
+    }
+    return ModelPrompts({**others, **prompts}, default=prompts.default)
+
+
 def _name(task: str, prompts: Mapping[str, str]) -> str:
     """Return the dictionary's name of a task; empty where it has none."""
     names = TASKS[task]

@@ -5,7 +5,8 @@
                                        scale a row; or embedding.weight, floats
     tokenizer.json
     2_Dense/ ...                       config.json, model.safetensors; bias; ReLU, Tanh or Identity
-    config_sentence_transformers.json  prompts, matryoshka_dims; draft_of: fingerprints of models
+    config_sentence_transformers.json  prompts, default_prompt_name, truncate_dim, matryoshka_dims;
+                                       draft_of: fingerprints of models
 
 sentence-transformers (6.2) reads and runs the same folder. A draft is a static encoder whose
 vectors lie in the space of a model, its teacher: queries are embedded by the teacher.
@@ -32,18 +33,17 @@ from gemb.models.config import (
     write_json,
 )
 from gemb.models.profile import ModelDescription, ModelProfile
-from gemb.models.prompts import TASKS
+from gemb.models.prompts import ModelPrompts, with_plain
 from gemb.models.safetensors import NewTensor, StoredTensor, read_header, write_file
+from gemb.models.settings import SETTINGS, default_dim_of, matryoshka_dims_of, prompts_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+MODULES = "modules.json"
 MAX_TOKENS = 8192  # of a text: a mean has no limit of its own
 ACTIVATIONS = ("Identity", "ReLU", "Tanh")
-# Where a model names no prompt, gemb takes EmbeddingGemma's.
-PROMPTS = {names[0]: "" for names in TASKS.values() if names}
 _MODULE = "sentence_transformers.models."
 _ACTIVATION = "torch.nn.modules.{}.{}"
 
@@ -65,8 +65,9 @@ class StaticModel:
     table: StoredTensor  # [tokens, width]
     scales: StoredTensor | None  # [tokens]: what a row is multiplied with
     head: tuple[DenseLayer | None, ...]  # the modules after the table; None: Normalize
-    prompts: Mapping[str, str]
+    prompts: ModelPrompts  # of all tasks
     matryoshka_dims: tuple[int, ...]  # widest first
+    default_dim: int  # width of a vector where none is asked for; at most `dim`
     draft_of: tuple[str, ...]  # fingerprints of the models whose space the vectors lie in
 
     @property
@@ -89,6 +90,7 @@ class StaticModel:
             prompts=self.prompts,
             dtype="fp32",
             fingerprint=self.fingerprint(),
+            default_dim=self.default_dim,
             draft_of=self.draft_of,
         )
 
@@ -128,6 +130,7 @@ class StaticModel:
             hidden=self.table.shape[1],
             dim=self.dim,
             matryoshka_dims=self.matryoshka_dims,
+            default_dim=self.default_dim,
             max_tokens=MAX_TOKENS,
             vocabulary=self.table.shape[0],
             parameters=sum(tensor.count for tensor in tensors),
@@ -192,13 +195,15 @@ def open_static(folder: Path) -> StaticModel:
         else:
             raise UsageError(f"{folder / MODULES}: module {kind}; gemb has Dense and Normalize")
     settings = read_optional_json(folder / SETTINGS)
+    default_dim = default_dim_of(folder, settings, width)
     return StaticModel(
         folder=folder,
         table=table,
         scales=scales,
         head=tuple(head),
-        prompts=_prompts(folder, settings),
-        matryoshka_dims=_widths(folder, settings, width),
+        prompts=with_plain(prompts_of(folder, settings)),
+        matryoshka_dims=matryoshka_dims_of(folder, settings, default_dim, (width,)),
+        default_dim=default_dim,
         draft_of=_draft_of(folder, settings),
     )
 
@@ -276,26 +281,6 @@ def _dense(folder: Path, width: int) -> DenseLayer:
 
 def _shown(shapes: Mapping[str, tuple[int, ...]]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items()) or "none"
-
-
-def _prompts(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str) for text in prompts.values()):
-        raise UsageError(f"{folder / SETTINGS}: prompts must map names to texts")
-    return PROMPTS | prompts
-
-
-def _widths(folder: Path, settings: Mapping[str, Any], dim: int) -> tuple[int, ...]:
-    widths = settings.get("matryoshka_dims", [dim])
-    whole = isinstance(widths, list) and all(
-        type(width) is int and 0 < width <= dim for width in widths
-    )
-    if not whole or dim not in widths:
-        raise UsageError(
-            f"{folder / SETTINGS}: matryoshka_dims {widths!r} must be widths up to {dim}, and "
-            f"{dim} itself"
-        )
-    return tuple(sorted(set(widths), reverse=True))
 
 
 def _draft_of(folder: Path, settings: Mapping[str, Any]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import pytest
 from gemb.backend import Runtime
 from gemb.errors import UsageError
 from gemb.models.checkpoint import open_checkpoint
+from gemb.models.prompts import TASKS, for_task
 from gemb.models.safetensors import NewTensor, read_header, write_file
 from gemb.models.static import check_draft, int8_rows, open_static
 from gemb.plugins import for_model
@@ -163,6 +164,26 @@ def test_gemb_takes_this_backend_and_describes_the_folder(folder, tiny_model) ->
     assert set(profile.prompts.values()) == {""}
 
 
+def test_prompts_and_width_are_those_of_the_settings(folder) -> None:
+    prompts = {"query": "q: ", "passage": "p: ", "Clustering": None}
+    edit(folder / SETTINGS, prompts=prompts, default_prompt_name="passage", truncate_dim=8)
+    profile = opened(folder).profile
+    words = {task: for_task(task, profile.prompts).template for task in TASKS}
+    default = dict.fromkeys(TASKS, "p: {text}")
+    assert words == default | {"query": "q: {text}", "clustering": "{text}", "none": "{text}"}
+    assert (profile.dim, profile.width) == (DIM, 8)
+    assert profile.matryoshka_dims == (DIM, DIM // 2, 8)
+    assert StaticBackend().describe(folder).default_dim == 8
+    assert opened(folder).narrowed(DIM // 2).profile.width == DIM // 2
+
+
+def test_a_task_without_a_prompt_has_no_words(folder) -> None:
+    edit(folder / SETTINGS, prompts={"query": "q: "})
+    prompts = opened(folder).profile.prompts
+    assert for_task("document", prompts).template == "{text}"
+    assert for_task("query", prompts).template == "q: {text}"
+
+
 def test_the_fingerprint_is_of_every_byte(folder) -> None:
     before = open_static(folder).fingerprint()
     path = folder / "model.safetensors"
@@ -220,6 +241,11 @@ DENSE, SETTINGS = "2_Dense/config.json", "config_sentence_transformers.json"
         (lambda f: edit(f / DENSE, use_residual=True), "use_residual is not supported"),
         (lambda f: edit(f / SETTINGS, draft_of="x"), "draft_of must be a list of fingerprints"),
         (lambda f: edit(f / SETTINGS, prompts=[1]), "prompts must map names to texts"),
+        (
+            lambda f: edit(f / SETTINGS, default_prompt_name="x"),
+            "default_prompt_name 'x' is none of its prompts: it has none",
+        ),
+        (lambda f: edit(f / SETTINGS, truncate_dim="8"), "truncate_dim must be a positive whole"),
         (lambda f: edit(f / SETTINGS, matryoshka_dims=[16]), r"matryoshka_dims \[16\] must be"),
         (lambda f: (f / "modules.json").write_text("3"), "modules.json: not a list of modules"),
         (lambda f: (f / "modules.json").write_text("[]"), "modules.json: no module"),
