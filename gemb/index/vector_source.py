@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from gemb.embedding.vectors import VectorSpec, are_units, packed, unpacked
 from gemb.errors import UsageError
 from gemb.index.source import SourceRow, VectorSource
 from gemb.io.text import visible
-from gemb.texts.records import RESERVED, Id, Record, RowError
+from gemb.texts.records import (
+    RESERVED,
+    TEXT_NAMES,
+    Fields,
+    Id,
+    Record,
+    RowError,
+    from_fields,
+)
 
 NO_VECTOR = RowError("no_vector", "the row has no vector")
 NOT_UNIT = RowError("not_unit", "its vector is not of length 1: the file is damaged")
@@ -83,29 +92,32 @@ def _batch_rows(
     is_same = description.dtype == spec.dtype
     stored = batch.stored if is_same else packed(vectors, spec.dtype, spec.dim)
     for row, (number, fields) in enumerate(zip(batch.numbers, batch.fields, strict=True)):
-        row_id: Id = fields.get("id", number)
         place = f"{label}:{number}" if label else f"row {number}"
+        record = vector_record(fields, source.fields, number, place)
+        row_id: Id = record.id
         if label and isinstance(row_id, int):
             row_id = f"{label}:{row_id}"
         error = None if is_unit[row] else NOT_UNIT if is_there[row] else NO_VECTOR
-        record = _record(fields, row_id, place, source, error)
+        record = replace(record, id=row_id, error=error or record.error)
         yield SourceRow(record, row_id, stored=stored[row : row + 1])
 
 
-def _record(
-    fields: Mapping[str, object],
-    row_id: Id,
-    place: str,
-    source: VectorSource,
-    error: RowError | None,
-) -> Record:
-    if error:
-        return Record(row_id, place, error=error)
-    names = source.fields
-    texts = [str(fields[name]) for name in names.text or ("text",) if fields.get(name) is not None]
-    title = fields.get(names.title) if names.title else None
-    taken = {*RESERVED, *(names.text or ("text",)), names.title}
-    kept = {name: value for name, value in fields.items() if name not in taken}
-    if not names.keep_all:
-        kept = {name: fields.get(name) for name in names.keep}
-    return Record(row_id, place, "\n".join(texts), str(title) if title else None, kept)
+def vector_record(fields: Mapping[str, object], names: Fields, number: int, place: str) -> Record:
+    """Return the record of a row that has a vector, by the rules of rows that have none.
+
+    Args:
+        fields: what the file holds of the row beside its vector.
+        names: which of them to take; the id is the field `id`.
+        number: of the row: its id where the file holds none.
+        place: for messages.
+    """
+    own = {
+        name: value
+        for name, value in fields.items()
+        if name == "id" or name not in (*RESERVED, *(TEXT_NAMES if value is None else ()))
+    }
+    text = [name for name in TEXT_NAMES if name in own][:1]
+    taken = replace(
+        names, text=names.text or text, text_may_lack=True, id="id" if "id" in own else None
+    )
+    return from_fields(own, taken, number, place, 1)

@@ -32,13 +32,13 @@ from gemb.index.schema import (
     readable,
 )
 from gemb.index.sync import kept_reference
-from gemb.index.vector_source import described_vectors
+from gemb.index.vector_source import described_vectors, vector_record
 from gemb.io.paths import current_folder
 from gemb.io.text import visible
 from gemb.models.profile import check_dims
 from gemb.models.references import resolve
 from gemb.targets.base import KIND_OF, Content, PushRow, Rows, storable, storable_json
-from gemb.texts.records import RESERVED, TEXT_NAMES, Id
+from gemb.texts.records import Fields, Id, as_id
 
 STDIN = "-"
 PART_BYTES = 16 << 20  # of texts, titles and kept fields: a part of fewer rows ends there
@@ -197,6 +197,9 @@ class IndexSource:
         return rows
 
 
+_FIELDS = Fields(title="title", title_may_lack=True, keep_all=True)
+
+
 class VectorFileSource:
     """The rows of what `gemb embed` wrote, into a file or into this process."""
 
@@ -237,7 +240,9 @@ class VectorFileSource:
             good = np.flatnonzero(~has_failed)
             self.failed += len(vectors) - len(good)
             failed = (batch.fields[n].get("id") for n in np.flatnonzero(has_failed).tolist())
-            self.failed_ids.update(storable(str(row_id)) for row_id in failed if row_id is not None)
+            self.failed_ids.update(
+                storable(str(as_id(row_id))) for row_id in failed if row_id is not None
+            )
             rows = (self._row(batch.fields[n], batch.numbers[n]) for n in good.tolist())
             first = 0
             for part in _cut(rows, size, lambda row: (row.title, row.text, row.kept)):
@@ -247,21 +252,20 @@ class VectorFileSource:
 
     def _row(self, fields: Mapping[str, Any], number: int) -> PushRow:
         row_id = fields.get("id")
+        place = f"{self.name}, {self._reader.unit} {number}"
         if row_id is None or row_id == "":
-            place = f"{self.name}, {self._reader.unit} {number}"
             raise UsageError(f"{place}: no id, by which a table knows a row; gemb embed --id-field")
-        texts = [str(fields[name]) for name in TEXT_NAMES if fields.get(name) is not None]
-        title = fields.get("title")
-        taken = {*RESERVED, *TEXT_NAMES, "title"}
-        kept = {name: value for name, value in fields.items() if name not in taken}
+        record = vector_record(fields, _FIELDS, number, place)
+        if record.error:
+            raise UsageError(f"{place}: {record.error.message}")
         return PushRow(
-            storable(str(row_id)),
+            storable(str(record.id)),
             None,
             None,
             None,
-            storable(str(title)) if title else None,
-            storable(texts[0] if texts else ""),
-            storable_json(kept_json(kept)),
+            storable(record.title) if record.title else None,
+            storable(record.text),
+            storable_json(kept_json(record.kept)),
         )
 
     def _check_fingerprints(self, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -64,6 +64,7 @@ class Fields:
     keep: Sequence[str] = ()
     keep_all: bool = False
     title_may_lack: bool = False  # nobody named the title: it is taken where there is one
+    text_may_lack: bool = False  # the row has its vector: it needs no text
 
     def named(self) -> list[str]:
         """Return every field that must be there."""
@@ -89,7 +90,7 @@ def from_fields(
         size: share of the input.
     """
     number = record_id
-    text, error = _text(values, fields.text)
+    text, error = _text(values, fields)
     if fields.id is not None:
         value = field_value(values, fields.id)
         if value is None:
@@ -97,7 +98,7 @@ def from_fields(
         elif not is_writable(value):
             error = RowError("bad_field", f"field '{fields.id}' is {_kind(value)}, not an id")
         else:
-            record_id = _as_id(value)
+            record_id = as_id(value)
     value = field_value(values, fields.title) if fields.title else None
     if isinstance(value, bytes):
         error = error or RowError("bad_field", f"field '{fields.title}' is bytes, not text")
@@ -105,7 +106,7 @@ def from_fields(
     kept, kept_error = _kept_fields(values, fields)
     error = kept_error or error or unfit(text, title or "", record_id, *kept.values())
     if error and error.code == "empty":
-        if title and has_visible(title):  # a title alone is a text, too
+        if fields.text_may_lack or (title and has_visible(title)):  # a title alone is a text, too
             error = None
         elif null := [name for name in fields.text if field_value(values, name) is None]:
             error = RowError("empty", f"the text is empty: field '{null[0]}' is null")
@@ -160,16 +161,16 @@ def is_writable(value: object) -> bool:
     return not isinstance(value, bytes) and not (isinstance(value, float) and value - value != 0)
 
 
-def _text(values: Mapping[str, object], names: Sequence[str]) -> tuple[str, RowError | None]:
+def _text(values: Mapping[str, object], fields: Fields) -> tuple[str, RowError | None]:
     """Return the text, its fields joined by a newline, or why there is none."""
     texts: list[str] = []
-    for name in names:
+    for name in fields.text:
         value = field_value(values, name)
         if isinstance(value, str):
             texts.append(value)
         elif value is not None:
             return "", RowError("bad_field", f"field '{name}' is {_kind(value)}, not text")
-        elif not has_field(values, name):
+        elif not (fields.text_may_lack or has_field(values, name)):
             return "", _missing(name, values)
     return "\n".join(texts), None
 
@@ -185,7 +186,8 @@ def _kept(values: Mapping[str, object], fields: Fields) -> Mapping[str, object]:
     return {name: value for name, value in values.items() if name not in taken}
 
 
-def _as_id(value: object) -> Id:
+def as_id(value: object) -> Id:
+    """Return the value of an id field as an id: a whole number or a text."""
     if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
         return value
     return as_json(value) if isinstance(value, bool | dict | list) else str(value)

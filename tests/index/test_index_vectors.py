@@ -113,3 +113,28 @@ def test_vectors_that_rank_nothing_or_belong_to_another_model_are_refused(embedd
     (gemb.folder / "v.npz").write_bytes(data[: len(data) // 2])
     line = error(gemb, "index", "build", "w.gemb", "v.npz")
     assert line.startswith("gemb: v.npz: no vectors can be read from it: ")
+
+
+def edited(gemb: Gemb, changes: list[dict]) -> None:
+    """Change the rows of v.jsonl, one after the other."""
+    path = gemb.folder / "v.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(jsonl([row | change for row, change in zip(rows, changes, strict=True)]))
+
+
+def test_odd_fields_beside_a_vector_are_those_of_a_row_without_one(embedded: Gemb) -> None:
+    gemb = embedded
+    embed(gemb, "v.jsonl")
+    edited(gemb, [{"id": 1.5}, {"id": [1, 2]}, {"id": None}, {}])
+    done = gemb("index", "build", "v.gemb", "v.jsonl")
+    assert done.returncode == 3
+    assert done.stdout == b"+2 ~0 -0 rows (2 vectors taken over; 2 in all)\n"
+    assert b"missing_field" in done.stderr
+    assert [hit.id for hit in all_hits(gemb, "v.gemb")] == ["1.5", "[1,2]"]
+    assert gemb("search", "red", "v.gemb").returncode == 0
+    embed(gemb, "v.jsonl")
+    edited(gemb, [{"text": {"a": 1}}, {"text": None}, {"text": " "}, {}])
+    done = gemb("index", "build", "w.gemb", "v.jsonl")
+    assert b"bad_field" in done.stderr
+    hits = [(hit.id, hit.text, hit.kept) for hit in all_hits(gemb, "w.gemb")]
+    assert hits == [("b", "", {"year": 2024}), ("c", " ", {"year": 2025})]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import subprocess
 import sys
@@ -113,3 +114,21 @@ def test_no_row_to_push_is_said_before_a_table_is_made(gemb: Gemb) -> None:
     line = refused(gemb, "index", "push", "v.npz", "lance:db")
     assert line == "v.npz has no row to push: all 2 have no vector"
     assert not (gemb.folder / "db").exists()
+
+
+def test_odd_fields_beside_a_vector_are_those_of_rows(gemb: Gemb) -> None:
+    write_rows(gemb, [{"id": "a", "text": "red"}, {"id": "b", "text": "blue"}])
+    done = gemb("embed", "rows.jsonl", "--id-field", "id", "--keep", "all", "-o", "v.jsonl")
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, (gemb.folder / "v.jsonl").read_text().splitlines())
+
+    def push(*rows: dict) -> list[str]:
+        (gemb.folder / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return ["index", "push", "odd.jsonl", "lance:db"]
+
+    done = gemb(*push(first | {"id": [1, 2]}, second | {"id": 1.5}))
+    assert done.returncode == 0, done.stderr
+    found = gemb("search", "red", "lance:db", "--json", "--min-score", "-1")
+    assert {json.loads(line)["id"] for line in found.stdout.splitlines()} == {"[1,2]", "1.5"}
+    line = refused(gemb, *push(first, second | {"text": {"a": 1}}))
+    assert line == "odd.jsonl, line 2: field 'text' is an object, not text"
