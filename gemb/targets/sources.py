@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from gemb import plugins
@@ -38,7 +37,9 @@ from gemb.io.text import visible
 from gemb.models.profile import check_dims
 from gemb.models.references import resolve
 from gemb.targets.base import KIND_OF, Content, PushRow, Rows, storable, storable_json
+from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import Fields, Id, as_id
+from gemb.texts.tables import json_value
 
 STDIN = "-"
 PART_BYTES = 16 << 20  # of texts, titles and kept fields: a part of fewer rows ends there
@@ -301,14 +302,14 @@ class _StdinReader(JsonLinesReader):
     """JSON lines of standard input, each read once; the lines before the first vector wait."""
 
     def __init__(self) -> None:
-        self._input = iter(sys.stdin.buffer)
-        self._waiting: list[bytes] | None = []
+        self._input = file_lines(STDIN)
+        self._waiting: list[Line] | None = []
         super().__init__(Path("standard input"))
         self._first, self._waiting = self._waiting, None
-        lines = (line for line in self._first if not line.isspace())
-        self.first: Mapping[str, Any] = orjson.loads(next(lines, "{}"))
+        fields = (json_value(line.data)[0] for line in self._first if line.data.strip())
+        self.first: Mapping[str, Any] = next(fields, {})
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[Line]:
         if self._waiting is None:
             yield from self._first
             yield from self._input

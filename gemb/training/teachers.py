@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from gemb.backend import Encoder, Runtime
 from gemb.embedding.engine import open_engine
 from gemb.embedding.formats.read import open_vectors
-from gemb.embedding.formats.table import format_of
+from gemb.embedding.formats.table import read_format_of
 from gemb.embedding.pipeline import Embedder
 from gemb.embedding.store import VectorStore, key_of
 from gemb.errors import GembError, UsageError
@@ -241,7 +241,7 @@ def is_vectors(reference: str) -> bool:
     Raises:
         UsageError: it is a file of vectors without their texts.
     """
-    form = format_of(Path(reference))
+    form = read_format_of(Path(reference))
     if form and not (form.reader and form.holds_fields):
         raise UsageError(
             f"{reference}: a teacher's file needs the texts of its vectors, and .{form.name} has "

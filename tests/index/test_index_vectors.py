@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import gzip
 import json
 
 import numpy as np
@@ -113,6 +115,34 @@ def test_vectors_that_rank_nothing_or_belong_to_another_model_are_refused(embedd
     (gemb.folder / "v.npz").write_bytes(data[: len(data) // 2])
     line = error(gemb, "index", "build", "w.gemb", "v.npz")
     assert line.startswith("gemb: v.npz: no vectors can be read from it: ")
+
+
+def packed(name: str, data: bytes) -> bytes:
+    if name.endswith(".gz"):
+        return gzip.compress(data)
+    return data.decode().encode("utf-16") if "16" in name else codecs.BOM_UTF8 + data
+
+
+@pytest.mark.parametrize("name", ["mark.jsonl", "v.jsonl.gz", "utf16.ndjson"])
+def test_vectors_in_lines_are_read_as_texts_are(embedded: Gemb, name: str) -> None:
+    gemb = embedded
+    embed(gemb, "v.jsonl")
+    (gemb.folder / name).write_bytes(packed(name, (gemb.folder / "v.jsonl").read_bytes()))
+    done = gemb("index", "build", "v.gemb", name)
+    assert done.stdout == b"+3 ~0 -0 rows (3 vectors taken over; 3 in all)\n", done.stderr
+    assert texts_encoded(gemb) == 0
+    assert gemb("index", "sync", "v.gemb").stdout.startswith(b"+0 ~0 -0 rows")
+    if not name.endswith(".gz"):
+        assert gemb("verify", name, "v.jsonl").returncode == 0
+
+
+def test_vectors_that_are_cut_in_a_compressed_file_are_said(embedded: Gemb) -> None:
+    gemb = embedded
+    embed(gemb, "v.jsonl")
+    data = gzip.compress((gemb.folder / "v.jsonl").read_bytes())
+    (gemb.folder / "v.jsonl.gz").write_bytes(data[:-20])
+    line = error(gemb, "index", "build", "v.gemb", "v.jsonl.gz")
+    assert line.startswith("gemb: v.jsonl.gz")
 
 
 def edited(gemb: Gemb, changes: list[dict]) -> None:

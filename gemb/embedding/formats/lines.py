@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ from gemb.embedding.vectors import NUMBERS
 from gemb.errors import UsageError
 from gemb.io.streams import Output
 from gemb.io.text import visible
+from gemb.texts.lines import Line, file_lines
 from gemb.texts.records import as_json, as_text
+from gemb.texts.tables import json_value
 
 FIRST_LINES = 1000  # among which there is a row with a vector, if a file holds any
 
@@ -76,17 +79,18 @@ class JsonLinesReader(VectorReader):
     @classmethod
     def recognizes(cls, path: Path) -> bool:
         """Return whether the first vector, among the first lines, is one that gemb wrote."""
-        with path.open("rb") as file:
-            for _, line in zip(range(FIRST_LINES), file, strict=False):
-                try:
-                    row = orjson.loads(line)
-                except ValueError:
-                    return False
+        try:
+            for line in islice(file_lines(path), FIRST_LINES):
+                if _is_blank(line):
+                    continue
+                row = json_value(line.data)[0]
                 if not isinstance(row, dict) or not {"embedding", "error"} & row.keys():
                     return False
                 if "embedding" in row:
                     is_ours = "fingerprint" in row and row.get("dtype", "f32") in DTYPES
                     return is_ours and isinstance(row["embedding"], list)
+        except UsageError:  # it is no text: readers of texts say so
+            return False
         return False
 
     def __init__(self, path: Path) -> None:
@@ -136,21 +140,18 @@ class JsonLinesReader(VectorReader):
 
     def _rows(self) -> Iterator[tuple[int, dict[str, Any], int]]:
         """Yield the number of each line that is not blank, from 1, its fields, and its bytes."""
-        for number, line in enumerate(self._lines(), 1):
-            if line.isspace():
+        for line in self._lines():
+            if _is_blank(line):
                 continue
-            try:
-                fields = orjson.loads(line)
-            except ValueError:
-                fields = None
+            fields, error = (None, line.error) if line.error else json_value(line.data)
             if not isinstance(fields, dict):
-                raise UsageError(f"{self._place(number)}: no row of vectors")
-            yield number, fields, len(line)
+                reason = f": {error.message}" if error and error.code != "bad_json" else ""
+                raise UsageError(f"{self._place(line.number)}: no row of vectors{reason}")
+            yield line.number, fields, line.size
 
-    def _lines(self) -> Iterator[bytes]:
+    def _lines(self) -> Iterator[Line]:
         """Yield the lines of the file, from the first."""
-        with self.path.open("rb") as file:
-            yield from file
+        return file_lines(self.path)
 
     def _checked(self, embedding: object, row: Mapping[str, Any], number: int) -> NDArray[Any]:
         """Return a row's vector as it is stored, [width].
@@ -178,6 +179,10 @@ class JsonLinesReader(VectorReader):
 
     def _place(self, number: int) -> str:
         return f"{visible(str(self.path))}, line {number}"
+
+
+def _is_blank(line: Line) -> bool:
+    return not (line.error or line.data.strip())
 
 
 class PreviewWriter:

@@ -10,7 +10,7 @@ import numpy as np
 
 from gemb.arrays import Vectors
 from gemb.embedding.formats.base import VectorReader, readable
-from gemb.embedding.formats.table import format_of, readable_suffixes
+from gemb.embedding.formats.table import read_format_of, readable_suffixes
 from gemb.embedding.vectors import VectorSpec
 from gemb.errors import UsageError
 from gemb.texts.records import Id
@@ -27,7 +27,7 @@ class VectorFile(NamedTuple):
 
 def holds_vectors(path: Path) -> bool:
     """Return whether a file holds vectors that `gemb embed` wrote. Reads little."""
-    form = format_of(path)
+    form = read_format_of(path)
     if not form or not form.reader or not path.is_file():
         return False
     with readable(path):
@@ -41,7 +41,7 @@ def open_vectors(path: Path) -> VectorReader:
         UsageError: the file is absent, damaged, or of no format that gemb reads.
         Missing: it is a Parquet file, and pyarrow is not installed.
     """
-    form = format_of(path)
+    form = read_format_of(path)
     if form is None or not form.reader:
         raise UsageError(f"{path}: vectors are read from {', '.join(readable_suffixes())} files")
     if not path.is_file():

@@ -31,6 +31,7 @@ class Format:
     dtypes: tuple[str, ...] = DTYPES
     is_for_people: bool = False  # a terminal shows it; no option names it
     needs_pyarrow: bool = False
+    reads_gz: bool = False  # a file may be compressed: its name ends in .gz
 
     def new_writer(self, output: Output, layout: FileLayout) -> VectorWriter:
         """Return a writer into the output."""
@@ -61,6 +62,7 @@ FORMATS: dict[str, Format] = {
             suffixes=(".jsonl", ".json", ".ndjson"),
             writer=_family("lines", "JsonLinesWriter"),
             reader=_family("lines", "JsonLinesReader"),
+            reads_gz=True,
         ),
         Format(
             name="npy",
@@ -115,6 +117,17 @@ def format_of(path: Path) -> Format | None:
     """Return the format that a file's suffix names, None where it names none."""
     suffix = path.suffix.lower()
     return next((form for form in FORMATS.values() if suffix in form.suffixes), None)
+
+
+def read_format_of(path: Path) -> Format | None:
+    """Return the format in which a file is read, which may be compressed; None: its name has none.
+
+    A compressed file of a format that is not read so has none.
+    """
+    if path.suffix.lower() != ".gz":
+        return format_of(path)
+    form = format_of(path.with_suffix(""))
+    return form if form and form.reads_gz else None
 
 
 def readable_suffixes() -> tuple[str, ...]:
