@@ -6,7 +6,6 @@ hash: a larger number takes the same ones and more, so that the teacher's vector
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -20,13 +19,19 @@ from tokenizers import Tokenizer
 from gemb.datasets.rows import Rows
 from gemb.embedding.store import key_of
 from gemb.errors import UsageError
-from gemb.io.foreign import json_value
 from gemb.models.prompts import Prompt, for_task
 from gemb.recipe.schema import Draft
+from gemb.texts.contents import shown
+from gemb.texts.inputs import Reading, read_opened
+from gemb.texts.records import Fields, Record, has_visible
 from gemb.training.teacher import Teacher, TeacherText
 
 CHARACTERS = 32  # of a text, for each token that is read: no more are tokenized
 CHUNK = 1024  # texts that are tokenized together
+# Of passages; one may have a title alone.
+_READING = Reading(
+    fields=Fields(title="title", title_may_lack=True, text_may_lack=True), names_options=False
+)
 
 
 class Passage(NamedTuple):
@@ -130,24 +135,27 @@ def read_passages(path: str, count: int) -> list[Passage]:
     """Return `count` passages of a file by the hashes of their texts; 0: all.
 
     Raises:
-        UsageError: a line is no object with a text.
+        UsageError: there is no such file, it is no text, or a row of it is no passage.
     """
     if not path:
         return []
     source = Path(path).expanduser()
-    with gzip.open(source, "rb") if source.suffix == ".gz" else source.open("rb") as file:
-        passages = [_passage(f"{source.name}:{at}", line) for at, line in enumerate(file, start=1)]
-    passages.sort(key=lambda passage: key_of(passage.text))
+    if not source.is_file():
+        raise UsageError(f"{shown(path)}: no such file of passages")
+    with source.open("rb") as file:
+        records = read_opened(file, str(source), _READING, source.name)
+        passages = [_passage(record) for record in records if record is not None]
+    passages.sort(key=lambda passage: key_of(passage.text or passage.words))
     return passages[: count or None]
 
 
-def _passage(place: str, line: bytes) -> Passage:
-    fields = json_value(line, place)
-    text = fields.get("text") if isinstance(fields, dict) else None
-    title = fields.get("title") if isinstance(fields, dict) else None
-    if not isinstance(text, str) or not text.strip() or not isinstance(title, str | None):
-        raise UsageError(f"{place}: a passage is an object with text, and perhaps title")
-    return Passage(text, title or None, place)
+def _passage(record: Record) -> Passage:
+    if record.error:
+        raise UsageError(f"{record.place}: {record.error.message}")
+    passage = Passage(record.text, record.title, record.place)
+    if not has_visible(passage.words):
+        raise UsageError(f"{record.place}: a passage is an object with text, and perhaps title")
+    return passage
 
 
 def taught(passages: Iterable[Passage], prompt: Prompt) -> list[TeacherText]:

@@ -310,13 +310,39 @@ def test_passages_are_taken_by_their_hash(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", '{"text": " "}', '{"title": "x"}', '{"text":"a","title":1}']
+    ("line", "message"),
+    [
+        ("[]", "not an object"),
+        ('{"text": {"a": 1}}', "field 'text' is an object, not text"),
+        ('{"text": " "}', "a passage is an object with text, and perhaps title"),
+        ('{"text": "\\u200b"}', "a passage is an object with text, and perhaps title"),
+        ('{"body": "x"}', "a passage is an object with text, and perhaps title"),
+    ],
 )
-def test_a_line_without_a_text_is_named(tmp_path, line) -> None:
+def test_a_line_without_a_text_is_named(tmp_path, line, message) -> None:
     path = tmp_path / "p.jsonl"
     path.write_text('{"text": "a"}\n' + line + "\n")
-    with pytest.raises(UsageError, match=r"p\.jsonl:2: a passage is an object with text"):
+    with pytest.raises(UsageError, match=rf"^p\.jsonl:2: {message}$"):
         read_passages(str(path), 0)
+
+
+def test_passages_are_read_as_all_texts_are(tmp_path) -> None:
+    lines = '{"text": "a", "title": null}\n\n{"title": "b"}\n{"text": "c", "title": "d"}\n'
+    plain = tmp_path / "p.jsonl"
+    plain.write_text(lines)
+    passages = read_passages(str(plain), 0)
+    assert sorted((title or "", text) for text, title, _ in passages) == [
+        ("", "a"),
+        ("b", ""),
+        ("d", "c"),
+    ]
+    plain.write_bytes(lines.encode("utf-16"))
+    assert read_passages(str(plain), 0) == passages
+    short = tmp_path / "short.jsonl.gz"
+    short.write_bytes(gzip.compress(lines.encode())[:-12])
+    for path, message in ((short, "short.jsonl.gz"), (tmp_path / "none", "no such file of passa")):
+        with pytest.raises(UsageError, match=message):
+            read_passages(str(path), 0)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(recipe, tmp_path) -> None:
