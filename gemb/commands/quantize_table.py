@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemb.errors import NegativeAnswer
+from gemb.evaluation.verdict import too_few
 from gemb.io.notes import answer, note
 from gemb.weights.measure import Measures
 from gemb.weights.mix import Share, fitting_mix, sensitivity
@@ -29,6 +30,7 @@ def print_ladder(quantizer: Quantizer, *, as_json: bool) -> None:
             table.line(candidate)
     if as_json:
         answer(_json(quantizer, candidates))
+    _say_too_few(candidates)
     _judge(quantizer.job, candidates)
 
 
@@ -42,6 +44,14 @@ def print_fit(quantizer: Quantizer, size_bytes: int, *, as_json: bool) -> None:
     rules = " ".join(f"--tensor '{rule.pattern}={rule.type}'" for rule in mix.rules)
     note(f"the mix for {mix.name}: -t {mix.type} {rules}")
     print_ladder(quantizer.of_mix(mix, size_bytes), as_json=as_json)
+
+
+def _say_too_few(candidates: Sequence[Candidate]) -> None:
+    """Say where the change of a score is no measure of a file, a limit or none (--max-drop)."""
+    changes = [candidate.measures.change for candidate in candidates]
+    few = [change.main.units for change in changes if change and change.word == "TOO FEW"]
+    if few:
+        note(too_few(few[0]))
 
 
 def _judge(job: QuantizeJob, candidates: Sequence[Candidate]) -> None:
@@ -75,6 +85,7 @@ def print_shares(quantizer: Quantizer, *, as_json: bool) -> None:
         if not as_json:
             answer(_share_line(step, quantizer.job))
     assert unraised is not None
+    _say_too_few([unraised, *(share.raised for share in shares)])
     if as_json:
         classes = [
             {

@@ -40,7 +40,7 @@ class GreedyStep:
     before: float  # mean of the sets' main metrics; at the first step, the same as `after`
     after: float
     units: int  # that were compared: queries, pairs or rows
-    low: float | None  # 95 % interval of the difference; None: there are too few units
+    low: float | None  # 95 % interval of the difference; None: too few units, or the first step
     high: float | None
     kept: bool
 
@@ -169,8 +169,8 @@ def greedy(
             before=mean,
             after=mean,
             units=best.fewest.units,
-            low=0.0,
-            high=0.0,
+            low=None,
+            high=None,
             kept=True,
         )
     ]

@@ -322,6 +322,7 @@ def test_greedy_begins_with_the_best_and_keeps_what_does_not_lower_the_score(fol
         ("a", ("b", "c"), False),
     ]
     assert [round(step.after, 2) for step in tries] == [0.6, 0.61, 0.59]
+    assert (tries[0].low, tries[0].high) == (None, None), "nothing was compared yet"
     assert sorted(scorer.asked) == ["a", "abc", "b", "bc", "c"]
 
 

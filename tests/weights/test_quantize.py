@@ -391,6 +391,17 @@ def test_the_smallest_file_within_the_drop_is_kept(tiny_gguf: Path, tmp_path: Pa
         _gemb(tiny_gguf, "-t", "q4_0", "-o", tmp_path / "x.gguf", "--max-drop", 1)
 
 
+@pytest.mark.parametrize("options", ["--max-drop 50 --min-cosine -1 -o few.gguf", "--sensitivity"])
+def test_a_change_of_too_few_units_is_said(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: str
+):
+    monkeypatch.chdir(tmp_path)
+    pairs = "sentence1\tsentence2\tscore\na fox\ta dog\t1\na\tb\t0\nc\tc\t2\n"
+    (tmp_path / "few.tsv").write_text(pairs)
+    _, told = _gemb(tiny_gguf, "-t", "q4_0", "--eval", "few.tsv", *options.split())
+    assert told.count("n=3 is too few for a verdict") == 1
+
+
 def test_sensitivity_raises_one_class_at_a_time(tiny_gguf: Path, tmp_path: Path):
     out, _ = _gemb(tiny_gguf, "--sensitivity", "-t", "q4_0", "--json")
     found = json.loads(out)
