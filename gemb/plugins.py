@@ -171,7 +171,7 @@ def _openers(model: Path) -> list[Backend]:
     openers = [backend for backend in backends().values() if backend.can_open(model)]
     if not openers:
         if model.is_file():
-            from gemb.models.lfs import check_no_pointer
+            from gemb.io.lfs import check_no_pointer
 
             check_no_pointer(model)
         raise UsageError(

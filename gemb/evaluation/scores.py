@@ -14,6 +14,7 @@ from gemb.arrays import Doubles
 from gemb.errors import UsageError
 from gemb.evaluation.metrics import LEAST_UNITS, Form, Interval, Statistic, interval
 from gemb.io.foreign import check_types
+from gemb.io.lfs import check_no_pointer
 
 MARK = "gemb_scores"  # the key of the format's version
 
@@ -204,6 +205,7 @@ class Scores:
             _check(scores)
             return scores
         except (ValueError, KeyError, TypeError, AttributeError):
+            check_no_pointer(path)
             raise UsageError(
                 f"{path}: no scores that gemb eval -o wrote (--json alone has not what a "
                 "comparison needs)"

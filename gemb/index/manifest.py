@@ -20,6 +20,7 @@ from gemb.embedding.vectors import VectorSpec
 from gemb.errors import GembError, UsageError
 from gemb.io.atomic import new_file
 from gemb.io.foreign import check_types, json_value
+from gemb.io.lfs import check_no_pointer
 from gemb.io.locks import LOCK
 from gemb.io.paths import current_folder, is_nowhere
 from gemb.io.text import visible
@@ -123,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of an index.
 
     Raises:
-        UsageError: the folder is no index, or one of a newer gemb.
+        UsageError: the folder is no index, one of a newer gemb, or a Git LFS pointer stands there.
         GembError: the manifest is damaged.
     """
     path = folder / NAME
@@ -188,6 +189,7 @@ def _check(manifest: Manifest) -> None:
 
 
 def _damaged(path: Path) -> GembError:
+    check_no_pointer(path)
     return GembError(f"{visible(str(path))} is damaged; build the index anew: gemb index build -f")
 
 

@@ -55,6 +55,7 @@ from gemb.index.schema import (
     stored_files,
 )
 from gemb.index.words import version_of_words
+from gemb.io.lfs import LONGEST, check_no_pointer
 from gemb.io.stamps import Stamp
 from gemb.io.text import visible
 from gemb.texts.records import Id
@@ -473,6 +474,8 @@ def mapped(path: Path, numbers: np.dtype[Any], count: int, width: int) -> NDArra
     if not count:
         return np.zeros((0, width), numbers)
     size, needed = path.stat().st_size, count * width * numbers.itemsize
+    if size < needed or size <= LONGEST:
+        check_no_pointer(path)
     if size < needed:
         raise GembError(
             f"{visible(str(path))} is cut short ({size} of {needed} bytes); copy it again, or "

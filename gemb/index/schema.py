@@ -24,6 +24,7 @@ from gemb.errors import GembError, UsageError
 from gemb.index.drafts import DRAFTS, has_drafts
 from gemb.index.words import OLD_WORDS, WORDS, remake_words, version_of_words
 from gemb.io.foreign import LARGEST, check_database
+from gemb.io.lfs import check_no_pointer
 from gemb.io.locks import has_record_locks
 from gemb.io.notes import note
 from gemb.io.stamps import Stamp
@@ -283,7 +284,11 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def explained(path: Path, error: sqlite3.Error) -> GembError:
-    """Return what SQLite says of a database in words for the user."""
+    """Return what SQLite says of a database in words for the user.
+
+    Raises:
+        UsageError: it is no database, but a Git LFS pointer.
+    """
     shown, folder = visible(str(path)), visible(str(path.parent))
     # Not by its words, which quote what the database holds. Python's own errors have no code: they
     # are of values that it cannot take.
@@ -299,6 +304,7 @@ def explained(path: Path, error: sqlite3.Error) -> GembError:
             return GembError(f"{shown} is locked by another process; try again")
         case sqlite3.SQLITE_CANTOPEN:
             return GembError(f"{shown} cannot be opened; check the permissions of {folder}")
+    check_no_pointer(path)
     hint = f"gemb index verify {folder} says what is left" if path.is_file() else "build it anew"
     return GembError(f"{shown} is damaged ({visible(str(error))}); {hint}")
 

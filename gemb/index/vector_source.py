@@ -14,6 +14,7 @@ from gemb.embedding.formats.read import holds_vectors, open_vectors
 from gemb.embedding.vectors import VectorSpec, are_units, packed, unpacked
 from gemb.errors import UsageError
 from gemb.index.source import SourceRow, VectorSource
+from gemb.io.lfs import check_no_pointer
 from gemb.io.text import visible
 from gemb.texts.records import (
     RESERVED,
@@ -36,6 +37,7 @@ def described_vectors(path: str) -> VectorReader:
         UsageError: it is not there, is damaged, or says too little.
     """
     if not holds_vectors(Path(path)):
+        check_no_pointer(Path(path))
         raise UsageError(f"{visible(path)} is not there, or holds no vectors of gemb embed")
     reader = open_vectors(Path(path))
     if not reader.description.fingerprint:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from gemb.errors import UsageError
 from gemb.io.atomic import naming
+from gemb.io.lfs import check_beginning
 from gemb.io.text import size_in_words
 
 MOST = 16 << 20  # bytes of a file of settings, or a model card
@@ -124,7 +125,8 @@ def json_value(data: bytes, where: object, *, unique: bool = False) -> Any:  # n
         unique: whether a key twice in one object is an error; else the last one counts.
 
     Raises:
-        UsageError: it is no JSON, is nested too deeply, or holds half of a surrogate pair.
+        UsageError: it is no JSON (a Git LFS pointer, say), is nested too deeply, or holds half of a
+            surrogate pair.
     """
     try:
         text = data.decode(json.detect_encoding(data))
@@ -136,6 +138,7 @@ def json_value(data: bytes, where: object, *, unique: bool = False) -> Any:  # n
     except UnicodeEncodeError as error:
         raise UsageError(f"{where}: its JSON holds half of a surrogate pair") from error
     except ValueError as error:
+        check_beginning(data, where)
         raise UsageError(f"{where}: not JSON: {error}") from error
     return value
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from gemb.errors import UsageError
 from gemb.io.foreign import MOST, json_value, read_bytes
-from gemb.models.lfs import check_no_pointer
 
 MOST_TOKENIZER = 128 << 20  # bytes of tokenizer.json: Gemma's has 33 MB
 MOST_LAYERS = 512  # as llama.cpp (LLAMA_MAX_LAYERS)
@@ -45,11 +44,7 @@ def read_json_value(path: Path, most: int = MOST) -> Any:  # noqa: ANN401
         data = read_bytes(path, most)
     except FileNotFoundError as error:
         raise UsageError(f"{path}: missing from the model folder") from error
-    try:
-        return json_value(data, path)
-    except UsageError:
-        check_no_pointer(path)
-        raise
+    return json_value(data, path)
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:

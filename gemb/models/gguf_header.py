@@ -21,7 +21,7 @@ from pathlib import Path
 
 from gemb.errors import UsageError
 from gemb.io.foreign import open_regular
-from gemb.models.lfs import check_no_pointer
+from gemb.io.lfs import check_no_pointer
 from gemb.models.tensors import FP16_OVERFLOW
 
 # GGUF's value types: number -> name, struct code (none for strings and arrays).

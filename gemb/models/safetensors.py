@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from gemb.errors import UsageError
 from gemb.io.foreign import MOST, json_value, open_regular
-from gemb.models.lfs import check_no_pointer
+from gemb.io.lfs import check_no_pointer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 
 from gemb.errors import UsageError
 from gemb.io.foreign import json_value, read_bytes
+from gemb.io.lfs import check_no_pointer
 from gemb.models.config import MOST_TOKENIZER
-from gemb.models.lfs import check_no_pointer
 from gemb.models.token_probe import check_tokenizing, probe, sampled
 
 if TYPE_CHECKING:

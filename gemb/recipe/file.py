@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemb.errors import UsageError
+from gemb.io.lfs import check_no_pointer
 from gemb.io.text import did_you_mean
 from gemb.recipe.checks import problems
 from gemb.recipe.keys import to_plain
@@ -56,6 +57,7 @@ def read_tree(path: Path) -> Value:
     if tree.data is None:
         raise UsageError(f"{path} is empty; gemb recipes cp finetune FILE writes a full one")
     if not isinstance(tree.data, dict):
+        check_no_pointer(path)
         raise UsageError(f"{tree.place}: a recipe is keys with values, not {tree}")
     return tree
 

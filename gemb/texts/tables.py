@@ -9,11 +9,13 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from gemb.errors import Missing, UsageError
+from gemb.io.lfs import check_no_pointer
 from gemb.io.notes import note
 from gemb.io.text import visible
 from gemb.texts.contents import STDIN, shown
@@ -325,6 +327,8 @@ class ParquetFile:
         try:
             self._file = parquet.ParquetFile(path if file is None else file)
         except self._failures as error:
+            with suppress(OSError, ValueError):  # a stream may be closed by now
+                check_no_pointer(Path(path), file)
             raise self._unreadable(error) from None
         self.columns: list[str] = self._file.schema_arrow.names
         refuse_twice([column_name(column) for column in self.columns], self._name)

@@ -21,6 +21,7 @@ from gemb.embedding.vectors import DTYPES, VectorSpec, packed, sidecar, unpacked
 from gemb.errors import GembError, UsageError
 from gemb.io.streams import AtomicFile
 from gemb.texts.records import Record, RowError
+from lfs_pointer import OLD_POINTER, POINTER
 
 SPEC = VectorSpec(model="0" * 16, prompt="{text}", dim=16, dtype="f32", max_tokens=32)
 
@@ -318,6 +319,20 @@ def test_a_sidecar_that_is_no_small_regular_file_is_refused(name: str, tmp_path:
     os.mkfifo(beside)
     with pytest.raises(UsageError, match=f"{beside.name}: no regular file"):
         read_vectors(path)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.f32", "a.parquet", "a.jsonl"])
+def test_a_pointer_of_git_lfs_in_place_of_vectors_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(UsageError, match=rf"{name}.* a Git LFS pointer, .*git lfs pull"):
+        read_vectors(tmp_path / name)
+
+
+def test_a_pointer_of_git_lfs_in_place_of_a_sidecar_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.f32").write_bytes(bytes(64))
+    (tmp_path / "a.f32.json").write_text(OLD_POINTER)
+    with pytest.raises(UsageError, match=r"a.f32.json: a Git LFS pointer"):
+        read_vectors(tmp_path / "a.f32")
 
 
 def test_json_lines_that_are_no_rows_of_one_width_are_refused_with_their_line(

@@ -13,6 +13,7 @@ from gemb.errors import UsageError
 from gemb.evaluation.metrics import Statistic
 from gemb.evaluation.scores import MetricRow, Scores, SetDescription, Size
 from gemb.evaluation.verdict import verdict
+from lfs_pointer import POINTER
 
 F32 = Size(768, "f32")
 
@@ -190,6 +191,9 @@ def test_scores_are_read_only_from_a_file_that_has_the_evidence(tmp_path):
         path.write_text(content)
         with pytest.raises(UsageError, match=r"scores.json: no scores that gemb eval -o wrote"):
             Scores.load(path)
+    path.write_text(POINTER)
+    with pytest.raises(UsageError, match=r"scores.json: a Git LFS pointer"):
+        Scores.load(path)
     with pytest.raises(UsageError, match=r"^no such file: .*gone.json$"):
         Scores.load(tmp_path / "gone.json")
 

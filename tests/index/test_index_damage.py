@@ -20,6 +20,7 @@ from gemb.index.manifest import _checksum
 from gemb.index.schema import COLUMNS, crc, explained
 from gemb.index.verify import verify
 from index_cases import error, inside, out
+from lfs_pointer import POINTER
 
 WORDS = ("order", "cancel", "delivery", "parcel", "money", "back", "refund", "page", "hour", "sky")
 COMMANDS = (
@@ -578,3 +579,13 @@ def test_a_kept_field_is_no_deeper_than_can_be_written(
     answer = work("index", "verify", "i.gemb")
     assert answer.returncode == 1
     assert b"rows damaged" in answer.stdout
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rows.sqlite", "vectors.f16", "codes.bin"])
+def test_a_pointer_of_git_lfs_in_place_of_a_file_of_an_index_is_named(
+    work: Gemb, name: str
+) -> None:
+    (work.folder / "i.gemb" / name).write_text(POINTER)
+    line = error(work, "search", "order", "i.gemb")
+    assert f"i.gemb/{name}: a Git LFS pointer, not the file" in line
+    assert "a Git LFS pointer" in error(work, "index", "sync", "i.gemb")

@@ -26,11 +26,8 @@ from gemb.plugins import describe
 from gemb.texts.records import Record
 from gemb_llamacpp.export import export
 from gemb_torch import TorchBackend
+from lfs_pointer import OLD_POINTER, POINTER
 
-POINTER = (
-    "version https://git-lfs.github.com/spec/v1\n"
-    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
-)
 TRUNCATED = "config_sentence_transformers.json"
 
 
@@ -191,6 +188,7 @@ def test_a_pointer_in_place_of_a_file_is_named(tmp_path):
         (tmp_path / name).write_text(POINTER)
         with pytest.raises(UsageError, match=rf"{name}: a Git LFS pointer, .* git lfs pull"):
             describe(tmp_path / name)
+    (tmp_path / "model.bin").write_text(OLD_POINTER)
     with pytest.raises(UsageError, match=r"model.bin: a Git LFS pointer"):
         read_header(tmp_path / "model.bin")
 

@@ -24,6 +24,7 @@ from gemb.recipe.names import FOLDER, builtin_recipes, recipe_names, resolve_dat
 from gemb.recipe.read import RecipeReader
 from gemb.recipe.schema import Distill, Loss, Recipe, Source, SpreadOut
 from gemb.recipe.yaml_text import Place, read_text, scalar
+from lfs_pointer import POINTER
 
 LEAST = """\
 stage: finetune
@@ -685,3 +686,8 @@ def test_layers_are_chosen(text, choice):
 def test_a_choice_of_layers_that_is_none_is_refused(text, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         layer_choice(text)
+
+
+def test_a_pointer_of_git_lfs_is_named(recipe):
+    with pytest.raises(UsageError, match=r"my.yaml: a Git LFS pointer, .* git lfs pull"):
+        recipe(POINTER)

@@ -11,6 +11,7 @@ from gemb.errors import UsageError
 from gemb.texts import inputs
 from gemb.texts.inputs import Reading
 from gemb.texts.records import Fields, as_json
+from lfs_pointer import OLD_POINTER, POINTER
 
 QUOTE_OPENS = (
     b'id\ttext\n1\tFirst line of words\n2\t"Second is an opened quote\n3\tThird line\n'
@@ -245,3 +246,15 @@ def test_a_corpus_of_pyserini_has_its_text_in_contents(key: str, tmp_path: Path)
     rows = write(tmp_path, "a.jsonl", f'{{"{key}":"d1","contents":"A lamp"}}\n')
     assert read(rows) == ["A lamp"]
     assert read(write(tmp_path, "a.csv", f"{key},contents\nd1,A kettle\n")) == ["A kettle"]
+
+
+@pytest.mark.parametrize("pointer", [POINTER, OLD_POINTER])
+def test_a_pointer_of_git_lfs_in_place_of_parquet_is_named(tmp_path: Path, pointer: str) -> None:
+    path = write(tmp_path, "a.parquet", pointer)
+    with pytest.raises(UsageError, match=r"a.parquet: a Git LFS pointer, .* git lfs pull"):
+        read(path)
+    with (
+        path.open("rb") as file,
+        pytest.raises(UsageError, match=r"b.parquet: a Git LFS pointer"),
+    ):
+        list(inputs.read_opened(file, "b.parquet", Reading(), None))

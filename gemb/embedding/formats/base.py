@@ -35,6 +35,7 @@ from gemb.embedding.vectors import (
 )
 from gemb.errors import UsageError
 from gemb.io.foreign import read_bytes
+from gemb.io.lfs import check_beginning, check_no_pointer
 from gemb.io.text import visible
 
 if TYPE_CHECKING:
@@ -197,6 +198,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, reason: str) -> UsageError:
+    check_no_pointer(path)
     line = visible(reason.split("\n", 1)[0])
     return UsageError(f"{visible(str(path))}: no vectors can be read from it: {line}")
 
@@ -208,11 +210,20 @@ def description_beside(path: Path) -> Description | None:
         UsageError: gemb did not write the sidecar.
     """
     beside = sidecar(path)
-    return Description.from_json(read_bytes(beside)) if beside.exists() else None
+    if not beside.exists():
+        return None
+    data = read_bytes(beside)
+    check_beginning(data, beside)
+    return Description.from_json(data)
 
 
 def no_description(path: Path) -> UsageError:
-    """Return the error of a file whose sidecar is needed and absent."""
+    """Return the error of a file whose sidecar is needed and absent.
+
+    Raises:
+        UsageError: the file is a Git LFS pointer.
+    """
+    check_no_pointer(path)
     return UsageError(
         f"{visible(str(path))}: its sidecar {visible(sidecar(path).name)}, which describes the "
         "vectors, is missing; gemb embed -o writes both"
