@@ -28,6 +28,7 @@ from gemb.texts.records import (
     Id,
     Record,
     RowError,
+    field_value,
     from_fields,
     from_text,
     has_field,
@@ -271,14 +272,14 @@ def _json_record(line: Line, fields: Fields, absent: set[str], record_id: Id, pl
         if not fields.text:
             name = next((name for name in TEXT_NAMES if name in value), TEXT_NAMES[0])
             fields = dataclasses.replace(fields, text=(name,))
-        if fields.id and isinstance(value.get(fields.id), float):
+        if fields.id and isinstance(field_value(value, fields.id), float):
             # orjson makes a float of an integer over 64 bits: its digits are in the line.
             try:
                 numbers = json.loads(line.data, parse_float=str, parse_int=str)
             except RecursionError:
                 error = RowError("bad_json", "nested too deep")
                 return Record(record_id, place, error=error, size=line.size)
-            value[fields.id] = numbers[fields.id]
+            value[fields.id] = field_value(numbers, fields.id)
         return from_fields(value, fields, record_id, place, line.size)
     if isinstance(value, str) and not [name for name in fields.named() if name not in fields.text]:
         return Record(record_id, place, value, error=unfit(value), size=line.size)

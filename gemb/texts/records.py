@@ -93,7 +93,7 @@ def from_fields(
     text, error = _text(values, fields)
     if fields.id is not None:
         value = field_value(values, fields.id)
-        if value is None:
+        if value is None or value == "":  # as null is written in a table of text
             error = _missing(fields.id, values)
         elif not is_writable(value):
             error = RowError("bad_field", f"field '{fields.id}' is {_kind(value)}, not an id")
@@ -226,7 +226,8 @@ def is_too_deep(value: object) -> bool:
 
 def _missing(name: str, values: Mapping[str, object]) -> RowError:
     if has_field(values, name):
-        return RowError("missing_field", f"field '{name}' is null")
+        state = "null" if field_value(values, name) is None else "empty"
+        return RowError("missing_field", f"field '{name}' is {state}")
     return RowError("missing_field", f"no field '{name}'; it has: {_names(values)}")
 
 

@@ -197,6 +197,29 @@ def test_an_id_keeps_its_digits_and_an_object_is_json(tmp_path: Path) -> None:
     assert [record.id for record in found] == ["100000000000000000001", "1.50", 7, *lines[3:]]
 
 
+def test_an_id_inside_of_another_field_keeps_its_digits(tmp_path: Path) -> None:
+    rows = '{"text":"a","m":{"id":12345678901234567890123}}\n{"text":"b","m.id":1.50}\n'
+    path = write(tmp_path, "a.jsonl", rows)
+    records = read(path, fields=Fields(id="m.id", keep_all=True))
+    assert texts(records) == [("12345678901234567890123", "a"), ("1.50", "b")]
+    assert records[0].kept == {"m": {"id": 12345678901234567890123.0}}
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+def test_an_id_that_is_empty_or_null_is_missing(tmp_path: Path, name: str) -> None:
+    data = {
+        "a.csv": 'id,text\n1,a\n,b\n"",c\n',
+        "a.tsv": "id\ttext\n1\ta\n\tb\n",
+        "a.jsonl": '{"id":"1","text":"a"}\n{"id":"","text":"b"}\n{"id":null,"text":"c"}\n',
+    }
+    first, *others = read(write(tmp_path, name, data[name]), fields=Fields(id="id"))
+    assert first.id == "1"
+    errors = [(record.error.code, record.error.message) for record in others if record.error]
+    empty = ("missing_field", "field 'id' is empty")
+    null = ("missing_field", "field 'id' is null")
+    assert errors == {"a.csv": [empty] * 2, "a.tsv": [empty], "a.jsonl": [empty, null]}[name]
+
+
 def test_a_kept_field_nested_too_deep_is_an_error_of_its_row(tmp_path: Path) -> None:
     deep = '{"text":"a","x":' + "[" * 800 + "]" * 800 + "}\n"
     found = read(
