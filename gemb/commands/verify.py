@@ -10,7 +10,7 @@ import click
 
 from gemb.commands.options import ENCODING, ModelOptions, runtime_options
 from gemb.commands.params import ModelReference
-from gemb.embedding.formats.table import format_of, readable_suffixes
+from gemb.embedding.formats.table import read_format_of, readable_suffixes
 from gemb.errors import NegativeAnswer, UsageError
 from gemb.io.notes import answer
 from gemb.models.prompts import TASKS
@@ -89,7 +89,7 @@ def verify(
 
 
 def _names_vectors(name: str) -> bool:
-    form = format_of(Path(name))
+    form = read_format_of(Path(name))
     return form is not None and bool(form.reader)
 
 

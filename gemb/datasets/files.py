@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from gemb.datasets.columns import ACCEPTED, NAMES_OF_COLUMNS, known
 from gemb.errors import UsageError
+from gemb.io.lfs import check_no_pointer
 from gemb.io.text import visible
 from gemb.texts.contents import BOM, is_gzip, is_parquet, is_plain, refuse_foreign, shown
 from gemb.texts.inputs import format_by_name
@@ -233,6 +234,7 @@ def open_file(path: Path, written: Written = AS_USUAL) -> TrainingFile:
     if is_parquet(head):
         return TrainingFile(path, "parquet", is_gzip=False)
     if kind == "parquet":
+        check_no_pointer(path)
         raise UsageError(f"{shown(path)} is no Parquet file by its first bytes")
     refuse_foreign(head, path)
     if not kind and not is_packed and head.removeprefix(BOM).lstrip()[:1] in (b"{", b"["):

@@ -100,7 +100,11 @@ _FOREIGN = (
         "gemb takes texts",
     ),
     Foreign(rb"wOF[F2]|OTTO\0|ttcf\0|\0\x01\0\0\0", "a font", "gemb takes texts"),
-    Foreign(rb"version https://git-lfs", "a Git LFS pointer, not the file", "git lfs pull"),
+    Foreign(
+        rb"version https://(git-lfs|hawser)\.github\.com/",
+        "a Git LFS pointer, not the file",
+        "git lfs pull",
+    ),
 )
 
 DOCUMENTS = (

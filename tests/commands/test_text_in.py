@@ -152,8 +152,13 @@ def test_an_encoding_is_named_to_what_counts_measures_and_trains(
     assert [rows[number].positive.text for number in range(len(rows))] == ["thé", "ça"]
     with pytest.raises(UsageError, match="unknown encoding 'latin77'"):
         open_source(Source(path=str(pairs), encoding="latin77"), tmp_path / "cache", strict=True)
-    with pytest.raises(UsageError, match="'encoding' is for files; a BEIR folder is UTF-8"):
-        PlainTexts(Source(path=str(tmp_path), encoding="cp1252"))
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "corpus.jsonl").write_bytes('{"_id": "d", "text": "thé"}\n'.encode("cp1252"))
+    (beir / "queries.jsonl").write_bytes('{"_id": "q", "text": "café"}\n'.encode("cp1252"))
+    (beir / "qrels/train.tsv").write_text("q\td\t1\n")
+    rows = open_source(Source(path=str(beir), encoding="cp1252"), tmp_path / "cache", strict=True)
+    assert (rows[0].query.text, rows[0].positive.text) == ("café", "thé")
 
 
 def test_an_index_of_a_folder_remembers_the_encoding(gemb: Gemb, tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ FOREIGN = [
     ("a.rtf", lambda _: rb"{\rtf1\ansi hello}", "is an RTF document"),
     ("a.gguf", lambda _: b"GGUF\3\0\0\0", "is a GGUF model"),
     ("a.bin", lambda _: b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
+    ("b.bin", lambda _: b"version https://hawser.github.com/spec/v1\n", "is a Git LFS pointer"),
     ("a.mp4", lambda _: b"\0\0\0\x18ftypmp42\0\0\0\0", "is sound or video"),
     ("a.mp3", lambda _: b"\xff\xfb\x90\x64\0\0", "is sound or video"),
     ("a.heic", lambda _: b"\0\0\0\x18ftypheic\0\0\0\0", "is an image"),

@@ -253,6 +253,8 @@ def test_a_pointer_of_git_lfs_in_place_of_parquet_is_named(tmp_path: Path, point
     path = write(tmp_path, "a.parquet", pointer)
     with pytest.raises(UsageError, match=r"a.parquet: a Git LFS pointer, .* git lfs pull"):
         read(path)
+    with pytest.raises(UsageError, match=r"a.parquet: a Git LFS pointer, .* git lfs pull"):
+        open_file(path)
     with (
         path.open("rb") as file,
         pytest.raises(UsageError, match=r"b.parquet: a Git LFS pointer"),
