@@ -28,10 +28,10 @@ def text_of(row: Mapping[str, object]) -> object:
 
 def text_id(row: Mapping[str, object]) -> str | None:
     """Return the id of a line of corpus.jsonl or queries.jsonl, None where it has none."""
-    return as_id(next((row[name] for name in ID_NAMES if name in row), None))
+    return id_of(next((row[name] for name in ID_NAMES if name in row), None))
 
 
-def as_id(value: object) -> str | None:
+def id_of(value: object) -> str | None:
     """Return an id as text, None where it is none: a text or a whole number."""
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemb.datasets.files import RawRow, TrainingFile
-from gemb.datasets.identified import IdentifiedTexts, as_id
+from gemb.datasets.identified import IdentifiedTexts, id_of
 from gemb.errors import UsageError
 from gemb.texts.contents import shown
 
@@ -99,6 +99,6 @@ def _ids(values: Mapping[str, object], column: str) -> list[str] | None:
     """Return the ids of a column, none where it is absent; None: it is no list of ids."""
     value = values.get(column)
     keys = (
-        [as_id(key) for key in value] if isinstance(value, list) else [None] * (value is not None)
+        [id_of(key) for key in value] if isinstance(value, list) else [None] * (value is not None)
     )
     return None if None in keys else [key for key in keys if key is not None]
