@@ -8,7 +8,6 @@ adds it again, which gives the same number.
 
 from __future__ import annotations
 
-import math
 import mmap
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -190,7 +189,7 @@ def tokenizer_files(header: GgufHeader, max_tokens: int) -> Mapping[str, Mapping
         max_tokens: what the model was trained for.
 
     Raises:
-        UsageError: a token is no UTF-8, or a score no number.
+        UsageError: a token is no UTF-8.
     """
     try:
         tokens = [token.decode() for token in strings(header, "tokenizer.ggml.tokens")]
@@ -198,9 +197,6 @@ def tokenizer_files(header: GgufHeader, max_tokens: int) -> Mapping[str, Mapping
         raise UsageError(f"{header.path}: the token {error.object!r} is no UTF-8") from error
     types = _numbers(header, "tokenizer.ggml.token_type", "i")
     scores = _numbers(header, "tokenizer.ggml.scores", "f")
-    for token, score in zip(tokens, scores, strict=True):
-        if math.isnan(score):
-            raise UsageError(f"{header.path}: the score of token {token!r} is no number")
     ids = {token: i for i, token in enumerate(tokens)}
     role = roles(header)
     names = {

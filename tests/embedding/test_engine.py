@@ -111,9 +111,13 @@ def test_an_engine_that_computes_wrongly_gives_way_to_the_next(
 
 
 def test_vectors_of_two_engines_agree_enough_to_stand_in_one_index() -> None:
-    """The bar by which a cache holds the vectors of both."""
+    """The bar by which a cache holds the vectors of both.
+
+    In the precisions that are taken where none is named: where int8 has seven bits (AVX2 alone, by
+    name only), one text in Korean is at 0.977.
+    """
     vectors = []
-    for name, precision in (("onnx", "fp32"), ("onnx", "int8"), ("llamacpp", "auto")):
+    for name, precision in (("onnx", "fp32"), ("onnx", "auto"), ("llamacpp", "auto")):
         encoder = plugins.named(name).open(bundled(), Runtime(precision=precision))
         vectors.append(encoder.encode([ids[:256] for ids in encoder.tokenize(VARIED_TEXTS[:60])]))
     mean, least = engine.AGREEMENT

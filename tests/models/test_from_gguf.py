@@ -186,7 +186,7 @@ def test_what_no_folder_can_hold_is_refused(tiny_gguf: Path, tmp_path: Path):
     scores = gguf.GGUFReader(tiny_gguf).fields["tokenizer.ggml.scores"].contents()
     scores[300] = float("nan")
     bad = changed(tiny_gguf, tmp_path / "b.gguf", {"tokenizer.ggml.scores": scores})
-    with pytest.raises(UsageError, match=r"b.gguf: the score of token '.+' is no number"):
+    with pytest.raises(UsageError, match=r"b.gguf: a token has a score that is no number"):
         _unpacked(bad, tmp_path / "b")
 
 

@@ -239,6 +239,8 @@ def _finish(run: RayRun, folder: PartFolder, totals: Totals, sample: IdSample) -
     """
     if error := missing_parts(folder, totals, len(run.files)):
         raise error
+    with contextlib.suppress(OSError):  # of workers that were lost while they wrote
+        folder.remove_unfinished()
     tally = totals.tally
     manifest = replace(run.manifest, rows=tally.rows, failed=tally.failed, parts=totals.parts)
     folder.write(MANIFEST, manifest.to_json())
