@@ -39,6 +39,7 @@ _UNMARKED_BYTES = 4096  # that are looked at for UTF-16 and UTF-32 without a mar
 _NOT_TEXT = ("idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "utf_7")
 _ISO_2022 = re.compile(rb"\x1b\$(?:[@B]|\)C)")
 _CONTROLS = re.compile(rb"\0\0|[\x01-\x06\x0e-\x1a\x1c-\x1f]")
+_UNSEEN = bytes((*range(33), 127))  # of ASCII
 _FEW_CONTROLS = 0.005  # share of bytes: a binary header before a text has more
 _NOISE = 0.3  # share of characters that are no UTF-8: less than in random bytes
 _PIECE = 1 << 18  # bytes that are decompressed at a time
@@ -229,10 +230,11 @@ def _refuse_binary(head: bytes, path: str | Path) -> None:
     """Raise UsageError where the first bytes have NULs, several in a row or among control codes.
 
     A lone NUL in a text is one more character, a few control codes among thousands of letters are a
-    row of theirs, and what a mark begins is text. The rows of what is mostly no UTF-8 fail one by
-    one.
+    row of theirs, lines of nothing else are empty ones, and what a mark begins is text. The rows of
+    what is mostly no UTF-8 fail one by one.
     """
-    head = head[:LOOKED_AT]
+    lines = head[:LOOKED_AT].split(b"\n")
+    head = b"\n".join(line for line in lines if line.translate(None, _UNSEEN))
     if b"\0" not in head or head.startswith(BOM) or not _CONTROLS.search(head):
         return
     if sum(byte < 9 or 13 < byte < 32 for byte in head) < _FEW_CONTROLS * len(head):

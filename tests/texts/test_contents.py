@@ -445,3 +445,21 @@ def test_the_way_out_replaces_no_file(tmp_path: Path, monkeypatch: pytest.Monkey
         with pytest.raises(UsageError) as refused:
             refuse_foreign(data, name)
         assert str(refused.value).endswith(f": {way}")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "\u200b\n\ufeff\n\u00ad\n\0\n\1\n\u2060\n".encode(),
+        b"a lamp\n\0\0\0\n\1\n",
+        b"a lamp\n" * 100 + b"\0\1\2 control\n",
+    ],
+)
+def test_lines_of_control_codes_alone_make_no_binary_file(data: bytes) -> None:
+    assert b"".join(plain(iter([data]), "x.txt")) == data
+
+
+@pytest.mark.parametrize("data", [b"8BPX\0\1\0\0\nA lamp\n", b"A lamp\0\0\1\0 kettle\n" * 9])
+def test_control_codes_among_letters_do(data: bytes) -> None:
+    with pytest.raises(UsageError, match="is binary, not text"):
+        b"".join(plain(iter([data]), "x.txt"))
