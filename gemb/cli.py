@@ -126,7 +126,7 @@ def main() -> NoReturn:
 def _hide_warnings() -> None:
     """Hide NumPy's warnings of numbers in damaged files; gemb looks at what is made of them."""
     if not sys.warnoptions:
-        warnings.simplefilter("ignore", RuntimeWarning)
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"(gemb|numpy)")
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:

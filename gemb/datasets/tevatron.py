@@ -14,6 +14,7 @@ from gemb.datasets.files import RawRow, TrainingFile
 from gemb.datasets.identified import IdentifiedTexts, id_of
 from gemb.errors import UsageError
 from gemb.texts.contents import shown
+from gemb.texts.tables import ParquetFile
 
 QUERY, POSITIVES, NEGATIVES = "query_text", "positive_document_ids", "negative_document_ids"
 CORPUS = "corpus.jsonl"  # beside the rows
@@ -21,7 +22,10 @@ CORPUS = "corpus.jsonl"  # beside the rows
 
 def names_documents(file: TrainingFile) -> bool:
     """Return whether the first row of a file names its positives by id."""
-    if file.kind not in ("jsonl", "parquet"):
+    if file.kind == "parquet":
+        with ParquetFile(file.path) as table:
+            return POSITIVES in table.columns
+    if file.kind != "jsonl":
         return False
     first = next(file.rows(), None)
     return first is not None and POSITIVES in (first.values or {})

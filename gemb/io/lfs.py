@@ -12,7 +12,7 @@ from typing import IO
 from gemb.errors import UsageError
 
 LONGEST = 1024  # bytes of a pointer, by the specification
-_BEGINNINGS = (
+BEGINNINGS = (
     b"version https://git-lfs.github.com/spec/",
     b"version https://hawser.github.com/spec/",
 )
@@ -47,7 +47,7 @@ def check_beginning(data: bytes, where: object) -> None:
     Raises:
         UsageError: it is a pointer.
     """
-    if data.startswith(_BEGINNINGS):
+    if data.startswith(BEGINNINGS):
         raise UsageError(
             f"{where}: a Git LFS pointer, not the file that it stands for; fetch that: git lfs pull"
         )

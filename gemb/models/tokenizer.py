@@ -151,10 +151,10 @@ def _lengthens(step: dict[str, Any]) -> bool:
 
 def _check_growth(path: Path, tokenizer: Tokenizer) -> None:
     """Refuse a normalizer that makes texts much longer: forty doublings take for ever."""
-    steps = [json.loads(tokenizer.normalizer.__getstate__())] if tokenizer.normalizer else []
+    normalizer = tokenizer.normalizer
+    steps = _steps(json.loads(normalizer.__getstate__())) if normalizer else ()
     growth = 1.0
     for count, step in enumerate(steps):
-        steps += step.get("normalizers", [])
         replaced = step.get("pattern", {}).get("String", "")
         growth *= max(1.0, len(step.get("content", "")) / max(1, len(replaced)))
         if growth > _MOST_GROWTH or count > _MOST_STEPS:

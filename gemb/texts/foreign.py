@@ -6,6 +6,8 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from gemb.io.lfs import BEGINNINGS
+
 
 class Foreign(NamedTuple):
     """A format that holds no text as it stands."""
@@ -101,9 +103,7 @@ _FOREIGN = (
     ),
     Foreign(rb"wOF[F2]|OTTO\0|ttcf\0|\0\x01\0\0\0", "a font", "gemb takes texts"),
     Foreign(
-        rb"version https://(git-lfs|hawser)\.github\.com/",
-        "a Git LFS pointer, not the file",
-        "git lfs pull",
+        b"|".join(map(re.escape, BEGINNINGS)), "a Git LFS pointer, not the file", "git lfs pull"
     ),
 )
 
